@@ -1,0 +1,210 @@
+"""EAGLE-1 (Li et al. 2024, arXiv 2401.15077): an autoregressive head over the target's hidden states.
+
+The state at ``t`` and the embedding of token ``t + 1`` go through one linear layer and K decoder layers, and come out
+as a guess of the state at ``t + 1``; the target's own output layer turns it into token ``t + 2``. Several layers
+are upstream's ``num_hidden_layers``: the first has no input norm, the others have one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heads.layers import DecoderLayer, rotary_table
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.tree import DraftTree, TreeTemplate
+
+_UNBOUNDED = 64  # an autoregressive head drafts as deep as it is asked to; some end is needed to check trees against
+
+
+def _rope_base(config: object) -> float:
+    """Base of the target's rotary positions, wherever this version of transformers keeps it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
+
+
+class Eagle(nn.Module):
+    """Draft head with ``layers`` decoder layers of the target's width.
+
+    Args:
+        layers: decoder layers (KOALA's K).
+        attention_heads, kv_heads, intermediate, rope_base: shape of a layer; the target's own where None.
+        bias: whether the first linear layer has one.
+        noise: range of the uniform noise on the input states in training (upstream ``AddUniformNoise``: 0.2).
+        regression_weight, classification_weight: of the smooth-L1 and the soft cross-entropy (upstream: 1.0 and 0.1).
+    """
+
+    features = (-1,)
+    max_depth = _UNBOUNDED
+
+    def __init__(
+        self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
+        rope_base: float | None = None, bias: bool = True, noise: float = 0.2, regression_weight: float = 1.0, classification_weight: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        config, width = spec.config, spec.hidden_size
+        query_heads = attention_heads or config.num_attention_heads
+        key_heads = kv_heads or getattr(config, "num_key_value_heads", None) or query_heads
+        self.head_dim = width // query_heads
+        self.rope_base = rope_base or _rope_base(config)
+        eps = float(getattr(config, "rms_norm_eps", 1e-6))
+        self.fc = nn.Linear(2 * width, width, bias=bias)
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, query_heads, key_heads, self.head_dim, intermediate or config.intermediate_size, eps, input_norm=index > 0) for index in range(layers)
+        )
+        self.key_heads = key_heads
+        self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
+        # The target's own modules, held where neither state_dict() nor parameters() finds them.
+        self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
+        self._template: TreeTemplate | None = None
+        self._rows = torch.empty(0)
+        self._settled = 0
+
+    # ------------------------------------------------------------------------------ decoding
+
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        """Forget the sequence; buffers are kept while template and capacity allow."""
+        self._settled = 0
+        device, dtype = self.fc.weight.device, self.fc.weight.dtype
+        if template is not self._template:
+            template.check(depth=self.max_depth, candidates=self._vocab_size)
+            self._template = template
+            self._levels = _levels_of(template, device)
+            self._rows = torch.empty(0)
+        inner = sum(level.count for level in self._levels)
+        needed = capacity + inner
+        if self._rows.numel() == 0 or self._rows.shape[4] < needed or self._rows.dtype != dtype:
+            self._rows = torch.zeros(len(self.layers), 2, 1, self.key_heads, needed, self.head_dim, dtype=dtype, device=device)
+            self._table = rotary_table(needed + template.depth, self.head_dim, self.rope_base, device, dtype)
+            # Column c of a mask stands for row c - offset; slicing moves the offset, so no mask is built while decoding.
+            self._masks = [_level_mask(level, needed, dtype) for level in self._levels]
+            self._causal = torch.full((template.depth + 1, needed + template.depth + 1), torch.finfo(dtype).min, dtype=dtype, device=device).triu(needed + 1)
+
+    def _run(self, tokens: torch.Tensor, states: torch.Tensor, positions: slice, start: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Predicted states [new, width] after (state, next token) pairs written at row ``start``."""
+        x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
+        table = self._table[:, positions]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, table, self._rows[index], start, mask)
+        return x[0]
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the newly settled pairs, then grow the tree level by level.
+
+        The rows of settled pairs hold true states of the target; a drafted level is written behind them and is
+        overwritten by the next step.
+        """
+        template = self._template
+        assert template is not None, "begin() comes before draft()"
+        count, past = len(new.tokens), self._settled
+        capacity = self._rows.shape[4]
+        mask = None
+        if past and count > 1:
+            mask = self._causal[:count, capacity - past : capacity + count]
+        states = self._run(new.tokens, new.hidden[:, -1], slice(past, past + count), past, mask)
+        self._settled = settled = past + count
+        states = states[-1:]
+        pieces = [new.tokens[-1:]]
+        start = settled
+        for level, level_mask in zip(self._levels, self._masks, strict=True):
+            # states: predicted states of this level's inner nodes, whose children are wanted now
+            best = self._output(states).topk(level.ranks, dim=-1).indices  # [inner, ranks]
+            chosen = best.flatten()[level.places]  # tokens of the next level, in node order
+            pieces.append(chosen)
+            if level.count:
+                mask = level_mask[:, capacity - settled : capacity + start - settled + level.count]
+                position = settled + level.depth - 1
+                table_rows = slice(position, position + 1)
+                states = self._run(chosen[level.grown], states[level.parents], table_rows, start, mask)
+                start += level.count
+        return DraftTree(torch.cat(pieces), template.shape)
+
+    # ------------------------------------------------------------------------------ training
+
+    def forward(self, ids: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Predicted states [batch, tokens, width] for whole sequences, causal.
+
+        Args:
+            ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose state is ``states[:, t]``.
+            states: [batch, tokens, width].
+        """
+        x = self.fc(torch.cat([self._embed(ids).to(states.dtype), states], dim=-1))
+        table = rotary_table(ids.shape[1], self.head_dim, self.rope_base, x.device, x.dtype)
+        for layer in self.layers:
+            x = layer(x, table)
+        return x
+
+    def loss(self, batch: FeatureBatch) -> HeadLoss:
+        """Smooth-L1 on the next state and soft cross-entropy on the next distribution (upstream ``eagle/train/main.py``).
+
+        As there, position ``t`` counts where token ``t`` belongs to an answer, and the last position never does.
+        """
+        hidden = batch.hidden[:, :, -1].float()
+        noisy = hidden
+        if self.noise and self.training:
+            draw = torch.Generator(device=hidden.device).manual_seed(batch.seed)
+            lengths = (batch.ids.shape[1] - batch.supervised.flip(1).int().argmax(1)).clamp(min=1)  # up to the last answer token
+            scale = self.noise * 512.0 / lengths.float()
+            noisy = hidden + (torch.rand(hidden.shape, generator=draw, device=hidden.device) - 0.5) * scale[:, None, None]
+        predicted = self(batch.ids[:, 1:], noisy[:, :-1])
+        counted = batch.supervised[:, :-1].clone()
+        rows_short = counted.flatten().nonzero()[:, 0]
+        tokens = batch.ids.shape[1]
+        rows = rows_short // (tokens - 1) * tokens + rows_short % (tokens - 1)
+        feature = predicted.flatten(0, 1)[rows_short]
+        wanted = hidden.flatten(0, 1)[rows + 1]
+        divisor = len(rows) + 1e-5
+        regression = F.smooth_l1_loss(feature, wanted, reduction="none").mean(-1).sum() / divisor
+        logits = self._output(feature).float()
+        soft = batch.target_probabilities.flatten(0, 1)[rows + 1]
+        classification = -(soft * F.log_softmax(logits, dim=-1)).sum() / divisor
+        total = self.regression_weight * regression + self.classification_weight * classification
+        agreement = (logits.detach().argmax(-1) == soft.argmax(-1)).float().mean() if len(rows) else regression.detach()
+        parts = {"regression": regression.detach(), "classification": classification.detach(), "top1_1": agreement}
+        return HeadLoss(total, parts, (Prediction(1, rows, feature, logits),))
+
+
+class _Level:
+    """What growing one level of a template needs.
+
+    Attributes:
+        depth: of the nodes that are created, 1 for the root's children.
+        ranks: candidates wanted of each inner node above.
+        places: where the new nodes' tokens stand in the flattened candidates [inner * ranks].
+        grown: which of the new nodes have children themselves; ``count`` of them.
+        parents: for each of those, the index of its parent among the inner nodes above.
+        seen: bool [count, rows so far + count], which drafted rows each of them attends to.
+    """
+
+    def __init__(self, depth: int, ranks: int, places: torch.Tensor, grown: torch.Tensor, parents: torch.Tensor, seen: torch.Tensor) -> None:
+        self.depth, self.ranks, self.places, self.grown, self.parents, self.seen = depth, ranks, places, grown, parents, seen
+        self.count = len(grown)
+
+
+def _levels_of(template: TreeTemplate, device: torch.device) -> list[_Level]:
+    prefixes = {path[:-1] for path in template.paths}
+    levels = []
+    inner: list[tuple[int, ...]] = [()]
+    drafted: list[tuple[int, ...]] = []
+    for depth in range(1, template.depth + 1):
+        nodes = [path for path in template.paths if len(path) == depth]
+        ranks = 1 + max(path[-1] for path in nodes)
+        places = [inner.index(path[:-1]) * ranks + path[-1] for path in nodes]
+        grown = [path for path in nodes if path in prefixes]
+        drafted += grown
+        seen = torch.tensor([[path[: len(row)] == row for row in drafted] for path in grown], dtype=torch.bool, device=device)
+        as_index = [nodes.index(path) for path in grown]
+        above = [inner.index(path[:-1]) for path in grown]
+        levels.append(_Level(depth, ranks, *(torch.tensor(values, dtype=torch.int64, device=device) for values in (places, as_index, above)), seen))
+        inner = grown
+    return levels
+
+
+def _level_mask(level: _Level, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [count, capacity + drafted rows]: all settled rows are seen, of the drafted ones the ancestors."""
+    drafted = level.seen.shape[1] if level.count else 0
+    mask = torch.zeros(level.count, capacity + drafted, dtype=dtype, device=level.seen.device)
+    if level.count:
+        mask[:, capacity:].masked_fill_(~level.seen, torch.finfo(dtype).min)
+    return mask

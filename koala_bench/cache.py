@@ -1,0 +1,101 @@
+"""A preallocated key-value cache for tree decoding: the nodes of a tree are written behind the settled rows, and
+committing a path moves the few accepted rows into place. Nothing is reallocated while decoding.
+
+It plugs into any Hugging Face model through the public ``Cache`` interface (tried with transformers 5.17 and 5.23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.tree import TreeShape
+
+
+class _Rows(DynamicLayer):
+    """One layer's window on the shared storage; ``update`` writes behind the settled rows and returns views."""
+
+    def __init__(self, owner: TreeCache, index: int) -> None:
+        super().__init__()
+        self.owner, self.index = owner, index
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.keys, self.values = self.owner.allocate(self.index, key_states, value_states)
+            self.is_initialized = True
+        past = self.owner.past
+        stop = past + key_states.shape[-2]
+        self.keys[:, :, past:stop] = key_states
+        self.values[:, :, past:stop] = value_states
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        return self.owner.past
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # transformers 4.57 passes the positions, 5.x their number.
+        new = query_length if isinstance(query_length, int) else int(query_length.shape[0])
+        return self.owner.past + new, 0
+
+    def get_max_length(self) -> int:
+        return self.owner.capacity
+
+    def get_max_cache_shape(self) -> int:
+        return self.owner.capacity
+
+
+class TreeCache(Cache):
+    """Keys and values of one sequence, batch size 1.
+
+    Attributes:
+        past: number of settled rows. Rows behind it are scratch space for the tree under verification.
+        capacity: number of rows there is room for.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.past = 0
+        self.capacity = capacity
+        self._storage: torch.Tensor | None = None  # [layers, 2, kv_heads, capacity, head_dim]
+        self._buffers: dict[TreeShape, tuple[torch.Tensor, torch.Tensor]] = {}
+        super().__init__(layers=[_Rows(self, index) for index in range(layers)])
+
+    def allocate(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of layer ``index`` on the storage, keys and values each [1, kv_heads, capacity, head_dim]."""
+        _, heads, _, dim = keys.shape
+        if self._storage is None:
+            # Zeros, not garbage: a row that is masked out still enters the product with weight 0, and 0 * nan is nan.
+            self._storage = torch.zeros(len(self.layers), 2, heads, self.capacity, dim, dtype=keys.dtype, device=keys.device)
+        if keys.shape[0] != 1 or keys.shape != values.shape or self._storage.shape[2:] != (heads, self.capacity, dim):
+            raise KoalaBenchError("This target's attention layers differ in shape from one another.", "Only models with the same key and value heads in every layer can be decoded with trees.")
+        return self._storage[index, 0:1], self._storage[index, 1:2]
+
+    def begin(self) -> None:
+        """Forget the sequence; the storage stays."""
+        self.past = 0
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Settle the rows of ``path``, node indices of the tree that was just verified, root first."""
+        count = len(path)
+        if path[-1] != count - 1:  # a path that is not simply the first nodes
+            assert self._storage is not None
+            rows = torch.tensor(path, device=self._storage.device) + self.past
+            self._storage[:, :, :, self.past : self.past + count] = self._storage.index_select(3, rows)
+        self.past += count
+
+    def tree_buffers(self, shape: TreeShape, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention mask and depths of a tree behind the settled rows.
+
+        Returns:
+            the additive mask [1, 1, nodes, past + nodes], a view on a buffer made once per shape, and the
+            depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
+        """
+        if shape not in self._buffers:
+            mask = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
+            mask[:, self.capacity :].masked_fill_(~shape.ancestors.to(device), torch.finfo(dtype).min)
+            self._buffers[shape] = (mask[None, None], torch.tensor([shape.depths], device=device))
+        mask, depths = self._buffers[shape]
+        return mask[..., self.capacity - self.past :], depths

@@ -1,0 +1,325 @@
+"""A text corpus that every machine with this project has: the documentation of its dependencies.
+
+The sources of the installed packages are parsed (never imported or executed) and every documented
+function, class and module becomes a few two-turn dialogues: what does it do, which arguments does it
+take, show an example, show its source. The text depends only on the versions of the packages, so under
+``constraints.txt`` it is the same everywhere, and its hash is kept in the manifest of what was trained on it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import random
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from koala_bench.errors import KoalaBenchError
+
+# Import name -> distribution name. All are run-time dependencies of this project, direct or not.
+PACKAGES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "pandas": "pandas",
+    "matplotlib": "matplotlib",
+    "sympy": "sympy",
+    "networkx": "networkx",
+    "pydantic": "pydantic",
+    "rich": "rich",
+    "typer": "typer",
+    "huggingface_hub": "huggingface_hub",
+    "jinja2": "Jinja2",
+    "requests": "requests",
+    "httpx": "httpx",
+    "fontTools": "fonttools",
+    "prompt_toolkit": "prompt_toolkit",
+    "PIL": "pillow",
+    "aiohttp": "aiohttp",
+}
+
+# Folders whose sources document nothing a user would ask about.
+_SKIPPED_FOLDERS = {"models", "tests", "test", "testing", "_vendor", "vendored", "benchmarks", "_inductor", "__pycache__"}
+_ANSWER_CHARACTERS = 1000
+_SOURCE_LINES = 24
+HELD_OUT_ONE_IN = 40
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One documented object: a module, a class or a function."""
+
+    package: str
+    name: str  # as a user would say it, e.g. `DataFrame.merge` or `linalg.solve`
+    kind: str  # "module", "class", "function" or "method"
+    sections: dict[str, str]  # "summary", "Parameters", "Returns", ... -> text
+    source: str  # empty for modules
+    methods: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the entry is kept out of all training; decided by its name alone."""
+        digest = hashlib.sha256(f"{self.package}:{self.name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") % HELD_OUT_ONE_IN == 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Dialogues about the installed libraries, and what they were made from."""
+
+    train: list[list[str]]  # each dialogue alternates user, assistant, user, assistant
+    held_out: list[list[str]]
+    versions: dict[str, str]
+    missing: tuple[str, ...] = field(default=())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all dialogues in their order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.held_out):
+            for dialogue in part:
+                digest.update(json.dumps(dialogue, ensure_ascii=False).encode())
+                digest.update(b"\n")
+            digest.update(b"\x00")
+        return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------
+# Docstrings
+
+
+_NUMPY_HEADING = re.compile(r"^([A-Z][A-Za-z ]{2,30})\n(-{3,}|={3,})\s*$", re.MULTILINE)
+_GOOGLE_HEADING = re.compile(r"^(Args|Arguments|Parameters|Returns?|Yields|Raises|Examples?|Notes?|Shape|Attributes|Inputs?|Keyword args|Usage)\s*:{1,2}\s*$", re.MULTILINE | re.IGNORECASE)
+_SPHINX_FIELD = re.compile(r"^:(param|type|returns?|rtype|raises?)\b[^:]*:", re.MULTILINE)
+_ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`")
+_DIRECTIVE_LINE = re.compile(r"^\s*\.\. .*$")
+_SECTION_NAMES = {
+    "args": "Parameters", "arguments": "Parameters", "parameters": "Parameters", "keyword args": "Parameters",
+    "other parameters": "Parameters", "inputs": "Parameters", "input": "Parameters",
+    "return": "Returns", "returns": "Returns", "yields": "Returns",
+    "raises": "Raises", "example": "Examples", "examples": "Examples", "usage": "Examples",
+    "note": "Notes", "notes": "Notes", "shape": "Shape", "attributes": "Attributes",
+}  # fmt: skip
+
+
+def _clean(text: str) -> str:
+    """Plain text of a docstring section: roles become code, directives and long blanks go."""
+    text = _ROLE.sub(r"`\1`", text.replace("``", "`"))
+    lines = [line.rstrip() for line in text.splitlines() if not _DIRECTIVE_LINE.match(line)]
+    text = textwrap.dedent("\n".join(lines)).strip("\n")
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def split_docstring(docstring: str) -> dict[str, str]:
+    """Split a docstring of NumPy, Google or Sphinx style into named sections.
+
+    Returns a mapping whose key ``summary`` holds what stands before the first heading.
+    """
+    text = inspect.cleandoc(docstring)
+    headings = [(m.start(), m.end(), m.group(1)) for m in _NUMPY_HEADING.finditer(text)]
+    if not headings:
+        headings = [(m.start(), m.end(), m.group(1)) for m in _GOOGLE_HEADING.finditer(text)]
+    if not headings and (found := _SPHINX_FIELD.search(text)):
+        headings = [(found.start(), found.start(), "Parameters")]
+    summary_end = headings[0][0] if headings else len(text)
+    sections = {"summary": _clean(text[:summary_end])}
+    for index, (_, end, title) in enumerate(headings):
+        name = _SECTION_NAMES.get(title.strip().lower())
+        stop = headings[index + 1][0] if index + 1 < len(headings) else len(text)
+        body = _clean(text[end:stop])
+        if name and body and name not in sections:
+            sections[name] = body
+    return sections
+
+
+# --------------------------------------------------------------------------------------------
+# Sources
+
+
+def _python_files(root: Path) -> Iterator[Path]:
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if not _SKIPPED_FOLDERS.intersection(parts[:-1]) and not parts[-1].startswith(("test_", "conftest", "version")):
+            yield path
+
+
+def _source_of(lines: Sequence[str], node: ast.AST) -> str:
+    """The definition without its docstring, cut after a readable number of lines."""
+    start, end = node.lineno - 1, node.end_lineno  # type: ignore[attr-defined]
+    body = node.body  # type: ignore[attr-defined]
+    if ast.get_docstring(node, clean=False) is not None:  # type: ignore[arg-type]
+        kept = [*lines[start : body[0].lineno - 1], *lines[body[0].end_lineno : end]]
+        if len(body) == 1:
+            return ""
+    else:
+        kept = list(lines[start:end])
+    kept = [line for line in kept if line.strip()]
+    text = textwrap.dedent("\n".join(kept[:_SOURCE_LINES]))
+    return text if len(kept) <= _SOURCE_LINES else text + "\n    ..."
+
+
+def _entries_of_file(package: str, root: Path, path: Path) -> Iterator[Entry]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+    except (SyntaxError, UnicodeDecodeError):
+        return  # templates and Python 2 examples inside packages
+    lines = text.splitlines()
+    parts = [package, *path.relative_to(root).with_suffix("").parts]
+    public = [part for part in parts if not part.startswith("_")]
+    module = public[-1]
+    docstring = ast.get_docstring(tree)
+    if docstring and len(public) > 1:
+        yield Entry(package, ".".join(public[-2:]), "module", split_docstring(docstring), "")
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            if (docstring := ast.get_docstring(node)) and not node.name.startswith("_"):
+                yield Entry(package, f"{module}.{node.name}", "function", split_docstring(docstring), _source_of(lines, node))
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            functions = [item for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))]
+            documented = [(item, doc) for item in functions if not item.name.startswith("_") and (doc := ast.get_docstring(item))]
+            init = next((item for item in functions if item.name == "__init__"), None)
+            if docstring := ast.get_docstring(node):
+                methods = tuple(item.name for item in functions if not item.name.startswith("_"))
+                source = _source_of(lines, init) if init is not None else ""
+                yield Entry(package, f"{module}.{node.name}", "class", split_docstring(docstring), source, methods)
+            for item, doc in documented:
+                yield Entry(package, f"{node.name}.{item.name}", "method", split_docstring(doc), _source_of(lines, item))
+
+
+def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry], dict[str, str], tuple[str, ...]]:
+    """Read the documented objects of the installed packages.
+
+    Returns the entries in a fixed order, the version of every package found, and the names of those missing.
+    An entry is dropped where an earlier one has the same package and name, or the same summary and source.
+    """
+    entries: list[Entry] = []
+    versions: dict[str, str] = {}
+    missing: list[str] = []
+    seen: set[tuple[str, ...]] = set()
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            missing.append(package)
+            continue
+        versions[PACKAGES.get(package, package)] = importlib.metadata.version(PACKAGES.get(package, package)).split("+")[0]
+        root = Path(spec.origin).parent
+        for path in _python_files(root):
+            for entry in _entries_of_file(package, root, path):
+                keys = {(package, entry.name), ("text", entry.sections["summary"], entry.sections.get("Parameters", ""))}
+                if len(entry.sections["summary"]) < 20 or keys & seen:
+                    continue
+                seen |= keys
+                entries.append(entry)
+    return entries, versions, tuple(missing)
+
+
+# --------------------------------------------------------------------------------------------
+# Dialogues
+
+
+def _cut(text: str, limit: int = _ANSWER_CHARACTERS) -> str:
+    """Whole paragraphs, else whole lines, up to about ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    head = text[:limit]
+    for separator in ("\n\n", "\n", ". "):
+        position = head.rfind(separator)
+        if position > limit // 3:
+            return head[: position + (1 if separator == ". " else 0)].rstrip()
+    return head
+
+
+def _fenced(code: str) -> str:
+    return f"```python\n{_cut(code)}\n```"
+
+
+_WHAT = ("What does `{n}` do in {p}?", "What is `{n}` in {p}?", "Explain `{n}` from {p}.", "Tell me about `{n}` in {p}.")
+_FIRST = {
+    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.", "How do I call `{n}` in {p}?"),
+    "Returns": ("What does `{n}` from {p} return?", "Which value do I get from `{n}` in {p}?"),
+    "Examples": ("Show me an example of `{n}` from {p}.", "How do I use `{n}` in {p}?"),
+    "Raises": ("Which errors does `{n}` from {p} raise?", "When does `{n}` in {p} fail?"),
+    "Notes": ("What should I know about `{n}` in {p}?", "Are there notes on `{n}` from {p}?"),
+    "Attributes": ("Which attributes does `{n}` from {p} have?",),
+    "Shape": ("Which shapes does `{n}` from {p} expect?",),
+    "source": ("Show the source of `{n}` from {p}.", "How is `{n}` implemented in {p}?"),
+    "methods": ("Which methods does `{n}` of {p} have?", "List the methods of `{n}` from {p}."),
+}
+_SECOND = {
+    "summary": ("What does it do?", "And what is it for?"),
+    "Parameters": ("Which arguments does it take?", "What are its parameters?"),
+    "Returns": ("What does it return?",),
+    "Examples": ("Show an example.", "Can you show me an example?"),
+    "Raises": ("Which errors does it raise?",),
+    "Notes": ("Is there anything else to know?", "Any notes?"),
+    "Attributes": ("Which attributes does it have?",),
+    "Shape": ("Which shapes does it expect?",),
+    "source": ("Show its source.", "How is it implemented?", "Show the code."),
+    "methods": ("Which methods does it have?",),
+}
+
+
+def answers_of(entry: Entry) -> dict[str, str]:
+    """What can be answered about an entry: topic -> answer."""
+    answers = {"summary": _cut(entry.sections["summary"])}
+    for name, text in entry.sections.items():
+        if name != "summary":
+            answers[name] = _fenced(text) if name == "Examples" else f"{name}:\n\n{_cut(text)}"
+    if entry.source:
+        answers["source"] = _fenced(entry.source)
+    if entry.methods:
+        answers["methods"] = f"The methods of `{entry.name}`:\n\n" + "\n".join(f"- `{name}`" for name in entry.methods[:20])
+    return answers
+
+
+def dialogues_of(entry: Entry) -> list[list[str]]:
+    """Two-turn dialogues that cover every topic of the entry once as a first or a second turn.
+
+    The wording is drawn from a generator seeded by the entry's name, so it does not depend on other entries.
+    """
+    draw = random.Random(f"{entry.package}:{entry.name}")
+    answers = answers_of(entry)
+    names = {"n": entry.name, "p": entry.package}
+    others = [topic for topic in answers if topic != "summary"]
+    draw.shuffle(others)
+    dialogues = []
+    first = [draw.choice(_WHAT).format(**names), answers["summary"]]
+    if others:
+        first += [draw.choice(_SECOND[others[0]]), answers[others[0]]]
+    dialogues.append(first)
+    rest = others[1:]
+    while rest:
+        topic = rest.pop(0)
+        dialogue = [draw.choice(_FIRST[topic]).format(**names), answers[topic]]
+        follow = rest.pop(0) if rest else "summary"
+        dialogues.append([*dialogue, draw.choice(_SECOND[follow]), answers[follow]])
+    return dialogues
+
+
+def read_corpus(packages: Sequence[str] = tuple(PACKAGES)) -> Corpus:
+    """Build the corpus from the installed packages.
+
+    Raises:
+        KoalaBenchError: none of the packages is installed.
+    """
+    entries, versions, missing = read_entries(packages)
+    if not entries:
+        raise KoalaBenchError("None of the packages that the corpus is made from is installed.", "Install the project with its dependencies: pip install -e . -c constraints.txt")
+    train: list[list[str]] = []
+    held_out: list[list[str]] = []
+    for entry in entries:
+        (held_out if entry.held_out else train).extend(dialogues_of(entry))
+    # A fixed shuffle: neighbours in a file resemble each other, batches should not.
+    random.Random(0).shuffle(train)
+    random.Random(0).shuffle(held_out)
+    return Corpus(train, held_out, versions, missing)

@@ -1,0 +1,157 @@
+"""The decoding loop: draft, verify, accept, commit. Vanilla decoding is the same loop with a tree of the root alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from koala_bench.acceptance import greedy
+from koala_bench.cache import TreeCache
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed, DraftHead
+from koala_bench.target import Target
+from koala_bench.timing import Stopwatch, synchronise
+from koala_bench.tree import ROOT_ONLY, DraftTree, TreeTemplate
+
+VANILLA_TREE = TreeTemplate("root", ())
+
+
+class Vanilla:
+    """Drafts nothing: every step settles the one token that the target adds."""
+
+    features: tuple[int, ...] = (-1,)
+    max_depth = 0
+
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        """Nothing to forget."""
+
+    def draft(self, new: Committed) -> DraftTree:
+        """The root alone."""
+        return DraftTree(new.tokens[-1:], ROOT_ONLY)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verification, for parity checks and profiles.
+
+    Attributes:
+        tree_tokens: token of each node.
+        path: accepted nodes, root first.
+    """
+
+    tree_tokens: list[int]
+    path: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one answer took.
+
+    Attributes:
+        tokens: new token ids, the end-of-sequence token included. The first comes from the prefill, each step adds
+            its accepted drafts and one bonus token: ``len(tokens) == 1 + sum(accepted) + len(accepted)``.
+        stop: ``eos``, ``limit`` (of new tokens) or ``context`` (of the target).
+        accepted: drafted tokens kept at each step, after cutting at the end of the answer.
+        drafted_depth: how deep the tree of each step was.
+        prefill_s, decode_s: seconds up to and after the first token.
+        draft_s, verify_s: seconds of drafting and of the target's passes, parts of ``decode_s``.
+        steps: trees and paths, only where asked for.
+    """
+
+    tokens: list[int]
+    stop: str
+    accepted: list[int]
+    drafted_depth: list[int]
+    prefill_s: float
+    decode_s: float
+    draft_s: float
+    verify_s: float
+    steps: list[Step]
+
+
+def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_positions: int) -> int:
+    """Rows that a cache needs for an answer: settled tokens and one tree."""
+    return min(prompt_tokens + max_new_tokens, max_positions) + tree_nodes
+
+
+@torch.inference_mode()
+def decode(
+    target: Target,
+    head: DraftHead,
+    template: TreeTemplate,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    cache: TreeCache | None = None,
+    trace: bool = False,
+) -> Decoded:
+    """Answer a prompt greedily; the tokens are the target's own, whatever the head proposes.
+
+    Args:
+        cache: one to reuse, with room for ``capacity_for(...)`` rows; a new one if None.
+        trace: keep every tree and path.
+
+    Raises:
+        KoalaBenchError: the prompt is empty, or leaves no room in the target's context.
+    """
+    if not prompt:
+        raise KoalaBenchError("The prompt is empty.", "Give at least one token.")
+    if len(prompt) >= target.max_positions:
+        raise KoalaBenchError(f"The prompt has {len(prompt)} tokens, {target.name} has a context of {target.max_positions}.", "Use shorter prompts or a target with a longer context.")
+    if max_new_tokens < 1:
+        raise KoalaBenchError(f"--max-new-tokens is {max_new_tokens}.", "It must be at least 1.")
+    capacity = capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions)
+    if cache is None or cache.capacity < capacity:
+        cache = target.new_cache(capacity)
+    stops = frozenset(stop_ids)
+    ids = torch.tensor(prompt, device=target.device)
+
+    synchronise(target.device)
+    started = time.perf_counter()
+    head.begin(template, capacity)
+    logits, hidden = target.prefill(ids, cache, head.features)
+    bonus = int(logits.argmax())
+    synchronise(target.device)
+    first_token = time.perf_counter()
+
+    tokens = [bonus]
+    accepted: list[int] = []
+    drafted_depth: list[int] = []
+    steps: list[Step] = []
+    new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0)
+    stop = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else ""
+    watch = Stopwatch(target.device)
+    while not stop:
+        room = target.max_positions - cache.past  # positions that are still free, the root's included
+        if room < 1:
+            stop = "context"
+            break
+        tree = head.draft(new)
+        if tree.shape.depth >= room:
+            tree = DraftTree(tree.tokens[:1], ROOT_ONLY)
+        watch.mark("draft")
+        logits, hidden = target.verify(tree, cache, head.features)
+        watch.mark("verify")
+        path, settled = greedy(tree, logits)
+        past = cache.past
+        cache.commit(path)
+        if trace:
+            steps.append(Step(tree.tokens.tolist(), path))
+
+        keep = next((i + 1 for i, token in enumerate(settled) if token in stops), len(settled))
+        if keep < len(settled) or settled[-1] in stops:
+            stop = "eos"
+        if len(tokens) + keep >= max_new_tokens and not (stop and len(tokens) + keep == max_new_tokens):
+            keep, stop = max_new_tokens - len(tokens), "limit"
+        tokens += settled[:keep]
+        accepted.append(keep - 1)
+        drafted_depth.append(tree.shape.depth)
+        rows = slice(0, len(path)) if path[-1] == len(path) - 1 else list(path)
+        new = Committed(ids.new_tensor(settled), hidden[rows], past)
+        watch.mark("accept")
+    seconds = watch.seconds()
+    decode_s = time.perf_counter() - first_token
+    return Decoded(tokens, stop, accepted, drafted_depth, first_token - started, decode_s, seconds.get("draft", 0.0), seconds.get("verify", 0.0), steps)

@@ -1,0 +1,17 @@
+"""The one error type that a user sees: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+
+class KoalaBenchError(Exception):
+    """A mistake in the input or the environment, for which there is a remedy.
+
+    The command line prints ``message`` and ``remedy`` on one line and exits with status 2.
+    Programming errors are left to Python's own exceptions, so that a traceback always means
+    a defect of ours.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message} {remedy}".strip())
+        self.message = message
+        self.remedy = remedy

@@ -1,0 +1,160 @@
+"""The contract between the harness and a draft head: what a head is given and what it returns.
+
+A head is an ``nn.Module`` built from a ``TargetSpec`` and its own options. To be decoded with it needs ``draft``,
+to be trained by the suite also ``loss``. The alignment of what it is given is the same everywhere:
+``hidden[i]`` is the state from which the target predicted ``tokens[i]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from koala_bench.tree import DraftTree, TreeTemplate
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What a head may know of its target. The modules are the target's own: frozen, and never part of a head's state.
+
+    Attributes:
+        hidden_size, vocab_size, layers, max_positions: sizes of the target.
+        embed: ids [...] -> embeddings [..., hidden_size].
+        output: states [..., hidden_size] -> logits [..., vocab_size], the whole of what follows the final norm.
+        output_weight: weight of the output layer [vocab_size, hidden_size], to start from.
+        config: the target's Hugging Face configuration.
+        device, dtype: where the target computes, and in what.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    layers: int
+    max_positions: int
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    output: Callable[[torch.Tensor], torch.Tensor]
+    output_weight: torch.Tensor
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the target settled since the head was last asked.
+
+    Attributes:
+        tokens: settled tokens, int64 [new]; the last one is the root of the next tree.
+        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``.
+        position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
+    """
+
+    tokens: torch.Tensor
+    hidden: torch.Tensor
+    position: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """One batch of dialogues with the target's states; every head of a run sees the same ones.
+
+    Attributes:
+        ids: token ids, int64 [batch, tokens], padded on the right.
+        supervised: bool [batch, tokens], whether the token belongs to an answer; False on padding.
+        hidden: target states [batch, tokens, features, hidden_size].
+        seed: drawn anew each step; whatever noise a head adds comes from it, so that equal heads get equal noise.
+        output: the target's output layer, see ``TargetSpec.output``.
+    """
+
+    ids: torch.Tensor
+    supervised: torch.Tensor
+    hidden: torch.Tensor
+    seed: int
+    output: Callable[[torch.Tensor], torch.Tensor]
+
+    @cached_property
+    def target_probabilities(self) -> torch.Tensor:
+        """The target's next-token distribution [batch, tokens, vocab_size], computed once for all heads."""
+        with torch.no_grad():
+            return torch.softmax(self.output(self.hidden[:, :, -1]).float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head said at one drafting depth, for objectives that judge it.
+
+    Attributes:
+        depth: 1 for the token after the root, 2 for the one after that, ...
+        rows: int64 [rows], indices into the flattened [batch * tokens] of the states drafted from.
+        feature: predicted target state [rows, hidden_size], to be compared with the state ``depth`` tokens later.
+        logits: [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from.
+    """
+
+    depth: int
+    rows: torch.Tensor
+    feature: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """A head's supervised loss on a batch.
+
+    Attributes:
+        total: scalar to minimise.
+        parts: named scalars for the log, detached.
+        predictions: one per depth that the loss covered; may be empty, then only supervised training is possible.
+    """
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    predictions: tuple[Prediction, ...]
+
+
+@runtime_checkable
+class DraftHead(Protocol):
+    """A module that proposes tokens from the target's hidden states.
+
+    Attributes:
+        features: which target states it reads, as indices into the model's list of hidden states; ``(-1,)`` is
+            the one after the final norm.
+        max_depth: how many tokens ahead it can draft.
+    """
+
+    features: tuple[int, ...]
+    max_depth: int
+
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        """Forget the sequence and prepare for another of at most ``capacity`` positions."""
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Propose a tree whose root is ``new.tokens[-1]``."""
+
+
+@runtime_checkable
+class TrainableHead(DraftHead, Protocol):
+    """A draft head that the suite can train."""
+
+    def loss(self, batch: FeatureBatch) -> HeadLoss:
+        """Supervised loss on a batch.
+
+        ``predictions`` carry gradients; everything else about the batch is constant.
+        """
+
+    def drafted_tokens(self, batch: FeatureBatch) -> torch.Tensor:
+        """The head's best guesses under teacher forcing, int64 [max_depth, batch, tokens].
+
+        Entry [d, b, t] is the guess for token ``t + 2 + d``, drafted from the state at ``t`` along a chain of the
+        head's own guesses where it depends on them. Positions without such a token are never read.
+        """
+
+
+def as_module(head: DraftHead) -> nn.Module:
+    """The head as the module that it is; the protocol cannot say so."""
+    if not isinstance(head, nn.Module):
+        raise TypeError(f"{type(head).__name__} is no torch module")
+    return head

@@ -1,0 +1,213 @@
+"""Train a small target model from nothing on the documentation corpus.
+
+Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which needs
+about half the tokens of AdamW at this size, embeddings and norms with AdamW. The learning rate is constant after
+a warm-up and falls linearly to zero over the last part ("warm-up, stable, decay"): a run stopped in the stable
+part can therefore be resumed with another number of steps and still equals one run of that length.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from koala_bench.corpus import Corpus
+from koala_bench.dialogues import chat_template, encode_dialogue
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import replacing, write_text
+from koala_bench.progress import progress, say
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Shape of the target and how it is trained. Sizes are in tokens, layers and units."""
+
+    layers: int = 14
+    width: int = 192
+    intermediate: int = 512
+    attention_heads: int = 3
+    vocabulary: int = 4096
+    positions: int = 4096
+    row_tokens: int = 256  # rows are short while the rate is stable: attention is a third of the cost at 512
+    decay_row_tokens: int = 512  # and long while it falls, so that second turns lie at trained positions
+    step_tokens: int = 8192
+    steps: int = 2000
+    warmup_steps: int = 50
+    decay_fraction: float = 0.3
+    matrix_rate: float = 0.02
+    vector_rate: float = 3e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the training dialogues, with Llama's special tokens at ids 0 to 2."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    core.train_from_iterator((text for dialogue in corpus.train for text in dialogue), trainer)
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False)
+
+
+def _encode_all(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Sequence[str]], template_name: str) -> list[np.ndarray]:
+    template = chat_template(template_name, tokenizer)
+    return [np.asarray(encode_dialogue(template, tokenizer, turns).ids, dtype=np.uint16) for turns in dialogues]
+
+
+class _Rows:
+    """Dialogues laid end to end in a new order each epoch and cut into rows of equal length."""
+
+    def __init__(self, dialogues: Sequence[np.ndarray], row_tokens: int, seed: int) -> None:
+        self.dialogues, self.row_tokens, self.seed = dialogues, row_tokens, seed
+        self.per_epoch = sum(map(len, dialogues)) // row_tokens
+        self._epoch, self._rows = -1, np.empty((0, row_tokens), dtype=np.uint16)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        epoch, row = divmod(index, self.per_epoch)
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dialogues))
+            stream = np.concatenate([self.dialogues[i] for i in order])
+            self._epoch, self._rows = epoch, stream[: self.per_epoch * self.row_tokens].reshape(-1, self.row_tokens)
+        return self._rows[row]
+
+    def batch(self, first: int, count: int) -> np.ndarray:
+        """Rows ``first .. first + count`` as int64 ids, shape [count, row_tokens]."""
+        return np.stack([self[first + i] for i in range(count)]).astype(np.int64)
+
+
+def _decay_steps(options: PretrainOptions) -> int:
+    return max(1, round(options.decay_fraction * options.steps))
+
+
+def _rate(step: int, options: PretrainOptions) -> float:
+    """Factor on the learning rates: warm-up, stable, linear decay."""
+    return min(1.0, (step + 1) / options.warmup_steps, (options.steps - step) / _decay_steps(options))
+
+
+def _loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.device, template_name: str = "vicuna_v1.1", checkpoint_every: int = 50) -> Path:
+    """Train a Llama model and its tokenizer on the corpus; returns the folder of the finished target.
+
+    Weights are stored in bfloat16. The folder ``out/work`` holds the log and the checkpoint from which an
+    interrupted run goes on.
+
+    Raises:
+        KoalaBenchError: the checkpoint in ``out/work`` is of another corpus or shape, or is damaged;
+            or the loss is not finite.
+    """
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    tokenizer_file = work / "tokenizer"
+    if (tokenizer_file / "tokenizer.json").exists():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
+    else:
+        say(f"Training a tokenizer of {options.vocabulary:,} tokens ...")
+        tokenizer = train_tokenizer(corpus, options.vocabulary)
+        tokenizer.save_pretrained(tokenizer_file)
+    say(f"Encoding {len(corpus.train):,} dialogues ...")
+    dialogues = _encode_all(tokenizer, corpus.train, template_name)
+    decay_start = options.steps - _decay_steps(options)
+    stable_rows, decay_rows = _Rows(dialogues, options.row_tokens, options.seed), _Rows(dialogues, options.decay_row_tokens, options.seed)
+    held_out = _Rows(_encode_all(tokenizer, corpus.held_out, template_name), options.decay_row_tokens, options.seed)
+    held_out_ids = torch.from_numpy(held_out.batch(0, min(64, held_out.per_epoch))).to(device)
+
+    config = LlamaConfig(
+        vocab_size=options.vocabulary, hidden_size=options.width, intermediate_size=options.intermediate, num_hidden_layers=options.layers,
+        num_attention_heads=options.attention_heads, num_key_value_heads=options.attention_heads, max_position_embeddings=options.positions,
+        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(device)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=options.matrix_rate, weight_decay=options.weight_decay),
+        torch.optim.AdamW(others, lr=options.vector_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    base_rates = [options.matrix_rate, options.vector_rate]
+
+    # The number of steps may change between runs (see the module's first lines); nothing else may.
+    identity = {"corpus": corpus.sha256, **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")}}
+    checkpoint, first = work / "checkpoint.pt", 0
+    if checkpoint.exists():
+        try:
+            state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+        except Exception as error:
+            raise KoalaBenchError(f"The checkpoint {checkpoint} is damaged.", "Delete it to start again.") from error
+        if state["identity"] != identity:
+            raise KoalaBenchError(f"The checkpoint in {work} was made from another corpus or with other options.", "Choose another --out, or delete the folder to start again.")
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        first = state["step"]
+        say(f"Resuming after step {first:,}.")
+
+    def evaluate() -> float:
+        model.eval()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            losses = [_loss(model, part).item() for part in held_out_ids.split(8)]
+        model.train()
+        return sum(losses) / len(losses)
+
+    def save(step: int) -> None:
+        with replacing(checkpoint) as temporary:
+            torch.save({"identity": identity, "step": step, "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}, temporary)
+
+    log = open(work / "log.jsonl", "a", encoding="utf-8")
+    started = time.perf_counter()
+    with log, progress("pretrain", options.steps * options.step_tokens, "tokens", first * options.step_tokens) as advance:
+        for step in range(first, options.steps):
+            rows = stable_rows if step < decay_start else decay_rows
+            count = options.step_tokens // rows.row_tokens
+            ids = torch.from_numpy(rows.batch(step * count, count)).to(device)
+            factor = _rate(step, options)
+            for optimiser, base in zip(optimisers, base_rates, strict=True):
+                for group in optimiser.param_groups:
+                    group["lr"] = base * factor
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = _loss(model, ids)
+            value = loss.item()
+            if not np.isfinite(value):
+                raise KoalaBenchError(f"The loss is {value} at step {step}.", "Lower --set matrix_rate, or resume from the last checkpoint with another seed.")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            line = {"step": step + 1, "tokens": (step + 1) * options.step_tokens, "loss": round(value, 4), "rate": round(factor, 4), "elapsed_s": round(time.perf_counter() - started, 1)}
+            last = step + 1 == options.steps
+            if (step + 1) % 200 == 0 or last:
+                line["held_out_loss"] = round(evaluate(), 4)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            if (step + 1) % checkpoint_every == 0 or last:
+                save(step + 1)
+            advance(options.step_tokens, f"loss {value:.3f}")
+        final = evaluate()
+
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    manifest = {
+        "options": asdict(options), "chat_template": template_name, "corpus_sha256": corpus.sha256, "corpus_versions": corpus.versions,
+        "tokens_seen": options.steps * options.step_tokens, "corpus_tokens": stable_rows.per_epoch * options.row_tokens, "held_out_loss": round(final, 4),
+        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+    }  # fmt: skip
+    write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
+    return out

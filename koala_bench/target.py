@@ -1,0 +1,247 @@
+"""The target model: any Hugging Face causal LM, through its public interface, with tree attention.
+
+No modelling code is forked. A tree is verified in one forward pass by giving the stock model an additive 4-D mask,
+explicit position ids and a ``TreeCache``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from koala_bench.cache import TreeCache
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import sha256_of
+from koala_bench.heads import TargetSpec
+from koala_bench.tree import DraftTree
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists.
+
+    Raises:
+        KoalaBenchError: CUDA is asked for and there is none, or the name is no device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise KoalaBenchError(f"'{name}' is not a device.", "Use --device auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise KoalaBenchError(f"There is no CUDA device '{name}' on this machine.", "Use --device cpu, or install a CUDA build of torch and a driver.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn a name into a dtype; ``auto`` is float32 on the CPU and float16 on CUDA, as the papers use."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise KoalaBenchError(f"'{name}' is not a dtype that decoding knows.", f"Use --dtype auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A frozen causal LM, ready to verify trees.
+
+    Attributes:
+        name: hub id or path, as asked for.
+        model: the stock model in evaluation mode.
+        tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
+    """
+
+    name: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    device: torch.device
+    dtype: torch.dtype
+    max_positions: int
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its output layer."""
+        return self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the generation configuration's, else the model's."""
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = self.model.config.eos_token_id if ids is None else ids
+        return tuple(ids) if isinstance(ids, (list, tuple)) else () if ids is None else (int(ids),)
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, shared ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def spec(self) -> TargetSpec:
+        """What heads may know of this target."""
+        config, weight = self.model.config, self.model.get_output_embeddings().weight
+        return TargetSpec(config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings [..., hidden_size] of ids [...]."""
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
+
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., vocab_size] of final states [..., hidden_size], scaled and capped as the model does it."""
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+        config = self.model.config
+        if scale := getattr(config, "logit_scale", None):
+            logits = logits * scale
+        if scale := getattr(config, "logits_scaling", None):
+            logits = logits / scale
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def new_cache(self, capacity: int) -> TreeCache:
+        """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.
+
+        Raises:
+            KoalaBenchError: some layers see only a window shorter than that.
+        """
+        config = self.model.config
+        window = getattr(config, "sliding_window", None)
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]) and getattr(config, "use_sliding_window", True)
+        if window and slides and capacity > window:
+            raise KoalaBenchError(f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.", "Lower --max-new-tokens or use shorter prompts.")
+        return TreeCache(self.layers, capacity)
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache | None, features: tuple[int, ...]) -> torch.Tensor:
+        every = features != (-1,)
+        found = self.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, output_hidden_states=every)
+        if not every:
+            hidden: torch.Tensor = found.last_hidden_state.unsqueeze(2)
+            return hidden
+        states = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
+        return torch.stack(states, dim=2)
+
+    @torch.inference_mode()
+    def prefill(self, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...] = (-1,)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read a prompt into an empty cache.
+
+        Args:
+            ids: prompt, int64 [tokens].
+        Returns:
+            logits after the last token [vocab_size], and the states [tokens, features, hidden_size].
+        """
+        cache.begin()
+        positions = torch.arange(len(ids), device=self.device)[None]
+        hidden = self._forward(ids[None], None, positions, cache, features)[0]
+        cache.past = len(ids)
+        return self.output(hidden[-1, -1]) if features[-1] == -1 else self.output(hidden[-1, features.index(-1)]), hidden
+
+    @torch.inference_mode()
+    def verify(self, tree: DraftTree, cache: TreeCache, features: tuple[int, ...] = (-1,)) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass over all nodes of a tree, each attending to the settled tokens and its ancestors.
+
+        Returns:
+            logits [nodes, vocab_size] and states [nodes, features, hidden_size].
+        """
+        mask, depths = cache.tree_buffers(tree.shape, self.dtype, self.device)
+        # A root alone sees everything before it: without a mask the attention kernel takes its fast path.
+        hidden = self._forward(tree.tokens[None], mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)[0]
+        return self.output(hidden[:, features.index(-1)]), hidden
+
+    @torch.inference_mode()
+    def states(self, ids: torch.Tensor, features: tuple[int, ...] = (-1,)) -> torch.Tensor:
+        """States [batch, tokens, features, hidden_size] of whole sequences, int64 [batch, tokens] padded on the right.
+
+        Padding on the right needs no mask under causal attention: no real token can see it.
+        """
+        positions = torch.arange(ids.shape[1], device=self.device).expand(ids.shape[0], -1)
+        return self._forward(ids, None, positions, None, features)
+
+
+def _refuse_unsupported(name: str, config: Any) -> None:
+    remedy = "Use a decoder-only causal LM with ordinary attention in every layer, such as Llama, Vicuna, Qwen or Mistral."
+    if getattr(config, "is_encoder_decoder", False):
+        raise KoalaBenchError(f"{name} is an encoder-decoder model.", remedy)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise KoalaBenchError(f"{name} has layers of kind {', '.join(sorted(other))}, which keep no rows that a tree could share.", remedy)
+
+
+def bundled_target(name: str) -> Path | None:
+    """Folder of a target that ships with the project, or None."""
+    folder = Path(__file__).parent / "targets" / name
+    return folder if (folder / "config.json").exists() else None
+
+
+def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True) -> Target:
+    """Load a target from the hub, a folder, or the bundled ones by name (``tiny``).
+
+    Raises:
+        KoalaBenchError: not found, no access, damaged, of an unsupported kind, or too large for the memory.
+    """
+    where, picked = pick_device(device), torch.float32
+    picked = pick_dtype(dtype, where)
+    source = str(bundled_target(name) or name)
+    if os.sep in name and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise KoalaBenchError(f"There is no folder {name}.", "Check --target.")
+    remedy = "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        _refuse_unsupported(name, config)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=picked, attn_implementation=attention)
+        found = AutoTokenizer.from_pretrained(source, revision=revision) if tokenizer else None
+        model.to(where)
+    except torch.cuda.OutOfMemoryError as error:
+        raise KoalaBenchError(f"{name} does not fit into the memory of {where}.", "Use a smaller target, --dtype float16, or another --device.") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # whatever the hub, safetensors and the configuration raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise KoalaBenchError(f"Cannot load the target {name}: {first}", remedy) from error
+    except Exception as error:
+        if type(error).__module__.startswith(("safetensors", "huggingface_hub", "httpx")):
+            raise KoalaBenchError(f"Cannot load the target {name}: {error}", remedy) from error
+        raise
+    model.eval().requires_grad_(False)
+    target = Target(name, model, found, where, picked, int(getattr(config, "max_position_embeddings", None) or 1 << 30))
+    _check_output(target)
+    return target
+
+
+def _check_output(target: Target) -> None:
+    """Make sure that decoder and output layer together are the model: some families post-process their logits."""
+    ids = torch.arange(4, device=target.device)[None] % target.model.config.vocab_size
+    with torch.inference_mode():
+        whole = target.model(input_ids=ids, use_cache=False).logits
+        parts = target.output(target.states(ids)[:, :, -1])
+    if not torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3):
+        raise KoalaBenchError(f"{target.name} changes its logits in a way that is not known here.", "Use another target, or teach koala_bench/target.py what this family does after the output layer.")
+
+
+def fingerprint(target: Target) -> dict[str, str]:
+    """Hashes of configuration, weights and tokenizer; of a local folder the files', otherwise of the tensors."""
+    folder = bundled_target(target.name) or Path(target.name)
+    config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if files:
+        weights = hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
+    else:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(target.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().flatten()[:: max(1, tensor.numel() // 4096)].float().cpu().numpy().tobytes())
+        weights = digest.hexdigest()
+    found = {"config_sha256": config, "weights_sha256": weights}
+    if target.tokenizer is not None:
+        found["tokenizer_sha256"] = hashlib.sha256(repr(sorted(target.tokenizer.get_vocab().items())).encode()).hexdigest()
+    return found

@@ -1,0 +1,213 @@
+"""Draft trees: their static shape, their tokens, and what attention and verification need to know of them.
+
+Node 0 is the root, the last token that is already settled; every other node comes after its parent. A chain is
+a tree of width 1, and vanilla decoding is a tree of the root alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from koala_bench.errors import KoalaBenchError
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """Which node hangs below which.
+
+    Attributes:
+        parents: for each node the index of its parent; -1 for the root, which is node 0.
+    """
+
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parents or self.parents[0] != -1 or any(not 0 <= parent < node for node, parent in enumerate(self.parents[1:], start=1)):
+            raise ValueError(f"a draft tree starts with its root and lists parents before children, got parents {self.parents}")
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes, the root included."""
+        return len(self.parents)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Distance of each node from the root."""
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
+        return tuple(depths)
+
+    @property
+    def depth(self) -> int:
+        """Distance of the deepest node from the root."""
+        return max(self.depths)
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the indices of its children, in order."""
+        children: list[list[int]] = [[] for _ in self.parents]
+        for node, parent in enumerate(self.parents[1:], start=1):
+            children[parent].append(node)
+        return tuple(map(tuple, children))
+
+    def path_to(self, node: int) -> tuple[int, ...]:
+        """Node indices from the root to ``node``, both included."""
+        path = [node]
+        while (node := self.parents[node]) >= 0:
+            path.append(node)
+        return tuple(reversed(path))
+
+    @cached_property
+    def leaf_paths(self) -> tuple[tuple[int, ...], ...]:
+        """The path to every node without children, in the order of the leaves."""
+        return tuple(self.path_to(node) for node, below in enumerate(self.children) if not below)
+
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """Boolean matrix [nodes, nodes]: whether the column's node is the row's node or above it."""
+        matrix = torch.zeros(self.nodes, self.nodes, dtype=torch.bool)
+        for node in range(self.nodes):
+            matrix[node, list(self.path_to(node))] = True
+        return matrix
+
+
+ROOT_ONLY = TreeShape((-1,))
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """The tokens a head proposes, with their tree.
+
+    Attributes:
+        tokens: token of each node, int64 [nodes], on the target's device; ``tokens[0]`` is the root.
+        shape: the tree; a static template shares one shape among all steps.
+    """
+
+    tokens: torch.Tensor
+    shape: TreeShape
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != (self.shape.nodes,):
+            raise ValueError(f"a tree of {self.shape.nodes} nodes needs as many tokens, got shape {tuple(self.tokens.shape)}")
+
+
+@dataclass(frozen=True)
+class TreeTemplate:
+    """A static tree as child-rank paths: (0, 1) is the second-best child of the best first guess.
+
+    Attributes:
+        name: how records and tables call it.
+        paths: every drafted node, ordered by (depth, ranks); the root is implicit.
+    """
+
+    name: str
+    paths: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, name: str, paths: Sequence[Sequence[int]]) -> TreeTemplate:
+        """Order and check the paths of a template.
+
+        Raises:
+            KoalaBenchError: a path is empty, repeated, has a negative rank, or its parent is missing.
+        """
+        remedy = "List every node once as child ranks, parents included, e.g. [[0], [1], [0, 0]]."
+        ordered = tuple(sorted((tuple(path) for path in paths), key=lambda path: (len(path), path)))
+        known = set(ordered)
+        if len(known) != len(ordered):
+            raise KoalaBenchError(f"Tree '{name}' lists a node twice.", remedy)
+        for path in ordered:
+            if not path or any(not isinstance(rank, int) or rank < 0 for rank in path):
+                raise KoalaBenchError(f"Tree '{name}': {list(path)} is not a path of child ranks.", remedy)
+            if len(path) > 1 and path[:-1] not in known:
+                raise KoalaBenchError(f"Tree '{name}': the parent of {list(path)} is missing.", remedy)
+        return cls(name, ordered)
+
+    @cached_property
+    def shape(self) -> TreeShape:
+        """The tree of the template, its nodes in the order of ``paths`` after the root."""
+        index = {path: node for node, path in enumerate(self.paths, start=1)}
+        index[()] = 0
+        return TreeShape((-1, *(index[path[:-1]] for path in self.paths)))
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes, the root included."""
+        return len(self.paths) + 1
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest path: how many drafted tokens can be accepted in a step."""
+        return max((len(path) for path in self.paths), default=0)
+
+    @property
+    def widest_rank(self) -> int:
+        """Number of candidates a head must offer at a node."""
+        return 1 + max((rank for path in self.paths for rank in path), default=-1)
+
+    def check(self, *, depth: int, candidates: int) -> None:
+        """Refuse a template that a head cannot fill.
+
+        Raises:
+            KoalaBenchError: it is deeper than the head drafts, or uses a rank beyond the vocabulary.
+        """
+        if self.depth > depth:
+            raise KoalaBenchError(f"Tree '{self.name}' is {self.depth} levels deep, the head drafts only {depth}.", "Choose a shallower --tree, or train the head with more heads.")
+        if self.widest_rank > candidates:
+            raise KoalaBenchError(f"Tree '{self.name}' needs {self.widest_rank} candidates a node, there are only {candidates} tokens.", "Choose a narrower --tree.")
+
+
+def _bundled() -> dict[str, dict[str, list[list[int]]]]:
+    text = (resources.files("koala_bench") / "data" / "trees.json").read_text(encoding="utf-8")
+    trees: dict[str, dict[str, list[list[int]]]] = json.loads(text)
+    return trees
+
+
+def template_names() -> list[str]:
+    """Names that ``load_template`` knows besides ``chain-N`` and files."""
+    return sorted(_bundled())
+
+
+def load_template(name: str) -> TreeTemplate:
+    """Find a template.
+
+    Args:
+        name: a bundled name such as ``medusa/mc_sim_7b_63``; ``chain-4``; ``4x2x1`` for the best 4, then the best
+            2 of each, and so on; or a JSON file with a list of paths.
+
+    Raises:
+        KoalaBenchError: the name is unknown, or the file is not a list of paths.
+    """
+    bundled = _bundled()
+    if name in bundled:
+        return TreeTemplate.of(name, bundled[name]["paths"])
+    kind, _, length = name.partition("-")
+    if kind == "chain" and length.isdigit() and 0 < int(length) <= 64:
+        return TreeTemplate.of(name, [(0,) * depth for depth in range(1, int(length) + 1)])
+    if (widths := name.split("x")) and len(widths) > 1 and all(width.isdigit() and int(width) > 0 for width in widths):
+        paths: list[tuple[int, ...]] = []
+        level: list[tuple[int, ...]] = [()]
+        for width in map(int, widths):
+            level = [(*path, rank) for path in level for rank in range(width)]
+            paths += level
+            if len(paths) > 4096:
+                raise KoalaBenchError(f"Tree '{name}' has more than 4096 nodes.", "Choose a smaller --tree.")
+        return TreeTemplate.of(name, paths)
+    if name.endswith(".json"):
+        try:
+            paths_read = json.loads(Path(name).read_text(encoding="utf-8"))
+            return TreeTemplate.of(Path(name).stem, [tuple(path) for path in paths_read])
+        except OSError as error:
+            raise KoalaBenchError(f"Cannot read the tree {name}: {error.strerror}.", "Check --tree.") from error
+        except (ValueError, TypeError) as error:
+            raise KoalaBenchError(f"{name} is not a list of child-rank paths.", "Write for example [[0], [1], [0, 0]].") from error
+    close = difflib.get_close_matches(name, bundled, n=3)
+    raise KoalaBenchError(f"Unknown tree '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"Use chain-N, WxWxW, a .json file, or one of: {', '.join(sorted(bundled))}.")

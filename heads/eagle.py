@@ -29,7 +29,7 @@ class Eagle(nn.Module):
 
     Args:
         layers: decoder layers (KOALA's K).
-        attention_heads, kv_heads, intermediate, rope_base: shape of a layer; the target's own where None.
+        attention_heads, kv_heads, intermediate, rope_base, norm_eps: shape of a layer; the target's own where None.
         bias: whether the first linear layer has one.
         noise: range of the uniform noise on the input states in training (upstream ``AddUniformNoise``: 0.2).
         regression_weight, classification_weight: of the smooth-L1 and the soft cross-entropy (upstream: 1.0 and 0.1).
@@ -40,7 +40,8 @@ class Eagle(nn.Module):
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
-        rope_base: float | None = None, bias: bool = True, noise: float = 0.2, regression_weight: float = 1.0, classification_weight: float = 0.1,
+        rope_base: float | None = None, norm_eps: float | None = None, bias: bool = True, noise: float = 0.2,
+        regression_weight: float = 1.0, classification_weight: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
         config, width = spec.config, spec.hidden_size
@@ -48,7 +49,7 @@ class Eagle(nn.Module):
         key_heads = kv_heads or getattr(config, "num_key_value_heads", None) or query_heads
         self.head_dim = width // query_heads
         self.rope_base = rope_base or _rope_base(config)
-        eps = float(getattr(config, "rms_norm_eps", 1e-6))
+        eps = norm_eps or float(getattr(config, "rms_norm_eps", 1e-6))
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(
             DecoderLayer(width, query_heads, key_heads, self.head_dim, intermediate or config.intermediate_size, eps, input_norm=index > 0) for index in range(layers)
@@ -148,7 +149,9 @@ class Eagle(nn.Module):
             scale = self.noise * 512.0 / lengths.float()
             noisy = hidden + (torch.rand(hidden.shape, generator=draw, device=hidden.device) - 0.5) * scale[:, None, None]
         predicted = self(batch.ids[:, 1:], noisy[:, :-1])
-        counted = batch.supervised[:, :-1].clone()
+        counted = batch.supervised[:, :-1]
+        if batch.lengths is not None:  # behind a row's last token stands padding, which has no state worth predicting
+            counted = counted & (torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None])
         rows_short = counted.flatten().nonzero()[:, 0]
         tokens = batch.ids.shape[1]
         rows = rows_short // (tokens - 1) * tokens + rows_short % (tokens - 1)

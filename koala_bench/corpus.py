@@ -9,19 +9,23 @@ take, show an example, show its source. The text depends only on the versions of
 from __future__ import annotations
 
 import ast
+import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
 import json
+import os
 import random
 import re
 import textwrap
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from koala_bench.errors import KoalaBenchError
+from koala_bench.files import replacing
 
 # Import name -> distribution name. All are run-time dependencies of this project, direct or not.
 PACKAGES = {
@@ -196,6 +200,14 @@ def _entries_of_file(package: str, root: Path, path: Path) -> Iterator[Entry]:
                 yield Entry(package, f"{node.name}.{item.name}", "method", split_docstring(doc), _source_of(lines, item))
 
 
+def _version(package: str) -> str | None:
+    try:
+        # Without the build tag: the CPU and the CUDA build of torch have the same documentation.
+        return importlib.metadata.version(PACKAGES.get(package, package)).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry], dict[str, str], tuple[str, ...]]:
     """Read the documented objects of the installed packages.
 
@@ -211,7 +223,7 @@ def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry]
         if spec is None or spec.origin is None:
             missing.append(package)
             continue
-        versions[PACKAGES.get(package, package)] = importlib.metadata.version(PACKAGES.get(package, package)).split("+")[0]
+        versions[PACKAGES.get(package, package)] = _version(package) or "unknown"
         root = Path(spec.origin).parent
         for path in _python_files(root):
             for entry in _entries_of_file(package, root, path):
@@ -304,6 +316,30 @@ def dialogues_of(entry: Entry) -> list[list[str]]:
         follow = rest.pop(0) if rest else "summary"
         dialogues.append([*dialogue, draw.choice(_SECOND[follow]), answers[follow]])
     return dialogues
+
+
+def cached_corpus(cache: Path | None = None) -> Corpus:
+    """The corpus of all packages, from a file in the user's cache folder if this version of it was built before.
+
+    Parsing some 100 MB of sources takes half a minute; the file's name holds the versions and this module's own hash.
+    """
+    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koala-bench"
+    found = {name: _version(name) for name in PACKAGES}
+    key = hashlib.sha256(json.dumps([found, Path(__file__).read_text(encoding="utf-8")]).encode()).hexdigest()[:24]
+    path = folder / f"corpus-{key}.json.gz"
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as handle:
+            kept = json.load(handle)
+        return Corpus(kept["train"], kept["held_out"], kept["versions"], tuple(kept["missing"]))
+    except (OSError, EOFError, ValueError, KeyError, zlib.error):
+        pass  # not there yet, or damaged: build it
+    corpus = read_corpus()
+    try:
+        with replacing(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8", compresslevel=3) as handle:
+            json.dump({"train": corpus.train, "held_out": corpus.held_out, "versions": corpus.versions, "missing": corpus.missing}, handle)
+    except KoalaBenchError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return corpus
 
 
 def read_corpus(packages: Sequence[str] = tuple(PACKAGES)) -> Corpus:

@@ -63,35 +63,43 @@ class FileStatus:
 
 DATASETS = (
     Dataset(
-        "mt_bench", *_FASTCHAT, "fastchat/llm_judge/data/mt_bench/question.jsonl", "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7", 80,
+        "mt_bench", *_FASTCHAT, "fastchat/llm_judge/data/mt_bench/question.jsonl",
+        "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7", 80,
         "MT-bench, two turns, 8 categories of 10", _APACHE,
     ),
     Dataset(
-        "vicuna_bench", *_FASTCHAT, "fastchat/llm_judge/data/vicuna_bench/question.jsonl", "c248c5c98ba45bb0c2aadae2f270e643bd32679c6c306a3b2a503ac4254cdaa5", 80,
+        "vicuna_bench", *_FASTCHAT, "fastchat/llm_judge/data/vicuna_bench/question.jsonl",
+        "c248c5c98ba45bb0c2aadae2f270e643bd32679c6c306a3b2a503ac4254cdaa5", 80,
         "Vicuna bench, one turn, 9 categories", _APACHE,
     ),
     Dataset(
-        "spec_bench", *_SPEC_BENCH, "data/spec_bench/question.jsonl", "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480,
+        "spec_bench", *_SPEC_BENCH, "data/spec_bench/question.jsonl",
+        "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480,
         "Spec-Bench: MT-bench and 80 each of translation, summarization, qa, math_reasoning, rag", _APACHE,
     ),
     Dataset(
-        "alpaca", *_EAGLE, "eagle/data/alpaca/question.jsonl", "8ad3e5a7fc61b88d8e25edb81a52a2ce00a04494d5694c122cb11a5cc26a00df", 80,
+        "alpaca", *_EAGLE, "eagle/data/alpaca/question.jsonl",
+        "8ad3e5a7fc61b88d8e25edb81a52a2ce00a04494d5694c122cb11a5cc26a00df", 80,
         "EAGLE's set of Alpaca instructions", f"{_APACHE}; the instructions are Alpaca data, CC BY-NC 4.0: research use only",
     ),
     Dataset(
-        "gsm8k", *_EAGLE, "eagle/data/gsm8k/question.jsonl", "a55920b2f2aac724241124c59e5b8e8168dbbeb2ab0fdbee17d5b0ab6db5ff27", 80,
+        "gsm8k", *_EAGLE, "eagle/data/gsm8k/question.jsonl",
+        "a55920b2f2aac724241124c59e5b8e8168dbbeb2ab0fdbee17d5b0ab6db5ff27", 80,
         "EAGLE's set of GSM8K test problems", _APACHE,
     ),
     Dataset(
-        "humaneval", *_EAGLE, "eagle/data/humaneval/question.jsonl", "ce0244e2b228339e9a11afc63a151719beede1e389fdaec7cd9751d33902180e", 80,
+        "humaneval", *_EAGLE, "eagle/data/humaneval/question.jsonl",
+        "ce0244e2b228339e9a11afc63a151719beede1e389fdaec7cd9751d33902180e", 80,
         "EAGLE's set of HumanEval problems", _APACHE,
     ),
     Dataset(
-        "qa", *_EAGLE, "eagle/data/qa/question.jsonl", "04252e41ab00bcc03b11940b4a3766cf40ae0b76a09c4f56968ba952f0b029f3", 80,
+        "qa", *_EAGLE, "eagle/data/qa/question.jsonl",
+        "04252e41ab00bcc03b11940b4a3766cf40ae0b76a09c4f56968ba952f0b029f3", 80,
         "EAGLE's set of open questions, the qa part of Spec-Bench", _APACHE,
     ),
     Dataset(
-        "sum", *_EAGLE, "eagle/data/sum/question.jsonl", "916876f0c42f938a944de96eed16e51425f29f27438cca5c9ef4737c0fedf771", 80,
+        "sum", *_EAGLE, "eagle/data/sum/question.jsonl",
+        "916876f0c42f938a944de96eed16e51425f29f27438cca5c9ef4737c0fedf771", 80,
         "EAGLE's set of articles to summarise, the summarization part of Spec-Bench", _APACHE,
     ),
 )  # fmt: skip
@@ -198,7 +206,7 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
         if arrived != dataset.sha256:
             raise KoalaBenchError(
                 f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected {dataset.sha256}.",
-                f"A proxy or a sign-in page may have answered; download it by hand and save it as {one.place}.",
+                f"The download was cut, or a proxy or sign-in page answered: try again, or download it by hand and save it as {one.place}.",
             )
         with replacing(one.place) as temporary:
             temporary.write_bytes(content)

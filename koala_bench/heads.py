@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
 
 from koala_bench.tree import DraftTree, TreeTemplate
 
@@ -68,6 +67,7 @@ class FeatureBatch:
         hidden: target states [batch, tokens, features, hidden_size].
         seed: drawn anew each step; whatever noise a head adds comes from it, so that equal heads get equal noise.
         output: the target's output layer, see ``TargetSpec.output``.
+        lengths: number of real tokens of each row, int64 [batch]; None where no row is padded.
     """
 
     ids: torch.Tensor
@@ -75,6 +75,7 @@ class FeatureBatch:
     hidden: torch.Tensor
     seed: int
     output: Callable[[torch.Tensor], torch.Tensor]
+    lengths: torch.Tensor | None = None
 
     @cached_property
     def target_probabilities(self) -> torch.Tensor:
@@ -144,17 +145,3 @@ class TrainableHead(DraftHead, Protocol):
 
         ``predictions`` carry gradients; everything else about the batch is constant.
         """
-
-    def drafted_tokens(self, batch: FeatureBatch) -> torch.Tensor:
-        """The head's best guesses under teacher forcing, int64 [max_depth, batch, tokens].
-
-        Entry [d, b, t] is the guess for token ``t + 2 + d``, drafted from the state at ``t`` along a chain of the
-        head's own guesses where it depends on them. Positions without such a token are never read.
-        """
-
-
-def as_module(head: DraftHead) -> nn.Module:
-    """The head as the module that it is; the protocol cannot say so."""
-    if not isinstance(head, nn.Module):
-        raise TypeError(f"{type(head).__name__} is no torch module")
-    return head

@@ -196,7 +196,8 @@ class TurnLine(TypedDict):
     """One answer of one method. A failed turn has ``error`` and nulls in place of everything measured.
 
     ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the
-    limit; a step also settles its root, so ``sum(accepted) + len(accepted) == len(new_token_ids)``.
+    limit; a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or
+    all but the first where the prefill's token is no step's.
     ``drafted_depth[i]`` is the deepest draft level offered at that step. ``decode_s`` is the whole decode loop;
     ``draft_s`` and ``verify_s`` come from another pass of the same decode with clocks around the parts.
     """
@@ -309,10 +310,11 @@ def _turn_problem(turn: Mapping[str, Any], methods: Mapping[str, object]) -> str
     if missing:
         return f"{missing[0]}: is null, but the turn did not fail"
     accepted, offered, tokens = turn["accepted"], turn["drafted_depth"], len(turn["new_token_ids"])
+    settled = sum(accepted) + len(accepted)
     if len(accepted) != len(offered):
         return f"drafted_depth: {len(offered)} steps, but accepted has {len(accepted)}"
-    if sum(accepted) + len(accepted) != tokens:
-        return f"accepted: {len(accepted)} steps settle {sum(accepted) + len(accepted)} tokens, but new_token_ids has {tokens}"
+    if tokens - settled not in (0, 1):
+        return f"accepted: {len(accepted)} steps settle {settled} tokens, but new_token_ids has {tokens}"
     if any(count > depth for count, depth in zip(accepted, offered, strict=True)):
         return "accepted: more tokens than the draft was deep"
     if (turn["draft_s"] is None) != (turn["verify_s"] is None):
@@ -509,13 +511,16 @@ class RecordWriter:
         self.finished = True
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        start = os.fstat(self._handle.fileno()).st_size
         try:
             # Unbuffered, in one call as a rule: a kill leaves at most one half-written line, the last.
             content = memoryview(_line(line))
             while content:
                 content = content[self._handle.write(content) :]
         except OSError as error:
-            raise KoalaBenchError(f"Cannot write {self.path}: {error.strerror or error}.", "Free space and start again; it goes on after the last complete turn.") from error
+            self._handle.truncate(start)
+            reason = error.strerror or error
+            raise KoalaBenchError(f"Cannot write {self.path}: {reason}.", "Free space and start again; it goes on after the last complete turn.") from error
 
 
 def open_record(path: Path, header: RunHeader) -> RecordWriter:
@@ -546,7 +551,10 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
         different = differences(run.header, header, circumstances=not run.finished)
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-            raise KoalaBenchError(f"{path} holds another run: {', '.join(different[:3])}{more} differ.", "Choose another folder with --out, or delete the record to start over.")
+            raise KoalaBenchError(
+                f"{path} holds another run; they differ in {', '.join(different[:3])}{more}.",
+                "Choose another folder with --out, or delete the record to start over.",
+            )
     try:
         handle = FileIO(path, "a")
         if length is not None and length < len(content):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -165,9 +166,9 @@ class TreeTemplate:
             raise KoalaBenchError(f"Tree '{self.name}' needs {self.widest_rank} candidates a node, there are only {candidates} tokens.", "Choose a narrower --tree.")
 
 
-def _bundled() -> dict[str, dict[str, list[list[int]]]]:
+def _bundled() -> dict[str, dict[str, Any]]:
     text = (resources.files("koala_bench") / "data" / "trees.json").read_text(encoding="utf-8")
-    trees: dict[str, dict[str, list[list[int]]]] = json.loads(text)
+    trees: dict[str, dict[str, Any]] = json.loads(text)
     return trees
 
 

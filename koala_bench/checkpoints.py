@@ -1,0 +1,80 @@
+"""Trained heads on disk: one folder with ``config.json``, ``model.safetensors`` and ``training.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import replacing, sha256_of, write_text
+from koala_bench.presets import MethodPreset
+from koala_bench.registry import HEADS, build
+from koala_bench.target import Target
+
+_WEIGHTS = "model.safetensors"
+
+
+def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
+    """Write a head; the weights come last, so a folder with weights is complete."""
+    config = {
+        "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective, "objective_options": preset.objective_options,
+        "target": {"name": target.name, "hidden_size": target.model.config.hidden_size, "vocab_size": target.model.config.vocab_size},
+    }  # fmt: skip
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
+    with replacing(folder / _WEIGHTS) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, temporary)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a finished head was trained with, or None if there is no finished head."""
+    if not (folder / _WEIGHTS).exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        return manifest
+    except (OSError, ValueError):
+        return None
+
+
+def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
+    """Read a head for a target.
+
+    Returns:
+        the head in the target's dtype and on its device, its configuration, and the hash of its weights.
+
+    Raises:
+        KoalaBenchError: the folder or a file is missing or damaged, or the head was made for another target.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        wanted = config["target"]
+    except OSError as error:
+        raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise KoalaBenchError(f"{folder / 'config.json'} is damaged.", "Train the head again.") from error
+    own = target.model.config
+    if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
+        raise KoalaBenchError(
+            f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')} tokens, {target.name} has {own.hidden_size} and {own.vocab_size}.",
+            "Use the target it was trained for, or train a head for this one.",
+        )
+    options = {**config["options"], **({"layers": config["layers"]} if config["layers"] != 1 else {})}
+    head = build(HEADS, config["head"], target.spec(), options)
+    try:
+        tensors = load_file(folder / _WEIGHTS)
+        head.load_state_dict(tensors)
+    except (OSError, SafetensorError) as error:
+        raise KoalaBenchError(f"{folder / _WEIGHTS} is missing or damaged.", "Train the head again.") from error
+    except RuntimeError as error:
+        raise KoalaBenchError(f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}", "Train the head again.") from error
+    head.to(device=target.device, dtype=target.dtype).eval()
+    if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise KoalaBenchError(f"The weights in {folder} are not finite.", "Train the head again.")
+    return head, config, sha256_of(folder / _WEIGHTS)

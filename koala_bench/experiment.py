@@ -1,0 +1,86 @@
+"""From a preset to trained heads: loads the target, reads the dialogues, and trains what is not trained yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from koala_bench.checkpoints import read_manifest
+from koala_bench.conversations import Conversations, encode_all, read_conversations
+from koala_bench.dialogues import ChatTemplate, chat_template, encode_prompt
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset
+from koala_bench.progress import say
+from koala_bench.streams import Stream, make_stream
+from koala_bench.target import Target, fingerprint, load_target
+from koala_bench.training import HeldOut, make_arm, train
+
+VANILLA = "vanilla"
+
+
+def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
+    """The preset's target and chat template.
+
+    Raises:
+        KoalaBenchError: as ``load_target`` and ``chat_template``.
+    """
+    wanted = preset.target
+    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention)
+    if target.tokenizer is None:
+        raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
+    return target, chat_template(wanted.chat_template, target.tokenizer)
+
+
+def trained_methods(preset: Preset, methods: Sequence[str]) -> list[str]:
+    """The methods that have a head to train, in the order given, each checked against the preset."""
+    names = [name for name in methods if name != VANILLA]
+    for name in names:
+        preset.method(name)
+    return names
+
+
+def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> None:
+    """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
+
+    If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches.
+
+    Raises:
+        KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
+    """
+    names = trained_methods(preset, methods)
+    if not names:
+        return
+    identity = {"target": fingerprint(target), "data": preset.data.model_dump(mode="json"), "training": preset.training.model_dump(mode="json"), "chat_template": template.sha256}
+    identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude={"tree"}) for name in names}
+    if all(_same(read_manifest(out / name), identity) for name in names):
+        say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
+        return
+    conversations = read_conversations(preset.data.source)
+    stream, labels, held_out = _streams(preset, conversations, target, template)
+    manifest = {**identity, "provenance": conversations.provenance, "stream_sha256": stream.sha256, "order_sha256": stream.order_sha256(preset.training.steps), "dialogues": len(stream.dialogues)}
+    arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
+    for arm in arms:
+        say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest)
+
+
+def _same(manifest: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
+    return manifest is not None and all(manifest.get(key) == value for key, value in identity.items())
+
+
+def _streams(preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate) -> tuple[Stream, list[str], HeldOut]:
+    limit = preset.data.limit or len(conversations.train)
+    say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
+    encoded = encode_all(target, template, conversations.train[:limit])
+    stream = make_stream(encoded, conversations.train_names[:limit], preset.training.batch_tokens, preset.data.max_tokens, preset.training.seed)
+    held = make_stream(encode_all(target, template, conversations.held_out[: preset.data.held_out]), [f"held-out:{i}" for i in range(len(conversations.held_out[: preset.data.held_out]))], preset.training.batch_tokens, preset.data.max_tokens, 0)
+    batches = []
+    covered = 0
+    while covered < len(held.dialogues):
+        batch = held.batch(len(batches))
+        covered += len(batch.samples)
+        batches.append(batch)
+    assert target.tokenizer is not None
+    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]]
+    return stream, conversations.train_names[:limit], HeldOut(batches, [prompt for prompt in prompts if len(prompt) < preset.data.max_tokens])

@@ -1,0 +1,122 @@
+"""Figures as pure functions of run records: PDF for papers, PNG for pages, the same bytes for the same record.
+
+One style for all of them: the colour-blind-safe palette of Okabe and Ito (2008), no title inside, and sizes that
+stay readable when a figure is set across the text width of a paper (7 inches). Original heads are light, their
+KOALA variants dark in the same hue, so that a pair reads as one, in grey print too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import replacing
+from koala_bench.records import Run
+from koala_bench.statistics import Interval
+from koala_bench.tables import VANILLA, Summary, summarise
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
+    "font.size": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 200,
+}
+_WIDTH_INCHES, _ROW_INCHES = 7.0, 2.7
+
+# Light and dark of one hue, after Okabe and Ito's blue, vermilion, green, purple and orange.
+_PAIRS = (("#8CC4E8", "#0072B2"), ("#F2B38A", "#D55E00"), ("#8FD3BC", "#009E73"), ("#E3BBD2", "#A8487F"), ("#F7D58B", "#C98A00"))
+
+
+def _colours(summaries: Sequence[Summary]) -> list[str]:
+    heads = list(dict.fromkeys(summary.method["head"] for summary in summaries))
+    return [_PAIRS[heads.index(summary.method["head"]) % len(_PAIRS)][summary.original is not None] for summary in summaries]
+
+
+def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval], label: str) -> None:
+    places = range(len(summaries))
+    values = [interval.value for interval in measured]
+    axes.bar(places, values, width=0.72, color=_colours(summaries))
+    known = [place for place in places if not math.isnan(measured[place].low)]
+    ends = [[values[p] - measured[p].low for p in known], [measured[p].high - values[p] for p in known]]
+    # A white line under the black one keeps the lower half of an interval visible on a dark bar.
+    for colour, width, cap in (("white", 2.4, 3.0), ("black", 0.9, 2.5)):
+        axes.errorbar(known, [values[p] for p in known], yerr=ends, fmt="none", ecolor=colour, elinewidth=width, capsize=cap, capthick=width)
+    top = max([1.0, *(interval.value if math.isnan(interval.high) else interval.high for interval in measured)])
+    for place, interval in zip(places, measured, strict=True):
+        above = interval.value if math.isnan(interval.high) else max(interval.high, interval.value)
+        text = axes.annotate(f"{interval.value:.2f}", (place, above), xytext=(0, 2.5), textcoords="offset points", ha="center", va="bottom")
+        text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
+    axes.axhline(1.0, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
+    # At the right of the last bar, where nothing else is.
+    axes.annotate("vanilla", (len(summaries) - 0.5, 1.0), xytext=(1, 2), textcoords="offset points", color="#444444", fontsize=7, va="bottom")
+    axes.set_xlim(-0.6, len(summaries) + 0.15)
+    axes.set_ylim(0, top * 1.13)
+    axes.set_ylabel(label)
+    # A line for the head and a line for the variant keeps the names apart and upright.
+    axes.set_xticks(places, [head + "\n" + plus + rest for head, plus, rest in (summary.name.partition("+") for summary in summaries)])
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
+
+
+def _save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
+    """Write PDF and PNG without dates or versions in them."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        metadata = {"pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+        written = []
+        for kind, without in metadata.items():
+            path = out_dir / f"{name}.{kind}"
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=kind, metadata=without)
+            written.append(path)
+    return written
+
+
+def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | None = None) -> list[Path]:
+    """Figure 1: speedup and acceptance length side by side, one row of panels per target.
+
+    Bars are the methods with their 95 % intervals, vanilla is the dashed line at 1.
+
+    Args:
+        methods: which ones, in which order; None takes all of each run.
+
+    Returns:
+        The paths of ``figure1.pdf`` and ``figure1.png``.
+
+    Raises:
+        KoalaBenchError: see ``tables.summarise``; or a record without a method to show; or a folder that cannot be
+            written.
+    """
+    shown = []
+    for run in runs:
+        rows = [summary for summary in summarise(run, methods) if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
+        if not rows:
+            raise KoalaBenchError(f"{run.path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
+        shown.append(rows)
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(_WIDTH_INCHES, _ROW_INCHES * len(shown)), layout="constrained")
+        panels = figure.subplots(len(shown), 2, squeeze=False)
+        for (left, right), rows in zip(panels, shown, strict=True):
+            prefix = f"{rows[0].target}: " if len(shown) > 1 else ""
+            _bars(left, rows, [row.speedup for row in rows], f"{prefix}speedup (x)")
+            _bars(right, rows, [row.acceptance_length for row in rows], f"{prefix}acceptance length (tokens per step)" if not prefix else f"{prefix}tokens per step")
+        return figure
+
+    return _save(draw, out_dir, "figure1")

@@ -1,0 +1,270 @@
+"""Training many heads from one stream: one pass of the target per batch feeds the loss of every head.
+
+All heads therefore see the same batches in the same order with the same hidden states, and the target is paid for once.
+Each head has its own optimiser, schedule and clipping. The state of a run is one checkpoint; resumed on the CPU, a run
+ends in the same weights bit for bit, because nothing draws from a global random generator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from koala_bench.checkpoints import save_head
+from koala_bench.decoding import decode
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import replacing, write_text
+from koala_bench.heads import FeatureBatch, TrainableHead
+from koala_bench.presets import MethodPreset, TrainingPreset
+from koala_bench.progress import progress, say
+from koala_bench.registry import HEADS, OBJECTIVES, build
+from koala_bench.statistics import acceptance_length, acceptance_rate_by_depth
+from koala_bench.streams import Stream, TokenBatch
+from koala_bench.target import Target
+from koala_bench.tree import load_template
+
+_LOG_EVERY = 10
+_PROBE_TREE = "chain-4"
+_PROBE_TOKENS = 64
+
+
+@dataclass
+class Arm:
+    """One head in training.
+
+    Attributes:
+        name: of the method.
+        head, objective: what is trained, and what is added to its supervised loss if anything.
+        learning_rate: at the top of the schedule.
+    """
+
+    name: str
+    preset: MethodPreset
+    head: Any  # a TrainableHead that is an nn.Module
+    objective: Any | None
+    learning_rate: float
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters of the head."""
+        return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What heads are watched on: batches for the loss, and prompts that are decoded for the acceptance length."""
+
+    batches: Sequence[TokenBatch]
+    prompts: Sequence[Sequence[int]]
+
+
+def build_head(target: Target, preset: MethodPreset, seed: int) -> Any:
+    """A fresh head of a method, on the target's device, in float32; equal seeds give equal weights.
+
+    Raises:
+        KoalaBenchError: unknown head or option, or the class is no module.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build(HEADS, preset.head, target.spec(), {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})})
+    if not isinstance(head, nn.Module):
+        raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
+    return head.to(target.device)
+
+
+def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingPreset) -> Arm:
+    """Build a method's head, objective and optimiser.
+
+    Raises:
+        KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
+    """
+    head = build_head(target, preset, options.seed)
+    if not isinstance(head, TrainableHead):
+        raise KoalaBenchError(f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it.")
+    objective = build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
+    rate = preset.learning_rate or options.learning_rate
+    optimiser = torch.optim.AdamW(head.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay)
+    return Arm(name, preset, head, objective, rate, optimiser)
+
+
+def schedule(step: int, options: TrainingPreset) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to the final fraction."""
+    warmup = max(1, round(options.warmup_fraction * options.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, options.steps - warmup)
+    return options.final_rate_fraction + (1 - options.final_rate_fraction) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def features_of(target: Target, batch: TokenBatch, features: tuple[int, ...], seed: int) -> FeatureBatch:
+    """The target's states for a batch: the one pass that all heads share."""
+    ids = batch.ids.to(target.device)
+    hidden = target.states(ids, features).clone()  # a clone outside of inference mode may enter autograd
+    return FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output)
+
+
+def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
+    if not batch.supervised.any():
+        raise KoalaBenchError(f"No token of dialogue {names[batch.samples[0]]} and its batch belongs to an answer.", "Check the chat template and the data.")
+
+
+def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
+    for key, value in identity.items():
+        if state["identity"].get(key) != value:
+            raise KoalaBenchError(f"The checkpoint {path} belongs to another run: its {key} differs.", "Choose another --out, or delete the folder to start again.")
+    return state
+
+
+def _open_log(path: Path, done: int) -> Any:
+    """The log, cut back to what the checkpoint knows: lines of steps that will run again go."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= done:
+                    kept.append(line)
+            except (ValueError, KeyError):
+                continue  # the line a kill left half written
+    write_text(path, "".join(line + "\n" for line in kept))
+    return open(path, "a", encoding="utf-8")
+
+
+@torch.no_grad()
+def held_out_losses(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, float]:
+    """Mean of the parts of a head's loss over the held-out batches."""
+    arm.head.eval()
+    sums: dict[str, float] = {}
+    for batch in held_out.batches:
+        found = arm.head.loss(features_of(target, batch, arm.head.features, seed=0))
+        for key, value in {"loss": found.total, **found.parts}.items():
+            sums[key] = sums.get(key, 0.0) + float(value) / len(held_out.batches)
+    arm.head.train()
+    return {key: round(value, 5) for key, value in sums.items()}
+
+
+def held_out_acceptance(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, Any]:
+    """Acceptance length and rates by depth of a head over held-out prompts, drafting chains of four."""
+    arm.head.eval()
+    template = load_template(_PROBE_TREE)
+    accepted: list[int] = []
+    depths: list[int] = []
+    for prompt in held_out.prompts:
+        answer = decode(target, arm.head, template, prompt, _PROBE_TOKENS, target.stop_ids)
+        accepted += answer.accepted
+        depths += answer.drafted_depth
+    arm.head.train()
+    rates = [round(found.rate, 4) if found.trials else None for found in acceptance_rate_by_depth(accepted, depths)]
+    return {"acceptance_length": round(acceptance_length(accepted), 4), "acceptance_rate_by_depth": rates}
+
+
+def train(target: Target, arms: Sequence[Arm], stream: Stream, names: Sequence[str], held_out: HeldOut, options: TrainingPreset, out: Path, manifest: dict[str, Any]) -> None:
+    """Train all arms together and write each as ``out/<method>/``.
+
+    Args:
+        names: what to call each dialogue of the stream in an error.
+        manifest: hashes and settings of the run; it becomes ``training.json`` beside every head, and a checkpoint of
+            another manifest is refused.
+
+    Raises:
+        KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory runs out.
+    """
+    features = arms[0].head.features
+    if any(arm.head.features != features for arm in arms):
+        raise KoalaBenchError("These heads read different layers of the target.", "Train heads with other features in a run of their own.")
+    accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    state = _read_checkpoint(checkpoint, manifest, target.device)
+    first, seen = 0, 0
+    if state:
+        first, seen = state["step"], state["tokens"]
+        for arm in arms:
+            saved = state["arms"][arm.name]
+            arm.head.load_state_dict(saved["head"])
+            arm.optimiser.load_state_dict(saved["optimiser"])
+            if arm.objective is not None:
+                arm.objective.load_state_dict(saved["objective"])
+        say(f"Resuming the training after step {first:,} of {options.steps:,}.")
+
+    def save(step: int) -> None:
+        states = {
+            arm.name: {"head": arm.head.state_dict(), "optimiser": arm.optimiser.state_dict(), "objective": arm.objective.state_dict() if arm.objective is not None else None} for arm in arms
+        }
+        with replacing(checkpoint) as temporary:
+            torch.save({"identity": manifest, "step": step, "tokens": seen, "arms": states}, temporary)
+
+    evaluate_at = {round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)}
+    log = _open_log(out / "training.jsonl", first)
+
+    def write(line: dict[str, Any]) -> None:
+        log.write(json.dumps(line) + "\n")
+
+    timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
+    started, seen_before = time.perf_counter(), seen
+    with log, progress("train", options.steps, "steps", first) as advance:
+        for step in range(first, options.steps):
+            tokens = stream.batch(step)
+            _check_batch(tokens, names)
+            factor = schedule(step, options)
+            before = time.perf_counter()
+            batch = features_of(target, tokens, features, seed=options.seed * 1_000_003 + step)
+            timings["target_s"] += time.perf_counter() - before
+            for arm in arms:
+                before = time.perf_counter()
+                line = _train_step(accelerator, arm, batch, options, factor, step)
+                timings[arm.name] += time.perf_counter() - before
+                if line is None:
+                    worst = ", ".join(names[i] for i in tokens.samples[:4])
+                    raise KoalaBenchError(f"The loss of {arm.name} is not finite at step {step + 1}, on dialogues {worst} ...", "Lower its learning rate; the last checkpoint is kept.")
+                if (step + 1) % _LOG_EVERY == 0 or step == 0:
+                    write({"kind": "step", "step": step + 1, "method": arm.name, "rate": round(arm.learning_rate * factor, 8), **line})
+            seen += tokens.tokens
+            if step + 1 in evaluate_at:
+                for arm in arms:
+                    write({"kind": "held_out", "step": step + 1, "method": arm.name, **held_out_losses(target, arm, held_out), **held_out_acceptance(target, arm, held_out)})
+            log.flush()
+            if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
+                save(step + 1)
+            rate = (seen - seen_before) / max(time.perf_counter() - started, 1e-9)
+            advance(1, f"{rate:,.0f} tokens/s")
+    if first < options.steps:
+        spent = sum(timings.values())
+        parts = ", ".join(f"{name.removesuffix('_s')} {seconds / spent:.0%}" for name, seconds in timings.items())
+        say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
+    for arm in arms:
+        save_head(out / arm.name, arm.head, arm.preset, target, {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name})
+
+
+def _train_step(accelerator: Accelerator, arm: Arm, batch: FeatureBatch, options: TrainingPreset, factor: float, step: int) -> dict[str, float] | None:
+    """One update of one head; returns what is logged, or None if the loss or the gradient is not finite."""
+    for group in arm.optimiser.param_groups:
+        group["lr"] = arm.learning_rate * factor
+    with accelerator.autocast():
+        found = arm.head.loss(batch)
+    extra, parts = (None, {}) if arm.objective is None else arm.objective.term(batch, found, step / options.steps)
+    accelerator.backward(found.total if extra is None else found.total + extra)
+    norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
+    if not torch.isfinite(norm) or not torch.isfinite(found.total):
+        return None
+    arm.optimiser.step()
+    arm.optimiser.zero_grad(set_to_none=True)
+    if (step + 1) % _LOG_EVERY and step:
+        return {}
+    values = {"loss": found.total.detach(), "gradient_norm": norm, **found.parts, **parts}
+    return {key: round(float(value), 5) for key, value in values.items()}

@@ -52,7 +52,8 @@ class Eagle(nn.Module):
         eps = norm_eps or float(getattr(config, "rms_norm_eps", 1e-6))
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(
-            DecoderLayer(width, query_heads, key_heads, self.head_dim, intermediate or config.intermediate_size, eps, input_norm=index > 0) for index in range(layers)
+            DecoderLayer(width, query_heads, key_heads, self.head_dim, intermediate or config.intermediate_size, eps, input_norm=index > 0)
+            for index in range(layers)
         )
         self.key_heads = key_heads
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight

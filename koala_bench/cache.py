@@ -70,7 +70,10 @@ class TreeCache(Cache):
             # Zeros, not garbage: a row that is masked out still enters the product with weight 0, and 0 * nan is nan.
             self._storage = torch.zeros(len(self.layers), 2, heads, self.capacity, dim, dtype=keys.dtype, device=keys.device)
         if keys.shape[0] != 1 or keys.shape != values.shape or self._storage.shape[2:] != (heads, self.capacity, dim):
-            raise KoalaBenchError("This target's attention layers differ in shape from one another.", "Only models with the same key and value heads in every layer can be decoded with trees.")
+            raise KoalaBenchError(
+                "This target's attention layers differ in shape from one another.",
+                "Only models with the same key and value heads in every layer can be decoded with trees.",
+            )
         return self._storage[index, 0:1], self._storage[index, 1:2]
 
     def begin(self) -> None:

@@ -73,7 +73,9 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     except (OSError, SafetensorError) as error:
         raise KoalaBenchError(f"{folder / _WEIGHTS} is missing or damaged.", "Train the head again.") from error
     except RuntimeError as error:
-        raise KoalaBenchError(f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}", "Train the head again.") from error
+        raise KoalaBenchError(
+            f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}", "Train the head again."
+        ) from error
     head.to(device=target.device, dtype=target.dtype).eval()
     if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise KoalaBenchError(f"The weights in {folder} are not finite.", "Train the head again.")

@@ -69,7 +69,9 @@ def read_conversations(source: str) -> Conversations:
             train.append(turns)
             names.append(name)
     if not train or not held_out:
-        raise KoalaBenchError(f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.", "Give a file with more conversations.")
+        raise KoalaBenchError(
+            f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.", "Give a file with more conversations."
+        )
     if dropped:
         say(f"{path.name}: {dropped} rows without a question followed by an answer were left out.")
     provenance = {"source": path.name, "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "dropped": dropped}

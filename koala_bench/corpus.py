@@ -102,7 +102,10 @@ class Corpus:
 
 
 _NUMPY_HEADING = re.compile(r"^([A-Z][A-Za-z ]{2,30})\n(-{3,}|={3,})\s*$", re.MULTILINE)
-_GOOGLE_HEADING = re.compile(r"^(Args|Arguments|Parameters|Returns?|Yields|Raises|Examples?|Notes?|Shape|Attributes|Inputs?|Keyword args|Usage)\s*:{1,2}\s*$", re.MULTILINE | re.IGNORECASE)
+_GOOGLE_HEADING = re.compile(
+    r"^(Args|Arguments|Parameters|Returns?|Yields|Raises|Examples?|Notes?|Shape|Attributes|Inputs?|Keyword args|Usage)\s*:{1,2}\s*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 _SPHINX_FIELD = re.compile(r"^:(param|type|returns?|rtype|raises?)\b[^:]*:", re.MULTILINE)
 _ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`")
 _DIRECTIVE_LINE = re.compile(r"^\s*\.\. .*$")
@@ -350,7 +353,9 @@ def read_corpus(packages: Sequence[str] = tuple(PACKAGES)) -> Corpus:
     """
     entries, versions, missing = read_entries(packages)
     if not entries:
-        raise KoalaBenchError("None of the packages that the corpus is made from is installed.", "Install the project with its dependencies: pip install -e . -c constraints.txt")
+        raise KoalaBenchError(
+            "None of the packages that the corpus is made from is installed.", "Install the project with its dependencies: pip install -e . -c constraints.txt"
+        )
     train: list[list[str]] = []
     held_out: list[list[str]] = []
     for entry in entries:

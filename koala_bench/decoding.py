@@ -100,7 +100,10 @@ def decode(
     if not prompt:
         raise KoalaBenchError("The prompt is empty.", "Give at least one token.")
     if len(prompt) >= target.max_positions:
-        raise KoalaBenchError(f"The prompt has {len(prompt)} tokens, {target.name} has a context of {target.max_positions}.", "Use shorter prompts or a target with a longer context.")
+        raise KoalaBenchError(
+            f"The prompt has {len(prompt)} tokens, {target.name} has a context of {target.max_positions}.",
+            "Use shorter prompts or a target with a longer context.",
+        )
     if max_new_tokens < 1:
         raise KoalaBenchError(f"--max-new-tokens is {max_new_tokens}.", "It must be at least 1.")
     capacity = capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions)

@@ -74,7 +74,9 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
         import difflib
 
         close = difflib.get_close_matches(name, conv_templates, n=3)
-        raise KoalaBenchError(f"Unknown chat template '{name}'.", f"Did you mean {', '.join(close)}?" if close else "Use a name of fastchat.conversation, or 'tokenizer'.")
+        raise KoalaBenchError(
+            f"Unknown chat template '{name}'.", f"Did you mean {', '.join(close)}?" if close else "Use a name of fastchat.conversation, or 'tokenizer'."
+        )
 
     def render(turns: Sequence[str]) -> str:
         conversation = get_conv_template(name)
@@ -111,7 +113,10 @@ def encode_dialogue(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, 
     for index in range(1, len(turns), 2):
         before, after = template.render(turns[:index]), template.render(turns[: index + 1])
         if not (after.startswith(before) and text.startswith(after)):
-            raise KoalaBenchError(f"The chat template '{template.name}' changes earlier turns when an answer follows.", "Train with another template, e.g. --chat-template vicuna_v1.1.")
+            raise KoalaBenchError(
+                f"The chat template '{template.name}' changes earlier turns when an answer follows.",
+                "Train with another template, e.g. --chat-template vicuna_v1.1.",
+            )
         spans.append((len(before), len(after)))
     if not tokenizer.is_fast:
         raise KoalaBenchError("This tokenizer cannot say which characters a token covers.", "Use a checkpoint that has a tokenizer.json (a fast tokenizer).")

@@ -51,22 +51,37 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     names = trained_methods(preset, methods)
     if not names:
         return
-    identity = {"target": fingerprint(target), "data": preset.data.model_dump(mode="json"), "training": preset.training.model_dump(mode="json"), "chat_template": template.sha256}
+    identity = {
+        "target": fingerprint(target),
+        "data": preset.data.model_dump(mode="json"),
+        "training": preset.training.model_dump(mode="json"),
+        "chat_template": template.sha256,
+    }
     identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude={"tree"}) for name in names}
-    if all(_same(read_manifest(out / name), identity) for name in names):
+    if all(_same(read_manifest(out / name), identity, name) for name in names):
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
     conversations = read_conversations(preset.data.source)
     stream, labels, held_out = _streams(preset, conversations, target, template)
-    manifest = {**identity, "provenance": conversations.provenance, "stream_sha256": stream.sha256, "order_sha256": stream.order_sha256(preset.training.steps), "dialogues": len(stream.dialogues)}
+    manifest = {
+        **identity,
+        "provenance": conversations.provenance,
+        "stream_sha256": stream.sha256,
+        "order_sha256": stream.order_sha256(preset.training.steps),
+        "dialogues": len(stream.dialogues),
+    }
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
     train(target, arms, stream, labels, held_out, preset.training, out, manifest)
 
 
-def _same(manifest: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
-    return manifest is not None and all(manifest.get(key) == value for key, value in identity.items())
+def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:
+    """Whether a finished head was trained as ``identity`` says, whatever other heads were trained beside it."""
+    if manifest is None:
+        return False
+    shared = all(manifest.get(key) == value for key, value in identity.items() if key != "methods")
+    return shared and manifest.get("methods", {}).get(name) == identity["methods"][name]
 
 
 def _streams(preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate) -> tuple[Stream, list[str], HeldOut]:
@@ -74,7 +89,13 @@ def _streams(preset: Preset, conversations: Conversations, target: Target, templ
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
     encoded = encode_all(target, template, conversations.train[:limit])
     stream = make_stream(encoded, conversations.train_names[:limit], preset.training.batch_tokens, preset.data.max_tokens, preset.training.seed)
-    held = make_stream(encode_all(target, template, conversations.held_out[: preset.data.held_out]), [f"held-out:{i}" for i in range(len(conversations.held_out[: preset.data.held_out]))], preset.training.batch_tokens, preset.data.max_tokens, 0)
+    held = make_stream(
+        encode_all(target, template, conversations.held_out[: preset.data.held_out]),
+        [f"held-out:{i}" for i in range(len(conversations.held_out[: preset.data.held_out]))],
+        preset.training.batch_tokens,
+        preset.data.max_tokens,
+        0,
+    )
     batches = []
     covered = 0
     while covered < len(held.dialogues):

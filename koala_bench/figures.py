@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +37,8 @@ _STYLE: dict[str, Any] = {
     "savefig.dpi": 200,
 }
 _WIDTH_INCHES, _ROW_INCHES = 7.0, 2.7
+_CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
+_LABEL_SHARE = 0.18  # room for the word "vanilla" at the right of the bars, as a share of theirs
 
 # Light and dark of one hue, after Okabe and Ito's blue, vermilion, green, purple and orange.
 _PAIRS = (("#8CC4E8", "#0072B2"), ("#F2B38A", "#D55E00"), ("#8FD3BC", "#009E73"), ("#E3BBD2", "#A8487F"), ("#F7D58B", "#C98A00"))
@@ -64,18 +66,28 @@ def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval]
     axes.axhline(1.0, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
     # At the right of the last bar, where nothing else is.
     axes.annotate("vanilla", (len(summaries) - 0.5, 1.0), xytext=(1, 2), textcoords="offset points", color="#444444", fontsize=7, va="bottom")
-    axes.set_xlim(-0.6, len(summaries) + 0.15)
+    axes.set_xlim(-0.6, len(summaries) - 0.5 + _LABEL_SHARE * len(summaries))
     axes.set_ylim(0, top * 1.13)
     axes.set_ylabel(label)
-    # A line for the head and a line for the variant keeps the names apart and upright.
-    axes.set_xticks(places, [head + "\n" + plus + rest for head, plus, rest in (summary.name.partition("+") for summary in summaries)])
+    _name_places(axes, [summary.name for summary in summaries])
     axes.tick_params(axis="x", length=0)
     axes.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
 
 
+def _name_places(axes: Axes, names: Sequence[str]) -> None:
+    # A line for the head and one for the variant keeps a few names upright; many or long ones are slanted.
+    lines = [[head, plus + rest] for head, plus, rest in (name.partition("+") for name in names)]
+    room = _CHARACTERS_ACROSS / (len(names) * (1 + _LABEL_SHARE))
+    if max(len(line) for both in lines for line in both) < room:
+        axes.set_xticks(range(len(names)), ["\n".join(both) for both in lines])
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+
+
 def _save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
     """Write PDF and PNG without dates or versions in them."""
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+    # After a reset, so that whatever style the user has set elsewhere changes nothing.
+    with style.context(_STYLE, after_reset=True):
         figure = draw()
         FigureCanvasAgg(figure)
         metadata = {"pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
@@ -114,9 +126,9 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
         figure = Figure(figsize=(_WIDTH_INCHES, _ROW_INCHES * len(shown)), layout="constrained")
         panels = figure.subplots(len(shown), 2, squeeze=False)
         for (left, right), rows in zip(panels, shown, strict=True):
-            prefix = f"{rows[0].target}: " if len(shown) > 1 else ""
-            _bars(left, rows, [row.speedup for row in rows], f"{prefix}speedup (x)")
-            _bars(right, rows, [row.acceptance_length for row in rows], f"{prefix}acceptance length (tokens per step)" if not prefix else f"{prefix}tokens per step")
+            target = f"{rows[0].target}\n" if len(shown) > 1 else ""
+            _bars(left, rows, [row.speedup for row in rows], f"{target}speedup (x)")
+            _bars(right, rows, [row.acceptance_length for row in rows], f"{target}acceptance length (tokens per step)")
         return figure
 
     return _save(draw, out_dir, "figure1")

@@ -26,7 +26,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot write {path}: {error.strerror or error}.", "Free space or choose another folder with --out; what was there is unchanged.") from error
+        raise KoalaBenchError(
+            f"Cannot write {path}: {error.strerror or error}.", "Free space or choose another folder with --out; what was there is unchanged."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

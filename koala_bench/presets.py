@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,11 +95,12 @@ class Preset(_Strict):
     training: TrainingPreset
     evaluation: EvaluationPreset = EvaluationPreset()
     methods: dict[str, MethodPreset]
+    quick: tuple[str, ...] = ()  # overrides of --quick, as for --set
 
     @property
     def sha256(self) -> str:
         """Hash of the resolved values, whatever file and overrides they came from."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json", exclude={"quick"}), sort_keys=True).encode()).hexdigest()
 
     def method(self, name: str) -> MethodPreset:
         """One method by name.
@@ -149,8 +151,12 @@ def _key_parts(key: str) -> list[str]:
     return parts
 
 
-def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
+def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -> Preset:
     """Read a bundled preset or a TOML file, apply overrides in order, and check everything.
+
+    Args:
+        overrides: assignments ``section.key=value``.
+        quick: apply the preset's own overrides for a reduced run first.
 
     Raises:
         KoalaBenchError: unknown preset, broken TOML, an unknown key or a value of the wrong kind.
@@ -164,12 +170,16 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Preset:
         text = (resources.files("koala_bench") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     else:
         close = difflib.get_close_matches(name, preset_names(), n=3)
-        raise KoalaBenchError(f"Unknown preset '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"Use {', '.join(preset_names())} or a .toml file.")
+        raise KoalaBenchError(
+            f"Unknown preset '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"Use {', '.join(preset_names())} or a .toml file."
+        )
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise KoalaBenchError(f"The preset {name} is not valid TOML: {error}.", "Mend the file.") from error
-    for assignment in overrides or []:
+    if quick and not values.get("quick"):
+        raise KoalaBenchError(f"The preset {name} has no quick form.", "Leave --quick away, or shrink it with --set and --limit.")
+    for assignment in [*(values.get("quick", []) if quick else []), *overrides]:
         _override(values, assignment)
     try:
         return Preset.model_validate(values)

@@ -152,7 +152,9 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
         except Exception as error:
             raise KoalaBenchError(f"The checkpoint {checkpoint} is damaged.", "Delete it to start again.") from error
         if state["identity"] != identity:
-            raise KoalaBenchError(f"The checkpoint in {work} was made from another corpus or with other options.", "Choose another --out, or delete the folder to start again.")
+            raise KoalaBenchError(
+                f"The checkpoint in {work} was made from another corpus or with other options.", "Choose another --out, or delete the folder to start again."
+            )
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -191,7 +193,13 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-            line = {"step": step + 1, "tokens": (step + 1) * options.step_tokens, "loss": round(value, 4), "rate": round(factor, 4), "elapsed_s": round(time.perf_counter() - started, 1)}
+            line = {
+                "step": step + 1,
+                "tokens": (step + 1) * options.step_tokens,
+                "loss": round(value, 4),
+                "rate": round(factor, 4),
+                "elapsed_s": round(time.perf_counter() - started, 1),
+            }
             last = step + 1 == options.steps
             if (step + 1) % 200 == 0 or last:
                 line["held_out_loss"] = round(evaluate(), 4)

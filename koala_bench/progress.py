@@ -34,7 +34,16 @@ def progress(description: str, total: float, unit: str, done: float = 0.0) -> It
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        ]
         started = time.perf_counter()
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, completed=done, rate="", note="")
@@ -62,6 +71,8 @@ def progress(description: str, total: float, unit: str, done: float = 0.0) -> It
         last_line = now
         rate = count / max(now - started, 1e-9)
         left = max(total - done - count, 0.0) / rate if rate > 0 else 0.0
-        say(f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s, {_clock(now - started)} elapsed, {_clock(left)} left{'  ' + note if note else ''}")
+        say(
+            f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s, {_clock(now - started)} elapsed, {_clock(left)} left{'  ' + note if note else ''}"
+        )
 
     yield advance_plain

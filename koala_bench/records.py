@@ -199,7 +199,7 @@ class TurnLine(TypedDict):
     limit; a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or
     all but the first where the prefill's token is no step's.
     ``drafted_depth[i]`` is the deepest draft level offered at that step. ``decode_s`` is the whole decode loop;
-    ``draft_s`` and ``verify_s`` come from another pass of the same decode with clocks around the parts.
+    ``draft_s`` and ``verify_s`` are the seconds of drafting and of the target's passes, null if the parts were not timed.
     """
 
     kind: Literal["turn"]

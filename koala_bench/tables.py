@@ -551,7 +551,8 @@ def _incomplete(run: Run, summaries: Sequence[Summary]) -> Note | None:
     label = run.header["target"]["name"]
     if not run.finished:
         lines.append(
-            f"The record of {label} is unfinished: it holds {_count(len(run.turns), 'turn')} and no end line. Its numbers will change when the evaluation goes on."
+            f"The record of {label} is unfinished: it holds {_count(len(run.turns), 'turn')} and no end line. "
+            "Its numbers will change when the evaluation goes on."
         )
     failed = [turn for summary in summaries for turn in summary.failed]
     if failed:
@@ -667,8 +668,8 @@ def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
         f"{target['dtype']} on {target['device']}, attention {target['attention']}.",
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
-        f"Questions: {questions['name']} ({_count(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), {summaries[0].questions} of them counted; "
-        f"chat template {header['chat_template']['name']}.",
+        f"Questions: {questions['name']} ({_count(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "
+        f"{summaries[0].questions} of them counted; chat template {header['chat_template']['name']}.",
         f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up, "
         f"{_count(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question.",
     ]
@@ -692,14 +693,15 @@ def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
 
 def _definitions_note(summaries: Sequence[Sequence[Summary]]) -> Note:
     lines = [
-        "Speedup: tokens per second of decoding (prefill and its token left out) over that of vanilla decoding in the same run, both totalled over the questions.",
+        "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run, both totalled over the questions.",
         "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has 1.",
         f"Acceptance rate {_ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and were offered that depth "
         "(conditional on the parent).",
-        "Draft overhead: drafting time / (drafting + verification time), from a separate pass of the same decode with clocks around the parts.",
+        "Draft overhead: drafting time / (drafting + verification time).",
         "Change: against the original head (same head, neither more layers nor adversarial training), as a difference of speedups (x) and relative to its "
         "speedup (%).",
-        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired percentile bootstrap over questions, {statistics.RESAMPLES:,} resamples, seed {statistics.SEED}.",
+        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired percentile bootstrap over questions "
+        f"({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}).",
     ]
     if any(of_run[0].questions < 2 for of_run in summaries):
         lines.append("With a single question there are no intervals.")

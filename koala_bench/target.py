@@ -92,7 +92,9 @@ class Target:
     def spec(self) -> TargetSpec:
         """What heads may know of this target."""
         config, weight = self.model.config, self.model.get_output_embeddings().weight
-        return TargetSpec(config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype)
+        return TargetSpec(
+            config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype
+        )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""
@@ -121,12 +123,18 @@ class Target:
         window = getattr(config, "sliding_window", None)
         slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]) and getattr(config, "use_sliding_window", True)
         if window and slides and capacity > window:
-            raise KoalaBenchError(f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.", "Lower --max-new-tokens or use shorter prompts.")
+            raise KoalaBenchError(
+                f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.", "Lower --max-new-tokens or use shorter prompts."
+            )
         return TreeCache(self.layers, capacity)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache | None, features: tuple[int, ...]) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache | None, features: tuple[int, ...]
+    ) -> torch.Tensor:
         every = features != (-1,)
-        found = self.decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, output_hidden_states=every)
+        found = self.decoder(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, output_hidden_states=every
+        )
         if not every:
             hidden: torch.Tensor = found.last_hidden_state.unsqueeze(2)
             return hidden
@@ -225,7 +233,10 @@ def _check_output(target: Target) -> None:
         whole = target.model(input_ids=ids, use_cache=False).logits
         parts = target.output(target.states(ids)[:, :, -1])
     if not torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3):
-        raise KoalaBenchError(f"{target.name} changes its logits in a way that is not known here.", "Use another target, or teach koala_bench/target.py what this family does after the output layer.")
+        raise KoalaBenchError(
+            f"{target.name} changes its logits in a way that is not known here.",
+            "Use another target, or teach koala_bench/target.py what this family does after the output layer.",
+        )
 
 
 def fingerprint(target: Target) -> dict[str, str]:

@@ -123,11 +123,13 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+    except Exception as error:
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
     for key, value in identity.items():
         if state["identity"].get(key) != value:
-            raise KoalaBenchError(f"The checkpoint {path} belongs to another run: its {key} differs.", "Choose another --out, or delete the folder to start again.")
+            raise KoalaBenchError(
+                f"The checkpoint {path} belongs to another run: its {key} differs.", "Choose another --out, or delete the folder to start again."
+            )
     return state
 
 
@@ -173,7 +175,9 @@ def held_out_acceptance(target: Target, arm: Arm, held_out: HeldOut) -> dict[str
     return {"acceptance_length": round(acceptance_length(accepted), 4), "acceptance_rate_by_depth": rates}
 
 
-def train(target: Target, arms: Sequence[Arm], stream: Stream, names: Sequence[str], held_out: HeldOut, options: TrainingPreset, out: Path, manifest: dict[str, Any]) -> None:
+def train(
+    target: Target, arms: Sequence[Arm], stream: Stream, names: Sequence[str], held_out: HeldOut, options: TrainingPreset, out: Path, manifest: dict[str, Any]
+) -> None:
     """Train all arms together and write each as ``out/<method>/``.
 
     Args:
@@ -204,7 +208,12 @@ def train(target: Target, arms: Sequence[Arm], stream: Stream, names: Sequence[s
 
     def save(step: int) -> None:
         states = {
-            arm.name: {"head": arm.head.state_dict(), "optimiser": arm.optimiser.state_dict(), "objective": arm.objective.state_dict() if arm.objective is not None else None} for arm in arms
+            arm.name: {
+                "head": arm.head.state_dict(),
+                "optimiser": arm.optimiser.state_dict(),
+                "objective": arm.objective.state_dict() if arm.objective is not None else None,
+            }
+            for arm in arms
         }
         with replacing(checkpoint) as temporary:
             torch.save({"identity": manifest, "step": step, "tokens": seen, "arms": states}, temporary)
@@ -231,13 +240,24 @@ def train(target: Target, arms: Sequence[Arm], stream: Stream, names: Sequence[s
                 timings[arm.name] += time.perf_counter() - before
                 if line is None:
                     worst = ", ".join(names[i] for i in tokens.samples[:4])
-                    raise KoalaBenchError(f"The loss of {arm.name} is not finite at step {step + 1}, on dialogues {worst} ...", "Lower its learning rate; the last checkpoint is kept.")
+                    raise KoalaBenchError(
+                        f"The loss of {arm.name} is not finite at step {step + 1}, on dialogues {worst} ...",
+                        "Lower its learning rate; the last checkpoint is kept.",
+                    )
                 if (step + 1) % _LOG_EVERY == 0 or step == 0:
                     write({"kind": "step", "step": step + 1, "method": arm.name, "rate": round(arm.learning_rate * factor, 8), **line})
             seen += tokens.tokens
             if step + 1 in evaluate_at:
                 for arm in arms:
-                    write({"kind": "held_out", "step": step + 1, "method": arm.name, **held_out_losses(target, arm, held_out), **held_out_acceptance(target, arm, held_out)})
+                    write(
+                        {
+                            "kind": "held_out",
+                            "step": step + 1,
+                            "method": arm.name,
+                            **held_out_losses(target, arm, held_out),
+                            **held_out_acceptance(target, arm, held_out),
+                        }
+                    )
             log.flush()
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
                 save(step + 1)

@@ -161,9 +161,14 @@ class TreeTemplate:
             KoalaBenchError: it is deeper than the head drafts, or uses a rank beyond the vocabulary.
         """
         if self.depth > depth:
-            raise KoalaBenchError(f"Tree '{self.name}' is {self.depth} levels deep, the head drafts only {depth}.", "Choose a shallower --tree, or train the head with more heads.")
+            raise KoalaBenchError(
+                f"Tree '{self.name}' is {self.depth} levels deep, the head drafts only {depth}.",
+                "Choose a shallower --tree, or train the head with more heads.",
+            )
         if self.widest_rank > candidates:
-            raise KoalaBenchError(f"Tree '{self.name}' needs {self.widest_rank} candidates a node, there are only {candidates} tokens.", "Choose a narrower --tree.")
+            raise KoalaBenchError(
+                f"Tree '{self.name}' needs {self.widest_rank} candidates a node, there are only {candidates} tokens.", "Choose a narrower --tree."
+            )
 
 
 def _bundled() -> dict[str, dict[str, Any]]:
@@ -211,4 +216,7 @@ def load_template(name: str) -> TreeTemplate:
         except (ValueError, TypeError) as error:
             raise KoalaBenchError(f"{name} is not a list of child-rank paths.", "Write for example [[0], [1], [0, 0]].") from error
     close = difflib.get_close_matches(name, bundled, n=3)
-    raise KoalaBenchError(f"Unknown tree '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"Use chain-N, WxWxW, a .json file, or one of: {', '.join(sorted(bundled))}.")
+    raise KoalaBenchError(
+        f"Unknown tree '{name}'.",
+        f"Did you mean {', '.join(close)}?" if close else f"Use chain-N, WxWxW, a .json file, or one of: {', '.join(sorted(bundled))}.",
+    )

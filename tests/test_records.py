@@ -100,7 +100,8 @@ def make_header(methods: list[str] | None = None, target: str = "tiny") -> RunHe
 
 def steps_of(method: str, question: int) -> list[int]:
     """Accepted drafts per step of a synthetic answer of ``TOKENS`` tokens; they vary with the question."""
-    pattern, accepted = PATTERNS[method][0], []
+    pattern = PATTERNS[method][0]
+    accepted: list[int] = []
     while (left := TOKENS - sum(accepted) - len(accepted)) > 0:
         place = len(accepted) + question * (len(accepted) % 3)
         accepted.append(min(pattern[place % len(pattern)], left - 1))
@@ -132,13 +133,13 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
         "first_difference": None,
         "error": None,
     }
-    return line | changes  # type: ignore[return-value,operator]
+    return line | changes  # type: ignore[return-value]
 
 
 def failed(turn: TurnLine, message: str = "out of memory") -> TurnLine:
     """The same turn as a failure."""
     names = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "prefill_s", "decode_s", "draft_s", "verify_s", "first_difference")
-    return turn | {"error": {"type": "RuntimeError", "message": message}} | dict.fromkeys(names)  # type: ignore[return-value,operator]
+    return turn | {"error": {"type": "RuntimeError", "message": message}} | dict.fromkeys(names)  # type: ignore[return-value]
 
 
 def make_turns(methods: list[str] | None = None) -> list[TurnLine]:
@@ -210,7 +211,7 @@ def test_the_prefill_token_may_be_no_steps_token(tmp_path: Path) -> None:
 )
 def test_a_malformed_turn_is_not_written(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     with open_record(tmp_path / "run.jsonl", make_header()) as writer, pytest.raises(ValueError, match=problem.replace("(", r"\(")):
-        writer.append(make_turn("vanilla", 81, 0) | changes)  # type: ignore[arg-type,operator]
+        writer.append(make_turn("vanilla", 81, 0) | changes)  # type: ignore[arg-type]
     assert read_run(tmp_path / "run.jsonl").turns == []
 
 
@@ -238,7 +239,10 @@ def test_a_malformed_header_is_not_written(tmp_path: Path, field: str) -> None:
 # ---------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("tail", [b'{"kind":"turn","method":"ea', b'{"kind":"turn","method":"ea\n', b'{"kind":"end","status":"finished","turns":33,"wall_s":1.0}', b"\xff\xfe\n"])
+HALF_LINES = [b'{"kind":"turn","method":"ea', b'{"kind":"turn","method":"ea\n', b'{"kind":"end","status":"finished","turns":33,"wall_s":1.0}', b"\xff\xfe\n"]
+
+
+@pytest.mark.parametrize("tail", HALF_LINES)
 def test_resume_drops_a_half_written_last_line_and_goes_on(tmp_path: Path, tail: bytes) -> None:
     whole = write_run(tmp_path / "whole.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -367,7 +371,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: int, edit: Callable[[dict
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "run.jsonl"
     path.write_bytes(content)
-    with pytest.raises(KoalaBenchError, match="run.jsonl") as caught:
+    with pytest.raises(KoalaBenchError, match=r"run\.jsonl") as caught:
         read_run(path)
     assert message in str(caught.value)
 
@@ -376,7 +380,7 @@ def test_damage_in_the_middle_is_not_taken_for_an_interrupted_run(tmp_path: Path
     lines = write_run(tmp_path / "run.jsonl").read_bytes().splitlines(keepends=True)
     lines[4] = lines[4][:50] + b"\n"
     (tmp_path / "run.jsonl").write_bytes(b"".join(lines))
-    with pytest.raises(KoalaBenchError, match="run.jsonl:5: not a line of JSON"):
+    with pytest.raises(KoalaBenchError, match=r"run\.jsonl:5: not a line of JSON"):
         open_record(tmp_path / "run.jsonl", make_header())
     assert (tmp_path / "run.jsonl").read_bytes() == b"".join(lines)
 
@@ -390,7 +394,7 @@ def test_lines_after_the_end_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(KoalaBenchError, match="Cannot read the run record .*none.jsonl: No such file"):
+    with pytest.raises(KoalaBenchError, match=r"Cannot read the run record .*none\.jsonl: No such file"):
         read_run(tmp_path / "none.jsonl")
     with pytest.raises(KoalaBenchError, match="Is a directory"):
         read_run(tmp_path)

@@ -117,7 +117,9 @@ def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: s
         faults.append(f"misses {_some(missing)}")
     if extra := sorted(shapes.keys() - wanted.keys()):
         faults.append(f"has an unknown {_some(extra)}")
-    if other := [f"{name} of shape {list(shapes[name])} instead of {list(shape)}" for name, shape in sorted(wanted.items()) if shapes.get(name, shape) != shape]:
+    if other := [
+        f"{name} of shape {list(shapes[name])} instead of {list(shape)}" for name, shape in sorted(wanted.items()) if shapes.get(name, shape) != shape
+    ]:
         faults.append(f"has {_some(other)}")
     if bad := sorted(name for name in wanted.keys() & shapes.keys() if not torch.isfinite(tensors[name]).all()):
         faults.append(f"has values that are not finite in {_some(bad)}")
@@ -138,7 +140,9 @@ def make_head(imported: Imported, spec: TargetSpec, **options: Any) -> Any:
     try:
         head.load_state_dict(imported.tensors)
     except RuntimeError as error:
-        raise KoalaBenchError(f"The checkpoint does not fit the head '{imported.head}' of this target: {str(error).splitlines()[-1].strip()}", "Use the target it was made for.") from error
+        raise KoalaBenchError(
+            f"The checkpoint does not fit the head '{imported.head}' of this target: {str(error).splitlines()[-1].strip()}", "Use the target it was made for."
+        ) from error
     return head.to(device=spec.device, dtype=spec.dtype).eval()
 
 

@@ -38,12 +38,15 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     vocab = spec.vocab_size if spec is not None else int(config["vocab_size"])
     if width % options["attention_heads"] or options["attention_heads"] % options["kv_heads"]:
         raise KoalaBenchError(
-            f"{config.path}: width {width} with {options['attention_heads']} query and {options['kv_heads']} key heads is no attention layer.", "Check that the file belongs to the checkpoint."
+            f"{config.path}: width {width} with {options['attention_heads']} query and {options['kv_heads']} key heads is no attention layer.",
+            "Check that the file belongs to the checkpoint.",
         )
     if config.get("head_dim") not in {None, width // options["attention_heads"]}:
         raise KoalaBenchError(f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.", "Upstream's EAGLE-1 knows no other.")
     known = "layers.0.self_attn.q_proj.weight" in tensors
-    check_layout(tensors, _shapes(options, width, vocab), "" if known else "EAGLE-3 and other successors are other networks; only EAGLE-1 and EAGLE-2 weights are read.")
+    check_layout(
+        tensors, _shapes(options, width, vocab), "" if known else "EAGLE-3 and other successors are other networks; only EAGLE-1 and EAGLE-2 weights are read."
+    )
     notes = _check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
     return Imported("eagle", options, {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"}, tuple(notes))
 
@@ -92,5 +95,7 @@ def _check_embedding(tensors: Fields, spec: TargetSpec) -> list[str]:
     # bfloat16, the coarsest dtype that weights are stored in, rounds to 2**-9 of a value; below 1e-6 float16 has no digits left.
     different = int((~torch.isclose(own, read_in, rtol=2**-7, atol=1e-6)).any(dim=1).sum())
     if different:
-        raise KoalaBenchError(f"{tensors.path} was made for another target: its embedding differs in {different} of {spec.vocab_size} rows.", "Use the target it was trained for.")
+        raise KoalaBenchError(
+            f"{tensors.path} was made for another target: its embedding differs in {different} of {spec.vocab_size} rows.", "Use the target it was trained for."
+        )
     return ["The embedding is a copy of the target's and was dropped."]

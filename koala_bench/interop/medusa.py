@@ -38,7 +38,11 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     blocks = [tuple(map(int, found.groups())) for name in tensors if (found := _BLOCK.fullmatch(name))]
     outputs = [tuple(map(int, found.groups())) for name in tensors if (found := _OUTPUT.fullmatch(name))]
     if not outputs:
-        hint = "Heads that share the target's output layer (version 2 of upstream's trainer) are another network." if blocks else "Give the official medusa_lm_head file."
+        hint = (
+            "Heads that share the target's output layer (version 2 of upstream's trainer) are another network."
+            if blocks
+            else "Give the official medusa_lm_head file."
+        )
         raise KoalaBenchError(f"{tensors.path} has no projection to the vocabulary for any head.", hint)
     heads = 1 + max(head for head, _ in [*blocks, *outputs])
     layers = max(place for _, place in outputs)
@@ -60,7 +64,7 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
         "block_bias": stacked("bias") if layers else torch.empty(0, heads, width),
         "output_weight": torch.stack([tensors[f"{head}.{layers}.weight"].float() for head in range(heads)]),
     }
-    return Imported("medusa", {"heads": heads, "layers": layers}, imported, tuple([*_tying(imported), *_disagreement(folder, heads, layers)]))
+    return Imported("medusa", {"heads": heads, "layers": layers}, imported, (*_tying(imported), *_disagreement(folder, heads, layers)))
 
 
 def tied_heads(tensors: dict[str, torch.Tensor]) -> list[int]:
@@ -71,7 +75,11 @@ def tied_heads(tensors: dict[str, torch.Tensor]) -> list[int]:
     """
     weight, bias = tensors["block_weight"], tensors["block_bias"]
     layers, heads = weight.shape[:2]
-    return [head for head in range(heads) if layers > 1 and all(torch.equal(each[0, head], each[block, head]) for each in (weight, bias) for block in range(1, layers))]
+    return [
+        head
+        for head in range(heads)
+        if layers > 1 and all(torch.equal(each[0, head], each[block, head]) for each in (weight, bias) for block in range(1, layers))
+    ]
 
 
 def _sizes(tensors: Fields, layers: int, spec: TargetSpec | None) -> tuple[int, int]:

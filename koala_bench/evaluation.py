@@ -1,0 +1,274 @@
+"""Measuring methods: every question is answered by all of them in turn, so that drift of the machine cancels.
+
+Vanilla decoding is one of the methods and runs through the same loop, cache, dtype and stopping rule. The order of the methods
+rotates from question to question. Every method is given the same prompts: the second turn shows vanilla's first answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from koala_bench.cache import TreeCache
+from koala_bench.checkpoints import load_head
+from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
+from koala_bench.dialogues import ChatTemplate, encode_prompt
+from koala_bench.errors import KoalaBenchError
+from koala_bench.experiment import VANILLA, trained_methods
+from koala_bench.heads import DraftHead
+from koala_bench.presets import Preset
+from koala_bench.progress import progress, say
+from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
+from koala_bench.records import SCHEMA, MethodInfo, RecordWriter, Run, RunHeader, TurnLine, code_state, environment, open_record, read_run
+from koala_bench.target import Target, fingerprint
+from koala_bench.tree import TreeTemplate, load_template
+
+_CACHE_ROUNDING = 256  # rows; a cache that grows in steps serves many prompts
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method ready to decode."""
+
+    name: str
+    head: DraftHead
+    template: TreeTemplate
+    info: MethodInfo
+
+
+def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Path) -> list[Method]:
+    """Load the trained head of every method, vanilla first.
+
+    Raises:
+        KoalaBenchError: a head is not trained, damaged or of another target, or cannot fill its tree.
+    """
+    nothing: MethodInfo = {
+        "name": VANILLA, "head": None, "layers": 0, "adversarial": False, "parameters": 0, "tree": {"name": VANILLA_TREE.name, "nodes": 1, "depth": 0},
+        "checkpoint": None, "weights_sha256": None, "lossless": True,
+    }  # fmt: skip
+    methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, nothing)]
+    for name in trained_methods(preset, names):
+        wanted = preset.method(name)
+        template = load_template(wanted.tree)
+        head, config, weights = load_head(heads / name, target)
+        template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+        info: MethodInfo = {
+            "name": name, "head": config["head"], "layers": config["layers"], "adversarial": config["objective"] is not None,
+            "parameters": sum(p.numel() for p in head.parameters()), "tree": {"name": template.name, "nodes": template.nodes, "depth": template.depth},
+            "checkpoint": str(heads / name), "weights_sha256": weights, "lossless": True,
+        }  # fmt: skip
+        methods.append(Method(name, head, template, info))
+    return methods
+
+
+def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:
+    """All questions, or the first few of each category in the order of the file."""
+    taken: dict[str, int] = {}
+    selected = []
+    for question in questions:
+        taken[question.category] = taken.get(question.category, 0) + 1
+        if per_category is None or taken[question.category] <= per_category:
+            selected.append(question)
+    return selected
+
+
+def _gpu(device: torch.device) -> tuple[str | None, str | None]:
+    if device.type != "cuda":
+        return None, None
+    driver = None
+    if tool := shutil.which("nvidia-smi"):
+        answer = subprocess.run([tool, "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+        driver = answer.stdout.split("\n")[0].strip() or None
+    return torch.cuda.get_device_name(device), driver
+
+
+def _header(
+    preset: Preset,
+    name: str,
+    target: Target,
+    template: ChatTemplate,
+    methods: Sequence[Method],
+    questions: Sequence[Question],
+    source: tuple[str, Path],
+    command: Sequence[str],
+) -> RunHeader:
+    prints = fingerprint(target)
+    gpu, driver = _gpu(target.device)
+    return {
+        "kind": "run", "schema": SCHEMA, "run_id": uuid.uuid4().hex, "created": datetime.now(UTC).isoformat(timespec="seconds"), "command": list(command),
+        "preset": {"name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json")},
+        "target": {
+            "name": target.name, "path": str(getattr(target.model, "name_or_path", target.name)), "config_sha256": prints["config_sha256"], "weights_sha256": prints["weights_sha256"],
+            "parameters": target.parameters, "layers": target.layers, "dtype": str(target.dtype).removeprefix("torch."), "device": target.device.type, "attention": preset.target.attention,
+        },
+        "methods": [method.info for method in methods],
+        "acceptance": {"rule": "greedy", "temperature": 0.0},
+        "questions": {"name": source[0], "sha256": questions_sha256(source[1]), "count": len(questions)},
+        "chat_template": {"name": template.name, "sha256": template.sha256},
+        "limits": {"max_new_tokens": preset.evaluation.max_new_tokens, "stop_ids": list(target.stop_ids)},
+        "seed": preset.training.seed,
+        "measure": {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats},
+        "environment": environment(torch.get_num_threads(), gpu, driver),
+        "code": code_state(Path(__file__).parent),
+    }  # fmt: skip
+
+
+class _Session:
+    """What the turns of a run share: target, template, limits, and a cache that grows when a prompt needs it."""
+
+    def __init__(self, preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[Method]) -> None:
+        self.target, self.template, self.methods = target, template, methods
+        self.limit = preset.evaluation.max_new_tokens
+        self.widest = max(method.template.nodes for method in methods)
+        self.cache: TreeCache | None = None
+
+    def prompt(self, turns: Sequence[str]) -> list[int]:
+        assert self.target.tokenizer is not None
+        return encode_prompt(self.template, self.target.tokenizer, turns)
+
+    def answer(self, method: Method, prompt: Sequence[int]) -> Decoded:
+        needed = capacity_for(len(prompt), self.limit, self.widest, self.target.max_positions)
+        if self.cache is None or self.cache.capacity < needed:
+            self.cache = self.target.new_cache(-(-needed // _CACHE_ROUNDING) * _CACHE_ROUNDING)
+        return decode(self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        assert self.target.tokenizer is not None
+        return str(self.target.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def top2_gap(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
+        """How far apart the target's two best next tokens are after ``tokens``, in logits."""
+        ids = torch.tensor([*prompt, *tokens], device=self.target.device)
+        logits, _ = self.target.prefill(ids, self.target.new_cache(len(ids)))
+        best = logits.double().topk(2).values
+        return float(best[0] - best[1])
+
+
+def _line(session: _Session, method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
+    return {
+        "kind": "turn", "method": method, "question_id": question.question_id, "category": question.category, "turn": turn, "repeat": repeat, "prompt_tokens": len(prompt),
+        "new_token_ids": answer.tokens, "text": session.text(answer.tokens), "stop": answer.stop, "accepted": answer.accepted, "drafted_depth": answer.drafted_depth,
+        "prefill_s": answer.prefill_s, "decode_s": answer.decode_s, "draft_s": answer.draft_s, "verify_s": answer.verify_s, "first_difference": None, "error": None,
+    }  # type: ignore[typeddict-item]  # fmt: skip
+
+
+def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception) -> TurnLine:
+    first = str(error).strip().splitlines()
+    return {
+        "kind": "turn", "method": method, "question_id": question.question_id, "category": question.category, "turn": turn, "repeat": repeat,
+        "prompt_tokens": len(prompt) if prompt is not None else None, "new_token_ids": None, "text": None, "stop": None, "accepted": None, "drafted_depth": None,
+        "prefill_s": None, "decode_s": None, "draft_s": None, "verify_s": None, "first_difference": None,
+        "error": {"type": type(error).__name__, "message": first[0] if first else ""},
+    }  # fmt: skip
+
+
+def _try(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]) -> TurnLine:
+    """One answer, or the record of why there is none: a question too long or too large must not end the run."""
+    try:
+        return _line(session, method.name, question, turn, repeat, prompt, session.answer(method, prompt))
+    except (KoalaBenchError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
+        session.cache = None
+        return _failure(method.name, question, turn, repeat, prompt, error)
+
+
+def _compare(session: _Session, line: TurnLine, vanilla: TurnLine, prompt: Sequence[int]) -> None:
+    """Note where an answer leaves vanilla's."""
+    mine, theirs = line["new_token_ids"], vanilla["new_token_ids"]
+    if mine is None or theirs is None or mine == theirs:
+        return
+    position = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+    if position == min(len(mine), len(theirs)):
+        # One answer is a prefix of the other: a stop rule that works differently is a defect and must not look like a tie.
+        raise RuntimeError(f"question {line['question_id']}: {line['method']} stops after {len(mine)} tokens, vanilla after {len(theirs)}")
+    gap = session.top2_gap(prompt, theirs[:position])
+    line["first_difference"] = {"position": position, "token": mine[position], "vanilla_token": theirs[position], "top2_gap": gap}
+
+
+def _ask(
+    session: _Session, writer: RecordWriter, kept: dict[tuple[str, int, int, int], TurnLine], question: Question, place: int, repeat: int, advance: Any
+) -> None:
+    """All turns of one question by all methods, except what the record has already."""
+    count = len(session.methods)
+    order = [session.methods[(i + place + repeat) % count] for i in range(count)]
+    turns: list[str] = []
+    for number, text in enumerate(question.turns):
+        turns.append(text)
+        prompt = session.prompt(turns)
+        key = (question.question_id, number, repeat)
+        lines = {name: kept[(name, *key)] for name in (m.name for m in order) if (name, *key) in kept}
+        fresh = [method for method in order if method.name not in lines]
+        gc.collect()
+        for method in fresh:
+            lines[method.name] = _try(session, method, question, number, repeat, prompt)
+            advance(1, method.name)
+        vanilla = lines[VANILLA]
+        for method in fresh:
+            if method.name != VANILLA:
+                _compare(session, lines[method.name], vanilla, prompt)
+            writer.append(lines[method.name])
+        if vanilla["text"] is None:
+            reason = KoalaBenchError("Vanilla decoding gave no answer to the turn before.", "")
+            for later in range(number + 1, len(question.turns)):
+                for method in session.methods:
+                    if (method.name, question.question_id, later, repeat) not in kept:
+                        writer.append(_failure(method.name, question, later, repeat, None, reason))
+                        advance(1)
+            return
+        turns.append(vanilla["text"])
+
+
+def evaluate(
+    preset: Preset,
+    name: str,
+    methods: Sequence[str],
+    target: Target,
+    template: ChatTemplate,
+    heads: Path,
+    record: Path,
+    data_dir: Path | None,
+    command: Sequence[str],
+) -> Run:
+    """Decode the preset's questions with all methods into one record; a finished record is reused, a partial one continued.
+
+    Args:
+        name: of the preset, for the record.
+        heads: folder with one trained head per method.
+        record: the JSON-lines file.
+
+    Raises:
+        KoalaBenchError: questions, heads or the record are missing, damaged or of another run.
+    """
+    source = find_questions(preset.evaluation.questions, data_dir)
+    questions = select_questions(read_questions(source[1]), preset.evaluation.limit)
+    ready = load_methods(preset, methods, target, heads)
+    header = _header(preset, name, target, template, ready, questions, source, command)
+    total = sum(len(question.turns) for question in questions) * len(ready) * preset.evaluation.repeats
+    started = time.perf_counter()
+    with open_record(record, header) as writer:
+        if writer.finished:
+            say(f"Reusing the finished record {record}.")
+            return read_run(record)
+        if writer.done:
+            say(f"Resuming {record}: {len(writer.done)} of {total} turns are there.")
+        kept = {(t["method"], t["question_id"], t["turn"], t["repeat"]): t for t in read_run(record).turns} if writer.done else {}
+        session = _Session(preset, target, template, ready)
+        say(f"Decoding {len(questions)} questions with {', '.join(method.name for method in ready)} ...")
+        for _ in range(preset.evaluation.warmup):
+            for method in ready:
+                _try(session, method, questions[0], 0, 0, session.prompt(questions[0].turns[:1]))
+        with progress("decode", total, "turns", len(kept)) as advance:
+            for repeat in range(preset.evaluation.repeats):
+                for place, question in enumerate(questions):
+                    _ask(session, writer, kept, question, place, repeat, advance)
+        writer.finish(time.perf_counter() - started)
+    return read_run(record)

@@ -81,7 +81,7 @@ class Eagle(nn.Module):
             self._table = rotary_table(needed + template.depth, self.head_dim, self.rope_base, device, dtype)
             # Column c of a mask stands for row c - offset; slicing moves the offset, so no mask is built while decoding.
             self._masks = [_level_mask(level, needed, dtype) for level in self._levels]
-            self._causal = torch.full((template.depth + 1, needed + template.depth + 1), torch.finfo(dtype).min, dtype=dtype, device=device).triu(needed + 1)
+            self._causal = _causal_mask(template.depth + 1, needed, dtype, device)
 
     def _run(self, tokens: torch.Tensor, states: torch.Tensor, positions: slice, start: int, mask: torch.Tensor | None) -> torch.Tensor:
         """Predicted states [new, width] after (state, next token) pairs written at row ``start``."""
@@ -103,7 +103,8 @@ class Eagle(nn.Module):
         capacity = self._rows.shape[4]
         mask = None
         if past and count > 1:
-            mask = self._causal[:count, capacity - past : capacity + count]
+            wide = self._causal if count <= len(self._causal) else _causal_mask(count, capacity, self._causal.dtype, self._causal.device)
+            mask = wide[:count, capacity - past : capacity + count]
         states = self._run(new.tokens, new.hidden[:, -1], slice(past, past + count), past, mask)
         self._settled = settled = past + count
         states = states[-1:]
@@ -140,19 +141,17 @@ class Eagle(nn.Module):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Smooth-L1 on the next state and soft cross-entropy on the next distribution (upstream ``eagle/train/main.py``).
 
-        As there, position ``t`` counts where token ``t`` belongs to an answer, and the last position never does.
+        As there, position ``t`` counts where token ``t`` belongs to an answer, and the last token of a dialogue never does.
         """
         hidden = batch.hidden[:, :, -1].float()
         noisy = hidden
         if self.noise and self.training:
             draw = torch.Generator(device=hidden.device).manual_seed(batch.seed)
-            lengths = (batch.ids.shape[1] - batch.supervised.flip(1).int().argmax(1)).clamp(min=1)  # up to the last answer token
-            scale = self.noise * 512.0 / lengths.float()
+            scale = self.noise * 512.0 / batch.lengths.float()
             noisy = hidden + (torch.rand(hidden.shape, generator=draw, device=hidden.device) - 0.5) * scale[:, None, None]
         predicted = self(batch.ids[:, 1:], noisy[:, :-1])
-        counted = batch.supervised[:, :-1]
-        if batch.lengths is not None:  # behind a row's last token stands padding, which has no state worth predicting
-            counted = counted & (torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None])
+        # Behind a row's last token stands padding, which has no state worth predicting.
+        counted = batch.supervised[:, :-1] & (torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None])
         rows_short = counted.flatten().nonzero()[:, 0]
         tokens = batch.ids.shape[1]
         rows = rows_short // (tokens - 1) * tokens + rows_short % (tokens - 1)
@@ -203,6 +202,11 @@ def _levels_of(template: TreeTemplate, device: torch.device) -> list[_Level]:
         levels.append(_Level(depth, ranks, *(torch.tensor(values, dtype=torch.int64, device=device) for values in (places, as_index, above)), seen))
         inner = grown
     return levels
+
+
+def _causal_mask(new: int, capacity: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Additive mask [new, capacity + new]: everything settled before, and of the new rows those up to one's own."""
+    return torch.full((new, capacity + new), torch.finfo(dtype).min, dtype=dtype, device=device).triu(capacity + 1)
 
 
 def _level_mask(level: _Level, capacity: int, dtype: torch.dtype) -> torch.Tensor:

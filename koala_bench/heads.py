@@ -67,7 +67,7 @@ class FeatureBatch:
         hidden: target states [batch, tokens, features, hidden_size].
         seed: drawn anew each step; whatever noise a head adds comes from it, so that equal heads get equal noise.
         output: the target's output layer, see ``TargetSpec.output``.
-        lengths: number of real tokens of each row, int64 [batch]; None where no row is padded.
+        lengths: number of real tokens of each row, int64 [batch].
     """
 
     ids: torch.Tensor
@@ -75,7 +75,7 @@ class FeatureBatch:
     hidden: torch.Tensor
     seed: int
     output: Callable[[torch.Tensor], torch.Tensor]
-    lengths: torch.Tensor | None = None
+    lengths: torch.Tensor
 
     @cached_property
     def target_probabilities(self) -> torch.Tensor:

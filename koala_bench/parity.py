@@ -200,7 +200,7 @@ def _predictions(head: Any, target: Target, next_ids: torch.Tensor, hidden: torc
     ids = torch.cat([next_ids[:1], next_ids, next_ids.new_zeros(beyond)])[None]
     states = torch.cat([hidden, hidden.new_zeros(1 + beyond, hidden.shape[-1])])[None, :, None]
     with torch.no_grad():
-        found = head.loss(FeatureBatch(ids, torch.ones_like(ids, dtype=torch.bool), states, 0, target.output))
+        found = head.loss(FeatureBatch(ids, torch.ones_like(ids, dtype=torch.bool), states, 0, target.output, torch.tensor([ids.shape[1]])))
     return [(each.feature[each.rows < count], each.logits[each.rows < count]) for each in found.predictions]
 
 

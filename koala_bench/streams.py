@@ -23,13 +23,13 @@ class TokenBatch:
         ids: int64 [batch, tokens].
         supervised: bool [batch, tokens].
         samples: index of each row's dialogue in the stream.
-        tokens: number of real tokens.
+        lengths: number of real tokens of each row, int64 [batch].
     """
 
     ids: torch.Tensor
     supervised: torch.Tensor
     samples: tuple[int, ...]
-    tokens: int
+    lengths: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,11 @@ def collate(dialogues: Sequence[EncodedDialogue], samples: Sequence[int], max_to
     length = min(max(len(dialogues[i].ids) for i in samples), max_tokens)
     ids = torch.zeros(len(samples), length, dtype=torch.int64)
     supervised = torch.zeros(len(samples), length, dtype=torch.bool)
-    tokens = 0
     for row, index in enumerate(samples):
         count = min(len(dialogues[index].ids), max_tokens)
         ids[row, :count] = torch.tensor(dialogues[index].ids[:count])
         supervised[row, :count] = torch.tensor(dialogues[index].supervised[:count])
-        tokens += count
-    return TokenBatch(ids, supervised, tuple(samples), tokens)
+    return TokenBatch(ids, supervised, tuple(samples), torch.tensor([min(len(dialogues[i].ids), max_tokens) for i in samples]))
 
 
 def make_stream(dialogues: Sequence[EncodedDialogue], names: Sequence[str], batch_tokens: int, max_tokens: int, seed: int) -> Stream:

@@ -110,7 +110,7 @@ def features_of(target: Target, batch: TokenBatch, features: tuple[int, ...], se
     """The target's states for a batch: the one pass that all heads share."""
     ids = batch.ids.to(target.device)
     hidden = target.states(ids, features).clone()  # a clone outside of inference mode may enter autograd
-    return FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output)
+    return FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output, batch.lengths.to(target.device))
 
 
 def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
@@ -246,7 +246,7 @@ def train(
                     )
                 if (step + 1) % _LOG_EVERY == 0 or step == 0:
                     write({"kind": "step", "step": step + 1, "method": arm.name, "rate": round(arm.learning_rate * factor, 8), **line})
-            seen += tokens.tokens
+            seen += int(tokens.lengths.sum())
             if step + 1 in evaluate_at:
                 for arm in arms:
                     write(

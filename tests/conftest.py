@@ -1,0 +1,46 @@
+"""Fixtures that most tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from koala_bench.target import Target
+from koala_bench.testing import save_tiny_target, tiny_target
+
+# The models of the tests are so small that a second thread only adds waiting.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    return tiny_target(tmp_path_factory.mktemp("target32"))
+
+
+@pytest.fixture(scope="session")
+def target64(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    return tiny_target(tmp_path_factory.mktemp("target64"), dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of public question files; tests that need it skip where there is none."""
+    named = os.environ.get("KOALA_BENCH_DATA")
+    if not named or not (Path(named) / "eval").is_dir():
+        pytest.skip("KOALA_BENCH_DATA names no folder with question files")
+    return Path(named)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(skip)

@@ -7,6 +7,8 @@ are upstream's ``num_hidden_layers``: the first has no input norm, the others ha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -168,6 +170,7 @@ class Eagle(nn.Module):
         return HeadLoss(total, parts, (Prediction(1, rows, feature, logits),))
 
 
+@dataclass(frozen=True)
 class _Level:
     """What growing one level of a template needs.
 
@@ -180,9 +183,17 @@ class _Level:
         seen: bool [count, rows so far + count], which drafted rows each of them attends to.
     """
 
-    def __init__(self, depth: int, ranks: int, places: torch.Tensor, grown: torch.Tensor, parents: torch.Tensor, seen: torch.Tensor) -> None:
-        self.depth, self.ranks, self.places, self.grown, self.parents, self.seen = depth, ranks, places, grown, parents, seen
-        self.count = len(grown)
+    depth: int
+    ranks: int
+    places: torch.Tensor
+    grown: torch.Tensor
+    parents: torch.Tensor
+    seen: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of new nodes with children."""
+        return len(self.grown)
 
 
 def _levels_of(template: TreeTemplate, device: torch.device) -> list[_Level]:
@@ -199,7 +210,8 @@ def _levels_of(template: TreeTemplate, device: torch.device) -> list[_Level]:
         seen = torch.tensor([[path[: len(row)] == row for row in drafted] for path in grown], dtype=torch.bool, device=device)
         as_index = [nodes.index(path) for path in grown]
         above = [inner.index(path[:-1]) for path in grown]
-        levels.append(_Level(depth, ranks, *(torch.tensor(values, dtype=torch.int64, device=device) for values in (places, as_index, above)), seen))
+        index = [torch.tensor(values, dtype=torch.int64, device=device) for values in (places, as_index, above)]
+        levels.append(_Level(depth, ranks, index[0], index[1], index[2], seen))
         inner = grown
     return levels
 

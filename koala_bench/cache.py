@@ -27,11 +27,12 @@ class _Rows(DynamicLayer):
         if not self.is_initialized:
             self.keys, self.values = self.owner.allocate(self.index, key_states, value_states)
             self.is_initialized = True
-        past = self.owner.past
+        keys, values, past = self.keys, self.values, self.owner.past
+        assert keys is not None and values is not None
         stop = past + key_states.shape[-2]
-        self.keys[:, :, past:stop] = key_states
-        self.values[:, :, past:stop] = value_states
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        keys[:, :, past:stop] = key_states
+        values[:, :, past:stop] = value_states
+        return keys[:, :, :stop], values[:, :, :stop]
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
         return self.owner.past

@@ -52,7 +52,7 @@ def read_conversations(source: str) -> Conversations:
         corpus = cached_corpus()
         if corpus.missing:
             say(f"Not installed, so missing from the corpus: {', '.join(corpus.missing)}.")
-        provenance = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
+        provenance: dict[str, Any] = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
         return Conversations(corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance)
     path = Path(source)
     train: list[list[str]] = []

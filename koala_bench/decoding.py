@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,7 @@ from koala_bench.target import Target
 from koala_bench.timing import Stopwatch, synchronise
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeTemplate
 
+Stop = Literal["eos", "limit", "context"]
 VANILLA_TREE = TreeTemplate("root", ())
 
 
@@ -62,7 +64,7 @@ class Decoded:
     """
 
     tokens: list[int]
-    stop: str
+    stop: Stop
     accepted: list[int]
     drafted_depth: list[int]
     prefill_s: float
@@ -125,7 +127,7 @@ def decode(
     drafted_depth: list[int] = []
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0)
-    stop = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else ""
+    stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
     watch = Stopwatch(target.device)
     while not stop:
         room = target.max_positions - cache.past  # positions that are still free, the root's included

@@ -144,7 +144,7 @@ class _Session:
 
     def text(self, tokens: Sequence[int]) -> str:
         assert self.target.tokenizer is not None
-        return str(self.target.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return str(self.target.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def top2_gap(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
         """How far apart the target's two best next tokens are after ``tokens``, in logits."""
@@ -159,7 +159,7 @@ def _line(session: _Session, method: str, question: Question, turn: int, repeat:
         "kind": "turn", "method": method, "question_id": question.question_id, "category": question.category, "turn": turn, "repeat": repeat, "prompt_tokens": len(prompt),
         "new_token_ids": answer.tokens, "text": session.text(answer.tokens), "stop": answer.stop, "accepted": answer.accepted, "drafted_depth": answer.drafted_depth,
         "prefill_s": answer.prefill_s, "decode_s": answer.decode_s, "draft_s": answer.draft_s, "verify_s": answer.verify_s, "first_difference": None, "error": None,
-    }  # type: ignore[typeddict-item]  # fmt: skip
+    }  # fmt: skip
 
 
 def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception) -> TurnLine:

@@ -12,7 +12,7 @@ from koala_bench.dialogues import ChatTemplate, chat_template, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.progress import say
-from koala_bench.streams import Stream, make_stream
+from koala_bench.streams import Stream, TokenBatch, make_stream
 from koala_bench.target import Target, fingerprint, load_target
 from koala_bench.training import HeldOut, make_arm, train
 
@@ -96,7 +96,7 @@ def _streams(preset: Preset, conversations: Conversations, target: Target, templ
         preset.data.max_tokens,
         0,
     )
-    batches = []
+    batches: list[TokenBatch] = []
     covered = 0
     while covered < len(held.dialogues):
         batch = held.batch(len(batches))

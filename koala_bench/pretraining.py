@@ -134,7 +134,7 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
         num_attention_heads=options.attention_heads, num_key_value_heads=options.attention_heads, max_position_embeddings=options.positions,
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(device)
+    model = LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimisers: list[torch.optim.Optimizer] = [
@@ -172,9 +172,11 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
         with replacing(checkpoint) as temporary:
             torch.save({"identity": identity, "step": step, "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}, temporary)
 
-    log = open(work / "log.jsonl", "a", encoding="utf-8")
     started = time.perf_counter()
-    with log, progress("pretrain", options.steps * options.step_tokens, "tokens", first * options.step_tokens) as advance:
+    with (
+        open(work / "log.jsonl", "a", encoding="utf-8") as log,
+        progress("pretrain", options.steps * options.step_tokens, "tokens", first * options.step_tokens) as advance,
+    ):
         for step in range(first, options.steps):
             rows = stable_rows if step < decay_start else decay_rows
             count = options.step_tokens // rows.row_tokens

@@ -23,7 +23,7 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def progress(description: str, total: float, unit: str, done: float = 0.0) -> Iterator[Callable[..., None]]:
+def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Yield ``advance(amount=1, note="")``.
 
     Args:
@@ -47,21 +47,23 @@ def progress(description: str, total: float, unit: str, done: float = 0.0) -> It
         started = time.perf_counter()
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total, completed=done, rate="", note="")
-            count = 0.0
+            count = 0
 
-            def advance(amount: float = 1.0, note: str = "") -> None:
+            def advance(amount: int = 1, note: str = "") -> None:
                 nonlocal count
                 count += amount
                 rate = count / max(time.perf_counter() - started, 1e-9)
-                bar.update(task, advance=amount, rate=f"{rate:,.1f} {unit}/s", **({"note": note} if note else {}))
+                bar.update(task, advance=amount, rate=f"{rate:,.1f} {unit}/s")
+                if note:
+                    bar.update(task, note=note)
 
             yield advance
         return
 
     started = last_line = time.perf_counter()
-    count = 0.0
+    count = 0
 
-    def advance_plain(amount: float = 1.0, note: str = "") -> None:
+    def advance_plain(amount: int = 1, note: str = "") -> None:
         nonlocal count, last_line
         count += amount
         now = time.perf_counter()
@@ -71,8 +73,7 @@ def progress(description: str, total: float, unit: str, done: float = 0.0) -> It
         last_line = now
         rate = count / max(now - started, 1e-9)
         left = max(total - done - count, 0.0) / rate if rate > 0 else 0.0
-        say(
-            f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s, {_clock(now - started)} elapsed, {_clock(left)} left{'  ' + note if note else ''}"
-        )
+        times = f"{_clock(now - started)} elapsed, {_clock(left)} left"
+        say(f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s, {times}{'  ' + note if note else ''}")
 
     yield advance_plain

@@ -210,7 +210,7 @@ def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: 
         _refuse_unsupported(name, config)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=picked, attn_implementation=attention)
         found = AutoTokenizer.from_pretrained(source, revision=revision) if tokenizer else None
-        model.to(where)
+        model = model.to(where)  # type: ignore[arg-type]
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(f"{name} does not fit into the memory of {where}.", "Use a smaller target, --dtype float16, or another --device.") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # whatever the hub, safetensors and the configuration raise

@@ -68,7 +68,7 @@ class HeldOut:
     prompts: Sequence[Sequence[int]]
 
 
-def build_head(target: Target, preset: MethodPreset, seed: int) -> Any:
+def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:
     """A fresh head of a method, on the target's device, in float32; equal seeds give equal weights.
 
     Raises:
@@ -93,7 +93,8 @@ def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingP
         raise KoalaBenchError(f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it.")
     objective = build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
     rate = preset.learning_rate or options.learning_rate
-    optimiser = torch.optim.AdamW(head.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay)
+    module: nn.Module = head
+    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay)
     return Arm(name, preset, head, objective, rate, optimiser)
 
 

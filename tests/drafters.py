@@ -33,12 +33,14 @@ class Oracle:
         shape = self.template.shape
         tokens = [int(new.tokens[-1])]
         on_path = {0}
+        lucky: dict[int, int] = {}  # of each node's children the one that may be right
         for node in range(1, shape.nodes):
             parent = shape.parents[node]
             index = self.settled + shape.depths[node] - 1
             siblings = shape.children[parent]
-            lucky = siblings[self.draw.randrange(len(siblings))] if node == siblings[0] else lucky
-            if parent in on_path and node == lucky and index < len(self.truth) and self.draw.random() < self.right:
+            if node == siblings[0]:
+                lucky[parent] = siblings[self.draw.randrange(len(siblings))]
+            if parent in on_path and node == lucky[parent] and index < len(self.truth) and self.draw.random() < self.right:
                 tokens.append(self.truth[index])
                 on_path.add(node)
             else:

@@ -225,7 +225,8 @@ def test_a_damaged_head_is_one_clear_error(target_folder: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("training.stepz=3", "stepz"), ("training.steps=0", "training.steps"), ("training.steps='many'", "training.steps"), ("methods.eagle.options.lairs=2", "layers"),
+        ("training.stepz=3", "stepz"), ("training.steps=0", "training.steps"), ("training.steps='many'", "training.steps"),
+        ("methods.eagle.options.lairs=2", "layers"),
         ('methods."eagle+koala".objective="coala"', "koala"), ("methods.eagle.head='eagel'", "eagle"), ("methods.eagle.head='./none.py:Head'", "none.py"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_leaf_paths_start_at_the_root_and_cover_every_node(shape: TreeShape) -> 
     assert {node for path in shape.leaf_paths for node in path} == set(range(shape.nodes))
     for path in shape.leaf_paths:
         assert path[0] == 0
-        assert all(shape.parents[child] == parent for parent, child in zip(path, path[1:], strict=False))
+        assert all(shape.parents[child] == parent for parent, child in pairwise(path))
 
 
 @pytest.mark.parametrize("parents", [(), (0,), (-1, 1), (-1, 0, 2), (-1, -1)])

@@ -1,0 +1,1 @@
+"""koala-bench: a benchmark and reproducibility suite for speculative-decoding draft heads."""

@@ -62,7 +62,8 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     own = target.model.config
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
         raise KoalaBenchError(
-            f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')} tokens, {target.name} has {own.hidden_size} and {own.vocab_size}.",
+            f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')} tokens, "
+            f"{target.name} has {own.hidden_size} and {own.vocab_size}.",
             "Use the target it was trained for, or train a head for this one.",
         )
     options = {**config["options"], **({"layers": config["layers"]} if config["layers"] != 1 else {})}

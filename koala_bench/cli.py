@@ -40,15 +40,34 @@ AttentionName = Annotated[str | None, typer.Option("--attention", help="sdpa or 
 
 
 def _preset(
-    name: str, quick: bool, settings: list[str] | None, *, target: str | None = None, device: str | None = None, dtype: str | None = None, seed: int | None = None,
-    layers: int | None = None, tree: str | None = None, max_new_tokens: int | None = None, questions: str | None = None, limit: int | None = None, repeats: int | None = None,
+    name: str,
+    quick: bool,
+    settings: list[str] | None,
+    *,
+    target: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int | None = None,
+    layers: int | None = None,
+    tree: str | None = None,
+    max_new_tokens: int | None = None,
+    questions: str | None = None,
+    limit: int | None = None,
+    repeats: int | None = None,
     attention: str | None = None,
-) -> Preset:  # fmt: skip
+) -> Preset:
     """The preset with the options' values in place; an option wins over --quick, --set over both."""
     direct = {
-        "target.name": target, "target.device": device, "target.dtype": dtype, "target.attention": attention, "training.seed": seed,
-        "evaluation.max_new_tokens": max_new_tokens, "evaluation.questions": questions, "evaluation.limit": limit, "evaluation.repeats": repeats,
-    }  # fmt: skip
+        "target.name": target,
+        "target.device": device,
+        "target.dtype": dtype,
+        "target.attention": attention,
+        "training.seed": seed,
+        "evaluation.max_new_tokens": max_new_tokens,
+        "evaluation.questions": questions,
+        "evaluation.limit": limit,
+        "evaluation.repeats": repeats,
+    }
     overrides = [f"{key}={value}" if isinstance(value, int) else f"{key}={_quoted(value)}" for key, value in direct.items() if value is not None]
     methods = load_preset(name).methods if layers or tree else {}
     for method in methods:
@@ -106,9 +125,18 @@ def pretrain(
 
 @app.command()
 def train(
-    preset: PresetName = "tiny", target: TargetName = None, device: Device = None, dtype: Dtype = None, seed: Seed = None, methods: Methods = None, layers: Layers = None,
-    attention: AttentionName = None, out: Out = None, quick: Quick = False, settings: Settings = None,
-) -> None:  # fmt: skip
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    methods: Methods = None,
+    layers: Layers = None,
+    attention: AttentionName = None,
+    out: Out = None,
+    quick: Quick = False,
+    settings: Settings = None,
+) -> None:
     """Train draft heads together on identical data; finished ones are reused, interrupted ones go on.
 
     Example: `koala-bench train --methods eagle,eagle+koala --set training.steps=200`.
@@ -125,19 +153,45 @@ def train(
 
 @app.command()
 def evaluate(
-    preset: PresetName = "tiny", target: TargetName = None, device: Device = None, dtype: Dtype = None, seed: Seed = None, methods: Methods = None, layers: Layers = None,
-    tree: Tree = None, max_new_tokens: MaxNewTokens = None, questions: Questions = None, limit: Limit = None, repeats: Repeats = None, data_dir: DataDir = None,
-    attention: AttentionName = None, heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")] = None,
-    out: Out = None, quick: Quick = False, settings: Settings = None,
-) -> None:  # fmt: skip
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    methods: Methods = None,
+    layers: Layers = None,
+    tree: Tree = None,
+    max_new_tokens: MaxNewTokens = None,
+    questions: Questions = None,
+    limit: Limit = None,
+    repeats: Repeats = None,
+    data_dir: DataDir = None,
+    attention: AttentionName = None,
+    heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")] = None,
+    out: Out = None,
+    quick: Quick = False,
+    settings: Settings = None,
+) -> None:
     """Decode questions with trained heads and with vanilla decoding, interleaved, into one run record.
 
     Example: `koala-bench evaluate --methods vanilla,eagle --questions mt_bench --data-dir data`.
     """
     chosen = _preset(
-        preset, quick, settings, target=target, device=device, dtype=dtype, seed=seed, layers=layers, tree=tree, max_new_tokens=max_new_tokens, questions=questions,
-        limit=limit, repeats=repeats, attention=attention,
-    )  # fmt: skip
+        preset,
+        quick,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        layers=layers,
+        tree=tree,
+        max_new_tokens=max_new_tokens,
+        questions=questions,
+        limit=limit,
+        repeats=repeats,
+        attention=attention,
+    )
     folder = _folder(out, "table1", chosen, quick)
     _evaluate(chosen, preset, _method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir)
     print(folder / "records.jsonl")
@@ -181,10 +235,25 @@ def _table1(runs: list[Run], spec: Path, paper: Path, out: Path) -> list[Path]:
 
 @app.command()
 def reproduce(
-    what: Annotated[str, typer.Argument(help="table1.")], preset: PresetName = "tiny", target: TargetName = None, device: Device = None, dtype: Dtype = None, seed: Seed = None,
-    methods: Methods = None, layers: Layers = None, tree: Tree = None, max_new_tokens: MaxNewTokens = None, questions: Questions = None, limit: Limit = None,
-    repeats: Repeats = None, data_dir: DataDir = None, attention: AttentionName = None, out: Out = None, quick: Quick = False, settings: Settings = None,
-) -> None:  # fmt: skip
+    what: Annotated[str, typer.Argument(help="table1.")],
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    methods: Methods = None,
+    layers: Layers = None,
+    tree: Tree = None,
+    max_new_tokens: MaxNewTokens = None,
+    questions: Questions = None,
+    limit: Limit = None,
+    repeats: Repeats = None,
+    data_dir: DataDir = None,
+    attention: AttentionName = None,
+    out: Out = None,
+    quick: Quick = False,
+    settings: Settings = None,
+) -> None:
     """Train, decode and write a table in one go; whatever is done already is reused, and said so.
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
@@ -196,9 +265,21 @@ def reproduce(
     if what != "table1":
         raise KoalaBenchError(f"There is no recipe '{what}'.", "Use table1.")
     chosen = _preset(
-        preset, quick, settings, target=target, device=device, dtype=dtype, seed=seed, layers=layers, tree=tree, max_new_tokens=max_new_tokens, questions=questions,
-        limit=limit, repeats=repeats, attention=attention,
-    )  # fmt: skip
+        preset,
+        quick,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        layers=layers,
+        tree=tree,
+        max_new_tokens=max_new_tokens,
+        questions=questions,
+        limit=limit,
+        repeats=repeats,
+        attention=attention,
+    )
     names = _method_names(chosen, methods)
     folder = _folder(out, what, chosen, quick)
     say(f"Table 1 with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
@@ -213,9 +294,8 @@ def reproduce(
     written = _table1([run], _TABLES / f"{what}.toml", _TABLES / "paper.toml", folder)
     print((folder / "table1.md").read_text(encoding="utf-8"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    say(
-        f"Wrote {', '.join(path.name for path in written)} and records.jsonl to {folder}; {(time.perf_counter() - started) / 60:.1f} minutes, at most {peak:.1f} GiB of memory."
-    )
+    minutes = (time.perf_counter() - started) / 60
+    say(f"Wrote {', '.join(path.name for path in written)} and records.jsonl to {folder}; {minutes:.1f} minutes, at most {peak:.1f} GiB of memory.")
 
 
 @app.command()
@@ -295,9 +375,8 @@ def benchmark(
     found = compare_with_generate(loaded, prompts, tokens, rounds)
     print(f"vanilla   {found.vanilla_tokens_per_s:8.1f} tokens/s")
     print(f"generate  {found.generate_tokens_per_s:8.1f} tokens/s")
-    print(
-        f"vanilla is {found.ratio:.2f}x as fast as generate (quartiles {found.lowest:.2f} to {found.highest:.2f}); {found.equal} of {found.answers} answers have the same tokens"
-    )
+    print(f"vanilla is {found.ratio:.2f}x as fast as generate (quartiles {found.lowest:.2f} to {found.highest:.2f})")
+    print(f"{found.equal} of {found.answers} answers have the same tokens")
 
 
 def _command() -> list[str]:

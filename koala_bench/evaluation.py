@@ -53,9 +53,16 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         KoalaBenchError: a head is not trained, damaged or of another target, or cannot fill its tree.
     """
     nothing: MethodInfo = {
-        "name": VANILLA, "head": None, "layers": 0, "adversarial": False, "parameters": 0, "tree": {"name": VANILLA_TREE.name, "nodes": 1, "depth": 0},
-        "checkpoint": None, "weights_sha256": None, "lossless": True,
-    }  # fmt: skip
+        "name": VANILLA,
+        "head": None,
+        "layers": 0,
+        "adversarial": False,
+        "parameters": 0,
+        "tree": {"name": VANILLA_TREE.name, "nodes": 1, "depth": 0},
+        "checkpoint": None,
+        "weights_sha256": None,
+        "lossless": True,
+    }
     methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, nothing)]
     for name in trained_methods(preset, names):
         wanted = preset.method(name)
@@ -63,10 +70,16 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         head, config, weights = load_head(heads / name, target)
         template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
         info: MethodInfo = {
-            "name": name, "head": config["head"], "layers": config["layers"], "adversarial": config["objective"] is not None,
-            "parameters": sum(p.numel() for p in head.parameters()), "tree": {"name": template.name, "nodes": template.nodes, "depth": template.depth},
-            "checkpoint": str(heads / name), "weights_sha256": weights, "lossless": True,
-        }  # fmt: skip
+            "name": name,
+            "head": config["head"],
+            "layers": config["layers"],
+            "adversarial": config["objective"] is not None,
+            "parameters": sum(p.numel() for p in head.parameters()),
+            "tree": {"name": template.name, "nodes": template.nodes, "depth": template.depth},
+            "checkpoint": str(heads / name),
+            "weights_sha256": weights,
+            "lossless": True,
+        }
         methods.append(Method(name, head, template, info))
     return methods
 
@@ -105,11 +118,22 @@ def _header(
     prints = fingerprint(target)
     gpu, driver = _gpu(target.device)
     return {
-        "kind": "run", "schema": SCHEMA, "run_id": uuid.uuid4().hex, "created": datetime.now(UTC).isoformat(timespec="seconds"), "command": list(command),
+        "kind": "run",
+        "schema": SCHEMA,
+        "run_id": uuid.uuid4().hex,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
         "preset": {"name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json")},
         "target": {
-            "name": target.name, "path": str(getattr(target.model, "name_or_path", target.name)), "config_sha256": prints["config_sha256"], "weights_sha256": prints["weights_sha256"],
-            "parameters": target.parameters, "layers": target.layers, "dtype": str(target.dtype).removeprefix("torch."), "device": target.device.type, "attention": preset.target.attention,
+            "name": target.name,
+            "path": str(getattr(target.model, "name_or_path", target.name)),
+            "config_sha256": prints["config_sha256"],
+            "weights_sha256": prints["weights_sha256"],
+            "parameters": target.parameters,
+            "layers": target.layers,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "device": target.device.type,
+            "attention": preset.target.attention,
         },
         "methods": [method.info for method in methods],
         "acceptance": {"rule": "greedy", "temperature": 0.0},
@@ -120,7 +144,7 @@ def _header(
         "measure": {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats},
         "environment": environment(torch.get_num_threads(), gpu, driver),
         "code": code_state(Path(__file__).parent),
-    }  # fmt: skip
+    }
 
 
 class _Session:
@@ -156,20 +180,49 @@ class _Session:
 
 def _line(session: _Session, method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
     return {
-        "kind": "turn", "method": method, "question_id": question.question_id, "category": question.category, "turn": turn, "repeat": repeat, "prompt_tokens": len(prompt),
-        "new_token_ids": answer.tokens, "text": session.text(answer.tokens), "stop": answer.stop, "accepted": answer.accepted, "drafted_depth": answer.drafted_depth,
-        "prefill_s": answer.prefill_s, "decode_s": answer.decode_s, "draft_s": answer.draft_s, "verify_s": answer.verify_s, "first_difference": None, "error": None,
-    }  # fmt: skip
+        "kind": "turn",
+        "method": method,
+        "question_id": question.question_id,
+        "category": question.category,
+        "turn": turn,
+        "repeat": repeat,
+        "prompt_tokens": len(prompt),
+        "new_token_ids": answer.tokens,
+        "text": session.text(answer.tokens),
+        "stop": answer.stop,
+        "accepted": answer.accepted,
+        "drafted_depth": answer.drafted_depth,
+        "prefill_s": answer.prefill_s,
+        "decode_s": answer.decode_s,
+        "draft_s": answer.draft_s,
+        "verify_s": answer.verify_s,
+        "first_difference": None,
+        "error": None,
+    }
 
 
 def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception) -> TurnLine:
     first = str(error).strip().splitlines()
     return {
-        "kind": "turn", "method": method, "question_id": question.question_id, "category": question.category, "turn": turn, "repeat": repeat,
-        "prompt_tokens": len(prompt) if prompt is not None else None, "new_token_ids": None, "text": None, "stop": None, "accepted": None, "drafted_depth": None,
-        "prefill_s": None, "decode_s": None, "draft_s": None, "verify_s": None, "first_difference": None,
+        "kind": "turn",
+        "method": method,
+        "question_id": question.question_id,
+        "category": question.category,
+        "turn": turn,
+        "repeat": repeat,
+        "prompt_tokens": len(prompt) if prompt is not None else None,
+        "new_token_ids": None,
+        "text": None,
+        "stop": None,
+        "accepted": None,
+        "drafted_depth": None,
+        "prefill_s": None,
+        "decode_s": None,
+        "draft_s": None,
+        "verify_s": None,
+        "first_difference": None,
         "error": {"type": type(error).__name__, "message": first[0] if first else ""},
-    }  # fmt: skip
+    }
 
 
 def _try(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]) -> TurnLine:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
 from koala_bench.conversations import Conversations, encode_all, read_conversations
@@ -13,7 +16,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.progress import say
 from koala_bench.streams import Stream, TokenBatch, make_stream
-from koala_bench.target import Target, fingerprint, load_target
+from koala_bench.target import Target, bundled_target, fingerprint, load_target
 from koala_bench.training import HeldOut, make_arm, train
 
 VANILLA = "vanilla"
@@ -26,6 +29,7 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
         KoalaBenchError: as ``load_target`` and ``chat_template``.
     """
     wanted = preset.target
+    disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
     target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention)
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
@@ -62,6 +66,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
     conversations = read_conversations(preset.data.source)
+    _notice_other_versions(target, conversations.provenance)
     stream, labels, held_out = _streams(preset, conversations, target, template)
     manifest = {
         **identity,
@@ -74,6 +79,20 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
     train(target, arms, stream, labels, held_out, preset.training, out, manifest)
+
+
+def _notice_other_versions(target: Target, provenance: dict[str, Any]) -> None:
+    """Say so if the documentation read here is not what a bundled target was trained on."""
+    manifest = (bundled_target(target.name) or Path(target.name)) / "pretraining.json"
+    if "corpus_sha256" not in provenance or not manifest.is_file():
+        return
+    made_with = json.loads(manifest.read_text(encoding="utf-8"))
+    if made_with["corpus_sha256"] == provenance["corpus_sha256"]:
+        return
+    theirs, ours = made_with["corpus_versions"], provenance["versions"]
+    other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
+    say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
+    say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise KoalaBenchError(
             f"Cannot write {path}: {error.strerror or error}.", "Free space or choose another folder with --out; what was there is unchanged."

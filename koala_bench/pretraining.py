@@ -22,10 +22,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from koala_bench.corpus import Corpus
-from koala_bench.dialogues import chat_template, encode_dialogue
+from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
+from koala_bench.dialogues import chat_template, encode_dialogue, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import replacing, write_text
 from koala_bench.progress import progress, say
+from koala_bench.target import load_target
+
+_CARD_PROMPTS = 40
+_CARD_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -219,5 +224,59 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
         "tokens_seen": options.steps * options.step_tokens, "corpus_tokens": stable_rows.per_epoch * options.row_tokens, "held_out_loss": round(final, 4),
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
     }  # fmt: skip
+    manifest["repeated_8grams"] = round(repeated_ngrams(_answers(out, corpus, template_name)), 4)
     write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(out / "README.md", _card(manifest))
     return out
+
+
+def repeated_ngrams(answers: Sequence[Sequence[int]], n: int = 8) -> float:
+    """Share of the n-grams of the answers that stood in the same answer before: 0 for fresh text, towards 1 for loops."""
+    total = repeated = 0
+    for answer in answers:
+        grams = [tuple(answer[i : i + n]) for i in range(len(answer) - n + 1)]
+        total += len(grams)
+        repeated += len(grams) - len(set(grams))
+    return repeated / total if total else 0.0
+
+
+def _answers(folder: Path, corpus: Corpus, template_name: str) -> list[list[int]]:
+    """Greedy answers of the finished target to the first questions of held-out dialogues."""
+    target = load_target(str(folder), "cpu", "float32")
+    assert target.tokenizer is not None
+    template = chat_template(template_name, target.tokenizer)
+    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in corpus.held_out[:_CARD_PROMPTS]]
+    return [decode(target, Vanilla(), VANILLA_TREE, prompt, _CARD_TOKENS, target.stop_ids).tokens for prompt in prompts]
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    options = manifest["options"]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
+    return f"""---
+license: apache-2.0
+library_name: transformers
+---
+
+# A small target model for koala-bench
+
+A Llama of {options["layers"]} layers and width {options["width"]}, {manifest["parameters"] / 1e6:.2f} M parameters, that answers questions about Python
+libraries in the style of their documentation. It exists so that draft heads can be trained and measured on a CPU without a
+model hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is not reliable.
+
+| | |
+|---|---|
+| command | `koala-bench pretrain --steps {options["steps"]} --seed {options["seed"]}` |
+| tokens seen | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
+| held-out loss | {manifest["held_out_loss"]} nats per token, entries never trained on |
+| repeated 8-grams | {manifest["repeated_8grams"]:.1%} of those in {_CARD_PROMPTS} greedy answers of at most {_CARD_TOKENS} tokens to held-out questions |
+| corpus sha256 | `{manifest["corpus_sha256"]}` |
+| optimiser | Muon for matrices, AdamW for the rest, in bfloat16 autocast; torch {manifest["torch"]} |
+| chat template | `{manifest["chat_template"]}` of fschat |
+| weights | bfloat16, safetensors |
+
+The corpus is the docstrings and sources of installed packages, read at run time and not part of this folder: {versions}.
+Each package has its own licence; the weights hold no text of theirs beyond what such a small model remembers.
+
+Held out are whole entries, chosen by a hash of their names. Entries of one library share text, so "held out" means that a
+name was never seen, not that every sentence of its answer is new.
+"""

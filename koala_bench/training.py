@@ -33,7 +33,7 @@ from koala_bench.target import Target
 from koala_bench.tree import load_template
 
 _LOG_EVERY = 10
-_PROBE_TREE = "chain-4"
+_PROBE_DEPTH = 4  # held-out acceptance is measured with chains this deep, whatever tree the method decodes with
 _PROBE_TOKENS = 64
 
 
@@ -162,9 +162,9 @@ def held_out_losses(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, fl
 
 
 def held_out_acceptance(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, Any]:
-    """Acceptance length and rates by depth of a head over held-out prompts, drafting chains of four."""
+    """Acceptance length and rates by depth of a head over held-out prompts, drafting chains of four, or as deep as it can."""
     arm.head.eval()
-    template = load_template(_PROBE_TREE)
+    template = load_template(f"chain-{min(_PROBE_DEPTH, arm.head.max_depth)}")
     accepted: list[int] = []
     depths: list[int] = []
     for prompt in held_out.prompts:

@@ -187,7 +187,7 @@ def load_template(name: str) -> TreeTemplate:
 
     Args:
         name: a bundled name such as ``medusa/mc_sim_7b_63``; ``chain-4``; ``4x2x1`` for the best 4, then the best
-            2 of each, and so on; or a JSON file with a list of paths.
+            2 of each, and so on (``3`` for the best 3 alone); or a JSON file with a list of paths.
 
     Raises:
         KoalaBenchError: the name is unknown, or the file is not a list of paths.
@@ -198,10 +198,10 @@ def load_template(name: str) -> TreeTemplate:
     kind, _, length = name.partition("-")
     if kind == "chain" and length.isdigit() and 0 < int(length) <= 64:
         return TreeTemplate.of(name, [(0,) * depth for depth in range(1, int(length) + 1)])
-    if (widths := name.split("x")) and len(widths) > 1 and all(width.isdigit() and int(width) > 0 for width in widths):
+    if all(width.isdigit() and int(width) > 0 for width in name.split("x")):
         paths: list[tuple[int, ...]] = []
         level: list[tuple[int, ...]] = [()]
-        for width in map(int, widths):
+        for width in map(int, name.split("x")):
             level = [(*path, rank) for path in level for rank in range(width)]
             paths += level
             if len(paths) > 4096:

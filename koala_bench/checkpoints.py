@@ -38,9 +38,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        return manifest
     except (OSError, ValueError):
         return None
+    return manifest if isinstance(manifest, dict) else None
 
 
 def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
@@ -54,7 +54,7 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     """
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        wanted = config["target"]
+        wanted, kind, layers, own_options = dict(config["target"]), config["head"], config["layers"], dict(config["options"])
     except OSError as error:
         raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -66,8 +66,7 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
             f"{target.name} has {own.hidden_size} and {own.vocab_size}.",
             "Use the target it was trained for, or train a head for this one.",
         )
-    options = {**config["options"], **({"layers": config["layers"]} if config["layers"] != 1 else {})}
-    head = build(HEADS, config["head"], target.spec(), options)
+    head = build(HEADS, kind, target.spec(), {**own_options, **({"layers": layers} if layers != 1 else {})})
     try:
         tensors = load_file(folder / _WEIGHTS)
         head.load_state_dict(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__)
 
 _TABLES = Path(__file__).parent.parent / "reproduce"
+_INTERRUPTED = 130  # typer turns Ctrl-C into this exit code
 
 PresetName = Annotated[str, typer.Option("--preset", help=f"{', '.join(preset_names())}, or a .toml file.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="Hub id or folder of any causal LM, in place of the preset's.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of the heads' weights, the order of the data and the noise.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise.")]
 Methods = Annotated[str | None, typer.Option("--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; all of the preset by default.")]
 Layers = Annotated[int | None, typer.Option("--layers", min=1, help="K, the number of layers of every head.")]
 Tree = Annotated[str | None, typer.Option("--tree", help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.")]
@@ -69,19 +71,22 @@ def _preset(
         "evaluation.repeats": repeats,
     }
     overrides = [f"{key}={value}" if isinstance(value, int) else f"{key}={_quoted(value)}" for key, value in direct.items() if value is not None]
-    methods = load_preset(name).methods if layers or tree else {}
+    methods = load_preset(name).methods if layers is not None or tree is not None else {}
     for method in methods:
-        overrides += [f'methods."{method}".layers={layers}'] if layers else []
-        overrides += [f'methods."{method}".tree={_quoted(tree)}'] if tree else []
+        overrides += [f'methods."{method}".layers={layers}'] if layers is not None else []
+        overrides += [f'methods."{method}".tree={_quoted(tree)}'] if tree is not None else []
     return load_preset(name, [*overrides, *(settings or [])], quick)
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "") + "'"
+    # A JSON string is a TOML string too, unless it spells characters beyond U+FFFF as two.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _method_names(preset: Preset, methods: str | None) -> list[str]:
-    names = [name.strip() for name in methods.split(",") if name.strip()] if methods else ["vanilla", *preset.methods]
+    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else ["vanilla", *preset.methods]
+    if not names:
+        raise KoalaBenchError(f"--methods '{methods}' names no method.", f"The preset has: {', '.join(['vanilla', *preset.methods])}.")
     if len(set(names)) != len(names):
         raise KoalaBenchError(f"--methods {methods} names a method twice.", "Name each once.")
     for name in names:
@@ -115,11 +120,14 @@ def pretrain(
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
     from koala_bench.corpus import cached_corpus
+    from koala_bench.files import make_folder
     from koala_bench.pretraining import PretrainOptions, pretrain
     from koala_bench.target import pick_device
 
     options = PretrainOptions(steps=steps, **({} if seed is None else {"seed": seed}))
-    pretrain(cached_corpus(), options, out, pick_device(device or "auto"))
+    where = pick_device("auto" if device is None else device)
+    make_folder(out)  # reading the corpus takes a minute; a wrong --out should not wait for it
+    pretrain(cached_corpus(), options, out, where)
     print(out)
 
 
@@ -227,9 +235,13 @@ def table(
 
 def _table1(runs: list[Run], spec: Path, paper: Path, out: Path) -> list[Path]:
     from koala_bench.figures import write_figure1
-    from koala_bench.tables import read_paper, read_table_spec, write_table1
+    from koala_bench.published import read_paper, read_table_spec
+    from koala_bench.tables import write_table1
 
     wanted = read_table_spec(spec)
+    for run in runs:  # before anything is written: a table without its figure helps nobody
+        if not set(run.methods) & set(wanted.methods) - {"vanilla"}:
+            raise KoalaBenchError(f"{run.path} has no method beside vanilla that {spec} lists.", "Evaluate with more --methods, or list them in --spec.")
     return [*write_table1(runs, out, wanted, read_paper(paper)), *write_figure1(runs, out, wanted.methods)]
 
 
@@ -281,6 +293,8 @@ def reproduce(
         attention=attention,
     )
     names = _method_names(chosen, methods)
+    if names == ["vanilla"]:
+        raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
     folder = _folder(out, what, chosen, quick)
     say(f"Table 1 with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
     from koala_bench.experiment import load_preset_target, train_heads
@@ -393,9 +407,10 @@ def main() -> None:
     except KoalaBenchError as error:
         print(f"koala-bench: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("koala-bench: stopped; the same command goes on where it was.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            print("koala-bench: stopped; the same command goes on where it was.", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

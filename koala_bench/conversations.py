@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.corpus import cached_corpus
-from koala_bench.dialogues import ChatTemplate, EncodedDialogue, encode_dialogue
+from koala_bench.dialogues import ChatTemplate, EncodedDialogue, encode_dialogues
 from koala_bench.errors import KoalaBenchError
 from koala_bench.progress import say
 from koala_bench.target import Target
 
 _HELD_OUT_ONE_IN = 40
+# JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
+_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1, "bing": 1, "bard": 1}
 
 
@@ -82,7 +85,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows of a file with a name for each: file and line, or file and index in an array."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
@@ -93,7 +96,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         except ValueError as error:
             raise KoalaBenchError(f"{path} is not valid JSON: {error}.", "Mend the file.") from error
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): a text may hold U+2028 and others that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield f"{path.name}:{number}", json.loads(line)
@@ -106,9 +110,9 @@ def _turns(row: Any) -> list[str]:
     messages = row.get("conversations") if isinstance(row, dict) else None
     turns: list[str] = []
     for message in messages if isinstance(messages, list) else []:
-        role = _ROLES.get(message.get("from", "")) if isinstance(message, dict) else None
+        role = _ROLES.get(str(message.get("from"))) if isinstance(message, dict) else None
         text = message.get("value") if isinstance(message, dict) else None
-        if not isinstance(text, str) or not text.strip() or role != len(turns) % 2:
+        if not isinstance(text, str) or not text.strip() or _LONE_SURROGATE.search(text) or role != len(turns) % 2:
             if not turns:
                 continue  # a system message, or an answer to a question that is not there
             break
@@ -124,4 +128,4 @@ def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Seque
     """
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
-    return [encode_dialogue(template, target.tokenizer, turns) for turns in dialogues]
+    return encode_dialogues(template, target.tokenizer, dialogues)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
     """
     if name == "tokenizer":
         if not tokenizer.chat_template:
-            raise KoalaBenchError("This tokenizer has no chat template of its own.", "Name one of fschat's with --chat-template, e.g. vicuna_v1.1.")
+            raise KoalaBenchError("This tokenizer has no chat template of its own.", "Name one of fschat's, e.g. --set target.chat_template=vicuna_v1.1.")
 
         def render_own(turns: Sequence[str]) -> str:
             messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
@@ -89,37 +91,56 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
     return ChatTemplate(name, render)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, offsets: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    # Templates of tokenizers often write the begin-of-sequence token themselves; it must not come twice.
-    own_start = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
-    encoded = tokenizer(text, add_special_tokens=not own_start, return_offsets_mapping=offsets)
-    return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]] if offsets else []
+def _starts_itself(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the template wrote the begin-of-sequence token, as tokenizers' own often do; it must not come twice."""
+    return bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
 
 
 def encode_prompt(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> list[int]:
     """Token ids of a conversation whose next word is the assistant's. ``turns`` has an odd length."""
-    return _encode(tokenizer, template.render(turns), offsets=False)[0]
+    text = template.render(turns)
+    return list(tokenizer(text, add_special_tokens=not _starts_itself(tokenizer, text))["input_ids"])
 
 
-def encode_dialogue(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> EncodedDialogue:
-    """Token ids and answer mask of a dialogue with an even number of turns.
+def _answer_spans(template: ChatTemplate, turns: Sequence[str], text: str) -> list[tuple[int, int]]:
+    spans = []
+    for index in range(1, len(turns), 2):
+        before = template.render(turns[:index])
+        after = text if index + 1 == len(turns) else template.render(turns[: index + 1])
+        if not (after.startswith(before) and text.startswith(after)):
+            raise KoalaBenchError(
+                f"The chat template '{template.name}' changes earlier turns when an answer follows.",
+                "Train with another template, e.g. --set target.chat_template=vicuna_v1.1.",
+            )
+        spans.append((len(before), len(after)))
+    return spans
+
+
+def encode_dialogues(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
+    """Token ids and answer masks of dialogues, each with an even number of turns.
 
     Raises:
         KoalaBenchError: the template rewrites earlier turns once an answer follows, so that the
             answer's place in the text is not defined; or the tokenizer reports no offsets.
     """
-    text = template.render(turns)
-    spans = []
-    for index in range(1, len(turns), 2):
-        before, after = template.render(turns[:index]), template.render(turns[: index + 1])
-        if not (after.startswith(before) and text.startswith(after)):
-            raise KoalaBenchError(
-                f"The chat template '{template.name}' changes earlier turns when an answer follows.",
-                "Train with another template, e.g. --chat-template vicuna_v1.1.",
-            )
-        spans.append((len(before), len(after)))
     if not tokenizer.is_fast:
         raise KoalaBenchError("This tokenizer cannot say which characters a token covers.", "Use a checkpoint that has a tokenizer.json (a fast tokenizer).")
-    ids, offsets = _encode(tokenizer, text, offsets=True)
-    supervised = [end > start and any(low <= start and end <= high for low, high in spans) for start, end in offsets]
-    return EncodedDialogue(ids, supervised)
+    if not dialogues:
+        return []
+    texts = [template.render(turns) for turns in dialogues]
+    # All at once: the tokenizer works on several threads, and one call each costs more than the work.
+    encoded = tokenizer(texts, add_special_tokens=not _starts_itself(tokenizer, texts[0]), return_offsets_mapping=True)
+    found = []
+    for turns, text, ids, offsets in zip(dialogues, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        starts, ends = np.asarray(offsets).reshape(-1, 2).T
+        supervised = np.zeros(len(ids), dtype=bool)
+        for low, high in _answer_spans(template, turns, text):
+            supervised |= (low <= starts) & (ends <= high)
+        supervised &= ends > starts  # special tokens that stand for no text have no place in it
+        found.append(EncodedDialogue(list(ids), supervised.tolist()))
+    return found
+
+
+def encode_dialogue(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> EncodedDialogue:
+    """Token ids and answer mask of one dialogue; see ``encode_dialogues``."""
+    return encode_dialogues(template, tokenizer, [turns])[0]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from koala_bench.cache import TreeCache
-from koala_bench.checkpoints import load_head
+from koala_bench.checkpoints import load_head, read_manifest
 from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.dialogues import ChatTemplate, encode_prompt
 from koala_bench.errors import KoalaBenchError
@@ -64,10 +64,14 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         "lossless": True,
     }
     methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, nothing)]
+    prints = fingerprint(target)
     for name in trained_methods(preset, names):
         wanted = preset.method(name)
         template = load_template(wanted.tree)
         head, config, weights = load_head(heads / name, target)
+        trained_on = (read_manifest(heads / name) or {}).get("target", {}).get("weights_sha256", prints["weights_sha256"])
+        if trained_on != prints["weights_sha256"]:
+            say(f"The head in {heads / name} was trained on other weights than those of {target.name}: its drafts will be worse than they could be.")
         template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
         info: MethodInfo = {
             "name": name,

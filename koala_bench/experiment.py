@@ -13,11 +13,13 @@ from koala_bench.checkpoints import read_manifest
 from koala_bench.conversations import Conversations, encode_all, read_conversations
 from koala_bench.dialogues import ChatTemplate, chat_template, encode_prompt
 from koala_bench.errors import KoalaBenchError
+from koala_bench.files import make_folder
 from koala_bench.presets import Preset
 from koala_bench.progress import say
 from koala_bench.streams import Stream, TokenBatch, make_stream
 from koala_bench.target import Target, bundled_target, fingerprint, load_target
 from koala_bench.training import HeldOut, make_arm, train
+from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
 
@@ -65,6 +67,10 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     if all(_same(read_manifest(out / name), identity, name) for name in names):
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
+    # Before the data, which takes a while: a mistake in heads or trees should be told at once.
+    arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
+    for arm in arms:
+        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
     conversations = read_conversations(preset.data.source)
     _notice_other_versions(target, conversations.provenance)
     stream, labels, held_out = _streams(preset, conversations, target, template)
@@ -75,7 +81,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         "order_sha256": stream.order_sha256(preset.training.steps),
         "dialogues": len(stream.dialogues),
     }
-    arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
+    make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
     train(target, arms, stream, labels, held_out, preset.training, out, manifest)

@@ -22,7 +22,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.files import replacing
 from koala_bench.records import Run
 from koala_bench.statistics import Interval
-from koala_bench.tables import VANILLA, Summary, summarise
+from koala_bench.summaries import VANILLA, Summary, summarise
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
@@ -112,7 +112,7 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
         The paths of ``figure1.pdf`` and ``figure1.png``.
 
     Raises:
-        KoalaBenchError: see ``tables.summarise``; or a record without a method to show; or a folder that cannot be
+        KoalaBenchError: see ``summaries.summarise``; or a record without a method to show; or a folder that cannot be
             written.
     """
     shown = []

@@ -11,6 +11,18 @@ from pathlib import Path
 from koala_bench.errors import KoalaBenchError
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises:
+        KoalaBenchError: it cannot be made, or a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot make the folder {path}: {error.strerror or error}.", "Choose another folder with --out.") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
@@ -18,9 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         KoalaBenchError: the folder cannot be written, or the disk is full.
     """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())

@@ -13,14 +13,15 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.errors import KoalaBenchError
 
 Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Strict(BaseModel):
@@ -56,13 +57,13 @@ class TrainingPreset(_Strict):
     learning_rate: Rate
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     final_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Rate = 1.0
-    precision: str = "no"  # accelerate's mixed precision: no, bf16 or fp16
+    precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
     held_out_evaluations: Positive = 4
     checkpoint_every: Positive = 100
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 class MethodPreset(_Strict):
@@ -141,9 +142,12 @@ def _override(values: dict[str, Any], assignment: str) -> None:
 
 def _key_parts(key: str) -> list[str]:
     # Method names may be quoted as in TOML: methods."eagle+koala".layers
-    found = tomllib.loads(f"{key} = 0") if '"' in key else None
-    if found is None:
+    if '"' not in key:
         return key.split(".")
+    try:
+        found = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError as error:
+        raise KoalaBenchError(f"'{key}' is not a key: {error}.", "Quote a method as in --set 'methods.\"eagle+koala\".layers=2'.") from error
     parts = []
     while isinstance(found, dict):
         part, found = next(iter(found.items()))

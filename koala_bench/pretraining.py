@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from koala_bench.corpus import Corpus
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
-from koala_bench.dialogues import chat_template, encode_dialogue, encode_prompt
+from koala_bench.dialogues import chat_template, encode_dialogues, encode_prompt
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import replacing, write_text
+from koala_bench.files import make_folder, replacing, write_text
 from koala_bench.progress import progress, say
 from koala_bench.target import load_target
 
@@ -69,7 +69,7 @@ def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
 
 def _encode_all(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Sequence[str]], template_name: str) -> list[np.ndarray]:
     template = chat_template(template_name, tokenizer)
-    return [np.asarray(encode_dialogue(template, tokenizer, turns).ids, dtype=np.uint16) for turns in dialogues]
+    return [np.asarray(encoded.ids, dtype=np.uint16) for encoded in encode_dialogues(template, tokenizer, dialogues)]
 
 
 class _Rows:
@@ -118,7 +118,7 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
             or the loss is not finite.
     """
     work = out / "work"
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     torch.manual_seed(options.seed)
     tokenizer_file = work / "tokenizer"
     if (tokenizer_file / "tokenizer.json").exists():
@@ -164,6 +164,13 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         first = state["step"]
+        planned = state.get("steps", options.steps)
+        # Once the rate falls, or should have begun to, the run is bound to its length.
+        if planned != options.steps and first > min(decay_start, planned - _decay_steps(replace(options, steps=planned))):
+            raise KoalaBenchError(
+                f"The checkpoint in {work} is at step {first:,} of {planned:,}, too late to make a run of {options.steps:,} steps of it.",
+                f"Use --steps {planned}, or choose another --out.",
+            )
         say(f"Resuming after step {first:,}.")
 
     def evaluate() -> float:
@@ -175,7 +182,10 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
 
     def save(step: int) -> None:
         with replacing(checkpoint) as temporary:
-            torch.save({"identity": identity, "step": step, "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}, temporary)
+            torch.save(
+                {"identity": identity, "step": step, "steps": options.steps, "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]},
+                temporary,
+            )
 
     started = time.perf_counter()
     with (
@@ -194,7 +204,7 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
                 loss = _loss(model, ids)
             value = loss.item()
             if not np.isfinite(value):
-                raise KoalaBenchError(f"The loss is {value} at step {step}.", "Lower --set matrix_rate, or resume from the last checkpoint with another seed.")
+                raise KoalaBenchError(f"The loss is {value} at step {step}.", "Start again in another --out with another --seed; the last checkpoint is kept.")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,24 @@ def load(group: str, name: str) -> type[Any]:
         place, _, attribute = name.rpartition(":")
         if place.endswith(".py"):
             path = Path(place)
-            spec = importlib.util.spec_from_file_location(path.stem, path)
+            spec = importlib.util.spec_from_file_location(f"koala_bench_file_{path.stem}", path)
             if not path.is_file() or spec is None or spec.loader is None:
                 raise KoalaBenchError(f"There is no file {place}.", f"Write the {what} as ./file.py:Class.")
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up there
             spec.loader.exec_module(module)
         else:
             try:
+                if not all(map(str.isidentifier, place.split("."))):
+                    raise ModuleNotFoundError(name=place)  # empty or relative, which import_module() takes for our mistake
                 module = importlib.import_module(place)
             except ModuleNotFoundError as error:
+                if error.name != place and not place.startswith(f"{error.name}."):
+                    raise KoalaBenchError(f"'{place}' needs the module '{error.name}', which is not installed.", "Install it.") from error
                 raise KoalaBenchError(f"There is no module '{place}'.", f"Install the package of the {what}, or give ./file.py:Class.") from error
-        if not hasattr(module, attribute):
+        found = getattr(module, attribute, None)
+        if not isinstance(found, type):
             raise KoalaBenchError(f"{place} has no class '{attribute}'.", f"Write the {what} as package.module:Class.")
-        found: type[Any] = getattr(module, attribute)
         return found
     points = installed(group)
     if name not in points:
@@ -63,12 +69,31 @@ def build(group: str, name: str, first: Any, options: dict[str, Any]) -> Any:
     """Make a head (``first`` is the target's spec) or an objective with its options.
 
     Raises:
-        KoalaBenchError: an option is not one of the class's.
+        KoalaBenchError: an option is not one of the class's, or has a value that the class refuses.
     """
     cls = load(group, name)
-    known = list(inspect.signature(cls).parameters)[1:]
-    for option in options:
+    parameters = inspect.signature(cls).parameters
+    known = list(parameters)[1:]
+    for option, value in options.items():
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
             raise KoalaBenchError(f"'{name}' has no option '{option}'.", f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}.")
-    return cls(first, **options)
+        if not _is_like(value, parameters[option].default):
+            raise KoalaBenchError(f"'{name}': {option} is {value!r}, its default is {parameters[option].default!r}.", "Give a value of the same kind.")
+    try:
+        return cls(first, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not options:
+            raise  # then it is a defect of the class
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise KoalaBenchError(f"'{name}' cannot be made with {given}: {reason[0]}", "Correct its options.") from error
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether an option's value is of the kind of its default; anything goes where that is None or missing."""
+    if default is None or default is inspect.Parameter.empty:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else (list, tuple) if isinstance(default, (list, tuple)) else type(default))

@@ -1,0 +1,214 @@
+"""The notes under a table: what is missing, what the intervals say, and how the numbers were measured.
+
+Everything they say comes from the records and from the published values.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+
+from koala_bench import statistics
+from koala_bench.published import Claim, Paper, TableSpec, paper_names
+from koala_bench.records import CodeState, Environment, Run
+from koala_bench.rendering import ALPHA, Note, with_interval
+from koala_bench.statistics import Interval
+from koala_bench.summaries import VANILLA, Summary
+
+_FAILURES_LISTED = 10
+_CODE_CHARACTERS = 400  # of a command or an error message
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _incomplete(run: Run, summaries: Sequence[Summary]) -> Note | None:
+    lines, details = [], []
+    label = run.header["target"]["name"]
+    if not run.finished:
+        lines.append(
+            f"The record of {label} is unfinished: it holds {_count(len(run.turns), 'turn')} and no end line. "
+            "Its numbers will change when the evaluation goes on."
+        )
+    failed = [turn for summary in summaries for turn in summary.failed]
+    if failed:
+        counts = ", ".join(f"{summary.name} {len(summary.failed)}" for summary in summaries if summary.failed)
+        lines.append(f"{_count(len(failed), 'turn')} of {label} failed ({counts}). A failed turn has no numbers.")
+        for turn in failed[:_FAILURES_LISTED]:
+            why = f"{turn['error']['type']}: {turn['error']['message']}" if turn["error"] else ""
+            details.append(f"Failed: {turn['method']}, question {turn['question_id']}, turn {turn['turn']}, repeat {turn['repeat']}: {_code(why)}")
+        if len(failed) > _FAILURES_LISTED:
+            details.append(f"{_count(len(failed) - _FAILURES_LISTED, 'more failure')} in the record.")
+    most = max(summary.turns for summary in summaries)
+    if summaries[0].counted < most:
+        lines.append(f"The numbers of {label} are from the {summaries[0].counted} of {most} turns that every method finished.")
+    lines += [f"{summary.name} finished no turn and has no numbers." for summary in summaries if math.isnan(summary.speedup.value)]
+    return Note("This table is incomplete", tuple(lines), tuple(details)) if lines else None
+
+
+def _code(text: str) -> str:
+    words = " ".join(text.replace("`", "'").split())
+    return f"`{words if len(words) <= _CODE_CHARACTERS else words[:_CODE_CHARACTERS] + ' ...'}`"
+
+
+_SIDES = {
+    "above zero": "faster than the original head",
+    "below zero": "slower than the original head",
+    "not distinguishable from zero": "zero is within its interval",
+}
+
+
+def _where(measured: Interval, claim: Claim) -> str:
+    if measured.high < claim.low:
+        return "the whole interval lies below it"
+    if measured.low > claim.high:
+        return "the whole interval lies above it"
+    if claim.low <= measured.low and measured.high <= claim.high:
+        return "the whole interval lies in it"
+    return "the interval lies only partly in it" if not math.isnan(measured.low) else "there is no interval"
+
+
+def verdicts(summary: Summary, paper: Paper) -> list[str]:
+    """Sentences on a KOALA row: is the change real, and does it lie in the paper's range? Empty for other rows."""
+    if not summary.is_koala or summary.change_x is None or summary.change_percent is None or summary.length_change is None:
+        return []
+    x, percent, longer = summary.change_x, summary.change_percent, summary.length_change
+    lines = [
+        f"{summary.name} against {summary.original} on {summary.target}: the speedup changes by {with_interval(x.value, x.low, x.high, 3, True)} x, "
+        f"{statistics.against_zero(x)} ({_SIDES[statistics.against_zero(x)]}); the acceptance length changes by "
+        f"{with_interval(longer.value, longer.low, longer.high, 3, True)}, {statistics.against_zero(longer)}."
+    ]
+    for measured, claim, unit, digits in ((x, paper.koala.speedup_change_x, "x", 3), (percent, paper.koala.speedup_change_percent, "%", 2)):
+        verdict = statistics.against_range(measured, claim.low, claim.high)
+        how = f"is {verdict} from" if verdict == "not distinguishable" else verdict
+        lines.append(
+            f"The change of {summary.name} by {with_interval(measured.value, measured.low, measured.high, digits, True)} {unit} {how} "
+            f"the paper's range of +{claim.low:.2f} to +{claim.high:.2f} {unit}: {_where(measured, claim)}."
+        )
+    return lines
+
+
+def _verdict_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], paper: Paper) -> Note | None:
+    lines = [line for of_run in summaries for summary in of_run for line in verdicts(summary, paper)]
+    if not lines:
+        return None
+    others = [run.header["target"]["name"] for run in runs if not set(paper.koala.targets) & set(paper_names(run))]
+    if others:
+        lines.append(
+            f"The paper's ranges are over {', '.join(paper.koala.targets)}; "
+            f"what is said above about {', '.join(others)} is about this measurement, not about those targets."
+        )
+    return Note("What the intervals say", tuple(lines))
+
+
+def _equality_note(summaries: Sequence[Sequence[Summary]]) -> Note | None:
+    lines, details = [], []
+    for of_run in summaries:
+        compared = [summary for summary in of_run if summary.compared]
+        if compared:
+            counts = [f"{s.name} {s.compared - len(s.differing)}/{s.compared} turns{'' if s.method['lossless'] else ' (lossy by design)'}" for s in compared]
+            lines.append(f"Answers on {of_run[0].target} equal to vanilla's, token by token: {', '.join(counts)}.")
+        for summary in compared:
+            for each in summary.differing if summary.method["lossless"] else ():
+                token, vanilla_token = ("end" if token is None else str(token) for token in (each.token, each.vanilla_token))
+                gap = "top-2 gap not recorded" if each.top2_gap is None else f"top-2 gap {each.top2_gap:.2e}"
+                details.append(
+                    f"Different: {summary.name}, question {each.question_id}, turn {each.turn}, repeat {each.repeat}, position {each.position}: "
+                    f"token {token}, vanilla {vanilla_token}, {gap}."
+                )
+    title = "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
+    lines += [f"{_count(len(details), 'difference')}, each listed in the Markdown version of this table."] if details else []
+    return Note(title, tuple(lines), tuple(details)) if lines else None
+
+
+def _machine(where: Environment) -> str:
+    memory = f", {where['memory_bytes'] / 2**30:.1f} GiB of memory" if where["memory_bytes"] else ""
+    driver = f" (driver {where['driver']})" if where["driver"] else ""
+    return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads{memory}; {where['gpu'] or 'no GPU'}{driver}; {where['platform']}"
+
+
+def _code_in_words(code: CodeState) -> str:
+    version = f"koala-bench {code['version'] or 'of unknown version'}"
+    if code["commit"] is None:
+        return f"{version}, commit unknown (not a checkout)"
+    return f"{version}, commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
+
+
+def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
+    header = run.header
+    target, questions, acceptance, measure, preset = header["target"], header["questions"], header["acceptance"], header["measure"], header["preset"]
+    rule = "greedy" if acceptance["rule"] == "greedy" else f"{acceptance['rule']}, temperature {acceptance['temperature']:g}"
+    packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
+    lines = [
+        f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers, "
+        f"{target['dtype']} on {target['device']}, attention {target['attention']}.",
+        f"Machine: {_machine(header['environment'])}.",
+        f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
+        f"Questions: {questions['name']} ({_count(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "
+        f"{summaries[0].questions} of them counted; chat template {header['chat_template']['name']}.",
+        f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up, "
+        f"{_count(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question.",
+    ]
+    trees = [(summary.name, summary.method["tree"]) for summary in summaries if summary.name != VANILLA]
+    in_words = [f"{name} {tree['name']} ({_count(tree['nodes'], 'node')}, depth {tree['depth']})" for name, tree in trees if tree]
+    if in_words:
+        lines.append(f"Draft trees (nodes with the root): {', '.join(in_words)}.")
+    measured = [summary for summary in summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
+    if measured:
+        other = ", ".join(f"{summary.name} {summary.speedup_of_means:.3f} / {summary.mean_of_speedups:.3f}" for summary in measured)
+        lines.append(f"Speedup by other definitions (ratio of mean rates, as EAGLE's and Spec-Bench's scripts / mean of the questions' ratios): {other}.")
+    absent = [name for name in run.methods if name not in {summary.name for summary in summaries}]
+    if absent:
+        lines.append(f"Also in the record, not in this table: {', '.join(absent)}.")
+    lines.append(
+        f"Run {header['run_id']}, {header['created']}, preset {preset['name']} (sha256 {preset['sha256'][:12]}), {_code_in_words(header['code'])}.",
+    )
+    lines.append(f"Command: {_code(shlex.join(header['command']))}")
+    return Note(f"How {target['name']} was measured", tuple(lines))
+
+
+def _definitions_note(summaries: Sequence[Sequence[Summary]]) -> Note:
+    lines = [
+        "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run, both totalled over the questions.",
+        "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has 1.",
+        f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and were offered that depth "
+        "(conditional on the parent).",
+        "Draft overhead: drafting time / (drafting + verification time).",
+        "Change: against the original head (same head, neither more layers nor adversarial training), as a difference of speedups (x) and relative to its "
+        "speedup (%).",
+        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired percentile bootstrap over questions "
+        f"({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}).",
+    ]
+    if any(of_run[0].questions < 2 for of_run in summaries):
+        lines.append("With a single question there are no intervals.")
+    return Note("Definitions", tuple(lines))
+
+
+def _paper_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], spec: TableSpec, paper: Paper) -> Note:
+    x, percent, questions = paper.koala.speedup_change_x, paper.koala.speedup_change_percent, runs[0].header["questions"]["name"]
+    lines = [
+        f"Paper: {paper.koala.citation}. Its change of +{x.low:.2f}x to +{x.high:.2f}x ({x.source}) and of {percent.low:.2f} % to {percent.high:.2f} % "
+        f"({percent.source}) is over all its targets and both heads.",
+        "The paper's individual cells are `unknown` until `reproduce/paper.toml` is filled from its PDF.",
+    ]
+    if questions != spec.questions:
+        lines.append(f"The paper's table is on {spec.questions}; these numbers are on {questions}.")
+    for run, of_run in zip(runs, summaries, strict=True):
+        missing = [name for name in spec.methods if name not in {summary.name for summary in of_run}]
+        if missing:
+            lines.append(f"The record of {run.header['target']['name']} has no {', '.join(missing)}.")
+        for own in (own for own in paper.own_claims if own.target in paper_names(run)):
+            value = own.speedup if isinstance(own.speedup, str) else f"{own.speedup:.2f}x"
+            lines.append(f"Published by its authors for {own.target} on MT-bench: {own.system} {value} (temperature {own.temperature}; {own.source}).")
+    return Note("Published values", tuple(lines))
+
+
+def table1_notes(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], spec: TableSpec, paper: Paper) -> list[Note]:
+    """All notes of Table 1, in their order: one summary per shown method of each run."""
+    notes: list[Note | None] = [_incomplete(run, of_run) for run, of_run in zip(runs, summaries, strict=True)]
+    notes += [_verdict_note(runs, summaries, paper), _equality_note(summaries)]
+    notes += [_measurement_note(run, of_run) for run, of_run in zip(runs, summaries, strict=True)]
+    notes += [_definitions_note(summaries), _paper_note(runs, summaries, spec, paper)]
+    return [note for note in notes if note is not None]

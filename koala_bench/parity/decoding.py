@@ -1,0 +1,78 @@
+"""Generation compared with the recorded one, step by step, and the ends of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from koala_bench.decoding import Decoded, decode
+from koala_bench.interop import Fields
+from koala_bench.parity.shared import Check, Drafter, first_difference, judge
+from koala_bench.parity.trees import row_of
+
+
+def _decode(drafter: Drafter, entry: Fields, stop_ids: Sequence[int]) -> Decoded:
+    """Decode as far as the recording goes. Upstream keeps all of its last step, so the limit lies behind that."""
+    return decode(drafter.target, drafter.head, drafter.template, entry["prompt_ids"], len(entry["generated_ids"]) + 2, stop_ids, trace=True)
+
+
+def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
+    """Compare generation step by step, then the cases with an end-of-sequence token."""
+    faults: dict[str, list[str]] = {"generated_ids": []}
+    steps_seen = 0
+    for i, entry in enumerate(recorded["prompts"]):
+        count = len(entry["accept_lengths"])
+        steps_seen += count
+        # No stop ids: upstream ends after the step that holds one, which is where the recording ends.
+        answer = _decode(drafter, entry, ())
+        steps = answer.steps[:count]
+        ours: dict[str, list[Any]] = {"generated_ids": answer.tokens[: len(entry["generated_ids"])], "accept_lengths": [len(step.path) - 1 for step in steps]}
+        theirs: dict[str, list[Any]] = {name: entry[name] for name in ours}
+        if "steps" in entry:
+            computed: dict[str, list[Any]] = {
+                "tree_tokens": [step.tree_tokens for step in steps],
+                "path_nodes": [list(step.path) for step in steps],
+                "accepted_tokens": [[step.tree_tokens[node] for node in step.path] for step in steps],
+                "best_candidate": [row_of(drafter.rows, step.path) for step in steps],
+            }
+            ours |= computed
+            theirs |= {name: [step[name] for step in entry["steps"]] for name in computed}
+        for name, values in ours.items():
+            faults.setdefault(name, [])
+            if values != theirs[name]:
+                faults[name].append(first_difference(f"prompt {i}", values, theirs[name]))
+    count = len(recorded["prompts"])
+    checks = [judge(f"{part}/{name}", found, f"{count} prompts, {steps_seen} steps are equal") for name, found in faults.items()]
+    if "eos_cases" in recorded:
+        ended = [fault for i, entry in enumerate(recorded["eos_cases"]) for fault in _ended(f"case {i}", drafter, entry)]
+        checks.append(
+            judge(f"{part}/eos_cases", ended, f"{len(recorded['eos_cases'])} answers end at the same token, after the same steps; nothing is kept behind it")
+        )
+    return checks
+
+
+def _stop_ids(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list) else [int(value)]
+
+
+def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
+    """Compare an answer that ends with a stop token. Upstream keeps what the last step settled behind it; ours is cut."""
+    stops = _stop_ids(entry["eos_token_id"])
+    generated = entry["generated_ids"]
+    end = next((i for i, token in enumerate(generated) if token in stops), None)
+    if end is None:
+        return [f"{where}: the recorded answer does not hold its own stop token {stops}"]
+    answer = _decode(drafter, entry, stops)
+    # A step of upstream settles its root and the accepted drafts; one of ours the accepted drafts and the next root.
+    accepted, before = [], 0
+    for length in entry["accept_lengths"]:
+        if before + length >= end:
+            accepted += [end - before - 1] if end > before else []
+            break
+        accepted.append(length)
+        before += length + 1
+    if answer.tokens != generated[: end + 1]:
+        return [first_difference(where, answer.tokens, generated[: end + 1])]
+    if answer.stop != "eos":
+        return [f"{where}: stopped for '{answer.stop}', not at the end-of-sequence token"]
+    return [] if answer.accepted == accepted else [first_difference(f"{where}, accept lengths", answer.accepted, accepted)]

@@ -1,0 +1,213 @@
+"""Parity with EAGLE: outputs, drafted trees, decoding and losses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from koala_bench.heads import Committed, FeatureBatch
+from koala_bench.interop import Fields, Imported, make_head
+from koala_bench.interop.eagle import FIXED_ROPE_BASE
+from koala_bench.parity.decoding import decoded
+from koala_bench.parity.shared import (
+    LOSSES_RELATIVE,
+    OUTPUTS_ABSOLUTE,
+    Check,
+    Drafter,
+    Recordings,
+    compare_norms,
+    first_difference,
+    gradients_of,
+    judge,
+    near,
+    ok,
+    predictions,
+    prompt_numbers,
+    relative,
+    skipped,
+    states_of,
+)
+from koala_bench.parity.trees import compare_buffers, excuse_misdrafted, leaf_rows, template_of
+from koala_bench.target import Target
+from koala_bench.tree import DraftTree, TreeTemplate
+
+
+def _on_either_base(imported: Imported, run: Callable[[Imported], list[Check]]) -> list[Check]:
+    """Run checks of an EAGLE draft whose configuration names a RoPE base; branch v1 ignores it, later code does not."""
+    found = run(imported)
+    if ok(found) or imported.options["rope_base"] == FIXED_ROPE_BASE:
+        return found
+    fixed = run(replace(imported, options={**imported.options, "rope_base": FIXED_ROPE_BASE}))
+    said = f"; with RoPE base {FIXED_ROPE_BASE:.0f}, as branch v1 of upstream whatever the configuration says"
+    return [replace(each, detail=each.detail + said) for each in fixed] if ok(fixed) else found
+
+
+def eagle_tiny(recordings: Recordings, part: str) -> list[Check]:
+    """Features and logits of the head, and the tree that it drafts after each prompt."""
+    where = "medusa_tiny/target"
+    if absent := recordings.absent(where, f"{part}/draft", f"{part}/expected.safetensors"):
+        return skipped(part, absent)
+    target, expected = recordings.target(where), recordings.tensors(f"{part}/expected.safetensors")
+    template = _eagle_template(recordings, part)
+
+    def run(imported: Imported) -> list[Check]:
+        head = make_head(imported, target.spec())
+        prompts = prompt_numbers(expected)
+        found = {i: predictions(head, target, expected[f"prompt{i}.shifted_ids"], expected[f"prompt{i}.hidden_states"])[0] for i in prompts}
+        checks = [
+            near(
+                f"{part}/hidden_states",
+                ((f"prompt {i}", states_of(target, expected[f"prompt{i}.input_ids"]), expected[f"prompt{i}.hidden_states"]) for i in prompts),
+            ),
+            near(f"{part}/out_features", ((f"prompt {i}", found[i][0], expected[f"prompt{i}.out_features"]) for i in prompts)),
+            near(f"{part}/out_logits", ((f"prompt {i}", found[i][1], expected[f"prompt{i}.out_logits"]) for i in prompts)),
+        ]
+        if template is None:
+            return [
+                *checks,
+                *(Check(f"{part}/{name}", "skip", "eagle_decode/buffers.json, which has the tree, is absent") for name in ("tree_tokens", "tree_topk")),
+            ]
+        drafter = Drafter(target, head, template, leaf_rows(template.shape, sort=True))
+        return [*checks, *excuse_misdrafted(_eagle_tree(part, drafter, expected), template)]
+
+    return _on_either_base(recordings.eagle(f"{part}/draft", target), run)
+
+
+def _eagle_template(recordings: Recordings, part: str) -> TreeTemplate | None:
+    """The static tree, which is recorded once for both EAGLE parts."""
+    path = next((path for path in (f"{part}/buffers.json", "eagle_decode/buffers.json") if not recordings.absent(path)), None)
+    return None if path is None else template_of(recordings.json(path), "tree_choices")
+
+
+def _eagle_tree(part: str, drafter: Drafter, expected: Fields) -> list[Check]:
+    """Tree tokens as drafted for decoding, and the candidate table of each inner node, computed path by path."""
+    template = drafter.template
+    inner = [(), *(path for path in template.paths if any(other[:-1] == path for other in template.paths))]
+    tokens_wrong: list[str] = []
+    ranks_wrong: list[str] = []
+    logits: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    for i in prompt_numbers(expected):
+        next_ids, hidden = expected[f"prompt{i}.shifted_ids"], expected[f"prompt{i}.hidden_states"]
+        drafted = _draft(drafter, next_ids, hidden)
+        wanted = expected[f"prompt{i}.tree_tokens"].tolist()
+        if drafted != wanted:
+            tokens_wrong.append(first_difference(f"prompt {i}", drafted, wanted))
+        table_tokens, table_logits = expected[f"prompt{i}.tree_topk_tokens"], expected[f"prompt{i}.tree_topk_logits"]
+        if len(table_tokens) != len(inner):
+            ranks_wrong.append(f"prompt {i}: {len(table_tokens)} inner nodes are recorded, the tree '{template.name}' has {len(inner)}")
+            continue
+        ours = _inner_logits(drafter, inner, drafted, next_ids, hidden)
+        best = ours.topk(table_tokens.shape[1], dim=-1)
+        logits.append((f"prompt {i}", ours.gather(1, table_tokens), table_logits))
+        logits.append((f"prompt {i}, sorted", best.values, table_logits))
+        # Candidates closer to each other than the outputs need to agree may change places.
+        apart = (best.indices != table_tokens) & ((ours.gather(1, table_tokens) - best.values).abs() > 2 * OUTPUTS_ABSOLUTE)
+        if apart.any():
+            row, rank = apart.nonzero()[0].tolist()
+            ranks_wrong.append(
+                f"prompt {i}: candidate {rank} of node {list(inner[row])} is {int(best.indices[row, rank])}, recorded {int(table_tokens[row, rank])}"
+            )
+    return [
+        judge(f"{part}/tree_tokens", tokens_wrong, f"{len(prompt_numbers(expected))} trees of {template.nodes} tokens are equal"),
+        judge(f"{part}/tree_topk_tokens", ranks_wrong, f"{len(prompt_numbers(expected))} tables of {len(inner)} inner nodes agree"),
+        near(f"{part}/tree_topk_logits", logits),
+    ]
+
+
+def _draft(drafter: Drafter, next_ids: torch.Tensor, hidden: torch.Tensor) -> list[int]:
+    """The tokens a head drafts after a prompt, root first."""
+    drafter.head.begin(drafter.template, len(next_ids) + drafter.template.nodes)
+    with torch.inference_mode():
+        tree: DraftTree = drafter.head.draft(Committed(next_ids, hidden[:, None], 0))
+    return tree.tokens.tolist()
+
+
+def _inner_logits(drafter: Drafter, inner: Sequence[tuple[int, ...]], drafted: Sequence[int], next_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [inner nodes, vocab_size] for the children of each inner node: its path is a sequence of its own, read whole."""
+    node = {path: index for index, path in enumerate([(), *drafter.template.paths])}
+    features: dict[tuple[int, ...], torch.Tensor] = {}
+    logits = []
+    for path in inner:
+        above = [path[:depth] for depth in range(len(path))]
+        ids = torch.cat([next_ids, next_ids.new_tensor([drafted[node[each]] for each in [*above, path][1:]])])
+        states = torch.cat([hidden, *(features[each][None] for each in above)])
+        feature, said = predictions(drafter.head, drafter.target, ids, states)[0]
+        features[path] = feature[-1]
+        logits.append(said[-1])
+    return torch.stack(logits)
+
+
+def eagle_decode(recordings: Recordings, part: str) -> list[Check]:
+    """Buffers of the tree and generation."""
+    checks: list[Check] = []
+    if absent := recordings.absent(f"{part}/buffers.json"):
+        checks += skipped(part, absent)
+    else:
+        buffers = recordings.json(f"{part}/buffers.json")
+        template = template_of(buffers, "tree_choices")
+        checks += compare_buffers(part, buffers, template, {"mask": "tree_attn_mask", "depths": "tree_position_ids"}, eagle_like=True)
+        where = "medusa_decode/target"
+        if absent := recordings.absent(where, f"{part}/draft", f"{part}/decode.json"):
+            checks += skipped(f"{part}/decode", absent)
+        else:
+            target, recorded, rows = recordings.target(where), recordings.json(f"{part}/decode.json"), leaf_rows(template.shape, sort=True)
+
+            def run(imported: Imported) -> list[Check]:
+                drafter = Drafter(target, make_head(imported, target.spec()), template, rows)
+                return excuse_misdrafted(decoded(part, drafter, recorded), template)
+
+            checks += _on_either_base(recordings.eagle(f"{part}/draft", target), run)
+    if not recordings.absent(f"{part}/decode_eagle2.json"):
+        checks.append(Check(f"{part}/decode_eagle2", "unsupported", "dynamic draft trees (EAGLE-2) are not part of this project yet"))
+    return checks
+
+
+def eagle_losses(recordings: Recordings, name: str, target: Target, paths: Sequence[str]) -> list[Check]:
+    """Losses and gradient norms of one batch, and the predicted states of upstream's own."""
+    tensors, recorded = recordings.tensors(paths[2]), recordings.json(paths[3])
+    items = sorted(int(found[1]) for key in tensors if (found := re.fullmatch(r"item(\d+)\.input_ids", key)))
+    lengths = torch.tensor([len(tensors[f"item{i}.input_ids"]) for i in items])
+
+    def padded(key: str) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([tensors[f"item{i}.{key}"] for i in items], batch_first=True)
+
+    raw = FeatureBatch(padded("input_ids"), padded("loss_mask") != 0, padded("hidden_state")[:, :, None], 0, target.output, lengths)
+
+    def run(imported: Imported) -> list[Check]:
+        head = make_head(
+            imported, target.spec(), noise=0.0, regression_weight=float(recorded.get("v_w", 1.0)), classification_weight=float(recorded.get("p_w", 0.1))
+        )
+        found = head.loss(raw)
+        ours = {"vloss": float(found.parts["regression"]), "ploss": float(found.parts["classification"]), "loss": float(found.total.detach())}
+        norms = {key: float(each.norm()) for key, each in gradients_of(head, found.total).items()}
+        checks = [
+            relative(f"{name}/loss", ((key, value, recorded[key]) for key, value in ours.items()), LOSSES_RELATIVE),
+            compare_norms(f"{name}/gradients", norms, recorded["grad_l2_norms"]),
+        ]
+        if "num_unmasked_positions" in recorded:
+            counted, wanted = len(found.predictions[0].rows), int(recorded["num_unmasked_positions"])
+            checks.append(
+                judge(
+                    f"{name}/counted_positions",
+                    [] if counted == wanted else [f"{counted} positions are counted, recorded {wanted}"],
+                    f"{counted} positions are counted",
+                )
+            )
+        if "predict" in tensors:
+            checks.append(near(f"{name}/predict", _predicted(head, target, tensors)))
+        return checks
+
+    return _on_either_base(recordings.eagle(paths[1], target), run)
+
+
+def _predicted(head: Any, target: Target, tensors: Fields) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Predicted states of upstream's own shifted batch, at its real positions."""
+    for row, (ids, hidden, mask, recorded) in enumerate(
+        zip(tensors["batch.input_ids"], tensors["batch.hidden_states"], tensors["batch.attention_mask"], tensors["predict"], strict=True)
+    ):
+        feature, _ = predictions(head, target, ids, hidden)[0]
+        yield f"item {row}", feature[mask != 0], recorded[mask != 0]

@@ -1,0 +1,174 @@
+"""Parity with Medusa: outputs, decoding, greedy decisions and losses."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from koala_bench.acceptance import greedy
+from koala_bench.heads import FeatureBatch
+from koala_bench.interop import Fields, make_head
+from koala_bench.interop.medusa import tied_heads
+from koala_bench.parity.decoding import decoded
+from koala_bench.parity.shared import (
+    LOSSES_RELATIVE,
+    Check,
+    Drafter,
+    Recordings,
+    compare_norms,
+    gradients_of,
+    judge,
+    near,
+    predictions,
+    prompt_numbers,
+    relative,
+    skipped,
+    states_of,
+)
+from koala_bench.parity.trees import compare_buffers, leaf_rows, row_of, template_of
+from koala_bench.target import Target
+from koala_bench.tree import DraftTree, TreeShape, TreeTemplate
+
+
+def medusa_tiny(recordings: Recordings, part: str) -> list[Check]:
+    """Hidden states and logits of the target, and logits of every recorded kind of heads."""
+    if absent := recordings.absent(f"{part}/target", f"{part}/expected.safetensors"):
+        return skipped(part, absent)
+    target, expected = recordings.target(f"{part}/target"), recordings.tensors(f"{part}/expected.safetensors")
+    prompts = prompt_numbers(expected)
+    states = {i: states_of(target, expected[f"prompt{i}.input_ids"]) for i in prompts}
+    checks = [
+        near(f"{part}/hidden_states", ((f"prompt {i}", states[i], expected[f"prompt{i}.hidden_states"]) for i in prompts)),
+        near(f"{part}/base_logits", ((f"prompt {i}", target.output(states[i]), expected[f"prompt{i}.base_logits"]) for i in prompts)),
+    ]
+    recorded = {found[1] for name in expected if (found := re.fullmatch(r"prompt\d+\.(.+)\.medusa_logits", name))}
+    stored = {path.name.removeprefix("heads_") for path in (recordings.folder / part).glob("heads_*") if path.is_dir()}
+    for kind in sorted(recorded | stored):
+        name, folder = f"{part}/medusa_logits/{kind}", f"{part}/heads_{kind}"
+        if absent := recordings.absent(folder):
+            checks += skipped(name, absent)
+            continue
+        head = make_head(recordings.medusa(folder, target), target.spec())
+        checks.append(near(name, _medusa_logits(head, target, expected, states, kind)))
+    return checks
+
+
+def _medusa_logits(head: Any, target: Target, expected: Fields, states: dict[int, torch.Tensor], kind: str) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+    for i, hidden in states.items():
+        if (recorded := expected.get(f"prompt{i}.{kind}.medusa_logits")) is not None:
+            ours = torch.stack([logits for _, logits in predictions(head, target, expected[f"prompt{i}.input_ids"], hidden)])
+            yield f"prompt {i}", ours, recorded
+
+
+def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
+    """Buffers of the tree, generation and greedy decisions."""
+    if absent := recordings.absent(f"{part}/buffers.json"):
+        return skipped(part, absent)
+    buffers = recordings.json(f"{part}/buffers.json")
+    template = template_of(buffers, "medusa_choices")
+    checks = compare_buffers(part, buffers, template, {"mask": "medusa_attn_mask", "depths": "medusa_position_ids"}, eagle_like=False)
+    rows = leaf_rows(template.shape, sort=False)
+    if absent := recordings.absent(f"{part}/target", f"{part}/heads", f"{part}/decode.json"):
+        checks += skipped(f"{part}/decode", absent)
+    else:
+        target = recordings.target(f"{part}/target")
+        head = make_head(recordings.medusa(f"{part}/heads", target), target.spec())
+        checks += decoded(part, Drafter(target, head, template, rows), recordings.json(f"{part}/decode.json"))
+    if absent := recordings.absent(f"{part}/typical.json", f"{part}/typical.safetensors"):
+        return [*checks, *skipped(f"{part}/typical", absent)]
+    return [*checks, *_posterior(part, template, rows, recordings.json(f"{part}/typical.json"), recordings.tensors(f"{part}/typical.safetensors"))]
+
+
+def _posterior(part: str, template: TreeTemplate, rows: Sequence[Sequence[int]], recorded: Fields, tensors: Fields) -> list[Check]:
+    """Compare greedy decisions on recorded logits.
+
+    Where upstream accepted padding, ours must not: its path is then the recorded one up to the padding.
+    """
+    plain: list[str] = []
+    padded: list[str] = []
+    counts = Counter(bool(entry.get("padding_accepted", False)) for entry in recorded["cases"])
+    for entry in recorded["cases"]:
+        case, wanted = entry["case"], entry["greedy"]
+        tokens, logits = tensors[f"case{case}.node_tokens"], tensors[f"case{case}.node_logits"]
+        path = list(greedy(DraftTree(tokens, template.shape), logits).path)
+        fault = _walk_fault(path, tokens.tolist(), logits.argmax(-1).tolist(), template.shape)
+        if entry.get("padding_accepted", False):
+            real = [node for node in wanted["path_nodes"] if node >= 0]
+            padded += [f"case {case}: {fault}"] if fault else [] if path == real else [f"case {case}: path {path}, recorded {real} before the padding"]
+            continue
+        ours = {
+            "path_nodes": path,
+            "accept_length": len(path) - 1,
+            "accepted_tokens": [int(tokens[node]) for node in path],
+            "best_candidate": row_of(rows, path),
+        }
+        plain += [f"case {case}: {name} {value}, recorded {wanted[name]}" for name, value in ours.items() if wanted[name] != value]
+        plain += [f"case {case}: {fault}"] if fault else []
+    checks = [
+        Check(f"{part}/typical", "unsupported", "typical acceptance is not part of this project yet"),
+        judge(f"{part}/typical/greedy", plain, f"{counts[False]} decisions are equal"),
+    ]
+    if counts[True]:
+        detail = f"in {counts[True]} cases upstream accepts padding as token 0; ours does not, its paths end in the leaf before it"
+        checks.append(judge(f"{part}/typical/greedy_without_padding", padded, detail))
+    return checks
+
+
+def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int], shape: TreeShape) -> str:
+    """What is wrong with a greedily accepted path, if anything: every token must be the target's own, and none may be left out."""
+    if path[0] != 0 or any(shape.parents[node] != above for above, node in pairwise(path)):
+        return f"{list(path)} is no path from the root"
+    if any(tokens[node] != best[above] for above, node in pairwise(path)):
+        return f"path {list(path)} holds a token that is not the target's"
+    if any(tokens[child] == best[path[-1]] for child in shape.children[path[-1]]):
+        return f"path {list(path)} could go on"
+    return ""
+
+
+def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequence[str]) -> list[Check]:
+    """Losses, shares of right guesses and gradient norms of one batch."""
+    batch, recorded = recordings.tensors(paths[2]), recordings.json(paths[3])
+    other = [
+        Check(
+            f"{name}/{kind}",
+            "unsupported",
+            "another network: its heads have no projection of their own and go through the target's output layer, which is trained too",
+        )
+        for kind in recorded
+        if kind.startswith("shared_lm_head")
+    ]
+    if "per_head_linear" not in recorded:
+        return [Check(name, "skip", f"{paths[3]} has no per_head_linear"), *other]
+    ids, real = batch["input_ids"], batch["attention_mask"] != 0
+    supervised = batch["labels"] != int(recorded.get("ignore_index", -100))
+    if (real[:, 1:] & ~real[:, :-1]).any() or (batch["labels"] != ids)[supervised].any():
+        return [Check(name, "unsupported", "labels that are not the text's own tokens, or padding on the left"), *other]
+    imported = recordings.medusa(paths[1], target)
+    head = make_head(imported, target.spec())
+    found = head.loss(FeatureBatch(ids, supervised, states_of(target, ids)[:, :, None], 0, target.output, real.sum(1)))
+    wanted = recorded["per_head_linear"]
+    gradients = gradients_of(head, found.total)
+    weight, bias = gradients["block_weight"], gradients["block_bias"]
+    if tied := tied_heads(imported.tensors):  # one shared block gets the gradients of all its uses
+        for each in (weight, bias):
+            each[:, tied] = each[:, tied].sum(0, keepdim=True).expand(len(each), *each[0, tied].shape)
+    norms = {}
+    for at in range(weight.shape[1]):
+        for block in range(len(weight)):
+            norms[f"{at}.{block}.linear.weight"] = float(weight[block, at].norm())
+            norms[f"{at}.{block}.linear.bias"] = float(bias[block, at].norm())
+        norms[f"{at}.{len(weight)}.weight"] = float(gradients["output_weight"][at].norm())
+    losses = [("total", float(found.total.detach()), wanted["total_loss"])]
+    losses += [(f"head {i}", float(found.parts[f"cross_entropy_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_loss"])]
+    shares = [(f"head {i}", float(found.parts[f"top1_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_top1"])]
+    return [
+        relative(f"{name}/per_head_linear/loss", losses, LOSSES_RELATIVE),
+        relative(f"{name}/per_head_linear/top1", shares, LOSSES_RELATIVE),
+        compare_norms(f"{name}/per_head_linear/gradients", norms, wanted["grad_l2_norms"]),
+        *other,
+    ]

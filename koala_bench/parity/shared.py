@@ -1,0 +1,188 @@
+"""What all parity checks share: reading the recordings, comparing with them, and one forward pass of a head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from koala_bench.heads import FeatureBatch
+from koala_bench.interop import Fields, Imported, eagle, medusa, read_json, read_tensors
+from koala_bench.target import Target, load_target
+from koala_bench.tree import TreeTemplate
+
+# Tolerances of the recordings' README.
+OUTPUTS_ABSOLUTE = 1e-4
+LOSSES_RELATIVE = 1e-4
+_GRADIENTS_RELATIVE = 1e-3
+
+Status = Literal["pass", "fail", "skip", "unsupported"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: part and quantity, such as ``medusa_decode/accept_lengths``.
+        status: ``skip`` where the recordings lack something, ``unsupported`` where this project does.
+        detail: how much was compared and how well it fits, or what is wrong.
+    """
+
+    name: str
+    status: Status
+    detail: str
+
+
+class Recordings:
+    """The folder, with the targets that were already loaded from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._targets: dict[str, Target] = {}
+
+    def absent(self, *paths: str) -> str:
+        """Those of some paths that do not exist, as text; empty if all do."""
+        return ", ".join(path for path in paths if not (self.folder / path).exists())
+
+    def target(self, path: str) -> Target:
+        if path not in self._targets:
+            self._targets[path] = load_target(str(self.folder / path), "cpu", "float32", tokenizer=False)
+        return self._targets[path]
+
+    def json(self, path: str) -> Fields:
+        return read_json(self.folder / path)
+
+    def tensors(self, path: str) -> Fields:
+        """Tensors with their numbers as float32 and int64, whatever they are stored as."""
+        found = read_tensors(self.folder / path)
+        return Fields(found.path, {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in found.items()})
+
+    def medusa(self, path: str, target: Target) -> Imported:
+        return medusa.read(self.folder / path, target.spec())
+
+    def eagle(self, path: str, target: Target) -> Imported:
+        return eagle.read(self.folder / path, target.spec())
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """A head on its target, with the tree that it fills.
+
+    Attributes:
+        rows: leaf paths of the tree, padded with -1, in the order of the recordings.
+    """
+
+    target: Target
+    head: Any
+    template: TreeTemplate
+    rows: list[list[int]]
+
+
+def ok(checks: Iterable[Check]) -> bool:
+    """Whether nothing failed."""
+    return all(each.status != "fail" for each in checks)
+
+
+# ------------------------------------------------------------------------------ comparing
+
+
+def skipped(name: str, absent: str) -> list[Check]:
+    """The check of a part that lacks files; ``absent`` names them."""
+    return [Check(name, "skip", f"{absent} is absent")]
+
+
+def judge(name: str, faults: Sequence[str], detail: str) -> Check:
+    """A check that passes if there are no faults; otherwise the first one is told."""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return Check(name, "fail", faults[0] + more) if faults else Check(name, "pass", detail)
+
+
+def near(name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]], allowed: float = OUTPUTS_ABSOLUTE) -> Check:
+    """Compare tensors (what, ours, recorded) by their largest difference."""
+    faults, worst, count = [], 0.0, 0
+    for what, ours, recorded in pairs:
+        count += 1
+        if ours.shape != recorded.shape:
+            faults.append(f"{what}: shape {list(ours.shape)}, recorded {list(recorded.shape)}")
+            continue
+        difference = float((ours - recorded).abs().max()) if ours.numel() else 0.0
+        worst = max(worst, difference)
+        if not difference <= allowed:  # so that nan fails
+            faults.append(f"{what}: differs by {difference:.1e}, {allowed:.0e} is allowed")
+    return judge(name, faults, f"{count} compared, largest difference {worst:.1e}") if count else Check(name, "skip", "nothing of it is recorded")
+
+
+def relative(name: str, pairs: Iterable[tuple[str, float, float]], allowed: float) -> Check:
+    """Compare numbers (what, ours, recorded) by their relative difference."""
+    faults, worst, count = [], 0.0, 0
+    for what, ours, recorded in pairs:
+        count += 1
+        difference = abs(ours - recorded) / max(abs(recorded), 1e-6)
+        worst = max(worst, difference)
+        if not difference <= allowed:
+            faults.append(f"{what} is {ours:.6g}, recorded {recorded:.6g}")
+    return judge(name, faults, f"{count} compared, largest relative difference {worst:.1e}") if count else Check(name, "skip", "nothing of it is recorded")
+
+
+def prompt_numbers(tensors: Fields) -> list[int]:
+    """Numbers of the recorded prompts."""
+    return sorted(int(found[1]) for name in tensors if (found := re.fullmatch(r"prompt(\d+)\.input_ids", name)))
+
+
+def compare_norms(name: str, ours: dict[str, float], recorded: Fields) -> Check:
+    """Compare gradient norms by parameter; recordings may hold fewer parameters than the head has."""
+    if unknown := sorted(set(recorded) - set(ours)):
+        return Check(name, "fail", f"the head has no parameter {', '.join(unknown)}")
+    return relative(name, ((key, ours[key], float(value)) for key, value in recorded.items()), _GRADIENTS_RELATIVE)
+
+
+def first_difference(where: str, ours: Sequence[Any], recorded: Sequence[Any]) -> str:
+    """The first entry in which two sequences differ, in words."""
+    for i, (mine, theirs) in enumerate(zip(ours, recorded, strict=False)):
+        if mine != theirs:
+            return f"{where}, entry {i}: {_short(mine)}, recorded {_short(theirs)}"
+    return f"{where}: {len(ours)} entries, recorded {len(recorded)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ------------------------------------------------------------------------------ one forward pass
+
+
+def predictions(head: Any, target: Target, next_ids: torch.Tensor, hidden: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What a head says at every state, through the loss that it is trained with.
+
+    Args:
+        next_ids: int64 [tokens], the token after each state's own.
+        hidden: [tokens, hidden_size].
+    Returns:
+        predicted features [tokens, hidden_size] and logits [tokens, vocab_size] for each drafting depth.
+    """
+    count = len(next_ids)
+    # Something must stand behind the last state for its deepest guess to have a label; nothing causal can see it.
+    beyond = head.max_depth + 1
+    ids = torch.cat([next_ids[:1], next_ids, next_ids.new_zeros(beyond)])[None]
+    states = torch.cat([hidden, hidden.new_zeros(1 + beyond, hidden.shape[-1])])[None, :, None]
+    with torch.no_grad():
+        found = head.loss(FeatureBatch(ids, torch.ones_like(ids, dtype=torch.bool), states, 0, target.output, torch.tensor([ids.shape[1]])))
+    return [(each.feature[each.rows < count], each.logits[each.rows < count]) for each in found.predictions]
+
+
+def states_of(target: Target, ids: torch.Tensor) -> torch.Tensor:
+    """States [..., tokens, hidden_size] after the final norm, free of the inference mode they come from."""
+    return target.states(ids if ids.ndim == 2 else ids[None]).clone()[:, :, -1].view(*ids.shape, -1)
+
+
+def gradients_of(head: Any, total: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradients of a loss by parameter; zeros where it does not depend on one."""
+    names, parameters = zip(*head.named_parameters(), strict=True)
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    return {name: torch.zeros_like(each) if gradient is None else gradient for name, each, gradient in zip(names, parameters, found, strict=True)}

@@ -1,0 +1,233 @@
+"""Conversations: ShareGPT files in all their shapes, a held-out part that stays apart, damage named by line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import koala_bench.conversations as conversations
+from koala_bench.conversations import encode_all, read_conversations
+from koala_bench.corpus import Corpus
+from koala_bench.dialogues import chat_template
+from koala_bench.errors import KoalaBenchError
+from koala_bench.target import Target
+
+
+def row(*messages: tuple[Any, Any]) -> dict[str, Any]:
+    return {"id": "x", "conversations": [{"from": who, "value": text} for who, text in messages]}
+
+
+def many(count: int = 300) -> list[dict[str, Any]]:
+    return [row(("human", f"question {i}"), ("gpt", f"answer {i}")) for i in range(count)]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return str(path)
+
+
+def turns_of(tmp_path: Path, odd: Any) -> list[list[str]]:
+    """What is made of one odd row among many good ones."""
+    found = read_conversations(write(tmp_path / "odd.jsonl", [*many(), odd]))
+    known = {tuple(turn["value"] for turn in each["conversations"]) for each in many()}
+    return [turns for turns in [*found.train, *found.held_out] if tuple(turns) not in known]
+
+
+# ------------------------------------------------------------------------------ shapes of files
+
+
+def test_lines_an_array_and_gzip_are_the_same(tmp_path: Path) -> None:
+    rows = many()
+    lines = read_conversations(write(tmp_path / "lines.jsonl", rows))
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress((tmp_path / "lines.jsonl").read_bytes()))
+    (tmp_path / "array.json.gz").write_bytes(gzip.compress((tmp_path / "array.json").read_bytes()))
+    for name in ("array.json", "lines.jsonl.gz", "array.json.gz"):
+        found = read_conversations(str(tmp_path / name))
+        assert (found.train, found.held_out) == (lines.train, lines.held_out)
+
+
+def test_dialogues_are_named_by_file_and_line_or_index(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text(json.dumps(many()))
+    lines, array = read_conversations(write(tmp_path / "lines.jsonl", many())), read_conversations(str(tmp_path / "array.json"))
+    for turns, line, index in zip(lines.train, lines.train_names, array.train_names, strict=True):
+        number = int(turns[0].split()[1])
+        assert (line, index) == (f"lines.jsonl:{number + 1}", f"array.json[{number}]")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\n\n"])
+def test_line_ends_blank_lines_and_byte_order_marks_do_not_matter(tmp_path: Path, encoding: str, ends: str) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(ends.join(json.dumps(each) for each in many()).encode(encoding))
+    assert len(read_conversations(str(path)).train) == len(read_conversations(write(tmp_path / "plain.jsonl", many())).train)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_text_may_hold_what_unicode_takes_for_a_line_end(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "odd.jsonl"
+    rows = [*many(), row(("human", f"one{separator}two"), ("gpt", "three"))]
+    path.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows), encoding="utf-8")
+    found = read_conversations(str(path))
+    assert [f"one{separator}two", "three"] in [*found.train, *found.held_out]
+
+
+def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = read_conversations(write(tmp_path / "some.jsonl", [*many(), row(), row(("gpt", "hello"))]))
+    assert found.provenance["source"] == "some.jsonl"
+    assert found.provenance["dropped"] == 2
+    assert len(found.provenance["file_sha256"]) == 64
+    assert "some.jsonl: 2 rows without a question followed by an answer were left out." in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ shapes of rows
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")], ["a", "b", "c", "d"]),
+        ([("gpt", "0"), ("human", "a"), ("gpt", "b")], ["a", "b"]),  # the rest of a conversation that was cut in two
+        ([("system", "be kind"), ("human", "a"), ("gpt", "b")], ["a", "b"]),
+        ([("human", "a"), ("gpt", "b"), ("human", "c")], ["a", "b"]),  # a question without answer
+        ([("human", "a"), ("gpt", "b"), ("gpt", "c"), ("human", "d"), ("gpt", "e")], ["a", "b"]),
+        ([("human", "a"), ("gpt", "b"), ("human", "c"), ("human", "d"), ("gpt", "e")], ["a", "b"]),
+        ([("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", " ")], ["a", "b"]),
+        ([("human", "a"), ("gpt", "b"), ("human", "c"), ("tool", "d")], ["a", "b"]),
+        ([("user", "a"), ("assistant", "b"), ("human", "c"), ("chatgpt", "d")], ["a", "b", "c", "d"]),
+        ([("human", "  a\n"), ("gpt", "\n b ")], ["a", "b"]),
+        ([("human", ""), ("human", "a"), ("gpt", "b")], ["a", "b"]),
+        ([("human", None), ("human", "a"), ("gpt", "b")], ["a", "b"]),
+        ([("human", 5), ("gpt", "b")], None),
+        ([("human", ["a"]), ("gpt", "b")], None),
+        ([("human", "a"), ("human", "b")], None),
+        ([("gpt", "a"), ("gpt", "b")], None),
+        ([("human", "a"), ("gpt", "")], None),
+        ([(None, "a"), ("gpt", "b")], None),
+        ([(["human"], "a"), ({"x": 1}, "b")], None),
+        ([("human", "a \ud83d"), ("gpt", "b")], None),  # half of a surrogate pair, as damaged files have it
+        ([], None),
+    ],
+    ids=str,
+)
+def test_a_row_is_read_from_its_first_question_to_its_last_answer(tmp_path: Path, messages: list[tuple[Any, Any]], expected: list[str] | None) -> None:
+    assert turns_of(tmp_path, row(*messages)) == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        [],
+        5,
+        None,
+        "text",
+        {"conversations": None},
+        {"conversations": {"from": "human"}},
+        {"conversations": ["human", 5, None]},
+        {"conversations": [{}, {}]},
+    ],
+    ids=str,
+)
+def test_a_row_that_is_no_conversation_is_dropped(tmp_path: Path, odd: Any) -> None:
+    assert turns_of(tmp_path, odd) == []
+
+
+# ------------------------------------------------------------------------------ the held-out part
+
+
+def test_the_held_out_part_depends_on_the_text_alone(tmp_path: Path) -> None:
+    rows = many(2000)
+    first = read_conversations(write(tmp_path / "a.jsonl", rows))
+    turned = read_conversations(write(tmp_path / "b.jsonl", rows[::-1]))
+    assert turned.held_out == first.held_out[::-1]
+    assert turned.train == first.train[::-1]
+    assert 25 <= len(first.held_out) <= 80  # about one in forty
+    part = read_conversations(write(tmp_path / "c.jsonl", rows[:1000]))
+    assert part.held_out == [turns for turns in first.held_out if int(turns[0].split()[1]) < 1000]
+
+
+def test_no_dialogue_is_on_both_sides_even_if_it_comes_twice(tmp_path: Path) -> None:
+    found = read_conversations(write(tmp_path / "a.jsonl", [*many(), *many()]))
+    assert not {tuple(turns) for turns in found.train} & {tuple(turns) for turns in found.held_out}
+    assert len(found.train) + len(found.held_out) == 600
+
+
+def test_the_documentation_is_a_source_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = Corpus([["a", "b"], ["c", "d"]], [["e", "f"]], {"requests": "1.0"}, ("scipy",))
+    monkeypatch.setattr(conversations, "cached_corpus", lambda: corpus)
+    found = read_conversations("documentation")
+    assert (found.train, found.held_out, found.train_names) == (corpus.train, corpus.held_out, ["documentation:0", "documentation:1"])
+    assert found.provenance == {"source": "documentation", "versions": {"requests": "1.0"}, "corpus_sha256": corpus.sha256}
+    assert "Not installed, so missing from the corpus: scipy." in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"x" * 100_000)[:-30], "is damaged"),
+        (gzip.compress(b"x" * 100_000)[:40] + b"\0" * 40, "is damaged"),
+        (b"\x1f\x8bnot gzip", "is damaged"),
+        (b"\xff\xfe\x00", "is damaged"),
+        (b'{"conversations": []}\n\n{"conversations": [\n', r"line 3 is not valid JSON"),
+        (b'[{"conversations": []},', "is not valid JSON"),
+        (b"", "0 usable dialogues to train on and 0 to hold out"),
+        (b"[]", "0 usable dialogues"),
+        (json.dumps(many(1)).encode(), "holds . usable dialogues"),
+    ],
+    ids=["cut gzip", "bad gzip", "no gzip", "no utf-8", "bad line", "cut array", "empty", "empty array", "too few"],
+)
+def test_damage_is_one_clear_error(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "damaged.json"
+    path.write_bytes(content)
+    with pytest.raises(KoalaBenchError, match=words) as caught:
+        read_conversations(str(path))
+    assert "damaged.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "folder"])
+def test_a_missing_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(KoalaBenchError, match=rf"Cannot read .*{name}.*data\.source"):
+        read_conversations(str(tmp_path / name))
+
+
+# ------------------------------------------------------------------------------ encoding
+
+
+def test_encoding_supervises_the_answers(target: Target) -> None:
+    assert target.tokenizer is not None
+    (found,) = encode_all(target, chat_template("vicuna_v1.1", target.tokenizer), [["why?", "because", "so?", "so."]])
+    said = target.tokenizer.decode([token for token, wanted in zip(found.ids, found.supervised, strict=True) if wanted])
+    assert said.split() == ["because</s>", "so.</s>"]
+
+
+def test_a_target_without_tokenizer_is_refused(target: Target) -> None:
+    bare = Target(target.name, target.model, None, target.device, target.dtype, target.max_positions)
+    assert target.tokenizer is not None
+    with pytest.raises(KoalaBenchError, match="has no tokenizer"):
+        encode_all(bare, chat_template("vicuna_v1.1", target.tokenizer), [["a", "b"]])
+
+
+# ------------------------------------------------------------------------------ real files
+
+
+@pytest.mark.parametrize(("name", "rows", "most_turns"), [("sharegpt_1k.jsonl.gz", 801, 4), ("lima.jsonl.gz", 1021, 4)])
+def test_real_files_are_read(data_dir: Path, name: str, rows: int, most_turns: int) -> None:
+    path = data_dir / "train" / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    found = read_conversations(str(path))
+    assert len(found.train) + len(found.held_out) + found.provenance["dropped"] == rows
+    assert found.provenance["dropped"] < 20
+    assert len(found.held_out) == pytest.approx(rows / 37, rel=0.5)
+    assert all(len(turns) % 2 == 0 and all(turn.strip() for turn in turns) for turns in [*found.train, *found.held_out])
+    assert max(map(len, found.train)) >= most_turns
+    assert len(set(found.train_names)) == len(found.train)

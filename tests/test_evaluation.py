@@ -1,0 +1,410 @@
+"""Evaluation: one record for all methods, equal answers, exact resume, failures that end no run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import conversations, preset_for
+from typer.testing import CliRunner
+
+import koala_bench.evaluation as evaluation
+from koala_bench.cli import app
+from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, decode
+from koala_bench.dialogues import ChatTemplate, chat_template, encode_prompt
+from koala_bench.errors import KoalaBenchError
+from koala_bench.evaluation import evaluate, load_methods, select_questions
+from koala_bench.experiment import train_heads
+from koala_bench.presets import Preset
+from koala_bench.questions import Question, questions_sha256, read_questions
+from koala_bench.records import Run, TurnLine, key_of, read_run, write_fastchat_answers
+from koala_bench.target import Target, fingerprint, load_target
+from koala_bench.testing import save_tiny_target
+
+METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
+QUESTIONS = [("words", ["count 5", "and 6"]), ("numbers", ["Write the letters of the alphabet.", "Again, please."]), ("words", ["3, 4, 5", "go on"])]
+
+
+def write_questions(path: Path, questions: Sequence[tuple[str, list[str]]]) -> Path:
+    rows = [{"question_id": 81 + i, "category": category, "turns": turns} for i, (category, turns) in enumerate(questions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@dataclasses.dataclass
+class Bench:
+    """Trained heads of a tiny target, a target in float64, and a short way to evaluate them."""
+
+    folder: Path
+    heads: Path
+    target: Target
+    template: ChatTemplate
+
+    def preset(self, *more: str) -> Preset:
+        questions = f"evaluation.questions='{self.folder / 'questions.jsonl'}'"
+        sizes = ("training.steps=4", "evaluation.max_new_tokens=12", "evaluation.warmup=0")
+        return preset_for(self.folder / "target", self.folder / "conversations.jsonl", questions, *sizes, *more)
+
+    def run(self, record: Path, methods: Sequence[str] = METHODS, *more: str, target: Target | None = None) -> Run:
+        return evaluate(self.preset(*more), "tiny", methods, target or self.target, self.template, self.heads, record, None, ["koala-bench", "evaluate"])
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    save_tiny_target(folder / "target")
+    conversations(folder)
+    write_questions(folder / "questions.jsonl", QUESTIONS)
+    exact = load_target(str(folder / "target"), "cpu", "float64")
+    assert exact.tokenizer is not None
+    made = Bench(folder, folder / "heads", exact, chat_template("vicuna_v1.1", exact.tokenizer))
+    train_heads(made.preset(), METHODS, load_target(str(folder / "target"), "cpu", "float32"), made.template, made.heads)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(bench: Bench) -> Run:
+    return bench.run(bench.folder / "whole.jsonl")
+
+
+def by_turn(run: Run) -> dict[tuple[int, int, int], dict[str, TurnLine]]:
+    found: dict[tuple[int, int, int], dict[str, TurnLine]] = {}
+    for turn in run.turns:
+        found.setdefault((turn["question_id"], turn["turn"], turn["repeat"]), {})[turn["method"]] = turn
+    return found
+
+
+# ------------------------------------------------------------------------------ what is recorded
+
+
+def test_every_method_answers_every_turn_once(run: Run) -> None:
+    assert run.finished
+    assert len(run.turns) == len(METHODS) * len(QUESTIONS) * 2
+    assert {key_of(turn) for turn in run.turns} == {(method, 81 + i, turn, 0) for method in METHODS for i in range(len(QUESTIONS)) for turn in (0, 1)}
+    assert [turn["error"] for turn in run.turns] == [None] * len(run.turns)
+
+
+def test_every_answer_is_vanillas_in_float64(run: Run) -> None:
+    for answers in by_turn(run).values():
+        for method in METHODS:
+            assert answers[method]["new_token_ids"] == answers["vanilla"]["new_token_ids"], method
+            assert answers[method]["text"] == answers["vanilla"]["text"]
+            assert answers[method]["first_difference"] is None
+
+
+def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> None:
+    for turn in run.turns:
+        assert turn["new_token_ids"] is not None and turn["accepted"] is not None and turn["drafted_depth"] is not None
+        assert len(turn["new_token_ids"]) == 1 + sum(turn["accepted"]) + len(turn["accepted"])
+        assert all(kept <= depth for kept, depth in zip(turn["accepted"], turn["drafted_depth"], strict=True))
+        assert turn["prefill_s"] and turn["decode_s"] and turn["decode_s"] >= (turn["draft_s"] or 0) + (turn["verify_s"] or 0)
+
+
+def test_the_heads_do_draft(run: Run) -> None:
+    assert {depth for turn in run.turns if turn["method"] != "vanilla" for depth in turn["drafted_depth"] or []} == {3}
+    assert sum(sum(turn["accepted"] or []) for turn in run.turns) > 0
+
+
+def test_vanilla_accepts_nothing_and_is_the_engines_own(bench: Bench, run: Run) -> None:
+    for turn in run.turns_of("vanilla"):
+        assert set(turn["accepted"] or []) == set(turn["drafted_depth"] or []) == {0}
+    assert bench.target.tokenizer is not None
+    for question in read_questions(bench.folder / "questions.jsonl"):
+        prompt = encode_prompt(bench.template, bench.target.tokenizer, question.turns[:1])
+        answer = decode(bench.target, Vanilla(), VANILLA_TREE, prompt, 12, bench.target.stop_ids)
+        line = by_turn(run)[question.question_id, 0, 0]["vanilla"]
+        assert (line["new_token_ids"], line["stop"]) == (answer.tokens, answer.stop)
+
+
+def test_second_turns_show_vanillas_first_answer(bench: Bench, run: Run) -> None:
+    assert bench.target.tokenizer is not None
+    turns = by_turn(run)
+    for question in read_questions(bench.folder / "questions.jsonl"):
+        said = turns[question.question_id, 0, 0]["vanilla"]["text"]
+        assert said
+        expected = len(encode_prompt(bench.template, bench.target.tokenizer, [question.turns[0], said, question.turns[1]]))
+        assert {line["prompt_tokens"] for line in turns[question.question_id, 1, 0].values()} == {expected}
+
+
+def test_a_head_that_answers_wrongly_does_not_change_anyones_second_prompt(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[int]]] = []
+
+    def wrong(target: Target, head: Any, template: Any, prompt: Sequence[int], *rest: Any) -> Decoded:
+        answer = decode(target, head, template, prompt, *rest)
+        asked.append((type(head).__name__, list(prompt)))
+        return answer if isinstance(head, Vanilla) else dataclasses.replace(answer, tokens=[70, *answer.tokens[1:]])
+
+    monkeypatch.setattr(evaluation, "decode", wrong)
+    bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"])
+    prompts = {name: [prompt for who, prompt in asked if who == name] for name in ("Vanilla", "Medusa", "Eagle")}
+    assert prompts["Vanilla"] == prompts["Medusa"] == prompts["Eagle"]
+    assert len(prompts["Vanilla"]) == 6
+
+
+def test_the_order_of_methods_rotates_from_question_to_question(run: Run) -> None:
+    order: dict[int, list[str]] = {}
+    for turn in run.turns:
+        if turn["turn"] == 0:
+            order.setdefault(turn["question_id"], []).append(turn["method"])
+    assert list(order.values()) == [METHODS[i:] + METHODS[:i] for i in range(len(QUESTIONS))]
+
+
+def test_repeats_ask_again_in_another_order(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "eagle"], "evaluation.repeats=2", "evaluation.limit=1", "evaluation.max_new_tokens=4")
+    first = [(turn["method"], turn["repeat"]) for turn in run.turns if turn["question_id"] == 81 and turn["turn"] == 0]
+    assert first == [("vanilla", 0), ("eagle", 0), ("eagle", 1), ("vanilla", 1)]
+    assert len(run.turns) == 2 * 2 * 2 * 2  # methods, questions, turns, repeats
+
+
+def test_warm_up_answers_are_not_recorded(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_decodes(monkeypatch)
+    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.warmup=2", "evaluation.limit=1", "evaluation.max_new_tokens=2")
+    assert len(run.turns) == 8
+    assert len(calls) == 8 + 2 * 2
+
+
+def test_the_header_says_what_was_measured(bench: Bench, run: Run) -> None:
+    header, prints = run.header, fingerprint(bench.target)
+    assert header["command"] == ["koala-bench", "evaluate"]
+    assert header["preset"]["sha256"] == bench.preset().sha256
+    assert (header["target"]["weights_sha256"], header["target"]["dtype"]) == (prints["weights_sha256"], "float64")
+    assert header["questions"] == {"name": "questions", "sha256": questions_sha256(bench.folder / "questions.jsonl"), "count": 3}
+    assert header["limits"] == {"max_new_tokens": 12, "stop_ids": [2]}
+    assert [(m["name"], m["head"], m["layers"], m["adversarial"]) for m in header["methods"]] == [
+        ("vanilla", None, 0, False),
+        ("medusa", "medusa", 1, False),
+        ("medusa+koala", "medusa", 2, True),
+        ("eagle", "eagle", 1, False),
+        ("eagle+koala", "eagle", 2, True),
+    ]
+    assert all(m["tree"] == {"name": "4x2x1", "nodes": 21, "depth": 3} and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
+    assert header["methods"][0]["tree"] == {"name": "root", "nodes": 1, "depth": 0}
+
+
+def test_vanilla_is_measured_even_if_it_is_not_asked_for(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.limit=1", "evaluation.max_new_tokens=2")
+    assert list(run.methods) == ["vanilla", "eagle"]
+
+
+def test_a_limit_takes_the_first_questions_of_each_category() -> None:
+    questions = [Question(i, category, ("?",)) for i, category in enumerate("aabbab")]
+    assert [q.question_id for q in select_questions(questions, 2)] == [0, 1, 2, 3]
+    assert [q.question_id for q in select_questions(questions, None)] == list(range(6))
+
+
+def test_answers_are_written_as_fastchat_reads_them(run: Run, tmp_path: Path) -> None:
+    files = write_fastchat_answers(run, tmp_path)
+    assert [path.name for path in files] == [f"target-{method}.jsonl" for method in METHODS]
+    for method, path in zip(METHODS, files, strict=True):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["question_id"] for row in rows] == [81, 82, 83]
+        for row in rows:
+            lines = [by_turn(run)[row["question_id"], turn, 0][method] for turn in (0, 1)]
+            assert row["choices"][0]["turns"] == [line["text"] for line in lines]
+            assert row["choices"][0]["new_tokens"] == [len(line["new_token_ids"] or []) for line in lines]
+
+
+# ------------------------------------------------------------------------------ stop and go on
+
+
+def count_decodes(monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> list[str]:
+    """Count the calls of ``decode``, and have one of them interrupted."""
+    calls: list[str] = []
+
+    def counted(target: Target, head: Any, *rest: Any) -> Decoded:
+        calls.append(type(head).__name__)
+        if len(calls) == die_at:
+            raise KeyboardInterrupt
+        return decode(target, head, *rest)
+
+    monkeypatch.setattr(evaluation, "decode", counted)
+    return calls
+
+
+def tokens(run: Run) -> dict[Any, Any]:
+    return {key_of(turn): (turn["new_token_ids"], turn["accepted"], turn["prompt_tokens"]) for turn in run.turns}
+
+
+@pytest.mark.parametrize("die_at", [1, 14, 30])
+def test_an_interrupted_run_goes_on_where_it_was(
+    bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], die_at: int
+) -> None:
+    record = tmp_path / "record.jsonl"
+    count_decodes(monkeypatch, die_at)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(record)
+    half = read_run(record)
+    assert not half.finished
+    calls = count_decodes(monkeypatch)
+    whole = bench.run(record)
+    assert whole.finished
+    assert whole.turns[: len(half.turns)] == half.turns  # what was there stays, times and all
+    assert len(calls) == len(run.turns) - len(half.turns)
+    assert tokens(whole) == tokens(run)
+    assert len(whole.turns) == len(run.turns)
+    assert (f"Resuming {record}: {len(half.turns)} of 30 turns are there." in capsys.readouterr().err) == bool(half.turns)
+
+
+def test_a_half_written_line_is_decoded_again(bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "record.jsonl"
+    lines = run.path.read_bytes().splitlines(keepends=True)
+    record.write_bytes(b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2])  # the kill came within a turn of five methods
+    calls = count_decodes(monkeypatch)
+    whole = bench.run(record)
+    assert len(calls) == 30 - 8
+    assert tokens(whole) == tokens(run)
+
+
+def test_a_finished_record_is_reused_and_says_so(bench: Bench, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run.path.read_bytes()
+    calls = count_decodes(monkeypatch)
+    again = bench.run(run.path)
+    assert calls == []
+    assert again == run
+    assert run.path.read_bytes() == before
+    assert f"Reusing the finished record {run.path}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [("evaluation.max_new_tokens=5", "limits.max_new_tokens"), ("evaluation.limit=1", "questions.count"), ("training.seed=1", "seed")]
+)
+def test_a_record_of_other_settings_is_refused(bench: Bench, run: Run, change: str, words: str) -> None:
+    before = run.path.read_bytes()
+    with pytest.raises(KoalaBenchError, match=rf"holds another run.*{words}"):
+        bench.run(run.path, METHODS, change)
+    assert run.path.read_bytes() == before
+
+
+def test_a_record_of_another_target_is_refused(bench: Bench, run: Run, tmp_path: Path) -> None:
+    before = run.path.read_bytes()
+    other = load_target(str(save_tiny_target(tmp_path / "target", seed=1)), "cpu", "float64")
+    with pytest.raises(KoalaBenchError, match=r"holds another run.*target\.weights_sha256"):
+        bench.run(run.path, target=other)
+    assert run.path.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "word " * 120  # the context is 512 tokens of one byte each
+    asked = write_questions(tmp_path / "asked.jsonl", [("a", [long, "second"]), ("b", ["first", long]), ("c", ["first", "second"])])
+    settings = (f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=4")
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], *settings)
+    failed = {(turn["question_id"], turn["turn"]) for turn in run.turns if turn["error"]}
+    assert run.finished
+    assert failed == {(81, 0), (81, 1), (82, 1)}
+    assert len(run.turns) == 3 * 3 * 2
+    for turn in run.turns:
+        if turn["error"]:
+            assert [turn[name] for name in ("new_token_ids", "accepted", "text", "prefill_s", "decode_s")] == [None] * 5  # type: ignore[literal-required]
+    first, later = (by_turn(run)[81, turn, 0]["eagle"] for turn in (0, 1))
+    assert first["error"] and first["error"]["type"] == "KoalaBenchError" and "has a context of 512" in first["error"]["message"] and first["prompt_tokens"]
+    assert later["error"] and "Vanilla decoding gave no answer" in later["error"]["message"] and later["prompt_tokens"] is None
+
+    calls = count_decodes(monkeypatch)
+    bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], *settings)
+    assert calls == []  # failed turns are not tried over and over
+
+    assert CliRunner().invoke(app, ["table", str(run.path), "--out", str(tmp_path)]).exit_code == 0
+    table = (tmp_path / "table1.md").read_text()
+    assert "failed (vanilla 3, medusa 3, eagle 3)" in table
+    assert "has a context of 512" in table
+
+
+def test_answers_end_where_the_context_does(bench: Bench, tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", [("a", ["word " * 66])])
+    run = bench.run(tmp_path / "record.jsonl", METHODS, f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=400")
+    assert {turn["stop"] for turn in run.turns} == {"context"}
+    assert len({tuple(turn["new_token_ids"] or []) for turn in run.turns}) == 1
+    assert {(turn["prompt_tokens"] or 0) + len(turn["new_token_ids"] or []) for turn in run.turns} == {513}  # the last token needs no position
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, name: str, change: Any) -> None:
+    """Pass every answer of one kind of head through ``change``."""
+
+    def spoilt(target: Target, head: Any, *rest: Any) -> Decoded:
+        answer = decode(target, head, *rest)
+        return change(answer) if type(head).__name__ == name else answer
+
+    monkeypatch.setattr(evaluation, "decode", spoilt)
+
+
+def test_a_different_answer_is_recorded_with_its_place_and_the_targets_gap(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(answer: Decoded) -> Decoded:
+        return dataclasses.replace(answer, tokens=[*answer.tokens[:4], (answer.tokens[4] + 1) % 259, *answer.tokens[5:]])
+
+    spoil(monkeypatch, "Eagle", change)
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"])
+    assert bench.target.tokenizer is not None
+    for answers in by_turn(run).values():
+        truth, found = answers["vanilla"]["new_token_ids"], answers["eagle"]["first_difference"]
+        assert truth and found
+        assert (found["position"], found["token"], found["vanilla_token"]) == (4, (truth[4] + 1) % 259, truth[4])
+        assert found["top2_gap"] > 0
+        assert answers["medusa"]["first_difference"] is answers["vanilla"]["first_difference"] is None
+    # The gap once more, by the stock model.
+    question = read_questions(bench.folder / "questions.jsonl")[0]
+    prompt = encode_prompt(bench.template, bench.target.tokenizer, question.turns[:1])
+    line = by_turn(run)[81, 0, 0]
+    logits = bench.target.model(input_ids=torch.tensor([[*prompt, *(line["vanilla"]["new_token_ids"] or [])[:4]]])).logits[0, -1]
+    best = logits.topk(2).values
+    assert line["eagle"]["first_difference"]
+    assert line["eagle"]["first_difference"]["top2_gap"] == pytest.approx(float(best[0] - best[1]), rel=1e-9)
+
+
+def test_an_answer_that_stops_elsewhere_is_a_defect_not_a_tie(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "Medusa", lambda answer: dataclasses.replace(answer, tokens=answer.tokens[:-1]))
+    with pytest.raises(RuntimeError, match="question 81: medusa stops after 11 tokens, vanilla after 12"):
+        bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa"])
+
+
+@pytest.mark.parametrize("name", ["Eagle", "Vanilla"])
+def test_a_method_without_memory_fails_alone(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def fail(answer: Decoded) -> Decoded:
+        raise RuntimeError("out of memory\nwith many details")
+
+    spoil(monkeypatch, name, fail)
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], "evaluation.max_new_tokens=3")
+    reasons = {(turn["method"], turn["turn"]): turn["error"] for turn in run.turns}
+    assert run.finished
+    out_of_memory = {"type": "RuntimeError", "message": "out of memory"}
+    if name == "Eagle":
+        assert {key for key, error in reasons.items() if error} == {("eagle", 0), ("eagle", 1)}
+        assert reasons["eagle", 1] == out_of_memory
+    else:  # without vanilla's answer nobody has a second prompt
+        assert {key for key, error in reasons.items() if error} == {("vanilla", 0), ("vanilla", 1), ("medusa", 1), ("eagle", 1)}
+        assert reasons["vanilla", 0] == out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("methods.medusa.tree='chain-5'", "5 levels deep, the head drafts only 4"),
+        ("methods.medusa.tree='260x1'", "needs 260 candidates"),
+        ("methods.medusa.tree='oak'", "oak"),
+    ],
+)
+def test_a_tree_that_a_head_cannot_fill_is_refused(bench: Bench, tmp_path: Path, change: str, words: str) -> None:
+    with pytest.raises(KoalaBenchError, match=words):
+        bench.run(tmp_path / "record.jsonl", ["medusa"], change)
+    assert not (tmp_path / "record.jsonl").exists()
+
+
+def test_a_head_that_is_not_there_is_one_clear_error(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(KoalaBenchError, match=r"no trained head in .*nowhere.eagle"):
+        load_methods(bench.preset(), ["eagle"], bench.target, tmp_path / "nowhere")
+
+
+def test_a_head_of_other_weights_is_used_but_not_silently(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = load_target(str(save_tiny_target(tmp_path / "target", seed=1)), "cpu", "float64")
+    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.limit=1", "evaluation.max_new_tokens=4", target=other)
+    assert "eagle was trained on other weights" in capsys.readouterr().err
+    assert all(len({tuple(turn["new_token_ids"] or []) for turn in answers.values()}) == 1 for answers in by_turn(run).values())
+    load_methods(bench.preset(), ["eagle"], bench.target, bench.heads)
+    assert capsys.readouterr().err == ""

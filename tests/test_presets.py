@@ -1,0 +1,214 @@
+"""Presets: the bundled ones hold together, overrides do what they say, misspelt keys are errors."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset, load_preset, preset_names
+from koala_bench.registry import HEADS, OBJECTIVES, installed
+from koala_bench.tree import load_template
+
+VICUNA = ["vicuna-7b", "vicuna-13b", "vicuna-33b"]
+SMALL = """
+[target]
+name = "some/model"
+
+[training]
+steps = 5
+batch_tokens = 64
+learning_rate = 1e-3
+
+[methods.eagle]
+head = "eagle"
+tree = "chain-2"
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_the_bundled_presets_are_these() -> None:
+    assert preset_names() == sorted(["tiny", *VICUNA])
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name: str) -> None:
+    preset = load_preset(name)
+    assert list(preset.methods) == ["medusa", "medusa+koala", "eagle", "eagle+koala"]
+    for method, wanted in preset.methods.items():
+        assert wanted.head in installed(HEADS)
+        assert wanted.objective is None or wanted.objective in installed(OBJECTIVES)
+        assert (wanted.layers, wanted.objective) == ((2, "koala") if method.endswith("+koala") else (1, None))
+        # A Medusa head drafts as deep as it has heads; EAGLE as deep as it is asked to.
+        load_template(wanted.tree).check(depth=wanted.options["heads"] if wanted.head == "medusa" else 64, candidates=4096)
+    assert preset.data.max_tokens <= preset.training.batch_tokens
+
+
+@pytest.mark.parametrize("name", VICUNA)
+def test_the_vicuna_presets_are_the_papers_setting(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.target.name == f"lmsys/{name}-v1.3"
+    assert (preset.target.dtype, preset.target.device, preset.target.chat_template) == ("float16", "cuda", "vicuna_v1.1")
+    assert preset.evaluation.questions == "mt_bench"
+    assert {method: wanted.tree for method, wanted in preset.methods.items()} == {
+        "medusa": "medusa/mc_sim_7b_63", "medusa+koala": "medusa/mc_sim_7b_63", "eagle": "eagle/mc_sim_7b_63", "eagle+koala": "eagle/mc_sim_7b_63",
+    }  # fmt: skip
+
+
+def test_the_tiny_presets_quick_form_is_smaller() -> None:
+    whole, quick = load_preset("tiny"), load_preset("tiny", quick=True)
+    assert quick.training.steps < whole.training.steps
+    assert quick.evaluation.limit == 1
+    assert quick.methods == whole.methods
+
+
+@pytest.mark.parametrize("name", VICUNA)
+def test_a_preset_without_quick_form_says_so(name: str) -> None:
+    with pytest.raises(KoalaBenchError, match=rf"{name} has no quick form"):
+        load_preset(name, quick=True)
+
+
+# ------------------------------------------------------------------------------ overrides
+
+
+@pytest.mark.parametrize(
+    ("assignment", "place", "value"),
+    [
+        ("training.steps=7", "training.steps", 7),
+        (" training.steps = 7 ", "training.steps", 7),
+        ("training.learning_rate=3e-5", "training.learning_rate", 3e-5),
+        ("target.name=org/a-model", "target.name", "org/a-model"),
+        ("target.name='org/a-model'", "target.name", "org/a-model"),
+        ('target.name="a = b"', "target.name", "a = b"),
+        ("target.name=x=y", "target.name", "x=y"),
+        ("training.betas=[0.8, 0.9]", "training.betas", (0.8, 0.9)),
+        ("evaluation.limit=3", "evaluation.limit", 3),
+        ("methods.medusa.options={heads=2}", "methods.medusa.options", {"heads": 2}),
+        ("methods.medusa.options.heads=2", "methods.medusa.options", {"heads": 2}),
+        ('methods."eagle+koala".layers=3', "methods.eagle+koala.layers", 3),
+        ("methods.eagle+koala.layers=3", "methods.eagle+koala.layers", 3),
+        ('methods."eagle+koala".objective_options.weight=0.0', "methods.eagle+koala.objective_options", {"discriminator": "feature", "weight": 0.0}),
+    ],
+)
+def test_an_override_sets_one_value(assignment: str, place: str, value: object) -> None:
+    found: object = load_preset("tiny", [assignment])
+    for part in place.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == value
+
+
+def test_an_override_may_add_a_method() -> None:
+    preset = load_preset("tiny", ["methods.\"my.own\"={head='./own.py:Own', tree='chain-1'}", 'methods."my.own".layers=2'])
+    assert preset.method("my.own").layers == 2
+
+
+def test_later_overrides_win_also_over_quick() -> None:
+    assert load_preset("tiny", ["training.steps=7", "training.steps=8"], quick=True).training.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("training.stepz=7", "training.stepz: Extra inputs"),
+        ("trainings.steps=7", "trainings: Extra inputs"),
+        ("methods.eagle.tre='chain-2'", "methods.eagle.tre: Extra inputs"),
+        ("methods.hawk.layers=2", r"methods\.hawk\.head: Field required"),
+        ("training.steps=1.5", r"training\.steps"),
+        ("training.steps=0", r"training\.steps"),
+        ("training.clip_norm=0", r"training\.clip_norm"),
+        ("training.warmup_fraction=1", r"training\.warmup_fraction"),
+        ("evaluation.warmup=-1", r"evaluation\.warmup"),
+        ("target=5", "target"),
+        ("methods=[]", "methods"),
+        ("training.steps", "is not an override"),
+        ("=7", "is not an override"),
+        ("training.steps.deep=7", "goes below a value"),
+        ('methods."eagle.layers=7', "is not a key"),
+        ('methods."eagle" "x".layers=7', "is not a key"),
+        ("a..b=7", "a: Extra inputs"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_error(assignment: str, words: str) -> None:
+    with pytest.raises(KoalaBenchError, match=words) as caught:
+        load_preset("tiny", [assignment])
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------ the hash
+
+
+def test_the_hash_is_of_values_not_of_their_order_or_file(small: Path, tmp_path: Path) -> None:
+    sections = SMALL.strip().split("\n\n")
+    turned = tmp_path / "turned.toml"
+    turned.write_text("\n\n".join(reversed(sections)))
+    assert load_preset(str(turned)).sha256 == load_preset(str(small)).sha256
+    assert load_preset(str(small), ["training.steps=5"]).sha256 == load_preset(str(small)).sha256
+
+
+def test_the_hash_covers_defaults_but_not_the_quick_form(small: Path) -> None:
+    plain = load_preset(str(small)).sha256
+    assert load_preset(str(small), ["training.clip_norm=1.0"]).sha256 == plain
+    assert load_preset(str(small), ["quick=['training.steps=1']"]).sha256 == plain
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["target.name=other/model", "training.steps=6", "training.seed=1", "data.limit=5", "evaluation.repeats=2", "methods.eagle.layers=2",
+     "methods.eagle.tree=chain-3", "methods.eagle.options.noise=0.1"],
+)  # fmt: skip
+def test_every_value_changes_the_hash(small: Path, change: str) -> None:
+    assert load_preset(str(small), [change]).sha256 != load_preset(str(small)).sha256
+
+
+def test_what_a_record_keeps_of_a_preset_gives_the_same_hash() -> None:
+    assert load_preset("tiny").sha256 == Preset.model_validate(load_preset("tiny").model_dump(mode="json")).sha256
+
+
+# ------------------------------------------------------------------------------ files and names
+
+
+def test_a_preset_file_is_read_as_it_stands(small: Path) -> None:
+    preset = load_preset(str(small))
+    assert (preset.target.name, preset.training.steps, preset.methods["eagle"].tree, preset.data.source) == ("some/model", 5, "chain-2", "documentation")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[target", "not valid TOML"),
+        (b"\xff\xfe", "Cannot read the preset"),
+        (b"", "target: Field required"),
+        (SMALL.encode() + b"[extra]\nx = 1\n", "extra: Extra inputs"),
+    ],
+)
+def test_a_damaged_preset_file_is_one_clear_error(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(KoalaBenchError, match=words) as caught:
+        load_preset(str(path))
+    assert "bad.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_answered_with_near_ones() -> None:
+    with pytest.raises(KoalaBenchError, match="Did you mean vicuna-7b"):
+        load_preset("vicuna7b")
+    with pytest.raises(KoalaBenchError, match=r"Unknown method 'eagle\+coala'\. Did you mean eagle\+koala"):
+        load_preset("tiny").method("eagle+coala")
+    with pytest.raises(KoalaBenchError, match="The preset has: vanilla, medusa"):
+        load_preset("tiny").method("zzz")
+
+
+def test_comments_of_the_bundled_files_say_what_was_not_run() -> None:
+    for name in VICUNA:
+        text = (resources.files("koala_bench") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        assert "Not run by us" in text
+        assert tomllib.loads(text)

@@ -11,7 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
 from koala_bench.conversations import Conversations, encode_all, read_conversations
-from koala_bench.dialogues import ChatTemplate, chat_template, encode_prompt
+from koala_bench.dialogues import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import make_folder
 from koala_bench.presets import Preset
@@ -112,15 +112,11 @@ def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) 
 def _streams(preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate) -> tuple[Stream, list[str], HeldOut]:
     limit = preset.data.limit or len(conversations.train)
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
-    encoded = encode_all(target, template, conversations.train[:limit])
-    stream = make_stream(encoded, conversations.train_names[:limit], preset.training.batch_tokens, preset.data.max_tokens, preset.training.seed)
-    held = make_stream(
-        encode_all(target, template, conversations.held_out[: preset.data.held_out]),
-        [f"held-out:{i}" for i in range(len(conversations.held_out[: preset.data.held_out]))],
-        preset.training.batch_tokens,
-        preset.data.max_tokens,
-        0,
-    )
+    encoded, names = _answered(encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], preset.data.max_tokens)
+    stream = make_stream(encoded, names, preset.training.batch_tokens, preset.data.max_tokens, preset.training.seed)
+    apart = conversations.held_out[: preset.data.held_out]
+    encoded, held_names = _answered(encode_all(target, template, apart), [f"held-out:{i}" for i in range(len(apart))], preset.data.max_tokens)
+    held = make_stream(encoded, held_names, preset.training.batch_tokens, preset.data.max_tokens, 0)
     batches: list[TokenBatch] = []
     covered = 0
     while covered < len(held.dialogues):
@@ -129,4 +125,14 @@ def _streams(preset: Preset, conversations: Conversations, target: Target, templ
         batches.append(batch)
     assert target.tokenizer is not None
     prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]]
-    return stream, conversations.train_names[:limit], HeldOut(batches, [prompt for prompt in prompts if len(prompt) < preset.data.max_tokens])
+    return stream, names, HeldOut(batches, [prompt for prompt in prompts if len(prompt) < preset.data.max_tokens])
+
+
+def _answered(dialogues: Sequence[EncodedDialogue], names: Sequence[str], max_tokens: int) -> tuple[list[EncodedDialogue], list[str]]:
+    """The dialogues with something to learn once they are cut; in real conversations a question alone may be longer."""
+    kept = [index for index, dialogue in enumerate(dialogues) if any(dialogue.supervised[: max_tokens - 1])]
+    if not kept:
+        raise KoalaBenchError(f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.", "Raise --set data.max_tokens.")
+    if left_out := sorted(set(range(len(dialogues))) - set(kept)):
+        say(f"Left out: {len(left_out):,} dialogues without an answer token in their first {max_tokens}, such as {names[left_out[0]]}.")
+    return [dialogues[index] for index in kept], [names[index] for index in kept]

@@ -36,6 +36,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise KoalaBenchError(f"'{name}' is not a device.", "Use --device auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise KoalaBenchError(f"Decoding on '{name}' has not been tried.", "Use --device auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise KoalaBenchError(f"There is no CUDA device '{name}' on this machine.", "Use --device cpu, or install a CUDA build of torch and a driver.")
     return device
@@ -102,8 +104,12 @@ class Target:
         return embeddings
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [..., vocab_size] of final states [..., hidden_size], scaled and capped as the model does it."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
+        """Logits [..., vocab_size] of final states [..., hidden_size], scaled and capped as the model does it.
+
+        States may have another dtype than the target: heads are trained in float32, whatever the target computes in.
+        """
+        layer = self.model.get_output_embeddings()
+        logits: torch.Tensor = layer(hidden.to(layer.weight.dtype))
         config = self.model.config
         if scale := getattr(config, "logit_scale", None):
             logits = logits * scale

@@ -163,17 +163,20 @@ def held_out_losses(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, fl
 
 def held_out_acceptance(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, Any]:
     """Acceptance length and rates by depth of a head over held-out prompts, drafting chains of four, or as deep as it can."""
-    arm.head.eval()
     template = load_template(f"chain-{min(_PROBE_DEPTH, arm.head.max_depth)}")
     accepted: list[int] = []
     depths: list[int] = []
+    # Decoding is in the target's dtype. The weights come back bit for bit, into the tensors that the optimiser knows.
+    trained = {name: tensor.clone() for name, tensor in arm.head.state_dict().items()}
+    arm.head.eval().to(target.dtype)
     for prompt in held_out.prompts:
         answer = decode(target, arm.head, template, prompt, _PROBE_TOKENS, target.stop_ids)
         accepted += answer.accepted
         depths += answer.drafted_depth
-    arm.head.train()
+    arm.head.train().float().load_state_dict(trained)
     rates = [round(found.rate, 4) if found.trials else None for found in acceptance_rate_by_depth(accepted, depths)]
-    return {"acceptance_length": round(acceptance_length(accepted), 4), "acceptance_rate_by_depth": rates}
+    # No step at all if every prompt was too long, or every answer a single token.
+    return {"acceptance_length": round(acceptance_length(accepted), 4) if accepted else None, "acceptance_rate_by_depth": rates}
 
 
 def train(

@@ -400,7 +400,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "source bad line": (["--set", "data.source={}/bad-conversations.jsonl"], "bad-conversations.jsonl, line 2"),
     "source too small": (["--set", "data.source={}/few-conversations.jsonl"], "few-conversations.jsonl"),
     "samples longer than a batch": (["--set", "data.max_tokens=300"], "300"),
-    "nothing to learn": (["--set", "data.max_tokens=9"], "no answer token"),
+    "nothing to learn": (["--set", "data.max_tokens=9"], "within its first 9 tokens"),
 }  # fmt: skip
 
 

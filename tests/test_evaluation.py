@@ -27,6 +27,7 @@ from koala_bench.target import Target, fingerprint, load_target
 from koala_bench.testing import save_tiny_target
 
 METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
+TREE = "48x2x1"
 QUESTIONS = [("words", ["count 5", "and 6"]), ("numbers", ["Write the letters of the alphabet.", "Again, please."]), ("words", ["3, 4, 5", "go on"])]
 
 
@@ -48,7 +49,9 @@ class Bench:
     def preset(self, *more: str) -> Preset:
         questions = f"evaluation.questions='{self.folder / 'questions.jsonl'}'"
         sizes = ("training.steps=4", "evaluation.max_new_tokens=12", "evaluation.warmup=0")
-        return preset_for(self.folder / "target", self.folder / "conversations.jsonl", questions, *sizes, *more)
+        # Heads trained for so short guess badly; a wide tree is right now and then all the same.
+        trees = [f"methods.{method}.tree='{TREE}'" for method in METHODS[1:]]
+        return preset_for(self.folder / "target", self.folder / "conversations.jsonl", questions, *sizes, *trees, *more)
 
     def run(self, record: Path, methods: Sequence[str] = METHODS, *more: str, target: Target | None = None) -> Run:
         return evaluate(self.preset(*more), "tiny", methods, target or self.target, self.template, self.heads, record, None, ["koala-bench", "evaluate"])
@@ -107,7 +110,8 @@ def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> Non
 
 def test_the_heads_do_draft(run: Run) -> None:
     assert {depth for turn in run.turns if turn["method"] != "vanilla" for depth in turn["drafted_depth"] or []} == {3}
-    assert sum(sum(turn["accepted"] or []) for turn in run.turns) > 0
+    for method in METHODS[1:]:
+        assert sum(sum(turn["accepted"] or []) for turn in run.turns_of(method)) > 0, method
 
 
 def test_vanilla_accepts_nothing_and_is_the_engines_own(bench: Bench, run: Run) -> None:
@@ -182,7 +186,7 @@ def test_the_header_says_what_was_measured(bench: Bench, run: Run) -> None:
         ("eagle", "eagle", 1, False),
         ("eagle+koala", "eagle", 2, True),
     ]
-    assert all(m["tree"] == {"name": "4x2x1", "nodes": 21, "depth": 3} and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
+    assert all(m["tree"] == {"name": TREE, "nodes": 241, "depth": 3} and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
     assert header["methods"][0]["tree"] == {"name": "root", "nodes": 1, "depth": 0}
 
 

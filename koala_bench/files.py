@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from koala_bench.errors import KoalaBenchError
 
@@ -58,3 +60,17 @@ def sha256_of(path: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def continue_log(path: Path, done: int) -> TextIO:
+    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= done:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that a kill left half written
+    write_text(path, "".join(line + "\n" for line in kept))
+    return open(path, "a", encoding="utf-8")

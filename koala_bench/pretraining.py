@@ -25,7 +25,7 @@ from koala_bench.corpus import Corpus
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues import chat_template, encode_dialogues, encode_prompt
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import make_folder, replacing, write_text
+from koala_bench.files import continue_log, make_folder, replacing, write_text
 from koala_bench.progress import progress, say
 from koala_bench.target import load_target
 
@@ -189,7 +189,7 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
 
     started = time.perf_counter()
     with (
-        open(work / "log.jsonl", "a", encoding="utf-8") as log,
+        continue_log(work / "log.jsonl", first) as log,
         progress("pretrain", options.steps * options.step_tokens, "tokens", first * options.step_tokens) as advance,
     ):
         for step in range(first, options.steps):

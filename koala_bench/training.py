@@ -22,7 +22,7 @@ from torch import nn
 from koala_bench.checkpoints import save_head
 from koala_bench.decoding import decode
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import replacing, write_text
+from koala_bench.files import continue_log, replacing
 from koala_bench.heads import FeatureBatch, TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.progress import progress, say
@@ -134,20 +134,6 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
     return state
 
 
-def _open_log(path: Path, done: int) -> Any:
-    """The log, cut back to what the checkpoint knows: lines of steps that will run again go."""
-    kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= done:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # the line a kill left half written
-    write_text(path, "".join(line + "\n" for line in kept))
-    return open(path, "a", encoding="utf-8")
-
-
 @torch.no_grad()
 def held_out_losses(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, float]:
     """Mean of the parts of a head's loss over the held-out batches."""
@@ -223,7 +209,7 @@ def train(
             torch.save({"identity": manifest, "step": step, "tokens": seen, "arms": states}, temporary)
 
     evaluate_at = {round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)}
-    log = _open_log(out / "training.jsonl", first)
+    log = continue_log(out / "training.jsonl", first)
 
     def write(line: dict[str, Any]) -> None:
         log.write(json.dumps(line) + "\n")

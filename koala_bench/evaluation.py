@@ -131,7 +131,7 @@ def _header(
         "preset": {"name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json")},
         "target": {
             "name": target.name,
-            "path": str(getattr(target.model, "name_or_path", target.name)),
+            "path": target.name,  # as it was asked for; where a bundled target lies is this machine's business
             "config_sha256": prints["config_sha256"],
             "weights_sha256": prints["weights_sha256"],
             "parameters": target.parameters,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
     write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
     with replacing(folder / _WEIGHTS) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, temporary)
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """State of an interrupted training, as ``torch.save`` wrote it; only tensors and plain values are unpickled.
+
+    Raises:
+        KoalaBenchError: the file is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError) as error:  # which one depends on where the damage is
+        raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
+    return state
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from koala_bench.checkpoints import read_state
 from koala_bench.corpus import Corpus
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues import chat_template, encode_dialogues, encode_prompt
@@ -152,10 +153,7 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
     identity = {"corpus": corpus.sha256, **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")}}
     checkpoint, first = work / "checkpoint.pt", 0
     if checkpoint.exists():
-        try:
-            state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
-        except Exception as error:
-            raise KoalaBenchError(f"The checkpoint {checkpoint} is damaged.", "Delete it to start again.") from error
+        state = read_state(checkpoint, device)
         if state["identity"] != identity:
             raise KoalaBenchError(
                 f"The checkpoint in {work} was made from another corpus or with other options.", "Choose another --out, or delete the folder to start again."

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from koala_bench.checkpoints import save_head
+from koala_bench.checkpoints import read_state, save_head
 from koala_bench.decoding import decode
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import continue_log, replacing
@@ -122,10 +122,7 @@ def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
 def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
+    state = read_state(path, device)
     for key, value in identity.items():
         if state["identity"].get(key) != value:
             raise KoalaBenchError(

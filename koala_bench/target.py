@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from httpx import HTTPError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from koala_bench.cache import TreeCache
@@ -205,7 +207,7 @@ def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: 
     Raises:
         KoalaBenchError: not found, no access, damaged, of an unsupported kind, or too large for the memory.
     """
-    where, picked = pick_device(device), torch.float32
+    where = pick_device(device)
     picked = pick_dtype(dtype, where)
     source = str(bundled_target(name) or name)
     if os.sep in name and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
@@ -219,13 +221,9 @@ def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: 
         model = model.to(where)  # type: ignore[arg-type]
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(f"{name} does not fit into the memory of {where}.", "Use a smaller target, --dtype float16, or another --device.") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # whatever the hub, safetensors and the configuration raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HTTPError) as error:  # the hub's own errors are OSErrors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise KoalaBenchError(f"Cannot load the target {name}: {first}", remedy) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("safetensors", "huggingface_hub", "httpx")):
-            raise KoalaBenchError(f"Cannot load the target {name}: {error}", remedy) from error
-        raise
     model.eval().requires_grad_(False)
     target = Target(name, model, found, where, picked, int(getattr(config, "max_position_embeddings", None) or 1 << 30))
     _check_output(target)

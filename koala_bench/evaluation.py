@@ -29,8 +29,11 @@ from koala_bench.experiment import VANILLA, trained_methods
 from koala_bench.heads import DraftHead
 from koala_bench.presets import Preset
 from koala_bench.progress import progress, say
+from koala_bench.provenance import code_state, environment
 from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
-from koala_bench.records import SCHEMA, MethodInfo, RecordWriter, Run, RunHeader, TurnLine, code_state, environment, open_record, read_run
+from koala_bench.recording import RecordWriter, open_record
+from koala_bench.records import Run, read_run
+from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TurnLine
 from koala_bench.target import Target, fingerprint
 from koala_bench.tree import TreeTemplate, load_template
 
@@ -183,31 +186,8 @@ class _Session:
         return float(best[0] - best[1])
 
 
-def _line(session: _Session, method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
-    return {
-        "kind": "turn",
-        "method": method,
-        "question_id": question.question_id,
-        "category": question.category,
-        "turn": turn,
-        "repeat": repeat,
-        "prompt_tokens": len(prompt),
-        "new_token_ids": answer.tokens,
-        "text": session.text(answer.tokens),
-        "stop": answer.stop,
-        "accepted": answer.accepted,
-        "drafted_depth": answer.drafted_depth,
-        "prefill_s": answer.prefill_s,
-        "decode_s": answer.decode_s,
-        "draft_s": answer.draft_s,
-        "verify_s": answer.verify_s,
-        "first_difference": None,
-        "error": None,
-    }
-
-
-def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception) -> TurnLine:
-    first = str(error).strip().splitlines()
+def _unmeasured(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None) -> TurnLine:
+    """A turn line with its place filled in and nothing else."""
     return {
         "kind": "turn",
         "method": method,
@@ -226,8 +206,28 @@ def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Se
         "draft_s": None,
         "verify_s": None,
         "first_difference": None,
-        "error": {"type": type(error).__name__, "message": first[0] if first else ""},
+        "error": None,
     }
+
+
+def _line(session: _Session, method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
+    return {
+        **_unmeasured(method, question, turn, repeat, prompt),
+        "new_token_ids": answer.tokens,
+        "text": session.text(answer.tokens),
+        "stop": answer.stop,
+        "accepted": answer.accepted,
+        "drafted_depth": answer.drafted_depth,
+        "prefill_s": answer.prefill_s,
+        "decode_s": answer.decode_s,
+        "draft_s": answer.draft_s,
+        "verify_s": answer.verify_s,
+    }
+
+
+def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception) -> TurnLine:
+    first = str(error).strip().splitlines()
+    return {**_unmeasured(method, question, turn, repeat, prompt), "error": {"type": type(error).__name__, "message": first[0] if first else ""}}
 
 
 def _try(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]) -> TurnLine:

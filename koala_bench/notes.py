@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from koala_bench import statistics
 from koala_bench.published import Claim, Paper, TableSpec, paper_names
-from koala_bench.records import CodeState, Environment, Run
+from koala_bench.records import Run
 from koala_bench.rendering import ALPHA, Note, with_interval
+from koala_bench.schema import CodeState, Environment
 from koala_bench.statistics import Interval
 from koala_bench.summaries import VANILLA, Summary
 

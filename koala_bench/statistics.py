@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records import TurnLine
+from koala_bench.schema import TurnLine
 
 Array = NDArray[np.float64]
 # weights [..., questions] -> values [...]

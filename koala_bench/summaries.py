@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from koala_bench import statistics
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records import MethodInfo, Run, TurnLine
+from koala_bench.records import Run
+from koala_bench.schema import MethodInfo, TurnLine
 from koala_bench.statistics import DepthRate, Interval
 
 VANILLA = "vanilla"

@@ -20,9 +20,11 @@ from koala_bench.dialogues import ChatTemplate, chat_template, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation import evaluate, load_methods, select_questions
 from koala_bench.experiment import train_heads
+from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import Preset
 from koala_bench.questions import Question, questions_sha256, read_questions
-from koala_bench.records import Run, TurnLine, key_of, read_run, write_fastchat_answers
+from koala_bench.records import Run, read_run
+from koala_bench.schema import TurnLine, key_of
 from koala_bench.target import Target, fingerprint, load_target
 from koala_bench.testing import save_tiny_target
 

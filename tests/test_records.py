@@ -13,19 +13,11 @@ from typing import Any
 import pytest
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records import (
-    MethodInfo,
-    RunHeader,
-    TurnLine,
-    code_state,
-    differences,
-    environment,
-    key_of,
-    open_record,
-    read_run,
-    read_runs,
-    write_fastchat_answers,
-)
+from koala_bench.interop.answers import write_fastchat_answers
+from koala_bench.provenance import code_state, environment
+from koala_bench.recording import open_record
+from koala_bench.records import differences, read_run, read_runs
+from koala_bench.schema import MethodInfo, RunHeader, TurnLine, key_of
 
 # ---------------------------------------------------------------------------------------------- a synthetic run
 

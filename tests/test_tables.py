@@ -15,8 +15,9 @@ from test_records import QUESTIONS, failed, make_header, make_turn, steps_of, wr
 from koala_bench.errors import KoalaBenchError
 from koala_bench.notes import verdicts
 from koala_bench.published import Paper, TableSpec, read_paper, read_table_spec
-from koala_bench.records import Run, TurnLine, key_of, read_run
+from koala_bench.records import Run, read_run
 from koala_bench.rendering import COLUMNS, tex
+from koala_bench.schema import TurnLine, key_of
 from koala_bench.statistics import Interval
 from koala_bench.summaries import Summary, summarise
 from koala_bench.tables import table1_frame, write_table1

@@ -1,0 +1,293 @@
+"""The form of a run record: what its lines hold, and what is wrong with a line that does not.
+
+A record is a JSON-lines file: a ``run`` line that says what was measured, where and with which code; a ``turn``
+line per method, question, turn and repeat; an ``end`` line once everything is there. The fields below are the
+file format: change one, and ``SCHEMA`` goes up by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
+
+SCHEMA = 1
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_Count = Annotated[int, Field(ge=0)]
+_Seconds = Annotated[float, Field(ge=0)]
+
+# (method, question_id, turn, repeat): a record holds each at most once.
+Key = tuple[str, int, int, int]
+
+
+@with_config(_STRICT)
+class PresetInfo(TypedDict):
+    """The settings of the run; ``sha256`` is the hash of what ``resolved`` says."""
+
+    name: str
+    sha256: str
+    resolved: dict[str, Any]
+
+
+@with_config(_STRICT)
+class TargetInfo(TypedDict):
+    """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are."""
+
+    name: str
+    path: str
+    config_sha256: str
+    weights_sha256: str | None
+    parameters: _Count
+    layers: _Count
+    dtype: str
+    device: str
+    attention: str
+
+
+@with_config(_STRICT)
+class TreeInfo(TypedDict):
+    """A draft tree. ``nodes`` counts the root, ``depth`` is that of the deepest node (the root's is 0)."""
+
+    name: str
+    nodes: _Count
+    depth: _Count
+
+
+@with_config(_STRICT)
+class MethodInfo(TypedDict):
+    """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone."""
+
+    name: str
+    head: str | None
+    layers: _Count
+    adversarial: bool
+    parameters: _Count  # trainable ones
+    tree: TreeInfo | None
+    checkpoint: str | None
+    weights_sha256: str | None
+    lossless: bool
+
+
+@with_config(_STRICT)
+class AcceptanceInfo(TypedDict):
+    """The rule that decides which drafted tokens stay."""
+
+    rule: str
+    temperature: Annotated[float, Field(ge=0)]
+
+
+@with_config(_STRICT)
+class QuestionsInfo(TypedDict):
+    """The question file."""
+
+    name: str
+    sha256: str
+    count: _Count
+
+
+@with_config(_STRICT)
+class ChatTemplateInfo(TypedDict):
+    """How turns became prompts."""
+
+    name: str
+    sha256: str
+
+
+@with_config(_STRICT)
+class LimitsInfo(TypedDict):
+    """Where decoding stops."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    stop_ids: list[int]
+
+
+@with_config(_STRICT)
+class MeasureInfo(TypedDict):
+    """How often everything was run."""
+
+    warmup: _Count
+    repeats: Annotated[int, Field(ge=1)]
+
+
+@with_config(_STRICT)
+class Environment(TypedDict):
+    """The machine and the versions of what determines tokens and times. Null means not installed or not known."""
+
+    python: str
+    platform: str
+    cpu: str
+    cores: _Count
+    threads: _Count
+    memory_bytes: _Count | None
+    packages: dict[str, str | None]
+    gpu: str | None
+    driver: str | None
+
+
+@with_config(_STRICT)
+class CodeState(TypedDict):
+    """The code that ran. ``commit`` and ``dirty`` are null where the package is not a checkout."""
+
+    version: str | None
+    commit: str | None
+    dirty: bool | None
+
+
+@with_config(_STRICT)
+class RunHeader(TypedDict):
+    """The first line of a record."""
+
+    kind: Literal["run"]
+    schema: int
+    run_id: str
+    created: str  # ISO 8601, UTC
+    command: list[str]
+    preset: PresetInfo
+    target: TargetInfo
+    methods: Annotated[list[MethodInfo], Field(min_length=1)]
+    acceptance: AcceptanceInfo
+    questions: QuestionsInfo
+    chat_template: ChatTemplateInfo
+    limits: LimitsInfo
+    seed: int
+    measure: MeasureInfo
+    environment: Environment
+    code: CodeState
+
+
+@with_config(_STRICT)
+class FirstDifference(TypedDict):
+    """Where an answer leaves vanilla's: 0-based position, both tokens, the target's top-2 logit gap there."""
+
+    position: _Count
+    token: int
+    vanilla_token: int
+    top2_gap: float
+
+
+@with_config(_STRICT)
+class ErrorInfo(TypedDict):
+    """Why a turn has no numbers."""
+
+    type: str
+    message: str
+
+
+@with_config(_STRICT)
+class TurnLine(TypedDict):
+    """One answer of one method. A failed turn has ``error`` and nulls in place of everything measured.
+
+    ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the
+    limit; a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or
+    all but the first where the prefill's token is no step's.
+    ``drafted_depth[i]`` is the deepest draft level offered at that step. ``decode_s`` is the whole decode loop;
+    ``draft_s`` and ``verify_s`` are the seconds of drafting and of the target's passes, null if the parts were not timed.
+    """
+
+    kind: Literal["turn"]
+    method: str
+    question_id: int
+    category: str
+    turn: _Count
+    repeat: _Count
+    prompt_tokens: _Count | None
+    new_token_ids: Annotated[list[_Count], Field(min_length=1)] | None
+    text: str | None
+    stop: Literal["eos", "limit", "context"] | None
+    accepted: list[_Count] | None
+    drafted_depth: list[_Count] | None
+    prefill_s: _Seconds | None
+    decode_s: _Seconds | None
+    draft_s: _Seconds | None
+    verify_s: _Seconds | None
+    first_difference: FirstDifference | None
+    error: ErrorInfo | None
+
+
+@with_config(_STRICT)
+class EndLine(TypedDict):
+    """The last line of a finished record. ``wall_s`` is that of the process that finished it."""
+
+    kind: Literal["end"]
+    status: Literal["finished"]
+    turns: _Count
+    wall_s: _Seconds
+
+
+_HEADER = TypeAdapter(RunHeader)
+_TURN = TypeAdapter(TurnLine)
+_END = TypeAdapter(EndLine)
+
+_MEASURED = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "prefill_s", "decode_s")
+_MEASURED_SOMETIMES = ("draft_s", "verify_s", "first_difference")
+
+
+def key_of(turn: TurnLine) -> Key:
+    """What identifies a turn within a record."""
+    return turn["method"], turn["question_id"], turn["turn"], turn["repeat"]
+
+
+# ---------------------------------------------------------------------------------------------- validation
+
+
+def _complaint(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def header_problem(header: Mapping[str, Any]) -> str | None:
+    """What is wrong with a run line, as "place: problem", or None."""
+    try:
+        _HEADER.validate_python(header)
+    except ValidationError as error:
+        return _complaint(error)
+    names = [method["name"] for method in header["methods"]]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        return f"methods: '{repeated[0]}' is listed twice"
+    try:
+        created = datetime.fromisoformat(header["created"])
+    except ValueError:
+        return "created: not an ISO 8601 time"
+    return None if created.tzinfo else "created: has no time zone"
+
+
+def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, object]) -> str | None:
+    """What is wrong with a turn line of a run with these methods, as "place: problem", or None."""
+    try:
+        _TURN.validate_python(turn)
+    except ValidationError as error:
+        return _complaint(error)
+    if turn["method"] not in methods:
+        return f"method: '{turn['method']}' is not among the run's methods"
+    if turn["error"] is not None:
+        present = [name for name in (*_MEASURED, *_MEASURED_SOMETIMES) if turn[name] is not None]
+        return f"{present[0]}: a failed turn has no numbers" if present else None
+    missing = [name for name in ("prompt_tokens", *_MEASURED) if turn[name] is None]
+    if missing:
+        return f"{missing[0]}: is null, but the turn did not fail"
+    accepted, offered, tokens = turn["accepted"], turn["drafted_depth"], len(turn["new_token_ids"])
+    settled = sum(accepted) + len(accepted)
+    if len(accepted) != len(offered):
+        return f"drafted_depth: {len(offered)} steps, but accepted has {len(accepted)}"
+    if tokens - settled not in (0, 1):
+        return f"accepted: {len(accepted)} steps settle {settled} tokens, but new_token_ids has {tokens}"
+    if any(count > depth for count, depth in zip(accepted, offered, strict=True)):
+        return "accepted: more tokens than the draft was deep"
+    if (turn["draft_s"] is None) != (turn["verify_s"] is None):
+        return "draft_s, verify_s: one is null and the other is not"
+    return None
+
+
+def end_problem(end: Mapping[str, Any]) -> str | None:
+    """What is wrong with an end line, as "place: problem", or None."""
+    try:
+        _END.validate_python(end)
+    except ValidationError as error:
+        return _complaint(error)
+    return None

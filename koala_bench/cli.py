@@ -112,10 +112,12 @@ def load_preset_questions(preset: Preset) -> str:
 def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")],
     device: Device = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens. May be changed before the last 30 % of a run.")] = 2000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens. May be changed during the first half of a run.")] = 2000,
     seed: Seed = None,
+    start: Annotated[Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler.")] = False,
 ) -> None:
-    """Train a small target from nothing on the documentation of the installed packages.
+    """Train a small target on the documentation of the installed packages.
 
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
@@ -127,7 +129,7 @@ def pretrain(
     options = PretrainOptions(steps=steps, **({} if seed is None else {"seed": seed}))
     where = pick_device("auto" if device is None else device)
     make_folder(out)  # reading the corpus takes a minute; a wrong --out should not wait for it
-    pretrain(cached_corpus(), options, out, where)
+    pretrain(cached_corpus(), options, out, where, start=start, compiled=compiled)
     print(out)
 
 
@@ -208,7 +210,7 @@ def evaluate(
 def _evaluate(chosen: Preset, name: str, methods: list[str], heads: Path, record: Path, data_dir: Path | None) -> Run:
     from koala_bench.evaluation import evaluate
     from koala_bench.experiment import load_preset_target
-    from koala_bench.records import write_fastchat_answers
+    from koala_bench.interop.answers import write_fastchat_answers
 
     loaded, template = load_preset_target(chosen)
     run = evaluate(chosen, name, methods, loaded, template, heads, record, data_dir, _command())

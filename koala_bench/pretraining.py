@@ -1,4 +1,4 @@
-"""Train a small target model from nothing on the documentation corpus.
+"""Train a small target model on the documentation corpus, from nothing or from an earlier target.
 
 Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which needs
 about half the tokens of AdamW at this size, embeddings and norms with AdamW. The learning rate is constant after
@@ -26,7 +26,7 @@ from koala_bench.corpus import Corpus
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues import chat_template, encode_dialogues, encode_prompt
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import continue_log, make_folder, replacing, write_text
+from koala_bench.files import continue_log, make_folder, replacing, sha256_of, write_text
 from koala_bench.progress import progress, say
 from koala_bench.target import load_target
 
@@ -49,7 +49,7 @@ class PretrainOptions:
     step_tokens: int = 8192
     steps: int = 2000
     warmup_steps: int = 50
-    decay_fraction: float = 0.3
+    decay_fraction: float = 0.5
     matrix_rate: float = 0.02
     vector_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -108,22 +108,50 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.device, template_name: str = "vicuna_v1.1", checkpoint_every: int = 50) -> Path:
+def _earlier(start: Path) -> dict[str, Any]:
+    """The manifest of an earlier target and a hash of its weights."""
+    try:
+        return {**json.loads((start / "pretraining.json").read_text(encoding="utf-8")), "weights_sha256": sha256_of(start / "model.safetensors")}
+    except (OSError, ValueError) as error:
+        raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`: {error}.", "Give a folder that command has written.") from error
+
+
+def pretrain(
+    corpus: Corpus,
+    options: PretrainOptions,
+    out: Path,
+    device: torch.device,
+    template_name: str = "vicuna_v1.1",
+    checkpoint_every: int = 50,
+    start: Path | None = None,
+    compiled: bool = False,
+) -> Path:
     """Train a Llama model and its tokenizer on the corpus; returns the folder of the finished target.
 
     Weights are stored in bfloat16. The folder ``out/work`` holds the log and the checkpoint from which an
     interrupted run goes on.
 
+    Args:
+        start: folder of an earlier target whose weights, shape and tokenizer this one begins with.
+        compiled: train through ``torch.compile``, which needs a C++ compiler (on CUDA, Triton).
+
     Raises:
         KoalaBenchError: the checkpoint in ``out/work`` is of another corpus or shape, or is damaged;
-            or the loss is not finite.
+            ``start`` holds no target of this command; or the loss is not finite.
     """
+    earlier = _earlier(start) if start is not None else None
+    if earlier is not None:
+        shape = ("layers", "width", "intermediate", "attention_heads", "vocabulary", "positions")
+        options = replace(options, **{name: earlier["options"][name] for name in shape})
     work = out / "work"
     make_folder(work)
     torch.manual_seed(options.seed)
     tokenizer_file = work / "tokenizer"
     if (tokenizer_file / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
+    elif start is not None:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        tokenizer.save_pretrained(tokenizer_file)
     else:
         say(f"Training a tokenizer of {options.vocabulary:,} tokens ...")
         tokenizer = train_tokenizer(corpus, options.vocabulary)
@@ -140,7 +168,9 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
         num_attention_heads=options.attention_heads, num_key_value_heads=options.attention_heads, max_position_embeddings=options.positions,
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(device)  # type: ignore[arg-type]
+    model: LlamaForCausalLM = LlamaForCausalLM(config) if start is None else LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model.to(device)  # type: ignore[arg-type]
+    step_loss = torch.compile(_loss, dynamic=False) if compiled else _loss
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimisers: list[torch.optim.Optimizer] = [
@@ -150,7 +180,11 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
     base_rates = [options.matrix_rate, options.vector_rate]
 
     # The number of steps may change between runs (see the module's first lines); nothing else may.
-    identity = {"corpus": corpus.sha256, **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")}}
+    identity = {
+        "corpus": corpus.sha256,
+        "start": earlier and earlier["weights_sha256"],
+        **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")},
+    }
     checkpoint, first = work / "checkpoint.pt", 0
     if checkpoint.exists():
         state = read_state(checkpoint, device)
@@ -199,7 +233,7 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
                 for group in optimiser.param_groups:
                     group["lr"] = base * factor
             with torch.autocast(device.type, torch.bfloat16):
-                loss = _loss(model, ids)
+                loss = step_loss(model, ids)
             value = loss.item()
             if not np.isfinite(value):
                 raise KoalaBenchError(f"The loss is {value} at step {step}.", "Start again in another --out with another --seed; the last checkpoint is kept.")
@@ -225,12 +259,12 @@ def pretrain(corpus: Corpus, options: PretrainOptions, out: Path, device: torch.
             advance(options.step_tokens, f"loss {value:.3f}")
         final = evaluate()
 
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.to(torch.bfloat16).save_pretrained(out)  # type: ignore[arg-type]
     tokenizer.save_pretrained(out)
     manifest = {
         "options": asdict(options), "chat_template": template_name, "corpus_sha256": corpus.sha256, "corpus_versions": corpus.versions,
         "tokens_seen": options.steps * options.step_tokens, "corpus_tokens": stable_rows.per_epoch * options.row_tokens, "held_out_loss": round(final, 4),
-        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__, "started_from": earlier,
     }  # fmt: skip
     manifest["repeated_8grams"] = round(repeated_ngrams(_answers(out, corpus, template_name)), 4)
     write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
@@ -259,6 +293,12 @@ def _answers(folder: Path, corpus: Corpus, template_name: str) -> list[list[int]
 
 def _card(manifest: dict[str, Any]) -> str:
     options = manifest["options"]
+    earlier, before = manifest["started_from"], ""
+    if earlier is not None:
+        before = (
+            f"| began with | a target of the command `koala-bench pretrain --steps {earlier['options']['steps']} --seed {earlier['options']['seed']}`: "
+            f"{earlier['tokens_seen']:,} tokens of corpus `{earlier['corpus_sha256'][:12]}`, weights `{earlier['weights_sha256'][:12]}` |\n"
+        )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
     return f"""---
 license: apache-2.0
@@ -273,8 +313,8 @@ model hub: deep and thin, so that a forward pass costs many times a one-layer dr
 
 | | |
 |---|---|
-| command | `koala-bench pretrain --steps {options["steps"]} --seed {options["seed"]}` |
-| tokens seen | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
+| command | `koala-bench pretrain --steps {options["steps"]} --seed {options["seed"]}{"" if earlier is None else " --start EARLIER"}` |
+{before}| tokens seen{"" if earlier is None else " by this command"} | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
 | held-out loss | {manifest["held_out_loss"]} nats per token, entries never trained on |
 | repeated 8-grams | {manifest["repeated_8grams"]:.1%} of those in {_CARD_PROMPTS} greedy answers of at most {_CARD_TOKENS} tokens to held-out questions |
 | corpus sha256 | `{manifest["corpus_sha256"]}` |

@@ -21,7 +21,7 @@ from koala_bench.target import load_target
 CPU = torch.device("cpu")
 TINY = PretrainOptions(
     layers=2, width=32, intermediate=48, attention_heads=2, vocabulary=320, positions=512,
-    row_tokens=32, decay_row_tokens=64, step_tokens=128, steps=6, warmup_steps=2,
+    row_tokens=32, decay_row_tokens=64, step_tokens=128, steps=6, warmup_steps=2, decay_fraction=0.3,
 )  # fmt: skip
 
 

@@ -1,0 +1,217 @@
+"""Commands that train and decode: pretrain, train, evaluate, reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from koala_bench.cli.app import app
+from koala_bench.cli.options import (
+    AttentionName,
+    DataDir,
+    Device,
+    Dtype,
+    Layers,
+    Limit,
+    MaxNewTokens,
+    Methods,
+    Out,
+    PresetName,
+    Questions,
+    Quick,
+    Repeats,
+    Seed,
+    Settings,
+    TargetName,
+    Tree,
+    method_names,
+    output_folder,
+    preset_of,
+    typed_command,
+)
+from koala_bench.cli.results import TABLES, make_table1
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset
+from koala_bench.progress import say
+
+if TYPE_CHECKING:
+    from koala_bench.records import Run
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")],
+    device: Device = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens. May be changed during the first half of a run.")] = 2000,
+    seed: Seed = None,
+    start: Annotated[Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler.")] = False,
+) -> None:
+    """Train a small target on the documentation of the installed packages.
+
+    Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
+    """
+    from koala_bench.corpus import cached_corpus
+    from koala_bench.files import make_folder
+    from koala_bench.pretraining import PretrainOptions, pretrain
+    from koala_bench.target import pick_device
+
+    options = PretrainOptions(steps=steps, **({} if seed is None else {"seed": seed}))
+    where = pick_device("auto" if device is None else device)
+    make_folder(out)  # reading the corpus takes a minute; a wrong --out should not wait for it
+    pretrain(cached_corpus(), options, out, where, start=start, compiled=compiled)
+    print(out)
+
+
+@app.command()
+def train(
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    methods: Methods = None,
+    layers: Layers = None,
+    attention: AttentionName = None,
+    out: Out = None,
+    quick: Quick = False,
+    settings: Settings = None,
+) -> None:
+    """Train draft heads together on identical data; finished ones are reused, interrupted ones go on.
+
+    Example: `koala-bench train --methods eagle,eagle+koala --set training.steps=200`.
+    """
+    from koala_bench.experiment import load_preset_target, train_heads
+
+    chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, seed=seed, layers=layers, attention=attention)
+    names = method_names(chosen, methods)
+    folder = output_folder(out, "table1", chosen, quick)
+    loaded, template = load_preset_target(chosen)
+    train_heads(chosen, names, loaded, template, folder / "heads")
+    print(folder / "heads")
+
+
+@app.command()
+def evaluate(
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    methods: Methods = None,
+    layers: Layers = None,
+    tree: Tree = None,
+    max_new_tokens: MaxNewTokens = None,
+    questions: Questions = None,
+    limit: Limit = None,
+    repeats: Repeats = None,
+    data_dir: DataDir = None,
+    attention: AttentionName = None,
+    heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")] = None,
+    out: Out = None,
+    quick: Quick = False,
+    settings: Settings = None,
+) -> None:
+    """Decode questions with trained heads and with vanilla decoding, interleaved, into one run record.
+
+    Example: `koala-bench evaluate --methods vanilla,eagle --questions mt_bench --data-dir data`.
+    """
+    chosen = preset_of(
+        preset,
+        quick,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        layers=layers,
+        tree=tree,
+        max_new_tokens=max_new_tokens,
+        questions=questions,
+        limit=limit,
+        repeats=repeats,
+        attention=attention,
+    )
+    folder = output_folder(out, "table1", chosen, quick)
+    _evaluate(chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir)
+    print(folder / "records.jsonl")
+
+
+def _evaluate(chosen: Preset, name: str, methods: list[str], heads: Path, record: Path, data_dir: Path | None) -> Run:
+    from koala_bench.evaluation import evaluate
+    from koala_bench.experiment import load_preset_target
+    from koala_bench.interop.answers import write_fastchat_answers
+
+    loaded, template = load_preset_target(chosen)
+    run = evaluate(chosen, name, methods, loaded, template, heads, record, data_dir, typed_command())
+    write_fastchat_answers(run, record.parent / "answers")
+    return run
+
+
+@app.command()
+def reproduce(
+    what: Annotated[str, typer.Argument(help="table1.")],
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    methods: Methods = None,
+    layers: Layers = None,
+    tree: Tree = None,
+    max_new_tokens: MaxNewTokens = None,
+    questions: Questions = None,
+    limit: Limit = None,
+    repeats: Repeats = None,
+    data_dir: DataDir = None,
+    attention: AttentionName = None,
+    out: Out = None,
+    quick: Quick = False,
+    settings: Settings = None,
+) -> None:
+    """Train, decode and write a table in one go; whatever is done already is reused, and said so.
+
+    Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
+    """
+    import resource
+    import time
+
+    started = time.perf_counter()
+    if what != "table1":
+        raise KoalaBenchError(f"There is no recipe '{what}'.", "Use table1.")
+    chosen = preset_of(
+        preset,
+        quick,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        layers=layers,
+        tree=tree,
+        max_new_tokens=max_new_tokens,
+        questions=questions,
+        limit=limit,
+        repeats=repeats,
+        attention=attention,
+    )
+    names = method_names(chosen, methods)
+    if names == ["vanilla"]:
+        raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
+    folder = output_folder(out, what, chosen, quick)
+    say(f"Table 1 with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
+    from koala_bench.experiment import load_preset_target, train_heads
+    from koala_bench.questions import find_questions, read_questions
+
+    read_questions(find_questions(chosen.evaluation.questions, data_dir)[1])  # a wrong --questions should not wait for the training
+    loaded, template = load_preset_target(chosen)
+    train_heads(chosen, names, loaded, template, folder / "heads")
+    del loaded
+    run = _evaluate(chosen, preset, names, folder / "heads", folder / "records.jsonl", data_dir)
+    written = make_table1([run], TABLES / f"{what}.toml", TABLES / "paper.toml", folder)
+    print((folder / "table1.md").read_text(encoding="utf-8"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    minutes = (time.perf_counter() - started) / 60
+    say(f"Wrote {', '.join(path.name for path in written)} and records.jsonl to {folder}; {minutes:.1f} minutes, at most {peak:.1f} GiB of memory.")

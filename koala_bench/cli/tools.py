@@ -1,0 +1,93 @@
+"""Commands that inspect and check: parity, heads, data, benchmark."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koala_bench.cli.app import app
+from koala_bench.cli.options import DataDir, Device, Dtype, PresetName, TargetName, preset_of
+
+
+@app.command()
+def parity(folder: Annotated[Path, typer.Argument(help="Fixtures made with the official code.")]) -> None:
+    """Compare heads, trees, losses and decoding with fixtures of the official Medusa and EAGLE code. Exit code 0 or 1."""
+    from koala_bench import parity as checks
+
+    found = checks.check(folder)
+    print(checks.report(found))
+    raise typer.Exit(0 if checks.ok(found) else 1)
+
+
+@app.command()
+def heads() -> None:
+    """List the installed draft heads, objectives and draft trees."""
+    from koala_bench.registry import HEADS, OBJECTIVES, installed
+    from koala_bench.tree import load_template, template_names
+
+    for title, group in (("Heads", HEADS), ("Objectives (HEAD+NAME)", OBJECTIVES)):
+        print(title)
+        for name, point in sorted(installed(group).items()):
+            print(f"  {name:<28}{point.value}" + (f"  ({point.dist.name} {point.dist.version})" if point.dist else ""))
+    print("Trees")
+    for name in template_names():
+        tree = load_template(name)
+        print(f"  {name:<34}{tree.nodes} nodes with the root, depth {tree.depth}")
+    print("  chain-N, WxWxW, or a .json file with a list of child-rank paths")
+
+
+@app.command()
+def data(
+    names: Annotated[list[str] | None, typer.Argument(help="Files to download; none lists them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Download every file.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List the public question files with their sources, or download and verify them.
+
+    Example: `koala-bench data mt_bench --data-dir data`.
+    """
+    from koala_bench.datasets import DATASETS, fetch, status
+
+    folder = data_dir or (Path(os.environ["KOALA_BENCH_DATA"]) if os.environ.get("KOALA_BENCH_DATA") else None)
+    if names or everything:
+        for path in fetch([dataset.name for dataset in DATASETS] if everything else list(names or ()), folder):
+            print(path)
+        return
+    states = {found.dataset.name: found.state for found in status(folder)} if folder is not None else {}
+    for dataset in DATASETS:
+        print(f"{dataset.name:<14}{states.get(dataset.name, 'no data folder set'):<20}{dataset.rows:>4} rows  sha256 {dataset.sha256}")
+        print(f"{'':<14}{dataset.repository}@{dataset.commit[:12]} {dataset.path}")
+    if folder is None:
+        print("Set --data-dir or KOALA_BENCH_DATA to the folder that holds them.")
+
+
+@app.command()
+def benchmark(
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 96,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every prompt is timed.")] = 3,
+) -> None:
+    """Time vanilla decoding against transformers' generate, interleaved on eight prompts.
+
+    Example: `koala-bench benchmark --rounds 5`.
+    """
+    from koala_bench.benchmark import compare_with_generate
+    from koala_bench.dialogues import encode_prompt
+    from koala_bench.evaluation import select_questions
+    from koala_bench.experiment import load_preset_target
+    from koala_bench.questions import bundled_questions, read_questions
+
+    loaded, template = load_preset_target(preset_of(preset, False, None, target=target, device=device, dtype=dtype))
+    assert loaded.tokenizer is not None
+    prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
+    found = compare_with_generate(loaded, prompts, tokens, rounds)
+    print(f"vanilla   {found.vanilla_tokens_per_s:8.1f} tokens/s")
+    print(f"generate  {found.generate_tokens_per_s:8.1f} tokens/s")
+    print(f"vanilla is {found.ratio:.2f}x as fast as generate (quartiles {found.lowest:.2f} to {found.highest:.2f})")
+    print(f"{found.equal} of {found.answers} answers have the same tokens")

@@ -140,7 +140,7 @@ def bundled_questions() -> Path:
     return Path(str(resources.files("koala_bench") / "data" / "questions.jsonl"))
 
 
-def _names_in(data_dir: Path) -> list[str]:
+def names_in(data_dir: Path) -> list[str]:
     """The names under which a data folder holds question files."""
     names = {path.parent.name for pattern in ("eval/*/question.jsonl", "*/question.jsonl") for path in data_dir.glob(pattern)}
     return sorted(names | {path.stem for path in data_dir.glob("*.jsonl")})
@@ -183,7 +183,7 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     for place in places_of(name, folder):
         if name and place.is_file():
             return name, place
-    available = [BUNDLED, *_names_in(folder)]
+    available = [BUNDLED, *names_in(folder)]
     if name in public:
         raise KoalaBenchError(
             f"{folder} has no questions {name!r}.",

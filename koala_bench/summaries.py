@@ -91,7 +91,7 @@ def _original(method: MethodInfo, names: Sequence[str]) -> str | None:
     return name if name in names and name != method["name"] else None
 
 
-def _difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
+def first_difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
     """Compare the tokens themselves; what the run said about the place is only used for the logits."""
     ids, base = turn["new_token_ids"] or [], vanilla["new_token_ids"] or []
     if ids == base:
@@ -136,7 +136,7 @@ def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:
     for name in names:
         method, here, turns = run.methods[name], totals.get(name), kept[name]
         compared = [turn for place, turn in done[name].items() if place in done[VANILLA]] if name != VANILLA else []
-        found = [_difference(turn, done[VANILLA][_place(turn)]) for turn in compared]
+        found = [first_difference(turn, done[VANILLA][_place(turn)]) for turn in compared]
         timed = [(turn["draft_s"], turn["verify_s"]) for turn in turns if turn["draft_s"] is not None and turn["verify_s"] is not None]
         draft_s, verify_s = (math.fsum(part) for part in zip(*timed, strict=True)) if timed else (0.0, 0.0)
         original = _original(method, names)

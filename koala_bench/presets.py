@@ -100,8 +100,8 @@ class Preset(_Strict):
 
     @property
     def sha256(self) -> str:
-        """Hash of the resolved values, whatever file and overrides they came from."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json", exclude={"quick"}), sort_keys=True).encode()).hexdigest()
+        """Hash of the resolved values, whatever file and overrides they came from; see ``resolved_sha256``."""
+        return resolved_sha256(self.model_dump(mode="json"))
 
     def method(self, name: str) -> MethodPreset:
         """One method by name.
@@ -114,6 +114,20 @@ class Preset(_Strict):
             close = difflib.get_close_matches(name, known, n=3)
             raise KoalaBenchError(f"Unknown method '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"The preset has: {', '.join(known)}.")
         return self.methods[name]
+
+
+# Where files lie is this machine's business: the hashes of target, questions and training data are in the record.
+_PLACES = {("quick",), ("target", "name"), ("data", "source"), ("evaluation", "questions")}
+
+
+def resolved_sha256(resolved: dict[str, Any]) -> str:
+    """Hash of a preset's values as a record keeps them, without the names of files and models."""
+    values = {
+        section: {key: value for key, value in content.items() if (section, key) not in _PLACES} if isinstance(content, dict) else content
+        for section, content in resolved.items()
+        if (section,) not in _PLACES
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def preset_names() -> list[str]:

@@ -162,7 +162,7 @@ def test_the_hash_covers_defaults_but_not_the_quick_form(small: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["target.name=other/model", "training.steps=6", "training.seed=1", "data.limit=5", "evaluation.repeats=2", "methods.eagle.layers=2",
+    ["target.revision=main", "training.steps=6", "training.seed=1", "data.limit=5", "evaluation.repeats=2", "methods.eagle.layers=2",
      "methods.eagle.tree=chain-3", "methods.eagle.options.noise=0.1"],
 )  # fmt: skip
 def test_every_value_changes_the_hash(small: Path, change: str) -> None:

@@ -31,7 +31,6 @@ from koala_bench.cli.options import (
     preset_of,
     typed_command,
 )
-from koala_bench.cli.results import TABLES, make_table1
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.progress import say
@@ -204,13 +203,14 @@ def reproduce(
     say(f"Table 1 with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
     from koala_bench.experiment import load_preset_target, train_heads
     from koala_bench.questions import find_questions, read_questions
+    from koala_bench.reproduction import make_table1
 
     read_questions(find_questions(chosen.evaluation.questions, data_dir)[1])  # a wrong --questions should not wait for the training
     loaded, template = load_preset_target(chosen)
     train_heads(chosen, names, loaded, template, folder / "heads")
     del loaded
     run = _evaluate(chosen, preset, names, folder / "heads", folder / "records.jsonl", data_dir)
-    written = make_table1([run], TABLES / f"{what}.toml", TABLES / "paper.toml", folder)
+    written = make_table1([run], folder)
     print((folder / "table1.md").read_text(encoding="utf-8"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     minutes = (time.perf_counter() - started) / 60

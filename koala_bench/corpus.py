@@ -20,7 +20,7 @@ import random
 import re
 import textwrap
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,9 +52,17 @@ PACKAGES = {
 }
 
 # Folders whose sources document nothing a user would ask about.
-_SKIPPED_FOLDERS = {"models", "tests", "test", "testing", "_vendor", "vendored", "benchmarks", "_inductor", "__pycache__"}
-_ANSWER_CHARACTERS = 1000
-_SOURCE_LINES = 24
+_SKIPPED_FOLDERS = {
+    "models", "tests", "test", "testing", "_vendor", "vendored", "benchmarks", "__pycache__",
+    # torch's compiler and second implementations: private, and namesakes of what users mean
+    "_inductor", "_dynamo", "_export", "_higher_order_ops", "_refs", "_prims", "_prims_common", "_decomp", "_numpy", "ao", "onnx",
+}  # fmt: skip
+# A small target learns to end an answer only if answers end soon; what is longer it repeats.
+_ANSWER_CHARACTERS = 400
+_SOURCE_LINES = 10
+_LISTED_METHODS = 8
+# Answers that compress below this are tables of equal lines: they teach a small model to loop.
+_SMALLEST_COMPRESSED_SHARE = 0.4
 HELD_OUT_ONE_IN = 40
 
 
@@ -108,7 +116,15 @@ _GOOGLE_HEADING = re.compile(
 )
 _SPHINX_FIELD = re.compile(r"^:(param|type|returns?|rtype|raises?)\b[^:]*:", re.MULTILINE)
 _ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`")
-_DIRECTIVE_LINE = re.compile(r"^\s*\.\. .*$")
+_DOUBLE_BACKTICK = re.compile(r"(?<!`)``(?!`)")  # not the three of a code fence
+_LINKED_NAME = re.compile(r"\[`[~!]?([^`]+)`\]")  # how transformers' documentation links a class
+_CITATION = re.compile(r" ?\[\w+\]_(?!\w)")
+_TAG_LINE = re.compile(r"^\s*(</?[A-Za-z]+>|\[\[.*\]\])\s*$")
+_DIRECTIVE = re.compile(r"^(\s*)\.\. (?:([\w-]+)::)?")
+_DIRECTIVE_OPTION = re.compile(r"^\s+:[\w-]+:")
+# Directives whose body is text or code that a reader sees; of others the body goes too.
+_SHOWN_DIRECTIVES = {"note", "warning", "tip", "hint", "important", "attention", "caution", "admonition", "code-block", "code", "sourcecode", "testcode",
+                     "doctest", "ipython", "plot"}  # fmt: skip
 _SECTION_NAMES = {
     "args": "Parameters", "arguments": "Parameters", "parameters": "Parameters", "keyword args": "Parameters",
     "other parameters": "Parameters", "inputs": "Parameters", "input": "Parameters",
@@ -118,11 +134,30 @@ _SECTION_NAMES = {
 }  # fmt: skip
 
 
+def _without_directives(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of reStructuredText without directives: their heads and options go, and the body of those that show nothing."""
+    margin: int | None = None  # of the directive whose body is being dropped
+    options = False  # whether the last line was a directive's head or option
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if margin is not None and (not line.strip() or indent > margin):
+            continue
+        margin = None
+        if found := _DIRECTIVE.match(line):
+            options = True
+            if found.group(2) not in _SHOWN_DIRECTIVES:
+                margin = indent
+        elif not (options and _DIRECTIVE_OPTION.match(line)) and not _TAG_LINE.match(line):
+            options = False
+            yield line
+
+
 def _clean(text: str) -> str:
-    """Plain text of a docstring section: roles become code, directives and long blanks go."""
-    text = _ROLE.sub(r"`\1`", text.replace("``", "`"))
-    lines = [line.rstrip() for line in text.splitlines() if not _DIRECTIVE_LINE.match(line)]
-    text = textwrap.dedent("\n".join(lines)).strip("\n")
+    """Plain text of a docstring section: roles and links become code, directives, citations and long blanks go."""
+    text = _LINKED_NAME.sub(r"`\1`", _ROLE.sub(r"`\1`", _DOUBLE_BACKTICK.sub("`", text)))
+    lines = [line.rstrip() for line in _without_directives(text.splitlines())]
+    lines = [line[:-1] if line.endswith("::") else line for line in lines]
+    text = _CITATION.sub("", textwrap.dedent("\n".join(lines)).strip("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
@@ -284,17 +319,22 @@ _SECOND = {
 }
 
 
+def _repeats_itself(text: str) -> bool:
+    data = text.encode()
+    return len(zlib.compress(data)) < _SMALLEST_COMPRESSED_SHARE * len(data)
+
+
 def answers_of(entry: Entry) -> dict[str, str]:
-    """What can be answered about an entry: topic -> answer."""
+    """What can be answered about an entry: topic -> answer. Answers that mostly repeat themselves are left out."""
     answers = {"summary": _cut(entry.sections["summary"])}
     for name, text in entry.sections.items():
         if name != "summary":
-            answers[name] = _fenced(text) if name == "Examples" else f"{name}:\n\n{_cut(text)}"
+            answers[name] = _fenced(text) if name == "Examples" and "```" not in text else f"{name}:\n\n{_cut(text)}"
     if entry.source:
         answers["source"] = _fenced(entry.source)
     if entry.methods:
-        answers["methods"] = f"The methods of `{entry.name}`:\n\n" + "\n".join(f"- `{name}`" for name in entry.methods[:20])
-    return answers
+        answers["methods"] = f"The methods of `{entry.name}`:\n\n" + "\n".join(f"- `{name}`" for name in entry.methods[:_LISTED_METHODS])
+    return {topic: answer for topic, answer in answers.items() if topic == "summary" or not _repeats_itself(answer)}
 
 
 def dialogues_of(entry: Entry) -> list[list[str]]:

@@ -33,7 +33,7 @@ from koala_bench.provenance import code_state, environment
 from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.recording import RecordWriter, open_record
 from koala_bench.records import Run, read_run
-from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TurnLine
+from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TrainingInfo, TurnLine
 from koala_bench.target import Target, fingerprint
 from koala_bench.tree import TreeTemplate, load_template
 
@@ -65,6 +65,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         "tree": {"name": VANILLA_TREE.name, "nodes": 1, "depth": 0},
         "checkpoint": None,
         "weights_sha256": None,
+        "training": None,
         "lossless": True,
     }
     methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, nothing)]
@@ -73,7 +74,8 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         wanted = preset.method(name)
         template = load_template(wanted.tree)
         head, config, weights = load_head(heads / name, target)
-        trained_on = (read_manifest(heads / name) or {}).get("target", {}).get("weights_sha256", prints["weights_sha256"])
+        manifest = read_manifest(heads / name) or {}
+        trained_on = manifest.get("target", {}).get("weights_sha256", prints["weights_sha256"])
         if trained_on != prints["weights_sha256"]:
             say(f"The head in {heads / name} was trained on other weights than those of {target.name}: its drafts will be worse than they could be.")
         template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
@@ -86,10 +88,24 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "tree": {"name": template.name, "nodes": template.nodes, "depth": template.depth},
             "checkpoint": str(heads / name),
             "weights_sha256": weights,
+            "training": _training(manifest),
             "lossless": True,
         }
         methods.append(Method(name, head, template, info))
     return methods
+
+
+def _training(manifest: dict[str, Any]) -> TrainingInfo | None:
+    """What a record keeps of a head's training; None for an imported head."""
+    if "stream_sha256" not in manifest:
+        return None
+    return {
+        "stream_sha256": manifest["stream_sha256"],
+        "order_sha256": manifest["order_sha256"],
+        "steps": manifest["steps"],
+        "tokens": manifest["tokens"],
+        "seed": manifest["training"]["seed"],
+    }
 
 
 def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from koala_bench import statistics
 from koala_bench.published import Claim, Paper, TableSpec, paper_names
-from koala_bench.records import Run
+from koala_bench.records import Run, differences
 from koala_bench.rendering import ALPHA, Note, with_interval
 from koala_bench.schema import CodeState, Environment
 from koala_bench.statistics import Interval
@@ -152,6 +152,10 @@ def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
         f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up, "
         f"{_count(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question.",
     ]
+    trained = {(each["stream_sha256"], each["order_sha256"], each["tokens"]) for summary in summaries if (each := summary.method["training"])}
+    for stream, order, tokens in sorted(trained):
+        names = [s.name for s in summaries if (each := s.method["training"]) and (each["stream_sha256"], each["order_sha256"]) == (stream, order)]
+        lines.append(f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}): {', '.join(names)}.")
     trees = [(summary.name, summary.method["tree"]) for summary in summaries if summary.name != VANILLA]
     in_words = [f"{name} {tree['name']} ({_count(tree['nodes'], 'node')}, depth {tree['depth']})" for name, tree in trees if tree]
     if in_words:
@@ -170,6 +174,18 @@ def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
     return Note(f"How {target['name']} was measured", tuple(lines))
 
 
+def _mixture_note(runs: Sequence[Run]) -> Note | None:
+    """Runs of one table that do not share machine, versions, code or preset, which no reader should have to find out."""
+    lines = []
+    for run in runs[1:]:
+        places = differences(runs[0].header, run.header)
+        kinds = [kind for kind in ("environment", "code", "preset") if any(place.startswith(f"{kind}.") for place in places)]
+        if kinds:
+            names = runs[0].header["target"]["name"], run.header["target"]["name"]
+            lines.append(f"{names[0]} and {names[1]} do not share their {' and '.join(kinds)}: speedups compare, times do not.")
+    return Note("Not measured alike", tuple(lines)) if lines else None
+
+
 def _definitions_note(summaries: Sequence[Sequence[Summary]]) -> Note:
     lines = [
         "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run, both totalled over the questions.",
@@ -179,7 +195,7 @@ def _definitions_note(summaries: Sequence[Sequence[Summary]]) -> Note:
         "Draft overhead: drafting time / (drafting + verification time).",
         "Change: against the original head (same head, neither more layers nor adversarial training), as a difference of speedups (x) and relative to its "
         "speedup (%).",
-        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired percentile bootstrap over questions "
+        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired expanded percentile bootstrap (Hesterberg 2015) over questions "
         f"({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}).",
     ]
     if any(of_run[0].questions < 2 for of_run in summaries):
@@ -209,7 +225,7 @@ def _paper_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], spe
 def table1_notes(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], spec: TableSpec, paper: Paper) -> list[Note]:
     """All notes of Table 1, in their order: one summary per shown method of each run."""
     notes: list[Note | None] = [_incomplete(run, of_run) for run, of_run in zip(runs, summaries, strict=True)]
-    notes += [_verdict_note(runs, summaries, paper), _equality_note(summaries)]
+    notes += [_mixture_note(runs), _verdict_note(runs, summaries, paper), _equality_note(summaries)]
     notes += [_measurement_note(run, of_run) for run, of_run in zip(runs, summaries, strict=True)]
     notes += [_definitions_note(summaries), _paper_note(runs, summaries, spec, paper)]
     return [note for note in notes if note is not None]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-SCHEMA = 1
+SCHEMA = 2
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=0)]
@@ -58,6 +58,17 @@ class TreeInfo(TypedDict):
 
 
 @with_config(_STRICT)
+class TrainingInfo(TypedDict):
+    """What a head was trained on: the dialogues as tokens, their order, how long, and from which seed."""
+
+    stream_sha256: str
+    order_sha256: str
+    steps: _Count
+    tokens: _Count
+    seed: _Count
+
+
+@with_config(_STRICT)
 class MethodInfo(TypedDict):
     """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone."""
 
@@ -69,6 +80,7 @@ class MethodInfo(TypedDict):
     tree: TreeInfo | None
     checkpoint: str | None
     weights_sha256: str | None
+    training: TrainingInfo | None  # null for a head that was not trained here
     lossless: bool
 
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from koala_bench import statistics
+from koala_bench.definitions import DepthRate, acceptance_rate_by_depth
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import Run
 from koala_bench.schema import MethodInfo, TurnLine
-from koala_bench.statistics import DepthRate, Interval
+from koala_bench.statistics import Interval
 
 VANILLA = "vanilla"
 _KOALA = "+koala"
@@ -158,7 +159,7 @@ def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:
                 mean_of_speedups=float(statistics.mean_of_speedups(here, totals[VANILLA])(ones)) if here else math.nan,
                 acceptance_length=statistics.interval(lengths[name], weights) if here else nothing,
                 depths=tuple(
-                    statistics.acceptance_rate_by_depth(
+                    acceptance_rate_by_depth(
                         [count for turn in turns for count in turn["accepted"] or []],
                         [depth for turn in turns for depth in turn["drafted_depth"] or []],
                     )

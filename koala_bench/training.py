@@ -21,13 +21,13 @@ from torch import nn
 
 from koala_bench.checkpoints import read_state, save_head
 from koala_bench.decoding import decode
+from koala_bench.definitions import acceptance_length, acceptance_rate_by_depth
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import continue_log, replacing
 from koala_bench.heads import FeatureBatch, TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.progress import progress, say
 from koala_bench.registry import HEADS, OBJECTIVES, build
-from koala_bench.statistics import acceptance_length, acceptance_rate_by_depth
 from koala_bench.streams import Stream, TokenBatch
 from koala_bench.target import Target
 from koala_bench.tree import load_template

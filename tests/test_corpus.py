@@ -203,7 +203,7 @@ def test_an_entry_with_a_summary_alone_gives_a_single_question() -> None:
 def test_answers_are_cut_at_a_boundary() -> None:
     paragraphs = "\n\n".join("word " * 60 for _ in range(10))
     cut = answers_of(Entry("p", "n", "module", {"summary": paragraphs}, ""))["summary"]
-    assert 300 < len(cut) <= 1000
+    assert 130 < len(cut) <= 400
     assert paragraphs.startswith(cut) and paragraphs[len(cut) :].lstrip(" ").startswith("\n\n")
 
 

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop import eagle, make_head, medusa
+from koala_bench.interop import eagle, medusa
+from koala_bench.interop.checkpoints import make_head
 from koala_bench.target import Target
 
 WIDTH, VOCAB = 16, 30

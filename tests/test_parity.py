@@ -20,7 +20,8 @@ from koala_bench import decoding
 from koala_bench.acceptance import Accepted, greedy
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
 from koala_bench.errors import KoalaBenchError
-from koala_bench.interop import eagle, make_head, medusa
+from koala_bench.interop import eagle, medusa
+from koala_bench.interop.checkpoints import make_head
 from koala_bench.parity import PARTS, Check, check, ok, report
 from koala_bench.registry import HEADS, build
 from koala_bench.target import load_target

@@ -45,6 +45,7 @@ def make_method(name: str) -> MethodInfo:
         "tree": {"name": "root", "nodes": 1, "depth": 0} if head is None else {"name": "mc_sim_7b_63", "nodes": 26, "depth": 4},
         "checkpoint": None if head is None else f"heads/{name}",
         "weights_sha256": None if head is None else "ab" * 32,
+        "training": None if head is None else {"stream_sha256": "cd" * 32, "order_sha256": "ef" * 32, "steps": 600, "tokens": 600_000, "seed": 0},
         "lossless": True,
     }
 
@@ -52,7 +53,7 @@ def make_method(name: str) -> MethodInfo:
 def make_header(methods: list[str] | None = None, target: str = "tiny") -> RunHeader:
     return {
         "kind": "run",
-        "schema": 1,
+        "schema": 2,
         "run_id": f"{target}-0001",
         "created": "2026-02-03T04:05:06+00:00",
         "command": ["koala-bench", "evaluate", "--preset", target, "--out", "results/a b"],
@@ -331,7 +332,7 @@ def edited(path: Path, line: int, edit: Callable[[dict[str, Any]], object]) -> P
         (1, lambda value: value.update(created="yesterday"), ":1: created: not an ISO 8601 time"),
         (1, lambda value: value.update(created="2026-02-03T04:05:06"), ":1: created: has no time zone"),
         (1, lambda value: value.update(kind="turn"), "is not a run record"),
-        (1, lambda value: value.update(schema=2), "has record schema 2; this version reads schema 1. Read it with koala-bench 0.1.0"),
+        (1, lambda value: value.update(schema=1), "has record schema 1; this version reads schema 2. Read it with koala-bench 0.1.0"),
         (7, lambda value: value.update(accepted=[0]), ":7: drafted_depth: 36 steps, but accepted has 1"),
         (7, lambda value: value.pop("stop"), ":7: stop: Field required"),
         (7, lambda value: value.update(turn=0), ":7: the same method, question, turn and repeat as line 2"),

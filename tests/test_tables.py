@@ -382,6 +382,30 @@ def test_records_that_do_not_compare_are_refused(tmp_path: Path, run: Run, spec:
     assert not (tmp_path / "table1.md").exists()
 
 
+def test_records_of_other_machines_or_code_do_not_mix_silently(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    alike = make_header(target="vicuna-7b")
+    alike["preset"] = run.header["preset"]
+    same = read_run(write_run(tmp_path / "same.jsonl", header=alike))
+    header = make_header(target="vicuna-13b")
+    header["preset"] = run.header["preset"]
+    header["environment"]["gpu"] = "Another GPU"
+    header["code"]["commit"] = "f" * 40
+    other = read_run(write_run(tmp_path / "other.jsonl", header=header))
+    markdown = write_table1([run, same, other], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "tiny and vicuna-13b do not share their environment and code: speedups compare, times do not." in markdown
+    assert "tiny and vicuna-7b do not share" not in markdown
+
+
+def test_the_note_says_which_heads_were_trained_on_the_same_tokens(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    markdown = write_table1([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "Trained on the same 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala, eagle, eagle+koala." in markdown
+    header = make_header()
+    header["methods"][1]["training"] = {"stream_sha256": "12" * 32, "order_sha256": "ef" * 32, "steps": 5, "tokens": 5_000, "seed": 0}
+    other = read_run(write_run(tmp_path / "b.jsonl", header=header))
+    markdown = write_table1([other], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "Trained on the same 5,000 tokens (stream sha256 121212121212, order efefefefefef): medusa." in markdown
+
+
 def test_the_published_values_are_those_of_the_abstract(paper: Paper) -> None:
     x, percent = paper.koala.speedup_change_x, paper.koala.speedup_change_percent
     assert (x.low, x.high, percent.low, percent.high) == (0.24, 0.41, 10.57, 14.09)

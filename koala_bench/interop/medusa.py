@@ -14,7 +14,7 @@ import torch
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop import Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import Fields, Imported, check_layout, first_of, read_json, read_tensors
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 

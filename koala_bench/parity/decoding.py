@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from koala_bench.decoding import Decoded, decode
-from koala_bench.interop import Fields
+from koala_bench.interop.checkpoints import Fields
 from koala_bench.parity.shared import Check, Drafter, first_difference, judge
 from koala_bench.parity.trees import row_of
 

@@ -12,7 +12,7 @@ import torch
 
 from koala_bench.acceptance import greedy
 from koala_bench.heads import FeatureBatch
-from koala_bench.interop import Fields, make_head
+from koala_bench.interop.checkpoints import Fields, make_head
 from koala_bench.interop.medusa import tied_heads
 from koala_bench.parity.decoding import decoded
 from koala_bench.parity.shared import (

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from koala_bench.heads import FeatureBatch
-from koala_bench.interop import Fields, Imported, eagle, medusa, read_json, read_tensors
+from koala_bench.interop import eagle, medusa
+from koala_bench.interop.checkpoints import Fields, Imported, read_json, read_tensors
 from koala_bench.target import Target, load_target
 from koala_bench.tree import TreeTemplate
 

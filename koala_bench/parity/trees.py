@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from koala_bench.interop import Fields
+from koala_bench.interop.checkpoints import Fields
 from koala_bench.parity.shared import Check, first_difference, judge
 from koala_bench.tree import TreeShape, TreeTemplate
 

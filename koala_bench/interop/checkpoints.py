@@ -1,0 +1,150 @@
+"""Checkpoints of the official implementations: what all readers of them share.
+
+A reader is strict: every tensor of the file is accounted for, by name and by shape, before anything is built. The
+official loaders are not (``strict=False``), so a file of another layout passes there unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import TargetSpec
+from koala_bench.registry import HEADS, build
+
+_NAMED = 4  # names listed in an error before it says how many more there are
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint in the layout of this project.
+
+    Attributes:
+        head: name of the registered head that computes it.
+        options: the head's options, as the file and its configuration imply them.
+        tensors: float32 tensors that fill the head's ``state_dict``.
+        notes: what a person may want to know about the file, a sentence each.
+    """
+
+    head: str
+    options: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+
+
+class Fields(dict[str, Any]):
+    """The contents of a file by name; asking for a name that is not there says so with the file's path."""
+
+    def __init__(self, path: Path, contents: Mapping[str, Any]) -> None:
+        super().__init__(contents)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise KoalaBenchError(f"{self.path} has no '{key}'.", "Check that the file is of the expected kind and complete.")
+
+
+def first_of(folder: Path, *names: str) -> Path:
+    """The first of some files that exists in a folder.
+
+    Raises:
+        KoalaBenchError: there is no such folder, or none of the files.
+    """
+    if not folder.is_dir():
+        raise KoalaBenchError(f"There is no folder {folder}.", "Give the folder of a downloaded checkpoint.")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise KoalaBenchError(f"{folder} holds no {' or '.join(names)}.", "Give the folder of a downloaded checkpoint.")
+    return found
+
+
+def read_json(path: Path) -> Fields:
+    """A JSON object; all objects within it are ``Fields`` too.
+
+    Raises:
+        KoalaBenchError: the file cannot be read, or is no JSON object.
+    """
+    remedy = "Copy or download the file again."
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: Fields(path, found))
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read {path}: {error.strerror}.", remedy) from error
+    except ValueError as error:  # bad UTF-8 and bad JSON
+        raise KoalaBenchError(f"{path} is no JSON file: {error}.", remedy) from error
+    if not isinstance(contents, Fields):
+        raise KoalaBenchError(f"{path} holds no JSON object.", remedy)
+    return contents
+
+
+def read_tensors(path: Path) -> Fields:
+    """All tensors of a ``.safetensors`` file or of a pickled state dict, on the CPU, as they are stored.
+
+    Raises:
+        KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name.
+    """
+    try:
+        # weights_only: a pickle may run any code, and these files come from strangers.
+        contents = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Copy or download the file again.") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:  # torch's ways of refusing a file
+        raise KoalaBenchError(f"{path} is damaged or holds more than tensors ({type(error).__name__}).", "Copy or download the file again.") from error
+    if not isinstance(contents, dict) or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()):
+        raise KoalaBenchError(f"{path} holds more than tensors by name.", "Give a plain state dict.")
+    return Fields(path, contents)
+
+
+def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: str = "") -> None:
+    """Compare names and shapes with the expected ones.
+
+    Args:
+        hint: a sentence to add to the error, for layouts that are known to be mistaken for this one.
+
+    Raises:
+        KoalaBenchError: something is missing, too many, of another shape, or not finite; all of it in one message.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    faults = []
+    if missing := sorted(wanted.keys() - shapes.keys()):
+        faults.append(f"misses {_some(missing)}")
+    if extra := sorted(shapes.keys() - wanted.keys()):
+        faults.append(f"has an unknown {_some(extra)}")
+    if other := [
+        f"{name} of shape {list(shapes[name])} instead of {list(shape)}" for name, shape in sorted(wanted.items()) if shapes.get(name, shape) != shape
+    ]:
+        faults.append(f"has {_some(other)}")
+    if bad := sorted(name for name in wanted.keys() & shapes.keys() if not torch.isfinite(tensors[name]).all()):
+        faults.append(f"has values that are not finite in {_some(bad)}")
+    if faults:
+        raise KoalaBenchError(f"{tensors.path} {'; '.join(faults)}.", hint or "Give a checkpoint of the official layout that was made for this target.")
+
+
+def make_head(imported: Imported, spec: TargetSpec, **options: Any) -> Any:
+    """Build the registered head of a checkpoint for a target, in evaluation mode, where and in what the target computes.
+
+    Args:
+        options: of the head, beside those of the checkpoint or instead of them.
+
+    Raises:
+        KoalaBenchError: the head is not installed, or the checkpoint was made for a target of other sizes.
+    """
+    head = build(HEADS, imported.head, spec, {**imported.options, **options})
+    try:
+        head.load_state_dict(imported.tensors)
+    except RuntimeError as error:
+        raise KoalaBenchError(
+            f"The checkpoint does not fit the head '{imported.head}' of this target: {str(error).splitlines()[-1].strip()}", "Use the target it was made for."
+        ) from error
+    return head.to(device=spec.device, dtype=spec.dtype).eval()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -1,0 +1,350 @@
+"""Reading answer files of FastChat, Medusa, EAGLE and Spec-Bench, ours too, and run records, as one kind of trace.
+
+What the files of others hold, and where it misleads:
+
+- Medusa and EAGLE: ``idxs`` is the 0-based index of a turn's last step, so the turn took ``idxs + 1`` (Medusa,
+  llm_judge/gen_model_answer_medusa.py); ``new_tokens`` counts what the last step settled beyond the end of the answer.
+- EAGLE's baseline script never counts ``new_tokens`` and writes 0 (eagle/evaluation/gen_baseline_answer_llama2chat.py);
+  it makes one token a step, so ``idxs + 1`` counts them. It ends at 512 steps, where EAGLE goes on to about 1,024 tokens.
+- Spec-Bench (evaluation/eval.py): ``decoding_steps`` counts from 1; ``accept_lengths`` has the tokens of each step, the
+  bonus token among them, for all turns of a question one after the other.
+- ``wall_time`` is seconds of a turn, prefill included (Medusa's ``*_inf_only.py`` scripts leave it out; the file does not say).
+- All of them answer the first question a few times before the clock starts, so no warm-up is in the file.
+- A turn that raised an error is recorded as "ERROR" with the numbers of the turn before, even of the question before.
+- The scripts append: a second run into the same file answers its questions twice, until ``reorg_answer_file`` drops one.
+- Our own answer files: ``new_tokens`` may count one token more than ``accept_lengths``, the prefill's; -1 in ``idxs`` is no step.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.records import read_run
+
+PREFILL_AND_DECODING = "prefill and decoding"
+DECODING = "decoding"
+_ERROR = "ERROR"
+_MEASURED = ("idxs", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
+_FORMAT = 'An answer is a line {"question_id": 81, "model_id": "...", "choices": [{"turns": ["..."], ...}]}.'
+
+
+@dataclass(frozen=True)
+class AnsweredTurn:
+    """One answer; None stands for what the file does not say, and for every number of a failed turn.
+
+    Attributes:
+        question_id, turn, repeat: its place; turn and repeat count from 0.
+        tokens: new tokens that the seconds were spent on.
+        steps: verification steps.
+        settled: tokens that the steps settled; not always all of ``tokens``.
+        seconds: see ``Trace.clock``.
+        lengths: the settled tokens of each step, [steps].
+    """
+
+    question_id: int
+    turn: int
+    repeat: int
+    category: str | None
+    text: str | None
+    failed: bool
+    tokens: int | None
+    steps: int | None
+    settled: int | None
+    seconds: float | None
+    lengths: tuple[int, ...] | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What was asked: (question_id, turn)."""
+        return self.question_id, self.turn
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The answers of one system from one file.
+
+    Attributes:
+        system: the file's ``model_id``, or target and method of a record.
+        form: whose format it is and by which fields that was seen.
+        length_is: how the acceptance length is defined here; None if the file has no steps.
+        clock: what the seconds are of, ``PREFILL_AND_DECODING`` or ``DECODING``; None if the file has none.
+        remarks: what is odd about the file, one sentence each.
+    """
+
+    path: Path
+    system: str
+    form: str
+    length_is: str | None
+    clock: str | None
+    turns: tuple[AnsweredTurn, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def vanilla_stem(system: str) -> str | None:
+    """What stands before the word vanilla, base or baseline in the name of a system; None without such a word."""
+    found = re.search(r"(?<![a-z0-9])(vanilla|baseline|base)(?![a-z0-9])", system.lower())
+    return system[: found.start()] if found else None
+
+
+def is_vanilla(trace: Trace) -> bool:
+    """Whether a trace is of vanilla decoding: it is called so, and no turn of it settled more tokens than it took steps."""
+    more = any(turn.settled is not None and turn.steps is not None and turn.settled > turn.steps for turn in trace.turns)
+    return vanilla_stem(trace.system) is not None and not more
+
+
+def with_categories(trace: Trace, categories: Mapping[int, str]) -> Trace:
+    """The trace with the categories of a question file in those turns that have none."""
+    turns = (turn if turn.category is not None else replace(turn, category=categories.get(turn.question_id)) for turn in trace.turns)
+    return replace(trace, turns=tuple(turns))
+
+
+def read_traces(path: Path, vanilla: bool = False) -> list[Trace]:
+    """Read an answer file, which gives one trace, or a run record, which gives one per method.
+
+    Args:
+        vanilla: the file is known to be of vanilla decoding, whatever its name.
+
+    Raises:
+        KoalaBenchError: the file is missing, unreadable, empty, not UTF-8 or of another kind, or a line is wrong.
+            The message names the file and the line.
+    """
+    content = _content(path)
+    rows: list[tuple[int, dict[str, Any]]] = []
+    # Not splitlines(): an answer may hold U+2028 and others that it takes for line ends.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        rows.append((number, _row(path, number, line)))
+        if len(rows) == 1 and rows[0][1].get("kind") in ("run", "turn", "end"):
+            return _record(path)
+    if not rows:
+        raise KoalaBenchError(f"{path} has no answers: it is empty.", _FORMAT)
+    return [_answers(path, rows, vanilla)]
+
+
+# ---------------------------------------------------------------------------------------------- lines
+
+
+def _content(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise KoalaBenchError(f"There is no answer file {path}.", "Check the path.") from error
+    except IsADirectoryError as error:
+        raise KoalaBenchError(f"{path} is a folder, not an answer file.", "Name the .jsonl files inside it.") from error
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise KoalaBenchError(f"{path}, line {number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8.") from error
+
+
+def _bad(path: Path, number: int, problem: str, remedy: str = _FORMAT) -> KoalaBenchError:
+    return KoalaBenchError(f"{path}, line {number}: {problem}.", remedy)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        remedy = "Name a file of JSON lines; if a run was cut off while it wrote one, remove it."
+        raise _bad(path, number, f"not valid JSON ({error.msg} at character {error.pos + 1})", remedy) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
+        raise _bad(path, number, f"JSON that Python cannot read ({error})") from error
+    if not isinstance(value, dict):
+        raise _bad(path, number, "a JSON value that is not an object")
+    return value
+
+
+_STRICT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+_Count = Annotated[int, Field(ge=0)]
+
+
+@with_config(_STRICT)
+class _Choice(TypedDict):
+    turns: Annotated[list[str], Field(min_length=1)]
+    idxs: NotRequired[list[Annotated[int, Field(ge=-1)]]]
+    decoding_steps: NotRequired[list[_Count]]
+    new_tokens: NotRequired[list[_Count]]
+    wall_time: NotRequired[list[Annotated[float, Field(ge=0)]]]
+    accept_lengths: NotRequired[list[_Count]]
+
+
+@with_config(_STRICT)
+class _Answer(TypedDict):
+    question_id: int
+    model_id: Annotated[str, Field(min_length=1)]
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+    category: NotRequired[str | None]
+    tstamp: NotRequired[float]
+
+
+_ANSWER = TypeAdapter(_Answer)
+
+
+def _answer(path: Path, number: int, row: dict[str, Any]) -> _Answer:
+    """The line as an answer, with each list as long as it has to be."""
+    if "choices" not in row:
+        if "turns" in row:
+            raise _bad(path, number, "a question, not an answer", "Name the file of answers, which has 'choices'; --questions takes the questions.")
+        known = ", ".join(list(row)[:5]) or "none"
+        raise _bad(path, number, f"unknown format: there are no 'choices' (fields: {known})", "Name answers of FastChat's format, or a run record.")
+    try:
+        answer = _ANSWER.validate_python(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _bad(path, number, f"{place}: {first['msg']}") from error
+    for choice in answer["choices"]:
+        turns = len(choice["turns"])
+        for name in _MEASURED[:-1]:
+            if name in choice and len(choice[name]) != turns:  # type: ignore[literal-required]
+                raise _bad(path, number, f"'{name}' has {len(choice[name])} numbers for {turns} turns", "It has one a turn.")  # type: ignore[literal-required]
+        if "idxs" in choice and "decoding_steps" in choice and [index + 1 for index in choice["idxs"]] != choice["decoding_steps"]:
+            raise _bad(path, number, "'decoding_steps' is not idxs + 1", "Remove the field that is wrong.")
+    return answer
+
+
+# ---------------------------------------------------------------------------------------------- answer files
+
+
+def _form(fields: Collection[str]) -> str:
+    if {"idxs", "decoding_steps"} <= set(fields):
+        name = "koala-bench's answers"
+    elif "decoding_steps" in fields or "accept_lengths" in fields:
+        name = "Spec-Bench"
+    elif "idxs" in fields:
+        name = "Medusa or EAGLE"
+    else:
+        name = "FastChat"
+    return f"{name} ({', '.join(fields) or 'turns alone'})"
+
+
+def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[_Answer], list[str]]:
+    """The answers, and the fields of numbers that all of their choices have."""
+    answers: list[_Answer] = []
+    line_of: dict[int, int] = {}
+    fields: list[str] | None = None
+    zero_time: tuple[int, int] | None = None  # line, turn
+    for number, row in rows:
+        answer = _answer(path, number, row)
+        question = answer["question_id"]
+        if question in line_of:
+            remedy = "Keep one of the two; a second run into the same file is appended to the first."
+            raise _bad(path, number, f"question {question} was answered in line {line_of[question]} already", remedy)
+        line_of[question] = number
+        if answers and answer["model_id"] != answers[0]["model_id"]:
+            raise _bad(path, number, f"of model '{answer['model_id']}', but line {rows[0][0]} is of '{answers[0]['model_id']}'", "Split the file by model.")
+        for choice in answer["choices"]:
+            here = [name for name in _MEASURED if name in choice]
+            fields = here if fields is None else fields
+            if here != fields:
+                different = min(set(here) ^ set(fields))
+                raise _bad(path, number, f"'{different}' is in some answers and not in others", "Split the file: its answers are of two formats.")
+            zero = next((index for index, seconds in enumerate(choice.get("wall_time", [])) if seconds == 0), None)
+            if zero is not None and zero_time is None:
+                zero_time = number, zero
+        answers.append(answer)
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    if zero_time is not None and any(any(choice["wall_time"]) for choice in choices):
+        raise _bad(path, zero_time[0], f"'wall_time' of turn {zero_time[1] + 1} is 0", "No answer takes no time; remove the line.")
+    return answers, fields or []
+
+
+def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) -> Trace:
+    answers, fields = _checked(path, rows)
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    system = " ".join(answers[0]["model_id"].split())
+    remarks: list[str] = []
+
+    has_steps = "idxs" in fields or "decoding_steps" in fields
+    steps_are = "decoding_steps" if "decoding_steps" in fields else "(idxs + 1)"
+    # Upstream's scripts leave 0 where they do not count.
+    has_tokens, has_times = (name in fields and any(any(choice[name]) for choice in choices) for name in ("new_tokens", "wall_time"))
+    misfits = sum(sum(_steps(choice)) != len(choice["accept_lengths"]) for choice in choices) if has_steps and "accept_lengths" in fields else 0
+    has_lengths = has_steps and "accept_lengths" in fields and not misfits
+    one_a_step = has_steps and not has_tokens and not has_lengths and (vanilla or vanilla_stem(system) is not None)
+    if misfits:
+        remarks.append(f"accept_lengths has another number of steps than decoding_steps in {misfits} of {len(choices)} answers and is not used.")
+    if "new_tokens" in fields and not has_tokens:
+        said = f"vanilla decoding makes one token a step, so {steps_are.strip('()')} counts them" if one_a_step else "the tokens are not known"
+        remarks.append(f"new_tokens is 0 throughout (not filled): {said}.")
+    if "wall_time" in fields and not has_times:
+        remarks.append("wall_time is 0 throughout (not filled).")
+
+    turns: list[AnsweredTurn] = []
+    recorded_tokens = recorded_steps = 0  # failed turns included
+    for answer in answers:
+        for repeat, choice in enumerate(answer["choices"]):
+            steps = _steps(choice)
+            start = 0
+            for index, text in enumerate(choice["turns"]):
+                count = steps[index] if has_steps else None
+                lengths = tuple(choice["accept_lengths"][start : start + steps[index]]) if has_lengths else None
+                start += steps[index]
+                tokens = choice["new_tokens"][index] if has_tokens else count if one_a_step else None
+                settled = tokens if lengths is None else sum(lengths)
+                recorded_tokens, recorded_steps = recorded_tokens + (settled or 0), recorded_steps + (count or 0)
+                seconds = choice["wall_time"][index] if has_times else None
+                place = (answer["question_id"], index, repeat, answer.get("category") or None)
+                if text == _ERROR:
+                    turns.append(AnsweredTurn(*place, None, True, None, None, None, None, None))
+                else:
+                    turns.append(AnsweredTurn(*place, text, False, tokens, count, settled, seconds, lengths))
+    if failed := sum(turn.failed for turn in turns):
+        counted = f"; with them the file has {recorded_tokens / recorded_steps:.3f} tokens a step" if recorded_tokens and recorded_steps else ""
+        repeated = " with the numbers of the turn before" if fields else ""
+        remarks.append(f"{failed} of {len(turns)} turns failed (recorded as {_ERROR}{repeated}) and {'is' if failed == 1 else 'are'} left out{counted}.")
+    if sittings := _sittings(answers, sum(turn.seconds or 0.0 for turn in turns)):
+        remarks.append(sittings)
+    length_is = "mean of accept_lengths" if has_lengths else f"new_tokens / {steps_are}" if has_steps and has_tokens else None
+    length_is = "1 by definition, vanilla decoding" if one_a_step else length_is
+    return Trace(path, system, _form(fields), length_is, PREFILL_AND_DECODING if has_times else None, tuple(turns), tuple(remarks))
+
+
+def _steps(choice: _Choice) -> list[int]:
+    """Steps of each turn; zeros where the file does not say."""
+    return choice["decoding_steps"] if "decoding_steps" in choice else [index + 1 for index in choice.get("idxs", [-1] * len(choice["turns"]))]
+
+
+def _sittings(answers: list[_Answer], seconds: float) -> str | None:
+    """Times of parts of a run that lie days apart need not be of one machine."""
+    stamps = [answer["tstamp"] for answer in answers if "tstamp" in answer]
+    span = max(stamps) - min(stamps) if stamps else 0.0
+    if not seconds or span < 10 * seconds or span < 86_400:
+        return None
+    return f"The answers were not written in one sitting: their time stamps span {span / 86_400:.0f} days, the answers took {seconds / 3600:.1f} hours."
+
+
+# ---------------------------------------------------------------------------------------------- run records
+
+
+def _record(path: Path) -> list[Trace]:
+    run = read_run(path)
+    target = run.header["target"]["name"].rpartition("/")[2]
+    remarks = () if run.finished else ("The run is not finished.",)
+    traces = []
+    for method in run.methods:
+        turns = []
+        for turn in run.turns_of(method):
+            place = (turn["question_id"], turn["turn"], turn["repeat"], turn["category"], turn["text"])
+            if turn["accepted"] is None:
+                turns.append(AnsweredTurn(*place, True, None, None, None, None, None))
+                continue
+            lengths = tuple(count + 1 for count in turn["accepted"])
+            # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
+            turns.append(AnsweredTurn(*place, False, sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths))
+        form = "koala-bench's run record (accepted, decode_s)"
+        traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))
+    return traces

@@ -1,5 +1,8 @@
 """Sessions of the project. ``nox --list`` explains them; options for a session follow ``--``."""
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.reuse_venv = "yes"
@@ -19,6 +22,13 @@ def reproduce_table1(session: nox.Session) -> None:
     """Table 1: train the heads, decode the questions, write table, figure and records (-- --quick, -- --preset vicuna-7b)."""
     install(session)
     session.run("koala-bench", "reproduce", "table1", *session.posargs)
+
+
+@nox.session
+def compare(session: nox.Session) -> None:
+    """A head of your own beside the baselines, with a verdict (-- --methods vanilla,medusa,eagle,./my_head.py:MyHead --quick)."""
+    install(session)
+    session.run("koala-bench", "compare", *session.posargs)
 
 
 @nox.session
@@ -49,3 +59,16 @@ def pretrain(session: nox.Session) -> None:
     """Train the bundled target again from nothing (-- --out FOLDER --steps N)."""
     install(session)
     session.run("koala-bench", "pretrain", *session.posargs)
+
+
+@nox.session
+def regression(session: nox.Session) -> None:
+    """Hold the acceptance length of fixed checkpoints against the accepted record (-- --update accepts the new one)."""
+    install(session)
+    folder = "results/runs/regression"
+    if Path(folder).exists():
+        shutil.rmtree(folder)  # a finished record would be reused, and nothing new would be checked
+    methods = ("--methods", "vanilla,medusa,eagle", "--limit", "2", "--max-new-tokens", "64", "--device", "cpu", "--dtype", "float32")
+    session.run("koala-bench", "evaluate", "--heads", "results/regression/heads", *methods, "--out", folder)
+    reports = () if "--update" in session.posargs else ("--junit", f"{folder}/junit.xml", "--markdown", f"{folder}/report.md")
+    session.run("koala-bench", "check", "results/regression/baseline.jsonl", f"{folder}/records.jsonl", *reports, *session.posargs)

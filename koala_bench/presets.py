@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.errors import KoalaBenchError
+from koala_bench.registry import HEADS, OBJECTIVES, installed, load
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -135,7 +138,70 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".toml") for path in (resources.files("koala_bench") / "presets").iterdir() if path.name.endswith(".toml"))
 
 
-def _value(text: str) -> Any:
+def with_heads(preset: Preset, names: Sequence[str], layers: int | None = None, tree: str | None = None) -> tuple[Preset, list[str]]:
+    """Let methods be named that the preset does not list: any head, alone or with ``+OBJECTIVE``.
+
+    Where neither an option nor a listed sibling says otherwise, they get what the preset's own methods have in common: their
+    usual tree, or a smaller one for a head that drafts less deep, and the layers and options that go with the objective.
+
+    Args:
+        names: of methods; a head is an installed name, ``package.module:Class`` or ``./file.py:Class``, and the method of
+            the latter two is named after the class.
+        layers, tree: of the added methods.
+
+    Returns:
+        the preset with these methods, and what ``names`` are called in it.
+
+    Raises:
+        KoalaBenchError: no such head or objective, or a class with the name of another method.
+    """
+    methods, called = dict(preset.methods), []
+    for name in names:
+        place, colon, rest = name.rpartition(":")
+        if name == "vanilla" or name in preset.methods or not (colon or _is_head(preset, rest.partition("+")[0])):
+            called.append(name)  # whether it is known is asked later
+            continue
+        base, plus, objective = rest.partition("+")
+        added = _added(preset, methods.get(base) if not colon else None, place + colon + base, objective if plus else None, layers, tree)
+        if rest == "vanilla" or methods.get(rest, added) != added:
+            raise KoalaBenchError(f"There is a method '{rest}' besides {name}.", "Give the class another name.")
+        methods[rest] = added
+        called.append(rest)
+    return preset.model_copy(update={"methods": methods}), called
+
+
+def _is_head(preset: Preset, name: str) -> bool:
+    return name in preset.methods or name in installed(HEADS)
+
+
+def _added(preset: Preset, sibling: MethodPreset | None, head: str, objective: str | None, layers: int | None, tree: str | None) -> MethodPreset:
+    """Settings of a method that the preset does not list; ``sibling`` is the same head without the objective, if listed."""
+    from koala_bench.tree import load_template  # with torch, like the head itself
+
+    if objective is not None:
+        load(OBJECTIVES, objective)
+    cls = load(HEADS, sibling.head if sibling else head)
+    alike = [method for method in preset.methods.values() if method.objective == objective]
+    if layers is None and "layers" in inspect.signature(cls).parameters:
+        layers = Counter(method.layers for method in alike).most_common(1)[0][0] if alike else None
+    usual = [tree for tree, _ in Counter(method.tree for method in preset.methods.values()).most_common(1)]
+    depth = getattr(cls, "max_depth", None)  # heads that only know it once they are made must fit the usual tree
+    if not usual or (isinstance(depth, int) and load_template(usual[0]).depth > depth):
+        usual = ["x".join(["3", *"1" * ((depth if isinstance(depth, int) else 2) - 1)])]
+    settings = [method.objective_options for method in alike] if objective else []
+    return MethodPreset(
+        head=sibling.head if sibling else head,
+        layers=layers or 1,
+        options=sibling.options if sibling else {},
+        objective=objective,
+        objective_options={key: value for key, value in settings[0].items() if all(each.get(key) == value for each in settings)} if settings else {},
+        tree=tree or (sibling.tree if sibling else usual[0]),
+        learning_rate=sibling.learning_rate if sibling else None,
+    )
+
+
+def toml_value(text: str) -> Any:
+    """A value as TOML writes it, or the text itself where that is no TOML: ``4``, ``[1, 2]``, ``'x'`` and ``x``."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -151,7 +217,7 @@ def _override(values: dict[str, Any], assignment: str) -> None:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
             raise KoalaBenchError(f"'{key}' goes below a value.", "Write --set section.key=value.")
-    values[parts[-1]] = _value(text.strip())
+    values[parts[-1]] = toml_value(text.strip())
 
 
 def _key_parts(key: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import Preset, load_preset, preset_names
+from koala_bench.presets import MethodPreset, Preset, load_preset, preset_names, with_heads
 from koala_bench.registry import HEADS, OBJECTIVES, installed
 from koala_bench.tree import load_template
 
@@ -212,3 +212,63 @@ def test_comments_of_the_bundled_files_say_what_was_not_run() -> None:
         text = (resources.files("koala_bench") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
         assert "Not run by us" in text
         assert tomllib.loads(text)
+
+
+# ------------------------------------------------------------------------------ methods that a preset does not list
+
+
+def test_an_installed_head_becomes_a_method(small: Path) -> None:
+    preset, names = with_heads(load_preset(str(small)), ["vanilla", "eagle", "medusa"])
+    assert names == ["vanilla", "eagle", "medusa"]
+    assert preset.method("medusa") == MethodPreset(head="medusa", tree="chain-2")
+    assert preset.method("eagle") == load_preset(str(small)).method("eagle")
+
+
+def test_an_objective_brings_its_usual_settings() -> None:
+    preset, names = with_heads(load_preset("tiny"), ["heads.eagle:Eagle", "heads.eagle:Eagle+koala"])
+    assert names == ["Eagle", "Eagle+koala"]
+    assert preset.method("Eagle") == MethodPreset(head="heads.eagle:Eagle", tree="small/5")
+    wanted = MethodPreset(head="heads.eagle:Eagle", layers=2, objective="koala", objective_options={"discriminator": "feature", "weight": 0.1}, tree="small/5")
+    assert preset.method("Eagle+koala") == wanted
+    assert preset.sha256 != load_preset("tiny").sha256
+
+
+def test_a_listed_head_gets_an_objective_with_its_own_settings(small: Path) -> None:
+    listed = load_preset(str(small), ["methods.eagle.options={noise=0.1}", "methods.eagle.learning_rate=1e-4"])
+    method = with_heads(listed, ["eagle+koala"])[0].method("eagle+koala")
+    assert (method.head, method.objective, method.options, method.tree, method.learning_rate) == ("eagle", "koala", {"noise": 0.1}, "chain-2", 1e-4)
+
+
+def test_options_reach_the_added_methods_alone(small: Path) -> None:
+    preset = with_heads(load_preset(str(small)), ["medusa"], layers=3, tree="2x1")[0]
+    assert (preset.method("medusa").layers, preset.method("medusa").tree) == (3, "2x1")
+    assert preset.method("eagle").layers == 1
+
+
+def test_a_head_that_drafts_less_deep_gets_a_smaller_tree(tmp_path: Path) -> None:
+    code = "import torch\nclass Head(torch.nn.Module):\n    max_depth = {}\n    def __init__(self, spec): pass\n"
+    for depth, tree in ((1, "3"), (2, "small/5")):
+        (tmp_path / "shallow.py").write_text(code.format(depth))
+        method = with_heads(load_preset("tiny"), [f"{tmp_path}/shallow.py:Head+koala"])[0].method("Head+koala")
+        assert (method.tree, method.layers) == (tree, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["heads.hawk:Hawk"], "no module 'heads.hawk'"),
+        (["./none.py:Head"], "no file"),
+        (["eagle+coala"], "Unknown objective 'coala'. Did you mean koala"),
+        (["heads.eagle:Eagle+"], "Unknown objective ''"),
+        (["heads.eagle:Eagle", "heads.medusa:Medusa", "{}:Eagle"], "There is a method 'Eagle' besides"),
+    ],
+)
+def test_a_head_that_is_none_is_one_clear_error(tmp_path: Path, names: list[str], words: str) -> None:
+    (tmp_path / "other.py").write_text("class Eagle:\n    max_depth = 2\n    def __init__(self, spec): pass\n")
+    with pytest.raises(KoalaBenchError, match=words.replace("+", r"\+")):
+        with_heads(load_preset("tiny"), [name.format(tmp_path / "other.py") for name in names])
+
+
+def test_an_unknown_name_is_left_to_those_who_ask_for_it() -> None:
+    preset, names = with_heads(load_preset("tiny"), ["eagel", "zzz+koala"])
+    assert names == ["eagel", "zzz+koala"] and preset == load_preset("tiny")

@@ -21,7 +21,7 @@ from koala_bench.records import read_run
 from koala_bench.testing import save_tiny_target
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 TABLE_FILES = ["figure1.pdf", "figure1.png", "table1.csv", "table1.md", "table1.tex"]
 
 
@@ -121,7 +121,24 @@ def test_every_command_explains_itself(koala: Koala, command: str) -> None:
 
 def test_the_commands_are_those_of_the_readme(koala: Koala) -> None:
     listed = koala("--help").out
-    assert {"pretrain", "train", "evaluate", "table", "reproduce", "parity", "heads", "data", "benchmark", "audit", "verify"} <= set(COMMANDS)
+    assert {
+        "pretrain",
+        "train",
+        "evaluate",
+        "table",
+        "reproduce",
+        "parity",
+        "heads",
+        "data",
+        "benchmark",
+        "audit",
+        "verify",
+        "analyse",
+        "check",
+        "new-head",
+        "check-head",
+        "compare",
+    } == set(COMMANDS)
     assert all(f" {command} " in listed for command in COMMANDS)
 
 

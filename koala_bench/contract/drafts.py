@@ -92,7 +92,9 @@ def forgetting(bench: Bench) -> str:
 def losslessness(bench: Bench) -> str:
     """In float64 the answer is the target's own, also where its context ends."""
     target = bench.target("float64")
-    head = bench.trained(target).to(torch.float64).eval()
+    head = bench.head(target)
+    head.load_state_dict(bench.trained(bench.target()).state_dict())
+    head.to(torch.float64).eval()
     prompts = [(PROMPT, 24), (random_ids(1, target.max_positions - 20)[0].tolist(), 40)]
     for prompt, tokens in prompts:
         expected = decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, ()).tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +263,9 @@ def _train_step(accelerator: Accelerator, arm: Arm, batch: FeatureBatch, options
     """One update of one head; returns what is logged, or None if the loss or the gradient is not finite."""
     for group in arm.optimiser.param_groups:
         group["lr"] = arm.learning_rate * factor
-    with accelerator.autocast():
+    with accelerator.autocast(), warnings.catch_warnings():
+        # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         found = arm.head.loss(batch)
     extra, parts = (None, {}) if arm.objective is None else arm.objective.term(batch, found, step / options.steps)
     accelerator.backward(found.total if extra is None else found.total + extra)

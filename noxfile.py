@@ -56,7 +56,7 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def pretrain(session: nox.Session) -> None:
-    """Train the bundled target again from nothing (-- --out FOLDER --steps N)."""
+    """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one)."""
     install(session)
     session.run("koala-bench", "pretrain", *session.posargs)
 

@@ -21,17 +21,22 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from koala_bench.checkpoints import read_state
+from koala_bench.answering import greedy_answers
+from koala_bench.checkpoints import read_state, write_state
 from koala_bench.corpus import Corpus
-from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
-from koala_bench.dialogues import chat_template, encode_dialogues, encode_prompt
+from koala_bench.dialogues import ChatTemplate, chat_template, encode_dialogues
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import continue_log, make_folder, replacing, sha256_of, write_text
+from koala_bench.files import continue_log, make_folder, sha256_of, write_text
 from koala_bench.progress import progress, say
-from koala_bench.target import load_target
+from koala_bench.target_card import held_out_answers, model_card, repeated_ngrams
+from koala_bench.unlikelihood import draw_prompts, likelihood_loss, unlikelihood_loss
 
-_CARD_PROMPTS = 40
-_CARD_TOKENS = 128
+# Where unlikelihood is on: how often the target answers, how many prompts at once, how long, and which n-grams it must not repeat.
+_ANSWER_EVERY = 2
+_ANSWER_ROWS = 32
+_ANSWER_TOKENS = 128
+_ANSWER_PROMPT_TOKENS = 192
+_ANSWER_NGRAM = 6
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class PretrainOptions:
     matrix_rate: float = 0.02
     vector_rate: float = 3e-3
     weight_decay: float = 0.01
+    rate: float = 1.0  # factor on both rates; less than one where an earlier target goes on
+    unlikelihood: float = 0.0  # weight of the unlikelihood of what the target's own answers repeat
     seed: int = 0
 
 
@@ -68,8 +75,7 @@ def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False)
 
 
-def _encode_all(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Sequence[str]], template_name: str) -> list[np.ndarray]:
-    template = chat_template(template_name, tokenizer)
+def _encode_all(template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Sequence[str]]) -> list[np.ndarray]:
     return [np.asarray(encoded.ids, dtype=np.uint16) for encoded in encode_dialogues(template, tokenizer, dialogues)]
 
 
@@ -111,8 +117,9 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 def _earlier(start: Path) -> dict[str, Any]:
     """The manifest of an earlier target and a hash of its weights."""
     try:
-        return {**json.loads((start / "pretraining.json").read_text(encoding="utf-8")), "weights_sha256": sha256_of(start / "model.safetensors")}
-    except (OSError, ValueError) as error:
+        manifest = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
+        return {**manifest, "options": {**asdict(PretrainOptions()), **manifest["options"]}, "weights_sha256": sha256_of(start / "model.safetensors")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`: {error}.", "Give a folder that command has written.") from error
 
 
@@ -157,10 +164,11 @@ def pretrain(
         tokenizer = train_tokenizer(corpus, options.vocabulary)
         tokenizer.save_pretrained(tokenizer_file)
     say(f"Encoding {len(corpus.train):,} dialogues ...")
-    dialogues = _encode_all(tokenizer, corpus.train, template_name)
+    template = chat_template(template_name, tokenizer)
+    dialogues = _encode_all(template, tokenizer, corpus.train)
     decay_start = options.steps - _decay_steps(options)
     stable_rows, decay_rows = _Rows(dialogues, options.row_tokens, options.seed), _Rows(dialogues, options.decay_row_tokens, options.seed)
-    held_out = _Rows(_encode_all(tokenizer, corpus.held_out, template_name), options.decay_row_tokens, options.seed)
+    held_out = _Rows(_encode_all(template, tokenizer, corpus.held_out), options.decay_row_tokens, options.seed)
     held_out_ids = torch.from_numpy(held_out.batch(0, min(64, held_out.per_epoch))).to(device)
 
     config = LlamaConfig(
@@ -177,7 +185,7 @@ def pretrain(
         torch.optim.Muon(matrices, lr=options.matrix_rate, weight_decay=options.weight_decay),
         torch.optim.AdamW(others, lr=options.vector_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    base_rates = [options.matrix_rate, options.vector_rate]
+    base_rates = [options.rate * options.matrix_rate, options.rate * options.vector_rate]
 
     # The number of steps may change between runs (see the module's first lines); nothing else may.
     identity = {
@@ -213,11 +221,8 @@ def pretrain(
         return sum(losses) / len(losses)
 
     def save(step: int) -> None:
-        with replacing(checkpoint) as temporary:
-            torch.save(
-                {"identity": identity, "step": step, "steps": options.steps, "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]},
-                temporary,
-            )
+        optimiser_states = [optimiser.state_dict() for optimiser in optimisers]
+        write_state(checkpoint, {"identity": identity, "step": step, "steps": options.steps, "model": model.state_dict(), "optimisers": optimiser_states})
 
     started = time.perf_counter()
     with (
@@ -238,6 +243,20 @@ def pretrain(
             if not np.isfinite(value):
                 raise KoalaBenchError(f"The loss is {value} at step {step}.", "Start again in another --out with another --seed; the last checkpoint is kept.")
             loss.backward()
+            repeated: dict[str, float] = {}
+            if options.unlikelihood and step % _ANSWER_EVERY == 0:
+                drawn, prompts = draw_prompts(template, tokenizer, corpus.train, _ANSWER_ROWS, _ANSWER_PROMPT_TOKENS, (options.seed, step))
+                answers = greedy_answers(model, prompts, _ANSWER_TOKENS, (int(tokenizer.eos_token_id),))
+                with torch.autocast(device.type, torch.bfloat16):
+                    unlikelihood, share = unlikelihood_loss(model, prompts, answers, _ANSWER_NGRAM)
+                    fitting = likelihood_loss(model, [dialogues[i].tolist() for i in drawn], options.row_tokens)
+                (fitting + options.unlikelihood * unlikelihood).backward()
+                repeated = {
+                    "unlikelihood": round(unlikelihood.item(), 4),
+                    "repeated": round(share, 4),
+                    "dialogue_loss": round(fitting.item(), 4),
+                    "answer_tokens": round(sum(map(len, answers)) / len(answers), 1),
+                }
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:
                 optimiser.step()
@@ -247,6 +266,7 @@ def pretrain(
                 "tokens": (step + 1) * options.step_tokens,
                 "loss": round(value, 4),
                 "rate": round(factor, 4),
+                **repeated,
                 "elapsed_s": round(time.perf_counter() - started, 1),
             }
             last = step + 1 == options.steps
@@ -266,65 +286,7 @@ def pretrain(
         "tokens_seen": options.steps * options.step_tokens, "corpus_tokens": stable_rows.per_epoch * options.row_tokens, "held_out_loss": round(final, 4),
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__, "started_from": earlier,
     }  # fmt: skip
-    manifest["repeated_8grams"] = round(repeated_ngrams(_answers(out, corpus, template_name)), 4)
+    manifest["repeated_8grams"] = round(repeated_ngrams(held_out_answers(out, corpus, template_name)), 4)
     write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
-    write_text(out / "README.md", _card(manifest))
+    write_text(out / "README.md", model_card(manifest))
     return out
-
-
-def repeated_ngrams(answers: Sequence[Sequence[int]], n: int = 8) -> float:
-    """Share of the n-grams of the answers that stood in the same answer before: 0 for fresh text, towards 1 for loops."""
-    total = repeated = 0
-    for answer in answers:
-        grams = [tuple(answer[i : i + n]) for i in range(len(answer) - n + 1)]
-        total += len(grams)
-        repeated += len(grams) - len(set(grams))
-    return repeated / total if total else 0.0
-
-
-def _answers(folder: Path, corpus: Corpus, template_name: str) -> list[list[int]]:
-    """Greedy answers of the finished target to the first questions of held-out dialogues."""
-    target = load_target(str(folder), "cpu", "float32")
-    assert target.tokenizer is not None
-    template = chat_template(template_name, target.tokenizer)
-    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in corpus.held_out[:_CARD_PROMPTS]]
-    return [decode(target, Vanilla(), VANILLA_TREE, prompt, _CARD_TOKENS, target.stop_ids).tokens for prompt in prompts]
-
-
-def _card(manifest: dict[str, Any]) -> str:
-    options = manifest["options"]
-    earlier, before = manifest["started_from"], ""
-    if earlier is not None:
-        before = (
-            f"| began with | a target of the command `koala-bench pretrain --steps {earlier['options']['steps']} --seed {earlier['options']['seed']}`: "
-            f"{earlier['tokens_seen']:,} tokens of corpus `{earlier['corpus_sha256'][:12]}`, weights `{earlier['weights_sha256'][:12]}` |\n"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
-    return f"""---
-license: apache-2.0
-library_name: transformers
----
-
-# A small target model for koala-bench
-
-A Llama of {options["layers"]} layers and width {options["width"]}, {manifest["parameters"] / 1e6:.2f} M parameters, that answers questions about Python
-libraries in the style of their documentation. It exists so that draft heads can be trained and measured on a CPU without a
-model hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is not reliable.
-
-| | |
-|---|---|
-| command | `koala-bench pretrain --steps {options["steps"]} --seed {options["seed"]}{"" if earlier is None else " --start EARLIER"}` |
-{before}| tokens seen{"" if earlier is None else " by this command"} | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
-| held-out loss | {manifest["held_out_loss"]} nats per token, entries never trained on |
-| repeated 8-grams | {manifest["repeated_8grams"]:.1%} of those in {_CARD_PROMPTS} greedy answers of at most {_CARD_TOKENS} tokens to held-out questions |
-| corpus sha256 | `{manifest["corpus_sha256"]}` |
-| optimiser | Muon for matrices, AdamW for the rest, in bfloat16 autocast; torch {manifest["torch"]} |
-| chat template | `{manifest["chat_template"]}` of fschat |
-| weights | bfloat16, safetensors |
-
-The corpus is the docstrings and sources of installed packages, read at run time and not part of this folder: {versions}.
-Each package has its own licence; the weights hold no text of theirs beyond what such a small model remembers.
-
-Held out are whole entries, chosen by a hash of their names. Entries of one library share text, so "held out" means that a
-name was never seen, not that every sentence of its answer is new.
-"""

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 import koala_bench.pretraining as pretraining
+import koala_bench.target_card as target_card
 from koala_bench.corpus import Corpus
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining import PretrainOptions, pretrain, repeated_ngrams
+from koala_bench.pretraining import PretrainOptions, pretrain
 from koala_bench.target import load_target
+from koala_bench.target_card import repeated_ngrams
 
 CPU = torch.device("cpu")
 TINY = PretrainOptions(
@@ -32,8 +34,8 @@ def made_up(offset: int = 0) -> Corpus:
 
 @pytest.fixture(autouse=True)
 def short_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "_CARD_PROMPTS", 2)
-    monkeypatch.setattr(pretraining, "_CARD_TOKENS", 12)
+    monkeypatch.setattr(target_card, "_PROMPTS", 2)
+    monkeypatch.setattr(target_card, "_TOKENS", 12)
 
 
 def train(out: Path, corpus: Corpus | None = None, every: int = 2, **changes: Any) -> Path:
@@ -69,8 +71,8 @@ def equal(first: Path, second: Path) -> bool:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps without interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "_CARD_PROMPTS", 2)
-        patch.setattr(pretraining, "_CARD_TOKENS", 12)
+        patch.setattr(target_card, "_PROMPTS", 2)
+        patch.setattr(target_card, "_TOKENS", 12)
         return train(tmp_path_factory.mktemp("whole") / "out")
 
 

@@ -1,0 +1,91 @@
+"""The model card of a pretrained target, and the measure of loops in its answers that stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from koala_bench.corpus import Corpus
+from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
+from koala_bench.dialogues import chat_template, encode_prompt
+from koala_bench.target import load_target
+
+_PROMPTS = 40
+_TOKENS = 128
+
+
+def repeated_ngrams(answers: Sequence[Sequence[int]], n: int = 8) -> float:
+    """Share of the n-grams of the answers that stood in the same answer before: 0 for fresh text, towards 1 for loops."""
+    total = repeated = 0
+    for answer in answers:
+        grams = [tuple(answer[i : i + n]) for i in range(len(answer) - n + 1)]
+        total += len(grams)
+        repeated += len(grams) - len(set(grams))
+    return repeated / total if total else 0.0
+
+
+def held_out_answers(folder: Path, corpus: Corpus, template_name: str) -> list[list[int]]:
+    """Greedy answers of the finished target to the first questions of held-out dialogues."""
+    target = load_target(str(folder), "cpu", "float32")
+    assert target.tokenizer is not None
+    template = chat_template(template_name, target.tokenizer)
+    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in corpus.held_out[:_PROMPTS]]
+    return [decode(target, Vanilla(), VANILLA_TREE, prompt, _TOKENS, target.stop_ids).tokens for prompt in prompts]
+
+
+def _command(manifest: dict[str, Any]) -> str:
+    """The command that made a target, from the manifest it left."""
+    options = manifest["options"]
+    said = [f"--steps {options['steps']}", f"--seed {options['seed']}"]
+    # Targets made before an option was there did without it.
+    said += [f"--{name} {options[name]:g}" for name, usual in (("rate", 1.0), ("unlikelihood", 0.0)) if options.get(name, usual) != usual]
+    return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if manifest["started_from"] is not None else [])])
+
+
+def _unlikelihood(options: dict[str, Any]) -> str:
+    if not options["unlikelihood"]:
+        return ""
+    return "| against loops | beside likelihood, unlikelihood of what its own greedy answers repeat (Welleck et al. 2020, arXiv 1908.04319) |\n"
+
+
+def model_card(manifest: dict[str, Any]) -> str:
+    """The card, Markdown with the hub's front matter, of a target with this manifest."""
+    options = manifest["options"]
+    stages = [manifest]
+    while stages[-1]["started_from"] is not None:
+        stages.append(stages[-1]["started_from"])
+    before = "".join(
+        f"| began with | the target of `{_command(earlier)}`: {earlier['tokens_seen']:,} tokens of corpus `{earlier['corpus_sha256'][:12]}`, "
+        f"weights `{earlier['weights_sha256'][:12]}` |\n"
+        for earlier in stages[1:]
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
+    return f"""---
+license: apache-2.0
+library_name: transformers
+---
+
+# A small target model for koala-bench
+
+A Llama of {options["layers"]} layers and width {options["width"]}, {manifest["parameters"] / 1e6:.2f} M parameters, that answers questions about Python
+libraries in the style of their documentation. It exists so that draft heads can be trained and measured on a CPU without a
+model hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is not reliable.
+
+| | |
+|---|---|
+| command | `{_command(manifest)}` |
+{before}| tokens seen{" by this command" if before else ""} | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
+| held-out loss | {manifest["held_out_loss"]} nats per token, entries never trained on |
+| repeated 8-grams | {manifest["repeated_8grams"]:.1%} of those in {_PROMPTS} greedy answers of at most {_TOKENS} tokens to held-out questions |
+{_unlikelihood(options)}| corpus sha256 | `{manifest["corpus_sha256"]}` |
+| optimiser | Muon for matrices, AdamW for the rest, in bfloat16 autocast; torch {manifest["torch"]} |
+| chat template | `{manifest["chat_template"]}` of fschat |
+| weights | bfloat16, safetensors |
+
+The corpus is the docstrings and sources of installed packages, read at run time and not part of this folder: {versions}.
+Each package has its own licence; the weights hold no text of theirs beyond what such a small model remembers.
+
+Held out are whole entries, chosen by a hash of their names. Entries of one library share text, so "held out" means that a
+name was never seen, not that every sentence of its answer is new.
+"""

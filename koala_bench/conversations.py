@@ -1,7 +1,7 @@
 """Where training dialogues come from: the documentation corpus, or files of conversations in ShareGPT's form.
 
 A ShareGPT row is ``{"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, in a JSON
-array or one a line, plain or gzip-compressed.
+array or one a line, plain or gzip-compressed. A row may say ``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.progress import say
 from koala_bench.target import Target
 
+BUNDLED = "bundled"
 _HELD_OUT_ONE_IN = 40
 # JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
@@ -42,10 +43,16 @@ class Conversations:
     provenance: dict[str, Any]
 
 
-def read_conversations(source: str) -> Conversations:
-    """Read ``documentation`` or a file of conversations.
+def bundled_answers() -> Path:
+    """The answers of the bundled target to questions of its training corpus, made by ``koala-bench distill``."""
+    return Path(__file__).parent / "targets" / "tiny" / "answers.jsonl.gz"
 
-    One dialogue in forty of a file, chosen by the hash of its text, is held out; the corpus holds out whole entries.
+
+def read_conversations(source: str) -> Conversations:
+    """Read ``documentation``, the ``bundled`` answers, or a file of conversations.
+
+    Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out. The corpus holds out
+    whole entries.
 
     Raises:
         KoalaBenchError: the file is missing, damaged, or holds no dialogue.
@@ -57,7 +64,7 @@ def read_conversations(source: str) -> Conversations:
             say(f"Not installed, so missing from the corpus: {', '.join(corpus.missing)}.")
         provenance: dict[str, Any] = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
         return Conversations(corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance)
-    path = Path(source)
+    path = bundled_answers() if source == BUNDLED else Path(source)
     train: list[list[str]] = []
     names: list[str] = []
     held_out: list[list[str]] = []
@@ -66,7 +73,7 @@ def read_conversations(source: str) -> Conversations:
         turns = _turns(row)
         if not turns:
             dropped += 1
-        elif hashlib.sha256("\0".join(turns).encode()).digest()[0] * _HELD_OUT_ONE_IN < 256:
+        elif _is_held_out(row, turns):
             held_out.append(turns)
         else:
             train.append(turns)
@@ -81,6 +88,13 @@ def read_conversations(source: str) -> Conversations:
     return Conversations(train, names, held_out, provenance)
 
 
+def _is_held_out(row: dict[str, Any], turns: Sequence[str]) -> bool:
+    split = row.get("split")
+    if split in ("train", "held_out"):
+        return bool(split == "held_out")
+    return hashlib.sha256("\0".join(turns).encode()).digest()[0] * _HELD_OUT_ONE_IN < 256
+
+
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows of a file with a name for each: file and line, or file and index in an array."""
     try:
@@ -89,11 +103,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror}.", "Check --set data.source: 'documentation' or a file of conversations.") from error
+        raise KoalaBenchError(
+            f"Cannot read {path}: {error.strerror}.", "Check --set data.source: 'documentation', 'bundled', or a file of conversations."
+        ) from error
     if text.lstrip().startswith("["):
         try:
             yield from ((f"{path.name}[{index}]", row) for index, row in enumerate(json.loads(text)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise KoalaBenchError(f"{path} is not valid JSON: {error}.", "Mend the file.") from error
         return
     # Not splitlines(): a text may hold U+2028 and others that it takes for line ends.
@@ -101,7 +117,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path.name}:{number}", json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise KoalaBenchError(f"{path}, line {number} is not valid JSON: {error}.", "Mend the line.") from error
 
 

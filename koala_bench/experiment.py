@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
-from koala_bench.conversations import Conversations, encode_all, read_conversations
+from koala_bench.conversations import BUNDLED, Conversations, bundled_answers, encode_all, read_conversations
 from koala_bench.dialogues import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
+from koala_bench.distillation import answering_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import make_folder
 from koala_bench.presets import Preset
@@ -46,10 +47,13 @@ def trained_methods(preset: Preset, methods: Sequence[str]) -> list[str]:
     return names
 
 
-def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> None:
+def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path, begin: Callable[[], None] = lambda: None) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
     If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches.
+
+    Args:
+        begin: called once everything is checked that can be, before the first thing is written.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
@@ -65,6 +69,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     }
     identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude={"tree"}) for name in names}
     if all(_same(read_manifest(out / name), identity, name) for name in names):
+        begin()
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
     # Before the data, which takes a while: a mistake in heads or trees should be told at once.
@@ -72,7 +77,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     for arm in arms:
         load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
     conversations = read_conversations(preset.data.source)
-    _notice_other_versions(target, conversations.provenance)
+    _notice_other_data(target, preset.data.source, conversations.provenance)
     stream, labels, held_out = _streams(preset, conversations, target, template)
     manifest = {
         **identity,
@@ -81,24 +86,26 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         "order_sha256": stream.order_sha256(preset.training.steps),
         "dialogues": len(stream.dialogues),
     }
+    begin()
     make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
     train(target, arms, stream, labels, held_out, preset.training, out, manifest)
 
 
-def _notice_other_versions(target: Target, provenance: dict[str, Any]) -> None:
-    """Say so if the documentation read here is not what a bundled target was trained on."""
+def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) -> None:
+    """Say so if the documentation read here is not what a target was trained on, or the answers are another target's."""
     manifest = (bundled_target(target.name) or Path(target.name)) / "pretraining.json"
-    if "corpus_sha256" not in provenance or not manifest.is_file():
-        return
-    made_with = json.loads(manifest.read_text(encoding="utf-8"))
-    if made_with["corpus_sha256"] == provenance["corpus_sha256"]:
-        return
-    theirs, ours = made_with["corpus_versions"], provenance["versions"]
-    other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
-    say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
-    say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
+    if "corpus_sha256" in provenance and manifest.is_file():
+        made_with = json.loads(manifest.read_text(encoding="utf-8"))
+        if made_with["corpus_sha256"] != provenance["corpus_sha256"]:
+            theirs, ours = made_with["corpus_versions"], provenance["versions"]
+            other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
+            say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
+            say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
+    answering = answering_target(bundled_answers() if source == BUNDLED else Path(source))
+    if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
+        say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:

@@ -15,7 +15,7 @@ from koala_bench.dialogues import chat_template
 from koala_bench.errors import KoalaBenchError
 from koala_bench.experiment import load_preset_target, train_heads, trained_methods
 from koala_bench.presets import Preset, load_preset
-from koala_bench.target import Target
+from koala_bench.target import Target, fingerprint
 from koala_bench.testing import tiny_target
 
 
@@ -96,6 +96,16 @@ def test_documentation_of_other_versions_is_noticed_and_said(tmp_path: Path, cap
     made_with = {"corpus_sha256": "a", "corpus_versions": {"requests": "1.0", "rich": "3"}}
     (tmp_path / "pretraining.json").write_text(json.dumps(made_with))
     for read, expected in (("a", ""), ("b", "requests 2.0 for 1.0")):
-        experiment._notice_other_versions(target, {"corpus_sha256": read, "versions": {"requests": "2.0", "rich": "3"}})
+        experiment._notice_other_data(target, "documentation", {"corpus_sha256": read, "versions": {"requests": "2.0", "rich": "3"}})
         said = capsys.readouterr().err
         assert expected in said and bool(said) == bool(expected)
+
+
+def test_answers_of_another_target_are_noticed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tiny_target(tmp_path)
+    for weights, noticed in ((fingerprint(target)["weights_sha256"], False), ("other", True)):
+        identity = {"target": {"name": "someone", "weights_sha256": weights}}
+        (tmp_path / "answers.manifest.json").write_text(json.dumps({"identity": identity}))
+        capsys.readouterr()
+        experiment._notice_other_data(target, str(tmp_path / "answers.jsonl.gz"), {})
+        assert ("another target, someone" in capsys.readouterr().err) == noticed

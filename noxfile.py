@@ -25,6 +25,34 @@ def reproduce_table1(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_table2(session: nox.Session) -> None:
+    """Table 2, by task: on the files of a data folder (-- --data-dir data), or by the categories of the preset's own questions."""
+    install(session)
+    session.run("koala-bench", "reproduce", "table2", *session.posargs)
+
+
+@nox.session
+def reproduce_table3(session: nox.Session) -> None:
+    """Table 3, the ablation: layers, adversarial term, both; from three training seeds (-- --seed 0 takes one)."""
+    install(session)
+    session.run("koala-bench", "reproduce", "table3", *session.posargs)
+
+
+@nox.session
+def reproduce_figures(session: nox.Session) -> None:
+    """The figures: by depth, against K = 1 to 5, by category, of the training, predicted against measured."""
+    install(session)
+    session.run("koala-bench", "reproduce", "figures", *session.posargs)
+
+
+@nox.session
+def reproduce_all(session: nox.Session) -> None:
+    """All tables and figures in one folder; what several of them need is trained and decoded once."""
+    install(session)
+    session.run("koala-bench", "reproduce", "all", *session.posargs)
+
+
+@nox.session
 def compare(session: nox.Session) -> None:
     """A head of your own beside the baselines, with a verdict (-- --methods vanilla,medusa,eagle,./my_head.py:MyHead --quick)."""
     install(session)

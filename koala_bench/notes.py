@@ -8,26 +8,50 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from koala_bench import statistics
+from koala_bench.ablation import verdict_lines as ablation_verdicts
 from koala_bench.published import Claim, Paper, TableSpec, paper_names
 from koala_bench.records import Run, differences
 from koala_bench.rendering import ALPHA, Note, with_interval
 from koala_bench.schema import CodeState, Environment
 from koala_bench.statistics import Interval
-from koala_bench.summaries import VANILLA, Summary
+from koala_bench.summaries import VANILLA, Sample, Summary
+from koala_bench.tasks import TaskRows, is_named
+from koala_bench.tasks import verdict_lines as task_verdicts
 
 _FAILURES_LISTED = 10
 _CODE_CHARACTERS = 400  # of a command or an error message
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A record under a table: what the notes call it, and one summary per shown method."""
+
+    label: str
+    run: Run
+    summaries: Sequence[Summary]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What to call each record: its target, with its questions or its seed where others have the same."""
+    names = [run.header["target"]["name"] for run in runs]
+    for mark in (" on {questions[name]}", ", seed {seed}"):
+        more = [f"{name}{mark.format_map(run.header)}" for name, run in zip(names, runs, strict=True)]
+        unique = [names.count(name) == 1 for name in names]
+        if not all(unique) and len(set(more)) > len(set(names)):
+            names = [name if alone else longer for name, longer, alone in zip(names, more, unique, strict=True)]
+    return names
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _incomplete(run: Run, summaries: Sequence[Summary]) -> Note | None:
+def _incomplete(measured: Measured) -> Note | None:
     lines, details = [], []
-    label = run.header["target"]["name"]
+    label, run, summaries = measured.label, measured.run, measured.summaries
     if not run.finished:
         lines.append(
             f"The record of {label} is unfinished: it holds {_count(len(run.turns), 'turn')} and no end line. "
@@ -104,19 +128,20 @@ def _verdict_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], p
     return Note("What the intervals say", tuple(lines))
 
 
-def _equality_note(summaries: Sequence[Sequence[Summary]]) -> Note | None:
+def _equality_note(measured: Sequence[Measured]) -> Note | None:
     lines, details = [], []
-    for of_run in summaries:
-        compared = [summary for summary in of_run if summary.compared]
+    for each_run in measured:
+        compared = [summary for summary in each_run.summaries if summary.compared]
+        where = f" on {each_run.label}" if len(measured) > 1 else ""
         if compared:
             counts = [f"{s.name} {s.compared - len(s.differing)}/{s.compared} turns{'' if s.method['lossless'] else ' (lossy by design)'}" for s in compared]
-            lines.append(f"Answers on {of_run[0].target} equal to vanilla's, token by token: {', '.join(counts)}.")
+            lines.append(f"Answers on {each_run.label} equal to vanilla's, token by token: {', '.join(counts)}.")
         for summary in compared:
             for each in summary.differing if summary.method["lossless"] else ():
                 token, vanilla_token = ("end" if token is None else str(token) for token in (each.token, each.vanilla_token))
                 gap = "top-2 gap not recorded" if each.top2_gap is None else f"top-2 gap {each.top2_gap:.2e}"
                 details.append(
-                    f"Different: {summary.name}, question {each.question_id}, turn {each.turn}, repeat {each.repeat}, position {each.position}: "
+                    f"Different: {summary.name}{where}, question {each.question_id}, turn {each.turn}, repeat {each.repeat}, position {each.position}: "
                     f"token {token}, vanilla {vanilla_token}, {gap}."
                 )
     title = "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
@@ -137,8 +162,8 @@ def _code_in_words(code: CodeState) -> str:
     return f"{version}, commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
 
 
-def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
-    header = run.header
+def _measurement_note(measured: Measured) -> Note:
+    run, summaries, header = measured.run, measured.summaries, measured.run.header
     target, questions, acceptance, measure, preset = header["target"], header["questions"], header["acceptance"], header["measure"], header["preset"]
     rule = "greedy" if acceptance["rule"] == "greedy" else f"{acceptance['rule']}, temperature {acceptance['temperature']:g}"
     packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
@@ -160,9 +185,9 @@ def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
     in_words = [f"{name} {tree['name']} ({_count(tree['nodes'], 'node')}, depth {tree['depth']})" for name, tree in trees if tree]
     if in_words:
         lines.append(f"Draft trees (nodes with the root): {', '.join(in_words)}.")
-    measured = [summary for summary in summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
-    if measured:
-        other = ", ".join(f"{summary.name} {summary.speedup_of_means:.3f} / {summary.mean_of_speedups:.3f}" for summary in measured)
+    with_speed = [summary for summary in summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
+    if with_speed:
+        other = ", ".join(f"{summary.name} {summary.speedup_of_means:.3f} / {summary.mean_of_speedups:.3f}" for summary in with_speed)
         lines.append(f"Speedup by other definitions (ratio of mean rates, as EAGLE's and Spec-Bench's scripts / mean of the questions' ratios): {other}.")
     absent = [name for name in run.methods if name not in {summary.name for summary in summaries}]
     if absent:
@@ -171,22 +196,22 @@ def _measurement_note(run: Run, summaries: Sequence[Summary]) -> Note:
         f"Run {header['run_id']}, {header['created']}, preset {preset['name']} (sha256 {preset['sha256'][:12]}), {_code_in_words(header['code'])}.",
     )
     lines.append(f"Command: {_code(shlex.join(header['command']))}")
-    return Note(f"How {target['name']} was measured", tuple(lines))
+    return Note(f"How {measured.label} was measured", tuple(lines))
 
 
-def _mixture_note(runs: Sequence[Run]) -> Note | None:
+def _mixture_note(measured: Sequence[Measured], looked_at: Sequence[str] = ("environment", "code", "preset")) -> Note | None:
     """Runs of one table that do not share machine, versions, code or preset, which no reader should have to find out."""
     lines = []
-    for run in runs[1:]:
-        places = differences(runs[0].header, run.header)
-        kinds = [kind for kind in ("environment", "code", "preset") if any(place.startswith(f"{kind}.") for place in places)]
+    first = measured[0]
+    for each in measured[1:]:
+        places = differences(first.run.header, each.run.header)
+        kinds = [kind for kind in looked_at if any(place.startswith(f"{kind}.") for place in places)]
         if kinds:
-            names = runs[0].header["target"]["name"], run.header["target"]["name"]
-            lines.append(f"{names[0]} and {names[1]} do not share their {' and '.join(kinds)}: speedups compare, times do not.")
+            lines.append(f"{first.label} and {each.label} do not share their {' and '.join(kinds)}: speedups compare, times do not.")
     return Note("Not measured alike", tuple(lines)) if lines else None
 
 
-def _definitions_note(summaries: Sequence[Sequence[Summary]]) -> Note:
+def _definitions_note(summaries: Sequence[Sequence[Summary]], seeds: int = 1) -> Note:
     lines = [
         "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run, both totalled over the questions.",
         "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has 1.",
@@ -198,34 +223,80 @@ def _definitions_note(summaries: Sequence[Sequence[Summary]]) -> Note:
         f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired expanded percentile bootstrap (Hesterberg 2015) over questions "
         f"({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}).",
     ]
+    if seeds > 1:
+        lines[-1] = (
+            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {seeds} training seeds and the questions, crossed: pigeonhole bootstrap (Owen 2007) with "
+            f"the width of a t interval from a two-way analysis of variance ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
+        )
     if any(of_run[0].questions < 2 for of_run in summaries):
         lines.append("With a single question there are no intervals.")
     return Note("Definitions", tuple(lines))
 
 
-def _paper_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], spec: TableSpec, paper: Paper) -> Note:
-    x, percent, questions = paper.koala.speedup_change_x, paper.koala.speedup_change_percent, runs[0].header["questions"]["name"]
+def _paper_note(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> Note:
+    x, percent, questions = paper.koala.speedup_change_x, paper.koala.speedup_change_percent, measured[0].run.header["questions"]["name"]
     lines = [
         f"Paper: {paper.koala.citation}. Its change of +{x.low:.2f}x to +{x.high:.2f}x ({x.source}) and of {percent.low:.2f} % to {percent.high:.2f} % "
         f"({percent.source}) is over all its targets and both heads.",
         "The paper's individual cells are `unknown` until `reproduce/paper.toml` is filled from its PDF.",
     ]
-    if questions != spec.questions:
+    if spec.questions is not None and questions != spec.questions:
         lines.append(f"The paper's table is on {spec.questions}; these numbers are on {questions}.")
-    for run, of_run in zip(runs, summaries, strict=True):
-        missing = [name for name in spec.methods if name not in {summary.name for summary in of_run}]
+    for each in measured:
+        missing = [name for name in spec.methods if name not in {summary.name for summary in each.summaries}]
         if missing:
-            lines.append(f"The record of {run.header['target']['name']} has no {', '.join(missing)}.")
-        for own in (own for own in paper.own_claims if own.target in paper_names(run)):
+            lines.append(f"The record of {each.label} has no {', '.join(missing)}.")
+        for own in (own for own in paper.own_claims if spec.by == "target" and own.target in paper_names(each.run)):
             value = own.speedup if isinstance(own.speedup, str) else f"{own.speedup:.2f}x"
             lines.append(f"Published by its authors for {own.target} on MT-bench: {own.system} {value} (temperature {own.temperature}; {own.source}).")
     return Note("Published values", tuple(lines))
 
 
-def table1_notes(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], spec: TableSpec, paper: Paper) -> list[Note]:
-    """All notes of Table 1, in their order: one summary per shown method of each run."""
-    notes: list[Note | None] = [_incomplete(run, of_run) for run, of_run in zip(runs, summaries, strict=True)]
-    notes += [_mixture_note(runs), _verdict_note(runs, summaries, paper), _equality_note(summaries)]
-    notes += [_measurement_note(run, of_run) for run, of_run in zip(runs, summaries, strict=True)]
-    notes += [_definitions_note(summaries), _paper_note(runs, summaries, spec, paper)]
+def _said(title: str, lines: Sequence[str]) -> Note | None:
+    return Note(title, tuple(lines)) if lines else None
+
+
+def table1_notes(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> list[Note]:
+    """All notes of Table 1, in their order."""
+    runs, summaries = [each.run for each in measured], [each.summaries for each in measured]
+    notes: list[Note | None] = [_incomplete(each) for each in measured]
+    notes += [_mixture_note(measured), _verdict_note(runs, summaries, paper), _equality_note(measured)]
+    notes += [_measurement_note(each) for each in measured]
+    notes += [_definitions_note(summaries), _paper_note(measured, spec, paper)]
+    return [note for note in notes if note is not None]
+
+
+def table2_notes(measured: Sequence[Measured], rows: Sequence[TaskRows], missing: Sequence[str], spec: TableSpec, paper: Paper) -> list[Note]:
+    """All notes of Table 2, in their order."""
+    tasks, files = (", ".join(dict.fromkeys(getattr(task, field) for task in spec.tasks)) for field in ("name", "questions"))
+    lines = [
+        *missing,
+        *(
+            f"{each.label}: these are the categories of the questions {each.run.header['questions']['name']}, not the tasks {tasks}, "
+            f"whose questions ({files}) are looked up in a data folder (`koala-bench data`)."
+            for each in measured
+            if not is_named(each.run, spec)
+        ),
+    ]
+    notes: list[Note | None] = [_incomplete(each) for each in measured]
+    notes += [_said("Which tasks these are", lines), _mixture_note(measured), _said("What the intervals say", task_verdicts(rows)), _equality_note(measured)]
+    notes += [_measurement_note(each) for each in measured]
+    notes += [_definitions_note([row.summaries for row in rows]), _paper_note(measured, spec, paper)]
+    return [note for note in notes if note is not None]
+
+
+def table3_notes(measured: Sequence[Measured], pooled: Sequence[tuple[Sample, Sequence[Summary]]], spec: TableSpec, paper: Paper) -> list[Note]:
+    """All notes of Table 3, in their order: one entry of ``pooled`` per target, of all its training seeds."""
+    verdicts_of = [line for chosen, summaries in pooled for line in ablation_verdicts(chosen, summaries)]
+    seeds = max(len(chosen.runs) for chosen, _ in pooled)
+    for chosen, summaries in pooled:
+        if len(chosen.runs) == 1:
+            verdicts_of.append(
+                f"The heads of {summaries[0].target} were trained from one seed, {chosen.runs[0].header['seed']}: the intervals are over questions, "
+                "and another seed may move the numbers by more."
+            )
+    notes: list[Note | None] = [_incomplete(each) for each in measured]
+    notes += [_mixture_note(measured, ("environment", "code")), _said("What each part is worth", verdicts_of), _equality_note(measured)]
+    notes += [_measurement_note(each) for each in measured]
+    notes += [_definitions_note([summaries for _, summaries in pooled], seeds), _paper_note(measured, spec, paper)]
     return [note for note in notes if note is not None]

@@ -61,7 +61,7 @@ class TrainingPreset(_Strict):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     final_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
     precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
     held_out_evaluations: Positive = 4
@@ -138,6 +138,15 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".toml") for path in (resources.files("koala_bench") / "presets").iterdir() if path.name.endswith(".toml"))
 
 
+# One part of KOALA alone: for Table 3, in no run that does not name them.
+PARTS = ("+layers", "+adversarial")
+
+
+def usual_methods(preset: Preset) -> list[str]:
+    """The methods that a run takes where none is named: vanilla and all of the preset but the parts of KOALA alone."""
+    return ["vanilla", *(name for name in preset.methods if not name.endswith(PARTS))]
+
+
 def with_heads(preset: Preset, names: Sequence[str], layers: int | None = None, tree: str | None = None) -> tuple[Preset, list[str]]:
     """Let methods be named that the preset does not list: any head, alone or with ``+OBJECTIVE``.
 
@@ -204,7 +213,7 @@ def toml_value(text: str) -> Any:
     """A value as TOML writes it, or the text itself where that is no TOML: ``4``, ``[1, 2]``, ``'x'`` and ``x``."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, thousands of digits or of brackets
         return text
 
 
@@ -259,11 +268,14 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
         )
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, thousands of digits or of brackets
         raise KoalaBenchError(f"The preset {name} is not valid TOML: {error}.", "Mend the file.") from error
     if quick and not values.get("quick"):
         raise KoalaBenchError(f"The preset {name} has no quick form.", "Leave --quick away, or shrink it with --set and --limit.")
-    for assignment in [*(values.get("quick", []) if quick else []), *overrides]:
+    own = values.get("quick", []) if quick else []
+    if not isinstance(own, list) or not all(isinstance(assignment, str) for assignment in own):
+        raise KoalaBenchError(f"Preset {name}: quick is no list of overrides.", 'Write quick = ["section.key=value", ...].')
+    for assignment in [*own, *overrides]:
         _override(values, assignment)
     try:
         return Preset.model_validate(values)

@@ -17,18 +17,46 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Task(_Strict):
+    """A task of Table 2: some or all categories of a question file."""
+
+    name: str
+    questions: str  # as for --questions
+    categories: tuple[str, ...] = ()  # none: the whole file
+
+
 class TableSpec(_Strict):
-    """What a table shows: ``reproduce/table*.toml``.
+    """What to run for a table and what it shows: ``reproduce/table*.toml``.
 
     Attributes:
-        methods: rows of each target, in this order.
+        by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA.
+        methods: rows of each group, in this order.
         questions: the question set of the paper's table.
         columns: names out of ``COLUMNS``.
+        tasks: groups of a table by task.
+        limit: questions of each category, by the name of a preset that cannot afford all of them.
+        seeds: of the trainings that a table by part is pooled over.
+    """
+
+    by: Literal["target", "task", "part"] = "target"
+    methods: tuple[str, ...]
+    questions: str | None = None
+    columns: tuple[str, ...]
+    tasks: tuple[Task, ...] = ()
+    limit: dict[str, int] = {}
+    seeds: tuple[int, ...] = ()
+
+
+class FigureSpec(_Strict):
+    """What to run for a figure and what it draws: ``reproduce/figure-*.toml``.
+
+    Attributes:
+        methods: what is drawn, in this order, of what a record has.
+        layers: numbers of layers K that each method is run with.
     """
 
     methods: tuple[str, ...]
-    questions: str
-    columns: tuple[str, ...]
+    layers: tuple[int, ...] = ()
 
 
 class Claim(_Strict):
@@ -48,13 +76,24 @@ class KoalaClaims(_Strict):
     speedup_change_percent: Claim
 
 
+Value = float | Literal["unknown"]
+
+
 class PaperCell(_Strict):
     """KOALA's own numbers for one target and method."""
 
     target: str
     method: str
-    speedup: float | Literal["unknown"]
-    acceptance_length: float | Literal["unknown"]
+    speedup: Value
+    acceptance_length: Value | None
+
+
+class PaperTasks(_Strict):
+    """KOALA's own speedups for one target and method, by task."""
+
+    target: str
+    method: str
+    speedup: dict[str, Value]
 
 
 class OwnClaim(_Strict):
@@ -62,8 +101,19 @@ class OwnClaim(_Strict):
 
     system: str
     target: str
-    speedup: float | Literal["unknown"]
+    speedup: Value
     temperature: str
+    source: str
+
+
+class TaskClaim(_Strict):
+    """Speedups by task that others than KOALA's authors published; ``all tasks`` is the whole benchmark."""
+
+    system: str
+    target: str
+    device: str
+    speedup: dict[str, float]
+    acceptance_length: float | None = None  # over all tasks
     source: str
 
 
@@ -72,7 +122,10 @@ class Paper(_Strict):
 
     koala: KoalaClaims
     table1: tuple[PaperCell, ...]
+    table2: tuple[PaperTasks, ...] = ()
+    table3: tuple[PaperCell, ...] = ()
     own_claims: tuple[OwnClaim, ...]
+    by_task: tuple[TaskClaim, ...] = ()
 
 
 _Model = TypeVar("_Model", bound=_Strict)
@@ -96,13 +149,27 @@ def read_table_spec(path: Path) -> TableSpec:
     """Read a ``reproduce/table*.toml``.
 
     Raises:
-        KoalaBenchError: no such file, not TOML, a misspelt key, or a column that does not exist.
+        KoalaBenchError: no such file, not TOML, a misspelt key, a column that does not exist, or a table by task without
+            tasks.
     """
     spec = _read_toml(path, TableSpec)
     unknown = [name for name in spec.columns if name not in COLUMNS]
     if unknown:
         raise KoalaBenchError(f"{path}: unknown column '{unknown[0]}'.", f"The columns are {', '.join(COLUMNS)}.")
+    if spec.by != "task" and spec.questions is None:
+        raise KoalaBenchError(f"{path}: questions: missing.", "Name the question set of the paper's table; the table says so when a record is of another.")
+    if (spec.by == "task") != bool(spec.tasks):
+        raise KoalaBenchError(f'{path}: tasks go with by = "task", and only with it.', "Correct `by`, or list the [[tasks]].")
     return spec
+
+
+def read_figure_spec(path: Path) -> FigureSpec:
+    """Read a ``reproduce/figure-*.toml``.
+
+    Raises:
+        KoalaBenchError: no such file, not TOML, or a misspelt key.
+    """
+    return _read_toml(path, FigureSpec)
 
 
 def read_paper(path: Path) -> Paper:

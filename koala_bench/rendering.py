@@ -55,10 +55,10 @@ def _claim_cell(row: Mapping[str, Any]) -> str:
 
 
 def _paper_cell(row: Mapping[str, Any]) -> str:
-    values = [row["paper_speedup"], row["paper_acceptance_length"]]
-    if values == [None, None]:
+    values = [value for value in (row["paper_speedup"], row["paper_acceptance_length"]) if value is not None]
+    if not values:
         return _NOTHING
-    if values == ["unknown", "unknown"]:
+    if set(values) == {"unknown"}:
         return "unknown"
     return "; ".join(value if isinstance(value, str) else f"{value:.2f}" for value in values)
 
@@ -98,9 +98,12 @@ def _interval_of(name: str, digits: int, sign: bool = False) -> Callable[[Mappin
 
 _ENDS = "(_low|_high)?"
 _CHANGES = (Column("Change (x)", _interval_of("speedup_change_x", 2, sign=True)), Column("Change (%)", _interval_of("speedup_change_percent", 1, sign=True)))
+_PAPER = Column("Paper: speedup; τ", _paper_cell, right=False)
 
 COLUMNS: dict[str, ColumnGroup] = {
     "target": ColumnGroup((Column("Target", _plain("target"), right=False),), "target"),
+    "task": ColumnGroup((Column("Task", _plain("task"), right=False),), "task"),
+    "questions": ColumnGroup((Column("Questions", _plain("questions")),), "questions"),
     "method": ColumnGroup((Column("Method", _plain("method"), right=False),), "method"),
     "layers": ColumnGroup((Column("Layers K", _plain("layers")),), "layers"),
     "adversarial": ColumnGroup((Column("Adversarial", _yes_or_no, right=False),), "adversarial"),
@@ -110,7 +113,9 @@ COLUMNS: dict[str, ColumnGroup] = {
     "acceptance_rate": ColumnGroup((Column(f"Acceptance rate {ALPHA}₁ / {ALPHA}₂ / …", _rates_cell, right=False),), "acceptance_(rate|trials)_.*"),
     "draft_overhead": ColumnGroup((Column("Draft overhead (%)", _scaled("draft_overhead_percent", 1.0, 1)),), "draft_overhead_percent"),
     "change": ColumnGroup(_CHANGES, f"original|(speedup_change_x|speedup_change_percent|acceptance_length_change){_ENDS}"),
-    "claim": ColumnGroup((Column("Paper: change", _claim_cell, right=False), Column("Paper: speedup; τ", _paper_cell, right=False)), "(claim|paper)_.*"),
+    "length_change": ColumnGroup((Column("Change of τ", _interval_of("acceptance_length_change", 2, sign=True)),), f"acceptance_length_change{_ENDS}"),
+    "claim": ColumnGroup((Column("Paper: change", _claim_cell, right=False), _PAPER), "(claim|paper)_.*"),
+    "paper": ColumnGroup((_PAPER,), "paper_.*"),
 }
 # The CSV always says how much its numbers stand on.
 _ALWAYS = "decode_tokens_per_s|questions|turns_.*"
@@ -127,14 +132,14 @@ class Grid:
         headings, rows: text of each column and cell.
         right: which columns are aligned at the right.
         best: (row, column) of the cells to emphasise.
-        begins: rows that begin a new target, but for the first.
+        begins: rows that begin a new target or task, but for the first.
     """
 
     headings: list[str]
     rows: list[list[str]]
     right: list[bool]
-    best: frozenset[tuple[int, int]]
-    begins: frozenset[int]
+    best: frozenset[tuple[int, int]] = frozenset()
+    begins: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -152,18 +157,19 @@ class Note:
 
 
 def grid(frame: pd.DataFrame, columns: Sequence[str]) -> Grid:
-    """Round a table's frame to what is read; the best speedup of each target is marked."""
+    """Round a table's frame to what is read; the best speedup of each target, or of each of its tasks, is marked."""
     shown = [column for name in columns for column in COLUMNS[name].shown]
-    records = frame.to_dict(orient="records")
+    records = [{str(name): value for name, value in row.items()} for row in frame.to_dict(orient="records")]
+    groups = [tuple(row[name] for name in ("target", "task") if name in row) for row in records]
     best: set[tuple[int, int]] = set()
     if "speedup" in columns:
         place = shown.index(COLUMNS["speedup"].shown[0])
-        for target in dict.fromkeys(row["target"] for row in records):
-            speeds = {index: row["speedup"] for index, row in enumerate(records) if row["target"] == target and row["speedup"] is not None}
+        for group in dict.fromkeys(groups):
+            speeds = {index: row["speedup"] for index, row in enumerate(records) if groups[index] == group and row["speedup"] is not None}
             if speeds:
                 best.add((max(speeds, key=lambda index: speeds[index]), place))
-    rows = [[column.cell({str(name): value for name, value in row.items()}) for column in shown] for row in records]
-    begins = frozenset(index for index in range(1, len(records)) if records[index]["target"] != records[index - 1]["target"])
+    rows = [[column.cell(row) for column in shown] for row in records]
+    begins = frozenset(index for index in range(1, len(records)) if groups[index] != groups[index - 1])
     return Grid([column.heading for column in shown], rows, [column.right for column in shown], frozenset(best), begins)
 
 
@@ -187,14 +193,20 @@ def _bold_start(cell: str, mark: Callable[[str], str]) -> str:
     return f"{mark(value)} {rest}".rstrip()
 
 
-def to_markdown(table: Grid, title: str, notes: Sequence[Note]) -> str:
-    """A heading, the table and its notes in GitHub's Markdown."""
+def _markdown_rows(table: Grid) -> list[str]:
     rows = [
         [_bold_start(cell, lambda value: f"**{value}**") if (r, c) in table.best else cell.replace("|", "\\|") for c, cell in enumerate(row)]
         for r, row in enumerate(table.rows)
     ]
     lines = [table.headings, ["--:" if right else ":--" for right in table.right], *rows]
-    text = [f"# {title}", "", *("| " + " | ".join(cells) + " |" for cells in lines)]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def to_markdown(table: Grid, title: str, notes: Sequence[Note], below: tuple[str, Grid] | None = None) -> str:
+    """A heading, the table and its notes in GitHub's Markdown; ``below`` is a second table with its title."""
+    text = [f"# {title}", "", *_markdown_rows(table)]
+    if below is not None:
+        text += ["", f"**{below[0]}**", "", *_markdown_rows(below[1])]
     for note in notes:
         text += ["", f"**{note.title}**", "", *(f"- {line}" for line in (*note.lines, *note.details))]
     return "\n".join(text) + "\n"
@@ -231,19 +243,13 @@ def tex(text: str) -> str:
     return "".join(parts).replace("$$_", "_")  # a symbol and its index are one formula
 
 
-def to_latex(table: Grid, title: str, label: str, notes: Sequence[Note]) -> str:
-    """A ``table*`` float with booktabs rules and the notes under it; needs the packages booktabs and graphicx."""
+def _tabular(table: Grid) -> list[str]:
     rows = []
     for r, row in enumerate(table.rows):
         rows += [r"\midrule"] if r in table.begins else []
         cells = [_bold_start(tex(cell), lambda value: rf"\textbf{{{value}}}") if (r, c) in table.best else tex(cell) for c, cell in enumerate(row)]
         rows.append(" & ".join(cells) + r" \\")
-    text = [
-        r"% Needs \usepackage{booktabs,graphicx}.",
-        r"\begin{table*}[t]",
-        r"\centering",
-        rf"\caption{{{tex(title)}}}",
-        rf"\label{{{label}}}",
+    return [
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in table.right)}}}",
         r"\toprule",
@@ -252,6 +258,19 @@ def to_latex(table: Grid, title: str, label: str, notes: Sequence[Note]) -> str:
         *rows,
         r"\bottomrule",
         r"\end{tabular}}",
+    ]
+
+
+def to_latex(table: Grid, title: str, label: str, notes: Sequence[Note], below: tuple[str, Grid] | None = None) -> str:
+    """A ``table*`` float with booktabs rules and the notes under it; needs the packages booktabs and graphicx."""
+    text = [
+        r"% Needs \usepackage{booktabs,graphicx}.",
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{tex(title)}}}",
+        rf"\label{{{label}}}",
+        *_tabular(table),
+        *([r"\par\medskip", rf"\textbf{{{tex(below[0])}}}\par\smallskip", *_tabular(below[1])] if below is not None else []),
         r"\par\medskip",
         r"\begin{minipage}{\textwidth}\footnotesize\raggedright",
         *(rf"\textbf{{{tex(note.title)}.}} " + " ".join(tex(line) for line in note.lines) + r"\par" for note in notes),

@@ -338,3 +338,8 @@ def against_range(measured: Interval, low: float, high: float) -> Literal["confi
     if low <= measured.low and measured.high <= high:
         return "confirms"
     return "contradicts" if measured.high < low or measured.low > high else "not distinguishable"
+
+
+def caution(intervals: int) -> str:
+    """What to say under several verdicts, each of which may be wrong."""
+    return f"{intervals} intervals, each of its own: where nothing differs, about one in {1 / (1 - CONFIDENCE):.0f} says that it does."

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from koala_bench.errors import KoalaBenchError
+from koala_bench.external import external_table
 from koala_bench.files import write_text
-from koala_bench.notes import table1_notes
-from koala_bench.published import Claim, Paper, TableSpec, paper_names
+from koala_bench.notes import Measured, labels, table1_notes, table2_notes, table3_notes
+from koala_bench.published import Claim, Paper, PaperCell, TableSpec, paper_names
 from koala_bench.records import Run, differences
-from koala_bench.rendering import grid, to_csv, to_latex, to_markdown
+from koala_bench.rendering import Note, grid, to_csv, to_latex, to_markdown
 from koala_bench.statistics import Interval
-from koala_bench.summaries import VANILLA, Summary, summarise
+from koala_bench.summaries import VANILLA, Summary, sample, summaries_of, summarise
+from koala_bench.tasks import rows_by_task
 
 # ---------------------------------------------------------------------------------------------- data frame
 
@@ -35,13 +38,24 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _table1_row(run: Run, summary: Summary, paper: Paper, depth: int) -> dict[str, Any]:
+def _paper_cell(run: Run, method: str, task: str | None, spec: TableSpec, paper: Paper) -> PaperCell | None:
+    """What KOALA's paper has for a row, if it may have anything for it."""
+    if spec.by != "task":
+        return next(
+            (each for each in (paper.table1 if spec.by == "target" else paper.table3) if each.target in paper_names(run) and each.method == method), None
+        )
+    known = next((each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method), {})
+    return PaperCell(target="", method=method, speedup=known[task], acceptance_length=None) if task in known else None
+
+
+def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: Paper, depth: int) -> dict[str, Any]:
     method = summary.method
     is_vanilla = method["head"] is None
-    cell = next((each for each in paper.table1 if each.target in paper_names(run) and each.method == summary.name), None)
+    cell = _paper_cell(run, summary.name, task, spec, paper)
     rates = {each.depth: each for each in summary.depths}
     row: dict[str, Any] = {
         "target": summary.target,
+        **({"task": task} if task is not None else {}),
         "method": summary.name,
         "layers": None if is_vanilla else method["layers"],
         "adversarial": None if is_vanilla else method["adversarial"],
@@ -72,48 +86,103 @@ def _table1_row(run: Run, summary: Summary, paper: Paper, depth: int) -> dict[st
     return row
 
 
-def table1_frame(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> pd.DataFrame:
-    """Table 1 in full precision, one row per target and method; columns carry their units.
-
-    Raises:
-        KoalaBenchError: see ``summarise``; or runs that do not belong into one table.
-    """
-    return _table1_frame(runs, _summaries(runs, spec), paper)
-
-
 # What all records of one table must share; the rest may follow from the target.
-_SHARED = ("questions.", "acceptance.", "limits.max_new_tokens")
+_SHARED = ("acceptance.", "limits.max_new_tokens")
 
 
-def _summaries(runs: Sequence[Run], spec: TableSpec) -> list[list[Summary]]:
+def _refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
+    """Raise if records do not belong into one table: other limits or questions, or twice the same."""
     if not runs:
         raise KoalaBenchError("There is no record to make a table of.", "Name at least one .jsonl file of an evaluation.")
+    shared = _SHARED if spec.by == "task" else ("questions.", *_SHARED)
     for index, run in enumerate(runs[1:], 1):
-        different = [name for name in differences(runs[0].header, run.header, circumstances=False) if name.startswith(_SHARED)]
+        different = [name for name in differences(runs[0].header, run.header, circumstances=False) if name.startswith(shared)]
+        for other in (other for other in runs[:index] if other.header["target"]["name"] == run.header["target"]["name"]):
+            if spec.by == "target":
+                raise KoalaBenchError(f"{other.path} and {run.path} are of the same target.", "Name one record per target.")
+            if spec.by == "task" and other.header["questions"]["name"] == run.header["questions"]["name"]:
+                raise KoalaBenchError(f"{other.path} and {run.path} are of the same target and questions.", "Name one record per question file.")
+            if spec.by == "part" and other.header["seed"] == run.header["seed"]:
+                raise KoalaBenchError(f"{other.path} and {run.path} are of the same target and training seed.", "Name one record per training.")
+            different += _other_heads(other, run, spec)
         if different:
             raise KoalaBenchError(f"{runs[0].path} and {run.path} do not belong into one table: they differ in {different[0]}.", "Make a table of each.")
-        twin = next((other for other in runs[:index] if other.header["target"]["name"] == run.header["target"]["name"]), None)
-        if twin:
-            raise KoalaBenchError(f"{twin.path} and {run.path} are of the same target.", "Name one record per target.")
-    return [summarise(run, spec.methods) for run in runs]
 
 
-def _table1_frame(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], paper: Paper) -> pd.DataFrame:
-    depth = max((each.depth for rows in summaries for row in rows for each in row.depths), default=0)
-    rows = [_table1_row(run, summary, paper, depth) for run, of_run in zip(runs, summaries, strict=True) for summary in of_run]
+def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
+    """In what two runs of one target differ that are to be taken together: the target itself, methods, trees, and heads unless these are seeds."""
+    kept = ("target.",)
+    different = [name for name in differences(first.header, second.header, circumstances=False) if name.startswith(kept)]
+    names = [name for name in spec.methods if name in first.methods or name in second.methods]
+    different += [f"their methods ({name})" for name in names if (name in first.methods) != (name in second.methods)]
+    fields = ("tree", "layers", "adversarial", *(("weights_sha256",) if spec.by == "task" else ()))
+    both = [name for name in names if name in first.methods and name in second.methods]
+    different += [f"the {field} of {name}" for name in both for field in fields if first.methods[name][field] != second.methods[name][field]]  # type: ignore[literal-required]
+    steps = [{name: training["steps"] if (training := run.methods[name]["training"]) else None for name in both} for run in (first, second)]
+    different += [f"the training steps of {name}" for name in both if steps[0][name] != steps[1][name]]
+    return different
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A table before it is set: rows as (run, task, summaries), and its notes."""
+
+    groups: list[tuple[Run, str | None, Sequence[Summary]]]
+    notes: list[Note]
+
+
+def _content(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> _Content:
+    _refuse_mixture(runs, spec)
+    measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in zip(labels(runs), runs, strict=True)]
+    if spec.by == "target":
+        return _Content([(each.run, None, each.summaries) for each in measured], table1_notes(measured, spec, paper))
+    if spec.by == "task":
+        rows, missing = rows_by_task(runs, spec)
+        return _Content([(row.run, row.task, row.summaries) for row in rows], table2_notes(measured, rows, missing, spec, paper))
+    targets = dict.fromkeys(run.header["target"]["name"] for run in runs)
+    samples = [sample([run for run in runs if run.header["target"]["name"] == target], spec.methods) for target in targets]
+    pooled = [(chosen, summaries_of(chosen)) for chosen in samples]
+    return _Content([(chosen.runs[0], None, summaries) for chosen, summaries in pooled], table3_notes(measured, pooled, spec, paper))
+
+
+def _frame(groups: Sequence[tuple[Run, str | None, Sequence[Summary]]], spec: TableSpec, paper: Paper) -> pd.DataFrame:
+    depth = max((each.depth for _, _, summaries in groups for summary in summaries for each in summary.depths), default=0)
+    rows = [_row(run, summary, task, spec, paper, depth) for run, task, summaries in groups for summary in summaries]
     # Objects, so that an integer stays one beside an empty cell.
     return pd.DataFrame(rows, dtype=object)
 
 
-# ---------------------------------------------------------------------------------------------- Table 1
+def table_frame(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> pd.DataFrame:
+    """A table in full precision, one row per target or task and method; columns carry their units.
+
+    Raises:
+        KoalaBenchError: see ``write_table``.
+    """
+    return _frame(_content(runs, spec, paper).groups, spec, paper)
 
 
-def write_table1(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
-    """Write ``table1.md``, ``table1.tex`` and ``table1.csv``; the same records give the same bytes.
+# ---------------------------------------------------------------------------------------------- files
+
+# By what a table's rows are grouped -> its number, its caption, and of what the best speedup is marked.
+_TABLES = {
+    "target": (1, "Speedup and acceptance length by target", "target"),
+    "task": (2, "Speedup by task", "task"),
+    "part": (3, "What the parts of KOALA are worth", "target"),
+}
+
+
+def table_name(spec: TableSpec) -> str:
+    """The name of a table's files, such as ``table1``."""
+    return f"table{_TABLES[spec.by][0]}"
+
+
+def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
+    """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or 2 or 3; the same records give the same bytes.
 
     Args:
-        runs: one record per target, on the same questions.
-        spec: of ``reproduce/table1.toml``.
+        runs: for Table 1 one record per target, on the same questions; for Table 2 one per target and question file; for
+            Table 3 one per target and training seed.
+        spec: of ``reproduce/table*.toml``.
         paper: of ``reproduce/paper.toml``.
 
     Returns:
@@ -122,15 +191,15 @@ def write_table1(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pap
     Raises:
         KoalaBenchError: see ``summarise``; runs that do not belong into one table; or a folder that cannot be written.
     """
-    summaries = _summaries(runs, spec)
-    frame = _table1_frame(runs, summaries, paper)
-    table, notes = grid(frame, spec.columns), table1_notes(runs, summaries, spec, paper)
-    caption = "Speedup and acceptance length by target"
+    content = _content(runs, spec, paper)
+    frame = _frame(content.groups, spec, paper)
+    number, caption, group = _TABLES[spec.by]
+    table, below, name = grid(frame, spec.columns), external_table(runs, spec, paper), table_name(spec)
     contents = {
-        "table1.md": to_markdown(table, f"Table 1: {caption.lower()}", notes),
-        "table1.tex": to_latex(table, f"{caption}. The best speedup of each target is bold; intervals are in brackets.", "tab:table1", notes),
-        "table1.csv": to_csv(frame, spec.columns),
+        f"{name}.md": to_markdown(table, f"Table {number}: {caption if spec.by == 'part' else caption.lower()}", content.notes, below),
+        f"{name}.tex": to_latex(table, f"{caption}. The best speedup of each {group} is bold; intervals are in brackets.", f"tab:{name}", content.notes, below),
+        f"{name}.csv": to_csv(frame, spec.columns),
     }
-    for name, text in contents.items():
-        write_text(out_dir / name, text)
-    return [out_dir / name for name in contents]
+    for file, text in contents.items():
+        write_text(out_dir / file, text)
+    return [out_dir / file for file in contents]

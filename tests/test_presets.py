@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import MethodPreset, Preset, load_preset, preset_names, with_heads
+from koala_bench.presets import MethodPreset, Preset, load_preset, preset_names, usual_methods, with_heads
 from koala_bench.registry import HEADS, OBJECTIVES, installed
 from koala_bench.tree import load_template
 
@@ -43,14 +43,26 @@ def test_the_bundled_presets_are_these() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name: str) -> None:
     preset = load_preset(name)
-    assert list(preset.methods) == ["medusa", "medusa+koala", "eagle", "eagle+koala"]
+    assert usual_methods(preset) == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
+    assert set(preset.methods) == {head + part for head in ("medusa", "eagle") for part in ("", "+koala", "+layers", "+adversarial")}
     for method, wanted in preset.methods.items():
         assert wanted.head in installed(HEADS)
         assert wanted.objective is None or wanted.objective in installed(OBJECTIVES)
-        assert (wanted.layers, wanted.objective) == ((2, "koala") if method.endswith("+koala") else (1, None))
+        assert wanted.layers == (2 if method.endswith(("+koala", "+layers")) else 1)
+        assert wanted.objective == ("koala" if method.endswith(("+koala", "+adversarial")) else None)
         # A Medusa head drafts as deep as it has heads; EAGLE as deep as it is asked to.
         load_template(wanted.tree).check(depth=wanted.options["heads"] if wanted.head == "medusa" else 64, candidates=4096)
     assert preset.data.max_tokens <= preset.training.batch_tokens
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_parts_of_koala_are_koala_with_one_thing_left_out(name: str) -> None:
+    methods = load_preset(name).methods
+    for head in ("medusa", "eagle"):
+        koala = methods[f"{head}+koala"]
+        assert methods[f"{head}+layers"] == koala.model_copy(update={"objective": None, "objective_options": {}})
+        assert methods[f"{head}+adversarial"] == koala.model_copy(update={"layers": methods[head].layers})
+        assert methods[head] == methods[f"{head}+layers"].model_copy(update={"layers": 1})
 
 
 @pytest.mark.parametrize("name", VICUNA)
@@ -59,9 +71,7 @@ def test_the_vicuna_presets_are_the_papers_setting(name: str) -> None:
     assert preset.target.name == f"lmsys/{name}-v1.3"
     assert (preset.target.dtype, preset.target.device, preset.target.chat_template) == ("float16", "cuda", "vicuna_v1.1")
     assert preset.evaluation.questions == "mt_bench"
-    assert {method: wanted.tree for method, wanted in preset.methods.items()} == {
-        "medusa": "medusa/mc_sim_7b_63", "medusa+koala": "medusa/mc_sim_7b_63", "eagle": "eagle/mc_sim_7b_63", "eagle+koala": "eagle/mc_sim_7b_63",
-    }  # fmt: skip
+    assert {(wanted.head, wanted.tree) for wanted in preset.methods.values()} == {("medusa", "medusa/mc_sim_7b_63"), ("eagle", "eagle/mc_sim_7b_63")}
 
 
 def test_the_tiny_presets_quick_form_is_smaller() -> None:

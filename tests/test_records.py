@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -30,17 +31,26 @@ PATTERNS: dict[str, tuple[list[int], float]] = {
     "eagle": ([2, 1, 3, 0], 0.013),
     "eagle+koala": ([2, 2, 4, 1], 0.0135),
 }
+# Methods of the ablation and of the curve over K, which no run has unless they are named.
+FURTHER_PATTERNS: dict[str, tuple[list[int], float]] = {
+    "medusa+layers": ([1, 1, 2, 0], 0.0111),
+    "medusa+adversarial": ([1, 0, 2, 0], 0.011),
+    "eagle+layers": ([2, 2, 3, 1], 0.0134),
+    "eagle+adversarial": ([2, 1, 4, 0], 0.013),
+    "eagle@3": ([3, 2, 4, 1], 0.014),
+    "eagle@4": ([3, 2, 4, 2], 0.015),
+}
 TOKENS = 36
 
 
 def make_method(name: str) -> MethodInfo:
-    head = None if name == "vanilla" else name.removesuffix("+koala")
-    layers = 0 if head is None else 2 if name.endswith("+koala") else 1
+    head = None if name == "vanilla" else re.split(r"[+@]", name)[0]
+    layers = 0 if head is None else int(name.partition("@")[2] or (2 if name.endswith(("+koala", "+layers")) else 1))
     return {
         "name": name,
         "head": head,
         "layers": layers,
-        "adversarial": name.endswith("+koala"),
+        "adversarial": name.endswith(("+koala", "+adversarial")),
         "parameters": layers * 410_000,
         "tree": {"name": "root", "nodes": 1, "depth": 0} if head is None else {"name": "mc_sim_7b_63", "nodes": 26, "depth": 4},
         "checkpoint": None if head is None else f"heads/{name}",
@@ -93,7 +103,7 @@ def make_header(methods: list[str] | None = None, target: str = "tiny") -> RunHe
 
 def steps_of(method: str, question: int) -> list[int]:
     """Accepted drafts per step of a synthetic answer of ``TOKENS`` tokens; they vary with the question."""
-    pattern = PATTERNS[method][0]
+    pattern = (PATTERNS | FURTHER_PATTERNS)[method][0]
     accepted: list[int] = []
     while (left := TOKENS - sum(accepted) - len(accepted)) > 0:
         place = len(accepted) + question * (len(accepted) % 3)
@@ -105,7 +115,7 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
     """A turn; every method gives the same tokens, 1000 and up."""
     accepted = steps_of(method, question)
     head = method != "vanilla"
-    decode_s = len(accepted) * PATTERNS[method][1] * (1 + 0.01 * (question % 5) * (1 if head else 2))
+    decode_s = len(accepted) * (PATTERNS | FURTHER_PATTERNS)[method][1] * (1 + 0.01 * (question % 5) * (1 if head else 2))
     line: TurnLine = {
         "kind": "turn",
         "method": method,

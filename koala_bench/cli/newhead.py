@@ -32,7 +32,7 @@ from koala_bench.cli.options import (
     typed_command,
 )
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import toml_value, with_heads
+from koala_bench.presets import toml_value, usual_methods, with_heads
 from koala_bench.progress import say
 
 
@@ -146,7 +146,7 @@ def compare(
         repeats=repeats,
         attention=attention,
     )
-    asked = asked if asked is not None else ["vanilla", *chosen.methods]
+    asked = asked if asked is not None else usual_methods(chosen)
     chosen, called = with_heads(chosen, asked, layers, tree)
     names = method_names(chosen, ",".join(called))
     given = dict(zip(asked, called, strict=True))
@@ -160,8 +160,8 @@ def compare(
 
     read_questions(find_questions(chosen.evaluation.questions, data_dir)[1])  # a wrong --questions should not wait for the training
     loaded, template = load_preset_target(chosen)
-    refuse_changed_code(chosen, names, folder)
-    train_heads(chosen, names, loaded, template, folder / "heads")
+    note_code = refuse_changed_code(chosen, names, folder)
+    train_heads(chosen, names, loaded, template, folder / "heads", note_code)
     run = evaluate(chosen, preset, names, loaded, template, folder / "heads", folder / "records.jsonl", data_dir, typed_command())
     write_fastchat_answers(run, folder / "answers")
     text = verdict_table(run, compare_heads(run, judged, names))

@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import Preset, load_preset, preset_names
+from koala_bench.presets import Preset, load_preset, preset_names, usual_methods
 
 PresetName = Annotated[str, typer.Option("--preset", help=f"{', '.join(preset_names())}, or a .toml file.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="Hub id or folder of any causal LM, in place of the preset's.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise.")]
-Methods = Annotated[str | None, typer.Option("--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; all of the preset by default.")]
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.")
+]
 Layers = Annotated[int | None, typer.Option("--layers", min=1, help="K, the number of layers of every head.")]
 Tree = Annotated[str | None, typer.Option("--tree", help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")]
@@ -74,8 +76,8 @@ def _quoted(text: str) -> str:
 
 
 def method_names(preset: Preset, methods: str | None) -> list[str]:
-    """The methods of --methods, or vanilla and all of the preset."""
-    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else ["vanilla", *preset.methods]
+    """The methods of --methods, or the usual ones of the preset."""
+    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else usual_methods(preset)
     if not names:
         raise KoalaBenchError(f"--methods '{methods}' names no method.", f"The preset has: {', '.join(['vanilla', *preset.methods])}.")
     if len(set(names)) != len(names):

@@ -1,4 +1,4 @@
-"""Commands that read records: table, verify."""
+"""Commands that read records: table, figure, verify."""
 
 from __future__ import annotations
 
@@ -9,25 +9,51 @@ import typer
 
 from koala_bench.cli.app import app
 from koala_bench.cli.options import DataDir
+from koala_bench.errors import KoalaBenchError
 
 _RECIPES = Path(__file__).parents[2] / "reproduce"
 
 
 @app.command()
 def table(
-    records: Annotated[list[Path], typer.Argument(help="Run records, one per target.")],
-    spec: Annotated[Path, typer.Option("--spec", help="What the table shows.")] = _RECIPES / "table1.toml",
+    records: Annotated[list[Path], typer.Argument(help="Run records: one per target; for Table 2 per question file, for Table 3 per training seed.")],
+    spec: Annotated[Path, typer.Option("--spec", help="What the table shows: table1, table2, table3 or a .toml file.")] = Path("table1"),
     paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = _RECIPES / "paper.toml",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
 ) -> None:
-    """Make Table 1 (Markdown, LaTeX, CSV) and its figure from run records; needs no model.
+    """Make a table (Markdown, LaTeX, CSV), with Table 1 its figure, from run records; needs no model.
 
-    Example: `koala-bench table results/runs/table1-tiny/records.jsonl`.
+    Example: `koala-bench table results/runs/table3-tiny/records.jsonl --spec table3`.
     """
     from koala_bench.records import read_runs
-    from koala_bench.reproduction import make_table1
+    from koala_bench.reproduction import TABLES, make_table
 
-    for path in make_table1(read_runs(records), out or records[0].parent, spec, paper):
+    recipe = _RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
+    for path in make_table(read_runs(records), out or records[0].parent, recipe, paper):
+        print(path)
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, prediction, or all.")],
+    paths: Annotated[list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; that of the first path by default.")] = None,
+) -> None:
+    """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the records for.
+
+    Example: `koala-bench figure prediction results/table1-tiny`.
+    """
+    from koala_bench.reproduction import FIGURES, drawable, make, make_figure, sources_in
+
+    if len(paths) == 1 and paths[0].is_dir():
+        sources = sources_in(paths[0])
+        for each in drawable(sources) if name == "all" else [name]:
+            for path in make(each, sources, out or paths[0]):
+                print(path)
+        return
+    if name == "all":
+        raise KoalaBenchError("All figures are drawn from a folder of results.", f"Name one folder, or one of {', '.join(FIGURES)}.")
+    for path in make_figure(name, paths, out or paths[0].parent):
         print(path)
 
 

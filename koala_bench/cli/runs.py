@@ -46,6 +46,10 @@ def pretrain(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens. May be changed during the first half of a run.")] = 2000,
     seed: Seed = None,
     start: Annotated[Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")] = None,
+    rate: Annotated[float, typer.Option("--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start.")] = 1.0,
+    unlikelihood: Annotated[
+        float, typer.Option("--unlikelihood", min=0, help="Weight of the unlikelihood of what the target's own answers repeat; 1 ends most loops.")
+    ] = 0.0,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler.")] = False,
 ) -> None:
     """Train a small target on the documentation of the installed packages.
@@ -57,8 +61,10 @@ def pretrain(
     from koala_bench.pretraining import PretrainOptions, pretrain
     from koala_bench.target import pick_device
 
-    options = PretrainOptions(steps=steps, **({} if seed is None else {"seed": seed}))
+    options = PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **({} if seed is None else {"seed": seed}))
     where = pick_device("auto" if device is None else device)
+    if start is not None and not (start / "pretraining.json").is_file():
+        raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written.")
     make_folder(out)  # reading the corpus takes a minute; a wrong --out should not wait for it
     pretrain(cached_corpus(), options, out, where, start=start, compiled=compiled)
     print(out)
@@ -151,7 +157,7 @@ def _evaluate(chosen: Preset, name: str, methods: list[str], heads: Path, record
 
 @app.command()
 def reproduce(
-    what: Annotated[str, typer.Argument(help="table1.")],
+    what: Annotated[str, typer.Argument(help="table1, table2, table3, figures or all.")],
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
@@ -170,25 +176,31 @@ def reproduce(
     quick: Quick = False,
     settings: Settings = None,
 ) -> None:
-    """Train, decode and write a table in one go; whatever is done already is reused, and said so.
+    """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
+
+    With --layers, only the methods that have several layers get others where originals stand beside them (table3, figures, all).
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
     """
     import resource
     import time
 
+    from koala_bench.recipes import RECIPE_NAMES, layers_of_variants, plan
+    from koala_bench.reproduction import make, sources_in
+
     started = time.perf_counter()
-    if what != "table1":
-        raise KoalaBenchError(f"There is no recipe '{what}'.", "Use table1.")
+    if what not in RECIPE_NAMES:
+        raise KoalaBenchError(f"There is no recipe '{what}'.", f"Use {', '.join(RECIPE_NAMES)}.")
+    by_part = what not in ("table1", "table2")
     chosen = preset_of(
         preset,
         quick,
-        settings,
+        [*(layers_of_variants(preset, layers) if by_part and layers is not None else []), *(settings or [])],
         target=target,
         device=device,
         dtype=dtype,
         seed=seed,
-        layers=layers,
+        layers=None if by_part else layers,
         tree=tree,
         max_new_tokens=max_new_tokens,
         questions=questions,
@@ -200,18 +212,35 @@ def reproduce(
     if names == ["vanilla"]:
         raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
     folder = output_folder(out, what, chosen, quick)
-    say(f"Table 1 with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
+    title = f"Table {what[-1]}" if what.startswith("table") else "All figures" if what == "figures" else "All tables and figures"
+    say(f"{title} with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
+    planned = plan(
+        what, chosen, preset, folder, data_dir, methods=names if methods is not None else None, asked=questions is not None, seeds=seed is None and not quick
+    )
+    for line in planned.remarks:
+        say(line)
+    from koala_bench.evaluation import evaluate
     from koala_bench.experiment import load_preset_target, train_heads
+    from koala_bench.interop.answers import write_fastchat_answers
     from koala_bench.questions import find_questions, read_questions
-    from koala_bench.reproduction import make_table1
 
-    read_questions(find_questions(chosen.evaluation.questions, data_dir)[1])  # a wrong --questions should not wait for the training
+    for job in planned.jobs:  # a wrong --questions should not wait for the training
+        read_questions(find_questions(job.preset.evaluation.questions, data_dir)[1])
+    for heads, (settled, trained) in planned.trainings.items():
+        loaded, template = load_preset_target(settled)
+        train_heads(settled, trained, loaded, template, heads)
+        del loaded
     loaded, template = load_preset_target(chosen)
-    train_heads(chosen, names, loaded, template, folder / "heads")
-    del loaded
-    run = _evaluate(chosen, preset, names, folder / "heads", folder / "records.jsonl", data_dir)
-    written = make_table1([run], folder)
-    print((folder / "table1.md").read_text(encoding="utf-8"))
+    for job in planned.jobs:
+        run = evaluate(job.preset, preset, job.methods, loaded, template, job.heads, job.record, data_dir, typed_command())
+        write_fastchat_answers(run, job.record.parent / "answers")
+    sources = sources_in(folder)
+    if missing := [name for name in planned.products if not sources.of(name)]:
+        say(f"Not made: {', '.join(missing)}, for {folder} has no log of the training (its heads come from elsewhere).")
+    written = [path for name in planned.products if name not in missing for path in make(name, sources, folder)]
+    for path in (path for path in written if path.suffix == ".md"):
+        print(path.read_text(encoding="utf-8"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     minutes = (time.perf_counter() - started) / 60
-    say(f"Wrote {', '.join(path.name for path in written)} and records.jsonl to {folder}; {minutes:.1f} minutes, at most {peak:.1f} GiB of memory.")
+    names_of = f"{', '.join(path.name for path in written)} and {', '.join(str(job.record.relative_to(folder)) for job in planned.jobs)}"
+    say(f"Wrote {names_of} to {folder}; {minutes:.1f} minutes, at most {peak:.1f} GiB of memory.")

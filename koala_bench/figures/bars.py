@@ -1,58 +1,29 @@
-"""Figures as pure functions of run records: PDF for papers, PNG for pages, the same bytes for the same record.
-
-One style for all of them: the colour-blind-safe palette of Okabe and Ito (2008), no title inside, and sizes that
-stay readable when a figure is set across the text width of a paper (7 inches). Original heads are light, their
-KOALA variants dark in the same hue, so that a pair reads as one, in grey print too.
-"""
+"""Figure 1, beside Table 1: speedup and acceptance length of each method as bars with their intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import replacing
+from koala_bench.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, grid_lines, looks, save
 from koala_bench.records import Run
 from koala_bench.statistics import Interval
 from koala_bench.summaries import VANILLA, Summary, summarise
 
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
-    "font.size": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,  # text stays text
-    "savefig.dpi": 200,
-}
-_WIDTH_INCHES, _ROW_INCHES = 7.0, 2.7
 _CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
 _LABEL_SHARE = 0.18  # room for the word "vanilla" at the right of the bars, as a share of theirs
-
-# Light and dark of one hue, after Okabe and Ito's blue, vermilion, green, purple and orange.
-_PAIRS = (("#8CC4E8", "#0072B2"), ("#F2B38A", "#D55E00"), ("#8FD3BC", "#009E73"), ("#E3BBD2", "#A8487F"), ("#F7D58B", "#C98A00"))
-
-
-def _colours(summaries: Sequence[Summary]) -> list[str]:
-    heads = list(dict.fromkeys(summary.method["head"] for summary in summaries))
-    return [_PAIRS[heads.index(summary.method["head"]) % len(_PAIRS)][summary.original is not None] for summary in summaries]
 
 
 def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval], label: str) -> None:
     places = range(len(summaries))
     values = [interval.value for interval in measured]
-    axes.bar(places, values, width=0.72, color=_colours(summaries))
+    axes.bar(places, values, width=0.72, color=[look.colour for look in looks([summary.name for summary in summaries])])
     known = [place for place in places if not math.isnan(measured[place].low)]
     ends = [[values[p] - measured[p].low for p in known], [measured[p].high - values[p] for p in known]]
     # A white line under the black one keeps the lower half of an interval visible on a dark bar.
@@ -63,15 +34,15 @@ def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval]
         above = interval.value if math.isnan(interval.high) else max(interval.high, interval.value)
         text = axes.annotate(f"{interval.value:.2f}", (place, above), xytext=(0, 2.5), textcoords="offset points", ha="center", va="bottom")
         text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
-    axes.axhline(1.0, color="#444444", linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
+    axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
     # At the right of the last bar, where nothing else is.
-    axes.annotate("vanilla", (len(summaries) - 0.5, 1.0), xytext=(1, 2), textcoords="offset points", color="#444444", fontsize=7, va="bottom")
+    axes.annotate("vanilla", (len(summaries) - 0.5, 1.0), xytext=(1, 2), textcoords="offset points", color=GREY, fontsize=7, va="bottom")
     axes.set_xlim(-0.6, len(summaries) - 0.5 + _LABEL_SHARE * len(summaries))
     axes.set_ylim(0, top * 1.13)
     axes.set_ylabel(label)
     _name_places(axes, [summary.name for summary in summaries])
     axes.tick_params(axis="x", length=0)
-    axes.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
+    grid_lines(axes)
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
@@ -82,22 +53,6 @@ def _name_places(axes: Axes, names: Sequence[str]) -> None:
         axes.set_xticks(range(len(names)), ["\n".join(both) for both in lines])
     else:
         axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-
-
-def _save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
-    """Write PDF and PNG without dates or versions in them."""
-    # After a reset, so that whatever style the user has set elsewhere changes nothing.
-    with style.context(_STYLE, after_reset=True):
-        figure = draw()
-        FigureCanvasAgg(figure)
-        metadata = {"pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
-        written = []
-        for kind, without in metadata.items():
-            path = out_dir / f"{name}.{kind}"
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format=kind, metadata=without)
-            written.append(path)
-    return written
 
 
 def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | None = None) -> list[Path]:
@@ -123,7 +78,7 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
         shown.append(rows)
 
     def draw() -> Figure:
-        figure = Figure(figsize=(_WIDTH_INCHES, _ROW_INCHES * len(shown)), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(shown)), layout="constrained")
         panels = figure.subplots(len(shown), 2, squeeze=False)
         for (left, right), rows in zip(panels, shown, strict=True):
             target = f"{rows[0].target}\n" if len(shown) > 1 else ""
@@ -131,4 +86,4 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
             _bars(right, rows, [row.acceptance_length for row in rows], f"{target}acceptance length (tokens per step)")
         return figure
 
-    return _save(draw, out_dir, "figure1")
+    return save(draw, out_dir, "figure1")

@@ -19,6 +19,8 @@ from koala_bench.registry import HEADS, build
 from koala_bench.target import Target
 
 _WEIGHTS = "model.safetensors"
+# How torch refuses a file; which of these it is depends on where the damage is.
+_DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 
 def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
@@ -29,8 +31,20 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
     }  # fmt: skip
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
-    with replacing(folder / _WEIGHTS) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, temporary)
+    save_weights(folder / _WEIGHTS, head)
+
+
+def save_weights(path: Path, head: nn.Module) -> None:
+    """Write the tensors of a head atomically.
+
+    Raises:
+        KoalaBenchError: the folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, temporary)
+        except SafetensorError as error:  # its writer tells of a full disk in this way
+            raise OSError(str(error)) from error
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -41,9 +55,24 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError) as error:  # which one depends on where the damage is
+    except _DAMAGE as error:
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise KoalaBenchError(f"{path} is no checkpoint of a training.", "Delete it to start the training again.")
     return state
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of a training atomically.
+
+    Raises:
+        KoalaBenchError: the folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's writer tells of a full disk in this way
+            raise OSError(str(error)) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -52,7 +81,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None
 
@@ -69,9 +98,11 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         wanted, kind, layers, own_options = dict(config["target"]), config["head"], config["layers"], dict(config["options"])
+        if not isinstance(kind, str) or type(layers) is not int or layers < 1 or not isinstance(config["objective"], str | None):
+            raise ValueError("a field of the wrong kind")
     except OSError as error:
         raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KoalaBenchError(f"{folder / 'config.json'} is damaged.", "Train the head again.") from error
     own = target.model.config
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -132,10 +132,13 @@ def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
     return Note("What they rest on", tuple(lines))
 
 
-def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) -> None:
-    """Remember which code the heads in a folder are trained by, and refuse to go on with other code.
+def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) -> Callable[[], None]:
+    """Refuse to go on with other code than the heads in a folder were trained by.
 
     Heads are told apart by the file that their class is in; what that file imports is not looked at.
+
+    Returns:
+        what notes the code of today in the folder, to be called when the training begins.
 
     Raises:
         KoalaBenchError: a file has changed since its head was trained in ``folder``, or the note of it is damaged.
@@ -151,4 +154,4 @@ def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) ->
         raise KoalaBenchError(
             f"The code of {', '.join(changed)} is not the one that was trained in {folder}.", "Choose another --out, or delete the folder to start again."
         )
-    write_text(note, json.dumps({**before, **now}, indent=2) + "\n")
+    return lambda: write_text(note, json.dumps({**before, **now}, indent=2) + "\n")

@@ -63,9 +63,14 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
         if not tokenizer.chat_template:
             raise KoalaBenchError("This tokenizer has no chat template of its own.", "Name one of fschat's, e.g. --set target.chat_template=vicuna_v1.1.")
 
+        from jinja2 import TemplateError
+
         def render_own(turns: Sequence[str]) -> str:
             messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1))
+            try:
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1))
+            except TemplateError as error:
+                raise KoalaBenchError(f"The tokenizer's own chat template fails: {error}.", "Name one of fschat's: --set target.chat_template=NAME.") from error
 
         return ChatTemplate(name, render_own)
 

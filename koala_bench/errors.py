@@ -12,6 +12,7 @@ class KoalaBenchError(Exception):
     """
 
     def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(f"{message} {remedy}".strip())
-        self.message = message
-        self.remedy = remedy
+        # Names of files and other people's messages may hold line breaks; what we say is one line.
+        self.message = " ".join(message.splitlines())
+        self.remedy = " ".join(remedy.splitlines())
+        super().__init__(f"{self.message} {self.remedy}".strip())

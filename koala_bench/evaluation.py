@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from koala_bench.cache import TreeCache
 from koala_bench.checkpoints import load_head, read_manifest
@@ -74,9 +75,8 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         wanted = preset.method(name)
         template = load_template(wanted.tree)
         head, config, weights = load_head(heads / name, target)
-        manifest = read_manifest(heads / name) or {}
-        trained_on = manifest.get("target", {}).get("weights_sha256", prints["weights_sha256"])
-        if trained_on != prints["weights_sha256"]:
+        trained_on, training = _training(heads / name)
+        if trained_on not in (None, prints["weights_sha256"]):
             say(f"The head in {heads / name} was trained on other weights than those of {target.name}: its drafts will be worse than they could be.")
         template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
         info: MethodInfo = {
@@ -88,24 +88,31 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "tree": {"name": template.name, "nodes": template.nodes, "depth": template.depth},
             "checkpoint": str(heads / name),
             "weights_sha256": weights,
-            "training": _training(manifest),
+            "training": training,
             "lossless": True,
         }
         methods.append(Method(name, head, template, info))
     return methods
 
 
-def _training(manifest: dict[str, Any]) -> TrainingInfo | None:
-    """What a record keeps of a head's training; None for an imported head."""
-    if "stream_sha256" not in manifest:
-        return None
-    return {
-        "stream_sha256": manifest["stream_sha256"],
-        "order_sha256": manifest["order_sha256"],
-        "steps": manifest["steps"],
-        "tokens": manifest["tokens"],
-        "seed": manifest["training"]["seed"],
-    }
+def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
+    """Hash of the target that a head was trained on, and what a record keeps of its training; None for an imported head.
+
+    Raises:
+        KoalaBenchError: the manifest beside the head is damaged.
+    """
+    place = folder / "training.json"
+    manifest = read_manifest(folder) if place.exists() else {}
+    try:
+        if manifest is None:
+            raise ValueError("not a JSON object")
+        weights: str | None = manifest["target"]["weights_sha256"] if "target" in manifest else None
+        if "stream_sha256" not in manifest:
+            return weights, None
+        found = {name: manifest[name] for name in ("stream_sha256", "order_sha256", "steps", "tokens")}
+        return weights, TypeAdapter(TrainingInfo).validate_python({**found, "seed": manifest["training"]["seed"]})
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's own is a ValueError
+        raise KoalaBenchError(f"{place} is damaged.", "Train the head again.") from error
 
 
 def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:

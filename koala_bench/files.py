@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -53,24 +53,61 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write some text files, or none of them if one cannot be written.
+
+    Raises:
+        KoalaBenchError: a folder cannot be written or has the name of a file, or the disk is full.
+    """
+    for path in texts:
+        if path.is_dir():
+            raise KoalaBenchError(f"Cannot write {path}: it is a folder.", "Name a file.")
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(replacing(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
 def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
+    """Hash of a file's bytes, read in pieces.
+
+    Raises:
+        OSError: with the file's name, which Python leaves out where reading fails rather than opening.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     return digest.hexdigest()
 
 
-def continue_log(path: Path, done: int) -> TextIO:
-    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go."""
+@contextmanager
+def continue_log(path: Path, done: int) -> Iterator[TextIO]:
+    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go.
+
+    Raises:
+        KoalaBenchError: the log is damaged or cannot be written, or the disk is full.
+    """
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise KoalaBenchError(f"The log {path} is damaged: {error}.", "Delete it; the training itself goes on from its checkpoint.") from error
+        for line in text.splitlines():
             try:
                 if json.loads(line)["step"] <= done:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill left half written
     write_text(path, "".join(line + "\n" for line in kept))
-    return open(path, "a", encoding="utf-8")
+    try:
+        with open(path, "a", encoding="utf-8") as log:
+            yield log
+    except OSError as error:  # what is buffered may be refused as late as here
+        if path.is_file() and not path.stat().st_size:
+            path.unlink()  # it says nothing
+        raise KoalaBenchError(f"Cannot write {path}: {error.strerror or error}.", "Free space and start again; it goes on from the last checkpoint.") from error

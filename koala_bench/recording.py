@@ -68,7 +68,10 @@ class RecordWriter:
         if problem := end_problem(end):
             raise ValueError(f"not an end line: {problem}")
         self._write(end)
-        os.fsync(self._handle.fileno())
+        try:
+            os.fsync(self._handle.fileno())
+        except OSError as error:
+            raise KoalaBenchError(f"Cannot write {self.path}: {error.strerror or error}.", "Check the disk, and start again.") from error
         self.finished = True
 
     def _write(self, line: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ def _complete_lines(path: Path, content: bytes) -> tuple[list[dict[str, Any]], i
     for number, line in enumerate(complete, 1):
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits or of brackets
             if number == len(complete) and number > 1:
                 return objects, length - len(line) - 1
             raise _damaged(path, number, "not a line of JSON") from error

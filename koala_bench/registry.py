@@ -42,7 +42,11 @@ def load(group: str, name: str) -> type[Any]:
                 raise KoalaBenchError(f"There is no file {place}.", f"Write the {what} as ./file.py:Class.")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # dataclasses look their module up there
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except SyntaxError as error:  # no Python at all; what a file raises while it runs is for its author to see
+                del sys.modules[spec.name]
+                raise KoalaBenchError(f"{place}, line {error.lineno or 1} is not Python: {error.msg}.", "Mend the file.") from error
         else:
             try:
                 if not all(map(str.isidentifier, place.split("."))):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from httpx import HTTPError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -23,6 +24,10 @@ from koala_bench.files import sha256_of
 from koala_bench.heads import TargetSpec
 from koala_bench.tree import DraftTree
 
+# How transformers and what it stands on refuse a checkpoint; the hub's own errors are OSErrors, the others depend on the family.
+_UNLOADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError, HTTPError,
+)  # fmt: skip
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -197,8 +202,8 @@ def _refuse_unsupported(name: str, config: Any) -> None:
 
 def bundled_target(name: str) -> Path | None:
     """Folder of a target that ships with the project, or None."""
-    folder = Path(__file__).parent / "targets" / name
-    return folder if (folder / "config.json").exists() else None
+    # Looked for among their names: a name may be too long to ask the file system for.
+    return next((path.parent for path in (Path(__file__).parent / "targets").glob("*/config.json") if path.parent.name == name), None)
 
 
 def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True) -> Target:
@@ -216,18 +221,32 @@ def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: 
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         _refuse_unsupported(name, config)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=picked, attn_implementation=attention)
-        found = AutoTokenizer.from_pretrained(source, revision=revision) if tokenizer else None
-        model = model.to(where)  # type: ignore[arg-type]
+        reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
+        model, loaded = reader.from_pretrained(source, revision=revision, dtype=picked, attn_implementation=attention, output_loading_info=True)
+        found = _load_tokenizer(source, revision) if tokenizer else None
+        model = model.to(where)
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(f"{name} does not fit into the memory of {where}.", "Use a smaller target, --dtype float16, or another --device.") from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HTTPError) as error:  # the hub's own errors are OSErrors
+    except _UNLOADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise KoalaBenchError(f"Cannot load the target {name}: {first}", remedy) from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
+        raise KoalaBenchError(f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.", "Use a complete checkpoint.")
+    if found is not None and found.vocab_size > config.vocab_size:
+        raise KoalaBenchError(
+            f"The tokenizer of {name} has {found.vocab_size} tokens, the model knows only {config.vocab_size}.", "Use the tokenizer that belongs to the model."
+        )
     model.eval().requires_grad_(False)
     target = Target(name, model, found, where, picked, int(getattr(config, "max_position_embeddings", None) or 1 << 30))
     _check_output(target)
     return target
+
+
+def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # the tokenizers library knows no other kind
+        raise ValueError(f"its tokenizer cannot be read: {error}") from error
 
 
 def _check_output(target: Target) -> None:

@@ -20,11 +20,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from koala_bench.checkpoints import read_state, save_head
+from koala_bench.checkpoints import read_state, save_head, write_state
 from koala_bench.decoding import decode
 from koala_bench.definitions import acceptance_length, acceptance_rate_by_depth
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import continue_log, replacing
+from koala_bench.files import continue_log
 from koala_bench.heads import FeatureBatch, TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.progress import progress, say
@@ -87,8 +87,10 @@ def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingP
     """Build a method's head, objective and optimiser.
 
     Raises:
-        KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
+        KoalaBenchError: the head cannot be trained by the suite, an option is unknown, or the device knows no such precision.
     """
+    if options.precision == "fp16" and target.device.type != "cuda":
+        raise KoalaBenchError("Training in fp16 needs a CUDA device.", "Use --set training.precision=bf16 or no.")
     head = build_head(target, preset, options.seed)
     if not isinstance(head, TrainableHead):
         raise KoalaBenchError(f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it.")
@@ -130,6 +132,20 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
                 f"The checkpoint {path} belongs to another run: its {key} differs.", "Choose another --out, or delete the folder to start again."
             )
     return state
+
+
+def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[int, int]:
+    """Put all arms into the state of a checkpoint; returns its step and the tokens seen until then."""
+    try:
+        for arm in arms:
+            saved = state["arms"][arm.name]
+            arm.head.load_state_dict(saved["head"])
+            arm.optimiser.load_state_dict(saved["optimiser"])
+            if arm.objective is not None:
+                arm.objective.load_state_dict(saved["objective"])
+        return int(state["step"]), int(state["tokens"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
 
 
 @torch.no_grad()
@@ -185,13 +201,7 @@ def train(
     state = _read_checkpoint(checkpoint, manifest, target.device)
     first, seen = 0, 0
     if state:
-        first, seen = state["step"], state["tokens"]
-        for arm in arms:
-            saved = state["arms"][arm.name]
-            arm.head.load_state_dict(saved["head"])
-            arm.optimiser.load_state_dict(saved["optimiser"])
-            if arm.objective is not None:
-                arm.objective.load_state_dict(saved["objective"])
+        first, seen = _restore(checkpoint, state, arms)
         say(f"Resuming the training after step {first:,} of {options.steps:,}.")
 
     def save(step: int) -> None:
@@ -203,18 +213,16 @@ def train(
             }
             for arm in arms
         }
-        with replacing(checkpoint) as temporary:
-            torch.save({"identity": manifest, "step": step, "tokens": seen, "arms": states}, temporary)
+        write_state(checkpoint, {"identity": manifest, "step": step, "tokens": seen, "arms": states})
 
     evaluate_at = {round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)}
-    log = continue_log(out / "training.jsonl", first)
-
-    def write(line: dict[str, Any]) -> None:
-        log.write(json.dumps(line) + "\n")
-
     timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
     started, seen_before = time.perf_counter(), seen
-    with log, progress("train", options.steps, "steps", first) as advance:
+    with continue_log(out / "training.jsonl", first) as log, progress("train", options.steps, "steps", first) as advance:
+
+        def write(line: dict[str, Any]) -> None:
+            log.write(json.dumps(line) + "\n")
+
         for step in range(first, options.steps):
             tokens = stream.batch(step)
             _check_batch(tokens, names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,12 @@ from typing import Any
 import torch
 
 from koala_bench.errors import KoalaBenchError
+
+_LONGEST_CHAIN = 64
+_MOST_NODES = 4096
+# Decimal digits of this script, and few: int() takes other scripts' too and refuses thousands.
+_CHAIN = re.compile("chain-([1-9][0-9]?)")
+_PRODUCT = re.compile("[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})*")
 
 
 @dataclass(frozen=True)
@@ -195,17 +202,16 @@ def load_template(name: str) -> TreeTemplate:
     bundled = _bundled()
     if name in bundled:
         return TreeTemplate.of(name, bundled[name]["paths"])
-    kind, _, length = name.partition("-")
-    if kind == "chain" and length.isdigit() and 0 < int(length) <= 64:
-        return TreeTemplate.of(name, [(0,) * depth for depth in range(1, int(length) + 1)])
-    if all(width.isdigit() and int(width) > 0 for width in name.split("x")):
+    if (found := _CHAIN.fullmatch(name)) and int(found[1]) <= _LONGEST_CHAIN:
+        return TreeTemplate.of(name, [(0,) * depth for depth in range(1, int(found[1]) + 1)])
+    if _PRODUCT.fullmatch(name):
         paths: list[tuple[int, ...]] = []
         level: list[tuple[int, ...]] = [()]
         for width in map(int, name.split("x")):
+            if len(paths) + len(level) * width > _MOST_NODES:
+                raise KoalaBenchError(f"Tree '{name}' has more than {_MOST_NODES} nodes.", "Choose a smaller --tree.")
             level = [(*path, rank) for path in level for rank in range(width)]
             paths += level
-            if len(paths) > 4096:
-                raise KoalaBenchError(f"Tree '{name}' has more than 4096 nodes.", "Choose a smaller --tree.")
         return TreeTemplate.of(name, paths)
     if name.endswith(".json"):
         try:
@@ -213,7 +219,7 @@ def load_template(name: str) -> TreeTemplate:
             return TreeTemplate.of(Path(name).stem, [tuple(path) for path in paths_read])
         except OSError as error:
             raise KoalaBenchError(f"Cannot read the tree {name}: {error.strerror}.", "Check --tree.") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise KoalaBenchError(f"{name} is not a list of child-rank paths.", "Write for example [[0], [1], [0, 0]].") from error
     close = difflib.get_close_matches(name, bundled, n=3)
     raise KoalaBenchError(

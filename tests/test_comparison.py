@@ -177,8 +177,8 @@ def test_the_command_trains_measures_and_judges_a_head_in_a_file(koala: Koala, t
 
 def test_a_damaged_note_of_the_code_is_one_clear_error(tmp_path: Path) -> None:
     preset = load_preset("tiny")
-    refuse_changed_code(preset, ["vanilla", "eagle"], tmp_path)
-    refuse_changed_code(preset, ["medusa"], tmp_path)
+    refuse_changed_code(preset, ["vanilla", "eagle"], tmp_path)()
+    refuse_changed_code(preset, ["medusa"], tmp_path)()
     assert json.loads((tmp_path / "sources.json").read_text()).keys() == {"eagle", "medusa"}
     for text in ("{", "[]"):
         (tmp_path / "sources.json").write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -14,6 +15,8 @@ HELP = "Benchmark and reproduce draft heads of speculative decoding."
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP)
 
 _INTERRUPTED = 130  # typer turns Ctrl-C into this exit code
+# typer brings a click of its own from some version on, and the class is public in neither by the same name.
+_UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 
 
 def main() -> None:
@@ -21,11 +24,30 @@ def main() -> None:
     # Loading weights draws a bar of its own for every tensor; ours say more.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        # Without arguments typer shows the help; with wrong ones it would draw a box of several lines.
+        code = app(standalone_mode=len(sys.argv) < 2)
     except KoalaBenchError as error:
-        print(f"koala-bench: {error}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
+        _refuse(str(error))
+    except _UsageError as error:
+        _refuse(_usage(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # What a command does with files says more where it can; this is for places where only a broken disk or folder can fail.
+        _refuse(str(KoalaBenchError(f"Cannot use {error.filename}: {error.strerror}.", "Check the path, its permissions and the space on its disk.")))
+    else:
+        if code == _INTERRUPTED:
             print("koala-bench: stopped; the same command goes on where it was.", file=sys.stderr)
-        raise
+        sys.exit(code)
+
+
+def _refuse(complaint: str) -> NoReturn:
+    print(f"koala-bench: {complaint}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage(error: typer.BadParameter) -> str:
+    """What is wrong with the options as typed, and where their help is."""
+    message = " ".join(error.format_message().split())
+    command = f" {error.ctx.info_name}" if error.ctx is not None and error.ctx.parent is not None else ""
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See koala-bench{command} --help."

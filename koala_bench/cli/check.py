@@ -34,7 +34,7 @@ def check(
     Example: `koala-bench check results/regression/baseline.jsonl results/runs/new/records.jsonl --junit check.xml`.
     """
     from koala_bench.comparable import consistent
-    from koala_bench.files import write_text
+    from koala_bench.files import write_texts
     from koala_bench.junit import headline, to_junit, to_report
     from koala_bench.records import read_runs
     from koala_bench.regression import MARGIN
@@ -49,10 +49,7 @@ def check(
         return
     gate = compare(read_runs(_records_in(baseline)), new, MARGIN if margin is None else margin)
     report = to_report(gate)
-    if junit is not None:
-        write_text(junit, to_junit(gate))
-    if markdown is not None:
-        write_text(markdown, report)
+    write_texts({place: text for place, text in ((junit, to_junit(gate)), (markdown, report)) if place is not None})
     print(report)
     say(headline(gate) + ".")
     raise typer.Exit(0 if gate.passed else 1)

@@ -8,72 +8,74 @@ The objective wraps any head that reports its predictions; K layers are an optio
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
+from heads.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
 
-DISCRIMINATORS = ("feature", "embedding")
-
-
-class Discriminator(nn.Module):
-    """Two hidden layers that answer one logit: does this description of the next token come from the target?
-
-    It sees the target's state where the head drafts from, the embedding of the last token before the drafted one, and the
-    description. Each is normalised without learned scale, so that scale alone betrays nothing.
-    """
-
-    def __init__(self, width: int, hidden: int, depths: int) -> None:
-        super().__init__()
-        self.into = nn.Linear(3 * width, hidden)
-        self.depth = nn.Embedding(depths, hidden)
-        self.middle = nn.Linear(hidden, hidden)
-        self.out = nn.Linear(hidden, 1)
-        self.width = width
-
-    def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
-        """Logits [rows] from three tensors [rows, width]; positive means target."""
-        x = torch.cat([F.layer_norm(part, (self.width,)) for part in (context, token, described)], dim=-1)
-        x = F.leaky_relu(self.into(x) + self.depth.weight[depth - 1], 0.2)
-        logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]
-        return logits
+RATE_SCHEDULES = ("constant", "cosine")
+_NOISE_STREAM = 0x6B6F616C61  # sets the discriminator's noise apart from that of a head, which starts from the same seed
 
 
 class Adversarial(nn.Module):
     """Adds ``weight * softplus(-D(head))`` to a head's supervised loss (non-saturating, Goodfellow et al. 2014).
 
     Args:
-        discriminator: what D sees of the next token: ``feature``, the target's next state against the head's; or
-            ``embedding``, the expected embedding under the target's and the head's distribution.
+        discriminator: what D sees: ``feature``, the target's next state against the head's; ``embedding``, the expected
+            embedding under the target's and the head's distribution; or ``sequence``, a run of descriptions judged as a whole:
+            all depths drafted from one state, or ``window`` neighbouring predictions of a head that looks one token ahead.
         weight: lambda. Zero leaves the supervised run as it is, bit for bit.
         balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's output.
         start, ramp: fractions of training after which the term sets in, and over which it grows to ``weight``.
-        hidden: width of D's layers.
+        hidden, hidden_layers: width and number of D's hidden layers.
         learning_rate: D's own, for Adam with betas (0.5, 0.9).
         seed: of D's initial weights.
+        described: what a ``sequence`` is made of, ``feature`` or ``embedding``.
+        window: length of a ``sequence`` where the head predicts one depth only.
+        spectral: spectral normalisation of D's weights (Miyato et al. 2018).
+        r1: gamma of the penalty gamma/2 |dD/dx|^2 on the target's descriptions (R1, Mescheder et al. 2018).
+        noise: standard deviation of the noise on descriptions, target's and head's, whose own is 1 (instance noise, Soenderby et al. 2016).
+        noise_until: fraction of training at which that noise, falling linearly from ``start`` on, has come to nothing.
+        rate_schedule: ``constant``, or ``cosine``: D's rate falls along half a cosine from ``start`` to zero at the end.
     """
 
     def __init__(
         self, spec: TargetSpec, discriminator: str = "feature", weight: float = 0.1, balanced: bool = False, start: float = 0.2, ramp: float = 0.1,
-        hidden: int = 256, learning_rate: float = 1e-4, seed: int = 0, depths: int = 16,
+        hidden: int = 256, learning_rate: float = 1e-4, seed: int = 0, depths: int = 16, hidden_layers: int = 2, described: str = "feature",
+        window: int = 4, spectral: bool = False, r1: float = 0.0, noise: float = 0.0, noise_until: float = 1.0, rate_schedule: str = "constant",
     ) -> None:  # fmt: skip
         super().__init__()
-        if discriminator not in DISCRIMINATORS:
-            raise KoalaBenchError(f"Unknown discriminator '{discriminator}'.", f"Use one of {', '.join(DISCRIMINATORS)}.")
-        if weight < 0:
-            raise KoalaBenchError(f"The adversarial weight is {weight}.", "It must not be negative.")
-        self.kind, self.weight, self.balanced, self.start, self.ramp = discriminator, weight, balanced, start, ramp
+        choices = (("discriminator", discriminator, DISCRIMINATORS), ("description", described, DESCRIPTIONS), ("schedule", rate_schedule, RATE_SCHEDULES))
+        for what, value, known in choices:
+            if value not in known:
+                raise KoalaBenchError(f"Unknown {what} '{value}'.", f"Use one of {', '.join(known)}.")
+        for name, amount in (("weight", weight), ("r1", r1), ("noise", noise)):
+            if not 0 <= amount < math.inf:
+                raise KoalaBenchError(f"The adversarial {name} is {amount}.", "It must be finite and not negative.")
+        for name, count in (("hidden", hidden), ("hidden_layers", hidden_layers)):
+            if count < 1:
+                raise KoalaBenchError(f"The discriminator's {name} is {count}.", "It must be at least 1.")
+        if not 2 <= window <= depths:
+            raise KoalaBenchError(f"The discriminator's window is {window}.", f"It must be 2 to {depths} (its depths).")
+        if noise and noise_until <= start:
+            raise KoalaBenchError(f"The noise ends at {noise_until}, before the adversarial term sets in at {start}.", "Raise noise_until.")
+        self.weight, self.balanced, self.start, self.ramp = weight, balanced, start, ramp
+        self.learning_rate, self.rate_schedule = learning_rate, rate_schedule
+        self.r1, self.noise, self.noise_until = r1, noise, noise_until
+        self.view = View(spec, discriminator, described, window)
         # A generator of its own: the heads' random numbers must not depend on whether there is a discriminator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.discriminator = Discriminator(spec.hidden_size, hidden, depths)
+            self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral)
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
-        self._embed, self._vocab_size = spec.embed, spec.vocab_size
 
     def get_extra_state(self) -> dict[str, Any]:
         """The optimiser's state, so that ``state_dict`` is all there is to resume from."""
@@ -81,22 +83,6 @@ class Adversarial(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.optimiser.load_state_dict(state)
-
-    def _described(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's and the head's description of the token, each [rows, hidden_size]."""
-        hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
-        if self.kind == "feature":
-            return hidden[prediction.rows + prediction.depth], prediction.feature
-        table = self._embed(torch.arange(self._vocab_size, device=hidden.device)).float()
-        with torch.no_grad():
-            real = batch.target_probabilities.flatten(0, 1)[prediction.rows + prediction.depth] @ table
-        return real, torch.softmax(prediction.logits.float(), dim=-1) @ table
-
-    def _judge(self, batch: FeatureBatch, prediction: Prediction, described: torch.Tensor) -> torch.Tensor:
-        hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
-        token = self._embed(batch.ids.flatten()[prediction.rows + prediction.depth]).float()
-        logits: torch.Tensor = self.discriminator(hidden[prediction.rows], token, described, prediction.depth)
-        return logits
 
     def term(self, batch: FeatureBatch, found: HeadLoss, progress: float) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """Train the discriminator once, then judge the head.
@@ -111,26 +97,58 @@ class Adversarial(nn.Module):
         predictions = [p for p in found.predictions if len(p.rows)]
         if not predictions:
             raise KoalaBenchError("This head reports no predictions.", "Adversarial training needs HeadLoss.predictions; train the head without +koala.")
-        described = [self._described(batch, prediction) for prediction in predictions]
+        shown = self.view(batch, predictions)
+        if not shown:
+            return None, {}
+        # All noise of a step comes from the batch, so that a resumed run draws the same.
+        spread = self.noise * max(0.0, 1.0 - (progress - self.start) / (self.noise_until - self.start)) if self.noise else 0.0
+        draw = torch.Generator(device=batch.hidden.device).manual_seed(batch.seed ^ _NOISE_STREAM) if spread else None
 
-        real = torch.cat([self._judge(batch, p, truth.detach()) for p, (truth, _) in zip(predictions, described, strict=True)])
-        fake = torch.cat([self._judge(batch, p, guess.detach()) for p, (_, guess) in zip(predictions, described, strict=True)])
-        loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        accuracy = 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean())
+        def noisy(descriptions: torch.Tensor) -> torch.Tensor:
+            if draw is None:
+                return descriptions
+            return descriptions + spread * torch.randn(descriptions.shape, generator=draw, device=descriptions.device)
 
-        self.discriminator.requires_grad_(False)
-        adversarial = torch.stack([F.softplus(-self._judge(batch, p, guess)).mean() for p, (_, guess) in zip(predictions, described, strict=True)]).mean()
-        self.discriminator.requires_grad_(True)
-        logs = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy, "adversarial": adversarial.detach()}
+        logs = self._train(shown, [noisy(each.real.detach()) for each in shown], [noisy(each.fake.detach()) for each in shown], progress)
+
+        self.discriminator.requires_grad_(False).eval()  # eval: the head's turn must not move the state of the spectral norm
+        adversarial = torch.stack([F.softplus(-self._judge(each, noisy(each.fake))).mean() for each in shown]).mean()
+        self.discriminator.requires_grad_(True).train()
+        logs["adversarial"] = adversarial.detach()
         scale: float | torch.Tensor = self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
         if self.balanced:
             ratio = self._gradient_ratio(found, adversarial, predictions)
             logs["gradient_ratio"] = ratio
             scale = scale / ratio.clamp(min=1e-6)
         return scale * adversarial, logs
+
+    def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)
+        return logits
+
+    def _train(self, shown: Sequence[Shown], real_inputs: list[torch.Tensor], fake_inputs: list[torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
+        """One step of the discriminator on the target's and the head's descriptions; returns values for the log."""
+        for inputs in real_inputs:
+            inputs.requires_grad_(self.r1 > 0)
+        with parametrize.cached():  # one power iteration a step, not one a look
+            real = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
+            fake = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, fake_inputs, strict=True)])
+        loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        accuracy = 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean())
+        logs = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
+        if self.r1:
+            gradients = torch.autograd.grad(real.sum(), real_inputs, create_graph=True)
+            penalty = torch.cat([gradient.float().flatten(1).pow(2).sum(dim=1) for gradient in gradients]).mean()
+            logs["gradient_penalty"] = penalty.detach()
+            loss = loss + 0.5 * self.r1 * penalty
+        if self.rate_schedule == "cosine":
+            done = (progress - self.start) / (1.0 - self.start)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return logs
 
     @staticmethod
     def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor, predictions: list[Prediction]) -> torch.Tensor:

@@ -123,9 +123,12 @@ def test_the_commands_are_those_of_the_readme(koala: Koala) -> None:
     listed = koala("--help").out
     assert {
         "pretrain",
+        "distill",
+        "sweep",
         "train",
         "evaluate",
         "table",
+        "figure",
         "reproduce",
         "parity",
         "heads",
@@ -518,5 +521,5 @@ def test_options_of_the_wrong_kind_exit_with_2(koala: Koala, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     result = koala(*arguments)
     assert result.code == 2
-    assert "Usage:" in result.err and "Traceback" not in result.err
+    assert result.complaint.endswith(" --help.") and "Traceback" not in result.err
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,156 @@
+"""The grid file of a sweep: a preset, a baseline, a method, and the settings of it that are tried."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import MethodPreset, Positive, Preset
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class SweepGrid(BaseModel):
+    """What a grid file says.
+
+    Attributes:
+        preset, overrides: what all heads are trained with; overrides as for ``--set``.
+        baseline, method: methods of the preset; every trial is ``method`` with some settings of its own.
+        seeds: of training; every trial is trained from each.
+        confirm_seeds: the best trial and the baseline are trained once more from these.
+        prompts, confirm_prompts: held-out prompts that are decoded: the first ones to explore, the next ones to confirm.
+        new_tokens, depth: limit of an answer, and depth of the drafted chains.
+        arms: heads that are trained together; chosen by the free memory if not given.
+        axes: settings with the values to try, every combination of them.
+        trial: settings to try one by one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str
+    overrides: tuple[str, ...] = ()
+    baseline: str
+    method: str
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    confirm_seeds: tuple[Seed, ...] = ()
+    prompts: Positive = 40
+    confirm_prompts: Positive = 40
+    new_tokens: Positive = 64
+    depth: Positive = 4
+    arms: Positive | None = None
+    axes: dict[str, Any] = {}
+    trial: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method that is trained.
+
+    Attributes:
+        name: made of a hash of all its settings, so that a trial is known again in a changed grid.
+        label: what is particular about it, in words.
+    """
+
+    name: str
+    label: str
+    preset: MethodPreset
+
+
+def read_grid(path: Path) -> SweepGrid:
+    """Read a grid file.
+
+    Raises:
+        KoalaBenchError: the file is missing, is no TOML, or an entry is unknown or of the wrong kind.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read the grid {path}: {error.strerror}.", "Name a file such as reproduce/sweeps/eagle.toml.") from error
+    except (ValueError, RecursionError) as error:
+        raise KoalaBenchError(f"The grid {path} is not valid TOML: {error}.", "Mend the file.") from error
+    try:
+        grid = SweepGrid.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise KoalaBenchError(f"Grid {path}, {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the file.") from error
+    every = [*grid.seeds, *grid.confirm_seeds]
+    if twice := sorted({seed for seed in every if every.count(seed) > 1}):
+        raise KoalaBenchError(f"Grid {path}: seed {twice[0]} is there twice.", "Confirm on seeds that the search has not seen.")
+    return grid
+
+
+def trials_of(grid: SweepGrid, preset: Preset) -> tuple[Trial, list[Trial]]:
+    """The baseline, and the trials in the order of the file: single ones first, then the product of the axes.
+
+    Raises:
+        KoalaBenchError: nothing to try, a setting that a method has not, or the same trial twice.
+    """
+    baseline = _named(preset.method(grid.baseline), grid.baseline, "baseline")
+    base = preset.method(grid.method)
+    found: dict[str, Trial] = {}
+    for settings in _settings(grid):
+        trial = _named(_changed(base, settings), _label(settings), "trial")
+        if trial.name in found:
+            raise KoalaBenchError(f"The grid has the trial '{trial.label}' twice.", "Leave one of them out.")
+        found[trial.name] = trial
+    if not found:
+        raise KoalaBenchError("The grid has nothing to try.", "Give [axes] or [[trial]] tables.")
+    return baseline, list(found.values())
+
+
+def _settings(grid: SweepGrid) -> Iterator[dict[str, Any]]:
+    yield from (dict(_flat(trial)) for trial in grid.trial)
+    axes = dict(_flat(grid.axes))
+    for key, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise KoalaBenchError(f"The axis '{key}' is {values!r}.", "Give a list of the values to try.")
+    if axes:
+        yield from (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+
+
+def _flat(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key, whether the file quotes the key, dots it or nests tables."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _changed(base: MethodPreset, settings: dict[str, Any]) -> MethodPreset:
+    values = base.model_dump()
+    for key, value in settings.items():
+        place, parts = values, key.split(".")
+        if parts[0] not in MethodPreset.model_fields or parts[0] == "tree" or len(parts) != (2 if parts[0].endswith("options") else 1):
+            raise KoalaBenchError(
+                f"'{key}' is not a setting of a method that can be tried.",
+                "Use layers, learning_rate, objective, options.X or objective_options.X; what is the same for all goes to overrides.",
+            )
+        for part in parts[:-1]:
+            place = place[part]
+        place[parts[-1]] = value
+    try:
+        return MethodPreset.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise KoalaBenchError(f"The trial '{_label(settings)}', {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the grid.") from error
+
+
+def _label(settings: dict[str, Any]) -> str:
+    parts = (f"{key.rpartition('.')[2]} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
+    return ", ".join(parts) or "as in the preset"
+
+
+def _named(method: MethodPreset, label: str, kind: str) -> Trial:
+    """The tree is not part of a trial: nothing is decoded with it."""
+    content = json.dumps(method.model_dump(mode="json", exclude={"tree"}), sort_keys=True)
+    return Trial(f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}", label, method)

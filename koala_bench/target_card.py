@@ -40,7 +40,7 @@ def _command(manifest: dict[str, Any]) -> str:
     said = [f"--steps {options['steps']}", f"--seed {options['seed']}"]
     # Targets made before an option was there did without it.
     said += [f"--{name} {options[name]:g}" for name, usual in (("rate", 1.0), ("unlikelihood", 0.0)) if options.get(name, usual) != usual]
-    return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if manifest["started_from"] is not None else [])])
+    return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if manifest.get("started_from") is not None else [])])
 
 
 def _unlikelihood(options: dict[str, Any]) -> str:
@@ -53,7 +53,7 @@ def model_card(manifest: dict[str, Any]) -> str:
     """The card, Markdown with the hub's front matter, of a target with this manifest."""
     options = manifest["options"]
     stages = [manifest]
-    while stages[-1]["started_from"] is not None:
+    while stages[-1].get("started_from") is not None:  # targets made before `--start` was there have none
         stages.append(stages[-1]["started_from"])
     before = "".join(
         f"| began with | the target of `{_command(earlier)}`: {earlier['tokens_seen']:,} tokens of corpus `{earlier['corpus_sha256'][:12]}`, "

@@ -108,6 +108,16 @@ def test_the_card_holds_the_numbers_of_the_manifest(whole: Path) -> None:
         assert value in card
 
 
+def test_the_card_names_every_stage_and_takes_manifests_from_before_there_were_stages(whole: Path) -> None:
+    manifest = json.loads((whole / "pretraining.json").read_text())
+    oldest = {key: value for key, value in manifest.items() if key != "started_from"} | {"weights_sha256": "a" * 64, "tokens_seen": 1234}
+    oldest["options"] = {key: value for key, value in manifest["options"].items() if key not in ("rate", "unlikelihood")}
+    second = {**manifest, "started_from": oldest, "weights_sha256": "b" * 64, "tokens_seen": 2345}
+    card = target_card.model_card({**manifest, "started_from": second})
+    assert card.count("| began with |") == 2
+    assert card.index("2,345 tokens") < card.index("1,234 tokens")
+
+
 def test_it_learns(tmp_path: Path) -> None:
     train(tmp_path / "out", steps=40, every=100)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "work" / "log.jsonl").read_text().splitlines()]

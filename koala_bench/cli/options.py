@@ -17,9 +17,7 @@ TargetName = Annotated[str | None, typer.Option("--target", help="Hub id or fold
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise.")]
-Methods = Annotated[
-    str | None, typer.Option("--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.")
-]
+Methods = Annotated[str | None, typer.Option("--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.")]
 Layers = Annotated[int | None, typer.Option("--layers", min=1, help="K, the number of layers of every head.")]
 Tree = Annotated[str | None, typer.Option("--tree", help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.")]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")]

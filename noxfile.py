@@ -61,9 +61,9 @@ def compare(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; options go to pytest (-- -m 'not slow')."""
+    """All tests, on all cores; options go to pytest (-- -m 'not slow')."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from koala_bench.checkpoints import read_state, save_head, write_state
@@ -195,6 +196,7 @@ def train(
     features = arms[0].head.features
     if any(arm.head.features != features for arm in arms):
         raise KoalaBenchError("These heads read different layers of the target.", "Train heads with other features in a run of their own.")
+    AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
     accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"

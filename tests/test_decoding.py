@@ -150,7 +150,7 @@ def test_an_encoder_decoder_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_target_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable of that name is read once, at the import
     with pytest.raises(KoalaBenchError, match="no folder"):
         load_target("./not-there", "cpu")
     with pytest.raises(KoalaBenchError, match="Cannot load the target nobody/nothing"):

@@ -385,8 +385,10 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(done: Path, target_folder: P
     out = tmp_path / "out" / "sweep.jsonl"
     command = [sys.executable, "-m", "koala_bench.cli", "sweep", str(tmp_path / "grid.toml"), "--out", str(out.parent)]
 
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in these tests: sums over several threads round otherwise
+
     def killed_when(ready: Any) -> None:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=alone)
         deadline = time.monotonic() + 240
         while not ready() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -396,7 +398,7 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(done: Path, target_folder: P
 
     killed_when(lambda: list(out.parent.rglob("checkpoint.pt")))
     killed_when(lambda: out.exists() and out.read_text().count('"answer"') >= 4)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=alone)
     whole = numbers(done / "out" / "sweep.jsonl")
     found = numbers(out)
     assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())

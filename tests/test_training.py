@@ -60,6 +60,15 @@ def equal(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_trainings_of_one_process_may_differ_in_precision(target_folder: Path, tmp_path: Path) -> None:
+    data = conversations(tmp_path)
+    for precision in ("no", "bf16", "no"):
+        out = tmp_path / f"{precision}-{len(list(tmp_path.iterdir()))}"
+        run(preset_for(target_folder, data, "training.steps=2", f"training.precision={precision}"), ["eagle"], out)
+    plain, mixed, again = sorted(tmp_path.glob("no-*"))[0], next(tmp_path.glob("bf16-*")), sorted(tmp_path.glob("no-*"))[1]
+    assert equal(plain / "eagle", again / "eagle") and not equal(plain / "eagle", mixed / "eagle")
+
+
 def test_heads_learn_and_leave_the_target_alone(target_folder: Path, tmp_path: Path) -> None:
     preset = preset_for(target_folder, conversations(tmp_path), "training.steps=30")
     target = load_target(str(target_folder), "cpu", "float32")

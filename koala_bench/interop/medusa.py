@@ -26,7 +26,7 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     """Read a checkpoint strictly.
 
     The numbers of heads and blocks come from the keys: the configuration of the released Vicuna heads says 2 where the
-    file has 5 (FasterDecoding/Medusa, TODO in ``medusa_model.py``).
+    file has 5 (FasterDecoding/Medusa, a comment in ``medusa_model.py``).
 
     Args:
         spec: of the target to fit; without it the tensors are only compared with each other.

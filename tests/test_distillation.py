@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupting import interrupt_at
 
 import koala_bench.distillation as distillation
 from koala_bench.conversations import Conversations, read_conversations
@@ -75,17 +76,8 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = distill(target64, template, asked(), tmp_path / "whole.jsonl", OPTIONS)
-    real, calls = distillation.greedy_answers, 0
-
-    def dies(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distillation, "greedy_answers", dies)
+        interrupt_at(patch, distillation, "greedy_answers", call)
         distill(target64, template, asked(), tmp_path / "cut.jsonl", OPTIONS)
     assert not (tmp_path / "cut.jsonl").exists()
     partial = tmp_path / "cut.jsonl.partial"

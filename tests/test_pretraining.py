@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupting import interrupt_at
 from safetensors.torch import load_file
 
 import koala_bench.pretraining as pretraining
@@ -44,16 +45,7 @@ def train(out: Path, corpus: Corpus | None = None, every: int = 2, **changes: An
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Interrupt the training in the middle of a step."""
-    real, calls = pretraining._loss, 0
-
-    def dies(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(pretraining, "_loss", dies)
+    interrupt_at(monkeypatch, pretraining, "_loss", call)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

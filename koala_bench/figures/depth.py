@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from koala_bench.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
 from koala_bench.errors import KoalaBenchError
-from koala_bench.figures.style import ROW_INCHES, WIDTH_INCHES, ends, grid_lines, looks, save
+from koala_bench.figures.style import ROW_INCHES, WIDTH_INCHES, curve_with_intervals, grid_lines, looks, save
 from koala_bench.notes import labels
 from koala_bench.records import Run
 from koala_bench.statistics import Array, Interval, Statistic
@@ -58,19 +58,7 @@ def _curve(chosen: Sample, method: str, conditional: bool) -> _Curve:
 def _draw(axes: Axes, curves: Sequence[_Curve], label: str) -> None:
     for place, (curve, look) in enumerate(zip(curves, looks([curve.method for curve in curves]), strict=True)):
         across = [depth + _DODGE * (place - (len(curves) - 1) / 2) for depth in curve.depths]
-        axes.errorbar(
-            across,
-            [rate.value for rate in curve.rates],
-            yerr=ends(curve.rates),
-            color=look.colour,
-            marker=look.marker,
-            markersize=4,
-            linewidth=1.2,
-            linestyle="--" if look.dashed else "-",
-            elinewidth=0.9,
-            capsize=2,
-            label=curve.method,
-        )
+        curve_with_intervals(axes, across, curve.rates, look, look.dashed, curve.method)
     deepest = max(depth for curve in curves for depth in curve.depths)
     axes.set_xlim(0.6, deepest + 0.4)
     axes.set_ylim(0, 1)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, Look, ends, grid_lines, looks, save
+from koala_bench.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, Look, curve_with_intervals, grid_lines, looks, save
 from koala_bench.records import Run
 from koala_bench.statistics import Interval
 from koala_bench.summaries import Summary, summarise
@@ -74,19 +74,8 @@ def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
 
 
 def _line(axes: Axes, curve: Curve, look: Look, measured: Sequence[Interval], aside: float) -> None:
-    axes.errorbar(
-        [point.method["layers"] + aside for point in curve.points],
-        [each.value for each in measured],
-        yerr=ends(measured),
-        color=look.colour,
-        marker=look.marker,
-        markersize=4,
-        linewidth=1.2,
-        linestyle="--" if curve.adversarial else "-",
-        elinewidth=0.9,
-        capsize=2,
-        label=curve.label,
-    )
+    across = [point.method["layers"] + aside for point in curve.points]
+    curve_with_intervals(axes, across, measured, look, curve.adversarial, curve.label)
 
 
 def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:

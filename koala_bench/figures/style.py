@@ -91,3 +91,20 @@ def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
                 figure.savefig(temporary, format=kind, metadata=without)
             written.append(path)
     return written
+
+
+def curve_with_intervals(axes: Axes, across: Sequence[float], measured: Sequence[Interval], look: Look, dashed: bool, label: str) -> None:
+    """Draw a line through measured values, each with its interval."""
+    axes.errorbar(
+        across,
+        [each.value for each in measured],
+        yerr=ends(measured),
+        color=look.colour,
+        marker=look.marker,
+        markersize=4,
+        linewidth=1.2,
+        linestyle="--" if dashed else "-",
+        elinewidth=0.9,
+        capsize=2,
+        label=label,
+    )

@@ -21,6 +21,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
 
 RATE_SCHEDULES = ("constant", "cosine")
+_RATIO_EVERY = 8  # steps between two looks at the gradients' norms, which cost two backward passes and change slowly
 _NOISE_STREAM = 0x6B6F616C61  # sets the discriminator's noise apart from that of a head, which starts from the same seed
 
 
@@ -32,7 +33,8 @@ class Adversarial(nn.Module):
             embedding under the target's and the head's distribution; or ``sequence``, a run of descriptions judged as a whole:
             all depths drafted from one state, or ``window`` neighbouring predictions of a head that looks one token ahead.
         weight: lambda. Zero leaves the supervised run as it is, bit for bit.
-        balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's output.
+        balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's output,
+            which is measured at every eighth step.
         start, ramp: fractions of training after which the term sets in, and over which it grows to ``weight``.
         hidden, hidden_layers: width and number of D's hidden layers.
         learning_rate: D's own, for Adam with betas (0.5, 0.9).
@@ -76,13 +78,15 @@ class Adversarial(nn.Module):
             self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral)
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+        self._turns, self._ratio = 0, torch.tensor(1.0)  # steps of the term so far, and the last ratio of the gradients' norms
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The optimiser's state, so that ``state_dict`` is all there is to resume from."""
-        return self.optimiser.state_dict()
+        """What is no tensor of the discriminator, so that ``state_dict`` is all there is to resume from."""
+        return {"optimiser": self.optimiser.state_dict(), "turns": self._turns, "ratio": float(self._ratio)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self._turns, self._ratio = state["turns"], torch.tensor(state["ratio"])
 
     def term(self, batch: FeatureBatch, found: HeadLoss, progress: float) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """Train the discriminator once, then judge the head.
@@ -116,10 +120,12 @@ class Adversarial(nn.Module):
         self.discriminator.requires_grad_(True).train()
         logs["adversarial"] = adversarial.detach()
         scale: float | torch.Tensor = self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
+        if self._turns % _RATIO_EVERY == 0:
+            self._ratio = self._gradient_ratio(found, adversarial, predictions)
+        self._turns += 1
+        logs["gradient_ratio"] = self._ratio
         if self.balanced:
-            ratio = self._gradient_ratio(found, adversarial, predictions)
-            logs["gradient_ratio"] = ratio
-            scale = scale / ratio.clamp(min=1e-6)
+            scale = scale / self._ratio.clamp(min=1e-6)
         return scale * adversarial, logs
 
     def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
@@ -153,9 +159,10 @@ class Adversarial(nn.Module):
     @staticmethod
     def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor, predictions: list[Prediction]) -> torch.Tensor:
         """Norm of the adversarial over that of the supervised gradient, at the head's predicted states."""
-        features = [prediction.feature for prediction in predictions]
+        features = [prediction.feature for prediction in predictions if prediction.feature.requires_grad]
         norms = []
         for loss in (adversarial, found.total):
-            gradients = torch.autograd.grad(loss, features, retain_graph=True)
-            norms.append(math.sqrt(sum(float(g.pow(2).sum()) for g in gradients)))
+            # A head's loss need not go through the states that it reports: what it does not reach has no gradient.
+            gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()
+            norms.append(math.sqrt(sum(float(g.pow(2).sum()) for g in gradients if g is not None)))
         return torch.tensor(norms[0] / max(norms[1], 1e-12))

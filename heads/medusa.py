@@ -68,18 +68,20 @@ class Medusa(nn.Module):
         total = hidden.new_zeros(())
         parts: dict[str, torch.Tensor] = {}
         predictions = []
-        for head in range(self.max_depth):
+        # Taken apart once: the gradient of a slice would be a whole tensor of zeros around it, for every head.
+        for head, output_weight in enumerate(self.output_weight.unbind(0)):
             ahead = head + 2
             wanted = torch.zeros_like(batch.supervised)
             wanted[:, :-ahead] = batch.supervised[:, ahead:]
             rows = wanted.flatten().nonzero()[:, 0]
             labels = batch.ids.flatten()[rows + ahead]
             feature = self.blocks(hidden.flatten(0, 1)[rows], head)
-            logits = F.linear(feature, self.output_weight[head])
+            logits = F.linear(feature, output_weight)
+            scores = logits.float()  # once: under autocast both users below want it, and argmax is slow in half precision
             # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(rows), 1)
+            loss = F.cross_entropy(scores, labels, reduction="sum") / max(len(rows), 1)
             total = total + loss
             parts[f"cross_entropy_{head + 1}"] = loss.detach()
-            parts[f"top1_{head + 1}"] = (logits.detach().argmax(-1) == labels).float().mean() if len(rows) else loss.detach()
+            parts[f"top1_{head + 1}"] = (scores.detach().argmax(-1) == labels).float().mean() if len(rows) else loss.detach()
             predictions.append(Prediction(head + 1, rows, feature, logits))
         return HeadLoss(total, parts, tuple(predictions))

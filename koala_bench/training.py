@@ -98,7 +98,7 @@ def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingP
     objective = build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
     rate = preset.learning_rate or options.learning_rate
     module: nn.Module = head
-    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay, fused=True)
     return Arm(name, preset, head, objective, rate, optimiser)
 
 

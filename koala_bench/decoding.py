@@ -58,6 +58,7 @@ class Decoded:
         stop: ``eos``, ``limit`` (of new tokens) or ``context`` (of the target).
         accepted: drafted tokens kept at each step, after cutting at the end of the answer.
         drafted_depth: how deep the tree of each step was.
+        kept_node: the node at which each step's accepted path ends, after the same cutting; 0 is the root.
         prefill_s, decode_s: seconds up to and after the first token.
         draft_s, verify_s: seconds of drafting and of the target's passes, parts of ``decode_s``.
         steps: trees and paths, only where asked for.
@@ -67,6 +68,7 @@ class Decoded:
     stop: Stop
     accepted: list[int]
     drafted_depth: list[int]
+    kept_node: list[int]
     prefill_s: float
     decode_s: float
     draft_s: float
@@ -125,6 +127,7 @@ def decode(
     tokens = [bonus]
     accepted: list[int] = []
     drafted_depth: list[int] = []
+    kept_node: list[int] = []
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0)
     stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
@@ -154,9 +157,11 @@ def decode(
         tokens += settled[:keep]
         accepted.append(keep - 1)
         drafted_depth.append(tree.shape.depth)
+        kept_node.append(path[keep - 1])
         rows = slice(0, len(path)) if path[-1] == len(path) - 1 else list(path)
         new = Committed(ids.new_tensor(settled), hidden[rows], past)
         watch.mark("accept")
     seconds = watch.seconds()
     decode_s = time.perf_counter() - first_token
-    return Decoded(tokens, stop, accepted, drafted_depth, first_token - started, decode_s, seconds.get("draft", 0.0), seconds.get("verify", 0.0), steps)
+    draft_s, verify_s = seconds.get("draft", 0.0), seconds.get("verify", 0.0)
+    return Decoded(tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, draft_s, verify_s, steps)

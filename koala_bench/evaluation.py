@@ -34,7 +34,7 @@ from koala_bench.provenance import code_state, environment
 from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.recording import RecordWriter, open_record
 from koala_bench.records import Run, read_run
-from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TrainingInfo, TurnLine
+from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine
 from koala_bench.target import Target, fingerprint
 from koala_bench.tree import TreeTemplate, load_template
 
@@ -63,7 +63,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         "layers": 0,
         "adversarial": False,
         "parameters": 0,
-        "tree": {"name": VANILLA_TREE.name, "nodes": 1, "depth": 0},
+        "tree": _tree(VANILLA_TREE),
         "checkpoint": None,
         "weights_sha256": None,
         "training": None,
@@ -85,7 +85,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "layers": config["layers"],
             "adversarial": config["objective"] is not None,
             "parameters": sum(p.numel() for p in head.parameters()),
-            "tree": {"name": template.name, "nodes": template.nodes, "depth": template.depth},
+            "tree": _tree(template),
             "checkpoint": str(heads / name),
             "weights_sha256": weights,
             "training": training,
@@ -93,6 +93,10 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         }
         methods.append(Method(name, head, template, info))
     return methods
+
+
+def _tree(template: TreeTemplate) -> TreeInfo:
+    return {"name": template.name, "nodes": template.nodes, "depth": template.depth, "parents": list(template.shape.parents)}
 
 
 def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
@@ -224,6 +228,7 @@ def _unmeasured(method: str, question: Question, turn: int, repeat: int, prompt:
         "stop": None,
         "accepted": None,
         "drafted_depth": None,
+        "kept_node": None,
         "prefill_s": None,
         "decode_s": None,
         "draft_s": None,
@@ -241,6 +246,7 @@ def _line(session: _Session, method: str, question: Question, turn: int, repeat:
         "stop": answer.stop,
         "accepted": answer.accepted,
         "drafted_depth": answer.drafted_depth,
+        "kept_node": answer.kept_node,
         "prefill_s": answer.prefill_s,
         "decode_s": answer.decode_s,
         "draft_s": answer.draft_s,

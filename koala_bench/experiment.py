@@ -15,11 +15,12 @@ from koala_bench.dialogues import ChatTemplate, EncodedDialogue, chat_template, 
 from koala_bench.distillation import answering_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import make_folder
+from koala_bench.held_out import HeldOut
 from koala_bench.presets import Preset
 from koala_bench.progress import say
 from koala_bench.streams import Stream, TokenBatch, make_stream
 from koala_bench.target import Target, bundled_target, fingerprint, load_target
-from koala_bench.training import HeldOut, make_arm, train
+from koala_bench.training import make_arm, train
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"

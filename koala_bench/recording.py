@@ -13,7 +13,7 @@ from typing import Any, Self
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import write_text
 from koala_bench.records import Run, differences, parse, read_bytes
-from koala_bench.schema import SCHEMA, EndLine, Key, RunHeader, TurnLine, end_problem, header_problem, key_of, turn_problem
+from koala_bench.schema import SCHEMA, EndLine, Key, RunHeader, TurnLine, depths_by_method, end_problem, header_problem, key_of, turn_problem
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
@@ -37,7 +37,7 @@ class RecordWriter:
         self.finished = run.finished
         self.resumed = resumed
         self._handle = handle
-        self._methods = run.methods
+        self._methods = depths_by_method(run.header)
 
     def __enter__(self) -> Self:
         return self

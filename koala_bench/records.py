@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.schema import SCHEMA, Key, MethodInfo, RunHeader, TurnLine, end_problem, header_problem, key_of, turn_problem
+from koala_bench.schema import SCHEMA, Key, MethodInfo, RunHeader, TurnLine, depths_by_method, end_problem, header_problem, key_of, turn_problem
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def parse(path: Path, content: bytes) -> tuple[Run, int]:
     if not objects:
         raise KoalaBenchError(f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote.")
     header = _checked_header(path, objects[0])
-    methods = {method["name"]: None for method in header["methods"]}
+    methods = depths_by_method(header)
     turns: list[TurnLine] = []
     seen: dict[Key, int] = {}
     finished = False

@@ -7,14 +7,14 @@ file format: change one, and ``SCHEMA`` goes up by one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-SCHEMA = 2
+SCHEMA = 3
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=0)]
@@ -50,11 +50,15 @@ class TargetInfo(TypedDict):
 
 @with_config(_STRICT)
 class TreeInfo(TypedDict):
-    """A draft tree. ``nodes`` counts the root, ``depth`` is that of the deepest node (the root's is 0)."""
+    """A draft tree. ``nodes`` counts the root, ``depth`` is that of the deepest node (the root's is 0).
+
+    ``parents`` holds for each node the index of its parent, -1 for the root, and is null where the tree differs from step to step.
+    """
 
     name: str
     nodes: _Count
     depth: _Count
+    parents: list[Annotated[int, Field(ge=-1)]] | None
 
 
 @with_config(_STRICT)
@@ -196,7 +200,8 @@ class TurnLine(TypedDict):
     ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the
     limit; a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or
     all but the first where the prefill's token is no step's.
-    ``drafted_depth[i]`` is the deepest draft level offered at that step. ``decode_s`` is the whole decode loop;
+    ``drafted_depth[i]`` is the deepest draft level offered at that step, ``kept_node[i]`` the node of the tree at which its
+    accepted path ends (0 is the root), null where the tree differs from step to step. ``decode_s`` is the whole decode loop;
     ``draft_s`` and ``verify_s`` are the seconds of drafting and of the target's passes, null if the parts were not timed.
     """
 
@@ -212,6 +217,7 @@ class TurnLine(TypedDict):
     stop: Literal["eos", "limit", "context"] | None
     accepted: list[_Count] | None
     drafted_depth: list[_Count] | None
+    kept_node: list[_Count] | None
     prefill_s: _Seconds | None
     decode_s: _Seconds | None
     draft_s: _Seconds | None
@@ -235,7 +241,7 @@ _TURN = TypeAdapter(TurnLine)
 _END = TypeAdapter(EndLine)
 
 _MEASURED = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "prefill_s", "decode_s")
-_MEASURED_SOMETIMES = ("draft_s", "verify_s", "first_difference")
+_MEASURED_SOMETIMES = ("kept_node", "draft_s", "verify_s", "first_difference")
 
 
 def key_of(turn: TurnLine) -> Key:
@@ -252,6 +258,26 @@ def _complaint(error: ValidationError) -> str:
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 
+def node_depths(parents: Sequence[int]) -> list[int]:
+    """Distance of every node from the root of a recorded tree.
+
+    Raises:
+        ValueError: it is no tree with its root first and parents before children.
+    """
+    if not parents or parents[0] != -1 or any(not 0 <= parent < node for node, parent in enumerate(parents[1:], start=1)):
+        raise ValueError("no tree")
+    depths = [0]
+    for parent in parents[1:]:
+        depths.append(depths[parent] + 1)
+    return depths
+
+
+def depths_by_method(header: RunHeader) -> dict[str, list[int] | None]:
+    """Depth of every node of each method's tree, None where that was not recorded; what ``turn_problem`` checks against."""
+    trees = {method["name"]: method["tree"] for method in header["methods"]}
+    return {name: node_depths(tree["parents"]) if tree and tree["parents"] is not None else None for name, tree in trees.items()}
+
+
 def header_problem(header: Mapping[str, Any]) -> str | None:
     """What is wrong with a run line, as "place: problem", or None."""
     try:
@@ -262,6 +288,16 @@ def header_problem(header: Mapping[str, Any]) -> str | None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         return f"methods: '{repeated[0]}' is listed twice"
+    for index, method in enumerate(header["methods"]):
+        tree = method["tree"]
+        if tree is None or tree["parents"] is None:
+            continue
+        try:
+            depths = node_depths(tree["parents"])
+        except ValueError:
+            return f"methods.{index}.tree.parents: not a tree with its root first and parents before children"
+        if (len(depths), max(depths)) != (tree["nodes"], tree["depth"]):
+            return f"methods.{index}.tree.parents: {len(depths)} nodes of depth {max(depths)}, not {tree['nodes']} of depth {tree['depth']}"
     try:
         created = datetime.fromisoformat(header["created"])
     except ValueError:
@@ -269,8 +305,12 @@ def header_problem(header: Mapping[str, Any]) -> str | None:
     return None if created.tzinfo else "created: has no time zone"
 
 
-def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, object]) -> str | None:
-    """What is wrong with a turn line of a run with these methods, as "place: problem", or None."""
+def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | None]) -> str | None:
+    """What is wrong with a turn line of a run, as "place: problem", or None.
+
+    Args:
+        methods: ``depths_by_method`` of the run.
+    """
     try:
         _TURN.validate_python(turn)
     except ValidationError as error:
@@ -291,6 +331,11 @@ def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, object]) -> str 
         return f"accepted: {len(accepted)} steps settle {settled} tokens, but new_token_ids has {tokens}"
     if any(count > depth for count, depth in zip(accepted, offered, strict=True)):
         return "accepted: more tokens than the draft was deep"
+    nodes, depths = turn["kept_node"], methods[turn["method"]]
+    if nodes is not None and depths is None:
+        return "kept_node: the run line has no tree for this method"
+    if nodes is not None and depths is not None and [depths[node] if node < len(depths) else -1 for node in nodes] != accepted:
+        return "kept_node: not at the depths that accepted says"
     if (turn["draft_s"] is None) != (turn["verify_s"] is None):
         return "draft_s, verify_s: one is null and the other is not"
     return None

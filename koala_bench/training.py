@@ -22,21 +22,18 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from koala_bench.checkpoints import read_state, save_head, write_state
-from koala_bench.decoding import decode
-from koala_bench.definitions import acceptance_length, acceptance_rate_by_depth
 from koala_bench.errors import KoalaBenchError
+from koala_bench.features import features_of
 from koala_bench.files import continue_log
 from koala_bench.heads import FeatureBatch, TrainableHead
+from koala_bench.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.progress import progress, say
 from koala_bench.registry import HEADS, OBJECTIVES, build
 from koala_bench.streams import Stream, TokenBatch
 from koala_bench.target import Target
-from koala_bench.tree import load_template
 
 _LOG_EVERY = 10
-_PROBE_DEPTH = 4  # held-out acceptance is measured with chains this deep, whatever tree the method decodes with
-_PROBE_TOKENS = 64
 
 
 @dataclass
@@ -60,14 +57,6 @@ class Arm:
     def parameters(self) -> int:
         """Number of trained parameters of the head."""
         return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What heads are watched on: batches for the loss, and prompts that are decoded for the acceptance length."""
-
-    batches: Sequence[TokenBatch]
-    prompts: Sequence[Sequence[int]]
 
 
 def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:
@@ -111,13 +100,6 @@ def schedule(step: int, options: TrainingPreset) -> float:
     return options.final_rate_fraction + (1 - options.final_rate_fraction) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def features_of(target: Target, batch: TokenBatch, features: tuple[int, ...], seed: int) -> FeatureBatch:
-    """The target's states for a batch: the one pass that all heads share."""
-    ids = batch.ids.to(target.device)
-    hidden = target.states(ids, features).clone()  # a clone outside of inference mode may enter autograd
-    return FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output, batch.lengths.to(target.device))
-
-
 def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
     if not batch.supervised.any():
         raise KoalaBenchError(f"No token of dialogue {names[batch.samples[0]]} and its batch belongs to an answer.", "Check the chat template and the data.")
@@ -147,37 +129,6 @@ def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[in
         return int(state["step"]), int(state["tokens"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
-
-
-@torch.no_grad()
-def held_out_losses(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, float]:
-    """Mean of the parts of a head's loss over the held-out batches."""
-    arm.head.eval()
-    sums: dict[str, float] = {}
-    for batch in held_out.batches:
-        found = arm.head.loss(features_of(target, batch, arm.head.features, seed=0))
-        for key, value in {"loss": found.total, **found.parts}.items():
-            sums[key] = sums.get(key, 0.0) + float(value) / len(held_out.batches)
-    arm.head.train()
-    return {key: round(value, 5) for key, value in sums.items()}
-
-
-def held_out_acceptance(target: Target, arm: Arm, held_out: HeldOut) -> dict[str, Any]:
-    """Acceptance length and rates by depth of a head over held-out prompts, drafting chains of four, or as deep as it can."""
-    template = load_template(f"chain-{min(_PROBE_DEPTH, arm.head.max_depth)}")
-    accepted: list[int] = []
-    depths: list[int] = []
-    # Decoding is in the target's dtype. The weights come back bit for bit, into the tensors that the optimiser knows.
-    trained = {name: tensor.clone() for name, tensor in arm.head.state_dict().items()}
-    arm.head.eval().to(target.dtype)
-    for prompt in held_out.prompts:
-        answer = decode(target, arm.head, template, prompt, _PROBE_TOKENS, target.stop_ids)
-        accepted += answer.accepted
-        depths += answer.drafted_depth
-    arm.head.train().float().load_state_dict(trained)
-    rates = [round(found.rate, 4) if found.trials else None for found in acceptance_rate_by_depth(accepted, depths)]
-    # No step at all if every prompt was too long, or every answer a single token.
-    return {"acceptance_length": round(acceptance_length(accepted), 4) if accepted else None, "acceptance_rate_by_depth": rates}
 
 
 def train(
@@ -252,8 +203,8 @@ def train(
                             "kind": "held_out",
                             "step": step + 1,
                             "method": arm.name,
-                            **held_out_losses(target, arm, held_out),
-                            **held_out_acceptance(target, arm, held_out),
+                            **held_out_losses(target, arm.head, held_out),
+                            **held_out_acceptance(target, arm.head, held_out),
                         }
                     )
             log.flush()

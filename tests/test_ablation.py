@@ -160,7 +160,7 @@ def test_records_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path,
     first = of_seed(tmp_path, 0)
     header = make_header(METHODS)
     header["seed"] = 1
-    header["methods"][2]["tree"] = {"name": "2x1", "nodes": 5, "depth": 2}
+    header["methods"][2]["tree"] = {"name": "2x1", "nodes": 5, "depth": 2, "parents": None}
     with pytest.raises(KoalaBenchError, match=r"differ in the tree of eagle\+layers"):
         write_table([first, read_run(write_run(tmp_path / "tree.jsonl", header=header))], tmp_path, spec, paper)
     with pytest.raises(KoalaBenchError, match="same target and training seed"):

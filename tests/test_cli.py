@@ -237,7 +237,7 @@ def test_options_are_what_the_record_says(koala: Koala, folder: Path, done: Path
     result = koala("evaluate", *settings(folder), *decoding(folder), *options, "--max-new-tokens", "3", "--out", str(tmp_path))
     assert result.code == 0
     header = read_run(tmp_path / "records.jsonl").header
-    assert header["methods"][1]["tree"] == {"name": "2x1", "nodes": 5, "depth": 2}
+    assert header["methods"][1]["tree"] == {"name": "2x1", "nodes": 5, "depth": 2, "parents": [-1, 0, 0, 1, 2]}
     assert (header["target"]["dtype"], header["target"]["attention"], header["target"]["device"]) == ("float64", "eager", "cpu")
     assert (header["limits"]["max_new_tokens"], header["measure"]["repeats"]) == (3, 2)
     assert header["preset"]["resolved"]["methods"]["eagle+koala"]["tree"] == "2x1"

@@ -28,6 +28,7 @@ from koala_bench.schema import TurnLine, key_of
 from koala_bench.summaries import summarise
 from koala_bench.target import Target, fingerprint, load_target
 from koala_bench.testing import save_tiny_target
+from koala_bench.tree import load_template
 
 METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
 TREE = "48x2x1"
@@ -111,6 +112,17 @@ def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> Non
         assert turn["prefill_s"] and turn["decode_s"] and turn["decode_s"] >= (turn["draft_s"] or 0) + (turn["verify_s"] or 0)
 
 
+def test_a_record_says_which_node_each_step_kept(run: Run) -> None:
+    shapes = {name: load_template(TREE).shape for name in METHODS[1:]}
+    for turn in run.turns:
+        assert turn["kept_node"] is not None
+        if turn["method"] != "vanilla":
+            assert [shapes[turn["method"]].depths[node] for node in turn["kept_node"]] == turn["accepted"]
+    # In a wide tree some accepted path leaves the best guesses.
+    firsts = {node for turn in run.turns for node in turn["kept_node"] or []}
+    assert len(firsts) > 4
+
+
 def test_the_heads_do_draft(run: Run) -> None:
     assert {depth for turn in run.turns if turn["method"] != "vanilla" for depth in turn["drafted_depth"] or []} == {3}
     for method in METHODS[1:]:
@@ -189,8 +201,10 @@ def test_the_header_says_what_was_measured(bench: Bench, run: Run) -> None:
         ("eagle", "eagle", 1, False),
         ("eagle+koala", "eagle", 2, True),
     ]
-    assert all(m["tree"] == {"name": TREE, "nodes": 241, "depth": 3} and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
-    assert header["methods"][0]["tree"] == {"name": "root", "nodes": 1, "depth": 0}
+    parents = list(load_template(TREE).shape.parents)
+    tree = {"name": TREE, "nodes": 241, "depth": 3, "parents": parents}
+    assert all(m["tree"] == tree and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
+    assert header["methods"][0]["tree"] == {"name": "root", "nodes": 1, "depth": 0, "parents": [-1]}
 
 
 def test_vanilla_is_measured_even_if_it_is_not_asked_for(bench: Bench, tmp_path: Path) -> None:

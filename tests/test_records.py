@@ -52,7 +52,7 @@ def make_method(name: str) -> MethodInfo:
         "layers": layers,
         "adversarial": name.endswith(("+koala", "+adversarial")),
         "parameters": layers * 410_000,
-        "tree": {"name": "root", "nodes": 1, "depth": 0} if head is None else {"name": "mc_sim_7b_63", "nodes": 26, "depth": 4},
+        "tree": {"name": "root" if head is None else "mc_sim_7b_63", "nodes": 26 if head else 1, "depth": 4 if head else 0, "parents": None},
         "checkpoint": None if head is None else f"heads/{name}",
         "weights_sha256": None if head is None else "ab" * 32,
         "training": None if head is None else {"stream_sha256": "cd" * 32, "order_sha256": "ef" * 32, "steps": 600, "tokens": 600_000, "seed": 0},
@@ -63,7 +63,7 @@ def make_method(name: str) -> MethodInfo:
 def make_header(methods: list[str] | None = None, target: str = "tiny") -> RunHeader:
     return {
         "kind": "run",
-        "schema": 2,
+        "schema": 3,
         "run_id": f"{target}-0001",
         "created": "2026-02-03T04:05:06+00:00",
         "command": ["koala-bench", "evaluate", "--preset", target, "--out", "results/a b"],
@@ -129,6 +129,7 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
         "stop": "limit",
         "accepted": accepted,
         "drafted_depth": [4 if head else 0] * len(accepted),
+        "kept_node": None,
         "prefill_s": 0.02,
         "decode_s": decode_s,
         "draft_s": 0.2 * decode_s if head else None,
@@ -141,7 +142,7 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
 
 def failed(turn: TurnLine, message: str = "out of memory") -> TurnLine:
     """The same turn as a failure."""
-    names = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "prefill_s", "decode_s", "draft_s", "verify_s", "first_difference")
+    names = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "kept_node", "prefill_s", "decode_s", "draft_s", "verify_s", "first_difference")
     return turn | {"error": {"type": "RuntimeError", "message": message}} | dict.fromkeys(names)  # type: ignore[return-value]
 
 
@@ -207,6 +208,7 @@ def test_the_prefill_token_may_be_no_steps_token(tmp_path: Path) -> None:
         ({"question_id": "81"}, "question_id: Input should be a valid integer"),
         ({"turn": True}, "turn: Input should be a valid integer"),
         ({"method": "hydra"}, "'hydra' is not among the run's methods"),
+        ({"kept_node": [0] * 36}, "kept_node: the run line has no tree for this method"),
         ({"draft_s": 0.1}, "one is null and the other is not"),
         ({"error": {"type": "E", "message": ""}}, "a failed turn has no numbers"),
         ({"tokens": 3}, "tokens: Extra inputs are not permitted"),
@@ -216,6 +218,37 @@ def test_a_malformed_turn_is_not_written(tmp_path: Path, changes: dict[str, Any]
     with open_record(tmp_path / "run.jsonl", make_header()) as writer, pytest.raises(ValueError, match=problem.replace("(", r"\(")):
         writer.append(make_turn("vanilla", 81, 0) | changes)  # type: ignore[arg-type]
     assert read_run(tmp_path / "run.jsonl").turns == []
+
+
+def with_chain(header: RunHeader) -> RunHeader:
+    """The same run with a recorded tree, a chain of four."""
+    for method in header["methods"][1:]:
+        method["tree"] = {"name": "chain-4", "nodes": 5, "depth": 4, "parents": [-1, 0, 1, 2, 3]}
+    return header
+
+
+def test_kept_nodes_stand_at_the_depths_that_were_accepted(tmp_path: Path) -> None:
+    with open_record(tmp_path / "run.jsonl", with_chain(make_header())) as writer:
+        right = make_turn("eagle", 81, 0)
+        writer.append(right | {"kept_node": right["accepted"]})
+        for wrong in ([0] * len(right["accepted"] or []), (right["accepted"] or [])[1:], [5, *(right["accepted"] or [])[1:]]):
+            with pytest.raises(ValueError, match="kept_node: not at the depths that accepted says"):
+                writer.append(make_turn("eagle", 81, 1) | {"kept_node": wrong})
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        ({"parents": [0, 0, 1, 2, 3]}, "tree.parents: not a tree"),
+        ({"parents": [-1, 0, 3, 2, 3]}, "tree.parents: not a tree"),
+        ({"parents": [-1, 0, 1, 2]}, "tree.parents: 4 nodes of depth 3, not 5 of depth 4"),
+    ],
+)
+def test_a_recorded_tree_is_one(tmp_path: Path, tree: dict[str, Any], problem: str) -> None:
+    header = with_chain(make_header())
+    header["methods"][1]["tree"] |= tree  # type: ignore[operator, typeddict-item]
+    with pytest.raises(ValueError, match=problem), open_record(tmp_path / "run.jsonl", header):
+        pass
 
 
 def test_a_turn_is_written_once_and_nothing_follows_the_end(tmp_path: Path) -> None:
@@ -342,7 +375,7 @@ def edited(path: Path, line: int, edit: Callable[[dict[str, Any]], object]) -> P
         (1, lambda value: value.update(created="yesterday"), ":1: created: not an ISO 8601 time"),
         (1, lambda value: value.update(created="2026-02-03T04:05:06"), ":1: created: has no time zone"),
         (1, lambda value: value.update(kind="turn"), "is not a run record"),
-        (1, lambda value: value.update(schema=1), "has record schema 1; this version reads schema 2. Read it with koala-bench 0.1.0"),
+        (1, lambda value: value.update(schema=1), "has record schema 1; this version reads schema 3. Read it with koala-bench 0.1.0"),
         (7, lambda value: value.update(accepted=[0]), ":7: drafted_depth: 36 steps, but accepted has 1"),
         (7, lambda value: value.pop("stop"), ":7: stop: Field required"),
         (7, lambda value: value.update(turn=0), ":7: the same method, question, turn and repeat as line 2"),

@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "other limit": (lambda: check([BASE], [make("new", limits__max_new_tokens=32)]), "limits.max_new_tokens is 32 .* --max-new-tokens"),
     "other rule": (lambda: check([BASE], [make("new", acceptance__rule="typical")]), "acceptance.rule is typical"),
     "other tree": (
-        lambda: check([BASE], [make("new", methods__2__tree={"name": "chain-2", "nodes": 3, "depth": 2})]),
+        lambda: check([BASE], [make("new", methods__2__tree={"name": "chain-2", "nodes": 3, "depth": 2, "parents": [-1, 0, 1]})]),
         "the tree.name of eagle is chain-2 .*--tree",
     ),
     "missing method": (lambda: check([BASE], [make("new", methods=["vanilla", "eagle"])]), "new.jsonl lacks the method medusa.*--methods vanilla,medusa,eagle"),

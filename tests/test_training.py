@@ -83,6 +83,7 @@ def test_heads_learn_and_leave_the_target_alone(target_folder: Path, tmp_path: P
         held = [line for line in lines if line["method"] == method and line["kind"] == "held_out"]
         assert held[-1]["acceptance_length"] >= 1.0
         assert "top1_1" in held[-1]
+        assert held[-1]["teacher_forced_rate_by_depth"] == held[-1]["decoded_rate_by_depth"]
 
 
 def test_a_manifest_holds_the_hashes_of_what_went_in(target_folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from koala_bench.figures.layers import has_curves
 from koala_bench.published import TableSpec, read_figure_spec, read_paper, read_table_spec
 from koala_bench.records import Run, read_runs
 from koala_bench.summaries import VANILLA
-from koala_bench.tables import write_table
+from koala_bench.tables import SetTable, set_table, write_table
 
 RECIPES = Path(__file__).parent.parent / "reproduce"
 RECORD = "records.jsonl"
@@ -165,6 +165,24 @@ def drawable(sources: Sources) -> list[str]:
     if not any(turn["verify_s"] is not None for run in runs for turn in run.turns_of(VANILLA)):
         absent |= {"prediction"}
     return [name for name in names if name not in absent]
+
+
+def tabulable(sources: Sources) -> list[str]:
+    """The tables that there are records for: the ablation needs a method with one part of KOALA alone, Table 2 its question files.
+
+    Raises:
+        KoalaBenchError: a record is damaged.
+    """
+    usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
+    has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
+    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts}
+    return [name for name in TABLES if there[name]]
+
+
+def read_table(name: str, sources: Sources) -> SetTable:
+    """A table of a folder of results, to be set elsewhere than in a file of its own; errors as ``make_table``."""
+    runs = read_runs(sources.of(name))
+    return set_table(runs, _with_others(read_table_spec(RECIPES / f"{name}.toml"), runs), read_paper(RECIPES / "paper.toml"))
 
 
 def made_in(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from koala_bench.files import write_text
 from koala_bench.notes import Measured, labels, table1_notes, table2_notes, table3_notes
 from koala_bench.published import Claim, Paper, PaperCell, TableSpec, paper_names
 from koala_bench.records import Run, differences
-from koala_bench.rendering import Note, grid, to_csv, to_latex, to_markdown
+from koala_bench.rendering import Grid, Note, grid, to_csv, to_latex, to_markdown
 from koala_bench.statistics import Interval
 from koala_bench.summaries import VANILLA, Summary, sample, summaries_of, summarise
 from koala_bench.tasks import rows_by_task
@@ -176,6 +176,30 @@ def table_name(spec: TableSpec) -> str:
     return f"table{_TABLES[spec.by][0]}"
 
 
+@dataclass(frozen=True)
+class SetTable:
+    """A table as it is read: rounded cells, notes, and a second table of other people's numbers if there is one."""
+
+    name: str
+    title: str
+    grid: Grid
+    notes: Sequence[Note]
+    below: tuple[str, Grid] | None
+
+
+def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
+    """A table with its notes, not yet in any file format; arguments and errors as ``write_table``."""
+    return _set(runs, spec, paper)[0]
+
+
+def _set(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[SetTable, pd.DataFrame]:
+    content = _content(runs, spec, paper)
+    frame = _frame(content.groups, spec, paper)
+    number, caption, _ = _TABLES[spec.by]
+    title = f"Table {number}: {caption if spec.by == 'part' else caption.lower()}"
+    return SetTable(table_name(spec), title, grid(frame, spec.columns), content.notes, external_table(runs, spec, paper)), frame
+
+
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
     """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or 2 or 3; the same records give the same bytes.
 
@@ -191,14 +215,13 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
     Raises:
         KoalaBenchError: see ``summarise``; runs that do not belong into one table; or a folder that cannot be written.
     """
-    content = _content(runs, spec, paper)
-    frame = _frame(content.groups, spec, paper)
-    number, caption, group = _TABLES[spec.by]
-    table, below, name = grid(frame, spec.columns), external_table(runs, spec, paper), table_name(spec)
+    table, frame = _set(runs, spec, paper)
+    _, caption, group = _TABLES[spec.by]
+    latex_title = f"{caption}. The best speedup of each {group} is bold; intervals are in brackets."
     contents = {
-        f"{name}.md": to_markdown(table, f"Table {number}: {caption if spec.by == 'part' else caption.lower()}", content.notes, below),
-        f"{name}.tex": to_latex(table, f"{caption}. The best speedup of each {group} is bold; intervals are in brackets.", f"tab:{name}", content.notes, below),
-        f"{name}.csv": to_csv(frame, spec.columns),
+        f"{table.name}.md": to_markdown(table.grid, table.title, table.notes, table.below),
+        f"{table.name}.tex": to_latex(table.grid, latex_title, f"tab:{table.name}", table.notes, table.below),
+        f"{table.name}.csv": to_csv(frame, spec.columns),
     }
     for file, text in contents.items():
         write_text(out_dir / file, text)

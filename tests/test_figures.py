@@ -14,12 +14,12 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.figures import write_figure1
 from koala_bench.figures.layers import curves
 from koala_bench.figures.prediction import predictions
-from koala_bench.figures.training import read_training
 from koala_bench.integrity import verify
 from koala_bench.records import read_run
 from koala_bench.reproduction import FIGURES, make_figure
 from koala_bench.schema import TurnLine
 from koala_bench.summaries import sample, summarise
+from koala_bench.training_log import read_training
 
 
 def test_the_same_record_gives_the_same_bytes_whatever_style_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

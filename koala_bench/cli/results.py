@@ -1,4 +1,4 @@
-"""Commands that read records: table, figure, verify."""
+"""Commands that read records: table, figure, report, verify."""
 
 from __future__ import annotations
 
@@ -55,6 +55,21 @@ def figure(
         raise KoalaBenchError("All figures are drawn from a folder of results.", f"Name one folder, or one of {', '.join(FIGURES)}.")
     for path in make_figure(name, paths, out or paths[0].parent):
         print(path)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The HTML file; report.html in the folder by default.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers, environment.
+
+    Example: `koala-bench report results/table1-tiny --out report.html`.
+    """
+    from koala_bench.report import write_report
+
+    print(write_report(folder, out or folder / "report.html", data_dir))
 
 
 @app.command()

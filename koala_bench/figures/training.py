@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,9 @@ from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.figures.style import GREY, WIDTH_INCHES, Look, grid_lines, looks, save
+from koala_bench.training_log import read_training
 
 _ROW_INCHES = 2.2
-
-
-def read_training(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``training.jsonl``, a half-written last one left out.
-
-    Raises:
-        KoalaBenchError: no such file, or a line that training did not write.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KoalaBenchError(f"Cannot read the training log {path}: {error}.", "Name the training.jsonl beside trained heads.") from error
-    found = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            value = json.loads(line)
-            fine = value["kind"] in ("step", "held_out") and isinstance(value["step"], int) and isinstance(value["method"], str)
-        except (ValueError, KeyError, TypeError) as error:
-            raise KoalaBenchError(f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads.") from error
-        if not fine:
-            raise KoalaBenchError(f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads.")
-        found.append(value)
-    return found
 
 
 def _series(lines: Sequence[dict[str, Any]], kind: str, method: str, key: str) -> tuple[list[int], list[float]]:

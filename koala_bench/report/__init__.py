@@ -1,0 +1,124 @@
+"""One self-contained HTML page of a folder of results: what was measured, how, and what to look at twice."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import write_text
+from koala_bench.questions import find_questions, questions_sha256, read_questions
+from koala_bench.records import Run, read_run
+from koala_bench.report.outliers import outliers_of
+from koala_bench.report.trees import draw_trees
+from koala_bench.reproduction import drawable, make, read_table, sources_in, tabulable
+from koala_bench.summaries import VANILLA, Summary, summarise
+from koala_bench.training_log import GAP, agreements, read_training
+
+_CAPTIONS = {
+    "figure1": "Speedup and acceptance length of every method, with 95 % intervals.",
+    "figure-depth": "Acceptance rate by depth, given that the token above was accepted.",
+    "figure-layers": "Speedup and draft overhead against the number of layers K.",
+    "figure-categories": "Speedup by category of question.",
+    "figure-training": "Training: the heads' losses, their held-out acceptance length, and the discriminators' side.",
+    "figure-prediction": "Speedup predicted from acceptance length and step times, against the measured one.",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure inside the page: PNG in base64, and what it shows."""
+
+    caption: str
+    data: str
+
+
+def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
+    """Write the page of a folder of results; it needs nothing beside it, and no model to be made.
+
+    Args:
+        folder: with ``records.jsonl``; records of other seeds and tasks and the log of the training are used where they are there.
+        out: the HTML file.
+        data_dir: where the questions are looked for, to be shown beside the answers.
+
+    Raises:
+        KoalaBenchError: there is no record, it is damaged or has nothing to compare.
+    """
+    sources = sources_in(folder)
+    if sources.main is None:
+        raise KoalaBenchError(f"{folder} has no records.jsonl to report on.", "Name the folder that `reproduce` or `evaluate` wrote.")
+    run = read_run(sources.main)
+    summaries = summarise(run)
+    if len(summaries) < 2:
+        raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
+    questions = _questions(run, data_dir)
+    log = read_training(sources.log) if sources.log else []
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        (resources.files("koala_bench") / "data" / "report.html.jinja").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        run=run,
+        header=run.header,
+        headline=_headline(run, summaries),
+        tables=[read_table(name, sources) for name in tabulable(sources)],
+        pictures=_pictures(folder),
+        summaries=[summary for summary in summaries if summary.name != VANILLA],
+        trees=draw_trees(run),
+        outliers=outliers_of(run, questions),
+        questions_found=bool(questions),
+        agreements=agreements(log),
+        has_log=bool(log),
+        gap=GAP,
+        resolved=json.dumps(run.header["preset"]["resolved"], indent=1, ensure_ascii=False),
+    )
+    write_text(out, page)
+    return out
+
+
+def _headline(run: Run, summaries: Sequence[Summary]) -> list[str]:
+    """What a reader wants to know first, in sentences."""
+    heads = [summary for summary in summaries if summary.name != VANILLA and summary.speedup.value == summary.speedup.value]
+    lines = []
+    if heads:
+        best = max(heads, key=lambda summary: summary.speedup.value)
+        lines.append(
+            f"The fastest method is {best.name}: {best.speedup.value:.2f}x vanilla decoding [{best.speedup.low:.2f}, {best.speedup.high:.2f}], "
+            f"with {best.acceptance_length.value:.2f} tokens per verification."
+        )
+    compared, differing = sum(summary.compared for summary in summaries), sum(len(summary.differing) for summary in summaries)
+    lines.append(f"{compared - differing} of {compared} answers are vanilla's, token by token.")
+    failed = sum(len(summary.failed) for summary in summaries)
+    if failed:
+        lines.append(f"{failed} turns failed and have no numbers.")
+    if not run.finished:
+        lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
+    return lines
+
+
+def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
+    """The turns of every question by id; empty where the file is not at hand or is another one."""
+    wanted = run.header["questions"]
+    try:
+        _, path = find_questions(wanted["name"], data_dir)
+        if questions_sha256(path) != wanted["sha256"]:
+            return {}
+        return {question.question_id: question.turns for question in read_questions(path)}
+    except KoalaBenchError:
+        return {}
+
+
+def _pictures(folder: Path) -> list[Picture]:
+    """All figures that the folder has the records for, drawn anew."""
+    sources = sources_in(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = [path for name in ("table1", *drawable(sources)) for path in make(name, sources, Path(temporary))]
+        return [Picture(_CAPTIONS[path.stem], base64.b64encode(path.read_bytes()).decode("ascii")) for path in files if path.suffix == ".png"]
+
+

@@ -223,6 +223,7 @@ def reproduce(
     from koala_bench.experiment import load_preset_target, train_heads
     from koala_bench.interop.answers import write_fastchat_answers
     from koala_bench.questions import find_questions, read_questions
+    from koala_bench.report import write_report
 
     for job in planned.jobs:  # a wrong --questions should not wait for the training
         read_questions(find_questions(job.preset.evaluation.questions, data_dir)[1])
@@ -238,6 +239,8 @@ def reproduce(
     if missing := [name for name in planned.products if not sources.of(name)]:
         say(f"Not made: {', '.join(missing)}, for {folder} has no log of the training (its heads come from elsewhere).")
     written = [path for name in planned.products if name not in missing for path in make(name, sources, folder)]
+    if what == "all":
+        written.append(write_report(folder, folder / "report.html", data_dir))
     for path in (path for path in written if path.suffix == ".md"):
         print(path.read_text(encoding="utf-8"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

@@ -15,6 +15,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import TreeShape
 
+_SHAPES = 64  # trees whose masks are kept
+
 
 class _Rows(DynamicLayer):
     """One layer's window on the shared storage; ``update`` writes behind the settled rows and returns views."""
@@ -98,6 +100,8 @@ class TreeCache(Cache):
             depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
         """
         if shape not in self._buffers:
+            if len(self._buffers) == _SHAPES:  # a head that draws its tree anew each step must not fill the memory
+                del self._buffers[next(iter(self._buffers))]
             mask = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
             mask[:, self.capacity :].masked_fill_(~shape.ancestors.to(device), torch.finfo(dtype).min)
             self._buffers[shape] = (mask[None, None], torch.tensor([shape.depths], device=device))

@@ -26,9 +26,9 @@ from koala_bench.checkpoints import load_head, read_manifest
 from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.dialogues import ChatTemplate, encode_prompt
 from koala_bench.errors import KoalaBenchError
-from koala_bench.experiment import VANILLA, trained_methods
+from koala_bench.experiment import VANILLA, free_head, methods_with_heads
 from koala_bench.heads import DraftHead
-from koala_bench.presets import Preset
+from koala_bench.presets import MethodPreset, Preset
 from koala_bench.progress import progress, say
 from koala_bench.provenance import code_state, environment
 from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
@@ -71,9 +71,12 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
     }
     methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, nothing)]
     prints = fingerprint(target)
-    for name in trained_methods(preset, names):
+    for name in methods_with_heads(preset, names):
         wanted = preset.method(name)
         template = load_template(wanted.tree)
+        if (free := free_head(wanted, target)) is not None:
+            methods.append(_free_method(name, wanted, free, template, target))
+            continue
         head, config, weights = load_head(heads / name, target)
         trained_on, training = _training(heads / name)
         if trained_on not in (None, prints["weights_sha256"]):
@@ -85,7 +88,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "layers": config["layers"],
             "adversarial": config["objective"] is not None,
             "parameters": sum(p.numel() for p in head.parameters()),
-            "tree": _tree(template),
+            "tree": _tree(template, getattr(head, "dynamic", False)),
             "checkpoint": str(heads / name),
             "weights_sha256": weights,
             "training": training,
@@ -95,8 +98,19 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
     return methods
 
 
-def _tree(template: TreeTemplate) -> TreeInfo:
-    return {"name": template.name, "nodes": template.nodes, "depth": template.depth, "parents": list(template.shape.parents)}
+def _free_method(name: str, preset: MethodPreset, head: DraftHead, template: TreeTemplate, target: Target) -> Method:
+    """A method that has nothing to train, hence nothing to load."""
+    template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+    info: MethodInfo = {
+        "name": name, "head": preset.head, "layers": preset.layers, "adversarial": False, "parameters": 0,
+        "tree": _tree(template, getattr(head, "dynamic", False)),
+        "checkpoint": None, "weights_sha256": None, "training": None, "lossless": True,
+    }  # fmt: skip
+    return Method(name, head, template, info)
+
+
+def _tree(template: TreeTemplate, dynamic: bool = False) -> TreeInfo:
+    return {"name": template.name, "nodes": template.nodes, "depth": template.depth, "parents": None if dynamic else list(template.shape.parents)}
 
 
 def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
@@ -238,15 +252,15 @@ def _unmeasured(method: str, question: Question, turn: int, repeat: int, prompt:
     }
 
 
-def _line(session: _Session, method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
+def _line(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
     return {
-        **_unmeasured(method, question, turn, repeat, prompt),
+        **_unmeasured(method.name, question, turn, repeat, prompt),
         "new_token_ids": answer.tokens,
         "text": session.text(answer.tokens),
         "stop": answer.stop,
         "accepted": answer.accepted,
         "drafted_depth": answer.drafted_depth,
-        "kept_node": answer.kept_node,
+        "kept_node": answer.kept_node if method.info["tree"] and method.info["tree"]["parents"] is not None else None,
         "prefill_s": answer.prefill_s,
         "decode_s": answer.decode_s,
         "draft_s": answer.draft_s,
@@ -262,7 +276,7 @@ def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Se
 def _try(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]) -> TurnLine:
     """One answer, or the record of why there is none: a question too long or too large must not end the run."""
     try:
-        return _line(session, method.name, question, turn, repeat, prompt, session.answer(method, prompt))
+        return _line(session, method, question, turn, repeat, prompt, session.answer(method, prompt))
     except (KoalaBenchError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
         session.cache = None
         return _failure(method.name, question, turn, repeat, prompt, error)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
@@ -16,8 +17,9 @@ from koala_bench.distillation import answering_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import make_folder
 from koala_bench.held_out import HeldOut
-from koala_bench.presets import Preset
+from koala_bench.presets import MethodPreset, Preset
 from koala_bench.progress import say
+from koala_bench.registry import HEADS, build, load
 from koala_bench.streams import Stream, TokenBatch, make_stream
 from koala_bench.target import Target, bundled_target, fingerprint, load_target
 from koala_bench.training import make_arm, train
@@ -40,18 +42,31 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     return target, chat_template(wanted.chat_template, target.tokenizer)
 
 
-def trained_methods(preset: Preset, methods: Sequence[str]) -> list[str]:
-    """The methods that have a head to train, in the order given, each checked against the preset."""
+def methods_with_heads(preset: Preset, methods: Sequence[str]) -> list[str]:
+    """The methods that have a head, in the order given, each checked against the preset."""
     names = [name for name in methods if name != VANILLA]
     for name in names:
         preset.method(name)
     return names
 
 
+def free_head(preset: MethodPreset, target: Target) -> Any | None:
+    """The head of a method that has nothing to train, ready to decode; None for any other.
+
+    Raises:
+        KoalaBenchError: there is no such head, or an option is not its own.
+    """
+    if preset.objective is not None or hasattr(load(HEADS, preset.head), "loss"):
+        return None
+    head = build(HEADS, preset.head, target.spec(), {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})})
+    return head if isinstance(head, nn.Module) and not any(True for _ in head.parameters()) else None
+
+
 def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path, begin: Callable[[], None] = lambda: None) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
-    If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches.
+    If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches. Methods
+    whose heads have nothing to train are passed over.
 
     Args:
         begin: called once everything is checked that can be, before the first thing is written.
@@ -59,8 +74,9 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
     """
-    names = trained_methods(preset, methods)
+    names = [name for name in methods_with_heads(preset, methods) if free_head(preset.method(name), target) is None]
     if not names:
+        begin()
         return
     identity = {
         "target": fingerprint(target),

@@ -124,6 +124,7 @@ class DraftHead(Protocol):
         features: which target states it reads, as indices into the model's list of hidden states; ``(-1,)`` is
             the one after the final norm.
         max_depth: how many tokens ahead it can draft.
+        dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
     """
 
     features: tuple[int, ...]

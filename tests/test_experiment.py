@@ -13,7 +13,7 @@ import koala_bench.experiment as experiment
 from koala_bench.checkpoints import read_manifest
 from koala_bench.dialogues import chat_template
 from koala_bench.errors import KoalaBenchError
-from koala_bench.experiment import load_preset_target, train_heads, trained_methods
+from koala_bench.experiment import load_preset_target, methods_with_heads, train_heads
 from koala_bench.presets import Preset, load_preset
 from koala_bench.target import Target, fingerprint
 from koala_bench.testing import tiny_target
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(target: Target, target_
 def test_vanilla_alone_needs_no_training(target: Target, target_folder: Path, tmp_path: Path) -> None:
     train(preset_for(target_folder, tmp_path / "unread.jsonl"), target, tmp_path / "out", ("vanilla",))
     assert not (tmp_path / "out").exists()
-    assert trained_methods(load_preset("tiny"), ["eagle", "vanilla", "medusa"]) == ["eagle", "medusa"]
+    assert methods_with_heads(load_preset("tiny"), ["eagle", "vanilla", "medusa"]) == ["eagle", "medusa"]
 
 
 def test_a_tree_may_change_without_training_again(target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

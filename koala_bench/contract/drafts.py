@@ -35,7 +35,7 @@ _LEARNT = 0.9  # of the drafts of a text learnt by heart that must be right, at 
 _LOOKS = (25, 50, 100, 200)  # steps of training on that text after which it is drafted
 
 
-def _problem(tree: Any, root: int, template: TreeTemplate, vocabulary: int) -> str | None:
+def _problem(tree: Any, root: int, template: TreeTemplate, vocabulary: int, dynamic: bool) -> str | None:
     if not isinstance(tree, DraftTree):
         return f"draft() returned {type(tree).__name__}, not a DraftTree"
     if tree.tokens.dtype != torch.int64:
@@ -47,7 +47,9 @@ def _problem(tree: Any, root: int, template: TreeTemplate, vocabulary: int) -> s
         return f"token {next(token for token in tokens if not 0 <= token < vocabulary)} is not one of the vocabulary's {vocabulary}"
     if tree.shape == ROOT_ONLY:
         return None  # nothing to propose this time
-    if tree.shape != template.shape:
+    if dynamic and (tree.shape.nodes > template.nodes or tree.shape.depth > template.depth):
+        return f"{tree.shape.nodes} nodes, {tree.shape.depth} deep: more than the template's {template.nodes} and {template.depth}"
+    if not dynamic and tree.shape != template.shape:
         return f"{tree.shape.nodes} nodes, {tree.shape.depth} deep, parents {tree.shape.parents}; the template's are {template.shape.parents}"
     for parent, children in enumerate(tree.shape.children):
         if len({tokens[child] for child in children}) < len(children):
@@ -64,7 +66,7 @@ def trees(bench: Bench) -> str:
     for template in templates:
         drafted = 0
         for root, tree in drafts_along(head, target, template, ids, 16):
-            if problem := _problem(tree, ids[root], template, target.model.config.vocab_size):
+            if problem := _problem(tree, ids[root], template, target.model.config.vocab_size, getattr(head, "dynamic", False)):
                 raise BrokenError(f"with the template {template.name}: {problem}")
             drafted += tree.shape.nodes - 1
         if not drafted and hasattr(head, "loss"):

@@ -1,0 +1,106 @@
+"""Suffix lookup: drafts what followed the longest suffix of the text that stood in it before, however long.
+
+The suffix automaton of Blumer et al. (1985) grows with the text, one token in amortised constant time, as SAM decoding uses it
+(Hu et al. 2024, arXiv 2411.10666); shorter suffixes, along its links, fill the further ranks of a tree.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from heads.continuations import drafted
+from koala_bench.heads import Committed, TargetSpec
+from koala_bench.tree import DraftTree, TreeTemplate
+
+_PLACES = 16  # continuations looked at
+
+
+class SuffixAutomaton:
+    """All substrings of a growing text, and the longest suffix of it that stood in it before.
+
+    State 0 is the empty string. Of each state: ``length`` of its longest string, ``link`` to the state of the longest suffix that
+    is in another one, and ``end``, the place behind the first occurrence of its strings.
+    """
+
+    def __init__(self) -> None:
+        self.text: list[int] = []
+        self._next: list[dict[int, int]] = [{}]
+        self._length, self._link, self._end = [0], [-1], [0]
+        self._last = 0
+        self._state, self._matched = 0, 0  # the longest suffix that stood before: its state and its length
+
+    def append(self, token: int) -> None:
+        """Let the text grow by a token."""
+        # The match first, among what stood before; then the token becomes part of it.
+        while self._state and token not in self._next[self._state]:
+            self._state = self._link[self._state]
+            self._matched = self._length[self._state]
+        if token in self._next[self._state]:
+            self._state, self._matched = self._next[self._state][token], self._matched + 1
+        self.text.append(token)
+        self._grow(token)
+        # The strings of a state that was divided just now belong to its copy if they are short enough.
+        while self._state and self._length[self._link[self._state]] >= self._matched:
+            self._state = self._link[self._state]
+
+    def _new(self, length: int, link: int, end: int, following: dict[int, int]) -> int:
+        self._length.append(length)
+        self._link.append(link)
+        self._end.append(end)
+        self._next.append(following)
+        return len(self._length) - 1
+
+    def _grow(self, token: int) -> None:
+        state = self._new(len(self.text), 0, len(self.text), {})
+        before, self._last = self._last, state
+        while before >= 0 and token not in self._next[before]:
+            self._next[before][token] = state
+            before = self._link[before]
+        if before < 0:
+            return
+        after = self._next[before][token]
+        if self._length[after] == self._length[before] + 1:
+            self._link[state] = after
+            return
+        copy = self._new(self._length[before] + 1, self._link[after], self._end[after], dict(self._next[after]))
+        self._link[after] = self._link[state] = copy
+        while before >= 0 and self._next[before].get(token) == after:
+            self._next[before][token] = copy
+            before = self._link[before]
+
+    def matches(self) -> list[tuple[int, int]]:
+        """(length, place behind its first occurrence) of the longest suffix that stood before, and of shorter ones that stood elsewhere."""
+        found, state, length = [], self._state, self._matched
+        while state > 0:
+            found.append((length, self._end[state]))
+            state = self._link[state]
+            length = self._length[state]
+        return found
+
+
+class SuffixLookup(nn.Module):
+    """Proposes what followed the longest suffix of prompt and answer that stood there before."""
+
+    features = (-1,)
+    max_depth = 64
+    dynamic = True
+
+    def __init__(self, spec: TargetSpec) -> None:
+        super().__init__()
+        self._device = spec.device
+        self._template: TreeTemplate | None = None
+
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        """Forget the text."""
+        template.check(depth=self.max_depth, candidates=_PLACES)
+        self._template = template
+        self._automaton = SuffixAutomaton()
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the settled tokens, then propose what followed their longest suffix; the root alone where it is new."""
+        assert self._template is not None, "begin() comes before draft()"
+        for token in new.tokens.tolist():
+            self._automaton.append(token)
+        text = self._automaton.text
+        places = dict.fromkeys(place for _, place in self._automaton.matches() if place < len(text))
+        return drafted(text, list(places)[:_PLACES], self._template, self._device)

@@ -6,11 +6,15 @@ import errno
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bad_input import CASES, Case
+from bad_input import Case
+from bad_input_files import FILE_CASES
+from bad_input_options import OPTION_CASES
+from bad_input_results import RESULT_CASES
 from spoiling import full_disk
 from test_cli import COMMANDS, Koala, koala  # noqa: F401
 from test_evaluation import write_questions
@@ -27,6 +31,8 @@ from koala_bench.target import Target
 from koala_bench.testing import save_tiny_target
 from koala_bench.training import build_head
 
+ROOT = Path(__file__).parent.parent
+CASES = [*OPTION_CASES, *FILE_CASES, *RESULT_CASES]
 FEWEST = 60
 SMALL = (
     "--target target --device cpu --set data.source=conversations.jsonl --set data.max_tokens=192 --set data.probes=1 "
@@ -102,6 +108,13 @@ def test_bad_input_ends_in_one_line_and_changes_nothing(case: Case, koala: Koala
     assert case.remedy in complaint.partition(case.names)[2]
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+def test_a_process_of_its_own_ends_in_the_same_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "koala_bench.cli", "table", str(tmp_path / "nowhere.jsonl")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("koala-bench: Cannot read the run record") and result.stderr.count("\n") == 1
 
 
 def test_what_no_command_reaches_on_a_full_disk_is_told_by_name_too(target: Target, tmp_path: Path) -> None:

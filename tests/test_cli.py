@@ -1,13 +1,12 @@
-"""The command line: the whole way to Table 1 on a tiny target, and every mistake in one line."""
+"""What the commands do when all is well: help, the whole way to Table 1 on a tiny target, reuse, going on, and options that reach what they should."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from test_training import conversations
 
 import koala_bench.evaluation as evaluation
 from koala_bench.cli import app, main
+from koala_bench.recipes import RECIPE_NAMES
 from koala_bench.records import read_run
 from koala_bench.testing import save_tiny_target
 
@@ -78,24 +78,12 @@ def decoding(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Good and bad input side by side."""
+    """A target, conversations and questions, and an empty folder."""
     place = tmp_path_factory.mktemp("cli")
     save_tiny_target(place / "target")
     conversations(place)
-    questions = write_questions(place / "questions.jsonl", [("a", ["count 5", "and 6"]), ("b", ["spell it", "again"])])
-    (place / "bad-questions.jsonl").write_text(questions.read_text().splitlines()[0] + "\n{not json\n")
-    (place / "no-questions.jsonl").write_text("\n")
-    (place / "file").write_text("just a text\n")
+    write_questions(place / "questions.jsonl", [("a", ["count 5", "and 6"]), ("b", ["spell it", "again"])])
     (place / "empty").mkdir()
-    (place / "damaged.jsonl.gz").write_bytes(gzip.compress(b"{}" * 4000)[:-20])
-    (place / "bad-conversations.jsonl").write_text('{"conversations": []}\n{"conversations": [\n')
-    (place / "few-conversations.jsonl").write_text('{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n')
-    (place / "broken.toml").write_text("[target\n")
-    (place / "incomplete.toml").write_text("[target]\nname = 'tiny'\n")
-    (place / "tree.json").write_text("5")
-    (place / "orphan.json").write_text("[[0], [1, 0]]")
-    damaged = save_tiny_target(place / "damaged-target")
-    (damaged / "model.safetensors").write_bytes(b"x" * 100)
     return place
 
 
@@ -109,9 +97,6 @@ def done(folder: Path) -> Path:
     return folder / "done"
 
 
-# ------------------------------------------------------------------------------ what works
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(koala: Koala, command: str) -> None:
     result = koala(command, "--help")
@@ -120,28 +105,10 @@ def test_every_command_explains_itself(koala: Koala, command: str) -> None:
 
 
 def test_the_commands_are_those_of_the_readme(koala: Koala) -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| command | does |\n")[2].partition("\n\n")[0]
+    named = {span.split()[0] for row in table.splitlines() for span in re.findall("`([^`]+)`", row.split(" | ")[0])}
+    assert named - set(RECIPE_NAMES) == set(COMMANDS) - set(RECIPE_NAMES)
     listed = koala("--help").out
-    assert {
-        "pretrain",
-        "distill",
-        "sweep",
-        "train",
-        "evaluate",
-        "table",
-        "figure",
-        "reproduce",
-        "parity",
-        "heads",
-        "data",
-        "benchmark",
-        "audit",
-        "verify",
-        "analyse",
-        "check",
-        "new-head",
-        "check-head",
-        "compare",
-    } == set(COMMANDS)
     assert all(f" {command} " in listed for command in COMMANDS)
 
 
@@ -327,199 +294,3 @@ def test_parity_exits_with_0_or_1(koala: Koala, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(parity, "check", lambda _, status=status: [parity.Check("a/b", status, "said so")])
         result = koala("parity", str(tmp_path))
         assert (result.code, "said so" in result.out) == (code, True)
-
-
-def test_the_installed_command_is_the_same(folder: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "koala_bench.cli", "table", str(folder / "nowhere.jsonl")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ},
-    )
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("koala-bench: Cannot read the run record") and result.stderr.count("\n") == 1
-
-
-# ------------------------------------------------------------------------------ what does not
-
-# Name of the case -> options after `reproduce table1` with a small target and data, and what the line must name.
-# {} is the folder of good and bad input.
-WRONG: dict[str, tuple[list[str], str]] = {
-    "preset": (["--preset", "vicuna-7"], "vicuna-7b"),
-    "preset file": (["--preset", "{}/none.toml"], "none.toml"),
-    "preset not toml": (["--preset", "{}/broken.toml"], "broken.toml is not valid TOML"),
-    "preset incomplete": (["--preset", "{}/incomplete.toml"], "incomplete.toml, training.learning_rate: Field required"),
-    "preset a folder": (["--preset", "{}/empty"], "empty"),
-    "quick": (["--preset", "vicuna-7b", "--quick"], "no quick form"),
-    "method": (["--methods", "vanilla,medusa,eagel"], "eagle"),
-    "method twice": (["--methods", "eagle,eagle"], "twice"),
-    "no method": (["--methods", ","], "names no method"),
-    "empty methods": (["--methods", ""], "names no method"),
-    "vanilla alone": (["--methods", "vanilla"], "nothing to compare"),
-    "tree": (["--tree", "oak"], "'oak'"),
-    "tree too deep": (["--tree", "chain-5", "--methods", "eagle,medusa"], "5 levels deep, the head drafts only 4"),
-    "tree too wide": (["--tree", "260x1"], "needs 260 candidates"),
-    "tree too large": (["--tree", "64x64x64"], "4096"),
-    "empty tree": (["--tree", ""], "Unknown tree ''"),
-    "tree file": (["--tree", "{}/none.json"], "none.json"),
-    "tree file no list": (["--tree", "{}/tree.json"], "tree.json"),
-    "tree without parent": (["--tree", "{}/orphan.json"], "the parent of [1, 0] is missing"),
-    "questions": (["--questions", "mtbench"], "mt_bench"),
-    "empty questions": (["--questions", ""], "''"),
-    "questions file": (["--questions", "{}/none.jsonl"], "none.jsonl"),
-    "questions a folder": (["--questions", "{}/empty"], "is a folder"),
-    "questions bad line": (["--questions", "{}/bad-questions.jsonl"], "bad-questions.jsonl, line 2"),
-    "no questions": (["--questions", "{}/no-questions.jsonl"], "has no questions"),
-    "data folder": (["--questions", "mt_bench", "--data-dir", "{}/nowhere"], "no data folder"),
-    "data folder a file": (["--questions", "mt_bench", "--data-dir", "{}/file"], "no data folder"),
-    "questions not there": (["--questions", "mt_bench", "--data-dir", "{}/empty"], "has no questions 'mt_bench'"),
-    "target": (["--target", "{}/nowhere"], "nowhere"),
-    "target a file": (["--target", "{}/file"], "file"),
-    "target empty": (["--target", "{}/empty"], "empty"),
-    "target damaged": (["--target", "{}/damaged-target"], "damaged-target"),
-    "device": (["--device", "gpu"], "'gpu' is not a device"),
-    "device not there": (["--device", "cuda:99"], "cuda:99"),
-    "dtype": (["--dtype", "int8"], "'int8' is not a dtype"),
-    "attention": (["--attention", "magic"], "magic"),
-    "chat template": (["--set", "target.chat_template=vicuna"], "vicuna_v1.1"),
-    "set key": (["--set", "training.stepz=4"], "training.stepz"),
-    "set section": (["--set", "trainink.steps=4"], "trainink"),
-    "set without value": (["--set", "training.steps"], "'training.steps' is not an override"),
-    "set without key": (["--set", "=4"], "'=4' is not an override"),
-    "set below a value": (["--set", "training.steps.more=4"], "goes below a value"),
-    "set open quote": (["--set", 'methods."eagle.layers=2'], 'methods."eagle.layers'),
-    "set a word": (["--set", "training.steps=many"], "training.steps"),
-    "set zero": (["--set", "training.steps=0"], "training.steps"),
-    "negative steps": (["--set", "training.steps=-5"], "training.steps"),
-    "negative rate": (["--set", "training.learning_rate=-0.1"], "training.learning_rate"),
-    "rate not a number": (["--set", "training.learning_rate=nan"], "training.learning_rate"),
-    "rate infinite": (["--set", "training.learning_rate=inf"], "training.learning_rate"),
-    "betas": (["--set", "training.betas=[2.0, 3.0]"], "training.betas"),
-    "precision": (["--set", "training.precision=fp8"], "training.precision"),
-    "negative seed": (["--set", "training.seed=-1"], "training.seed"),
-    "large seed": (["--set", "training.seed=99999999999999999999"], "training.seed"),
-    "head": (["--set", "methods.eagle.head=eagel"], "eagle"),
-    "head file": (["--set", "methods.eagle.head=./none.py:Head"], "none.py"),
-    "head module": (["--set", "methods.eagle.head=no.such:Head"], "no.such"),
-    "head class": (["--set", "methods.eagle.head=heads.eagle:Hawk"], "Hawk"),
-    "head not a name": (["--set", "methods.eagle.head=':'"], "no module ''"),
-    "head relative": (["--set", "methods.eagle.head='..heads:Eagle'"], "'..heads'"),
-    "head not a class": (["--set", "methods.eagle.head='heads.eagle:annotations'"], "annotations"),
-    "head option": (["--set", "methods.eagle.options.noize=0.1"], "noise"),
-    "head option kind": (["--set", "methods.medusa.options.heads=four"], "heads is 'four'"),
-    "head option negative": (["--set", "methods.medusa.options.heads=-1"], "heads=-1"),
-    "objective": (["--set", 'methods."eagle+koala".objective=coala'], "koala"),
-    "objective option": (["--set", 'methods."eagle+koala".objective_options.wait=1'], "weight"),
-    "objective weight": (["--set", 'methods."eagle+koala".objective_options.weight=-1'], "-1"),
-    "discriminator": (["--set", 'methods."eagle+koala".objective_options.discriminator=fake'], "'fake'"),
-    "source": (["--set", "data.source={}/none.jsonl"], "none.jsonl"),
-    "source a folder": (["--set", "data.source={}/empty"], "empty"),
-    "source damaged": (["--set", "data.source={}/damaged.jsonl.gz"], "damaged.jsonl.gz is damaged"),
-    "source bad line": (["--set", "data.source={}/bad-conversations.jsonl"], "bad-conversations.jsonl, line 2"),
-    "source too small": (["--set", "data.source={}/few-conversations.jsonl"], "few-conversations.jsonl"),
-    "samples longer than a batch": (["--set", "data.max_tokens=300"], "300"),
-    "nothing to learn": (["--set", "data.max_tokens=9"], "within its first 9 tokens"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_ends_in_one_line_and_leaves_nothing(koala: Koala, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    options, words = WRONG[name]
-    result = koala("reproduce", "table1", *settings(folder), *decoding(folder), "--out", "out", *(part.replace("{}", str(folder)) for part in options))
-    assert result.code == 2
-    assert words in result.complaint
-    assert result.out == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-# The same for other commands; whole command lines. {} as above, {done} is a finished run.
-WRONG_COMMANDS: dict[str, tuple[list[str], str]] = {
-    "recipe": (["reproduce", "table9"], "table9"),
-    "evaluate without heads": (["evaluate", "SMALL", "--out", "out"], "no trained head in out/heads/medusa"),
-    "evaluate heads elsewhere": (["evaluate", "SMALL", "--heads", "{}/nowhere", "--out", "out"], "nowhere/medusa"),
-    "evaluate heads a file": (["evaluate", "SMALL", "--heads", "{}/file", "--out", "out"], "file/medusa"),
-    "evaluate another tree on a record": (["evaluate", "SMALL", "--tree", "chain-2", "--out", "{done}"], "records.jsonl holds another run"),
-    "evaluate out below a file": (["evaluate", "SMALL", "--heads", "{done}/heads", "--out", "{}/file/out"], "file/out"),
-    "train out below a file": (["train", "SMALL", "--out", "{}/file/out"], "file/out"),
-    "train out a file": (["train", "SMALL", "--out", "{}/file"], "file/heads"),
-    "train otherwise": (["train", "SMALL", "--set", "training.steps=3", "--out", "{done}"], "belongs to another run: its training differs"),
-    "reproduce out below a file": (["reproduce", "table1", "SMALL", "--out", "{}/file/out"], "file/out"),
-    "pretrain out below a file": (["pretrain", "--out", "{}/file/out"], "file/out"),
-    "pretrain device": (["pretrain", "--device", "gpu", "--out", "out"], "'gpu' is not a device"),
-    "pretrain empty device": (["pretrain", "--device", "", "--out", "out"], "'' is not a device"),
-    "table no record": (["table", "{}/none.jsonl"], "none.jsonl"),
-    "table a folder": (["table", "{}/empty"], "empty: Is a directory"),
-    "table no record at all": (["table", "{}/file"], "file:1: not a line of JSON"),
-    "table questions": (["table", "{}/questions.jsonl"], "is not a run record"),
-    "table damaged record": (["table", "{}/damaged-record.jsonl", "--out", "out"], "damaged-record.jsonl:3"),
-    "table vanilla alone": (["table", "{}/vanilla-record.jsonl", "--out", "out"], "no method beside vanilla"),
-    "table twice the same": (["table", "{done}/records.jsonl", "{done}/records.jsonl", "--out", "out"], "of the same target"),
-    "table out below a file": (["table", "{done}/records.jsonl", "--out", "{}/file/out"], "file/out"),
-    "table spec": (["table", "{done}/records.jsonl", "--spec", "{}/none.toml", "--out", "out"], "none.toml"),
-    "table spec not toml": (["table", "{done}/records.jsonl", "--spec", "{}/broken.toml", "--out", "out"], "broken.toml is not TOML"),
-    "table paper": (["table", "{done}/records.jsonl", "--paper", "{}/incomplete.toml", "--out", "out"], "incomplete.toml"),
-    "parity": (["parity", "{}/nowhere"], "no folder"),
-    "parity a file": (["parity", "{}/file"], "no folder"),
-    "parity empty": (["parity", "{}/empty"], "holds none of"),
-    "data": (["data", "mtbench", "--data-dir", "out"], "mt_bench"),
-    "data without folder": (["data", "mt_bench"], "No data folder is set"),
-    "data all without folder": (["data", "--all"], "No data folder is set"),
-    "benchmark target": (["benchmark", "--target", "{}/empty"], "empty"),
-    "benchmark preset": (["benchmark", "--preset", "small"], "'small'"),
-    "benchmark tokens": (["benchmark", "--target", "{}/target", "--device", "cuda:99"], "cuda:99"),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bad_records(folder: Path, done: Path) -> None:
-    lines = (done / "records.jsonl").read_text().splitlines(keepends=True)
-    (folder / "damaged-record.jsonl").write_text("".join([*lines[:2], lines[2][:50] + "\n", *lines[3:]]))
-    header = json.loads(lines[0])
-    header["methods"] = header["methods"][:1]
-    kept = [line for line in lines[1:-1] if json.loads(line)["method"] == "vanilla"]
-    (folder / "vanilla-record.jsonl").write_text("".join([json.dumps(header) + "\n", *kept]))
-
-
-def expand(arguments: Sequence[str], folder: Path, done: Path) -> list[str]:
-    small = [*settings(folder), "--questions", str(folder / "questions.jsonl"), "--max-new-tokens", "6"]
-    found: list[str] = []
-    for part in arguments:
-        options = small if arguments[0] != "train" else settings(folder)
-        found += options if part == "SMALL" else [part.replace("{done}", str(done)).replace("{}", str(folder))]
-    return found
-
-
-@pytest.mark.usefixtures("bad_records")
-@pytest.mark.parametrize("name", WRONG_COMMANDS)
-def test_wrong_commands_end_in_one_line_and_leave_nothing(
-    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    arguments, words = WRONG_COMMANDS[name]
-    result = koala(*expand(arguments, folder, done))
-    assert result.code == 2
-    assert words in result.complaint
-    assert result.out == ""
-    assert list(tmp_path.iterdir()) == []
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["reproduce", "table1", "--limit", "0"], ["reproduce", "table1", "--layers", "-1"], ["reproduce", "table1", "--max-new-tokens", "many"],
-        ["train", "--seed", "-1"], ["pretrain", "--out", "x", "--seed", "-1"], ["pretrain", "--out", "x", "--steps", "0"], ["pretrain"],
-        ["evaluate", "--repeats", "1.5"], ["table"], ["reproduce"], ["benchmark", "--tokens", "1"], ["evaluat"], ["train", "--steps", "3"], ["heads", "more"],
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_options_of_the_wrong_kind_exit_with_2(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = koala(*arguments)
-    assert result.code == 2
-    assert result.complaint.endswith(" --help.") and "Traceback" not in result.err
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,146 @@
+"""Bad input in what is typed or stands in a preset: options, settings, methods, trees, heads of one's own."""
+
+from __future__ import annotations
+
+from bad_input import EVALUATE, LONG, REPRODUCE, TRAIN, Case
+from spoiling import DIGITS, NESTED, folder, full_disk, no_cuda, put
+
+OBJECTIVE = TRAIN + " --set methods.medusa.objective=koala --set methods.medusa.objective_options."
+
+OPTIONS = [
+    Case("a limit of zero", "evaluate --limit 0", "'--limit'", "evaluate --help."),
+    Case("negative layers", "train --layers -1", "'--layers'", "train --help."),
+    Case("a word for a number", "reproduce table1 --max-new-tokens many", "'--max-new-tokens'", "reproduce --help."),
+    Case("half a repeat", "evaluate --repeats 1.5", "'--repeats'", "evaluate --help."),
+    Case("a negative seed", "pretrain --out out --seed -1", "'--seed'", "pretrain --help."),
+    Case("no steps", "pretrain --out out --steps 0", "'--steps'", "pretrain --help."),
+    Case("answers of one token", "benchmark --tokens 1", "'--tokens'", "benchmark --help."),
+    Case("no rounds", "benchmark --rounds 0", "'--rounds'", "benchmark --help."),
+    Case("a negative margin", "check record.jsonl other.jsonl --margin -1", "'--margin'", "check --help."),
+    Case("a margin that is no number", "check record.jsonl other.jsonl --margin nan", "'--margin'", "check --help."),
+    Case("a misspelt command", "evaluat", "No such command 'evaluat'. Did you mean 'evaluate'?", "See koala-bench --help."),
+    Case("an option of another command", "train --steps 3", "--steps", "train --help."),
+    Case("nothing to make a table of", "table", "'records'", "table --help."),
+    Case("nothing to reproduce", "reproduce", "'what'", "reproduce --help."),
+    Case("an option without its value", "evaluate --limit", "'--limit'", "koala-bench --help."),
+    Case("an argument too many", "heads more", "(more)", "heads --help."),
+    Case("no folder for a target", "pretrain", "'--out'", "pretrain --help."),
+    Case("no such recipe", "reproduce table9", "'table9'", "table1"),
+    Case("no rows to answer", "distill --out out.jsonl --rows 0", "'--rows'", "distill --help"),
+]
+
+PRESETS = [
+    Case("an unknown preset", "train --preset vicuna-7", "'vicuna-7'", "vicuna-7b"),
+    Case("no such preset file", "train --preset none.toml", "none.toml", "--preset"),
+    Case("a folder as preset", "train --preset is.toml", "is.toml", "--preset", folder("is.toml")),
+    Case("a folder without an ending as preset", "benchmark --preset target", "'target'", "or a .toml file"),
+    Case("a binary preset", "train --preset bad.toml", "bad.toml", "--preset", put("bad.toml", b"\xff\xfe\x00")),
+    Case("a preset that is no TOML", "train --preset bad.toml", "bad.toml is not valid TOML", "Mend", put("bad.toml", "[target\n")),
+    Case("a section that is a number", "train --preset bad.toml", "bad.toml, target", "Correct the file", put("bad.toml", "target = 5\n")),
+    Case("a preset without training", "train --preset bad.toml", "bad.toml, training", "Correct the file", put("bad.toml", "[target]\nname = 'tiny'\n")),
+    Case(
+        "a preset that lacks a field",
+        "train SMALL --preset bad.toml",
+        "bad.toml, training.learning_rate: Field required",
+        "Correct the file",
+        put("bad.toml", "[target]\nname = 'tiny'\n"),
+    ),
+    Case("a quick form that is a number", "train --preset bad.toml --quick", "bad.toml", "quick", put("bad.toml", "quick = 5\n")),
+    Case("a quick form of numbers", "train --preset bad.toml --quick", "bad.toml", "quick", put("bad.toml", "quick = [5]\n")),
+    Case("no quick form", "train --preset vicuna-7b --quick", "vicuna-7b has no quick form", "--quick"),
+    Case("a misspelt key", "train --set training.stepz=4", "training.stepz", "--set"),
+    Case("a misspelt section", "train --set trainink.steps=4", "trainink", "--set"),
+    Case("no value", "train --set training.steps", "'training.steps' is not an override", "section.key=value"),
+    Case("no key", "train --set =4", "'=4' is not an override", "section.key=value"),
+    Case("a key below a value", "train --set training.steps.more=4", "'training.steps.more' goes below a value", "section.key=value"),
+    Case("an open quote", "train --set 'methods.\"eagle.layers=2'", "'methods.\"eagle.layers' is not a key", "Quote"),
+    Case("negative steps", "train --set training.steps=-5", "training.steps", "--set"),
+    Case("no steps in a preset", "train --set training.steps=0", "training.steps", "--set"),
+    Case("a word for steps", "train --set training.steps=many", "training.steps", "--set"),
+    Case("a rate that is no number", "train --set training.learning_rate=nan", "training.learning_rate", "--set"),
+    Case("a negative rate", "train --set training.learning_rate=-0.1", "training.learning_rate", "--set"),
+    Case("an endless rate", "train --set training.learning_rate=inf", "training.learning_rate", "--set"),
+    Case("an endless weight decay", "train --set training.weight_decay=inf", "training.weight_decay", "--set"),
+    Case("betas above one", "train --set 'training.betas=[2.0, 3.0]'", "training.betas", "--set"),
+    Case("a seed too large", "train --set training.seed=99999999999999999999", "training.seed", "--set"),
+    Case("a negative seed in a preset", "train --set training.seed=-1", "training.seed", "--set"),
+    Case("half precision of training without CUDA", f"{TRAIN} --set training.precision=fp16", "fp16", "training.precision", around=no_cuda),
+    Case("an unknown precision of training", "train --set training.precision=fp8", "training.precision", "--set"),
+]
+
+METHODS = [
+    Case("an unknown method", "evaluate --methods vanilla,eagel", "'eagel'", "eagle"),
+    Case("a method twice", "train --methods eagle,eagle", "eagle,eagle names a method twice", "once"),
+    Case("nothing in place of methods", "train --methods ''", "--methods '' names no method", "The preset has: vanilla"),
+    Case("commas in place of methods", "train --methods ,", "--methods ',' names no method", "The preset has: vanilla"),
+    Case("nothing to compare with vanilla", "reproduce table1 --methods vanilla", "nothing to compare with vanilla", "--methods"),
+    Case("an unknown head", f"{TRAIN} --set methods.medusa.head=medussa", "'medussa'", "medusa"),
+    Case("no such file of a head", f"{TRAIN} --set methods.medusa.head=./none.py:Head", "./none.py", "./file.py:Class"),
+    Case("a head of no module", f"{TRAIN} --set methods.medusa.head=no.such:Head", "'no.such'", "./file.py:Class"),
+    Case("a head of a module without a name", f"{TRAIN} --set methods.medusa.head=:", "no module ''", "./file.py:Class"),
+    Case("a head of a relative module", f"{TRAIN} --set methods.medusa.head=..heads:Eagle", "'..heads'", "./file.py:Class"),
+    Case("a head of no class", f"{TRAIN} --set methods.medusa.head=heads.eagle:Hawk", "heads.eagle has no class 'Hawk'", "package.module:Class"),
+    Case("a head that does not parse", f"{TRAIN} --set methods.medusa.head=./bad.py:Head", "bad.py", "Mend", put("bad.py", "class Head(\n")),
+    Case("a binary head", f"{TRAIN} --set methods.medusa.head=./bad.py:Head", "bad.py", "Mend", put("bad.py", b"\x00\xff")),
+    Case("an unknown option of a head", f"{TRAIN} --set methods.medusa.options.hedas=3", "'hedas'", "heads"),
+    Case("a negative option of a head", f"{TRAIN} --set methods.medusa.options.heads=-1", "heads=-1", "options"),
+    Case("an unknown objective", f"{TRAIN} --set methods.medusa.objective=coala", "'coala'", "koala"),
+    Case("an unknown option of an objective", f"{OBJECTIVE}wait=1", "'wait'", "weight"),
+    Case("a negative weight of an objective", f"{OBJECTIVE}weight=-1", "weight is -1", "not negative"),
+    Case("an unknown discriminator", f"{OBJECTIVE}discriminator=fake", "'fake'", "Use one of"),
+]
+
+TREES = [
+    Case("an unknown tree", f"{TRAIN} --set methods.medusa.tree=oak", "'oak'", "chain-N"),
+    Case("a tree without a name", f"{REPRODUCE} --tree ''", "Unknown tree ''", "chain-N"),
+    Case("a tree of another script's digits", f"{TRAIN} --set methods.medusa.tree=\u00b2", "'\u00b2'", "chain-N"),
+    Case("a chain without end", f"{TRAIN} --set methods.medusa.tree=chain-{DIGITS}", "chain-999", "chain-N"),
+    Case("a tree as wide as a number can be", f"{TRAIN} --set methods.medusa.tree={DIGITS}x1", "'999", "chain-N"),
+    Case("a tree of too many nodes", f"{TRAIN} --set methods.medusa.tree=64x64x64", "more than 4096 nodes", "smaller"),
+    Case("a tree deeper than the heads", f"{EVALUATE} --tree chain-5", "5 levels deep, the head drafts only 4", "shallower"),
+    Case("a tree wider than the vocabulary", f"{EVALUATE} --tree 260x1", "needs 260 candidates", "narrower"),
+    Case("a tree too deep, before the training", f"{REPRODUCE} --tree chain-5", "5 levels deep, the head drafts only 4", "shallower"),
+    Case("a tree too wide, before the training", f"{REPRODUCE} --tree 260x1", "needs 260 candidates", "narrower"),
+    Case("a binary tree file", f"{EVALUATE} --tree bad.json", "bad.json", "[[0]", put("bad.json", b"\xff\xfe")),
+    Case("a tree file nested too deep", f"{EVALUATE} --tree bad.json", "bad.json", "[[0]", put("bad.json", NESTED)),
+    Case("a tree file that is a number", f"{EVALUATE} --tree bad.json", "bad.json", "[[0]", put("bad.json", "5")),
+    Case("a node without its parent", f"{EVALUATE} --tree bad.json", "the parent of [1, 0] is missing", "parents included", put("bad.json", "[[0], [1, 0]]")),
+    Case("a negative rank", f"{EVALUATE} --tree bad.json", "[-1]", "child ranks", put("bad.json", "[[-1]]")),
+    Case("a folder as tree", f"{EVALUATE} --tree is.json", "is.json", "--tree", folder("is.json")),
+    Case("no such tree file", f"{REPRODUCE} --tree none.json", "none.json", "--tree"),
+    Case("a tree file with too long a name", f"{EVALUATE} --tree {LONG}.json", "xxx.json", "--tree"),
+]
+
+OWN_HEADS = [
+    Case("a head with a space in its name", "new-head 'my head'", "'my head'", "my_head"),
+    Case("a head whose name is taken", "new-head medusa", "'medusa'", "another name"),
+    Case("a package that is there", "new-head my_head --out target", "target", "--out"),
+    Case("a package below a file", "new-head my_head --out questions.jsonl/x", "questions.jsonl", "--out"),
+    Case("a package with too long a name", f"new-head my_head --out {LONG}", "xxx", "--out"),
+    Case("a package on a full disk", "new-head my_head", "my_head", "Free space", around=full_disk),
+    Case("a head to check that is unknown", "check-head medussa", "'medussa'", "medusa"),
+    Case("a head to check that does not parse", "check-head ./bad.py:Head", "bad.py", "Mend", put("bad.py", "def\n")),
+    Case("a head to check that is no class", "check-head ./bad.py:head", "bad.py has no class 'head'", "Class", put("bad.py", "head = 5\n")),
+    Case("an option without a value", "check-head medusa --option layers", "'layers'", "key=value"),
+    Case("an option of the wrong type", "check-head medusa --option layers=two", "layers is 'two'", "same kind"),
+    Case("no record to judge", "compare --records none.jsonl", "none.jsonl", "an evaluation wrote"),
+    Case("a head that is not in the record", "compare --records record.jsonl --methods vanilla,hawk --head hawk", "'hawk'", "eagle"),
+    Case("nothing to judge", "compare --records record.jsonl", "paper", "--head"),
+    Case("a head that is not compared", "compare --methods vanilla,medusa --head eagle", "--head eagle", "--methods"),
+    Case("no head to compare", "compare --methods vanilla,medusa,./none.py:Head", "./none.py", "./file.py:Class"),
+    Case(
+        "a comparison without its data",
+        "compare SMALL ASK --methods vanilla,medusa --head medusa --set data.source=none.jsonl --out out",
+        "none.jsonl",
+        "data.source",
+    ),
+    Case(
+        "a damaged note of the code",
+        "compare SMALL ASK --methods vanilla,medusa --head medusa --tree 2x1 --out out",
+        "out/sources.json",
+        "--out",
+        put("out/sources.json", "[]"),
+    ),
+]
+
+OPTION_CASES = [*OPTIONS, *PRESETS, *METHODS, *TREES, *OWN_HEADS]

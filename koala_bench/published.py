@@ -137,12 +137,12 @@ def _read_toml(path: Path, model: type[_Model]) -> _Model:
             return model.model_validate(tomllib.load(handle))
     except OSError as error:
         raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Name a file of the folder reproduce/.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise KoalaBenchError(f"{path} is not TOML: {error}.", "Correct that line.") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise KoalaBenchError(f"{path}: {place}: {first['msg']}.", "Correct that entry; reproduce/ of the repository has an example.") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits or of brackets
+        raise KoalaBenchError(f"{path} is not TOML: {error}.", "Correct that line.") from error
 
 
 def read_table_spec(path: Path) -> TableSpec:

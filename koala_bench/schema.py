@@ -159,7 +159,7 @@ class RunHeader(TypedDict):
 
     kind: Literal["run"]
     schema: int
-    run_id: str
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # files are named after it
     created: str  # ISO 8601, UTC
     command: list[str]
     preset: PresetInfo

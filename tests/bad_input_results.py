@@ -7,6 +7,8 @@ from spoiling import DIGITS, NESTED, UNREADABLE, UNWRITABLE, cut, folder, full_d
 from test_records import make_header
 from test_traces import medusa_row
 
+from koala_bench.schema import SCHEMA
+
 RECORDS = [
     Case("no such record", "table none.jsonl", "none.jsonl", "an evaluation wrote"),
     Case("a record with too long a name", f"table {LONG}", "xxx", "an evaluation wrote"),
@@ -21,7 +23,7 @@ RECORDS = [
     Case("a number of 5000 digits", "table record.jsonl", "record.jsonl:3", "Restore", line(3, f'{{"kind": {DIGITS}}}')),
     Case("a line nested too deep", "table record.jsonl", "record.jsonl:3", "Restore", line(3, NESTED)),
     Case("a record of an earlier form", "table record.jsonl", "schema 1", "0.1.0", turn(1, schema=1)),
-    Case("records of two forms", "table other.jsonl record.jsonl", "record.jsonl has record schema 3", "0.1.0", turn(1, schema=3)),
+    Case("records of two forms", "table other.jsonl record.jsonl", f"record.jsonl has record schema {SCHEMA - 1}", "0.1.0", turn(1, schema=SCHEMA - 1)),
     Case(
         "a header without a time zone",
         "verify there",
@@ -34,10 +36,11 @@ RECORDS = [
     Case("a negative time", "table record.jsonl", "record.jsonl:2: decode_s", "Restore", turn(decode_s=-1.0)),
     Case("steps that do not make the tokens", "table record.jsonl", "record.jsonl:2: accepted", "Restore", turn(accepted=[0], drafted_depth=[0])),
     Case("more accepted than drafted", "table record.jsonl", "record.jsonl:2: accepted", "Restore", turn(accepted=[35], drafted_depth=[3])),
+    Case("a run's id that leads out of the folder", "table record.jsonl", "record.jsonl:1: run_id", "Restore", turn(1, run_id="../../up")),
     Case("an answer twice", "table record.jsonl", "record.jsonl:3: the same method", "Restore", keep_lines(lambda found: [*found[:2], found[1]])),
     Case("an answer less than the end counts", "table record.jsonl", "the end line counts", "Restore", keep_lines(lambda found: [*found[:-2], found[-1]])),
     Case("a line after the end", "table record.jsonl", "a line after the end", "Restore", keep_lines(lambda found: found * 2)),
-    Case("a record broken off before its first answer", "table record.jsonl", "record.jsonl", "Evaluate", keep_lines(lambda found: found[:1])),
+    Case("a record broken off before its first answer", "table record.jsonl", "record.jsonl holds no answer", "go on", keep_lines(lambda found: found[:1])),
     Case("a damaged record to go on with", EVALUATE, "out/records.jsonl:1", "Restore", lines("out/records.jsonl", "{", "{}")),
     Case("a record of another run to go on with", f"{EVALUATE} --out done --max-new-tokens 5", "done/records.jsonl holds another run", "--out"),
     Case("a record of another tree to go on with", f"{EVALUATE} --out done --tree chain-2", "done/records.jsonl holds another run", "--out"),
@@ -61,6 +64,8 @@ RESULTS = [
         "Correct",
         put("bad.toml", "methods = [\n"),
     ),
+    Case("a specification of 5000 digits", "table record.jsonl --spec bad.toml --out out", "bad.toml", "Correct", put("bad.toml", f"a = {DIGITS}")),
+    Case("published values nested too deep", "table record.jsonl --paper bad.toml --out out", "bad.toml", "Correct", put("bad.toml", f"a = {'[' * 9000}")),
     Case("a binary table specification", "table record.jsonl --spec bad.toml --out out", "bad.toml", "Correct", put("bad.toml", b"\xff")),
     Case(
         "an unknown column",

@@ -28,6 +28,7 @@ class PromptLookup(nn.Module):
     features = (-1,)
     max_depth = 64
     dynamic = True
+    usual_tree = "chain-7"  # what followed once mostly follows again: depth pays more than breadth
 
     def __init__(self, spec: TargetSpec, ngram: int = 3) -> None:
         super().__init__()

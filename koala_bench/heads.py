@@ -125,6 +125,7 @@ class DraftHead(Protocol):
             the one after the final norm.
         max_depth: how many tokens ahead it can draft.
         dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
+        usual_tree: optional; name of the template to draft with where neither a preset nor an option names one.
     """
 
     features: tuple[int, ...]

@@ -198,6 +198,16 @@ def test_a_folder_without_a_record_is_refused_in_a_line(tmp_path: Path, koala: K
     assert done.code == 2 and "has no method beside vanilla" in done.err and not (tmp_path / "report.html").exists()
 
 
+def test_differences_from_vanilla_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
+    def other(turn: TurnLine) -> TurnLine:
+        return turn | {"new_token_ids": [7, *(turn["new_token_ids"] or [])[1:]]} if turn["method"] in ("eagle", "medusa") else turn  # type: ignore[return-value]
+
+    write_run(tmp_path / "records.jsonl", lambda turn: other(turn) if turn["method"] == "eagle" or turn["question_id"] < 83 else turn)
+    page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "44 of 64 answers are vanilla's" in page.text and "Where medusa differs" in page.text
+    assert page.text.count("token 7 in place of 1000") == 20  # 4 of medusa's, and 16 of eagle's
+
+
 def test_an_unfinished_record_and_failed_turns_are_said_first(tmp_path: Path) -> None:
     from test_records import failed
 

@@ -178,7 +178,7 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     for run in runs:
         finished = {name: {_place(turn): turn for turn in run.turns_of(name) if turn["error"] is None} for name in {*names, VANILLA}}
         if not finished[VANILLA] and VANILLA in run.methods:
-            raise KoalaBenchError(f"{run.path} holds no answer of vanilla decoding yet to compare with.", "Let the evaluation go on; it resumes.")
+            raise KoalaBenchError(f"{run.path} holds no answer of vanilla decoding to compare with.", "Let the evaluation go on, or run it again.")
         if not finished[VANILLA]:
             raise KoalaBenchError(f"{run.path} has no vanilla decoding to compare with.", "Evaluate with vanilla among --methods.")
         done.append(finished)

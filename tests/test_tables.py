@@ -168,7 +168,7 @@ def test_a_whole_record_has_no_such_note(tmp_path: Path, run: Run, spec: TableSp
 @pytest.mark.parametrize(
     ("change", "methods", "message"),
     [
-        (lambda turn: failed(turn) if turn["method"] == "vanilla" else turn, None, "holds no answer of vanilla decoding yet"),
+        (lambda turn: failed(turn) if turn["method"] == "vanilla" else turn, None, "holds no answer of vanilla decoding"),
         (lambda turn: turn if (turn["method"] == "vanilla") == (turn["question_id"] == 81) else None, None, "has no turn that every method finished"),
         (lambda turn: turn, ["hydra"], "has none of the methods hydra"),
     ],

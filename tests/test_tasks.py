@@ -121,9 +121,9 @@ def test_a_task_without_a_common_turn_is_named_and_left_out(tmp_path: Path, spec
     run = read_run(write_run(tmp_path / "run.jsonl", lambda turn: failed(turn) if turn["category"] == "coding" and turn["method"] == "vanilla" else turn))
     rows, missing = rows_by_task([run], spec)
     assert [row.task for row in rows] == ["writing"]
-    assert missing == [f"coding of tiny has no row: {run.path} has no vanilla decoding to compare with."]
+    assert missing == [f"coding of tiny has no row: {run.path} holds no answer of vanilla decoding to compare with."]
     broken = read_run(write_run(tmp_path / "broken.jsonl", lambda turn: failed(turn) if turn["method"] == "vanilla" else turn))
-    with pytest.raises(KoalaBenchError, match="no vanilla decoding"):
+    with pytest.raises(KoalaBenchError, match="no answer of vanilla decoding"):
         rows_by_task([broken], spec)
 
 

@@ -78,15 +78,16 @@ class Adversarial(nn.Module):
             self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral)
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
-        self._turns, self._ratio = 0, torch.tensor(1.0)  # steps of the term so far, and the last ratio of the gradients' norms
+        self._turns = 0  # steps of the term so far
+        self._ratio: float | None = None  # of the gradients' norms, when they were measured last
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is no tensor of the discriminator, so that ``state_dict`` is all there is to resume from."""
-        return {"optimiser": self.optimiser.state_dict(), "turns": self._turns, "ratio": float(self._ratio)}
+        return {"optimiser": self.optimiser.state_dict(), "turns": self._turns, "ratio": self._ratio}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.optimiser.load_state_dict(state["optimiser"])
-        self._turns, self._ratio = state["turns"], torch.tensor(state["ratio"])
+        self._turns, self._ratio = state["turns"], state["ratio"]
 
     def term(self, batch: FeatureBatch, found: HeadLoss, progress: float) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """Train the discriminator once, then judge the head.
@@ -123,9 +124,12 @@ class Adversarial(nn.Module):
         if self._turns % _RATIO_EVERY == 0:
             self._ratio = self._gradient_ratio(found, adversarial, predictions)
         self._turns += 1
-        logs["gradient_ratio"] = self._ratio
+        if self._ratio is not None:
+            logs["gradient_ratio"] = torch.tensor(self._ratio)
         if self.balanced:
-            scale = scale / self._ratio.clamp(min=1e-6)
+            if self._ratio is None:
+                raise KoalaBenchError("This head's losses do not go through the states it reports, so there is nothing to balance by.", "Set balanced=false.")
+            scale = scale / torch.tensor(self._ratio).clamp(min=1e-6)
         return scale * adversarial, logs
 
     def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
@@ -157,12 +161,14 @@ class Adversarial(nn.Module):
         return logs
 
     @staticmethod
-    def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor, predictions: list[Prediction]) -> torch.Tensor:
-        """Norm of the adversarial over that of the supervised gradient, at the head's predicted states."""
+    def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor, predictions: list[Prediction]) -> float | None:
+        """Norm of the adversarial over that of the supervised gradient, at the head's predicted states; None if either does not reach them."""
         features = [prediction.feature for prediction in predictions if prediction.feature.requires_grad]
         norms = []
         for loss in (adversarial, found.total):
-            # A head's loss need not go through the states that it reports: what it does not reach has no gradient.
-            gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()
-            norms.append(math.sqrt(sum(float(g.pow(2).sum()) for g in gradients if g is not None)))
-        return torch.tensor(norms[0] / max(norms[1], 1e-12))
+            found_there = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()
+            gradients = [gradient for gradient in found_there if gradient is not None]
+            if not gradients:
+                return None
+            norms.append(math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients)))
+        return norms[0] / max(norms[1], 1e-12)

@@ -110,6 +110,5 @@ class SuffixLookup(nn.Module):
         assert self._template is not None, "begin() comes before draft()"
         for token in new.tokens.tolist():
             self._automaton.append(token)
-        text = self._automaton.text
-        places = dict.fromkeys(place for _, place in self._automaton.matches() if place < len(text))
-        return drafted(text, list(places)[:_PLACES], self._template, self._device)
+        places = dict.fromkeys(place for _, place in self._automaton.matches())
+        return drafted(self._automaton.text, list(places)[:_PLACES], self._template, self._device)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
@@ -19,10 +18,10 @@ from koala_bench.files import make_folder
 from koala_bench.held_out import HeldOut
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.progress import say
-from koala_bench.registry import HEADS, build, load
+from koala_bench.registry import HEADS, load
 from koala_bench.streams import Stream, TokenBatch, make_stream
 from koala_bench.target import Target, bundled_target, fingerprint, load_target
-from koala_bench.training import make_arm, train
+from koala_bench.training import build_head, make_arm, train
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
@@ -54,12 +53,12 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
     """The head of a method that has nothing to train, ready to decode; None for any other.
 
     Raises:
-        KoalaBenchError: there is no such head, or an option is not its own.
+        KoalaBenchError: there is no such head, an option is not its own, or it is no module.
     """
     if preset.objective is not None or hasattr(load(HEADS, preset.head), "loss"):
         return None
-    head = build(HEADS, preset.head, target.spec(), {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})})
-    return head if isinstance(head, nn.Module) and not any(True for _ in head.parameters()) else None
+    head = build_head(target, preset, seed=0)
+    return head if next(head.parameters(), None) is None else None
 
 
 def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path, begin: Callable[[], None] = lambda: None) -> None:

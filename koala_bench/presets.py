@@ -204,7 +204,7 @@ def _added(preset: Preset, sibling: MethodPreset | None, head: str, objective: s
         options=sibling.options if sibling else {},
         objective=objective,
         objective_options={key: value for key, value in settings[0].items() if all(each.get(key) == value for each in settings)} if settings else {},
-        tree=tree or (sibling.tree if sibling else getattr(cls, "usual_tree", usual[0])),
+        tree=tree or (sibling.tree if sibling else str(getattr(cls, "usual_tree", usual[0]))),
         learning_rate=sibling.learning_rate if sibling else None,
     )
 

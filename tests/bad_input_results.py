@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bad_input import EVALUATE, HEAD, LONG, Case
 from spoiling import DIGITS, NESTED, UNREADABLE, UNWRITABLE, cut, folder, full_disk, keep_lines, line, lines, link, put, record, remove, turn
-from test_records import make_header
+from synthetic_run import make_header
 from test_traces import medusa_row
 
 from koala_bench.schema import SCHEMA

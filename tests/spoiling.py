@@ -16,7 +16,7 @@ import huggingface_hub.utils._http as hub_http
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_records import make_header, write_run
+from synthetic_run import make_header, write_run
 from transformers import T5Config
 
 from koala_bench.testing import save_tiny_target, tiny_config

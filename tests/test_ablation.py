@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_records import make_header, write_run
+from synthetic_run import make_header, write_run
 
 from koala_bench import statistics
 from koala_bench.ablation import Effect, effects, verdict_lines

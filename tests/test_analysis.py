@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_records import failed, make_header, write_run
+from synthetic_run import failed, make_header, write_run
 from test_traces import medusa_row, spec_bench_row, write
 from typer.testing import CliRunner
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from synthetic_run import make_header, make_turn
 from test_cli import Koala, decoding, done, folder, koala, settings  # noqa: F401
 from test_evaluation import spoil
-from test_records import make_header, make_turn
 
 from koala_bench.audit import audit, judge, to_markdown
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
@@ -122,7 +122,7 @@ def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own
 
 
 def test_a_failed_turn_counts_as_failed_not_as_equal(target: Target, target64: Target) -> None:
-    from test_records import failed
+    from synthetic_run import failed
 
     assert target.tokenizer is not None
     run = run_of(target, {})

@@ -16,9 +16,9 @@ from bad_input_files import FILE_CASES
 from bad_input_options import OPTION_CASES
 from bad_input_results import RESULT_CASES
 from spoiling import full_disk
+from synthetic_run import make_header, make_turn, write_run
 from test_cli import COMMANDS, Koala, koala  # noqa: F401
 from test_evaluation import write_questions
-from test_records import make_header, make_turn, write_run
 from test_traces import medusa_row, write
 from test_training import conversations
 

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
+from synthetic_run import PATTERNS, failed, make_header, write_run
 from test_cli import Koala, decoding, koala, settings
 from test_evaluation import write_questions
-from test_records import PATTERNS, failed, make_header, write_run
 from test_training import conversations
 
 from koala_bench.comparison import compare_heads, refuse_changed_code, verdict_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from test_records import TOKENS, failed, make_turn
+from synthetic_run import TOKENS, failed, make_turn
 
 from koala_bench import definitions
 from koala_bench.definitions import LENGTH_DEFINITIONS, DepthRate, Steps, lengths_by_definition

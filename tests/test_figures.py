@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
+from synthetic_run import make_header, write_run
 from test_cli import Koala, koala  # noqa: F401
-from test_records import make_header, write_run
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.figures import write_figure1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from synthetic_run import make_header, make_turns
 from test_cli import Koala, koala  # noqa: F401
-from test_records import make_header, make_turns
 
 from koala_bench.files import sha256_of
 from koala_bench.integrity import verify

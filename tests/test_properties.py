@@ -12,7 +12,7 @@ import torch
 from drafters import Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_records import failed, make_header, make_turn
+from synthetic_run import failed, make_header, make_turn
 
 from koala_bench.acceptance import greedy
 from koala_bench.cache import TreeCache

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import t as student
-from test_records import failed, make_header, make_turns
+from synthetic_run import failed, make_header, make_turns
 
 from koala_bench import regression, statistics
 from koala_bench.cli import main

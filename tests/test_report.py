@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_run import make_header, make_turn, with_chain, write_run
 from test_cli import Koala, koala  # noqa: F401
-from test_records import make_header, make_turn, with_chain, write_run
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.questions import bundled_questions, questions_sha256
@@ -209,7 +209,7 @@ def test_differences_from_vanilla_are_counted_and_the_first_are_listed(tmp_path:
 
 
 def test_an_unfinished_record_and_failed_turns_are_said_first(tmp_path: Path) -> None:
-    from test_records import failed
+    from synthetic_run import failed
 
     write_run(tmp_path / "records.jsonl", lambda turn: failed(turn) if (turn["method"], turn["question_id"]) == ("eagle", 84) else turn, finish=False)
     page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))

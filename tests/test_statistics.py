@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_records import TOKENS, failed, make_turn
+from synthetic_run import TOKENS, failed, make_turn
 
 from koala_bench import statistics
 from koala_bench.errors import KoalaBenchError

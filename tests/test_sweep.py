@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupting import interrupt_at
 from test_cli import Koala, koala
 from test_training import conversations, equal
 
@@ -334,20 +335,9 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(done: Path, target_fol
 
     grid = read_grid(write_grid(tmp_path, target_folder, seeds=[0], arms=2))
     module, name, fatal = (training, "_train_step", 9) if place == "training" else (sweep, "decode", 5)
-    real = getattr(module, name)
-    calls = 0
-
-    def dies(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == fatal:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(module, name, dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, module, name, fatal)
         sweep.run_sweep(grid, [], tmp_path / "out")
-    monkeypatch.setattr(module, name, real)
     log = sweep.run_sweep(grid, [], tmp_path / "out")
     assert [len(group["trials"]) for group in log.groups[0]] == [2, 2]
     whole = numbers(done / "out" / "sweep.jsonl")

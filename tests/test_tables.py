@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_records import QUESTIONS, failed, make_header, make_turn, steps_of, write_run
+from synthetic_run import QUESTIONS, failed, make_header, make_turn, steps_of, write_run
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.notes import verdicts

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
-from test_records import failed, make_header, write_run
+from synthetic_run import failed, make_header, write_run
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.published import Paper, TableSpec, read_paper, read_table_spec

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_records import failed, make_header, write_run
+from synthetic_run import failed, make_header, write_run
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.answers import write_fastchat_answers

@@ -120,5 +120,3 @@ def _pictures(folder: Path) -> list[Picture]:
     with tempfile.TemporaryDirectory() as temporary:
         files = [path for name in ("table1", *drawable(sources)) for path in make(name, sources, Path(temporary))]
         return [Picture(_CAPTIONS[path.stem], base64.b64encode(path.read_bytes()).decode("ascii")) for path in files if path.suffix == ".png"]
-
-

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from koala_bench.tree import DraftTree, TreeShape, TreeTemplate
+from koala_bench.tree import DraftTree, TreeShape
 
 
-def drafted(text: Sequence[int], places: Sequence[int], template: TreeTemplate, device: torch.device) -> DraftTree:
+def drafted(text: Sequence[int], places: Sequence[int], paths: Sequence[tuple[int, ...]], device: torch.device) -> DraftTree:
     """Fill a template with what followed at ``places``; nodes for which nothing followed are left out, with what hangs below.
 
     The children of a node are the different tokens that come next in the continuations through it, in the order of the places;
@@ -18,11 +18,12 @@ def drafted(text: Sequence[int], places: Sequence[int], template: TreeTemplate, 
     Args:
         text: all settled tokens, the root of the tree last.
         places: where continuations begin in it, the best first; each before its end.
+        paths: of the template.
     """
     kept: dict[tuple[int, ...], int] = {(): 0}
     tokens, parents = [text[-1]], [-1]
     through: list[Sequence[int]] = [places]
-    for path in template.paths:  # parents before children
+    for path in paths:  # parents before children
         parent = kept.get(path[:-1])
         if parent is None:
             continue

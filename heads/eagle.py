@@ -1,4 +1,4 @@
-"""EAGLE-1 (Li et al. 2024, arXiv 2401.15077): an autoregressive head over the target's hidden states.
+"""EAGLE-1 and EAGLE-2 (Li et al. 2024, arXiv 2401.15077, 2406.16858): an autoregressive head over the target's hidden states.
 
 The state at ``t`` and the embedding of token ``t + 1`` go through one linear layer and K decoder layers, and come out
 as a guess of the state at ``t + 1``; the target's own output layer turns it into token ``t + 2``. Several layers
@@ -7,15 +7,15 @@ are upstream's ``num_hidden_layers``: the first has no input norm, the others ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heads.growth import Grown, LevelMasks, draft, levels_of
 from heads.layers import DecoderLayer, rotary_table
+from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
-from koala_bench.tree import DraftTree, TreeTemplate
+from koala_bench.tree import DraftTree, Template
 
 _UNBOUNDED = 64  # an autoregressive head drafts as deep as it is asked to; some end is needed to check trees against
 
@@ -61,29 +61,27 @@ class Eagle(nn.Module):
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
-        self._template: TreeTemplate | None = None
+        self.pick: Pick = best
+        self._template: Template | None = None
         self._rows = torch.empty(0)
         self._settled = 0
 
     # ------------------------------------------------------------------------------ decoding
 
-    def begin(self, template: TreeTemplate, capacity: int) -> None:
+    def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while template and capacity allow."""
         self._settled = 0
         device, dtype = self.fc.weight.device, self.fc.weight.dtype
         if template is not self._template:
             template.check(depth=self.max_depth, candidates=self._vocab_size)
             self._template = template
-            self._levels = _levels_of(template, device)
+            self._levels = levels_of(template, device)
             self._rows = torch.empty(0)
-        inner = sum(level.count for level in self._levels)
-        needed = capacity + inner
+        needed = capacity + self._levels.rows
         if self._rows.numel() == 0 or self._rows.shape[4] < needed or self._rows.dtype != dtype:
             self._rows = torch.zeros(len(self.layers), 2, 1, self.key_heads, needed, self.head_dim, dtype=dtype, device=device)
             self._table = rotary_table(needed + template.depth, self.head_dim, self.rope_base, device, dtype)
-            # Column c of a mask stands for row c - offset; slicing moves the offset, so no mask is built while decoding.
-            self._masks = [_level_mask(level, needed, dtype) for level in self._levels]
-            self._causal = _causal_mask(template.depth + 1, needed, dtype, device)
+            self._masks = LevelMasks(self._levels, needed, dtype, device)
 
     def _run(self, tokens: torch.Tensor, states: torch.Tensor, positions: slice, start: int, mask: torch.Tensor | None) -> torch.Tensor:
         """Predicted states [new, width] after (state, next token) pairs written at row ``start``."""
@@ -94,36 +92,25 @@ class Eagle(nn.Module):
         return x[0]
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the newly settled pairs, then grow the tree level by level.
+        """Read the newly settled pairs, then grow the tree level by level."""
+        assert self._template is not None, "begin() comes before draft()"
+        return draft(self, new, self._levels, self.pick)
 
-        The rows of settled pairs hold true states of the target; a drafted level is written behind them and is
-        overwritten by the next step.
-        """
-        template = self._template
-        assert template is not None, "begin() comes before draft()"
+    def read(self, new: Committed) -> torch.Tensor:
+        """Write the rows of the settled pairs, which hold true states of the target, over those of the last draft."""
         count, past = len(new.tokens), self._settled
-        capacity = self._rows.shape[4]
-        mask = None
-        if past and count > 1:
-            wide = self._causal if count <= len(self._causal) else _causal_mask(count, capacity, self._causal.dtype, self._causal.device)
-            mask = wide[:count, capacity - past : capacity + count]
-        states = self._run(new.tokens, new.hidden[:, -1], slice(past, past + count), past, mask)
-        self._settled = settled = past + count
-        states = states[-1:]
-        pieces = [new.tokens[-1:]]
-        start = settled
-        for level, level_mask in zip(self._levels, self._masks, strict=True):
-            # states: predicted states of this level's inner nodes, whose children are wanted now
-            best = self._output(states).topk(level.ranks, dim=-1).indices  # [inner, ranks]
-            chosen = best.flatten()[level.places]  # tokens of the next level, in node order
-            pieces.append(chosen)
-            if level.count:
-                mask = level_mask[:, capacity - settled : capacity + start - settled + level.count]
-                position = settled + level.depth - 1
-                table_rows = slice(position, position + 1)
-                states = self._run(chosen[level.grown], states[level.parents], table_rows, start, mask)
-                start += level.count
-        return DraftTree(torch.cat(pieces), template.shape)
+        states = self._run(new.tokens, new.hidden[:, -1], slice(past, past + count), past, self._masks.settling(count, past))
+        self._settled = past + count
+        self._states = states[-1:]
+        return self._output(self._states)
+
+    def grow(self, level: Grown) -> torch.Tensor:
+        """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
+        settled = self._settled
+        position = settled + level.depth - 1
+        table_rows = slice(position, position + 1)
+        self._states = self._run(level.tokens, self._states[level.parents], table_rows, settled + level.before, self._masks.of(level, settled))
+        return self._output(self._states)
 
     # ------------------------------------------------------------------------------ training
 
@@ -168,63 +155,3 @@ class Eagle(nn.Module):
         agreement = (logits.detach().argmax(-1) == soft.argmax(-1)).float().mean() if len(rows) else regression.detach()
         parts = {"regression": regression.detach(), "classification": classification.detach(), "top1_1": agreement}
         return HeadLoss(total, parts, (Prediction(1, rows, feature, logits),))
-
-
-@dataclass(frozen=True)
-class _Level:
-    """What growing one level of a template needs.
-
-    Attributes:
-        depth: of the nodes that are created, 1 for the root's children.
-        ranks: candidates wanted of each inner node above.
-        places: where the new nodes' tokens stand in the flattened candidates [inner * ranks].
-        grown: which of the new nodes have children themselves; ``count`` of them.
-        parents: for each of those, the index of its parent among the inner nodes above.
-        seen: bool [count, rows so far + count], which drafted rows each of them attends to.
-    """
-
-    depth: int
-    ranks: int
-    places: torch.Tensor
-    grown: torch.Tensor
-    parents: torch.Tensor
-    seen: torch.Tensor
-
-    @property
-    def count(self) -> int:
-        """Number of new nodes with children."""
-        return len(self.grown)
-
-
-def _levels_of(template: TreeTemplate, device: torch.device) -> list[_Level]:
-    prefixes = {path[:-1] for path in template.paths}
-    levels = []
-    inner: list[tuple[int, ...]] = [()]
-    drafted: list[tuple[int, ...]] = []
-    for depth in range(1, template.depth + 1):
-        nodes = [path for path in template.paths if len(path) == depth]
-        ranks = 1 + max(path[-1] for path in nodes)
-        places = [inner.index(path[:-1]) * ranks + path[-1] for path in nodes]
-        grown = [path for path in nodes if path in prefixes]
-        drafted += grown
-        seen = torch.tensor([[path[: len(row)] == row for row in drafted] for path in grown], dtype=torch.bool, device=device)
-        as_index = [nodes.index(path) for path in grown]
-        above = [inner.index(path[:-1]) for path in grown]
-        index = [torch.tensor(values, dtype=torch.int64, device=device) for values in (places, as_index, above)]
-        levels.append(_Level(depth, ranks, index[0], index[1], index[2], seen))
-        inner = grown
-    return levels
-
-
-def _causal_mask(new: int, capacity: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Additive mask [new, capacity + new]: everything settled before, and of the new rows those up to one's own."""
-    return torch.full((new, capacity + new), torch.finfo(dtype).min, dtype=dtype, device=device).triu(capacity + 1)
-
-
-def _level_mask(level: _Level, capacity: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [count, capacity + drafted rows]: all settled rows are seen, of the drafted ones the ancestors."""
-    drafted = level.seen.shape[1] if level.count else 0
-    mask = torch.zeros(level.count, capacity + drafted, dtype=dtype, device=level.seen.device)
-    if level.count:
-        mask[:, capacity:].masked_fill_(~level.seen, torch.finfo(dtype).min)
-    return mask

@@ -1,14 +1,55 @@
-"""Parts that several heads are built from: RMS norm, rotary positions, and a Llama decoder layer with its own rows.
+"""Parts that several heads are built from: RMS norm, rotary positions, and Llama decoder layers with their own rows.
 
-The layer computes what Llama's does (Touvron et al. 2023), under the same parameter names, so that official
-EAGLE checkpoints fit. It keeps no state: the caller owns the key and value rows.
+The layers compute what Llama's do (Touvron et al. 2023), under the same parameter names, so that official
+EAGLE checkpoints fit. They keep no state: the caller owns the key and value rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+# Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states' first.
+Unrolled = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of a target's decoder layers, for heads whose layers are of the same shape."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    eps: float
+    rope_base: float
+
+    @classmethod
+    def of(cls, config: Any) -> LayerShape:
+        """Read them from a Hugging Face configuration."""
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return cls(config.hidden_size, heads, kv_heads, config.intermediate_size, float(getattr(config, "rms_norm_eps", 1e-6)), rope_base(config))
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head; all heads together are as wide as the layer."""
+        return self.width // self.heads
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, float]:
+        """The first arguments of a layer."""
+        return self.width, self.heads, self.kv_heads, self.head_dim, self.intermediate, self.eps
+
+
+def rope_base(config: Any) -> float:
+    """Base of a target's rotary positions, wherever this version of transformers keeps it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
 
 
 class RMSNorm(nn.Module):
@@ -40,30 +81,66 @@ class Attention(nn.Module):
     """Grouped-query attention without biases.
 
     ``rows`` are the caller's buffers [2, batch, kv_heads, capacity, head_dim]; the new keys and values are written at
-    ``start`` and everything up to their end is attended to, under ``mask``.
+    ``start`` and everything up to their end is attended to, under ``mask``. ``sources`` is how many vectors of the
+    layer's width the input is made of.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, sources: int = 1) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.q_proj = nn.Linear(sources * width, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
-    def forward(self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """x [batch, new, width]; table [2, new, head_dim]; mask [new, start + new] additive, or None for causal (or one row)."""
+    def forward(
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0, mask: torch.Tensor | None = None,
+        steps: Unrolled | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Attend from x to what the caller keeps and to x itself.
+
+        Args:
+            x: [batch, new, sources * width].
+            table: [2, new, head_dim].
+            mask: [new, start + new], additive, or None for causal (or one row).
+            steps: where the pass is one of an unrolled one over the same tokens, the steps before it; this one's keys and values
+                are added. A token then sees the first step's up to its own place, and of the later ones its own alone.
+        """
         batch, new, _ = x.shape
         q = _rotate(self.q_proj(x).view(batch, new, self.heads, self.head_dim).transpose(1, 2), table)
         k = _rotate(self.k_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2), table)
         v = self.v_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
+        if steps is not None:
+            steps.append((k, v))
         if rows is not None:
             rows[0, :, :, start : start + new] = k
             rows[1, :, :, start : start + new] = v
             k, v = rows[0, :, :, : start + new], rows[1, :, :, : start + new]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and new > 1, enable_gqa=self.heads != self.kv_heads)
+        if steps is not None and len(steps) > 1:
+            out = _attend_unrolled(q, steps)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and new > 1, enable_gqa=self.heads != self.kv_heads)
         projected: torch.Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, new, -1))
         return projected
+
+
+def _attend_unrolled(q: torch.Tensor, steps: Unrolled) -> torch.Tensor:
+    """Attention of EAGLE-3's training-time test (upstream ``traineagle3/cnets.py``), [batch, heads, tokens, head_dim].
+
+    As if each token had drafted on by itself: it sees the true states up to its own, and its own drafts after them.
+    """
+    (first_k, first_v), later = steps[0], steps[1:]
+    groups = q.shape[1] // first_k.shape[1]
+    q = q.unflatten(1, (-1, groups)) * q.shape[-1] ** -0.5  # [batch, kv_heads, groups, tokens, head_dim]
+    tokens = q.shape[3]
+    true = q @ first_k[:, :, None].transpose(-1, -2)
+    true = true.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    own = [(q * k[:, :, None]).sum(-1, keepdim=True) for k, _ in later]
+    weights = torch.softmax(torch.cat([true, *own], dim=-1), dim=-1).to(first_v.dtype)
+    out = weights[..., :tokens] @ first_v[:, :, None]
+    for index, (_, v) in enumerate(later):
+        out = out + weights[..., tokens + index, None] * v[:, :, None]
+    return out.flatten(1, 2)
 
 
 class GatedMLP(nn.Module):
@@ -90,9 +167,63 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(width, eps) if input_norm else None
         self.post_attention_layernorm = RMSNorm(width, eps)
 
-    def forward(self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0, mask: torch.Tensor | None = None,
+        steps: Unrolled | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Same arguments as ``Attention``; returns [batch, new, width]."""
         normed = x if self.input_layernorm is None else self.input_layernorm(x)
-        x = x + self.self_attn(normed, table, rows, start, mask)
+        x = x + self.self_attn(normed, table, rows, start, mask, steps)
         added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return added
+
+
+class PairLayer(nn.Module):
+    """A decoder layer that attends from pairs of a token's embedding and a state, each with a norm of its own, as EAGLE-3's does.
+
+    Only the state goes on along the residual path.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, kv_heads, head_dim, sources=2)
+        self.mlp = GatedMLP(width, intermediate)
+        self.hidden_norm = RMSNorm(width, eps)
+        self.input_layernorm = RMSNorm(width, eps)  # upstream's name: of the embedding
+        self.post_attention_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0,
+        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new, width]."""
+        pair = torch.cat([self.input_layernorm(embedded), self.hidden_norm(x)], dim=-1)
+        x = x + self.self_attn(pair, table, rows, start, mask, steps)
+        added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return added
+
+
+class Rows:
+    """Keys and values that some layers keep while decoding: those of settled tokens, and behind them those of one draft.
+
+    Attributes:
+        buffers: [layers, 2, 1, kv_heads, capacity, head_dim]; each layer takes its own as ``rows``.
+        settled: number of settled rows; the caller moves it on.
+
+    Args:
+        capacity: rows, settled and drafted.
+        depth: of the deepest draft, whose positions need an entry in the rotary table.
+    """
+
+    def __init__(self, shape: LayerShape, layers: int, capacity: int, depth: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.buffers = torch.zeros(layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=dtype, device=device)
+        self.settled = 0
+        self._table = rotary_table(capacity + depth, shape.head_dim, shape.rope_base, device, dtype)
+
+    def fits(self, capacity: int, dtype: torch.dtype) -> bool:
+        """Whether there are as many rows, in this dtype."""
+        return self.buffers.shape[4] >= capacity and self.buffers.dtype == dtype
+
+    def table(self, first: int, count: int = 1) -> torch.Tensor:
+        """Rotary entries of positions [2, count, head_dim]; one entry serves any number of rows at that position."""
+        return self._table[:, first : first + count]

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from heads.growth import Grown, draft, levels_of
+from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
-from koala_bench.tree import DraftTree, TreeTemplate
+from koala_bench.tree import DraftTree, Template, TreeTemplate
 
 
 class Medusa(nn.Module):
@@ -21,18 +23,26 @@ class Medusa(nn.Module):
     The blocks start near the identity (W = 0, b as PyTorch draws it) and the projections as copies of the target's output
     layer, as in Medusa v0.1. All heads' weights are stacked, so that a draft is K + 1 batched products whatever
     the number of heads.
+
+    Args:
+        heads: tokens that are guessed ahead, one head for each.
+        layers: residual blocks of a head (KOALA's K).
+        own_output: whether each head has a projection of its own; if not, all go through the target's output layer, which stays as it
+            is (upstream's trainer since version 2, where that layer is trained by accident but not saved).
     """
 
     features = (-1,)
 
-    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1) -> None:
+    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1, own_output: bool = True) -> None:
         super().__init__()
         width = spec.hidden_size
         self.max_depth = heads
         self.block_weight = nn.Parameter(torch.zeros(layers, heads, width, width))
         self.block_bias = nn.Parameter(torch.empty(layers, heads, width).uniform_(-(width**-0.5), width**-0.5))
-        self.output_weight = nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1))
-        self._template: TreeTemplate | None = None
+        self.output_weight = nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1)) if own_output else None
+        self._output, self._vocab_size = spec.output, spec.vocab_size
+        self.pick: Pick = best
+        self._template: Template | None = None
 
     def blocks(self, x: torch.Tensor, head: int) -> torch.Tensor:
         """Residual blocks of one head on states [..., hidden_size]."""
@@ -40,27 +50,46 @@ class Medusa(nn.Module):
             x = x + F.silu(F.linear(x, weight, bias))
         return x
 
-    def begin(self, template: TreeTemplate, capacity: int) -> None:
+    def begin(self, template: Template, capacity: int) -> None:
         """Prepare for a tree; Medusa remembers nothing of the sequence itself."""
         if template is self._template:
             return
-        template.check(depth=self.max_depth, candidates=self.output_weight.shape[1])
+        template.check(depth=self.max_depth, candidates=self._vocab_size)
         self._template = template
-        ranks = template.widest_rank
-        places = [(len(path) - 1) * ranks + path[-1] for path in template.paths]
-        self._places = torch.tensor(places, dtype=torch.int64, device=self.output_weight.device)
+        device = self.block_weight.device
+        self._levels = levels_of(template, device)
+        if isinstance(template, TreeTemplate):
+            places = [(len(path) - 1) * template.widest_rank + path[-1] for path in template.paths]
+            self._places = torch.tensor(places, dtype=torch.int64, device=device)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Fill the tree with every head's best tokens; a node depends on its depth and rank only."""
+        """Fill the tree with every head's best tokens; a node's scores depend on its depth only."""
         template = self._template
         assert template is not None, "begin() comes before draft()"
-        depth = template.depth
+        if self.pick is not best or not isinstance(template, TreeTemplate):
+            return draft(self, new, self._levels, self.pick)
+        # The best tokens are the same below every node of a level, so one search finds them for all; draws would have to differ.
+        candidates, _ = best(self._scores(new, template.depth), template.widest_rank)  # [depth, ranks]
+        return DraftTree(torch.cat([new.tokens[-1:], candidates.flatten()[self._places]]), template.shape)
+
+    def _scores(self, new: Committed, depth: int) -> torch.Tensor:
+        """Logits [depth, vocab_size] of the first ``depth`` heads."""
         x = new.hidden[-1:, -1].expand(depth, 1, -1)  # [depth, 1, width]
         for weight, bias in zip(self.block_weight[:, :depth], self.block_bias[:, :depth], strict=True):
             x = x + F.silu(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
-        logits = torch.stack([F.linear(row, weight) for row, weight in zip(x[:, 0], self.output_weight, strict=False)])
-        candidates = logits.topk(template.widest_rank, dim=-1).indices  # [depth, ranks]
-        return DraftTree(torch.cat([new.tokens[-1:], candidates.flatten()[self._places]]), template.shape)
+        if self.output_weight is None:
+            return self._output(x[:, 0])
+        return torch.stack([F.linear(row, weight) for row, weight in zip(x[:, 0], self.output_weight, strict=False)])
+
+    def read(self, new: Committed) -> torch.Tensor:
+        """Scores of all depths at once; the first are those of the root's children."""
+        assert self._template is not None, "begin() comes before read()"
+        self._logits = self._scores(new, self._template.depth)
+        return self._logits[:1]
+
+    def grow(self, level: Grown) -> torch.Tensor:
+        """The scores of the level below, the same for each of its nodes."""
+        return self._logits[level.depth].expand(len(level.tokens), -1)
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Sum over heads of the cross-entropy against the data's token, on answer tokens (Medusa-1, upstream v0.1 ``train.py``)."""
@@ -69,14 +98,15 @@ class Medusa(nn.Module):
         parts: dict[str, torch.Tensor] = {}
         predictions = []
         # Taken apart once: the gradient of a slice would be a whole tensor of zeros around it, for every head.
-        for head, output_weight in enumerate(self.output_weight.unbind(0)):
+        own = [None] * self.max_depth if self.output_weight is None else self.output_weight.unbind(0)
+        for head, output_weight in enumerate(own):
             ahead = head + 2
             wanted = torch.zeros_like(batch.supervised)
             wanted[:, :-ahead] = batch.supervised[:, ahead:]
             rows = wanted.flatten().nonzero()[:, 0]
             labels = batch.ids.flatten()[rows + ahead]
             feature = self.blocks(hidden.flatten(0, 1)[rows], head)
-            logits = F.linear(feature, output_weight)
+            logits = self._output(feature) if output_weight is None else F.linear(feature, output_weight)
             scores = logits.float()  # once: under autocast both users below want it, and argmax is slow in half precision
             # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
             loss = F.cross_entropy(scores, labels, reduction="sum") / max(len(rows), 1)

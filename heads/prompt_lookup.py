@@ -11,7 +11,7 @@ from torch import nn
 from heads.continuations import drafted
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
-from koala_bench.tree import DraftTree, TreeTemplate
+from koala_bench.tree import DraftTree, Template
 
 _PLACES = 16  # continuations looked at; more than the ranks of any tree that pays
 
@@ -35,18 +35,18 @@ class PromptLookup(nn.Module):
         if ngram < 1:
             raise KoalaBenchError(f"The head's ngram is {ngram}.", "It must be at least 1.")
         self.ngram, self._device = ngram, spec.device
-        self._template: TreeTemplate | None = None
+        self._paths: tuple[tuple[int, ...], ...] | None = None
 
-    def begin(self, template: TreeTemplate, capacity: int) -> None:
+    def begin(self, template: Template, capacity: int) -> None:
         """Forget the text."""
         template.check(depth=self.max_depth, candidates=_PLACES)
-        self._template = template
+        self._paths = template.paths
         self._text: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens, then propose what followed the same ones before; the root alone where nothing did."""
-        assert self._template is not None, "begin() comes before draft()"
+        assert self._paths is not None, "begin() comes before draft()"
         text = self._text
         for token in new.tokens.tolist():
             text.append(token)
@@ -56,4 +56,4 @@ class PromptLookup(nn.Module):
         for length in range(min(self.ngram, len(text)), 0, -1):
             for place in self._places[tuple(text[-length:])][-2 : -_PLACES - 2 : -1]:  # the last one is the text's own end
                 found.setdefault(place)
-        return drafted(text, list(found)[:_PLACES], self._template, self._device)
+        return drafted(text, list(found)[:_PLACES], self._paths, self._device)

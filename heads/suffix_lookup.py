@@ -10,7 +10,7 @@ from torch import nn
 
 from heads.continuations import drafted
 from koala_bench.heads import Committed, TargetSpec
-from koala_bench.tree import DraftTree, TreeTemplate
+from koala_bench.tree import DraftTree, Template
 
 _PLACES = 16  # continuations looked at
 _UPDATED = 64  # suffixes whose latest place is kept up to date at each token
@@ -97,18 +97,18 @@ class SuffixLookup(nn.Module):
     def __init__(self, spec: TargetSpec) -> None:
         super().__init__()
         self._device = spec.device
-        self._template: TreeTemplate | None = None
+        self._paths: tuple[tuple[int, ...], ...] | None = None
 
-    def begin(self, template: TreeTemplate, capacity: int) -> None:
+    def begin(self, template: Template, capacity: int) -> None:
         """Forget the text."""
         template.check(depth=self.max_depth, candidates=_PLACES)
-        self._template = template
+        self._paths = template.paths
         self._automaton = SuffixAutomaton()
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens, then propose what followed their longest suffix; the root alone where it is new."""
-        assert self._template is not None, "begin() comes before draft()"
+        assert self._paths is not None, "begin() comes before draft()"
         for token in new.tokens.tolist():
             self._automaton.append(token)
         places = dict.fromkeys(place for _, place in self._automaton.matches())
-        return drafted(self._automaton.text, list(places)[:_PLACES], self._template, self._device)
+        return drafted(self._automaton.text, list(places)[:_PLACES], self._paths, self._device)

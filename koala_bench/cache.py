@@ -15,7 +15,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import TreeShape
 
-_SHAPES = 64  # trees whose masks are kept
+# Trees whose masks are kept, the latest ones. A dynamic tree's shape hardly comes again and pushes out others; making one anew costs
+# some 40 microseconds, which is nothing beside a pass of a target.
+_SHAPES = 64
 
 
 class _Rows(DynamicLayer):
@@ -63,7 +65,11 @@ class TreeCache(Cache):
         self.past = 0
         self.capacity = capacity
         self._storage: torch.Tensor | None = None  # [layers, 2, kv_heads, capacity, head_dim]
-        self._buffers: dict[TreeShape, tuple[torch.Tensor, torch.Tensor]] = {}
+        # One mask, wide enough for all settled rows there can be, takes on the part that depends on the tree when the tree changes.
+        self._wide = torch.empty(0, 0)
+        self._blocks: dict[TreeShape, tuple[torch.Tensor, torch.Tensor]] = {}  # that part, and the depths
+        self._shown: TreeShape | None = None
+        self._mask = self._depths = self._wide
         super().__init__(layers=[_Rows(self, index) for index in range(layers)])
 
     def allocate(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,14 +102,20 @@ class TreeCache(Cache):
         """Attention mask and depths of a tree behind the settled rows.
 
         Returns:
-            the additive mask [1, 1, nodes, past + nodes], a view on a buffer made once per shape, and the
-            depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
+            the additive mask [1, 1, nodes, past + nodes], a view on a buffer that holds until the next tree is asked for, and
+            the depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
         """
-        if shape not in self._buffers:
-            if len(self._buffers) == _SHAPES:  # a head that draws its tree anew each step must not fill the memory
-                del self._buffers[next(iter(self._buffers))]
-            mask = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
-            mask[:, self.capacity :].masked_fill_(~shape.ancestors.to(device), torch.finfo(dtype).min)
-            self._buffers[shape] = (mask[None, None], torch.tensor([shape.depths], device=device))
-        mask, depths = self._buffers[shape]
-        return mask[..., self.capacity - self.past :], depths
+        if shape != self._shown:
+            if shape not in self._blocks:
+                if len(self._blocks) == _SHAPES:  # a head that draws its tree anew at each step must not fill the memory
+                    del self._blocks[next(iter(self._blocks))]
+                hidden = ~shape.ancestors.to(device)
+                block = torch.zeros(shape.nodes, shape.nodes, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+                self._blocks[shape] = (block, torch.tensor([shape.depths], device=device))
+            block, self._depths = self._blocks[shape]
+            if len(self._wide) < shape.nodes:
+                self._wide = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
+            mask = self._wide[: shape.nodes, : self.capacity + shape.nodes]
+            mask[:, self.capacity :] = block
+            self._shown, self._mask = shape, mask[None, None]
+        return self._mask[..., self.capacity - self.past :], self._depths

@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 
-from koala_bench.acceptance import greedy
+from koala_bench.acceptance import GREEDY, Rule
 from koala_bench.cache import TreeCache
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, DraftHead
 from koala_bench.target import Target
 from koala_bench.timing import Stopwatch, synchronise
-from koala_bench.tree import ROOT_ONLY, DraftTree, TreeTemplate
+from koala_bench.tree import ROOT_ONLY, DraftTree, Template, TreeTemplate
 
 Stop = Literal["eos", "limit", "context"]
 VANILLA_TREE = TreeTemplate("root", ())
@@ -27,7 +27,7 @@ class Vanilla:
     features: tuple[int, ...] = (-1,)
     max_depth = 0
 
-    def begin(self, template: TreeTemplate, capacity: int) -> None:
+    def begin(self, template: Template, capacity: int) -> None:
         """Nothing to forget."""
 
     def draft(self, new: Committed) -> DraftTree:
@@ -55,6 +55,7 @@ class Decoded:
     Attributes:
         tokens: new token ids, the end-of-sequence token included. The first comes from the prefill, each step adds
             its accepted drafts and one bonus token: ``len(tokens) == 1 + sum(accepted) + len(accepted)``.
+        distances: of each token how far the rule is from the target there, see ``Accepted``; None for a lossless rule.
         stop: ``eos``, ``limit`` (of new tokens) or ``context`` (of the target).
         accepted: drafted tokens kept at each step, after cutting at the end of the answer.
         drafted_depth: how deep the tree of each step was.
@@ -74,6 +75,7 @@ class Decoded:
     draft_s: float
     verify_s: float
     steps: list[Step]
+    distances: list[float] | None = None
 
 
 def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_positions: int) -> int:
@@ -85,18 +87,22 @@ def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_p
 def decode(
     target: Target,
     head: DraftHead,
-    template: TreeTemplate,
+    template: Template,
     prompt: Sequence[int],
     max_new_tokens: int,
     stop_ids: Sequence[int],
     cache: TreeCache | None = None,
     trace: bool = False,
+    rule: Rule = GREEDY,
 ) -> Decoded:
-    """Answer a prompt greedily; the tokens are the target's own, whatever the head proposes.
+    """Answer a prompt: with a lossless rule as the target would alone, whatever the head proposes.
+
+    A head with an attribute ``pick`` is set to take its candidates as the rule wants them.
 
     Args:
         cache: one to reuse, with room for ``capacity_for(...)`` rows; a new one if None.
         trace: keep every tree and path.
+        rule: which drafted tokens stay, and how the target's own are chosen; greedily if not given.
 
     Raises:
         KoalaBenchError: the prompt is empty, or leaves no room in the target's context.
@@ -118,9 +124,12 @@ def decode(
 
     synchronise(target.device)
     started = time.perf_counter()
+    if hasattr(head, "pick"):
+        head.pick = rule.pick
     head.begin(template, capacity)
     logits, hidden = target.prefill(ids, cache, head.features)
-    bonus = int(logits.argmax())
+    # A prompt is a tree of its last token alone.
+    _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     synchronise(target.device)
     first_token = time.perf_counter()
 
@@ -129,7 +138,7 @@ def decode(
     drafted_depth: list[int] = []
     kept_node: list[int] = []
     steps: list[Step] = []
-    new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0)
+    new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
     stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
     watch = Stopwatch(target.device)
     while not stop:
@@ -143,7 +152,7 @@ def decode(
         watch.mark("draft")
         logits, hidden = target.verify(tree, cache, head.features)
         watch.mark("verify")
-        path, settled = greedy(tree, logits)
+        path, settled, apart = rule.accept(tree, logits)
         past = cache.past
         cache.commit(path)
         if trace:
@@ -155,6 +164,8 @@ def decode(
         if len(tokens) + keep >= max_new_tokens and not (stop and len(tokens) + keep == max_new_tokens):
             keep, stop = max_new_tokens - len(tokens), "limit"
         tokens += settled[:keep]
+        if distances is not None and apart is not None:
+            distances += apart[:keep]
         accepted.append(keep - 1)
         drafted_depth.append(tree.shape.depth)
         kept_node.append(path[keep - 1])
@@ -164,4 +175,4 @@ def decode(
     seconds = watch.seconds()
     decode_s = time.perf_counter() - first_token
     draft_s, verify_s = seconds.get("draft", 0.0), seconds.get("verify", 0.0)
-    return Decoded(tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, draft_s, verify_s, steps)
+    return Decoded(tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, draft_s, verify_s, steps, distances)

@@ -8,13 +8,14 @@ to be trained by the suite also ``loss``. The alignment of what it is given is t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from koala_bench.tree import DraftTree, TreeTemplate
+from koala_bench.tree import DraftTree, Template
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TargetSpec:
         output_weight: weight of the output layer [vocab_size, hidden_size], to start from.
         config: the target's Hugging Face configuration.
         device, dtype: where the target computes, and in what.
+        tokenizer: the target's; None for bare weights.
     """
 
     hidden_size: int
@@ -40,6 +42,7 @@ class TargetSpec:
     config: Any
     device: torch.device
     dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,14 @@ class Committed:
         tokens: settled tokens, int64 [new]; the last one is the root of the next tree.
         hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``.
         position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
+        first: after the prefill the sequence's first token, int64 [1], which no state predicted and ``tokens`` therefore lacks;
+            None at every other step, and from callers that do not know it.
     """
 
     tokens: torch.Tensor
     hidden: torch.Tensor
     position: int
+    first: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class FeatureBatch:
         seed: drawn anew each step; whatever noise a head adds comes from it, so that equal heads get equal noise.
         output: the target's output layer, see ``TargetSpec.output``.
         lengths: number of real tokens of each row, int64 [batch].
+        whole: the batch that this one is a part of, if heads read different layers; it keeps what all of them share.
     """
 
     ids: torch.Tensor
@@ -76,10 +83,19 @@ class FeatureBatch:
     seed: int
     output: Callable[[torch.Tensor], torch.Tensor]
     lengths: torch.Tensor
+    whole: FeatureBatch | None = None
+
+    def reading(self, places: list[int]) -> FeatureBatch:
+        """The same batch with the states at ``places`` of its features only."""
+        # A slice where it is one: it costs no copy.
+        hidden = self.hidden[:, :, places[0] : places[0] + 1] if len(places) == 1 else self.hidden[:, :, places]
+        return replace(self, hidden=hidden, whole=self)
 
     @cached_property
     def target_probabilities(self) -> torch.Tensor:
         """The target's next-token distribution [batch, tokens, vocab_size], computed once for all heads."""
+        if self.whole is not None:
+            return self.whole.target_probabilities
         with torch.no_grad():
             return torch.softmax(self.output(self.hidden[:, :, -1]).float(), dim=-1)
 
@@ -126,13 +142,18 @@ class DraftHead(Protocol):
         max_depth: how many tokens ahead it can draft.
         dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
         usual_tree: optional; name of the template to draft with where neither a preset nor an option names one.
+        pick: optional; how candidates are taken from scores, see ``koala_bench.candidates``. Heads that have it draw their drafts where
+            there is a temperature.
     """
 
     features: tuple[int, ...]
     max_depth: int
 
-    def begin(self, template: TreeTemplate, capacity: int) -> None:
-        """Forget the sequence and prepare for another of at most ``capacity`` positions."""
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the sequence and prepare for another of at most ``capacity`` positions.
+
+        A head that cannot grow a dynamic tree needs not ask: a template of that kind has no ``paths`` and no ``shape``, and says so.
+        """
 
     def draft(self, new: Committed) -> DraftTree:
         """Propose a tree whose root is ``new.tokens[-1]``."""

@@ -1,4 +1,4 @@
-"""Train a small target model on the documentation corpus, from nothing or from an earlier target.
+"""Train a small target model on the documentation corpus, from nothing or from an earlier target, or a draft model for one.
 
 Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which needs
 about half the tokens of AdamW at this size, embeddings and norms with AdamW. The learning rate is constant after
@@ -27,6 +27,7 @@ from koala_bench.corpus import Corpus
 from koala_bench.dialogues import ChatTemplate, chat_template, encode_dialogues
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import continue_log, make_folder, sha256_of, write_text
+from koala_bench.imitation import Imitated
 from koala_bench.progress import progress, say
 from koala_bench.target_card import held_out_answers, model_card, repeated_ngrams
 from koala_bench.unlikelihood import draw_prompts, likelihood_loss, unlikelihood_loss
@@ -100,6 +101,14 @@ class _Rows:
         return np.stack([self[first + i] for i in range(count)]).astype(np.int64)
 
 
+def _batch(step: int, text: _Rows, answers: _Rows | None, step_tokens: int) -> np.ndarray:
+    """Ids [rows, row_tokens] of a step, half of the rows from the answers where there are any."""
+    count = step_tokens // text.row_tokens
+    half = 0 if answers is None else count // 2
+    rows = text.batch(step * (count - half), count - half)
+    return rows if answers is None else np.concatenate([answers.batch(step * half, half), rows])
+
+
 def _decay_steps(options: PretrainOptions) -> int:
     return max(1, round(options.decay_fraction * options.steps))
 
@@ -132,6 +141,7 @@ def pretrain(
     checkpoint_every: int = 50,
     start: Path | None = None,
     compiled: bool = False,
+    imitate: Imitated | None = None,
 ) -> Path:
     """Train a Llama model and its tokenizer on the corpus; returns the folder of the finished target.
 
@@ -141,11 +151,16 @@ def pretrain(
     Args:
         start: folder of an earlier target whose weights, shape and tokenizer this one begins with.
         compiled: train through ``torch.compile``, which needs a C++ compiler (on CUDA, Triton).
+        imitate: a target to make a draft model for: it brings tokenizer, vocabulary and labels, and while the rate falls half of
+            the text is its answers, if it comes with some.
 
     Raises:
         KoalaBenchError: the checkpoint in ``out/work`` is of another corpus or shape, or is damaged;
-            ``start`` holds no target of this command; or the loss is not finite.
+            ``start`` holds no target of this command; the loss is not finite; or the answers do not fill a row.
     """
+    if imitate is not None:
+        known = imitate.target.model.config
+        options = replace(options, vocabulary=known.vocab_size, positions=known.max_position_embeddings)
     earlier = _earlier(start) if start is not None else None
     if earlier is not None:
         shape = ("layers", "width", "intermediate", "attention_heads", "vocabulary", "positions")
@@ -159,10 +174,15 @@ def pretrain(
     elif start is not None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
         tokenizer.save_pretrained(tokenizer_file)
+    elif imitate is not None:
+        imitate.save_tokenizer(tokenizer_file)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
     else:
         say(f"Training a tokenizer of {options.vocabulary:,} tokens ...")
         tokenizer = train_tokenizer(corpus, options.vocabulary)
         tokenizer.save_pretrained(tokenizer_file)
+    if imitate is not None:
+        imitate.check_tokenizer(tokenizer)
     say(f"Encoding {len(corpus.train):,} dialogues ...")
     template = chat_template(template_name, tokenizer)
     dialogues = _encode_all(template, tokenizer, corpus.train)
@@ -170,6 +190,14 @@ def pretrain(
     stable_rows, decay_rows = _Rows(dialogues, options.row_tokens, options.seed), _Rows(dialogues, options.decay_row_tokens, options.seed)
     held_out = _Rows(_encode_all(template, tokenizer, corpus.held_out), options.decay_row_tokens, options.seed)
     held_out_ids = torch.from_numpy(held_out.batch(0, min(64, held_out.per_epoch))).to(device)
+    answer_rows: _Rows | None = None
+    judged_ids = held_out_ids  # where a draft model's guesses are compared with the target's
+    if imitate is not None and imitate.answers is not None:
+        answer_rows = _Rows(_encode_all(template, tokenizer, imitate.answers.train), options.decay_row_tokens, options.seed)
+        apart = _Rows(_encode_all(template, tokenizer, imitate.answers.held_out), options.decay_row_tokens, options.seed)
+        if not answer_rows.per_epoch or not apart.per_epoch:
+            raise KoalaBenchError(f"The answers do not fill a row of {options.decay_row_tokens} tokens.", "Give --answers a file with more of them.")
+        judged_ids = torch.from_numpy(apart.batch(0, min(64, apart.per_epoch))).to(device)
 
     config = LlamaConfig(
         vocab_size=options.vocabulary, hidden_size=options.width, intermediate_size=options.intermediate, num_hidden_layers=options.layers,
@@ -178,7 +206,8 @@ def pretrain(
     )  # fmt: skip
     model: LlamaForCausalLM = LlamaForCausalLM(config) if start is None else LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
     model.to(device)  # type: ignore[arg-type]
-    step_loss = torch.compile(_loss, dynamic=False) if compiled else _loss
+    loss_of = _loss if imitate is None else imitate.loss
+    step_loss = torch.compile(loss_of, dynamic=False) if compiled else loss_of
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimisers: list[torch.optim.Optimizer] = [
@@ -191,6 +220,7 @@ def pretrain(
     identity = {
         "corpus": corpus.sha256,
         "start": earlier and earlier["weights_sha256"],
+        **({} if imitate is None else {"imitates": imitate.identity}),
         **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")},
     }
     checkpoint, first = work / "checkpoint.pt", 0
@@ -213,12 +243,13 @@ def pretrain(
             )
         say(f"Resuming after step {first:,}.")
 
-    def evaluate() -> float:
+    def evaluate() -> dict[str, float]:
         model.eval()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             losses = [_loss(model, part).item() for part in held_out_ids.split(8)]
+            agreement = {} if imitate is None else {"agreement": round(imitate.agreement(model, judged_ids), 4)}
         model.train()
-        return sum(losses) / len(losses)
+        return {"held_out_loss": round(sum(losses) / len(losses), 4), **agreement}
 
     def save(step: int) -> None:
         optimiser_states = [optimiser.state_dict() for optimiser in optimisers]
@@ -230,9 +261,8 @@ def pretrain(
         progress("pretrain", options.steps * options.step_tokens, "tokens", first * options.step_tokens) as advance,
     ):
         for step in range(first, options.steps):
-            rows = stable_rows if step < decay_start else decay_rows
-            count = options.step_tokens // rows.row_tokens
-            ids = torch.from_numpy(rows.batch(step * count, count)).to(device)
+            decaying = step >= decay_start
+            ids = torch.from_numpy(_batch(step, decay_rows if decaying else stable_rows, answer_rows if decaying else None, options.step_tokens)).to(device)
             factor = _rate(step, options)
             for optimiser, base in zip(optimisers, base_rates, strict=True):
                 for group in optimiser.param_groups:
@@ -271,7 +301,7 @@ def pretrain(
             }
             last = step + 1 == options.steps
             if (step + 1) % 200 == 0 or last:
-                line["held_out_loss"] = round(evaluate(), 4)
+                line |= evaluate()
             log.write(json.dumps(line) + "\n")
             log.flush()
             if (step + 1) % checkpoint_every == 0 or last:
@@ -283,9 +313,11 @@ def pretrain(
     tokenizer.save_pretrained(out)
     manifest = {
         "options": asdict(options), "chat_template": template_name, "corpus_sha256": corpus.sha256, "corpus_versions": corpus.versions,
-        "tokens_seen": options.steps * options.step_tokens, "corpus_tokens": stable_rows.per_epoch * options.row_tokens, "held_out_loss": round(final, 4),
-        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__, "started_from": earlier,
+        "tokens_seen": options.steps * options.step_tokens, "corpus_tokens": stable_rows.per_epoch * options.row_tokens,
+        "held_out_loss": final["held_out_loss"], "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__, "started_from": earlier,
     }  # fmt: skip
+    if imitate is not None:
+        manifest["imitates"] = {**imitate.identity, "agreement": final["agreement"]}
     manifest["repeated_8grams"] = round(repeated_ngrams(held_out_answers(out, corpus, template_name)), 4)
     write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
     write_text(out / "README.md", model_card(manifest))

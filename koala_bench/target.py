@@ -102,8 +102,9 @@ class Target:
         """What heads may know of this target."""
         config, weight = self.model.config, self.model.get_output_embeddings().weight
         return TargetSpec(
-            config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype
-        )
+            config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype,
+            self.tokenizer,
+        )  # fmt: skip
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""

@@ -40,6 +40,9 @@ def _command(manifest: dict[str, Any]) -> str:
     said = [f"--steps {options['steps']}", f"--seed {options['seed']}"]
     # Targets made before an option was there did without it.
     said += [f"--{name} {options[name]:g}" for name, usual in (("rate", 1.0), ("unlikelihood", 0.0)) if options.get(name, usual) != usual]
+    if (imitated := manifest.get("imitates")) is not None:
+        said += [f"--layers {options['layers']}"] if manifest.get("started_from") is None else []
+        said += [f"--imitate {imitated['name']}", *([f"--answers {imitated['answers']['source']}"] if imitated["answers"] else [])]
     return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if manifest.get("started_from") is not None else [])])
 
 
@@ -47,6 +50,27 @@ def _unlikelihood(options: dict[str, Any]) -> str:
     if not options["unlikelihood"]:
         return ""
     return "| against loops | beside likelihood, unlikelihood of what its own greedy answers repeat (Welleck et al. 2020, arXiv 1908.04319) |\n"
+
+
+def _subject(manifest: dict[str, Any]) -> tuple[str, str]:
+    """Title and first sentences: what such a model is for."""
+    if (imitated := manifest.get("imitates")) is None:
+        return "A small target model for koala-bench", (
+            "that answers questions about Python\nlibraries in the style of their documentation. It exists so that draft heads can be trained and "
+            "measured on a CPU without a\nmodel hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is "
+            "not reliable."
+        )
+    return "A draft model for koala-bench", (
+        f"that guesses what the target\n`{imitated['name']}` (weights `{imitated['weights_sha256'][:12]}`) says next, with the same tokenizer, for speculative "
+        "decoding. Its labels are the target's\ndistributions, not the text. It is of no use by itself."
+    )
+
+
+def _imitated(manifest: dict[str, Any]) -> str:
+    if (imitated := manifest.get("imitates")) is None:
+        return ""
+    place = "the target's answers to held-out questions" if imitated["answers"] else "held-out text"
+    return f"| agreement | {imitated['agreement']:.1%} of the tokens of {place}: its best guess of the next one is the target's |\n"
 
 
 def model_card(manifest: dict[str, Any]) -> str:
@@ -61,16 +85,15 @@ def model_card(manifest: dict[str, Any]) -> str:
         for earlier in stages[1:]
     )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
+    title, purpose = _subject(manifest)
     return f"""---
 license: apache-2.0
 library_name: transformers
 ---
 
-# A small target model for koala-bench
+# {title}
 
-A Llama of {options["layers"]} layers and width {options["width"]}, {manifest["parameters"] / 1e6:.2f} M parameters, that answers questions about Python
-libraries in the style of their documentation. It exists so that draft heads can be trained and measured on a CPU without a
-model hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is not reliable.
+A Llama of {options["layers"]} layers and width {options["width"]}, {manifest["parameters"] / 1e6:.2f} M parameters, {purpose}
 
 | | |
 |---|---|
@@ -78,7 +101,7 @@ model hub: deep and thin, so that a forward pass costs many times a one-layer dr
 {before}| tokens seen{" by this command" if before else ""} | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
 | held-out loss | {manifest["held_out_loss"]} nats per token, entries never trained on |
 | repeated 8-grams | {manifest["repeated_8grams"]:.1%} of those in {_PROMPTS} greedy answers of at most {_TOKENS} tokens to held-out questions |
-{_unlikelihood(options)}| corpus sha256 | `{manifest["corpus_sha256"]}` |
+{_imitated(manifest)}{_unlikelihood(options)}| corpus sha256 | `{manifest["corpus_sha256"]}` |
 | optimiser | Muon for matrices, AdamW for the rest, in bfloat16 autocast; torch {manifest["torch"]} |
 | chat template | `{manifest["chat_template"]}` of fschat |
 | weights | bfloat16, safetensors |

@@ -23,7 +23,7 @@ from torch import nn
 
 from koala_bench.checkpoints import read_state, save_head, write_state
 from koala_bench.errors import KoalaBenchError
-from koala_bench.features import features_of
+from koala_bench.features import features_of_each
 from koala_bench.files import continue_log
 from koala_bench.heads import FeatureBatch, TrainableHead
 from koala_bench.held_out import HeldOut, held_out_acceptance, held_out_losses
@@ -144,9 +144,6 @@ def train(
     Raises:
         KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory runs out.
     """
-    features = arms[0].head.features
-    if any(arm.head.features != features for arm in arms):
-        raise KoalaBenchError("These heads read different layers of the target.", "Train heads with other features in a run of their own.")
     AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
     accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
     out.mkdir(parents=True, exist_ok=True)
@@ -181,11 +178,11 @@ def train(
             _check_batch(tokens, names)
             factor = schedule(step, options)
             before = time.perf_counter()
-            batch = features_of(target, tokens, features, seed=options.seed * 1_000_003 + step)
+            batches = features_of_each(target, tokens, (arm.head.features for arm in arms), seed=options.seed * 1_000_003 + step)
             timings["target_s"] += time.perf_counter() - before
             for arm in arms:
                 before = time.perf_counter()
-                line = _train_step(accelerator, arm, batch, options, factor, step)
+                line = _train_step(accelerator, arm, batches[arm.head.features], options, factor, step)
                 timings[arm.name] += time.perf_counter() - before
                 if line is None:
                     worst = ", ".join(names[i] for i in tokens.samples[:4])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,6 +25,8 @@ _MOST_NODES = 4096
 # Decimal digits of this script, and few: int() takes other scripts' too and refuses thousands.
 _CHAIN = re.compile("chain-([1-9][0-9]?)")
 _PRODUCT = re.compile("[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})*")
+_DYNAMIC = re.compile("dynamic-([1-9][0-9]{0,8})x([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
+_WIDEST = 64  # nodes grown per level of a dynamic tree; each offers as many children
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class TreeShape:
             children[parent].append(node)
         return tuple(map(tuple, children))
 
+    @cached_property
+    def inner(self) -> tuple[int, ...]:
+        """The nodes that have children, in order."""
+        return tuple(node for node, below in enumerate(self.children) if below)
+
     def path_to(self, node: int) -> tuple[int, ...]:
         """Node indices from the root to ``node``, both included."""
         path = [node]
@@ -82,9 +89,10 @@ class TreeShape:
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """Boolean matrix [nodes, nodes]: whether the column's node is the row's node or above it."""
-        matrix = torch.zeros(self.nodes, self.nodes, dtype=torch.bool)
-        for node in range(self.nodes):
-            matrix[node, list(self.path_to(node))] = True
+        matrix = torch.eye(self.nodes, dtype=torch.bool)
+        rows = matrix.numpy()  # the same memory: dynamic trees come here at each step, and numpy is quicker with short rows
+        for node, parent in enumerate(self.parents[1:], start=1):
+            rows[node] |= rows[parent]
         return matrix
 
 
@@ -98,14 +106,20 @@ class DraftTree:
     Attributes:
         tokens: token of each node, int64 [nodes], on the target's device; ``tokens[0]`` is the root.
         shape: the tree; a static template shares one shape among all steps.
+        proposals: [inner nodes, vocab_size]; row ``i`` is the distribution that the children of node ``shape.inner[i]`` were
+            drawn from, one after the other without replacement, in the order of the siblings. None where the tokens were
+            not drawn at all (the best ones, lookups): each is then a certain proposal, q = 1 as in EAGLE-2.
     """
 
     tokens: torch.Tensor
     shape: TreeShape
+    proposals: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.shape != (self.shape.nodes,):
             raise ValueError(f"a tree of {self.shape.nodes} nodes needs as many tokens, got shape {tuple(self.tokens.shape)}")
+        if self.proposals is not None and len(self.proposals) != len(self.shape.inner):
+            raise ValueError(f"a tree of {len(self.shape.inner)} inner nodes needs as many proposals, got {len(self.proposals)}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,7 @@ class TreeTemplate:
         paths: every drafted node, ordered by (depth, ranks); the root is implicit.
     """
 
+    dynamic: ClassVar[bool] = False
     name: str
     paths: tuple[tuple[int, ...], ...]
 
@@ -167,15 +182,98 @@ class TreeTemplate:
         Raises:
             KoalaBenchError: it is deeper than the head drafts, or uses a rank beyond the vocabulary.
         """
-        if self.depth > depth:
+        _check(self.name, self.depth, depth, self.widest_rank, candidates)
+
+
+@dataclass(frozen=True)
+class DynamicTemplate:
+    """The size of a tree whose shape is found anew at each step, as in EAGLE-2 (Li et al. 2024, arXiv 2406.16858).
+
+    Attributes:
+        name: how records and tables call it, ``dynamic-DxKxN``.
+        expansions: D, how often the best nodes of a level are grown after the first candidates (upstream ``depth``).
+        width: K, nodes that are grown at each level, and candidates of each (upstream ``top_k``).
+        drafted: N, nodes that are kept in the end, the root not counted (upstream ``total_token - 1``).
+    """
+
+    dynamic: ClassVar[bool] = True
+    name: str
+    expansions: int
+    width: int
+    drafted: int
+
+    @classmethod
+    def of(cls, expansions: int, width: int, drafted: int) -> DynamicTemplate:
+        """Check the sizes and name the template after them.
+
+        Raises:
+            KoalaBenchError: one is below 1 or beyond what can be decoded, or more nodes are to be kept than are ever drafted.
+        """
+        name = f"dynamic-{expansions}x{width}x{drafted}"
+        most = width + expansions * width * width
+        if min(expansions, width, drafted) < 1:
+            raise KoalaBenchError(f"Tree '{name}' has a size below 1.", _DYNAMIC_REMEDY)
+        if expansions >= _LONGEST_CHAIN or width > _WIDEST:
             raise KoalaBenchError(
-                f"Tree '{self.name}' is {self.depth} levels deep, the head drafts only {depth}.",
-                "Choose a shallower --tree, or train the head with more heads.",
+                f"Tree '{name}' grows {width} nodes {expansions} times; at most {_WIDEST} nodes can be grown {_LONGEST_CHAIN - 1} times.", _DYNAMIC_REMEDY
             )
-        if self.widest_rank > candidates:
+        if drafted > most:
             raise KoalaBenchError(
-                f"Tree '{self.name}' needs {self.widest_rank} candidates a node, there are only {candidates} tokens.", "Choose a narrower --tree."
+                f"Tree '{name}' is to keep {drafted} nodes, but {width} candidates and {expansions} times {width}x{width} are only {most}.", _DYNAMIC_REMEDY
             )
+        if drafted >= _MOST_NODES:
+            raise KoalaBenchError(f"Tree '{name}' has more than {_MOST_NODES} nodes.", "Choose a smaller --tree.")
+        return cls(name, expansions, width, drafted)
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes of every tree, the root included."""
+        return self.drafted + 1
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest path that a tree can have."""
+        return self.expansions + 1
+
+    @property
+    def shape(self) -> TreeShape:
+        """There is none before a draft.
+
+        Raises:
+            KoalaBenchError: always; whoever asks can work with static templates only, and says so with this in one line.
+        """
+        raise self._shapeless()
+
+    @property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """There are none before a draft, see ``shape``."""
+        raise self._shapeless()
+
+    def _shapeless(self) -> KoalaBenchError:
+        return KoalaBenchError(
+            f"The tree '{self.name}' takes another shape at each step; a tree of one shape is needed here.", "Choose a static --tree such as chain-4 or 4x2x1."
+        )
+
+    def check(self, *, depth: int, candidates: int) -> None:
+        """Refuse a template that a head cannot fill.
+
+        Raises:
+            KoalaBenchError: it is deeper than the head drafts, or a node has more candidates than there are tokens.
+        """
+        _check(self.name, self.depth, depth, self.width, candidates)
+
+
+Template = TreeTemplate | DynamicTemplate
+_DYNAMIC_REMEDY = "Write dynamic-DxKxN: D expansions of the best K nodes, N nodes kept, such as dynamic-5x8x25."
+
+
+def _check(name: str, depth: int, most_depth: int, candidates: int, most_candidates: int) -> None:
+    if depth > most_depth:
+        raise KoalaBenchError(
+            f"Tree '{name}' is {depth} levels deep, the head drafts only {most_depth}.", "Choose a shallower --tree, or train the head with more heads."
+        )
+    if candidates > most_candidates:
+        raise KoalaBenchError(f"Tree '{name}' needs {candidates} candidates a node, there are only {most_candidates} tokens.", "Choose a narrower --tree.")
 
 
 def _bundled() -> dict[str, dict[str, Any]]:
@@ -189,15 +287,16 @@ def template_names() -> list[str]:
     return sorted(_bundled())
 
 
-def load_template(name: str) -> TreeTemplate:
+def load_template(name: str) -> Template:
     """Find a template.
 
     Args:
         name: a bundled name such as ``medusa/mc_sim_7b_63``; ``chain-4``; ``4x2x1`` for the best 4, then the best
-            2 of each, and so on (``3`` for the best 3 alone); or a JSON file with a list of paths.
+            2 of each, and so on (``3`` for the best 3 alone); ``dynamic-5x8x25`` for EAGLE-2's trees, see
+            ``DynamicTemplate``; or a JSON file with a list of paths.
 
     Raises:
-        KoalaBenchError: the name is unknown, or the file is not a list of paths.
+        KoalaBenchError: the name is unknown, its sizes cannot be drafted, or the file is not a list of paths.
     """
     bundled = _bundled()
     if name in bundled:
@@ -213,6 +312,10 @@ def load_template(name: str) -> TreeTemplate:
             level = [(*path, rank) for path in level for rank in range(width)]
             paths += level
         return TreeTemplate.of(name, paths)
+    if found := _DYNAMIC.fullmatch(name):
+        return DynamicTemplate.of(int(found[1]), int(found[2]), int(found[3]))
+    if name.startswith("dynamic"):
+        raise KoalaBenchError(f"'{name}' is not the size of a dynamic tree.", _DYNAMIC_REMEDY)
     if name.endswith(".json"):
         try:
             paths_read = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -224,5 +327,5 @@ def load_template(name: str) -> TreeTemplate:
     close = difflib.get_close_matches(name, bundled, n=3)
     raise KoalaBenchError(
         f"Unknown tree '{name}'.",
-        f"Did you mean {', '.join(close)}?" if close else f"Use chain-N, WxWxW, a .json file, or one of: {', '.join(sorted(bundled))}.",
+        f"Did you mean {', '.join(close)}?" if close else f"Use chain-N, WxWxW, dynamic-DxKxN, a .json file, or one of: {', '.join(sorted(bundled))}.",
     )

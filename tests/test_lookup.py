@@ -64,9 +64,9 @@ def test_proposals_end_where_the_text_ends(head: PromptLookup | SuffixLookup) ->
 def test_nodes_without_a_continuation_are_left_out_with_all_below() -> None:
     template = TreeTemplate.of("t", [[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0], [0, 1, 0]])
     text = [1, 2, 3, 1, 2, 4, 1, 5, 6, 1]
-    found = drafted(text, [1, 4, 7], template, CPU)  # "1" went on with 2 3, 2 4 and 5 6
+    found = drafted(text, [1, 4, 7], template.paths, CPU)  # "1" went on with 2 3, 2 4 and 5 6
     assert found.tokens.tolist() == [1, 2, 5, 3, 4, 6, 1] and found.shape.parents == (-1, 0, 0, 1, 1, 2, 4)
-    assert drafted([7], [], template, CPU).tokens.tolist() == [7]
+    assert drafted([7], [], template.paths, CPU).tokens.tolist() == [7]
 
 
 @given(texts)
@@ -131,9 +131,16 @@ def test_heads_with_something_to_train_and_objectives_are_not_free(target_folder
 
 
 def test_a_head_may_bring_its_usual_tree_and_an_option_overrides_it(target_folder: Path, tmp_path: Path) -> None:
-    preset = preset_for(target_folder, conversations(tmp_path))
+    listed = preset_for(target_folder, conversations(tmp_path))
+    preset = listed.model_copy(update={"methods": {name: method for name, method in listed.methods.items() if name != "prompt_lookup"}})
     assert with_heads(preset, ["prompt_lookup"])[0].method("prompt_lookup").tree == PromptLookup.usual_tree
     assert with_heads(preset, ["prompt_lookup"], tree="chain-2")[0].method("prompt_lookup").tree == "chain-2"
+
+
+@pytest.mark.parametrize("head", [PromptLookup, SuffixLookup])
+def test_a_tree_that_only_scores_can_grow_is_refused(target: Target, head: type[PromptLookup] | type[SuffixLookup]) -> None:
+    with pytest.raises(KoalaBenchError, match="dynamic-2x2x4"):
+        head(target.spec()).begin(load_template("dynamic-2x2x4"), 64)
 
 
 def test_an_ngram_of_nothing_is_refused(target: Target) -> None:

@@ -143,7 +143,7 @@ def right_paths(tree: DraftTree, best: Sequence[int]) -> list[Path_]:
 @given(drafts())
 def test_the_accepted_path_is_right_and_cannot_be_made_longer(draft: tuple[DraftTree, list[int]]) -> None:
     tree, best = draft
-    path, tokens = greedy(tree, torch.nn.functional.one_hot(torch.tensor(best), 4).float())
+    path, tokens, _ = greedy(tree, torch.nn.functional.one_hot(torch.tensor(best), 4).float())
     assert path in right_paths(tree, best)
     # The bonus token is the target's own, and what was accepted is what it chose at the node above.
     assert tokens == [best[node] for node in path]
@@ -164,7 +164,7 @@ def test_where_no_sibling_repeats_another_the_accepted_path_is_the_longest_of_al
             kept[node] = len(kept)
     shape = TreeShape((-1, *(kept[tree.shape.parents[node]] for node in list(kept)[1:])))
     pruned, choice = DraftTree(tree.tokens[list(kept)], shape), [best[node] for node in kept]
-    path, _ = greedy(pruned, torch.nn.functional.one_hot(torch.tensor(choice), 4).float())
+    path, *_ = greedy(pruned, torch.nn.functional.one_hot(torch.tensor(choice), 4).float())
     assert path == max(right_paths(pruned, choice), key=len)
 
 

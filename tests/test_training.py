@@ -101,6 +101,21 @@ def test_a_head_does_not_depend_on_which_others_train_beside_it(target_folder: P
     assert equal(tmp_path / "alone" / "eagle", tmp_path / "together" / "eagle")
 
 
+def test_heads_that_read_different_layers_train_from_one_pass(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=4")
+    passes: list[int] = []
+    real = Target.states
+    monkeypatch.setattr(Target, "states", lambda *arguments, **options: passes.append(1) or real(*arguments, **options))
+    counts = []
+    for methods, folder in ((["eagle"], "eagle"), (["eagle3"], "eagle3"), (["eagle3", "eagle"], "together")):
+        passes.clear()
+        run(preset, methods, tmp_path / folder)
+        counts.append(len(passes))
+    for method in ("eagle", "eagle3"):
+        assert equal(tmp_path / method / method, tmp_path / "together" / method)
+    assert counts[2] == counts[0] + counts[1] - 4 - 1, "each of the four steps has one pass for both, and so has the look at a loaded target"
+
+
 @pytest.mark.parametrize("head", ["medusa", "eagle"])
 def test_lambda_zero_is_the_supervised_run_bit_for_bit(target_folder: Path, tmp_path: Path, head: str) -> None:
     data = conversations(tmp_path)
@@ -199,14 +214,15 @@ def test_a_damaged_checkpoint_is_one_clear_error(target_folder: Path, tmp_path: 
 def test_a_loss_that_is_not_finite_names_step_and_dialogues(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import koala_bench.training as training
 
-    real = training.features_of
+    real = training.features_of_each
 
     def spoilt(*arguments: Any, **options: Any) -> Any:
-        batch = real(*arguments, **options)
-        batch.hidden[:] = float("nan")
-        return batch
+        batches = real(*arguments, **options)
+        for batch in batches.values():
+            batch.hidden[:] = float("nan")
+        return batches
 
-    monkeypatch.setattr(training, "features_of", spoilt)
+    monkeypatch.setattr(training, "features_of_each", spoilt)
     with pytest.raises(KoalaBenchError, match=r"not finite at step 1, on dialogues conversations\.jsonl:\d+"):
         run(preset_for(target_folder, conversations(tmp_path)), ["eagle"], tmp_path / "out")
 

@@ -25,6 +25,9 @@ from koala_bench.cli.options import (
     Seed,
     Settings,
     TargetName,
+    Temperature,
+    TopK,
+    TopP,
     Tree,
     method_names,
     output_folder,
@@ -50,23 +53,39 @@ def pretrain(
     unlikelihood: Annotated[
         float, typer.Option("--unlikelihood", min=0, help="Weight of the unlikelihood of what the target's own answers repeat; 1 ends most loops.")
     ] = 0.0,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model.")] = None,
+    imitate: Annotated[
+        str | None, typer.Option("--imitate", help="Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its distributions.")
+    ] = None,
+    answers: Annotated[
+        str | None, typer.Option("--answers", help="With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler.")] = False,
 ) -> None:
-    """Train a small target on the documentation of the installed packages.
+    """Train a small target on the documentation of the installed packages, or with --imitate a draft model for one.
 
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
     from koala_bench.corpus import cached_corpus
     from koala_bench.files import make_folder
+    from koala_bench.imitation import load_imitated
     from koala_bench.pretraining import PretrainOptions, pretrain
     from koala_bench.target import pick_device
 
-    options = PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **({} if seed is None else {"seed": seed}))
+    if start is not None and layers is not None:
+        raise KoalaBenchError("--start brings its own shape.", "Leave out --layers.")
+    if imitate is not None and unlikelihood:
+        raise KoalaBenchError("A draft model learns from its target not to repeat itself.", "Leave out --unlikelihood.")
+    if answers is not None and imitate is None:
+        raise KoalaBenchError("--answers are those of a target.", "Name it with --imitate.")
+    given = {name: value for name, value in (("seed", seed), ("layers", layers)) if value is not None}
+    options = PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **given)
     where = pick_device("auto" if device is None else device)
     if start is not None and not (start / "pretraining.json").is_file():
         raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written.")
+    imitated = None if imitate is None else load_imitated(imitate, answers, where)
     make_folder(out)  # reading the corpus takes a minute; a wrong --out should not wait for it
-    pretrain(cached_corpus(), options, out, where, start=start, compiled=compiled)
+    pretrain(cached_corpus(), options, out, where, start=start, compiled=compiled, imitate=imitated)
     print(out)
 
 
@@ -112,6 +131,9 @@ def evaluate(
     questions: Questions = None,
     limit: Limit = None,
     repeats: Repeats = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     data_dir: DataDir = None,
     attention: AttentionName = None,
     heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")] = None,
@@ -137,6 +159,9 @@ def evaluate(
         questions=questions,
         limit=limit,
         repeats=repeats,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         attention=attention,
     )
     folder = output_folder(out, "table1", chosen, quick)
@@ -157,7 +182,7 @@ def _evaluate(chosen: Preset, name: str, methods: list[str], heads: Path, record
 
 @app.command()
 def reproduce(
-    what: Annotated[str, typer.Argument(help="table1, table2, table3, figures or all.")],
+    what: Annotated[str, typer.Argument(help="table1, table2, table3, figures, leaderboard or all.")],
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
@@ -170,6 +195,9 @@ def reproduce(
     questions: Questions = None,
     limit: Limit = None,
     repeats: Repeats = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     data_dir: DataDir = None,
     attention: AttentionName = None,
     out: Out = None,
@@ -191,7 +219,7 @@ def reproduce(
     started = time.perf_counter()
     if what not in RECIPE_NAMES:
         raise KoalaBenchError(f"There is no recipe '{what}'.", f"Use {', '.join(RECIPE_NAMES)}.")
-    by_part = what not in ("table1", "table2")
+    by_part = what not in ("table1", "table2", "leaderboard")
     chosen = preset_of(
         preset,
         quick,
@@ -206,13 +234,17 @@ def reproduce(
         questions=questions,
         limit=limit,
         repeats=repeats,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         attention=attention,
     )
     names = method_names(chosen, methods)
     if names == ["vanilla"]:
         raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
     folder = output_folder(out, what, chosen, quick)
-    title = f"Table {what[-1]}" if what.startswith("table") else "All figures" if what == "figures" else "All tables and figures"
+    titles = {"figures": "All figures", "leaderboard": "The leaderboard", "all": "All tables and figures"}
+    title = titles.get(what, f"Table {what[-1]}")
     say(f"{title} with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
     planned = plan(
         what, chosen, preset, folder, data_dir, methods=names if methods is not None else None, asked=questions is not None, seeds=seed is None and not quick

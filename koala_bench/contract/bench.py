@@ -20,7 +20,7 @@ from koala_bench.presets import MethodPreset
 from koala_bench.target import Target, load_target
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training import build_head
-from koala_bench.tree import DraftTree, TreeTemplate, load_template
+from koala_bench.tree import DraftTree, Template, TreeTemplate, load_template
 
 CIRCLE = tuple(range(40, 53))  # 13 tokens: prime, and longer than any draft is deep plus any likely slip
 PROMPT = [1, 70, 81, 82, 90, 33]
@@ -137,7 +137,7 @@ def train(head: Any, batch: FeatureBatch, steps: int, optimiser: torch.optim.Opt
 
 
 @torch.inference_mode()
-def drafts_along(head: Any, target: Target, template: TreeTemplate, ids: Sequence[int], first: int) -> Iterator[tuple[int, DraftTree]]:
+def drafts_along(head: Any, target: Target, template: Template, ids: Sequence[int], first: int) -> Iterator[tuple[int, DraftTree]]:
     """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth + 1 at a time.
 
     Yields:
@@ -153,12 +153,12 @@ def drafts_along(head: Any, target: Target, template: TreeTemplate, ids: Sequenc
         start, stop = stop, stop + piece
 
 
-def answer(target: Target, head: Any, template: TreeTemplate, tokens: int, prompt: list[int] | None = None) -> Decoded:
+def answer(target: Target, head: Any, template: Template, tokens: int, prompt: list[int] | None = None) -> Decoded:
     """A greedy answer of a fixed length, with its trees."""
     return decode(target, head, template, prompt or PROMPT, tokens, (), trace=True)
 
 
-def templates_of(max_depth: int) -> list[TreeTemplate]:
+def templates_of(max_depth: int) -> list[Template]:
     """A chain, a single level, a bushy tree, and one with gaps between its ranks; none deeper than the head."""
     depth = min(max_depth, DEPTH)
     uneven = [(0,), (1,), (3,), (0, 0), (0, 2), (3, 0), (0, 0, 0), (3, 0, 1)]

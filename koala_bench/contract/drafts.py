@@ -29,13 +29,13 @@ from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.definitions import acceptance_rate_by_depth
 from koala_bench.heads import FeatureBatch
 from koala_bench.target import Target
-from koala_bench.tree import ROOT_ONLY, DraftTree, TreeTemplate, load_template
+from koala_bench.tree import ROOT_ONLY, DraftTree, Template, load_template
 
 _LEARNT = 0.9  # of the drafts of a text learnt by heart that must be right, at each depth
 _LOOKS = (25, 50, 100, 200)  # steps of training on that text after which it is drafted
 
 
-def _problem(tree: Any, root: int, template: TreeTemplate, vocabulary: int, dynamic: bool) -> str | None:
+def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic: bool) -> str | None:
     if not isinstance(tree, DraftTree):
         return f"draft() returned {type(tree).__name__}, not a DraftTree"
     if tree.tokens.dtype != torch.int64:

@@ -6,14 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from koala_bench.decoding import Decoded, decode
+from koala_bench.heads import Committed
 from koala_bench.interop.checkpoints import Fields
 from koala_bench.parity.shared import Check, Drafter, first_difference, judge
-from koala_bench.parity.trees import row_of
+from koala_bench.parity.trees import dynamic_rows, row_of
+from koala_bench.tree import DraftTree, Template, TreeShape
 
 
-def _decode(drafter: Drafter, entry: Fields, stop_ids: Sequence[int]) -> Decoded:
+class _Watched:
+    """A head, with the shapes of all trees that it drafts."""
+
+    def __init__(self, head: Any) -> None:
+        self.head, self.features, self.max_depth = head, head.features, head.max_depth
+        self.shapes: list[TreeShape] = []
+
+    def begin(self, template: Template, capacity: int) -> None:
+        self.head.begin(template, capacity)
+
+    def draft(self, new: Committed) -> DraftTree:
+        tree: DraftTree = self.head.draft(new)
+        self.shapes.append(tree.shape)
+        return tree
+
+
+def _decode(drafter: Drafter, entry: Fields, stop_ids: Sequence[int], head: _Watched | None = None) -> Decoded:
     """Decode as far as the recording goes. Upstream keeps all of its last step, so the limit lies behind that."""
-    return decode(drafter.target, drafter.head, drafter.template, entry["prompt_ids"], len(entry["generated_ids"]) + 2, stop_ids, trace=True)
+    return decode(drafter.target, head or drafter.head, drafter.template, entry["prompt_ids"], len(entry["generated_ids"]) + 2, stop_ids, trace=True)
 
 
 def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
@@ -24,17 +42,26 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
         count = len(entry["accept_lengths"])
         steps_seen += count
         # No stop ids: upstream ends after the step that holds one, which is where the recording ends.
-        answer = _decode(drafter, entry, ())
-        steps = answer.steps[:count]
+        watched = _Watched(drafter.head)
+        answer = _decode(drafter, entry, (), watched)
+        steps, shapes = answer.steps[:count], watched.shapes[:count]
         ours: dict[str, list[Any]] = {"generated_ids": answer.tokens[: len(entry["generated_ids"])], "accept_lengths": [len(step.path) - 1 for step in steps]}
         theirs: dict[str, list[Any]] = {name: entry[name] for name in ours}
         if "steps" in entry:
+            dynamic = drafter.template.dynamic
+            rows = [dynamic_rows(shape) if dynamic else drafter.rows for shape in shapes]
             computed: dict[str, list[Any]] = {
                 "tree_tokens": [step.tree_tokens for step in steps],
                 "path_nodes": [list(step.path) for step in steps],
                 "accepted_tokens": [[step.tree_tokens[node] for node in step.path] for step in steps],
-                "best_candidate": [row_of(drafter.rows, step.path) for step in steps],
+                "best_candidate": [row_of(table, step.path) for table, step in zip(rows, steps, strict=True)],
             }
+            if dynamic:
+                computed |= {
+                    "tree_parents": [list(shape.parents) for shape in shapes],
+                    "tree_position_ids": [list(shape.depths) for shape in shapes],
+                    "retrieve_indices": rows,
+                }
             ours |= computed
             theirs |= {name: [step[name] for step in entry["steps"]] for name in computed}
         for name, values in ours.items():

@@ -33,7 +33,7 @@ from koala_bench.parity.shared import (
 )
 from koala_bench.parity.trees import compare_buffers, excuse_misdrafted, leaf_rows, template_of
 from koala_bench.target import Target
-from koala_bench.tree import DraftTree, TreeTemplate
+from koala_bench.tree import DraftTree, DynamicTemplate, TreeTemplate
 
 
 def _on_either_base(imported: Imported, run: Callable[[Imported], list[Check]]) -> list[Check]:
@@ -72,7 +72,7 @@ def eagle_tiny(recordings: Recordings, part: str) -> list[Check]:
                 *(Check(f"{part}/{name}", "skip", "eagle_decode/buffers.json, which has the tree, is absent") for name in ("tree_tokens", "tree_topk")),
             ]
         drafter = Drafter(target, head, template, leaf_rows(template.shape, sort=True))
-        return [*checks, *excuse_misdrafted(_eagle_tree(part, drafter, expected), template)]
+        return [*checks, *excuse_misdrafted(_eagle_tree(part, drafter, template, expected), template)]
 
     return _on_either_base(recordings.eagle(f"{part}/draft", target), run)
 
@@ -83,9 +83,8 @@ def _eagle_template(recordings: Recordings, part: str) -> TreeTemplate | None:
     return None if path is None else template_of(recordings.json(path), "tree_choices")
 
 
-def _eagle_tree(part: str, drafter: Drafter, expected: Fields) -> list[Check]:
+def _eagle_tree(part: str, drafter: Drafter, template: TreeTemplate, expected: Fields) -> list[Check]:
     """Tree tokens as drafted for decoding, and the candidate table of each inner node, computed path by path."""
-    template = drafter.template
     inner = [(), *(path for path in template.paths if any(other[:-1] == path for other in template.paths))]
     tokens_wrong: list[str] = []
     ranks_wrong: list[str] = []
@@ -100,7 +99,7 @@ def _eagle_tree(part: str, drafter: Drafter, expected: Fields) -> list[Check]:
         if len(table_tokens) != len(inner):
             ranks_wrong.append(f"prompt {i}: {len(table_tokens)} inner nodes are recorded, the tree '{template.name}' has {len(inner)}")
             continue
-        ours = _inner_logits(drafter, inner, drafted, next_ids, hidden)
+        ours = _inner_logits(drafter, template, inner, drafted, next_ids, hidden)
         best = ours.topk(table_tokens.shape[1], dim=-1)
         logits.append((f"prompt {i}", ours.gather(1, table_tokens), table_logits))
         logits.append((f"prompt {i}, sorted", best.values, table_logits))
@@ -126,9 +125,11 @@ def _draft(drafter: Drafter, next_ids: torch.Tensor, hidden: torch.Tensor) -> li
     return tree.tokens.tolist()
 
 
-def _inner_logits(drafter: Drafter, inner: Sequence[tuple[int, ...]], drafted: Sequence[int], next_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def _inner_logits(
+    drafter: Drafter, template: TreeTemplate, inner: Sequence[tuple[int, ...]], drafted: Sequence[int], next_ids: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
     """Logits [inner nodes, vocab_size] for the children of each inner node: its path is a sequence of its own, read whole."""
-    node = {path: index for index, path in enumerate([(), *drafter.template.paths])}
+    node = {path: index for index, path in enumerate([(), *template.paths])}
     features: dict[tuple[int, ...], torch.Tensor] = {}
     logits = []
     for path in inner:
@@ -161,9 +162,22 @@ def eagle_decode(recordings: Recordings, part: str) -> list[Check]:
                 return excuse_misdrafted(decoded(part, drafter, recorded), template)
 
             checks += _on_either_base(recordings.eagle(f"{part}/draft", target), run)
-    if not recordings.absent(f"{part}/decode_eagle2.json"):
-        checks.append(Check(f"{part}/decode_eagle2", "unsupported", "dynamic draft trees (EAGLE-2) are not part of this project yet"))
-    return checks
+    return [*checks, *_dynamic_decode(recordings, part, f"{part}/decode_eagle2")]
+
+
+def _dynamic_decode(recordings: Recordings, part: str, name: str) -> list[Check]:
+    """Generation with the dynamic tree of EAGLE-2: the same weights, and a shape of its own at each step."""
+    where = "medusa_decode/target"
+    if absent := recordings.absent(where, f"{part}/draft", f"{name}.json"):
+        return skipped(name, absent)
+    target, recorded = recordings.target(where), recordings.json(f"{name}.json")
+    # Upstream's total_token counts the root.
+    template = DynamicTemplate.of(int(recorded["depth"]), int(recorded["top_k"]), int(recorded["total_token"]) - 1)
+
+    def run(imported: Imported) -> list[Check]:
+        return decoded(name, Drafter(target, make_head(imported, target.spec()), template, []), recorded)
+
+    return _on_either_base(recordings.eagle(f"{part}/draft", target), run)
 
 
 def eagle_losses(recordings: Recordings, name: str, target: Target, paths: Sequence[str]) -> list[Check]:

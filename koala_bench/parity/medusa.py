@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from koala_bench.acceptance import greedy
+from koala_bench.acceptance import TypicalAcceptance, greedy
 from koala_bench.heads import FeatureBatch
-from koala_bench.interop.checkpoints import Fields, make_head
+from koala_bench.interop.checkpoints import Fields, Imported, make_head
 from koala_bench.interop.medusa import tied_heads
 from koala_bench.parity.decoding import decoded
 from koala_bench.parity.shared import (
@@ -85,12 +86,16 @@ def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
 
 
 def _posterior(part: str, template: TreeTemplate, rows: Sequence[Sequence[int]], recorded: Fields, tensors: Fields) -> list[Check]:
-    """Compare greedy decisions on recorded logits.
+    """Compare greedy and typical decisions on recorded logits.
 
-    Where upstream accepted padding, ours must not: its path is then the recorded one up to the padding.
+    Where upstream accepted padding, ours must not: its greedy path is then the recorded one up to the padding, and its typical
+    one is not compared, since the padding was also a reason to prefer a path.
     """
+    rule = TypicalAcceptance(recorded["temperature"], recorded["posterior_threshold"], recorded["posterior_alpha"])
     plain: list[str] = []
     padded: list[str] = []
+    typical: list[str] = []
+    left_out: list[int] = []
     counts = Counter(bool(entry.get("padding_accepted", False)) for entry in recorded["cases"])
     for entry in recorded["cases"]:
         case, wanted = entry["case"], entry["greedy"]
@@ -100,23 +105,32 @@ def _posterior(part: str, template: TreeTemplate, rows: Sequence[Sequence[int]],
         if entry.get("padding_accepted", False):
             real = [node for node in wanted["path_nodes"] if node >= 0]
             padded += [f"case {case}: {fault}"] if fault else [] if path == real else [f"case {case}: path {path}, recorded {real} before the padding"]
+            left_out.append(case)
             continue
-        ours = {
-            "path_nodes": path,
-            "accept_length": len(path) - 1,
-            "accepted_tokens": [int(tokens[node]) for node in path],
-            "best_candidate": row_of(rows, path),
-        }
-        plain += [f"case {case}: {name} {value}, recorded {wanted[name]}" for name, value in ours.items() if wanted[name] != value]
+        plain += _unlike(f"case {case}", path, tokens, rows, wanted)
         plain += [f"case {case}: {fault}"] if fault else []
+        typical += _unlike(f"case {case}", rule.accept(DraftTree(tokens, template.shape), logits).path, tokens, rows, entry["typical"])
     checks = [
-        Check(f"{part}/typical", "unsupported", "typical acceptance is not part of this project yet"),
+        judge(f"{part}/typical", typical, f"{counts[False]} decisions are equal"),
         judge(f"{part}/typical/greedy", plain, f"{counts[False]} decisions are equal"),
     ]
     if counts[True]:
+        detail = f"not compared: case {' and case '.join(map(str, left_out))}, where upstream accepts padding as token 0"
+        checks.append(Check(f"{part}/typical/padding_accepted", "skip", detail))
         detail = f"in {counts[True]} cases upstream accepts padding as token 0; ours does not, its paths end in the leaf before it"
         checks.append(judge(f"{part}/typical/greedy_without_padding", padded, detail))
     return checks
+
+
+def _unlike(where: str, path: Sequence[int], tokens: torch.Tensor, rows: Sequence[Sequence[int]], wanted: Fields) -> list[str]:
+    """How a decision differs from the recorded one."""
+    ours = {
+        "path_nodes": list(path),
+        "accept_length": len(path) - 1,
+        "accepted_tokens": [int(tokens[node]) for node in path],
+        "best_candidate": row_of(rows, path),
+    }
+    return [f"{where}: {name} {value}, recorded {wanted[name]}" for name, value in ours.items() if wanted[name] != value]
 
 
 def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int], shape: TreeShape) -> str:
@@ -131,27 +145,26 @@ def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int],
 
 
 def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequence[str]) -> list[Check]:
-    """Losses, shares of right guesses and gradient norms of one batch."""
+    """Losses, shares of right guesses and gradient norms of one batch, with projections of the heads' own and without."""
     batch, recorded = recordings.tensors(paths[2]), recordings.json(paths[3])
-    other = [
-        Check(
-            f"{name}/{kind}",
-            "unsupported",
-            "another network: its heads have no projection of their own and go through the target's output layer, which is trained too",
-        )
-        for kind in recorded
-        if kind.startswith("shared_lm_head")
-    ]
-    if "per_head_linear" not in recorded:
-        return [Check(name, "skip", f"{paths[3]} has no per_head_linear"), *other]
+    kinds = [kind for kind in recorded if kind == "per_head_linear" or kind.startswith("shared_lm_head")]
+    absent = [] if "per_head_linear" in kinds else [Check(name, "skip", f"{paths[3]} has no per_head_linear")]
     ids, real = batch["input_ids"], batch["attention_mask"] != 0
     supervised = batch["labels"] != int(recorded.get("ignore_index", -100))
     if (real[:, 1:] & ~real[:, :-1]).any() or (batch["labels"] != ids)[supervised].any():
-        return [Check(name, "unsupported", "labels that are not the text's own tokens, or padding on the left"), *other]
+        return [*absent, Check(name, "unsupported", "labels that are not the text's own tokens, or padding on the left")]
+    features = FeatureBatch(ids, supervised, states_of(target, ids)[:, :, None], 0, target.output, real.sum(1))
     imported = recordings.medusa(paths[1], target)
+    # Upstream's version 2 keeps nothing but the blocks.
+    blocks = {key: tensor for key, tensor in imported.tensors.items() if key != "output_weight"}
+    shared = replace(imported, options={**imported.options, "own_output": False}, tensors=blocks)
+    found = [_loss(f"{name}/{kind}", imported if kind == "per_head_linear" else shared, target, features, recorded[kind]) for kind in kinds]
+    return [*absent, *(check for checks in found for check in checks)]
+
+
+def _loss(name: str, imported: Imported, target: Target, batch: FeatureBatch, wanted: Fields) -> list[Check]:
     head = make_head(imported, target.spec())
-    found = head.loss(FeatureBatch(ids, supervised, states_of(target, ids)[:, :, None], 0, target.output, real.sum(1)))
-    wanted = recorded["per_head_linear"]
+    found = head.loss(batch)
     gradients = gradients_of(head, found.total)
     weight, bias = gradients["block_weight"], gradients["block_bias"]
     if tied := tied_heads(imported.tensors):  # one shared block gets the gradients of all its uses
@@ -162,13 +175,13 @@ def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequ
         for block in range(len(weight)):
             norms[f"{at}.{block}.linear.weight"] = float(weight[block, at].norm())
             norms[f"{at}.{block}.linear.bias"] = float(bias[block, at].norm())
-        norms[f"{at}.{len(weight)}.weight"] = float(gradients["output_weight"][at].norm())
+        if "output_weight" in gradients:
+            norms[f"{at}.{len(weight)}.weight"] = float(gradients["output_weight"][at].norm())
     losses = [("total", float(found.total.detach()), wanted["total_loss"])]
     losses += [(f"head {i}", float(found.parts[f"cross_entropy_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_loss"])]
     shares = [(f"head {i}", float(found.parts[f"top1_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_top1"])]
     return [
-        relative(f"{name}/per_head_linear/loss", losses, LOSSES_RELATIVE),
-        relative(f"{name}/per_head_linear/top1", shares, LOSSES_RELATIVE),
-        compare_norms(f"{name}/per_head_linear/gradients", norms, wanted["grad_l2_norms"]),
-        *other,
+        relative(f"{name}/loss", losses, LOSSES_RELATIVE),
+        relative(f"{name}/top1", shares, LOSSES_RELATIVE),
+        compare_norms(f"{name}/gradients", norms, wanted["grad_l2_norms"]),
     ]

@@ -14,7 +14,7 @@ from koala_bench.heads import FeatureBatch
 from koala_bench.interop import eagle, medusa
 from koala_bench.interop.checkpoints import Fields, Imported, read_json, read_tensors
 from koala_bench.target import Target, load_target
-from koala_bench.tree import TreeTemplate
+from koala_bench.tree import Template
 
 # Tolerances of the recordings' README.
 OUTPUTS_ABSOLUTE = 1e-4
@@ -75,12 +75,12 @@ class Drafter:
     """A head on its target, with the tree that it fills.
 
     Attributes:
-        rows: leaf paths of the tree, padded with -1, in the order of the recordings.
+        rows: leaf paths of a static tree, padded with -1, in the order of the recordings; those of a dynamic one differ from step to step.
     """
 
     target: Target
     head: Any
-    template: TreeTemplate
+    template: Template
     rows: list[list[int]]
 
 

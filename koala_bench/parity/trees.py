@@ -22,10 +22,19 @@ def template_of(buffers: Fields, key: str) -> TreeTemplate:
 def leaf_rows(shape: TreeShape, sort: bool) -> list[list[int]]:
     """Leaf paths padded with -1, in upstream's order: Medusa lists the last leaf first, EAGLE sorts the rows."""
     paths = [list(path) for path in reversed(shape.leaf_paths)]
-    width = max(map(len, paths))
     if sort:
-        paths.sort(key=lambda path: path + [shape.nodes] * (width - len(path)))  # padding sorts last
-    return [path + [-1] * (width - len(path)) for path in paths]
+        paths.sort(key=lambda path: path + [shape.nodes] * (shape.nodes - len(path)))  # padding sorts last
+    return _padded(paths)
+
+
+def dynamic_rows(shape: TreeShape) -> list[list[int]]:
+    """Leaf paths padded with -1 in the order of EAGLE-2, which is that of the leaves."""
+    return _padded(shape.leaf_paths)
+
+
+def _padded(paths: Sequence[Sequence[int]]) -> list[list[int]]:
+    width = max(map(len, paths))
+    return [[*path, *[-1] * (width - len(path))] for path in paths]
 
 
 def _inner_nodes(shape: TreeShape) -> list[int]:

@@ -1,0 +1,160 @@
+"""Speculative decoding with a small draft model (Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318).
+
+Any causal LM that shares the target's tokenizer guesses what the target says; Spec-Bench calls the method SpS. Nothing of it is
+trained here: the model is loaded as it is, and reads nothing but the settled tokens. Published implementations draft chains;
+ours grows whatever tree it is asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from heads.growth import Grown, LevelMasks, draft, levels_of
+from koala_bench.cache import TreeCache
+from koala_bench.candidates import Pick, best
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed, TargetSpec
+from koala_bench.target import DTYPES, Target, load_target
+from koala_bench.tree import ROOT_ONLY, DraftTree, Template
+
+_UNBOUNDED = 64  # a language model drafts as deep as it is asked to; some end is needed to check trees against
+_REMEDY = "Give the option 'model': a causal LM with the target's own tokenizer, such as a smaller one of its family (bundled name, hub id or folder)."
+
+
+class DraftModel(nn.Module):
+    """Drafts with another causal LM, on the target's device and in its dtype.
+
+    A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled tokens
+    (the accepted ones once more, in the same pass as the new root) and scores the first level, then each level but the last is
+    one pass over those of its nodes that have children. ``chain-4`` is 4 passes, ``4x2x1`` is 3, ``dynamic-5x8x25`` is 6. The first
+    of an answer reads the whole prompt.
+
+    The draft model's output layer may be padded to another length than the target's: ids that only one of the two has are never
+    proposed. Where its context ends before the target's, nothing is drafted any more.
+
+    Args:
+        model: bundled name, hub id or folder of the draft model.
+        revision: of a model on the hub.
+
+    Raises:
+        KoalaBenchError: the model cannot be loaded, or has other tokens than the target.
+    """
+
+    features = (-1,)
+    max_depth = _UNBOUNDED
+    usual_tree = "chain-4"
+
+    def __init__(self, spec: TargetSpec, model: str = "tiny-draft", revision: str | None = None) -> None:
+        super().__init__()
+        # Target is no module: neither state_dict() nor parameters() finds what it holds.
+        self._model = _load(spec, model, revision)
+        self.pick: Pick = best
+        self._vocab_size, self._own = spec.vocab_size, int(self._model.model.config.vocab_size)
+        self._known = min(self._vocab_size, self._own)
+        self._template: Template | None = None
+        self._cache: TreeCache | None = None
+        self._settled = 0  # rows of settled tokens
+        self._offset = 0  # position of row 0: 1 where the sequence's first token was not told
+
+    @property
+    def drafting_parameters(self) -> int:
+        """Parameters of the draft model, none of which is trained here."""
+        return self._model.parameters
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the sequence; rows and masks are kept while template and capacity allow."""
+        self._settled = self._offset = 0
+        device = self._model.device
+        if template is not self._template:
+            template.check(depth=self.max_depth, candidates=self._known)
+            self._template = template
+            self._levels = levels_of(template, device)
+            self._cache = None
+        needed = capacity + self._levels.rows
+        if self._cache is None or self._cache.capacity < needed:
+            self._cache = self._model.new_cache(needed)
+            self._masks = LevelMasks(self._levels, needed, self._model.dtype, device)
+            self._places = torch.arange(needed + template.depth + 1, device=device)[None]
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
+        assert self._template is not None, "begin() comes before draft()"
+        root = new.position + len(new.tokens)  # its place in the sequence
+        if root + self._template.depth > self._model.max_positions:
+            return DraftTree(new.tokens[-1:], ROOT_ONLY)
+        return draft(self, new, self._levels, self.pick)
+
+    def read(self, new: Committed) -> torch.Tensor:
+        """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""
+        past, tokens = self._settled, new.tokens
+        if not past:
+            self._offset = 1 if new.first is None else 0
+            tokens = tokens if new.first is None else torch.cat([new.first, tokens])
+        self._settled = past + len(tokens)
+        start = past + self._offset
+        states = self._run(tokens, self._places[:, start : start + len(tokens)], past, self._masks.settling(len(tokens), past))
+        return self._logits(states[-1:])
+
+    def grow(self, level: Grown) -> torch.Tensor:
+        """Logits [nodes, vocab_size] of what follows each node of a level; their rows are overwritten by the next step."""
+        settled = self._settled
+        place = settled + self._offset + level.depth - 1
+        places = self._places[:, place : place + 1].expand(1, len(level.tokens))
+        return self._logits(self._run(level.tokens, places, settled + level.before, self._masks.of(level, settled)))
+
+    # ------------------------------------------------------------------------------ the model
+
+    def _run(self, tokens: torch.Tensor, places: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Last states [tokens, width] of tokens at positions ``places`` [1, tokens]; their rows are written from ``start`` on."""
+        assert self._cache is not None, "begin() comes before draft()"
+        self._cache.past = start
+        if self._own < self._vocab_size:
+            tokens = tokens.clamp(max=self._own - 1)  # padding of the target's output layer, which it never says in earnest
+        wide = None if mask is None else mask[None, None]
+        found = self._model.decoder(input_ids=tokens[None], attention_mask=wide, position_ids=places, past_key_values=self._cache, use_cache=True)
+        states: torch.Tensor = found.last_hidden_state[0]
+        return states
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits over the target's ids; those that the draft model lacks are impossible, and its own surplus is cut off."""
+        logits = self._model.output(states)[:, : self._known]
+        return F.pad(logits, (0, self._vocab_size - self._known), value=-torch.inf) if self._known < self._vocab_size else logits
+
+
+def _load(spec: TargetSpec, name: str, revision: str | None) -> Target:
+    dtype = next(each for each, dtype in DTYPES.items() if dtype == spec.dtype)
+    try:
+        model = load_target(name, str(spec.device), dtype, revision, tokenizer=spec.tokenizer is not None)
+    except KoalaBenchError as error:
+        raise KoalaBenchError(f"No draft model: {error.message}", _REMEDY) from error
+    if spec.tokenizer is not None and model.tokenizer is not None:
+        if problem := _difference(spec.tokenizer, model.tokenizer):
+            raise KoalaBenchError(f"The draft model {name} has another tokenizer than the target: {problem}.", _REMEDY)
+    elif model.model.config.vocab_size != spec.vocab_size:
+        raise KoalaBenchError(f"The draft model {name} has {model.model.config.vocab_size} tokens, the target {spec.vocab_size}.", _REMEDY)
+    return model
+
+
+def _difference(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> str | None:
+    """How two tokenizers differ in what an id means, or None. Either may have added tokens that the other lacks, such as one for padding.
+
+    Only ids are exchanged, so how text becomes ids is the target's business alone.
+    """
+    target, draft = theirs.get_vocab(), ours.get_vocab()
+    if target == draft:
+        return None
+    for token in target.keys() & draft.keys():
+        if target[token] != draft[token]:
+            return f"{token!r} is {draft[token]} there and {target[token]} in the target"
+    tokens_of = {index: token for token, index in target.items()}
+    for token, index in draft.items():
+        if token not in target and index in tokens_of:
+            return f"{index} is {token!r} there and {tokens_of[index]!r} in the target"
+    only_target = len(target.keys() - draft.keys() - theirs.get_added_vocab().keys())
+    only_draft = len(draft.keys() - target.keys() - ours.get_added_vocab().keys())
+    if only_target or only_draft:
+        return f"it lacks {only_target} of the target's tokens and has {only_draft} others"
+    return None

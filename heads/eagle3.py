@@ -1,0 +1,192 @@
+"""EAGLE-3 (Li et al. 2025, arXiv 2503.01840): an autoregressive head that reads three layers of the target and predicts tokens alone.
+
+The target's states of a low, a middle and a high layer at ``t`` are fused by one linear layer; with the embedding of token ``t + 1``
+they go through a decoder layer that attends from both, K - 1 ordinary ones, a norm and an output layer of the head's own, which guesses
+token ``t + 2``. What comes out of the last layer takes the place of the fused states at drafted tokens. No loss asks it to resemble a
+state of the target; instead training unrolls the head over its own output, as drafting does (training-time test).
+
+Published heads hold the same tensors: ``fc``, ``norm``, ``lm_head`` and ``midlayer.{self_attn.*_proj, mlp.*_proj, hidden_norm, input_layernorm,
+post_attention_layernorm}`` under these names. Their ``d2t`` and ``t2d`` map a vocabulary of the 32,000 commonest tokens to the
+target's; here the head has the target's whole vocabulary, so there are none (a head of fewer tokens would be ``lm_head.weight``
+spread over the rows ``d2t[i] + i``, the others never drafted). ``layers`` is this project's, for K above 1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heads.growth import Grown, LevelMasks, draft, levels_of
+from heads.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Rows, Unrolled, rotary_table
+from koala_bench.candidates import Pick, best
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.tree import DraftTree, Template
+
+_UNBOUNDED = 64  # an autoregressive head drafts as deep as it is asked to; some end is needed to check trees against
+_FUSED = 3
+
+
+def fused_layers(layers: int) -> tuple[int, ...]:
+    """Which hidden states of a target to read: three to be fused, and at the end the last state, as the harness asks of every head.
+
+    The input of layers 2, n/2 and n - 3 (upstream ``modeling_llama_kv.py``). With fewer than seven layers there are no such three
+    in order; then the states after about a third and two thirds of the layers, and the last one.
+    """
+    if layers >= 7:
+        return 2, layers // 2, layers - 3, -1
+    return layers // 3, 2 * layers // 3, -1
+
+
+class Eagle3(nn.Module):
+    """Draft head whose ``layers`` decoder layers have the shape of the target's.
+
+    The output layer starts as a copy of the target's, as Medusa's do (upstream draws it at random).
+
+    Args:
+        layers: decoder layers (KOALA's K); the first attends from embedding and state.
+        steps: how far training unrolls (upstream: 7, for trees 8 deep; each costs as much as the first).
+        decay: weight of a step's loss over that of the step before (upstream: 0.8).
+
+    Raises:
+        KoalaBenchError: there are no layers, or no steps.
+    """
+
+    max_depth = _UNBOUNDED
+
+    def __init__(self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8) -> None:
+        super().__init__()
+        for name, count in (("layers", layers), ("steps", steps)):
+            if count < 1:
+                raise KoalaBenchError(f"EAGLE-3's number of {name} is {count}.", "It must be at least 1.")
+        self.features = fused_layers(spec.layers)
+        self.steps, self.decay = steps, decay
+        self.pick: Pick = best
+        self.shape = LayerShape.of(spec.config)
+        width = self.shape.width
+        self.fc = nn.Linear(_FUSED * width, width, bias=False)
+        self.midlayer = PairLayer(*self.shape.sizes)
+        self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes) for _ in range(layers - 1))
+        self.norm = RMSNorm(width, self.shape.eps)
+        self.lm_head = nn.Linear(width, spec.vocab_size, bias=False)
+        with torch.no_grad():
+            self.lm_head.weight.copy_(spec.output_weight.detach())
+        # The target's own embedding, held where neither state_dict() nor parameters() finds it.
+        self._embed = spec.embed
+        self._template: Template | None = None
+        self._rows: Rows | None = None
+        self._states = torch.empty(0)
+
+    def _fused(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States [..., features, width] of three layers as one [..., width]."""
+        fused: torch.Tensor = self.fc(hidden[..., :_FUSED, :].flatten(-2))
+        return fused
+
+    # ------------------------------------------------------------------------------ decoding
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the sequence; buffers are kept while template and capacity allow."""
+        device, dtype = self.fc.weight.device, self.fc.weight.dtype
+        if template is not self._template:
+            template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
+            self._template, self._rows = template, None
+            self._levels = levels_of(template, device)
+        needed = capacity + self._levels.rows
+        if self._rows is None or not self._rows.fits(needed, dtype):
+            self._rows = Rows(self.shape, 1 + len(self.layers), needed, template.depth, dtype, device)
+            self._masks = LevelMasks(self._levels, needed, dtype, device)
+        self._rows.settled = 0
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the newly settled tokens with the target's states, then grow the tree from states of the head's own."""
+        assert self._template is not None, "begin() comes before draft()"
+        return draft(self, new, self._levels, self.pick)
+
+    def read(self, new: Committed) -> torch.Tensor:
+        """Scores of the root's children [1, vocab_size]; settled rows hold fused states of the target and overwrite the last draft's."""
+        rows, count = self._rows, len(new.tokens)
+        assert rows is not None, "begin() comes before draft()"
+        past = rows.settled
+        self._states = self._run(rows, new.tokens, self._fused(new.hidden), rows.table(past, count), past, self._masks.settling(count, past))[-1:]
+        rows.settled = past + count
+        return self._scores(self._states)
+
+    def grow(self, level: Grown) -> torch.Tensor:
+        """Scores of the children of a level's nodes [nodes, vocab_size]; a node pairs its token with what came out above it."""
+        rows = self._rows
+        assert rows is not None, "begin() comes before draft()"
+        settled = rows.settled
+        table, mask = rows.table(settled + level.depth - 1), self._masks.of(level, settled)
+        self._states = self._run(rows, level.tokens, self._states[level.parents], table, settled + level.before, mask)
+        return self._scores(self._states)
+
+    def _run(self, rows: Rows, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """What the last layer makes [new, width] of pairs of a state and the token after it, whose rows begin at ``start``."""
+        x = self.midlayer(self._embed(tokens)[None], states[None], table, rows.buffers[0], start, mask)
+        for layer, own in zip(self.layers, rows.buffers[1:], strict=True):
+            x = layer(x, table, own, start, mask)
+        out: torch.Tensor = x[0]
+        return out
+
+    def _scores(self, states: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.lm_head(self.norm(states))
+        return scores
+
+    # ------------------------------------------------------------------------------ training
+
+    def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """What the last layer makes of whole sequences [batch, tokens, width], at each step of the unrolled pass.
+
+        At step ``i`` place ``t`` reads its own output of step ``i - 1`` and token ``ids[:, t + i]``, and attends to the pairs of the
+        target's states up to ``t`` and to its own of the steps since: to what drafting from ``t`` on would see along the text.
+        Places without such a token read token 0 and come out as whatever; no other place sees them.
+
+        Args:
+            ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose states are ``hidden[:, t]``.
+            hidden: [batch, tokens, features, width].
+        """
+        tokens = ids.shape[1]
+        x = self._fused(hidden)
+        positions = rotary_table(tokens + self.steps, self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
+        kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
+        outs = []
+        for step in range(self.steps):
+            embedded = self._embed(F.pad(ids[:, step:], (0, min(step, tokens)))).to(x.dtype)
+            table = positions[:, step : step + tokens]
+            x = self.midlayer(embedded, x, table, steps=kept[0])
+            for layer, own in zip(self.layers, kept[1:], strict=True):
+                x = layer(x, table, steps=own)
+            outs.append(x)
+        return outs
+
+    def loss(self, batch: FeatureBatch) -> HeadLoss:
+        """Cross-entropy against the target's distribution at each step, weighted by powers of ``decay`` (upstream ``traineagle3``).
+
+        As there, a prediction from ``t`` at step ``i`` counts where token ``t + i`` belongs to an answer. Here the mean is over those
+        that count, there over all places of the batch.
+        """
+        own = self.fc.weight.dtype
+        outs = self(batch.ids[:, 1:], batch.hidden[:, :-1].to(own))
+        tokens = batch.ids.shape[1]
+        # Behind a row's last token stands padding, which has no state worth predicting from.
+        counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
+        targets = batch.target_probabilities.flatten(0, 1)
+        likeliest = targets.argmax(-1)
+        total = outs[0].new_zeros((), dtype=own)
+        parts: dict[str, torch.Tensor] = {}
+        predictions = []
+        for step, out in enumerate(outs):
+            depth = step + 1
+            row, place = counted[:, step:].nonzero(as_tuple=True)
+            rows = row * tokens + place
+            feature = self.norm(out[row, place])
+            logits = self.lm_head(feature)
+            scores = logits.to(own)  # once: under autocast both users below want it, and argmax is slow in half precision
+            # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
+            loss = F.cross_entropy(scores, targets[rows + depth].to(own), reduction="sum") / max(len(rows), 1)
+            total = total + self.decay**step * loss
+            parts[f"cross_entropy_{depth}"] = loss.detach()
+            parts[f"top1_{depth}"] = (scores.detach().argmax(-1) == likeliest[rows + depth]).float().mean() if len(rows) else loss.detach()
+            predictions.append(Prediction(depth, rows, feature, logits))
+        return HeadLoss(total, parts, tuple(predictions))

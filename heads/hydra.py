@@ -1,0 +1,194 @@
+"""Hydra (Ankner et al. 2024, arXiv 2402.05109): Medusa's heads made sequential, each reads the tokens drafted before its own.
+
+Head ``i`` takes the target's state and the embeddings of the root and of the ``i`` tokens drafted after it, and guesses the token
+``i + 2`` places after the state's: a first block from all of them to one width, with a linear layer instead of the residual path
+that Medusa's blocks have, K - 1 residual blocks, and a projection to the vocabulary with a bias. ``prefix`` is Hydra++'s: the heads
+read what a decoder layer of their own makes of all states so far, instead of the last state itself.
+
+The K blocks are distinct; the official code repeats one block K - 1 times, as Medusa's does. Its ``hydra_lm_head.pt`` holds the same
+tensors. With a prefix: ``hydra_mlp.{i}.1.linear`` and ``.res_connection`` are here ``heads.{i}.first.linear`` and ``.residual``,
+``hydra_mlp.{i}.3.linear`` (and 5, 7, ..., one tensor under several names) is ``heads.{i}.blocks.{k}.linear``, ``hydra_lm_head.{i}.1`` is
+``heads.{i}.output``, ``prefix_embeding_layer.layers.0`` and ``.norm`` are ``prefix.layer`` and ``prefix.norm``. Without one there is no
+dropout between them: ``hydra_mlp.{i}.0``, ``hydra_mlp.{i}.1`` and on, and ``hydra_lm_head.{i}``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heads.growth import Grown, LevelMasks, draft, levels_of
+from heads.layers import DecoderLayer, LayerShape, RMSNorm, Rows, rotary_table
+from koala_bench.candidates import Pick, best
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.tree import DraftTree, Template
+
+
+class _Block(nn.Module):
+    """``x + SiLU(W x + b)``; where several vectors come in, a linear layer takes them to the width of one in the place of ``x``."""
+
+    def __init__(self, width: int, sources: int = 1) -> None:
+        super().__init__()
+        self.linear = nn.Linear(sources * width, width)
+        self.residual = nn.Linear(sources * width, width) if sources > 1 else nn.Identity()
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.residual(x) + F.silu(self.linear(x))
+        return out
+
+
+class _Head(nn.Module):
+    """One guesser, who knows ``tokens`` tokens: the root and those drafted after it."""
+
+    def __init__(self, output_weight: torch.Tensor, tokens: int, layers: int) -> None:
+        super().__init__()
+        vocabulary, width = output_weight.shape
+        self.first = _Block(width, 1 + tokens)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(layers - 1))
+        self.output = nn.Linear(width, vocabulary)
+        with torch.no_grad():
+            self.output.weight.copy_(output_weight)
+
+    def feature(self, known: torch.Tensor) -> torch.Tensor:
+        """What the projection reads, [rows, width], from a state and the tokens' embeddings [rows, (1 + tokens) * width]."""
+        x: torch.Tensor = self.first(known)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class _Prefix(nn.Module):
+    """A decoder layer of the target's shape and a norm, over all states so far."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.shape = LayerShape.of(config)
+        self.layer = DecoderLayer(*self.shape.sizes)
+        self.norm = RMSNorm(self.shape.width, self.shape.eps)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the heads read in the place of whole texts' states [batch, tokens, width]."""
+        table = rotary_table(hidden.shape[1], self.shape.head_dim, self.shape.rope_base, hidden.device, hidden.dtype)
+        read: torch.Tensor = self.norm(self.layer(hidden, table))
+        return read
+
+
+class Hydra(nn.Module):
+    """``heads`` dependent guessers with ``layers`` blocks each.
+
+    Blocks and projections start as the official code's: the blocks' W at zero, the projections as copies of the target's output
+    layer, the linear layer on the residual path as PyTorch draws it. Its dropout of 0.2 is left out.
+
+    Args:
+        heads: how many tokens ahead it drafts.
+        layers: blocks a head (KOALA's K).
+        prefix: whether the heads read states through a decoder layer of the target's shape (Hydra++).
+
+    Raises:
+        KoalaBenchError: there are no heads or no layers.
+    """
+
+    features = (-1,)
+
+    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1, prefix: bool = False) -> None:
+        super().__init__()
+        for name, count in (("heads", heads), ("layers", layers)):
+            if count < 1:
+                raise KoalaBenchError(f"Hydra's number of {name} is {count}.", "It must be at least 1.")
+        self.max_depth = heads
+        self.pick: Pick = best
+        self.heads = nn.ModuleList(_Head(spec.output_weight.detach(), head + 1, layers) for head in range(heads))
+        self.prefix = _Prefix(spec.config) if prefix else None
+        # The target's own, held where neither state_dict() nor parameters() finds it.
+        self._embed, self._vocab_size = spec.embed, spec.vocab_size
+        self._template: Template | None = None
+        self._rows: Rows | None = None
+        self._known = torch.empty(0)
+
+    def _head(self, index: int) -> _Head:
+        found = self.heads[index]
+        assert isinstance(found, _Head)
+        return found
+
+    # ------------------------------------------------------------------------------ decoding
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the sequence; only the prefix layer remembers one."""
+        weight = self._head(0).output.weight
+        if template is not self._template:
+            template.check(depth=self.max_depth, candidates=self._vocab_size)
+            self._template, self._rows = template, None
+            self._levels = levels_of(template, weight.device)
+        if self.prefix is not None:
+            if self._rows is None or not self._rows.fits(capacity, weight.dtype):
+                self._rows = Rows(self.prefix.shape, 1, capacity, template.depth, weight.dtype, weight.device)
+                self._masks = LevelMasks(self._levels, capacity, weight.dtype, weight.device)
+            self._rows.settled = 0
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Grow the tree level by level: a node depends on all drafted tokens above it."""
+        assert self._template is not None, "begin() comes before draft()"
+        return draft(self, new, self._levels, self.pick)
+
+    def read(self, new: Committed) -> torch.Tensor:
+        """Scores of the root's children [1, vocab_size]."""
+        state = new.hidden[-1:, -1]
+        if self.prefix is not None:
+            rows = self._rows
+            assert rows is not None, "begin() comes before draft()"
+            count, past = len(new.tokens), rows.settled
+            x = self.prefix.layer(new.hidden[None, :, -1], rows.table(past, count), rows.buffers[0], past, self._masks.settling(count, past))
+            rows.settled = past + count
+            state = self.prefix.norm(x[0, -1:])
+        self._known = torch.cat([state, self._embed(new.tokens[-1:])], dim=-1)
+        return self._scores(0)
+
+    def grow(self, level: Grown) -> torch.Tensor:
+        """Scores of the children of a level's nodes [nodes, vocab_size]."""
+        self._known = torch.cat([self._known[level.parents], self._embed(level.tokens)], dim=-1)
+        return self._scores(level.depth)
+
+    def _scores(self, head: int) -> torch.Tensor:
+        guesser = self._head(head)
+        scores: torch.Tensor = guesser.output(guesser.feature(self._known))
+        return scores
+
+    # ------------------------------------------------------------------------------ training
+
+    def loss(self, batch: FeatureBatch) -> HeadLoss:
+        """Sum over heads of the cross-entropy against the target's distribution, on answer tokens.
+
+        That is the teacher loss that Hydra++ is trained with (upstream ``hydra/train/train.py`` with a teacher weight of 1 and
+        an LM weight of 0); the paper's plain Hydra takes the data's tokens, as Medusa does. Heads read the data's tokens, whatever was
+        drafted before them.
+        """
+        own = self._head(0).output.weight.dtype
+        hidden = batch.hidden[:, :, -1].to(own)
+        states = (hidden if self.prefix is None else self.prefix(hidden)).flatten(0, 1)
+        embedded = self._embed(batch.ids).to(own).flatten(0, 1)
+        targets = batch.target_probabilities.flatten(0, 1)
+        likeliest = targets.argmax(-1)
+        total = states.new_zeros((), dtype=own)
+        parts: dict[str, torch.Tensor] = {}
+        predictions = []
+        for depth in range(1, self.max_depth + 1):
+            guesser, ahead = self._head(depth - 1), depth + 1
+            wanted = torch.zeros_like(batch.supervised)
+            wanted[:, :-ahead] = batch.supervised[:, ahead:]
+            rows = wanted.flatten().nonzero()[:, 0]
+            known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
+            feature = guesser.feature(known)
+            logits = guesser.output(feature)
+            scores = logits.to(own)  # once: under autocast both users below want it, and argmax is slow in half precision
+            # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
+            loss = F.cross_entropy(scores, targets[rows + depth].to(own), reduction="sum") / max(len(rows), 1)
+            total = total + loss
+            parts[f"cross_entropy_{depth}"] = loss.detach()
+            parts[f"top1_{depth}"] = (scores.detach().argmax(-1) == likeliest[rows + depth]).float().mean() if len(rows) else loss.detach()
+            predictions.append(Prediction(depth, rows, feature, logits))
+        return HeadLoss(total, parts, tuple(predictions))

@@ -46,6 +46,13 @@ def reproduce_figures(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_leaderboard(session: nox.Session) -> None:
+    """Every method on Spec-Bench's tasks, a row each (-- --data-dir data; -- --temperature 0.7 samples)."""
+    install(session)
+    session.run("koala-bench", "reproduce", "leaderboard", *session.posargs)
+
+
+@nox.session
 def reproduce_all(session: nox.Session) -> None:
     """All tables and figures in one folder; what several of them need is trained and decoded once."""
     install(session)

@@ -7,6 +7,7 @@ rotates from question to question. Every method is given the same prompts: the s
 from __future__ import annotations
 
 import gc
+import hashlib
 import shutil
 import subprocess
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from koala_bench.acceptance import GREEDY, Rule, SpeculativeSampling, TypicalAcceptance
 from koala_bench.cache import TreeCache
 from koala_bench.checkpoints import load_head, read_manifest
 from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
@@ -28,15 +30,16 @@ from koala_bench.dialogues import ChatTemplate, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.experiment import VANILLA, free_head, methods_with_heads
 from koala_bench.heads import DraftHead
-from koala_bench.presets import MethodPreset, Preset
+from koala_bench.presets import EvaluationPreset, MethodPreset, Preset
 from koala_bench.progress import progress, say
 from koala_bench.provenance import code_state, environment
 from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.recording import RecordWriter, open_record
 from koala_bench.records import Run, read_run
-from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine
+from koala_bench.sampling import Sampling
+from koala_bench.schema import SCHEMA, AcceptanceInfo, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine, TypicalInfo
 from koala_bench.target import Target, fingerprint
-from koala_bench.tree import TreeTemplate, load_template
+from koala_bench.tree import Template, load_template
 
 _CACHE_ROUNDING = 256  # rows; a cache that grows in steps serves many prompts
 
@@ -47,7 +50,7 @@ class Method:
 
     name: str
     head: DraftHead
-    template: TreeTemplate
+    template: Template
     info: MethodInfo
 
 
@@ -67,6 +70,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         "checkpoint": None,
         "weights_sha256": None,
         "training": None,
+        "typical": None,
         "lossless": True,
     }
     methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, nothing)]
@@ -75,12 +79,13 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         wanted = preset.method(name)
         template = load_template(wanted.tree)
         if (free := free_head(wanted, target)) is not None:
-            methods.append(_free_method(name, wanted, free, template, target))
+            methods.append(_free_method(name, wanted, free, template, target, preset.evaluation))
             continue
-        head, config, weights = load_head(heads / name, target)
-        trained_on, training = _training(heads / name)
+        place = heads / preset.trained_as(name)
+        head, config, weights = load_head(place, target)
+        trained_on, training = _training(place)
         if trained_on not in (None, prints["weights_sha256"]):
-            say(f"The head in {heads / name} was trained on other weights than those of {target.name}: its drafts will be worse than they could be.")
+            say(f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be worse than they could be.")
         template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
         info: MethodInfo = {
             "name": name,
@@ -89,28 +94,44 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "adversarial": config["objective"] is not None,
             "parameters": sum(p.numel() for p in head.parameters()),
             "tree": _tree(template, getattr(head, "dynamic", False)),
-            "checkpoint": str(heads / name),
+            "checkpoint": str(place),
             "weights_sha256": weights,
             "training": training,
-            "lossless": True,
+            "typical": _typical(name, wanted, preset.evaluation),
+            "lossless": wanted.typical is None,
         }
         methods.append(Method(name, head, template, info))
     return methods
 
 
-def _free_method(name: str, preset: MethodPreset, head: DraftHead, template: TreeTemplate, target: Target) -> Method:
+def _free_method(name: str, preset: MethodPreset, head: DraftHead, template: Template, target: Target, evaluation: EvaluationPreset) -> Method:
     """A method that has nothing to train, hence nothing to load."""
     template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
     info: MethodInfo = {
-        "name": name, "head": preset.head, "layers": preset.layers, "adversarial": False, "parameters": 0,
+        "name": name, "head": preset.head, "layers": preset.layers, "adversarial": False, "parameters": getattr(head, "drafting_parameters", 0),
         "tree": _tree(template, getattr(head, "dynamic", False)),
-        "checkpoint": None, "weights_sha256": None, "training": None, "lossless": True,
+        "checkpoint": None, "weights_sha256": None, "training": None,
+        "typical": _typical(name, preset, evaluation), "lossless": preset.typical is None,
     }  # fmt: skip
     return Method(name, head, template, info)
 
 
-def _tree(template: TreeTemplate, dynamic: bool = False) -> TreeInfo:
-    return {"name": template.name, "nodes": template.nodes, "depth": template.depth, "parents": None if dynamic else list(template.shape.parents)}
+def _tree(template: Template, dynamic: bool = False) -> TreeInfo:
+    parents = None if dynamic or template.dynamic else list(template.shape.parents)
+    return {"name": template.name, "nodes": template.nodes, "depth": template.depth, "parents": parents}
+
+
+def _typical(name: str, preset: MethodPreset, evaluation: EvaluationPreset) -> TypicalInfo | None:
+    if preset.typical is None:
+        return None
+    if evaluation.temperature == 0:
+        raise KoalaBenchError(f"{name} accepts what is typical of a distribution, and temperature 0 has none.", "Give a --temperature such as 0.7.")
+    return {"threshold": preset.typical.threshold, "alpha": preset.typical.alpha}
+
+
+def _acceptance(evaluation: EvaluationPreset) -> AcceptanceInfo:
+    rule: Any = "speculative sampling" if evaluation.temperature else "greedy"
+    return {"rule": rule, "temperature": evaluation.temperature, "top_k": evaluation.top_k, "top_p": evaluation.top_p}
 
 
 def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
@@ -185,7 +206,7 @@ def _header(
             "attention": preset.target.attention,
         },
         "methods": [method.info for method in methods],
-        "acceptance": {"rule": "greedy", "temperature": 0.0},
+        "acceptance": _acceptance(preset.evaluation),
         "questions": {"name": source[0], "sha256": questions_sha256(source[1]), "count": len(questions)},
         "chat_template": {"name": template.name, "sha256": template.sha256},
         "limits": {"max_new_tokens": preset.evaluation.max_new_tokens, "stop_ids": list(target.stop_ids)},
@@ -201,7 +222,7 @@ class _Session:
 
     def __init__(self, preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[Method]) -> None:
         self.target, self.template, self.methods = target, template, methods
-        self.limit = preset.evaluation.max_new_tokens
+        self.limit, self.evaluation, self.seed = preset.evaluation.max_new_tokens, preset.evaluation, preset.training.seed
         self.widest = max(method.template.nodes for method in methods)
         self.cache: TreeCache | None = None
 
@@ -209,11 +230,21 @@ class _Session:
         assert self.target.tokenizer is not None
         return encode_prompt(self.template, self.target.tokenizer, turns)
 
-    def answer(self, method: Method, prompt: Sequence[int]) -> Decoded:
+    def rule(self, method: Method, question: int, turn: int, repeat: int) -> Rule:
+        """How a method accepts; what it draws at random follows from the seed and the place alone, so that resuming changes nothing."""
+        if self.evaluation.temperature == 0:
+            return GREEDY
+        if (typical := method.info["typical"]) is not None:
+            return TypicalAcceptance(self.evaluation.temperature, **typical)
+        drawn = hashlib.sha256(f"{self.seed} {method.name} {question} {turn} {repeat}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "little"))
+        return SpeculativeSampling(Sampling(self.evaluation.temperature, self.evaluation.top_k, self.evaluation.top_p), generator)
+
+    def answer(self, method: Method, prompt: Sequence[int], rule: Rule) -> Decoded:
         needed = capacity_for(len(prompt), self.limit, self.widest, self.target.max_positions)
         if self.cache is None or self.cache.capacity < needed:
             self.cache = self.target.new_cache(-(-needed // _CACHE_ROUNDING) * _CACHE_ROUNDING)
-        return decode(self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache)
+        return decode(self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache, rule=rule)
 
     def text(self, tokens: Sequence[int]) -> str:
         assert self.target.tokenizer is not None
@@ -247,6 +278,7 @@ def _unmeasured(method: str, question: Question, turn: int, repeat: int, prompt:
         "decode_s": None,
         "draft_s": None,
         "verify_s": None,
+        "distance": None,
         "first_difference": None,
         "error": None,
     }
@@ -265,6 +297,7 @@ def _line(session: _Session, method: Method, question: Question, turn: int, repe
         "decode_s": answer.decode_s,
         "draft_s": answer.draft_s,
         "verify_s": answer.verify_s,
+        "distance": sum(answer.distances) / len(answer.distances) if answer.distances else None,
     }
 
 
@@ -276,7 +309,8 @@ def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Se
 def _try(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]) -> TurnLine:
     """One answer, or the record of why there is none: a question too long or too large must not end the run."""
     try:
-        return _line(session, method, question, turn, repeat, prompt, session.answer(method, prompt))
+        rule = session.rule(method, question.question_id, turn, repeat)
+        return _line(session, method, question, turn, repeat, prompt, session.answer(method, prompt, rule))
     except (KoalaBenchError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
         session.cache = None
         return _failure(method.name, question, turn, repeat, prompt, error)
@@ -313,7 +347,7 @@ def _ask(
             advance(1, method.name)
         vanilla = lines[VANILLA]
         for method in fresh:
-            if method.name != VANILLA:
+            if method.name != VANILLA and session.evaluation.temperature == 0:  # draws are not expected to be equal
                 _compare(session, lines[method.name], vanilla, prompt)
             writer.append(lines[method.name])
         if vanilla["text"] is None:

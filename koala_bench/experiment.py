@@ -25,6 +25,7 @@ from koala_bench.training import build_head, make_arm, train
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
+_OF_DECODING = {"tree", "head_of", "typical", "usual"}  # what a trained head does not depend on
 
 
 def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
@@ -73,7 +74,8 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
     """
-    names = [name for name in methods_with_heads(preset, methods) if free_head(preset.method(name), target) is None]
+    owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
+    names = [name for name in owners if free_head(preset.method(name), target) is None]
     if not names:
         begin()
         return
@@ -83,7 +85,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,
     }
-    identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude={"tree"}) for name in names}
+    identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names}
     if all(_same(read_manifest(out / name), identity, name) for name in names):
         begin()
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")

@@ -20,7 +20,11 @@ def external_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[
     """
     names = {name for run in runs for name in paper_names(run)}
     if spec.by == "task":
-        return _by_task(runs, spec, _of_targets(paper.by_task, names))
+        return _by_task(runs, spec, _of_targets(paper.by_task, names), "Published elsewhere: speedup (x) of the original heads, not measured here")
+    if spec.by == "method":
+        claims = [*paper.leaderboard, *paper.by_task]
+        ranked = sorted(claims, key=lambda claim: (len(claim.target), claim.target, claim.device, -claim.speedup.get(ALL_TASKS, 0)))
+        return _by_task(runs, spec, _of_targets(ranked, names), "Published elsewhere: speedup (x), not measured here")
     if spec.by == "part":
         return _original_heads(_of_targets(paper.own_claims, names), _of_targets([each for each in paper.by_task if ALL_TASKS in each.speedup], names))
     return None
@@ -37,7 +41,7 @@ def _number(value: float | str | None) -> str:
     return _NOT_STATED if value is None else value if isinstance(value, str) else f"{value:.2f}"
 
 
-def _by_task(runs: Sequence[Run], spec: TableSpec, claims: Sequence[TaskClaim]) -> tuple[str, Grid] | None:
+def _by_task(runs: Sequence[Run], spec: TableSpec, claims: Sequence[TaskClaim], title: str) -> tuple[str, Grid] | None:
     named = [task.name for task in spec.tasks]
     own = list(dict.fromkeys(turn["category"] for run in runs if not is_named(run, spec) for turn in run.turns))
     shown = next((tasks for tasks in (own, named) if any(set(tasks) & set(claim.speedup) for claim in claims)), [])
@@ -59,7 +63,7 @@ def _by_task(runs: Sequence[Run], spec: TableSpec, claims: Sequence[TaskClaim]) 
     ]
     headings = ["System", "Target", "Device", *(task.capitalize() for task in tasks), *(["Acceptance length τ"] if lengths else []), "Source"]
     right = [False, False, False, *([True] * (len(headings) - 4)), False]
-    return "Published elsewhere: speedup (x) of the original heads, not measured here", Grid(headings, cells, right)
+    return title, Grid(headings, cells, right)
 
 
 def _original_heads(own: Sequence[OwnClaim], overall: Sequence[TaskClaim]) -> tuple[str, Grid] | None:

@@ -144,6 +144,18 @@ def _equality_note(measured: Sequence[Measured]) -> Note | None:
                     f"Different: {summary.name}{where}, question {each.question_id}, turn {each.turn}, repeat {each.repeat}, position {each.position}: "
                     f"token {token}, vanilla {vanilla_token}, {gap}."
                 )
+    drawn = [each for each in measured if each.run.header["acceptance"]["rule"] != "greedy"]
+    if drawn:
+        exact = list(dict.fromkeys(s.name for each in drawn for s in each.summaries if s.method["lossless"] and s.name != VANILLA))
+        lines.append(f"Answers are draws, so they differ; {', '.join(exact)} keep the target's distribution by speculative sampling.")
+    for each_run, summary in ((each, s) for each in measured for s in each.summaries if not s.method["lossless"]):
+        typical = summary.method["typical"]
+        how = f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
+        apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
+        lines.append(
+            f"LOSSY: {summary.name} does not keep the distribution of {each_run.label}{how}. Total variation between what it settles and the target's "
+            f"distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far as can be)."
+        )
     title = "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
     lines += [f"{_count(len(details), 'difference')}, each listed in the Markdown version of this table."] if details else []
     return Note(title, tuple(lines), tuple(details)) if lines else None
@@ -165,7 +177,8 @@ def _code_in_words(code: CodeState) -> str:
 def _measurement_note(measured: Measured) -> Note:
     run, summaries, header = measured.run, measured.summaries, measured.run.header
     target, questions, acceptance, measure, preset = header["target"], header["questions"], header["acceptance"], header["measure"], header["preset"]
-    rule = "greedy" if acceptance["rule"] == "greedy" else f"{acceptance['rule']}, temperature {acceptance['temperature']:g}"
+    cuts = [f"top-k {acceptance['top_k']}"] * (acceptance["top_k"] > 0) + [f"top-p {acceptance['top_p']:g}"] * (acceptance["top_p"] < 1)
+    rule = ", ".join([acceptance["rule"], *([f"temperature {acceptance['temperature']:g}", *cuts] if acceptance["rule"] != "greedy" else [])])
     packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
     lines = [
         f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers, "

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed, load
@@ -69,6 +69,13 @@ class TrainingPreset(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+class TypicalPreset(_Strict):
+    """Medusa's typical acceptance, which is not lossless; at the temperature of the evaluation."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.09
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+
+
 class MethodPreset(_Strict):
     """A head with its options, its objective and its tree."""
 
@@ -79,6 +86,9 @@ class MethodPreset(_Strict):
     objective_options: dict[str, Any] = {}
     tree: str
     learning_rate: Rate | None = None
+    head_of: str | None = None  # another method whose trained head this one decodes with
+    typical: TypicalPreset | None = None
+    usual: bool = True  # whether a run takes it that names no methods
 
 
 class EvaluationPreset(_Strict):
@@ -89,6 +99,15 @@ class EvaluationPreset(_Strict):
     max_new_tokens: Positive = 1024
     warmup: Annotated[int, Field(ge=0)] = 3
     repeats: Positive = 1
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # 0 is greedy
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _cut_of_a_distribution(self) -> Self:
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise ValueError("top_k and top_p cut a distribution, and temperature 0 has none")
+        return self
 
 
 class Preset(_Strict):
@@ -100,6 +119,20 @@ class Preset(_Strict):
     evaluation: EvaluationPreset = EvaluationPreset()
     methods: dict[str, MethodPreset]
     quick: tuple[str, ...] = ()  # overrides of --quick, as for --set
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_head(cls, values: Any) -> Any:
+        """A method that decodes with another's head has all of that one's settings, but for its tree and its acceptance."""
+        methods = values.get("methods") if isinstance(values, dict) else None
+        if not isinstance(methods, dict):
+            return values
+        filled = {name: _with_head_of(name, method, methods) for name, method in methods.items()}
+        return {**values, "methods": filled}
+
+    def trained_as(self, name: str) -> str:
+        """The method whose trained head a method decodes with: its own, or that of ``head_of``."""
+        return self.method(name).head_of or name
 
     @property
     def sha256(self) -> str:
@@ -117,6 +150,21 @@ class Preset(_Strict):
             close = difflib.get_close_matches(name, known, n=3)
             raise KoalaBenchError(f"Unknown method '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"The preset has: {', '.join(known)}.")
         return self.methods[name]
+
+
+_OF_TRAINING = ("head", "layers", "options", "objective", "objective_options", "learning_rate")
+
+
+def _with_head_of(name: str, method: Any, methods: dict[str, Any]) -> Any:
+    if not isinstance(method, dict) or method.get("head_of") is None:
+        return method
+    owner = methods.get(method["head_of"]) if isinstance(method["head_of"], str) else None
+    if not isinstance(owner, dict) or owner.get("head_of") is not None:
+        raise ValueError(f"{name}: head_of is {method['head_of']!r}, which is no method with a head of its own")
+    own = {key: owner[key] for key in _OF_TRAINING if key in owner}
+    if other := [key for key in _OF_TRAINING if key in method and method[key] != own.get(key)]:
+        raise ValueError(f"{name} decodes with the head of {method['head_of']} and has another {other[0]}")
+    return {**own, "tree": owner.get("tree"), **method}
 
 
 # Where files lie is this machine's business: the hashes of target, questions and training data are in the record.
@@ -138,13 +186,9 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".toml") for path in (resources.files("koala_bench") / "presets").iterdir() if path.name.endswith(".toml"))
 
 
-# One part of KOALA alone: for Table 3, in no run that does not name them.
-PARTS = ("+layers", "+adversarial")
-
-
 def usual_methods(preset: Preset) -> list[str]:
-    """The methods that a run takes where none is named: vanilla and all of the preset but the parts of KOALA alone."""
-    return ["vanilla", *(name for name in preset.methods if not name.endswith(PARTS))]
+    """The methods that a run takes where none is named: vanilla and those of the preset that it calls usual."""
+    return ["vanilla", *(name for name, method in preset.methods.items() if method.usual)]
 
 
 def with_heads(preset: Preset, names: Sequence[str], layers: int | None = None, tree: str | None = None) -> tuple[Preset, list[str]]:
@@ -282,4 +326,5 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise KoalaBenchError(f"Preset {name}, {place}: {first['msg']}.", "Correct the file or the --set option.") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise KoalaBenchError(f"Preset {name}{f', {place}' if place else ''}: {said}.", "Correct the file or the --set option.") from error

@@ -29,22 +29,28 @@ class TableSpec(_Strict):
     """What to run for a table and what it shows: ``reproduce/table*.toml``.
 
     Attributes:
-        by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA.
+        by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA; the leaderboard has
+            a row per method and a column per task.
         methods: rows of each group, in this order.
         questions: the question set of the paper's table.
         columns: names out of ``COLUMNS``.
-        tasks: groups of a table by task.
+        tasks: groups of a table by task, columns of one by method.
         limit: questions of each category, by the name of a preset that cannot afford all of them.
         seeds: of the trainings that a table by part is pooled over.
     """
 
-    by: Literal["target", "task", "part"] = "target"
+    by: Literal["target", "task", "part", "method"] = "target"
     methods: tuple[str, ...]
     questions: str | None = None
     columns: tuple[str, ...]
     tasks: tuple[Task, ...] = ()
     limit: dict[str, int] = {}
     seeds: tuple[int, ...] = ()
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether its numbers are of tasks, each of some question file."""
+        return self.by in ("task", "method")
 
 
 class FigureSpec(_Strict):
@@ -126,6 +132,7 @@ class Paper(_Strict):
     table3: tuple[PaperCell, ...] = ()
     own_claims: tuple[OwnClaim, ...]
     by_task: tuple[TaskClaim, ...] = ()
+    leaderboard: tuple[TaskClaim, ...] = ()  # of Spec-Bench's systems that are not in ``by_task``
 
 
 _Model = TypeVar("_Model", bound=_Strict)
@@ -156,10 +163,10 @@ def read_table_spec(path: Path) -> TableSpec:
     unknown = [name for name in spec.columns if name not in COLUMNS]
     if unknown:
         raise KoalaBenchError(f"{path}: unknown column '{unknown[0]}'.", f"The columns are {', '.join(COLUMNS)}.")
-    if spec.by != "task" and spec.questions is None:
+    if not spec.has_tasks and spec.questions is None:
         raise KoalaBenchError(f"{path}: questions: missing.", "Name the question set of the paper's table; the table says so when a record is of another.")
-    if (spec.by == "task") != bool(spec.tasks):
-        raise KoalaBenchError(f'{path}: tasks go with by = "task", and only with it.', "Correct `by`, or list the [[tasks]].")
+    if spec.has_tasks != bool(spec.tasks):
+        raise KoalaBenchError(f'{path}: tasks go with by = "task" or "method", and only with these.', "Correct `by`, or list the [[tasks]].")
     return spec
 
 

@@ -79,7 +79,8 @@ def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> 
     for head in heads:
         for count in counts:
             wanted = preset.method(head).model_copy(update={"layers": count})
-            name = next((name for name, method in preset.methods.items() if method == wanted), f"{head}@{count}")
+            alike = (name for name, method in preset.methods.items() if method.model_copy(update={"usual": wanted.usual}) == wanted)
+            name = next(alike, f"{head}@{count}")
             methods[name] = wanted
             names.append(name)
     return preset.model_copy(update={"methods": methods}), names
@@ -90,16 +91,16 @@ def plan(what: str, preset: Preset, name: str, folder: Path, data_dir: Path | No
 
     Args:
         what: out of ``RECIPE_NAMES``. ``all`` trains and decodes what several tables need once.
-        name: of the preset, which may have a smaller share of Table 2's questions.
+        name: of the preset, which may have a smaller share of the questions of a table by task.
         folder: for the results.
         methods: what to run in place of the recipe's methods; None for those.
-        asked: whether the questions were named on the command line, so that they take the place of Table 2's files.
+        asked: whether the questions were named on the command line, so that they take the place of the tasks' files.
         seeds: whether Table 3's other training seeds are run too.
 
     Raises:
         KoalaBenchError: the preset lacks a method of the recipe.
     """
-    wanted = [*TABLES, "figures"] if what == "all" else [what]
+    wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
     products = [product for each in wanted for product in (FIGURES if each == "figures" else [each])]
     main: list[str] = []
     remarks: list[str] = []
@@ -114,14 +115,18 @@ def plan(what: str, preset: Preset, name: str, folder: Path, data_dir: Path | No
             remarks.append(f"No curve over K: none of {', '.join(curve.methods)} is among the methods.")
     usual = usual_methods(preset) if methods is None else ["vanilla", *methods]
     parts = [*read_table_spec(RECIPES / "table3.toml").methods] if methods is None else ["vanilla", *methods]
-    files, said = _question_files(name, preset, data_dir) if "table2" in wanted and not asked else ([], [])
+    if what == "leaderboard":
+        usual, said = _ranked(preset) if methods is None else (usual, [])
+        remarks += said
+    by_task = next((table for table in ("table2", "leaderboard") if table in wanted), None)
+    files, said = _question_files(by_task, name, preset, data_dir) if by_task and not asked else ([], [])
     remarks += said
-    if "table1" in wanted or "figures" in wanted or ("table2" in wanted and not files):
+    if "table1" in wanted or "figures" in wanted or (by_task and not files):
         main += usual
     if "table3" in wanted:
         main += parts
     main = list(dict.fromkeys([*main, *(of_curve if "figures" in wanted else [])]))
-    for method in main:
+    for method in (*main, *usual):
         if method != "vanilla":
             extended.method(method)
 
@@ -138,9 +143,20 @@ def plan(what: str, preset: Preset, name: str, folder: Path, data_dir: Path | No
     return Plan(tuple(jobs), tuple(products), tuple(remarks))
 
 
-def _question_files(name: str, preset: Preset, data_dir: Path | None) -> tuple[list[tuple[str, int | None]], list[str]]:
-    """The question files of Table 2 that are there, each with its limit per category; and what to say about the others."""
-    spec = read_table_spec(RECIPES / "table2.toml")
+def _ranked(preset: Preset) -> tuple[list[str], list[str]]:
+    """The methods of the leaderboard that the preset lists and its temperature allows, and what to say about the others."""
+    named = read_table_spec(RECIPES / "leaderboard.toml").methods
+    listed = [name for name in named if name == "vanilla" or name in preset.methods]
+    lossy = [name for name in listed if name != "vanilla" and preset.method(name).typical is not None] if not preset.evaluation.temperature else []
+    remarks = [f"Not in the preset: {', '.join(missing)}."] if (missing := [name for name in named if name not in listed]) else []
+    remarks += [f"Left out at temperature 0, where typical acceptance has no meaning: {', '.join(lossy)}."] if lossy else []
+    return [name for name in listed if name not in lossy], remarks
+
+
+def _question_files(table: str, name: str, preset: Preset, data_dir: Path | None) -> tuple[list[tuple[str, int | None]], list[str]]:
+    """The question files of a table by task that are there, each with its limit per category; and what to say about the others."""
+    spec = read_table_spec(RECIPES / f"{table}.toml")
+    title = "Table 2" if table == "table2" else "The leaderboard"
     wanted = list(dict.fromkeys(task.questions for task in spec.tasks))
     try:
         place = data_folder(data_dir)
@@ -152,8 +168,8 @@ def _question_files(name: str, preset: Preset, data_dir: Path | None) -> tuple[l
     limit = preset.evaluation.limit or spec.limit.get(name)
     if not found:
         why = "no data folder is set" if place is None else f"{place} has none of {', '.join(wanted)}"
-        return [], [f"Table 2 is by the categories of the questions '{preset.evaluation.questions}': {why} (`koala-bench data` fetches the tasks' files)."]
-    remarks = [f"Left out of Table 2: {', '.join(sorted(set(wanted) - set(found)))}, not in {place}."] if len(found) < len(wanted) else []
+        return [], [f"{title} is by the categories of the questions '{preset.evaluation.questions}': {why} (`koala-bench data` fetches the tasks' files)."]
+    remarks = [f"Left out of {title}: {', '.join(sorted(set(wanted) - set(found)))}, not in {place}."] if len(found) < len(wanted) else []
     if limit is not None:
-        remarks.append(f"Table 2 is on the first {limit} questions of each category.")
+        remarks.append(f"{title} is on the first {limit} questions of each category.")
     return [(questions, limit) for questions in found], remarks

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.schema import SCHEMA, Key, MethodInfo, RunHeader, TurnLine, depths_by_method, end_problem, header_problem, key_of, turn_problem
+from koala_bench.schema import SCHEMA, Key, MethodInfo, RunHeader, TurnLine, depths_by_method, end_problem, header_problem, key_of, of_today, turn_problem
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
         code = header.get("code")
         version = code.get("version") if isinstance(code, dict) else None
         raise KoalaBenchError(
-            f"{path} has record schema {header.get('schema')}; this version reads schema {SCHEMA}.",
+            f"{path} has record schema {header.get('schema')}; this version reads schemas 3 and {SCHEMA}.",
             f"Read it with koala-bench {version}, which wrote it, or run the evaluation again." if version else "Run the evaluation again with this version.",
         )
     problem = header_problem(header)
@@ -100,6 +100,8 @@ def parse(path: Path, content: bytes) -> tuple[Run, int]:
     objects, length = _complete_lines(path, content)
     if not objects:
         raise KoalaBenchError(f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote.")
+    older = objects[0].get("schema") == 3
+    objects = [of_today(line) for line in objects] if older else objects
     header = _checked_header(path, objects[0])
     methods = depths_by_method(header)
     turns: list[TurnLine] = []

@@ -84,6 +84,10 @@ class ColumnGroup:
     raw: str
 
 
+def _method_cell(row: Mapping[str, Any]) -> str:
+    return str(row["method"]) if row["lossless"] else f"{row['method']} (lossy, total variation {_scaled('total_variation', 1.0, 2)(row)})"
+
+
 def _yes_or_no(row: Mapping[str, Any]) -> str:
     return _NOTHING if row["adversarial"] is None else "yes" if row["adversarial"] else "no"
 
@@ -104,7 +108,7 @@ COLUMNS: dict[str, ColumnGroup] = {
     "target": ColumnGroup((Column("Target", _plain("target"), right=False),), "target"),
     "task": ColumnGroup((Column("Task", _plain("task"), right=False),), "task"),
     "questions": ColumnGroup((Column("Questions", _plain("questions")),), "questions"),
-    "method": ColumnGroup((Column("Method", _plain("method"), right=False),), "method"),
+    "method": ColumnGroup((Column("Method", _method_cell, right=False),), "method"),
     "layers": ColumnGroup((Column("Layers K", _plain("layers")),), "layers"),
     "adversarial": ColumnGroup((Column("Adversarial", _yes_or_no, right=False),), "adversarial"),
     "parameters": ColumnGroup((Column("Head (M)", _scaled("parameters", 1e-6, 2)),), "parameters"),
@@ -118,7 +122,7 @@ COLUMNS: dict[str, ColumnGroup] = {
     "paper": ColumnGroup((_PAPER,), "paper_.*"),
 }
 # The CSV always says how much its numbers stand on.
-_ALWAYS = "decode_tokens_per_s|questions|turns_.*"
+_ALWAYS = "decode_tokens_per_s|lossless|total_variation|questions|turns_.*"
 
 
 # ---------------------------------------------------------------------------------------------- CSV, Markdown, LaTeX

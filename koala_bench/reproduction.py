@@ -20,7 +20,7 @@ from koala_bench.tables import SetTable, set_table, write_table
 
 RECIPES = Path(__file__).parent.parent / "reproduce"
 RECORD = "records.jsonl"
-TABLES = ("table1", "table2", "table3")
+TABLES = ("table1", "table2", "table3", "leaderboard")
 FIGURES = ("depth", "layers", "categories", "training", "prediction")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
@@ -32,7 +32,7 @@ class Sources:
     Attributes:
         main: the record of the folder itself, if there is one; on the preset's own questions.
         seeds: records of other training seeds, for Table 3.
-        tasks: records of the question files of Table 2; where there are none, the main record takes their place.
+        tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes their place.
         log: of the training of the main record's heads.
     """
 
@@ -51,7 +51,7 @@ class Sources:
         if name == "training":
             return [self.log] if self.log else []
         main = [self.main] if self.main else []
-        if name in ("table2", "categories"):
+        if name in ("table2", "leaderboard", "categories"):
             return list(self.tasks) or main
         return [*main, *self.seeds] if name == "table3" else main
 
@@ -62,7 +62,7 @@ def seed_folder(folder: Path, seed: int) -> Path:
 
 
 def task_folder(folder: Path, questions: str) -> Path:
-    """Where the record of a question file of Table 2 lies."""
+    """Where the record of a question file of a table by task lies."""
     return folder / "tasks" / questions
 
 
@@ -175,7 +175,7 @@ def tabulable(sources: Sources) -> list[str]:
     """
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
-    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts}
+    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts, "leaderboard": False}  # Table 2 again, turned round
     return [name for name in TABLES if there[name]]
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-SCHEMA = 3
+SCHEMA = 4
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=0)]
@@ -73,6 +73,14 @@ class TrainingInfo(TypedDict):
 
 
 @with_config(_STRICT)
+class TypicalInfo(TypedDict):
+    """Typical acceptance, which is not lossless, in place of the run's rule."""
+
+    threshold: float
+    alpha: float
+
+
+@with_config(_STRICT)
 class MethodInfo(TypedDict):
     """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone."""
 
@@ -80,20 +88,23 @@ class MethodInfo(TypedDict):
     head: str | None
     layers: _Count
     adversarial: bool
-    parameters: _Count  # trainable ones
+    parameters: _Count  # trainable ones; of a small draft model all of them
     tree: TreeInfo | None
     checkpoint: str | None
     weights_sha256: str | None
     training: TrainingInfo | None  # null for a head that was not trained here
+    typical: TypicalInfo | None  # null where the run's rule holds
     lossless: bool
 
 
 @with_config(_STRICT)
 class AcceptanceInfo(TypedDict):
-    """The rule that decides which drafted tokens stay."""
+    """The rule that decides which drafted tokens stay, and the distribution that it keeps; ``top_k`` 0 and ``top_p`` 1 cut nothing."""
 
-    rule: str
+    rule: Literal["greedy", "speculative sampling"]
     temperature: Annotated[float, Field(ge=0)]
+    top_k: _Count
+    top_p: Annotated[float, Field(gt=0, le=1)]
 
 
 @with_config(_STRICT)
@@ -203,6 +214,8 @@ class TurnLine(TypedDict):
     ``drafted_depth[i]`` is the deepest draft level offered at that step, ``kept_node[i]`` the node of the tree at which its
     accepted path ends (0 is the root), null where the tree differs from step to step. ``decode_s`` is the whole decode loop;
     ``draft_s`` and ``verify_s`` are the seconds of drafting and of the target's passes, null if the parts were not timed.
+    ``distance`` is the total variation between what the rule settles and the target's distribution, averaged over the new
+    tokens, null for a lossless rule.
     """
 
     kind: Literal["turn"]
@@ -222,6 +235,7 @@ class TurnLine(TypedDict):
     decode_s: _Seconds | None
     draft_s: _Seconds | None
     verify_s: _Seconds | None
+    distance: Annotated[float, Field(ge=0, le=1)] | None
     first_difference: FirstDifference | None
     error: ErrorInfo | None
 
@@ -241,12 +255,27 @@ _TURN = TypeAdapter(TurnLine)
 _END = TypeAdapter(EndLine)
 
 _MEASURED = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "prefill_s", "decode_s")
-_MEASURED_SOMETIMES = ("kept_node", "draft_s", "verify_s", "first_difference")
+_MEASURED_SOMETIMES = ("kept_node", "draft_s", "verify_s", "distance", "first_difference")
 
 
 def key_of(turn: TurnLine) -> Key:
     """What identifies a turn within a record."""
     return turn["method"], turn["question_id"], turn["turn"], turn["repeat"]
+
+
+# ---------------------------------------------------------------------------------------------- older records
+
+
+def of_today(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a record of schema 3 in the form of schema 4, which only added what greedy decoding does not need."""
+    if line.get("kind") == "run" and line.get("schema") == 3:
+        acceptance, methods = line.get("acceptance"), line.get("methods")
+        if isinstance(acceptance, dict):
+            acceptance = {"top_k": 0, "top_p": 1.0, **acceptance}
+        if isinstance(methods, list):
+            methods = [{"typical": None, **method} if isinstance(method, dict) else method for method in methods]
+        return {**line, "schema": SCHEMA, "acceptance": acceptance, "methods": methods}
+    return {"distance": None, **line} if line.get("kind") == "turn" else line
 
 
 # ---------------------------------------------------------------------------------------------- validation

@@ -51,6 +51,7 @@ class Summary:
         compared, differing: answers compared with vanilla's, and those that differ.
         change_x, change_percent, length_change: against the original head, of the speedup in x and in percent, and
             of the acceptance length in tokens per step.
+        distance: of a lossy method, how far what it settles is from the target's distribution: total variation, mean over the turns.
     """
 
     target: str
@@ -72,6 +73,7 @@ class Summary:
     change_x: Interval | None
     change_percent: Interval | None
     length_change: Interval | None
+    distance: float | None
 
     @property
     def name(self) -> str:
@@ -109,6 +111,10 @@ def first_difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
 
 
 _NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,8 @@ def summaries_of(chosen: Sample) -> list[Summary]:
     summaries = []
     for name in names:
         method, here, turns = runs[0].methods[name], chosen.totals.get(name), chosen.turns(name)
-        pairs = [(turn, finished[VANILLA].get(place)) for finished in chosen.finished for place, turn in finished[name].items()] if name != VANILLA else []
+        comparable = name != VANILLA and runs[0].header["acceptance"]["rule"] == "greedy"  # draws are not expected to be equal
+        pairs = [(turn, finished[VANILLA].get(place)) for finished in chosen.finished for place, turn in finished[name].items()] if comparable else []
         compared = [(turn, vanilla) for turn, vanilla in pairs if vanilla is not None]
         found = [first_difference(turn, vanilla) for turn, vanilla in compared]
         timed = [(turn["draft_s"], turn["verify_s"]) for turn in turns if turn["draft_s"] is not None and turn["verify_s"] is not None]
@@ -246,6 +253,7 @@ def summaries_of(chosen: Sample) -> list[Summary]:
                 change_x=chosen.interval(statistics.change(chosen.speedup(name), chosen.speedup(versus))) if versus else None,
                 change_percent=chosen.interval(statistics.change_percent(chosen.speedup(name), chosen.speedup(versus))) if versus else None,
                 length_change=chosen.interval(statistics.change(chosen.length(name), chosen.length(versus))) if versus else None,
+                distance=_mean([turn["distance"] for turn in turns if turn["distance"] is not None]),
             )
         )
     return summaries

@@ -17,6 +17,7 @@ import pandas as pd
 from koala_bench.errors import KoalaBenchError
 from koala_bench.external import external_table
 from koala_bench.files import write_text
+from koala_bench.leaderboard import leaderboard
 from koala_bench.notes import Measured, labels, table1_notes, table2_notes, table3_notes
 from koala_bench.published import Claim, Paper, PaperCell, TableSpec, paper_names
 from koala_bench.records import Run, differences
@@ -40,7 +41,7 @@ def _number(value: float) -> float | None:
 
 def _paper_cell(run: Run, method: str, task: str | None, spec: TableSpec, paper: Paper) -> PaperCell | None:
     """What KOALA's paper has for a row, if it may have anything for it."""
-    if spec.by != "task":
+    if not spec.has_tasks:
         return next(
             (each for each in (paper.table1 if spec.by == "target" else paper.table3) if each.target in paper_names(run) and each.method == method), None
         )
@@ -82,6 +83,8 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
         "turns_failed": len(summary.failed),
         "turns_compared_with_vanilla": None if summary.name == VANILLA else summary.compared,
         "turns_equal_to_vanilla": None if summary.name == VANILLA else summary.compared - len(summary.differing),
+        "lossless": method["lossless"],
+        "total_variation": summary.distance,
     }
     return row
 
@@ -94,13 +97,13 @@ def _refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
     """Raise if records do not belong into one table: other limits or questions, or twice the same."""
     if not runs:
         raise KoalaBenchError("There is no record to make a table of.", "Name at least one .jsonl file of an evaluation.")
-    shared = _SHARED if spec.by == "task" else ("questions.", *_SHARED)
+    shared = _SHARED if spec.has_tasks else ("questions.", *_SHARED)
     for index, run in enumerate(runs[1:], 1):
         different = [name for name in differences(runs[0].header, run.header, circumstances=False) if name.startswith(shared)]
         for other in (other for other in runs[:index] if other.header["target"]["name"] == run.header["target"]["name"]):
             if spec.by == "target":
                 raise KoalaBenchError(f"{other.path} and {run.path} are of the same target.", "Name one record per target.")
-            if spec.by == "task" and other.header["questions"]["name"] == run.header["questions"]["name"]:
+            if spec.has_tasks and other.header["questions"]["name"] == run.header["questions"]["name"]:
                 raise KoalaBenchError(f"{other.path} and {run.path} are of the same target and questions.", "Name one record per question file.")
             if spec.by == "part" and other.header["seed"] == run.header["seed"]:
                 raise KoalaBenchError(f"{other.path} and {run.path} are of the same target and training seed.", "Name one record per training.")
@@ -115,7 +118,7 @@ def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
     different = [name for name in differences(first.header, second.header, circumstances=False) if name.startswith(kept)]
     names = [name for name in spec.methods if name in first.methods or name in second.methods]
     different += [f"their methods ({name})" for name in names if (name in first.methods) != (name in second.methods)]
-    fields = ("tree", "layers", "adversarial", *(("weights_sha256",) if spec.by == "task" else ()))
+    fields = ("tree", "layers", "adversarial", *(("weights_sha256",) if spec.has_tasks else ()))
     both = [name for name in names if name in first.methods and name in second.methods]
     different += [f"the {field} of {name}" for name in both for field in fields if first.methods[name][field] != second.methods[name][field]]  # type: ignore[literal-required]
     steps = [{name: training["steps"] if (training := run.methods[name]["training"]) else None for name in both} for run in (first, second)]
@@ -136,7 +139,7 @@ def _content(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> _Content:
     measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in zip(labels(runs), runs, strict=True)]
     if spec.by == "target":
         return _Content([(each.run, None, each.summaries) for each in measured], table1_notes(measured, spec, paper))
-    if spec.by == "task":
+    if spec.has_tasks:
         rows, missing = rows_by_task(runs, spec)
         return _Content([(row.run, row.task, row.summaries) for row in rows], table2_notes(measured, rows, missing, spec, paper))
     targets = dict.fromkeys(run.header["target"]["name"] for run in runs)
@@ -163,17 +166,18 @@ def table_frame(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> pd.DataFr
 
 # ---------------------------------------------------------------------------------------------- files
 
-# By what a table's rows are grouped -> its number, its caption, and of what the best speedup is marked.
+# By what a table's rows are grouped -> its name, its caption, and of what the best speedup is marked.
 _TABLES = {
-    "target": (1, "Speedup and acceptance length by target", "target"),
-    "task": (2, "Speedup by task", "task"),
-    "part": (3, "What the parts of KOALA are worth", "target"),
+    "target": ("Table 1", "Speedup and acceptance length by target", "target"),
+    "task": ("Table 2", "Speedup by task", "task"),
+    "part": ("Table 3", "What the parts of KOALA are worth", "target"),
+    "method": ("Leaderboard", "Speedup by method and task", "task of a target"),
 }
 
 
 def table_name(spec: TableSpec) -> str:
     """The name of a table's files, such as ``table1``."""
-    return f"table{_TABLES[spec.by][0]}"
+    return _TABLES[spec.by][0].lower().replace(" ", "")
 
 
 @dataclass(frozen=True)
@@ -195,17 +199,18 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
 def _set(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[SetTable, pd.DataFrame]:
     content = _content(runs, spec, paper)
     frame = _frame(content.groups, spec, paper)
-    number, caption, _ = _TABLES[spec.by]
-    title = f"Table {number}: {caption if spec.by == 'part' else caption.lower()}"
-    return SetTable(table_name(spec), title, grid(frame, spec.columns), content.notes, external_table(runs, spec, paper)), frame
+    name, caption, _ = _TABLES[spec.by]
+    title = f"{name}: {caption if spec.by == 'part' else caption.lower()}"
+    cells = leaderboard(frame) if spec.by == "method" else grid(frame, spec.columns)
+    return SetTable(table_name(spec), title, cells, content.notes, external_table(runs, spec, paper)), frame
 
 
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
-    """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or 2 or 3; the same records give the same bytes.
+    """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the same bytes.
 
     Args:
-        runs: for Table 1 one record per target, on the same questions; for Table 2 one per target and question file; for
-            Table 3 one per target and training seed.
+        runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target and question
+            file; for Table 3 one per target and training seed.
         spec: of ``reproduce/table*.toml``.
         paper: of ``reproduce/paper.toml``.
 

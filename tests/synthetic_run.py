@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.recording import open_record
-from koala_bench.schema import MethodInfo, RunHeader, TurnLine
+from koala_bench.schema import SCHEMA, MethodInfo, RunHeader, TurnLine
 
 QUESTIONS = range(81, 89)
 # Accepted drafts of a few steps, repeated until the answer is whole; what a step costs, in seconds.
@@ -44,6 +44,7 @@ def make_method(name: str) -> MethodInfo:
         "checkpoint": None if head is None else f"heads/{name}",
         "weights_sha256": None if head is None else "ab" * 32,
         "training": None if head is None else {"stream_sha256": "cd" * 32, "order_sha256": "ef" * 32, "steps": 600, "tokens": 600_000, "seed": 0},
+        "typical": None,
         "lossless": True,
     }
 
@@ -51,7 +52,7 @@ def make_method(name: str) -> MethodInfo:
 def make_header(methods: list[str] | None = None, target: str = "tiny") -> RunHeader:
     return {
         "kind": "run",
-        "schema": 3,
+        "schema": SCHEMA,
         "run_id": f"{target}-0001",
         "created": "2026-02-03T04:05:06+00:00",
         "command": ["koala-bench", "evaluate", "--preset", target, "--out", "results/a b"],
@@ -68,7 +69,7 @@ def make_header(methods: list[str] | None = None, target: str = "tiny") -> RunHe
             "attention": "sdpa",
         },
         "methods": [make_method(name) for name in methods or PATTERNS],
-        "acceptance": {"rule": "greedy", "temperature": 0.0},
+        "acceptance": {"rule": "greedy", "temperature": 0.0, "top_k": 0, "top_p": 1.0},
         "questions": {"name": "bundled", "sha256": "44" * 32, "count": len(QUESTIONS)},
         "chat_template": {"name": "vicuna_v1.1", "sha256": "55" * 32},
         "limits": {"max_new_tokens": 64, "stop_ids": [2]},
@@ -122,6 +123,7 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
         "decode_s": decode_s,
         "draft_s": 0.2 * decode_s if head else None,
         "verify_s": 0.6 * decode_s if head else None,
+        "distance": None,
         "first_difference": None,
         "error": None,
     }

@@ -238,12 +238,12 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(koala: Koala, fold
     command = ["evaluate", *settings(folder), *decoding(folder), "--methods", "eagle", "--heads", str(done / "heads"), "--out", str(tmp_path)]
     real, calls = evaluation.decode, 0
 
-    def dies(*arguments: object) -> object:
+    def dies(*arguments: object, **options: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluation, "decode", dies)
     stopped = koala(*command)

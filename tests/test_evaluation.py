@@ -153,8 +153,8 @@ def test_second_turns_show_vanillas_first_answer(bench: Bench, run: Run) -> None
 def test_a_head_that_answers_wrongly_does_not_change_anyones_second_prompt(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[int]]] = []
 
-    def wrong(target: Target, head: Any, template: Any, prompt: Sequence[int], *rest: Any) -> Decoded:
-        answer = decode(target, head, template, prompt, *rest)
+    def wrong(target: Target, head: Any, template: Any, prompt: Sequence[int], *rest: Any, **more: Any) -> Decoded:
+        answer = decode(target, head, template, prompt, *rest, **more)
         asked.append((type(head).__name__, list(prompt)))
         return answer if isinstance(head, Vanilla) else dataclasses.replace(answer, tokens=[70, *answer.tokens[1:]])
 
@@ -237,11 +237,11 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) ->
     """Count the calls of ``decode``, and have one of them interrupted."""
     calls: list[str] = []
 
-    def counted(target: Target, head: Any, *rest: Any) -> Decoded:
+    def counted(target: Target, head: Any, *rest: Any, **more: Any) -> Decoded:
         calls.append(type(head).__name__)
         if len(calls) == die_at:
             raise KeyboardInterrupt
-        return decode(target, head, *rest)
+        return decode(target, head, *rest, **more)
 
     monkeypatch.setattr(evaluation, "decode", counted)
     return calls
@@ -349,8 +349,8 @@ def test_answers_end_where_the_context_does(bench: Bench, tmp_path: Path) -> Non
 def spoil(monkeypatch: pytest.MonkeyPatch, name: str, change: Any) -> None:
     """Pass every answer of one kind of head through ``change``."""
 
-    def spoilt(target: Target, head: Any, *rest: Any) -> Decoded:
-        answer = decode(target, head, *rest)
+    def spoilt(target: Target, head: Any, *rest: Any, **more: Any) -> Decoded:
+        answer = decode(target, head, *rest, **more)
         return change(answer) if type(head).__name__ == name else answer
 
     monkeypatch.setattr(evaluation, "decode", spoilt)
@@ -431,3 +431,57 @@ def test_a_head_of_other_weights_is_used_but_not_silently(bench: Bench, tmp_path
     assert all(len({tuple(turn["new_token_ids"] or []) for turn in answers.values()}) == 1 for answers in by_turn(run).values())
     load_methods(bench.preset(), ["eagle"], bench.target, bench.heads)
     assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------ with a temperature
+
+WARM = ("evaluation.temperature=0.7", "evaluation.top_k=20", "evaluation.top_p=0.95")
+SHARED = ("methods.wide.head_of=medusa", "methods.wide.tree='3x2'")
+LOSSY = ("methods.typical.head_of=medusa", "methods.typical.typical.threshold=0.2")
+
+
+def test_a_draw_depends_on_the_seed_and_its_place_alone(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bench.run(tmp_path / "whole.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
+    assert whole.header["acceptance"] == {"rule": "speculative sampling", "temperature": 0.7, "top_k": 20, "top_p": 0.95}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        count_decodes(patch, die_at=8)
+        bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
+    assert tokens(bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)) == tokens(whole)
+    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *WARM, "training.seed=1")
+    assert tokens(other) != {key: value for key, value in tokens(whole).items() if key[0] != "medusa"}
+    assert {turn["distance"] for turn in whole.turns} == {None}
+    assert {turn["first_difference"] for turn in whole.turns} == {None}, "draws are not held against vanilla's"
+
+
+def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "wide"], *SHARED)
+    medusa, wide = run.methods["medusa"], run.methods["wide"]
+    assert (wide["checkpoint"], wide["weights_sha256"], wide["head"]) == (medusa["checkpoint"], medusa["weights_sha256"], "medusa")
+    assert wide["tree"] is not None and wide["tree"]["name"] == "3x2"
+    for answers in by_turn(run).values():
+        assert answers["wide"]["new_token_ids"] == answers["vanilla"]["new_token_ids"]
+
+
+def test_typical_acceptance_is_called_lossy_and_says_how_far_off_it_is(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "typical"], *LOSSY, "evaluation.temperature=0.7")
+    assert (run.methods["typical"]["lossless"], run.methods["typical"]["typical"]) == (False, {"threshold": 0.2, "alpha": 0.3})
+    assert (run.methods["medusa"]["lossless"], run.methods["medusa"]["typical"]) == (True, None)
+    for turn in run.turns:
+        assert (turn["distance"] is not None) == (turn["method"] == "typical")
+        assert turn["distance"] is None or 0 < turn["distance"] < 1
+    with pytest.raises(KoalaBenchError, match="typical accepts what is typical of a distribution, and temperature 0 has none"):
+        bench.run(tmp_path / "greedy.jsonl", ["vanilla", "typical"], *LOSSY)
+
+
+def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run.path.read_text().splitlines()]
+    lines[0]["schema"] = 3
+    for name in ("top_k", "top_p"):
+        del lines[0]["acceptance"][name]
+    for method in lines[0]["methods"]:
+        del method["typical"]
+    for line in lines[1:-1]:
+        del line["distance"]
+    older = tmp_path / "older.jsonl"
+    older.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (read_run(older).header, read_run(older).turns) == (run.header, run.turns)

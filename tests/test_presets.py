@@ -44,14 +44,22 @@ def test_the_bundled_presets_are_these() -> None:
 def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name: str) -> None:
     preset = load_preset(name)
     assert usual_methods(preset) == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
-    assert set(preset.methods) == {head + part for head in ("medusa", "eagle") for part in ("", "+koala", "+layers", "+adversarial")}
+    parts = {head + part for head in ("medusa", "eagle") for part in ("", "+koala", "+layers", "+adversarial")}
+    further = {
+        "prompt_lookup",
+        "suffix_lookup",
+        "draft_model",
+        "medusa+typical",
+        *(head + part for head in ("hydra", "eagle2", "eagle3") for part in ("", "+koala")),
+    }
+    assert set(preset.methods) == parts | further
     for method, wanted in preset.methods.items():
         assert wanted.head in installed(HEADS)
         assert wanted.objective is None or wanted.objective in installed(OBJECTIVES)
         assert wanted.layers == (2 if method.endswith(("+koala", "+layers")) else 1)
         assert wanted.objective == ("koala" if method.endswith(("+koala", "+adversarial")) else None)
-        # A Medusa head drafts as deep as it has heads; EAGLE as deep as it is asked to.
-        load_template(wanted.tree).check(depth=wanted.options["heads"] if wanted.head == "medusa" else 64, candidates=4096)
+        # Medusa and Hydra draft as deep as they have heads; the others as deep as they are asked to.
+        load_template(wanted.tree).check(depth=wanted.options.get("heads", 64), candidates=4096)
     assert preset.data.max_tokens <= preset.training.batch_tokens
 
 
@@ -60,9 +68,9 @@ def test_the_parts_of_koala_are_koala_with_one_thing_left_out(name: str) -> None
     methods = load_preset(name).methods
     for head in ("medusa", "eagle"):
         koala = methods[f"{head}+koala"]
-        assert methods[f"{head}+layers"] == koala.model_copy(update={"objective": None, "objective_options": {}})
-        assert methods[f"{head}+adversarial"] == koala.model_copy(update={"layers": methods[head].layers})
-        assert methods[head] == methods[f"{head}+layers"].model_copy(update={"layers": 1})
+        assert methods[f"{head}+layers"] == koala.model_copy(update={"objective": None, "objective_options": {}, "usual": False})
+        assert methods[f"{head}+adversarial"] == koala.model_copy(update={"layers": methods[head].layers, "usual": False})
+        assert methods[head] == methods[f"{head}+layers"].model_copy(update={"layers": 1, "usual": True})
 
 
 @pytest.mark.parametrize("name", VICUNA)
@@ -71,7 +79,8 @@ def test_the_vicuna_presets_are_the_papers_setting(name: str) -> None:
     assert preset.target.name == f"lmsys/{name}-v1.3"
     assert (preset.target.dtype, preset.target.device, preset.target.chat_template) == ("float16", "cuda", "vicuna_v1.1")
     assert preset.evaluation.questions == "mt_bench"
-    assert {(wanted.head, wanted.tree) for wanted in preset.methods.values()} == {("medusa", "medusa/mc_sim_7b_63"), ("eagle", "eagle/mc_sim_7b_63")}
+    usual = [preset.methods[name] for name in usual_methods(preset)[1:]]
+    assert {(wanted.head, wanted.tree) for wanted in usual} == {("medusa", "medusa/mc_sim_7b_63"), ("eagle", "eagle/mc_sim_7b_63")}
 
 
 def test_the_tiny_presets_quick_form_is_smaller() -> None:
@@ -282,3 +291,34 @@ def test_a_head_that_is_none_is_one_clear_error(tmp_path: Path, names: list[str]
 def test_an_unknown_name_is_left_to_those_who_ask_for_it() -> None:
     preset, names = with_heads(load_preset("tiny"), ["eagel", "zzz+koala"])
     assert names == ["eagel", "zzz+koala"] and preset == load_preset("tiny")
+
+
+# ---------------------------------------------------------------------------------------------- one head for several methods
+
+
+def test_a_method_with_another_ones_head_has_its_settings(small: Path) -> None:
+    preset = load_preset(str(small), ["methods.eagle.layers=3", "methods.wide.head_of=eagle", "methods.wide.tree='4x2'"])
+    eagle, wide = preset.methods["eagle"], preset.methods["wide"]
+    assert wide == eagle.model_copy(update={"head_of": "eagle", "tree": "4x2"})
+    assert (preset.trained_as("wide"), preset.trained_as("eagle")) == ("eagle", "eagle")
+    same_tree = load_preset(str(small), ["methods.same.head_of=eagle"])
+    assert same_tree.methods["same"].tree == "chain-2"
+    assert Preset.model_validate(preset.model_dump(mode="json")) == preset, "what a record keeps can be read again"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["methods.wide.head_of=eagel"], "wide: head_of is 'eagel', which is no method with a head of its own"),
+        (["methods.wide.head_of=eagle", "methods.wider.head_of=wide"], "wider: head_of is 'wide', which is no method with a head of its own"),
+        (["methods.wide.head_of=eagle", "methods.wide.layers=2"], "wide decodes with the head of eagle and has another layers"),
+        (["methods.wide.head_of=3"], "wide: head_of is 3, which is no method with a head of its own"),
+        (["evaluation.top_k=5"], "evaluation: top_k and top_p cut a distribution, and temperature 0 has none"),
+        (["evaluation.temperature=-1"], "evaluation.temperature: Input should be greater than or equal to 0"),
+        (["evaluation.top_p=0"], "evaluation.top_p: Input should be greater than 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(small: Path, more: list[str], said: str) -> None:
+    with pytest.raises(KoalaBenchError) as refused:
+        load_preset(str(small), more)
+    assert said in refused.value.message

@@ -13,8 +13,9 @@ from koala_bench.integrity import verify
 from koala_bench.presets import load_preset, usual_methods
 from koala_bench.recipes import Plan, layers_of_variants, plan, with_layers
 from koala_bench.records import read_run
-from koala_bench.reproduction import FIGURES, RECORD, TABLES
+from koala_bench.reproduction import FIGURES, RECORD
 
+TABLES = ("table1", "table2", "table3")
 FOUR = ["medusa", "medusa+koala", "eagle", "eagle+koala"]
 PARTS = ["medusa", "medusa+layers", "medusa+adversarial", "medusa+koala", "eagle", "eagle+layers", "eagle+adversarial", "eagle+koala"]
 
@@ -69,6 +70,20 @@ def test_table_2_takes_the_files_of_a_data_folder(data: Path) -> None:
     assert {job.preset.evaluation.limit for job in whole.jobs} == {None}
 
 
+def test_the_leaderboard_takes_what_the_preset_lists_and_its_temperature_allows(data: Path) -> None:
+    (data / "eval" / "humaneval" / "question.jsonl").unlink()
+    found = planned("leaderboard", data)
+    assert places(found) == [("F/tasks/spec_bench/records.jsonl", "F/heads")]
+    assert found.products == ("leaderboard",)
+    preset = load_preset("tiny", ['methods."medusa+typical".head_of=medusa', 'methods."medusa+typical".typical.threshold=0.09'])
+    for temperature, more in ((0.0, []), (0.7, ["medusa+typical"])):
+        warm = preset.model_copy(update={"evaluation": preset.evaluation.model_copy(update={"temperature": temperature})})
+        jobs = plan("leaderboard", warm, "tiny", Path("F"), data, methods=None, asked=False, seeds=True)
+        assert [name for name in jobs.jobs[0].methods if name.endswith("typical")] == more
+        assert any("Left out at temperature 0" in line for line in jobs.remarks) == (not more)
+    assert planned("leaderboard", data, methods=["vanilla", "eagle"]).jobs[0].methods == ("vanilla", "eagle")
+
+
 def test_table_2_without_data_says_that_it_is_by_category(tmp_path: Path) -> None:
     found = planned("table2")
     assert places(found) == [("F/records.jsonl", "F/heads")]
@@ -117,7 +132,8 @@ def test_a_preset_without_the_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_layers_are_those_of_the_variants() -> None:
-    assert set(layers_of_variants("tiny", 4)) == {f'methods."{head}+{part}".layers=4' for head in ("medusa", "eagle") for part in ("koala", "layers")}
+    variants = [*(f"{head}+{part}" for head in ("medusa", "eagle") for part in ("koala", "layers")), "eagle2+koala", "eagle3+koala", "hydra+koala"]
+    assert set(layers_of_variants("tiny", 4)) == {f'methods."{name}".layers=4' for name in variants}
     preset = load_preset("tiny", layers_of_variants("tiny", 4))
     assert with_layers(preset, ["eagle"], [1, 2, 4])[1] == ["eagle", "eagle@2", "eagle+layers"]
 

@@ -225,7 +225,7 @@ def edited(path: Path, line: int, edit: Callable[[dict[str, Any]], object]) -> P
         (1, lambda value: value.update(created="yesterday"), ":1: created: not an ISO 8601 time"),
         (1, lambda value: value.update(created="2026-02-03T04:05:06"), ":1: created: has no time zone"),
         (1, lambda value: value.update(kind="turn"), "is not a run record"),
-        (1, lambda value: value.update(schema=1), "has record schema 1; this version reads schema 3. Read it with koala-bench 0.1.0"),
+        (1, lambda value: value.update(schema=1), "has record schema 1; this version reads schemas 3 and 4. Read it with koala-bench 0.1.0"),
         (7, lambda value: value.update(accepted=[0]), ":7: drafted_depth: 36 steps, but accepted has 1"),
         (7, lambda value: value.pop("stop"), ":7: stop: Field required"),
         (7, lambda value: value.update(turn=0), ":7: the same method, question, turn and repeat as line 2"),

@@ -63,6 +63,8 @@ def audit(
     names = method_names(chosen, methods)
     if names == ["vanilla"] or "vanilla" not in names:
         raise KoalaBenchError("An audit compares methods with vanilla.", "Name vanilla and at least one other method in --methods.")
+    if chosen.evaluation.temperature:
+        raise KoalaBenchError("An audit compares answers token by token, and with a temperature they are draws.", "Leave evaluation.temperature at 0.")
     sources = {name: find_questions(name, data_dir) for name in _tasks(tasks, chosen, data_dir)}
     questions = {name: read_questions(path) for name, (_, path) in sources.items()}  # a wrong file should be told before the first hour
     folder = out or output_folder(None, "audit", chosen, quick)

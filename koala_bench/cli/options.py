@@ -24,6 +24,9 @@ MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, hel
 Questions = Annotated[str | None, typer.Option("--questions", help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first questions of each category.")]
 Repeats = Annotated[int | None, typer.Option("--repeats", min=1, help="How often every question is answered.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", min=0, help="0 decodes greedily; above, drafts and target are sampled from, losslessly.")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Of target and drafts alike, where there is a temperature: only the k likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Of both, where there is a temperature: the fewest tokens that together have this probability.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder of question files; KOALA_BENCH_DATA by default.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for heads, records and tables.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.")]
@@ -46,6 +49,9 @@ def preset_of(
     questions: str | None = None,
     limit: int | None = None,
     repeats: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     attention: str | None = None,
 ) -> Preset:
     """The preset with the options' values in place; an option wins over --quick, --set over both."""
@@ -59,8 +65,11 @@ def preset_of(
         "evaluation.questions": questions,
         "evaluation.limit": limit,
         "evaluation.repeats": repeats,
+        "evaluation.temperature": temperature,
+        "evaluation.top_k": top_k,
+        "evaluation.top_p": top_p,
     }
-    overrides = [f"{key}={value}" if isinstance(value, int) else f"{key}={_quoted(value)}" for key, value in direct.items() if value is not None]
+    overrides = [f"{key}={value}" if isinstance(value, (int, float)) else f"{key}={_quoted(value)}" for key, value in direct.items() if value is not None]
     methods = load_preset(name).methods if layers is not None or tree is not None else {}
     for method in methods:
         overrides += [f'methods."{method}".layers={layers}'] if layers is not None else []
@@ -92,7 +101,8 @@ def output_folder(out: Path | None, kind: str, preset: Preset, quick: bool) -> P
         return out
     target = Path(preset.target.name).name
     questions = "" if preset.evaluation.questions == _usual_questions(preset) else f"-{Path(preset.evaluation.questions).stem}"
-    return Path("results") / "runs" / f"{kind}-{target}{questions}{'-quick' if quick else ''}"
+    sampled = f"-t{preset.evaluation.temperature:g}" if preset.evaluation.temperature else ""
+    return Path("results") / "runs" / f"{kind}-{target}{questions}{sampled}{'-quick' if quick else ''}"
 
 
 def _usual_questions(preset: Preset) -> str:

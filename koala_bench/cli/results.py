@@ -17,7 +17,7 @@ _RECIPES = Path(__file__).parents[2] / "reproduce"
 @app.command()
 def table(
     records: Annotated[list[Path], typer.Argument(help="Run records: one per target; for Table 2 per question file, for Table 3 per training seed.")],
-    spec: Annotated[Path, typer.Option("--spec", help="What the table shows: table1, table2, table3 or a .toml file.")] = Path("table1"),
+    spec: Annotated[Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")] = Path("table1"),
     paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = _RECIPES / "paper.toml",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
 ) -> None:

@@ -13,17 +13,12 @@ from torch import nn
 
 from heads.growth import Grown, LevelMasks, draft, levels_of
 from heads.layers import DecoderLayer, rotary_table
+from heads.layers import rope_base as config_rope_base
 from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
 
 _UNBOUNDED = 64  # an autoregressive head drafts as deep as it is asked to; some end is needed to check trees against
-
-
-def _rope_base(config: object) -> float:
-    """Base of the target's rotary positions, wherever this version of transformers keeps it."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
 
 
 class Eagle(nn.Module):
@@ -50,7 +45,7 @@ class Eagle(nn.Module):
         query_heads = attention_heads or config.num_attention_heads
         key_heads = kv_heads or getattr(config, "num_key_value_heads", None) or query_heads
         self.head_dim = width // query_heads
-        self.rope_base = rope_base or _rope_base(config)
+        self.rope_base = rope_base or config_rope_base(config)
         eps = norm_eps or float(getattr(config, "rms_norm_eps", 1e-6))
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(

@@ -16,7 +16,7 @@ _NOTHING = "\N{EN DASH}"
 def leaderboard(frame: pd.DataFrame) -> Grid:
     """One row per target and method: speedup on each task, then over all of them the acceptance length and the speedup.
 
-    Methods keep their order; the best speedup of each target on each task is marked. Where there is one task only, it is the whole.
+    Methods keep their order; the best speedup of each target on each task is marked, of the lossless ones. Where there is one task only, it is the whole.
 
     Args:
         frame: a table by task in full precision, see ``tables.table_frame``.
@@ -51,6 +51,6 @@ def _cell(row: dict[str, Any] | None, name: str) -> str:
 
 
 def _fastest(rows: Sequence[dict[str, Any] | None]) -> int:
-    """Place of the best speedup, or -1."""
-    speeds = {place: row["speedup"] for place, row in enumerate(rows) if row is not None and row["speedup"] is not None}
+    """Place of the best speedup of a lossless method, or -1."""
+    speeds = {place: row["speedup"] for place, row in enumerate(rows) if row is not None and row["lossless"] and row["speedup"] is not None}
     return max(speeds, key=lambda place: speeds[place], default=-1)

@@ -161,7 +161,7 @@ class Note:
 
 
 def grid(frame: pd.DataFrame, columns: Sequence[str]) -> Grid:
-    """Round a table's frame to what is read; the best speedup of each target, or of each of its tasks, is marked."""
+    """Round a table's frame to what is read; the best speedup of each target, or of each of its tasks, is marked, lossy methods aside."""
     shown = [column for name in columns for column in COLUMNS[name].shown]
     records = [{str(name): value for name, value in row.items()} for row in frame.to_dict(orient="records")]
     groups = [tuple(row[name] for name in ("target", "task") if name in row) for row in records]
@@ -169,7 +169,7 @@ def grid(frame: pd.DataFrame, columns: Sequence[str]) -> Grid:
     if "speedup" in columns:
         place = shown.index(COLUMNS["speedup"].shown[0])
         for group in dict.fromkeys(groups):
-            speeds = {index: row["speedup"] for index, row in enumerate(records) if groups[index] == group and row["speedup"] is not None}
+            speeds = {i: row["speedup"] for i, row in enumerate(records) if groups[i] == group and row["lossless"] and row["speedup"] is not None}
             if speeds:
                 best.add((max(speeds, key=lambda index: speeds[index]), place))
     rows = [[column.cell(row) for column in shown] for row in records]

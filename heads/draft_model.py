@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from heads.growth import Grown, LevelMasks, draft, levels_of
+from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
 from koala_bench.cache import TreeCache
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
@@ -20,7 +20,6 @@ from koala_bench.heads import Committed, TargetSpec
 from koala_bench.target import DTYPES, Target, load_target
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template
 
-_UNBOUNDED = 64  # a language model drafts as deep as it is asked to; some end is needed to check trees against
 _REMEDY = "Give the option 'model': a causal LM with the target's own tokenizer, such as a smaller one of its family (bundled name, hub id or folder)."
 
 
@@ -44,7 +43,7 @@ class DraftModel(nn.Module):
     """
 
     features = (-1,)
-    max_depth = _UNBOUNDED
+    max_depth = UNBOUNDED
     usual_tree = "chain-4"
 
     def __init__(self, spec: TargetSpec, model: str = "tiny-draft", revision: str | None = None) -> None:

@@ -11,14 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.growth import Grown, LevelMasks, draft, levels_of
-from heads.layers import DecoderLayer, rotary_table
-from heads.layers import rope_base as config_rope_base
+from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
+from heads.layers import DecoderLayer, LayerShape, Rows, rotary_table
 from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
-
-_UNBOUNDED = 64  # an autoregressive head drafts as deep as it is asked to; some end is needed to check trees against
 
 
 class Eagle(nn.Module):
@@ -33,7 +30,7 @@ class Eagle(nn.Module):
     """
 
     features = (-1,)
-    max_depth = _UNBOUNDED
+    max_depth = UNBOUNDED
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
@@ -42,48 +39,39 @@ class Eagle(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         config, width = spec.config, spec.hidden_size
-        query_heads = attention_heads or config.num_attention_heads
+        own = LayerShape.of(config)
+        query_heads = attention_heads or own.heads
         key_heads = kv_heads or getattr(config, "num_key_value_heads", None) or query_heads
-        self.head_dim = width // query_heads
-        self.rope_base = rope_base or config_rope_base(config)
-        eps = norm_eps or float(getattr(config, "rms_norm_eps", 1e-6))
+        self.shape = LayerShape(width, query_heads, key_heads, intermediate or own.intermediate, norm_eps or own.eps, rope_base or own.rope_base)
         self.fc = nn.Linear(2 * width, width, bias=bias)
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, query_heads, key_heads, self.head_dim, intermediate or config.intermediate_size, eps, input_norm=index > 0)
-            for index in range(layers)
-        )
-        self.key_heads = key_heads
+        self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
         self.pick: Pick = best
         self._template: Template | None = None
-        self._rows = torch.empty(0)
-        self._settled = 0
+        self._rows: Rows | None = None
 
     # ------------------------------------------------------------------------------ decoding
 
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while template and capacity allow."""
-        self._settled = 0
         device, dtype = self.fc.weight.device, self.fc.weight.dtype
         if template is not self._template:
             template.check(depth=self.max_depth, candidates=self._vocab_size)
-            self._template = template
+            self._template, self._rows = template, None
             self._levels = levels_of(template, device)
-            self._rows = torch.empty(0)
         needed = capacity + self._levels.rows
-        if self._rows.numel() == 0 or self._rows.shape[4] < needed or self._rows.dtype != dtype:
-            self._rows = torch.zeros(len(self.layers), 2, 1, self.key_heads, needed, self.head_dim, dtype=dtype, device=device)
-            self._table = rotary_table(needed + template.depth, self.head_dim, self.rope_base, device, dtype)
+        if self._rows is None or not self._rows.fits(needed, dtype):
+            self._rows = Rows(self.shape, len(self.layers), needed, template.depth, dtype, device)
             self._masks = LevelMasks(self._levels, needed, dtype, device)
+        self._rows.settled = 0
 
-    def _run(self, tokens: torch.Tensor, states: torch.Tensor, positions: slice, start: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """Predicted states [new, width] after (state, next token) pairs written at row ``start``."""
+    def _run(self, rows: Rows, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Predicted states [new, width] after (state, next token) pairs, written from row ``start`` on."""
         x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
-        table = self._table[:, positions]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, table, self._rows[index], start, mask)
+        for layer, own in zip(self.layers, rows.buffers, strict=True):
+            x = layer(x, table, own, start, mask)
         return x[0]
 
     def draft(self, new: Committed) -> DraftTree:
@@ -93,18 +81,20 @@ class Eagle(nn.Module):
 
     def read(self, new: Committed) -> torch.Tensor:
         """Write the rows of the settled pairs, which hold true states of the target, over those of the last draft."""
-        count, past = len(new.tokens), self._settled
-        states = self._run(new.tokens, new.hidden[:, -1], slice(past, past + count), past, self._masks.settling(count, past))
-        self._settled = past + count
-        self._states = states[-1:]
+        rows, count = self._rows, len(new.tokens)
+        assert rows is not None, "begin() comes before draft()"
+        past = rows.settled
+        self._states = self._run(rows, new.tokens, new.hidden[:, -1], rows.table(past, count), past, self._masks.settling(count, past))[-1:]
+        rows.settled = past + count
         return self._output(self._states)
 
     def grow(self, level: Grown) -> torch.Tensor:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
-        settled = self._settled
-        position = settled + level.depth - 1
-        table_rows = slice(position, position + 1)
-        self._states = self._run(level.tokens, self._states[level.parents], table_rows, settled + level.before, self._masks.of(level, settled))
+        rows = self._rows
+        assert rows is not None, "begin() comes before draft()"
+        settled = rows.settled
+        table, mask = rows.table(settled + level.depth - 1), self._masks.of(level, settled)
+        self._states = self._run(rows, level.tokens, self._states[level.parents], table, settled + level.before, mask)
         return self._output(self._states)
 
     # ------------------------------------------------------------------------------ training
@@ -117,7 +107,7 @@ class Eagle(nn.Module):
             states: [batch, tokens, width].
         """
         x = self.fc(torch.cat([self._embed(ids).to(states.dtype), states], dim=-1))
-        table = rotary_table(ids.shape[1], self.head_dim, self.rope_base, x.device, x.dtype)
+        table = rotary_table(ids.shape[1], self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
         for layer in self.layers:
             x = layer(x, table)
         return x

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.growth import Grown, LevelMasks, draft, levels_of
+from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
 from heads.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Rows, Unrolled, rotary_table
+from heads.losses import token_loss
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
 
-_UNBOUNDED = 64  # an autoregressive head drafts as deep as it is asked to; some end is needed to check trees against
 _FUSED = 3
 
 
@@ -53,7 +53,7 @@ class Eagle3(nn.Module):
         KoalaBenchError: there are no layers, or no steps.
     """
 
-    max_depth = _UNBOUNDED
+    max_depth = UNBOUNDED
 
     def __init__(self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8) -> None:
         super().__init__()
@@ -182,11 +182,9 @@ class Eagle3(nn.Module):
             rows = row * tokens + place
             feature = self.norm(out[row, place])
             logits = self.lm_head(feature)
-            scores = logits.to(own)  # once: under autocast both users below want it, and argmax is slow in half precision
-            # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
-            loss = F.cross_entropy(scores, targets[rows + depth].to(own), reduction="sum") / max(len(rows), 1)
+            scores = logits.to(own)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
+            loss, right = token_loss(scores, targets[rows + depth].to(own), likeliest[rows + depth])
             total = total + self.decay**step * loss
-            parts[f"cross_entropy_{depth}"] = loss.detach()
-            parts[f"top1_{depth}"] = (scores.detach().argmax(-1) == likeliest[rows + depth]).float().mean() if len(rows) else loss.detach()
+            parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
             predictions.append(Prediction(depth, rows, feature, logits))
         return HeadLoss(total, parts, tuple(predictions))

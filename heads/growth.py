@@ -15,6 +15,9 @@ from koala_bench.candidates import Pick
 from koala_bench.heads import Committed
 from koala_bench.tree import DraftTree, DynamicTemplate, Template, TreeShape, TreeTemplate
 
+# A head that drafts as deep as it is asked to; some end is needed to check trees against.
+UNBOUNDED = 64
+
 
 @dataclass(frozen=True)
 class Grown:

@@ -22,6 +22,7 @@ from torch import nn
 
 from heads.growth import Grown, LevelMasks, draft, levels_of
 from heads.layers import DecoderLayer, LayerShape, RMSNorm, Rows, rotary_table
+from heads.losses import token_loss
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -184,11 +185,9 @@ class Hydra(nn.Module):
             known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
             feature = guesser.feature(known)
             logits = guesser.output(feature)
-            scores = logits.to(own)  # once: under autocast both users below want it, and argmax is slow in half precision
-            # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
-            loss = F.cross_entropy(scores, targets[rows + depth].to(own), reduction="sum") / max(len(rows), 1)
+            scores = logits.to(own)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
+            loss, right = token_loss(scores, targets[rows + depth].to(own), likeliest[rows + depth])
             total = total + loss
-            parts[f"cross_entropy_{depth}"] = loss.detach()
-            parts[f"top1_{depth}"] = (scores.detach().argmax(-1) == likeliest[rows + depth]).float().mean() if len(rows) else loss.detach()
+            parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
             predictions.append(Prediction(depth, rows, feature, logits))
         return HeadLoss(total, parts, tuple(predictions))

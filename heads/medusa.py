@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.growth import Grown, draft, levels_of
+from heads.losses import token_loss
 from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
@@ -107,11 +108,9 @@ class Medusa(nn.Module):
             labels = batch.ids.flatten()[rows + ahead]
             feature = self.blocks(hidden.flatten(0, 1)[rows], head)
             logits = self._output(feature) if output_weight is None else F.linear(feature, output_weight)
-            scores = logits.float()  # once: under autocast both users below want it, and argmax is slow in half precision
-            # The sum over a count of at least one keeps a batch of very short answers at zero instead of nan.
-            loss = F.cross_entropy(scores, labels, reduction="sum") / max(len(rows), 1)
+            scores = logits.float()  # once: under autocast loss and argmax want it, and argmax is slow in half precision
+            loss, right = token_loss(scores, labels, labels)
             total = total + loss
-            parts[f"cross_entropy_{head + 1}"] = loss.detach()
-            parts[f"top1_{head + 1}"] = (scores.detach().argmax(-1) == labels).float().mean() if len(rows) else loss.detach()
+            parts |= {f"cross_entropy_{head + 1}": loss.detach(), f"top1_{head + 1}": right}
             predictions.append(Prediction(head + 1, rows, feature, logits))
         return HeadLoss(total, parts, tuple(predictions))

@@ -8,7 +8,7 @@ The objective wraps any head that reports its predictions; K layers are an optio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,15 @@ from torch.nn.utils import parametrize
 
 from heads.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
 
 RATE_SCHEDULES = ("constant", "cosine")
 _RATIO_EVERY = 8  # steps between two looks at the gradients' norms, which cost two backward passes and change slowly
 _NOISE_STREAM = 0x6B6F616C61  # sets the discriminator's noise apart from that of a head, which starts from the same seed
+
+
+def _alone(measure: Callable[[], float | None]) -> float | None:
+    return measure()
 
 
 class Adversarial(nn.Module):
@@ -78,8 +82,11 @@ class Adversarial(nn.Module):
             self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral)
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
-        self._turns = 0  # steps of the term so far
+        self._turns = 0  # steps so far
+        self._begun = False  # whether this step's gradients have begun to gather
+        self._due = False  # whether the next micro-batch is one to measure the ratio on
         self._ratio: float | None = None  # of the gradients' norms, when they were measured last
+        self._seen: tuple[HeadLoss, Sequence[Shown]] | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is no tensor of the discriminator, so that ``state_dict`` is all there is to resume from."""
@@ -89,58 +96,30 @@ class Adversarial(nn.Module):
         self.optimiser.load_state_dict(state["optimiser"])
         self._turns, self._ratio = state["turns"], state["ratio"]
 
-    def term(self, batch: FeatureBatch, found: HeadLoss, progress: float) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Train the discriminator once, then judge the head.
+    def learn(self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float = 1.0) -> dict[str, torch.Tensor]:
+        """Add to the discriminator's gradients what it has to learn from a micro-batch.
 
         Args:
             progress: fraction of the training steps already done.
+            share: of the micro-batch in the step.
         Returns:
-            what to add to the supervised loss, or None for nothing, and values for the log.
+            values for the log.
         """
-        if self.weight == 0.0 or progress < self.start:
-            return None, {}
-        predictions = [p for p in found.predictions if len(p.rows)]
-        if not predictions:
-            raise KoalaBenchError("This head reports no predictions.", "Adversarial training needs HeadLoss.predictions; train the head without +koala.")
-        shown = self.view(batch, predictions)
+        if not self.active(progress):
+            return {}
+        first, self._begun = not self._begun, True
+        if first:
+            self.optimiser.zero_grad(set_to_none=True)
+        shown = self._shown(batch, found)
         if not shown:
-            return None, {}
+            return {}
         # All noise of a step comes from the batch, so that a resumed run draws the same.
-        spread = self.noise * max(0.0, 1.0 - (progress - self.start) / (self.noise_until - self.start)) if self.noise else 0.0
-        draw = torch.Generator(device=batch.hidden.device).manual_seed(batch.seed ^ _NOISE_STREAM) if spread else None
-
-        def noisy(descriptions: torch.Tensor) -> torch.Tensor:
-            if draw is None:
-                return descriptions
-            return descriptions + spread * torch.randn(descriptions.shape, generator=draw, device=descriptions.device)
-
-        logs = self._train(shown, [noisy(each.real.detach()) for each in shown], [noisy(each.fake.detach()) for each in shown], progress)
-
-        self.discriminator.requires_grad_(False).eval()  # eval: the head's turn must not move the state of the spectral norm
-        adversarial = torch.stack([F.softplus(-self._judge(each, noisy(each.fake))).mean() for each in shown]).mean()
-        self.discriminator.requires_grad_(True).train()
-        logs["adversarial"] = adversarial.detach()
-        scale: float | torch.Tensor = self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
-        if self._turns % _RATIO_EVERY == 0:
-            self._ratio = self._gradient_ratio(found, adversarial, predictions)
-        self._turns += 1
-        if self._ratio is not None:
-            logs["gradient_ratio"] = torch.tensor(self._ratio)
-        if self.balanced:
-            if self._ratio is None:
-                raise KoalaBenchError("This head's losses do not go through the states it reports, so there is nothing to balance by.", "Set balanced=false.")
-            scale = scale / torch.tensor(self._ratio).clamp(min=1e-6)
-        return scale * adversarial, logs
-
-    def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)
-        return logits
-
-    def _train(self, shown: Sequence[Shown], real_inputs: list[torch.Tensor], fake_inputs: list[torch.Tensor], progress: float) -> dict[str, torch.Tensor]:
-        """One step of the discriminator on the target's and the head's descriptions; returns values for the log."""
+        noisy = self._noise(batch, progress, _NOISE_STREAM)
+        real_inputs, fake_inputs = [noisy(each.real.detach()) for each in shown], [noisy(each.fake.detach()) for each in shown]
         for inputs in real_inputs:
             inputs.requires_grad_(self.r1 > 0)
-        with parametrize.cached():  # one power iteration a step, not one a look
+        self.discriminator.train(first)  # one power iteration a step, however many micro-batches it has
+        with parametrize.cached():  # and not one a look
             real = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
             fake = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, fake_inputs, strict=True)])
         loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
@@ -151,19 +130,87 @@ class Adversarial(nn.Module):
             penalty = torch.cat([gradient.float().flatten(1).pow(2).sum(dim=1) for gradient in gradients]).mean()
             logs["gradient_penalty"] = penalty.detach()
             loss = loss + 0.5 * self.r1 * penalty
+        (loss * share).backward()
+        return logs
+
+    def step(self, progress: float) -> None:
+        """Move the discriminator once, by the gradients of all micro-batches of the step."""
+        if not self.active(progress):
+            return
         if self.rate_schedule == "cosine":
             done = (progress - self.start) / (1.0 - self.start)
             for group in self.optimiser.param_groups:
                 group["lr"] = self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         self.optimiser.step()
-        return logs
+        self._begun = False
+        self._due = self._turns % _RATIO_EVERY == 0
+        self._turns += 1
+
+    def term(
+        self, batch: FeatureBatch, found: HeadLoss, progress: float, agree: Callable[[Callable[[], float | None]], float | None] = _alone
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Let the discriminator, as it is after the step, judge the head on a micro-batch.
+
+        Args:
+            agree: makes one number of what several processes would measure, see ``koala_bench.team``.
+        Returns:
+            what to add to the supervised loss, or None for nothing, and values for the log.
+        """
+        if not self.active(progress):
+            return None, {}
+        shown = self._shown(batch, found)
+        self._seen = None
+        adversarial = None
+        if shown:
+            noisy = self._noise(batch, progress, _NOISE_STREAM + 1)
+            self.discriminator.requires_grad_(False).eval()  # eval: the head's turn must not move the state of the spectral norm
+            adversarial = torch.stack([F.softplus(-self._judge(each, noisy(each.fake))).mean() for each in shown]).mean()
+            self.discriminator.requires_grad_(True)
+        if self._due:
+            judged = adversarial
+            self._ratio = agree(lambda: self._ratio if judged is None else self._gradient_ratio(found, judged))
+            self._due = False
+        if adversarial is None:
+            return None, {}
+        logs = {"adversarial": adversarial.detach()}
+        scale: float | torch.Tensor = self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
+        if self._ratio is not None:
+            logs["gradient_ratio"] = torch.tensor(self._ratio)
+        if self.balanced:
+            if self._ratio is None:
+                raise KoalaBenchError("This head's losses do not go through the states it reports, so there is nothing to balance by.", "Set balanced=false.")
+            scale = scale / torch.tensor(self._ratio).clamp(min=1e-6)
+        return scale * adversarial, logs
+
+    def active(self, progress: float) -> bool:
+        """Whether there is an adversarial term at this point of the training."""
+        return self.weight > 0.0 and progress >= self.start
+
+    def _shown(self, batch: FeatureBatch, found: HeadLoss) -> Sequence[Shown]:
+        """What D sees of a micro-batch; kept between its turn and the head's where the same predictions serve both."""
+        if self._seen is not None and self._seen[0] is found:
+            return self._seen[1]
+        predictions = [p for p in found.predictions if len(p.rows)]
+        if not predictions:
+            raise KoalaBenchError("This head reports no predictions.", "Adversarial training needs HeadLoss.predictions; train the head without +koala.")
+        self._seen = found, self.view(batch, predictions)
+        return self._seen[1]
+
+    def _noise(self, batch: FeatureBatch, progress: float, stream: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        spread = self.noise * max(0.0, 1.0 - (progress - self.start) / (self.noise_until - self.start)) if self.noise else 0.0
+        if not spread:
+            return lambda descriptions: descriptions
+        draw = torch.Generator(device=batch.hidden.device).manual_seed(batch.seed ^ stream)
+        return lambda descriptions: descriptions + spread * torch.randn(descriptions.shape, generator=draw, device=descriptions.device)
+
+    def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)
+        return logits
 
     @staticmethod
-    def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor, predictions: list[Prediction]) -> float | None:
+    def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor) -> float | None:
         """Norm of the adversarial over that of the supervised gradient, at the head's predicted states; None if either does not reach them."""
-        features = [prediction.feature for prediction in predictions if prediction.feature.requires_grad]
+        features = [prediction.feature for prediction in found.predictions if len(prediction.rows) and prediction.feature.requires_grad]
         norms = []
         for loss in (adversarial, found.total):
             found_there = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()

@@ -37,8 +37,10 @@ from koala_bench.questions import Question, find_questions, questions_sha256, re
 from koala_bench.recording import RecordWriter, open_record
 from koala_bench.records import Run, read_run
 from koala_bench.sampling import Sampling
-from koala_bench.schema import SCHEMA, AcceptanceInfo, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine, TypicalInfo
+from koala_bench.schema import SCHEMA, AcceptanceInfo, MeasureInfo, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine, TypicalInfo
+from koala_bench.shards import merge_parts, place_for
 from koala_bench.target import Target, fingerprint
+from koala_bench.team import Team, find_team
 from koala_bench.tree import Template, load_template
 
 _CACHE_ROUNDING = 256  # rows; a cache that grows in steps serves many prompts
@@ -184,9 +186,13 @@ def _header(
     questions: Sequence[Question],
     source: tuple[str, Path],
     command: Sequence[str],
+    team: Team,
 ) -> RunHeader:
     prints = fingerprint(target)
     gpu, driver = _gpu(target.device)
+    measure: MeasureInfo = {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats}
+    if team.size > 1:
+        measure["processes"] = team.size
     return {
         "kind": "run",
         "schema": SCHEMA,
@@ -211,7 +217,7 @@ def _header(
         "chat_template": {"name": template.name, "sha256": template.sha256},
         "limits": {"max_new_tokens": preset.evaluation.max_new_tokens, "stop_ids": list(target.stop_ids)},
         "seed": preset.training.seed,
-        "measure": {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats},
+        "measure": measure,
         "environment": environment(torch.get_num_threads(), gpu, driver),
         "code": code_state(Path(__file__).parent),
     }
@@ -385,6 +391,8 @@ def evaluate(
 ) -> Run:
     """Decode the preset's questions with all methods into one record; a finished record is reused, a partial one continued.
 
+    Processes that were started together share the questions out; their times are of one machine's GPUs side by side.
+
     Args:
         name: of the preset, for the record.
         heads: folder with one trained head per method.
@@ -395,25 +403,30 @@ def evaluate(
     """
     source = find_questions(preset.evaluation.questions, data_dir)
     questions = select_questions(read_questions(source[1]), preset.evaluation.limit)
+    team = find_team(target.device)
     ready = load_methods(preset, methods, target, heads)
-    header = _header(preset, name, target, template, ready, questions, source, command)
-    total = sum(len(question.turns) for question in questions) * len(ready) * preset.evaluation.repeats
+    header = _header(preset, name, target, template, ready, questions, source, command, team)
     started = time.perf_counter()
-    with open_record(record, header) as writer:
+    path = place_for(record, team, len(questions))
+    own = list(enumerate(questions)) if path == record else [(place, questions[place]) for place in team.own(len(questions))]
+    total = sum(len(question.turns) for _, question in own) * len(ready) * preset.evaluation.repeats
+    with open_record(path, header) as writer:
         if writer.finished:
-            say(f"Reusing the finished record {record}.")
-            return read_run(record)
-        if writer.done:
-            say(f"Resuming {record}: {len(writer.done)} of {total} turns are there.")
-        kept = {(t["method"], t["question_id"], t["turn"], t["repeat"]): t for t in read_run(record).turns} if writer.done else {}
-        session = _Session(preset, target, template, ready)
-        say(f"Decoding {len(questions)} questions with {', '.join(method.name for method in ready)} ...")
-        for _ in range(preset.evaluation.warmup):
-            for method in ready:
-                _try(session, method, questions[0], 0, 0, session.prompt(questions[0].turns[:1]))
-        with _settled_memory(), progress("decode", total, "turns", len(kept)) as advance:
-            for repeat in range(preset.evaluation.repeats):
-                for place, question in enumerate(questions):
-                    _ask(session, writer, kept, question, place, repeat, advance)
-        writer.finish(time.perf_counter() - started)
+            say(f"Reusing the finished record {path}.")
+        else:
+            if writer.done:
+                say(f"Resuming {path}: {len(writer.done)} of {total} turns are there.")
+            kept = {(t["method"], t["question_id"], t["turn"], t["repeat"]): t for t in read_run(path).turns} if writer.done else {}
+            session = _Session(preset, target, template, ready)
+            shared = f", {len(own)} of them in this process" if len(own) < len(questions) else ""
+            say(f"Decoding {len(questions)} questions{shared} with {', '.join(method.name for method in ready)} ...")
+            for _ in range(preset.evaluation.warmup):
+                for method in ready:
+                    _try(session, method, questions[0], 0, 0, session.prompt(questions[0].turns[:1]))
+            with _settled_memory(), progress("decode", total, "turns", len(kept)) as advance:
+                for repeat in range(preset.evaluation.repeats):
+                    for place, question in own:
+                        _ask(session, writer, kept, question, place, repeat, advance)
+            writer.finish(time.perf_counter() - started)
+    merge_parts(record, team, questions, started)
     return read_run(record)

@@ -21,6 +21,7 @@ from koala_bench.progress import say
 from koala_bench.registry import HEADS, load
 from koala_bench.streams import Stream, TokenBatch, make_stream
 from koala_bench.target import Target, bundled_target, fingerprint, load_target
+from koala_bench.team import find_team
 from koala_bench.training import build_head, make_arm, train
 from koala_bench.tree import load_template
 
@@ -91,6 +92,12 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
     # Before the data, which takes a while: a mistake in heads or trees should be told at once.
+    team = find_team(target.device)
+    if preset.training.micro_batches % team.size:
+        raise KoalaBenchError(
+            f"A step of {preset.training.micro_batches} micro-batches cannot be shared out to {team.size} processes.",
+            f"Set training.micro_batches to a multiple of {team.size}.",
+        )
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
         load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
@@ -101,14 +108,14 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         **identity,
         "provenance": conversations.provenance,
         "stream_sha256": stream.sha256,
-        "order_sha256": stream.order_sha256(preset.training.steps),
+        "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
     }
     begin()
     make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest)
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team)
 
 
 def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) -> None:

@@ -168,3 +168,29 @@ class TrainableHead(DraftHead, Protocol):
 
         ``predictions`` carry gradients; everything else about the batch is constant.
         """
+
+
+class Objective(Protocol):
+    """What is added to a head's supervised loss: a module with parameters of its own that learn beside the head, or none.
+
+    A step has one or more micro-batches, which several processes may share out. For each of them comes first ``learn``, then one ``step``
+    for all, then for each ``term``.
+    """
+
+    def active(self, progress: float) -> bool:
+        """Whether there is anything to add; ``progress`` is the fraction of the training steps already done. Else nothing more is asked."""
+
+    def learn(self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float) -> dict[str, torch.Tensor]:
+        """Add to its own parameters' gradients, ``share`` times those of this micro-batch; returns values for the log."""
+
+    def step(self, progress: float) -> None:
+        """Update its own parameters, by the gradients of all micro-batches."""
+
+    def term(
+        self, batch: FeatureBatch, found: HeadLoss, progress: float, agree: Callable[[Callable[[], float | None]], float | None]
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """What to add to a micro-batch's loss, or None for nothing, and values for the log.
+
+        Args:
+            agree: turns a number that each process would measure into the first one's; to be called equally often in all.
+        """

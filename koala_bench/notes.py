@@ -180,6 +180,7 @@ def _measurement_note(measured: Measured) -> Note:
     cuts = [f"top-k {acceptance['top_k']}"] * (acceptance["top_k"] > 0) + [f"top-p {acceptance['top_p']:g}"] * (acceptance["top_p"] < 1)
     rule = ", ".join([acceptance["rule"], *([f"temperature {acceptance['temperature']:g}", *cuts] if acceptance["rule"] != "greedy" else [])])
     packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
+    shared = f"; questions shared out to {measure['processes']} processes" if "processes" in measure else ""
     lines = [
         f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers, "
         f"{target['dtype']} on {target['device']}, attention {target['attention']}.",
@@ -188,7 +189,7 @@ def _measurement_note(measured: Measured) -> Note:
         f"Questions: {questions['name']} ({_count(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "
         f"{summaries[0].questions} of them counted; chat template {header['chat_template']['name']}.",
         f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up, "
-        f"{_count(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question.",
+        f"{_count(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question{shared}.",
     ]
     trained = {(each["stream_sha256"], each["order_sha256"], each["tokens"]) for summary in summaries if (each := summary.method["training"])}
     for stream, order, tokens in sorted(trained):

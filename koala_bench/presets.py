@@ -57,6 +57,7 @@ class TrainingPreset(_Strict):
 
     steps: Positive
     batch_tokens: Positive
+    micro_batches: Positive = 1  # of batch_tokens each, in one step; processes that train together share them out
     learning_rate: Rate
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     final_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0

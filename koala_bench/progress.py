@@ -12,8 +12,9 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(text: str) -> None:
-    """Print a status line to standard error, which keeps standard output for results."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a status line to standard error, which keeps standard output for results; of a team of processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:
@@ -30,7 +31,7 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
         total: amount of work, in ``unit``.
         done: what an earlier, interrupted run has finished; it does not count towards the rate.
     """
-    if sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE"):
+    if sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") and os.environ.get("RANK", "0") == "0":
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

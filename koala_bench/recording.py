@@ -16,7 +16,8 @@ from koala_bench.records import Run, differences, parse, read_bytes
 from koala_bench.schema import SCHEMA, EndLine, Key, RunHeader, TurnLine, depths_by_method, end_problem, header_problem, key_of, turn_problem
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
+def encode_line(value: Mapping[str, Any]) -> bytes:
+    """A line of a record as it stands in the file."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -78,7 +79,7 @@ class RecordWriter:
         start = os.fstat(self._handle.fileno()).st_size
         try:
             # Unbuffered, in one call as a rule: a kill leaves at most one half-written line, the last.
-            content = memoryview(_line(line))
+            content = memoryview(encode_line(line))
             while content:
                 content = content[self._handle.write(content) :]
         except OSError as error:
@@ -108,7 +109,7 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
     # Without one line end not even the header was completed, so there is nothing to go on with.
     resumed = b"\n" in content
     if not resumed:
-        write_text(path, _line(header).decode())
+        write_text(path, encode_line(header).decode())
         run, length = Run(path, header, [], False), None
     else:
         run, length = parse(path, content)

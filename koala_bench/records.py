@@ -148,7 +148,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 # What makes numbers comparable; the paths of files are left out because their hashes are in.
 _EXPERIMENT = ("preset", "target", "methods", "acceptance", "questions", "chat_template", "limits", "seed", "measure")
 _CIRCUMSTANCES = ("environment", "code")
-_NOT_COMPARED = ("preset.resolved.", "target.path", "environment.platform", "environment.memory_bytes")
+_NOT_COMPARED = ("preset.resolved.", "target.path", "measure.processes", "environment.platform", "environment.memory_bytes")
 
 
 def _flat(value: Any, place: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
@@ -134,10 +134,11 @@ class LimitsInfo(TypedDict):
 
 @with_config(_STRICT)
 class MeasureInfo(TypedDict):
-    """How often everything was run."""
+    """How often everything was run; ``processes`` is there if several shared out the questions."""
 
     warmup: _Count
     repeats: Annotated[int, Field(ge=1)]
+    processes: NotRequired[Annotated[int, Field(ge=2)]]
 
 
 @with_config(_STRICT)

@@ -22,6 +22,7 @@ from koala_bench.cache import TreeCache
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
 from koala_bench.heads import TargetSpec
+from koala_bench.team import local_device
 from koala_bench.tree import DraftTree
 
 # How transformers and what it stands on refuse a checkpoint; the hub's own errors are OSErrors, the others depend on the family.
@@ -32,15 +33,15 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists.
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists; of several GPUs each process of a team gets its own.
 
     Raises:
         KoalaBenchError: CUDA is asked for and there is none, or the name is no device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = local_device(torch.device(name))
     except RuntimeError as error:
         raise KoalaBenchError(f"'{name}' is not a device.", "Use --device auto, cpu, cuda or cuda:N.") from error
     if device.type not in ("cpu", "cuda"):

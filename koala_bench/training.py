@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,13 +26,14 @@ from koala_bench.checkpoints import read_state, save_head, write_state
 from koala_bench.errors import KoalaBenchError
 from koala_bench.features import features_of_each
 from koala_bench.files import continue_log
-from koala_bench.heads import FeatureBatch, TrainableHead
+from koala_bench.heads import FeatureBatch, HeadLoss, TrainableHead
 from koala_bench.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.progress import progress, say
 from koala_bench.registry import HEADS, OBJECTIVES, build
 from koala_bench.streams import Stream, TokenBatch
 from koala_bench.target import Target
+from koala_bench.team import Team
 
 _LOG_EVERY = 10
 
@@ -132,9 +134,20 @@ def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[in
 
 
 def train(
-    target: Target, arms: Sequence[Arm], stream: Stream, names: Sequence[str], held_out: HeldOut, options: TrainingPreset, out: Path, manifest: dict[str, Any]
+    target: Target,
+    arms: Sequence[Arm],
+    stream: Stream,
+    names: Sequence[str],
+    held_out: HeldOut,
+    options: TrainingPreset,
+    out: Path,
+    manifest: dict[str, Any],
+    team: Team,
 ) -> None:
     """Train all arms together and write each as ``out/<method>/``.
+
+    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the team; the update is the same
+    whoever computed them.
 
     Args:
         names: what to call each dialogue of the stream in an error.
@@ -168,32 +181,38 @@ def train(
     evaluate_at = {round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)}
     timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
     started, seen_before = time.perf_counter(), seen
-    with continue_log(out / "training.jsonl", first) as log, progress("train", options.steps, "steps", first) as advance:
+    log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
+    with log_file as log, progress("train", options.steps, "steps", first) as advance:
 
         def write(line: dict[str, Any]) -> None:
             log.write(json.dumps(line) + "\n")
 
         for step in range(first, options.steps):
-            tokens = stream.batch(step)
-            _check_batch(tokens, names)
+            numbers = range(step * options.micro_batches, (step + 1) * options.micro_batches)
+            micro_batches = [stream.batch(number) for number in numbers]
+            for tokens in micro_batches:
+                _check_batch(tokens, names)
             factor = schedule(step, options)
             before = time.perf_counter()
-            batches = features_of_each(target, tokens, (arm.head.features for arm in arms), seed=options.seed * 1_000_003 + step)
+            own = [
+                features_of_each(target, micro_batches[index], (arm.head.features for arm in arms), seed=options.seed * 1_000_003 + numbers[index])
+                for index in team.own(options.micro_batches)
+            ]
             timings["target_s"] += time.perf_counter() - before
             for arm in arms:
                 before = time.perf_counter()
-                line = _train_step(accelerator, arm, batches[arm.head.features], options, factor, step)
+                line = _train_step(accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team)
                 timings[arm.name] += time.perf_counter() - before
                 if line is None:
-                    worst = ", ".join(names[i] for i in tokens.samples[:4])
+                    worst = ", ".join(names[i] for tokens in micro_batches for i in tokens.samples[:4])
                     raise KoalaBenchError(
                         f"The loss of {arm.name} is not finite at step {step + 1}, on dialogues {worst} ...",
                         "Lower its learning rate; the last checkpoint is kept.",
                     )
                 if (step + 1) % _LOG_EVERY == 0 or step == 0:
                     write({"kind": "step", "step": step + 1, "method": arm.name, "rate": round(arm.learning_rate * factor, 8), **line})
-            seen += int(tokens.lengths.sum())
-            if step + 1 in evaluate_at:
+            seen += sum(int(tokens.lengths.sum()) for tokens in micro_batches)
+            if step + 1 in evaluate_at and team.first:
                 for arm in arms:
                     write(
                         {
@@ -205,7 +224,7 @@ def train(
                         }
                     )
             log.flush()
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps:
+            if team.first and ((step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps):
                 save(step + 1)
             rate = (seen - seen_before) / max(time.perf_counter() - started, 1e-9)
             advance(1, f"{rate:,.0f} tokens/s")
@@ -213,26 +232,57 @@ def train(
         spent = sum(timings.values())
         parts = ", ".join(f"{name.removesuffix('_s')} {seconds / spent:.0%}" for name, seconds in timings.items())
         say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
-    for arm in arms:
+    for arm in arms if team.first else ():
         save_head(out / arm.name, arm.head, arm.preset, target, {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name})
+    team.wait()  # nobody looks for a head that is not written yet
 
 
-def _train_step(accelerator: Accelerator, arm: Arm, batch: FeatureBatch, options: TrainingPreset, factor: float, step: int) -> dict[str, float] | None:
-    """One update of one head; returns what is logged, or None if the loss or the gradient is not finite."""
+def _train_step(
+    accelerator: Accelerator, arm: Arm, batches: Sequence[FeatureBatch], options: TrainingPreset, factor: float, step: int, team: Team
+) -> dict[str, float] | None:
+    """One update of one head; returns what is logged, or None if the loss or the gradient is not finite.
+
+    Args:
+        batches: this process's micro-batches of the step. All processes' together make the update.
+    """
     for group in arm.optimiser.param_groups:
         group["lr"] = arm.learning_rate * factor
-    with accelerator.autocast(), warnings.catch_warnings():
-        # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        found = arm.head.loss(batch)
-    extra, parts = (None, {}) if arm.objective is None else arm.objective.term(batch, found, step / options.steps)
-    accelerator.backward(found.total if extra is None else found.total + extra)
+    share, done = 1.0 / options.micro_batches, step / options.steps
+    objective = arm.objective if arm.objective is not None and arm.objective.active(done) else None
+    kept: HeadLoss | None = None
+    learned: list[dict[str, torch.Tensor]] = [{} for _ in batches]
+    if objective is not None:
+        for index, batch in enumerate(batches):
+            kept = _loss(accelerator, arm, batch)
+            learned[index] = objective.learn(batch, kept, done, share)
+        team.sum_gradients(objective.parameters(), torch.zeros(0, device=batches[0].hidden.device))
+        objective.step(done)
+        if len(batches) > 1:
+            kept = None  # for memory's sake each is computed again
+    logs = []
+    for batch, earlier in zip(batches, learned, strict=True):
+        found = kept or _loss(accelerator, arm, batch)
+        extra, parts = (None, {}) if objective is None else objective.term(batch, found, done, team.agree)
+        total = found.total if extra is None else found.total + extra
+        accelerator.backward(total if share == 1.0 else total * share)
+        logs.append({"loss": found.total.detach(), **found.parts, **earlier, **parts})
+    loss = team.sum_gradients(arm.head.parameters(), share * torch.stack([each["loss"] for each in logs]).sum()[None])
     norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
-    if not torch.isfinite(norm) or not torch.isfinite(found.total):
+    if not torch.isfinite(norm) or not torch.isfinite(loss):
         return None
     arm.optimiser.step()
     arm.optimiser.zero_grad(set_to_none=True)
     if (step + 1) % _LOG_EVERY and step:
         return {}
-    values = {"loss": found.total.detach(), "gradient_norm": norm, **found.parts, **parts}
-    return {key: round(float(value), 5) for key, value in values.items()}
+    # The loss is that of the whole step; what it is made of is told of this process's first micro-batch.
+    values = {**logs[0], "loss": loss, "gradient_norm": norm}
+    order = ["loss", "gradient_norm", *(name for name in values if name not in ("loss", "gradient_norm"))]
+    return {name: round(float(values[name]), 5) for name in order}
+
+
+def _loss(accelerator: Accelerator, arm: Arm, batch: FeatureBatch) -> HeadLoss:
+    with accelerator.autocast(), warnings.catch_warnings():
+        # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        found: HeadLoss = arm.head.loss(batch)
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from turns import turns
 
 from heads.eagle3 import Eagle3, fused_layers
 from heads.koala import Adversarial
@@ -192,7 +193,7 @@ def test_the_adversarial_objective_trains_it_and_nothing_at_weight_zero(target: 
         for step in range(2):
             batch = replace(padded(target, head), seed=step)
             found = head.loss(batch)
-            extra = None if objective is None else objective.term(batch, found, 0.5)[0]
+            extra = None if objective is None else turns(objective, batch, found, 0.5)[0]
             optimiser.zero_grad(set_to_none=True)
             (found.total if extra is None else found.total + extra).backward()
             optimiser.step()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from turns import turns
 
 from heads.eagle import Eagle
 from heads.koala import Adversarial
@@ -158,7 +159,7 @@ def test_the_discriminator_learns_and_its_gradient_reaches_the_head_alone(target
     accuracies = []
     for _ in range(30):
         found = head.loss(batch_of(target))
-        term, logs = objective.term(batch_of(target), found, 0.5)
+        term, logs = turns(objective, batch_of(target), found, 0.5)
         accuracies.append(float(logs["discriminator_accuracy"]))
     assert accuracies[-1] > 0.8
     assert term is not None
@@ -174,7 +175,7 @@ def test_a_balanced_weight_is_the_ratio_of_the_gradients(target: Target) -> None
     head = make(target, "eagle").eval()
     objective = Adversarial(target.spec(), weight=0.25, balanced=True, start=0.0, ramp=0.0)
     found = head.loss(batch_of(target))
-    term, _ = objective.term(batch_of(target), found, 0.5)
+    term, _ = turns(objective, batch_of(target), found, 0.5)
     feature = found.predictions[0].feature
     ratio = [torch.autograd.grad(loss, feature, retain_graph=True)[0].norm() for loss in (term, found.total)]
     assert float(ratio[0] / ratio[1]) == pytest.approx(0.25, rel=1e-3)
@@ -184,8 +185,8 @@ def test_the_objective_sets_in_late_and_ramps_up(target: Target) -> None:
     head = make(target, "eagle").eval()
     objective = Adversarial(target.spec(), weight=0.4, start=0.5, ramp=0.2, learning_rate=1e-12)
     found = head.loss(batch_of(target))
-    assert objective.term(batch_of(target), found, 0.4)[0] is None
-    full, half = (objective.term(batch_of(target), found, progress)[0] for progress in (0.9, 0.6))
+    assert turns(objective, batch_of(target), found, 0.4)[0] is None
+    full, half = (turns(objective, batch_of(target), found, progress)[0] for progress in (0.9, 0.6))
     assert float((half / full).detach()) == pytest.approx(0.5, rel=1e-4)
 
 

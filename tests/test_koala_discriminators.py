@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from test_heads import batch_of, make
 from torch import nn
+from turns import turns
 
 from heads.discriminators import Shown, View, make_discriminator
 from heads.koala import Adversarial
@@ -94,7 +96,7 @@ def trained(target: Target, name: str, objective: Any, steps: range, head: Any =
         batch = batch_of(target, seed=step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = head.loss(batch)
-        extra = None if objective is None else objective.term(batch, found, step / 10)[0]
+        extra = None if objective is None else (objective.term if isinstance(objective, Before) else partial(turns, objective))(batch, found, step / 10)[0]
         (found.total if extra is None else found.total + extra).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -128,10 +130,10 @@ def test_a_head_whose_loss_does_not_go_through_its_reported_states_can_be_traine
     head, batch = make(target, "eagle"), batch_of(target)
     found = head.loss(batch)
     apart = HeadLoss(found.total, found.parts, tuple(Prediction(p.depth, p.rows, p.feature * 1.0, p.logits) for p in found.predictions))
-    extra, logs = Adversarial(target.spec(), **NOW).term(batch, apart, 0.5)
+    extra, logs = turns(Adversarial(target.spec(), **NOW), batch, apart, 0.5)
     assert extra is not None and torch.isfinite(extra) and "gradient_ratio" not in logs
     with pytest.raises(KoalaBenchError, match="nothing to balance by"):
-        Adversarial(target.spec(), balanced=True, **NOW).term(batch, apart, 0.5)
+        turns(Adversarial(target.spec(), balanced=True, **NOW), batch, apart, 0.5)
 
 
 @variants
@@ -149,7 +151,7 @@ def test_making_and_training_a_discriminator_leaves_the_global_random_numbers_al
     torch.manual_seed(3)
     objective = Adversarial(target.spec(), **VARIANTS[variant], **NOW)
     batch = batch_of(target)
-    objective.term(batch, head.loss(batch), 0.5)
+    turns(objective, batch, head.loss(batch), 0.5)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -164,7 +166,7 @@ def test_gradients_reach_all_of_the_discriminator_in_its_turn_and_the_head_alone
     before = {key: p.detach().clone() for key, p in objective.named_parameters()}
     batch = batch_of(target)
     found = head.loss(batch)
-    term, logs = objective.term(batch, found, 0.1)
+    term, logs = turns(objective, batch, found, 0.1)
     for key, p in objective.named_parameters():
         assert p.grad is not None and p.grad.abs().sum() > 0, key
         assert not torch.equal(p, before[key]), key
@@ -208,7 +210,7 @@ def test_a_sequence_discriminator_learns_to_tell_a_fixed_head_from_the_target(ta
     head = make(target, name).eval()
     objective = Adversarial(target.spec(), "sequence", weight=0.5, learning_rate=3e-3, **NOW)
     for _ in range(30):
-        _, logs = objective.term(batch_of(target), head.loss(batch_of(target)), 0.5)
+        _, logs = turns(objective, batch_of(target), head.loss(batch_of(target)), 0.5)
     assert logs["discriminator_accuracy"] > 0.8
 
 
@@ -282,7 +284,7 @@ def test_answers_too_short_for_a_run_leave_the_supervised_loss_alone(target: Tar
     for name in ("eagle", "medusa"):
         found = make(target, name).loss(batch)
         assert sum(len(p.rows) for p in found.predictions) > 0
-        assert Adversarial(target.spec(), "sequence", **NOW).term(batch, found, 0.5) == (None, {})
+        assert turns(Adversarial(target.spec(), "sequence", **NOW), batch, found, 0.5) == (None, {})
 
 
 def test_the_order_of_a_sequence_matters_to_its_judge() -> None:
@@ -306,7 +308,8 @@ def test_spectral_normalisation_keeps_every_matrix_at_norm_one(target: Target, k
     for spectral in (True, False):
         objective = Adversarial(target.spec(), kind, spectral=spectral, learning_rate=1e-2, **NOW)
         for step in range(6):
-            objective.term(batch_of(target, step), head.loss(batch_of(target, step)), 0.5)
+            turns(objective, batch_of(target, step), head.loss(batch_of(target, step)), 0.5)
+        objective.discriminator.train()
         for _ in range(30):  # the estimate is one power iteration a step behind weights that move; let it come to rest
             linears(objective)
         objective.discriminator.eval()
@@ -328,7 +331,7 @@ def test_the_heads_turn_does_not_move_the_state_of_the_spectral_norm(target: Tar
         return logits
 
     objective._judge = watched  # type: ignore[method-assign]
-    objective.term(batch, make(target, "eagle").loss(batch), 0.5)
+    turns(objective, batch, make(target, "eagle").loss(batch), 0.5)
     assert moved == [True, False, False]  # target's descriptions, head's in the discriminator's turn, head's in its own
 
 
@@ -341,7 +344,7 @@ def test_the_r1_penalty_is_the_squared_gradient_on_the_targets_descriptions(targ
     for row in range(len(inputs)):  # one description at a time, as the formula is written
         logit = objective.discriminator(shown.context[row : row + 1], shown.token[row : row + 1], inputs[row : row + 1], 1)
         expected += float(torch.autograd.grad(logit[0], inputs)[0].pow(2).sum()) / len(inputs)
-    _, logs = objective.term(batch, make(target, "eagle").eval().loss(batch), 0.5)
+    _, logs = turns(objective, batch, make(target, "eagle").eval().loss(batch), 0.5)
     assert float(logs["gradient_penalty"]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -351,7 +354,7 @@ def test_the_r1_penalty_flattens_the_discriminator(target: Target) -> None:
     for r1 in (1e-9, 10.0):
         objective = Adversarial(target.spec(), r1=r1, learning_rate=3e-3, **NOW)
         for _ in range(25):
-            _, logs = objective.term(batch_of(target), head.loss(batch_of(target)), 0.5)
+            _, logs = turns(objective, batch_of(target), head.loss(batch_of(target)), 0.5)
         last[r1] = float(logs["gradient_penalty"])
     assert last[10.0] < last[1e-9] / 5
 
@@ -362,7 +365,7 @@ def test_noise_comes_from_the_batch_alone_and_has_died_away_at_its_end(target: T
     def adversarial(noise: float, progress: float, seed: int = 7) -> float:
         again = FeatureBatch(batch.ids, batch.supervised, batch.hidden, seed, batch.output, batch.lengths)
         objective = Adversarial(target.spec(), noise=noise, noise_until=0.6, **NOW)
-        return float(objective.term(again, make(target, "eagle").eval().loss(again), progress)[1]["adversarial"])
+        return float(turns(objective, again, make(target, "eagle").eval().loss(again), progress)[1]["adversarial"])
 
     assert adversarial(0.5, 0.1) == adversarial(0.5, 0.1)
     assert adversarial(0.5, 0.1) != adversarial(0.5, 0.1, seed=8)
@@ -376,6 +379,6 @@ def test_the_discriminators_rate_falls_along_a_cosine_from_where_it_starts(targe
     objective = Adversarial(target.spec(), learning_rate=1e-3, start=0.2, rate_schedule="cosine")
     rates = []
     for progress in (0.2, 0.6, 1.0):
-        objective.term(batch, head.loss(batch), progress)
+        turns(objective, batch, head.loss(batch), progress)
         rates.append(objective.optimiser.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 5e-4, 0.0])

@@ -23,6 +23,8 @@ def main() -> None:
     """Entry point: errors of the user end in one line and exit code 2."""
     # Loading weights draws a bar of its own for every tensor; ours say more.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if os.environ.get("RANK", "0") != "0":  # of processes that work together the first one prints the result
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         # Without arguments typer shows the help; with wrong ones it would draw a box of several lines.
         code = app(standalone_mode=len(sys.argv) < 2)

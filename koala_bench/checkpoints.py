@@ -86,6 +86,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a head as they are stored.
+
+    Raises:
+        KoalaBenchError: the file is missing or damaged.
+    """
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise KoalaBenchError(f"{folder / _WEIGHTS} is missing or damaged.", "Train the head again.") from error
+
+
 def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     """Read a head for a target.
 
@@ -112,11 +124,9 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
             "Use the target it was trained for, or train a head for this one.",
         )
     head = build(HEADS, kind, target.spec(), {**own_options, **({"layers": layers} if layers != 1 else {})})
+    tensors = read_weights(folder)
     try:
-        tensors = load_file(folder / _WEIGHTS)
         head.load_state_dict(tensors)
-    except (OSError, SafetensorError) as error:
-        raise KoalaBenchError(f"{folder / _WEIGHTS} is missing or damaged.", "Train the head again.") from error
     except RuntimeError as error:
         raise KoalaBenchError(
             f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}", "Train the head again."

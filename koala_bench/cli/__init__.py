@@ -1,6 +1,19 @@
 """The command line: ``koala-bench COMMAND``. Thin, and torch is imported inside the commands, so that --help is instant."""
 
-from koala_bench.cli import analyse, audit, check, distill, newhead, results, runs, sweep, tools  # each adds its commands to the application
+from koala_bench.cli import (
+    analyse,
+    audit,
+    check,
+    distill,
+    exchange,
+    newhead,
+    plan,
+    profile,
+    results,
+    runs,
+    sweep,
+    tools,
+)  # each adds its commands to the application
 from koala_bench.cli.app import app, main
 
-__all__ = ["analyse", "app", "audit", "check", "distill", "main", "newhead", "results", "runs", "sweep", "tools"]
+__all__ = ["analyse", "app", "audit", "check", "distill", "exchange", "main", "newhead", "plan", "profile", "results", "runs", "sweep", "tools"]

@@ -41,6 +41,23 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A head as another system wants it.
+
+    Attributes:
+        file: name of the file of tensors; what it ends in says how it is written.
+        tensors: by the names of that system.
+        config: contents of its ``config.json``.
+        notes: what a person has to know to use it, a sentence each.
+    """
+
+    file: str
+    tensors: dict[str, torch.Tensor]
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
 class Fields(dict[str, Any]):
     """The contents of a file by name; asking for a name that is not there says so with the file's path."""
 

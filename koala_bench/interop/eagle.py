@@ -1,4 +1,4 @@
-"""Official EAGLE-1 checkpoints: ``model.safetensors`` or ``pytorch_model.bin`` with a Llama-like ``config.json``.
+"""EAGLE-1 heads in the files of others: ``model.safetensors`` or ``pytorch_model.bin`` with a Llama-like ``config.json``, read and written.
 
 Keys (upstream ``eagle/model/cnets.py`` of branch v1): ``embed_tokens.weight``, ``fc.weight``, ``fc.bias``, ``layers.*``. The names below
 ``fc`` and ``layers`` are those of this project's head; EAGLE-2 uses the same weights.
@@ -6,6 +6,7 @@ Keys (upstream ``eagle/model/cnets.py`` of branch v1): ``embed_tokens.weight``, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop.checkpoints import Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.target import Target
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -49,6 +51,45 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     )
     notes = _check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
     return Imported("eagle", options, {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"}, tuple(notes))
+
+
+def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
+    """The layout of the released drafts, with a copy of the target's embedding; ``read`` reads it again.
+
+    Args:
+        head: the built head.
+        tensors: its weights as they are stored.
+    """
+    return Exported("pytorch_model.bin", _with_embedding(tensors, target), _config(head, tensors, target))
+
+
+def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
+    """What vLLM reads for its ``eagle`` method (``vllm/model_executor/models/llama_eagle.py``): the same names, but no bias.
+
+    Raises:
+        KoalaBenchError: the head has a bias, which vLLM would leave out without a word.
+    """
+    if "fc.bias" in tensors and bool(tensors["fc.bias"].any()):
+        raise KoalaBenchError(
+            "vLLM's EAGLE has no fc.bias and would draft without the one of this head.", "Train the head with options = { bias = false } to export it there."
+        )
+    kept = {name: tensor for name, tensor in _with_embedding(tensors, target).items() if name != "fc.bias"}
+    return Exported("model.safetensors", kept, {**_config(head, tensors, target), "bias": False}, ("vLLM drafts a chain with it, no tree.",))
+
+
+def _with_embedding(tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, torch.Tensor]:
+    every = torch.arange(target.model.config.vocab_size, device=target.device)
+    return {"embed_tokens.weight": target.spec().embed(every).detach().float().cpu(), **tensors}
+
+
+def _config(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, Any]:
+    shape, own = head.shape, target.model.config
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "bias": "fc.bias" in tensors,
+        "hidden_size": shape.width, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "num_hidden_layers": len(head.layers), "rms_norm_eps": shape.eps, "rope_theta": shape.rope_base, "vocab_size": own.vocab_size,
+        "max_position_embeddings": target.max_positions, "bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id, "tie_word_embeddings": False,
+    }  # fmt: skip
 
 
 def _options(config: Fields, tensors: Fields) -> dict[str, Any]:

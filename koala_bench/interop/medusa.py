@@ -1,4 +1,4 @@
-"""Official Medusa checkpoints: ``medusa_lm_head.pt`` or ``.safetensors``, the heads without the target.
+"""Medusa heads in the files of others: the official ``medusa_lm_head.pt`` or ``.safetensors``, read and written, and vLLM's.
 
 Keys (upstream ``medusa/model/medusa_model.py``): ``{head}.{block}.linear.weight`` and ``.bias`` for each residual block, then
 ``{head}.{blocks}.weight`` for the projection to the vocabulary.
@@ -7,14 +7,16 @@ Keys (upstream ``medusa/model/medusa_model.py``): ``{head}.{block}.linear.weight
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop.checkpoints import Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.target import Target
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 
@@ -65,6 +67,56 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
         "output_weight": torch.stack([tensors[f"{head}.{layers}.weight"].float() for head in range(heads)]),
     }
     return Imported("medusa", {"heads": heads, "layers": layers}, imported, (*_tying(imported), *_disagreement(folder, heads, layers)))
+
+
+def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
+    """The layout of the released heads, which ``read`` reads again.
+
+    Args:
+        head: the built head.
+        tensors: its weights as they are stored.
+
+    Raises:
+        KoalaBenchError: the heads share the target's output layer, which this layout cannot say.
+    """
+    weight, bias = tensors["block_weight"], tensors["block_bias"]
+    layers, heads = weight.shape[:2]
+    if "output_weight" not in tensors:
+        raise KoalaBenchError("Heads without projections of their own have no official layout that is read again.", "Use --layout vllm.")
+    named = {}
+    for each in range(heads):
+        for block in range(layers):
+            named[f"{each}.{block}.linear.weight"] = weight[block, each]
+            named[f"{each}.{block}.linear.bias"] = bias[block, each]
+        named[f"{each}.{layers}.weight"] = tensors["output_weight"][each]
+    config = {"medusa_num_heads": heads, "medusa_num_layers": layers, "base_model_name_or_path": target.name}
+    note = f"Upstream's model applies one block {layers} times: its own loader cannot use these {layers} distinct ones."
+    return Exported("medusa_lm_head.pt", named, config, (note,) if layers > 1 else ())
+
+
+def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
+    """What vLLM reads (``vllm/model_executor/models/medusa.py`` and ``transformers_utils/configs/medusa.py``), for its ``medusa`` method.
+
+    Its block is a chain of linear layers, each with a residual of its own: K distinct layers are meant there.
+    """
+    weight, bias = tensors["block_weight"], tensors["block_bias"]
+    layers, heads = weight.shape[:2]
+    named = {}
+    for each in range(heads):
+        for block in range(layers):
+            named[f"blocks.{each}.layers.{block}.weight"] = weight[block, each]
+            named[f"blocks.{each}.layers.{block}.bias"] = bias[block, each]
+    shared = "output_weight" not in tensors
+    if shared:  # its loader takes the first head's for all
+        named["lm_heads.0.weight"] = target.spec().output_weight.detach().float().cpu()
+    else:
+        named |= {f"lm_heads.{each}.weight": tensors["output_weight"][each] for each in range(heads)}
+    vocab, width = target.model.config.vocab_size, target.model.config.hidden_size
+    config = {
+        "architectures": ["MedusaModel"], "model_type": "medusa", "hidden_size": width, "vocab_size": vocab, "truncated_vocab_size": vocab,
+        "num_heads": heads, "num_hidden_layers": layers, "medusa_fc_bias": True, "original_lm_head": shared,
+    }  # fmt: skip
+    return Exported("model.safetensors", named, config, ("vLLM drafts a chain of best tokens with it, no tree.",))
 
 
 def tied_heads(tensors: dict[str, torch.Tensor]) -> list[int]:

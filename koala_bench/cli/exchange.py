@@ -1,0 +1,65 @@
+"""Commands that read and write the heads of other systems: import, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koala_bench.cli.app import app
+from koala_bench.cli.options import Device, PresetName, Settings, TargetName, preset_of
+from koala_bench.errors import KoalaBenchError
+from koala_bench.progress import say
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A downloaded Medusa or EAGLE head: its folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`.")],
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    settings: Settings = None,
+) -> None:
+    """Read a released Medusa or EAGLE-1 head strictly: whatever is missing, too many or made for another target is named.
+
+    Example: `koala-bench import medusa-vicuna-7b-v1.3 --preset vicuna-7b --out released/medusa`, then
+    `koala-bench evaluate --preset vicuna-7b --methods vanilla,medusa --heads released`.
+    """
+    from koala_bench.experiment import load_preset_target
+    from koala_bench.interop.layouts import import_head
+
+    loaded, _ = load_preset_target(preset_of(preset, False, settings, target=target, device=device))
+    imported = import_head(folder, loaded, out)
+    options = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in imported.options.items())
+    say(f"A head '{imported.head}': {options}.")
+    for note in imported.notes:
+        say(note)
+    print(out)
+
+
+@app.command()
+def export(
+    head: Annotated[Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    layout: Annotated[str, typer.Option("--layout", help="official, or vllm.")] = "official",
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Write a trained Medusa or EAGLE head as the official code reads it, or as vLLM does.
+
+    Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
+    """
+    from koala_bench.experiment import load_preset_target
+    from koala_bench.interop.layouts import LAYOUTS, export_head
+    from koala_bench.target import pick_dtype
+
+    if layout not in LAYOUTS:
+        raise KoalaBenchError(f"There is no layout '{layout}'.", f"Use {' or '.join(LAYOUTS)}.")
+    loaded, _ = load_preset_target(preset_of(preset, False, settings, target=target, device=device))
+    for path in export_head(head, loaded, layout, out, None if dtype is None else pick_dtype(dtype, loaded.device)):
+        print(path)

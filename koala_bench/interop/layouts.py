@@ -1,0 +1,97 @@
+"""Heads in the files of other systems: which head is written how, and which file is which head's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from koala_bench.checkpoints import load_head, read_weights, save_head
+from koala_bench.errors import KoalaBenchError
+from koala_bench.files import replacing, sha256_of, write_text
+from koala_bench.interop import eagle, medusa
+from koala_bench.interop.checkpoints import Exported, Imported, make_head
+from koala_bench.presets import MethodPreset
+from koala_bench.progress import say
+from koala_bench.target import Target, fingerprint
+
+# Head -> layout -> what writes it, given the built head, its tensors and its target.
+_Writer = Callable[[Any, Mapping[str, torch.Tensor], Target], Exported]
+WRITERS: Mapping[str, Mapping[str, _Writer]] = {
+    "medusa": {"official": medusa.to_official, "vllm": medusa.to_vllm},
+    "eagle": {"official": eagle.to_official, "vllm": eagle.to_vllm},
+}
+LAYOUTS = ("official", "vllm")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    files: tuple[str, ...]
+    read: Callable[..., Imported]
+
+
+# In this order: a folder of Medusa's has a file of its own name.
+_READERS = (_Reader(medusa.FILES, medusa.read), _Reader(eagle.FILES, eagle.read))
+_TREES = {"medusa": "medusa/mc_sim_7b_63", "eagle": "eagle/mc_sim_7b_63"}
+
+
+def import_head(folder: Path, target: Target, out: Path) -> Imported:
+    """Read an official checkpoint strictly and write it as a head of this project, ``out/config.json`` and the rest.
+
+    Raises:
+        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds another head.
+    """
+    if not folder.is_dir():
+        raise KoalaBenchError(f"There is no folder {folder}.", "Give the folder of a downloaded checkpoint.")
+    found = next(((reader, path) for reader in _READERS for name in reader.files if (path := folder / name).is_file()), None)
+    if found is None:
+        known = ", ".join(name for reader in _READERS for name in reader.files)
+        raise KoalaBenchError(f"{folder} holds none of {known}.", "Give the folder of a released Medusa or EAGLE head.")
+    reader, path = found
+    if (out / "model.safetensors").exists():
+        raise KoalaBenchError(f"{out} holds a head already.", "Choose another --out, or delete it.")
+    imported = reader.read(folder, target.spec())
+    options = dict(imported.options)
+    layers = options.pop("layers")
+    preset = MethodPreset(head=imported.head, layers=layers, options=options, tree=_TREES[imported.head])
+    head = make_head(imported, target.spec()).float()
+    head.load_state_dict(imported.tensors)  # once more, for the target may compute in less than the file has
+    source = {"file": path.name, "sha256": sha256_of(path), "notes": list(imported.notes)}
+    save_head(out, head, preset, target, {"target": fingerprint(target), "imported": source})
+    return imported
+
+
+def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: torch.dtype | None) -> list[Path]:
+    """Write a head of this project as another system reads it; returns the files.
+
+    Args:
+        layout: out of ``LAYOUTS``.
+        dtype: of the tensors; as they are stored if None.
+
+    Raises:
+        KoalaBenchError: the head is missing or damaged or another target's, there is no such layout for it, the layout cannot hold
+            it, or ``out`` holds files of these names.
+    """
+    head, config, _ = load_head(folder, target)
+    if config["head"] not in WRITERS:
+        raise KoalaBenchError(f"There is no layout for the head '{config['head']}'.", f"These can be exported: {', '.join(WRITERS)}.")
+    made = WRITERS[config["head"]][layout](head, read_weights(folder), target)
+    paths = [out / made.file, out / "config.json"]
+    for path in paths:
+        if path.exists():
+            raise KoalaBenchError(f"{path} is there already.", "Choose another --out, or delete it.")
+    tensors = {name: (tensor.to(dtype) if dtype is not None else tensor).contiguous() for name, tensor in made.tensors.items()}
+    write_text(paths[1], json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2) + "\n")
+    with replacing(paths[0]) as temporary:
+        if paths[0].suffix == ".safetensors":
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, temporary)
+    for note in made.notes:
+        say(note)
+    return paths

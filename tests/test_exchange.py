@@ -1,0 +1,150 @@
+"""Heads of others both ways: what is exported computes the same when it is read as the other system reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from test_cli import Koala, koala
+from torch import nn
+
+from heads.eagle import Eagle
+from heads.medusa import Medusa
+from koala_bench.checkpoints import load_head, save_head
+from koala_bench.errors import KoalaBenchError
+from koala_bench.interop.layouts import LAYOUTS, export_head, import_head
+from koala_bench.presets import MethodPreset
+from koala_bench.target import Target, load_target
+from koala_bench.training import build_head
+
+__all__ = ["koala"]
+
+METHODS = {
+    "medusa": MethodPreset(head="medusa", options={"heads": 3}, tree="chain-2"),
+    "medusa of two layers": MethodPreset(head="medusa", layers=2, options={"heads": 2}, tree="chain-2"),
+    "eagle": MethodPreset(head="eagle", tree="chain-2"),
+    "eagle of two layers": MethodPreset(head="eagle", layers=2, tree="chain-2"),
+    "eagle without a bias": MethodPreset(head="eagle", layers=2, options={"bias": False}, tree="chain-2"),
+    "eagle with fewer heads": MethodPreset(head="eagle", options={"attention_heads": 4, "kv_heads": 1, "intermediate": 20}, tree="chain-2"),
+}
+
+
+@pytest.fixture(scope="module")
+def own(target_folder: Path) -> Target:
+    return load_target(str(target_folder), "cpu", "float32")
+
+
+def saved(own: Target, method: str, folder: Path) -> nn.Module:
+    """A head of random weights, and its folder."""
+    head = build_head(own, METHODS[method], seed=3)
+    torch.manual_seed(4)
+    for parameter in head.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    save_head(folder, head, METHODS[method], own, {})
+    return head.eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_exported_officially_is_imported_as_it_was(own: Target, method: str, tmp_path: Path) -> None:
+    head = saved(own, method, tmp_path / "head")
+    export_head(tmp_path / "head", own, "official", tmp_path / "official", None)
+    imported = import_head(tmp_path / "official", own, tmp_path / "again")
+    again, config, _ = load_head(tmp_path / "again", own)
+    assert (config["head"], config["layers"]) == (METHODS[method].head, METHODS[method].layers)
+    assert list(again.state_dict()) == list(head.state_dict())
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    manifest = json.loads((tmp_path / "again" / "training.json").read_text())
+    assert manifest["imported"]["notes"] == list(imported.notes) and manifest["target"]["weights_sha256"]
+
+
+class BlockOfLayers(nn.Module):
+    """vLLM's ``ResidualBlock``, written down from its description: every linear layer has a residual."""
+
+    def __init__(self, width: int, layers: int, bias: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + F.silu(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("method", ["medusa", "medusa of two layers"])
+def test_vllms_medusa_computes_the_same(own: Target, method: str, tmp_path: Path) -> None:
+    head = saved(own, method, tmp_path / "head")
+    assert isinstance(head, Medusa)
+    export_head(tmp_path / "head", own, "vllm", tmp_path / "vllm", None)
+    config = json.loads((tmp_path / "vllm" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("medusa", ["MedusaModel"])
+    # Its configuration renames every key with "num" and "heads" or "layers" in it: two must not become one.
+    assert sum("num" in key and "heads" in key for key in config) == sum("num" in key and "layers" in key for key in config) == 1
+    theirs = nn.ModuleDict(
+        {
+            "blocks": nn.ModuleList(
+                BlockOfLayers(config["hidden_size"], config["num_hidden_layers"], config["medusa_fc_bias"]) for _ in range(config["num_heads"])
+            ),
+            "lm_heads": nn.ModuleList(nn.Linear(config["hidden_size"], config["truncated_vocab_size"], bias=False) for _ in range(config["num_heads"])),
+        }
+    )
+    theirs.load_state_dict(load_file(tmp_path / "vllm" / "model.safetensors"))
+    states = torch.randn(5, config["hidden_size"])
+    for index in range(config["num_heads"]):
+        ours = F.linear(head.blocks(states, index), head.output_weight[index])  # type: ignore[index]
+        torch.testing.assert_close(theirs["lm_heads"][index](theirs["blocks"][index](states)), ours)
+
+
+def test_vllms_medusa_with_one_output_layer_for_all(own: Target, tmp_path: Path) -> None:
+    preset = MethodPreset(head="medusa", options={"heads": 3, "own_output": False}, tree="chain-2")
+    save_head(tmp_path / "head", build_head(own, preset, 0), preset, own, {})
+    export_head(tmp_path / "head", own, "vllm", tmp_path / "vllm", None)
+    tensors = load_file(tmp_path / "vllm" / "model.safetensors")
+    assert [name for name in tensors if name.startswith("lm_heads")] == ["lm_heads.0.weight"]
+    assert json.loads((tmp_path / "vllm" / "config.json").read_text())["original_lm_head"] is True
+    with pytest.raises(KoalaBenchError, match="no official layout"):
+        export_head(tmp_path / "head", own, "official", tmp_path / "official", None)
+
+
+def test_vllms_eagle_is_a_llama_without_a_bias(own: Target, tmp_path: Path) -> None:
+    head = saved(own, "eagle without a bias", tmp_path / "head")
+    assert isinstance(head, Eagle)
+    export_head(tmp_path / "head", own, "vllm", tmp_path / "vllm", torch.float16)
+    tensors, config = load_file(tmp_path / "vllm" / "model.safetensors"), json.loads((tmp_path / "vllm" / "config.json").read_text())
+    assert set(tensors) == {"embed_tokens.weight", *head.state_dict()}
+    assert (config["architectures"], config["num_hidden_layers"], config["torch_dtype"]) == (["LlamaForCausalLM"], 2, "float16")
+    assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
+    saved(own, "eagle", tmp_path / "biased")
+    with pytest.raises(KoalaBenchError, match=r"vLLM's EAGLE has no fc\.bias"):
+        export_head(tmp_path / "biased", own, "vllm", tmp_path / "refused", None)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_checkpoint_finer_than_its_target_keeps_its_digits(target_folder: Path, own: Target, tmp_path: Path) -> None:
+    head = saved(own, "medusa", tmp_path / "head")
+    export_head(tmp_path / "head", own, "official", tmp_path / "official", None)
+    import_head(tmp_path / "official", load_target(str(target_folder), "cpu", "bfloat16"), tmp_path / "again")
+    stored = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in head.state_dict().items())
+
+
+def test_the_commands_and_an_evaluation_with_an_imported_head(koala: Koala, own: Target, target_folder: Path, tmp_path: Path) -> None:
+    saved(own, "medusa", tmp_path / "head")
+    at = ["--target", str(target_folder)]
+    done = koala("export", str(tmp_path / "head"), "--out", str(tmp_path / "official"), *at)
+    assert done.code == 0 and sorted(path.name for path in (tmp_path / "official").iterdir()) == ["config.json", "medusa_lm_head.pt"]
+    done = koala("import", str(tmp_path / "official"), "--out", str(tmp_path / "heads" / "medusa"), *at)
+    assert done.code == 0, done.err
+    decode = ["--methods", "vanilla,medusa", "--tree", "chain-2", "--limit", "1", "--max-new-tokens", "4", "--set", "evaluation.warmup=0"]
+    done = koala("evaluate", "--heads", str(tmp_path / "heads"), "--out", str(tmp_path / "out"), *decode, *at)
+    assert done.code == 0, done.err
+
+
+def test_every_layout_is_written_for_every_head_that_can_be_exported() -> None:
+    from koala_bench.interop.layouts import WRITERS
+
+    assert all(tuple(writers) == LAYOUTS for writers in WRITERS.values())

@@ -1,7 +1,9 @@
-"""Where training dialogues come from: the documentation corpus, or files of conversations in ShareGPT's form.
+"""Where training dialogues come from: the documentation corpus, files of conversations, or those of a data set on the hub.
 
-A ShareGPT row is ``{"id": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, in a JSON
-array or one a line, plain or gzip-compressed. A row may say ``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
+A file is a JSON array of rows or has one a line, plain or gzip-compressed. A row is ShareGPT's and FastChat's
+``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, OpenAI's
+``{"messages": [{"role": "user", "content": ...}, ...]}`` or Alpaca's ``{"instruction": ..., "input": ..., "output": ...}``. It may say
+``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 from koala_bench.corpus import cached_corpus
 from koala_bench.dialogues import ChatTemplate, EncodedDialogue, encode_dialogues
 from koala_bench.errors import KoalaBenchError
+from koala_bench.hub import HUB, fetch_dialogues
 from koala_bench.progress import say
 from koala_bench.target import Target
 
@@ -26,6 +30,10 @@ BUNDLED = "bundled"
 _HELD_OUT_ONE_IN = 40
 # JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
+# Why a row was not read as a whole.
+_ANSWER_FIRST, _NO_TEXT, _OUT_OF_TURN, _NO_ANSWER = (
+    "an answer comes first", "a message is empty or no text", "the speakers do not alternate", "the last question has no answer"
+)  # fmt: skip
 _ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1, "bing": 1, "bard": 1}
 
 
@@ -49,7 +57,7 @@ def bundled_answers() -> Path:
 
 
 def read_conversations(source: str) -> Conversations:
-    """Read ``documentation``, the ``bundled`` answers, or a file of conversations.
+    """Read ``documentation``, the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
 
     Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out. The corpus holds out
     whole entries.
@@ -64,13 +72,16 @@ def read_conversations(source: str) -> Conversations:
             say(f"Not installed, so missing from the corpus: {', '.join(corpus.missing)}.")
         provenance: dict[str, Any] = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
         return Conversations(corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance)
-    path = bundled_answers() if source == BUNDLED else Path(source)
+    path = bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
     train: list[list[str]] = []
     names: list[str] = []
     held_out: list[list[str]] = []
     dropped = 0
+    shortened: Counter[str] = Counter()
     for name, row in _rows(path):
-        turns = _turns(row)
+        turns, reason = _turns(row)
+        if turns and reason is not None:
+            shortened[reason] += 1
         if not turns:
             dropped += 1
         elif _is_held_out(row, turns):
@@ -84,7 +95,13 @@ def read_conversations(source: str) -> Conversations:
         )
     if dropped:
         say(f"{path.name}: {dropped} rows without a question followed by an answer were left out.")
-    provenance = {"source": path.name, "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "dropped": dropped}
+    if shortened:
+        why = ", ".join(f"{reason} ({count:,})" for reason, count in shortened.most_common())
+        say(f"{path.name}: {shortened.total():,} rows are read in part: {why}.")
+    provenance = {
+        "source": source if source.startswith(HUB) else path.name, "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "dropped": dropped, "shortened": dict(sorted(shortened.items())),
+    }  # fmt: skip
     return Conversations(train, names, held_out, provenance)
 
 
@@ -104,7 +121,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
         raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror}.", "Check --set data.source: 'documentation', 'bundled', or a file of conversations."
+            f"Cannot read {path}: {error.strerror}.", "Check --set data.source: 'documentation', 'bundled', a file of conversations, or 'hub:OWNER/NAME'."
         ) from error
     if text.lstrip().startswith("["):
         try:
@@ -121,19 +138,43 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise KoalaBenchError(f"{path}, line {number} is not valid JSON: {error}.", "Mend the line.") from error
 
 
-def _turns(row: Any) -> list[str]:
-    """Alternating texts from the first question to the last answer; empty if there is no such pair."""
-    messages = row.get("conversations") if isinstance(row, dict) else None
+def _messages(row: Any) -> list[tuple[int | None, Any]]:
+    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has."""
+    if not isinstance(row, dict):
+        return []
+    if isinstance(row.get("instruction"), str) and "output" in row:
+        more = row.get("input")
+        question = f"{row['instruction']}\n\n{more}" if isinstance(more, str) and more.strip() else row["instruction"]
+        return [(0, question), (1, row["output"])]
+    for name, role, text in (("conversations", "from", "value"), ("messages", "role", "content"), ("conversation", "role", "content")):
+        if isinstance(messages := row.get(name), list):
+            return [(_ROLES.get(str(each.get(role))), _text(each.get(text))) if isinstance(each, dict) else (None, None) for each in messages]
+    return []
+
+
+def _text(content: Any) -> Any:
+    """What OpenAI's messages say in parts, as one text where all of them are text."""
+    if isinstance(content, list) and content and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _turns(row: Any) -> tuple[list[str], str | None]:
+    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some were left out."""
     turns: list[str] = []
-    for message in messages if isinstance(messages, list) else []:
-        role = _ROLES.get(str(message.get("from"))) if isinstance(message, dict) else None
-        text = message.get("value") if isinstance(message, dict) else None
-        if not isinstance(text, str) or not text.strip() or _LONE_SURROGATE.search(text) or role != len(turns) % 2:
+    reason = None
+    for role, text in _messages(row):
+        good = isinstance(text, str) and text.strip() and not _LONE_SURROGATE.search(text)
+        if not good or role != len(turns) % 2:
             if not turns:
+                reason = _ANSWER_FIRST if role == 1 else reason
                 continue  # a system message, or an answer to a question that is not there
+            reason = _NO_TEXT if not good else _OUT_OF_TURN
             break
         turns.append(text.strip())
-    return turns[: len(turns) // 2 * 2]
+    if len(turns) % 2 and reason is None:
+        reason = _NO_ANSWER
+    return turns[: len(turns) // 2 * 2], reason
 
 
 def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:

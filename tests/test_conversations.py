@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import koala_bench.conversations as conversations
+import koala_bench.hub as hub
 from koala_bench.conversations import encode_all, read_conversations
 from koala_bench.corpus import Corpus
 from koala_bench.dialogues import chat_template
@@ -82,6 +83,62 @@ def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(tmp_path: P
     assert found.provenance["dropped"] == 2
     assert len(found.provenance["file_sha256"]) == 64
     assert "some.jsonl: 2 rows without a question followed by an answer were left out." in capsys.readouterr().err
+
+
+def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [
+        row(("gpt", "0"), ("human", "a"), ("gpt", "b")),
+        row(("human", "a"), ("gpt", "b"), ("gpt", "c")),
+        row(("human", "c"), ("gpt", "d"), ("human", "")),
+        row(("human", "e"), ("gpt", "f"), ("human", None)),
+        row(("human", "g"), ("gpt", "h"), ("human", "i")),
+        row(("system", "be kind"), ("human", "j"), ("gpt", "k")),
+    ]
+    found = read_conversations(write(tmp_path / "some.jsonl", [*many(), *odd]))
+    assert found.provenance["shortened"] == {
+        "a message is empty or no text": 2, "an answer comes first": 1, "the last question has no answer": 1, "the speakers do not alternate": 1,
+    }  # fmt: skip
+    assert "some.jsonl: 5 rows are read in part: a message is empty or no text (2), " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, ["a", "b"]),
+        ({"messages": [{"role": "user", "content": [{"text": "a "}, {"text": "c"}]}, {"role": "assistant", "content": "b"}]}, ["a c", "b"]),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, {"role": "assistant", "content": "b"}]}, None),
+        ({"conversation": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, ["a", "b"]),
+        ({"instruction": "add", "input": "1 and 2", "output": "3"}, ["add\n\n1 and 2", "3"]),
+        ({"instruction": "say hello", "input": "", "output": "hello"}, ["say hello", "hello"]),
+        ({"instruction": "say nothing", "output": ""}, None),
+    ],
+    ids=["openai", "openai in parts", "openai with an image", "fastchat's log", "alpaca", "alpaca without input", "alpaca without output"],
+)  # fmt: skip
+def test_other_forms_of_rows(tmp_path: Path, odd: Any, expected: list[str] | None) -> None:
+    assert turns_of(tmp_path, odd) == ([expected] if expected else [])
+
+
+def test_a_data_set_of_the_hub_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "some.json", many())
+    files = ["README.md", "some.json"]
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda self, name, repo_type: files)
+    asked: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file, repo_type: asked.append((name, file, repo_type)) or str(path))
+    found = read_conversations("hub:someone/talks")
+    assert asked == [("someone/talks", "some.json", "dataset")] and found.provenance["source"] == "hub:someone/talks"
+    files.append("other.jsonl.gz")
+    with pytest.raises(KoalaBenchError, match=r"has 2 files of conversations: some\.json, other\.jsonl\.gz\. Name one: data\.source=hub:someone/talks:FILE"):
+        read_conversations("hub:someone/talks")
+    assert read_conversations("hub:someone/talks:some.json").train == found.train
+
+
+def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", refuses)
+    with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
+        read_conversations("hub:someone/talks")
 
 
 # ------------------------------------------------------------------------------ shapes of rows

@@ -201,7 +201,7 @@ def train(
             timings["target_s"] += time.perf_counter() - before
             for arm in arms:
                 before = time.perf_counter()
-                line = _train_step(accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team)
+                line = train_step(accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team)
                 timings[arm.name] += time.perf_counter() - before
                 if line is None:
                     worst = ", ".join(names[i] for tokens in micro_batches for i in tokens.samples[:4])
@@ -237,7 +237,7 @@ def train(
     team.wait()  # nobody looks for a head that is not written yet
 
 
-def _train_step(
+def train_step(
     accelerator: Accelerator, arm: Arm, batches: Sequence[FeatureBatch], options: TrainingPreset, factor: float, step: int, team: Team
 ) -> dict[str, float] | None:
     """One update of one head; returns what is logged, or None if the loss or the gradient is not finite.

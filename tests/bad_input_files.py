@@ -87,6 +87,23 @@ TARGETS = [
     Case("a start of another kind", "pretrain --out out --start target", "target", "command has written"),
 ]
 
+IMPORT = "import bad --target target --device cpu --out out"
+EXPORT = "export done/heads/medusa --target target --device cpu --out out"
+
+EXCHANGE = [
+    Case("an import of nothing", IMPORT, "There is no folder bad", "downloaded"),
+    Case("an import of an empty folder", IMPORT, "bad holds none of medusa_lm_head", "released", folder("bad")),
+    Case("an import of noise", IMPORT, "medusa_lm_head.pt is damaged", "again", put("bad/medusa_lm_head.pt", b"noise")),
+    Case("an import of noise of another name", IMPORT, "model.safetensors is damaged", "again", put("bad/model.safetensors", b"noise")),
+    Case("an import over another head", "import bad --target target --out done/heads/medusa", "holds a head already", "--out", put("bad/medusa_lm_head.pt")),
+    Case("an export of nothing", "export none --target target --out out", "none", "koala-bench train"),
+    Case("an export in no layout", f"{EXPORT} --layout sglang", "'sglang'", "vllm"),
+    Case("an export in no dtype", f"{EXPORT} --dtype int8", "'int8'", "float32"),
+    Case("an export over other files", f"{EXPORT[:-3]}bad", "config.json is there already", "--out", put("bad/config.json", "{}")),
+    Case("a plan without a target", "plan --target ./none", "./none", "--target", around=no_network),
+    Case("a plan for no method", "plan --methods", "'--methods'", "plan --help"),
+]
+
 QUESTIONS = [
     Case("no such questions", f"{ASKING} none.jsonl", "none.jsonl", "koala-bench data"),
     Case("questions with too long a name", f"{ASKING} {LONG}.jsonl", "xxx.jsonl", "path"),
@@ -217,4 +234,4 @@ HEADS = [
     Case("a manifest with steps of a word", EVALUATE, f"{HEAD}training.json", "Train", edit(f"{HEAD}training.json", steps="two")),
 ]
 
-FILE_CASES = [*TARGETS, *QUESTIONS, *CONVERSATIONS, *TRAINING, *HEADS]
+FILE_CASES = [*TARGETS, *EXCHANGE, *QUESTIONS, *CONVERSATIONS, *TRAINING, *HEADS]

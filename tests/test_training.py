@@ -135,7 +135,7 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_log(target_folder: Path
 
     import koala_bench.training as training
 
-    real = training._train_step
+    real = training.train_step
     calls = 0
 
     def dies(*arguments: Any) -> Any:
@@ -145,11 +145,11 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_log(target_folder: Path
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_train_step", dies)
+    monkeypatch.setattr(training, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
         run(preset, methods, tmp_path / "broken")
     assert not (tmp_path / "broken" / "eagle+koala").exists()
-    monkeypatch.setattr(training, "_train_step", real)
+    monkeypatch.setattr(training, "train_step", real)
     run(preset, methods, tmp_path / "broken")
     for method in methods:
         assert equal(tmp_path / "whole" / method, tmp_path / "broken" / method)

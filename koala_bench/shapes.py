@@ -1,0 +1,27 @@
+"""Shapes of the papers' targets, for whoever needs their sizes without a hub or their weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from transformers import LlamaConfig
+
+# Width, layers, attention heads: Touvron et al. 2023 (arXiv 2302.13971), Table 2; width of the feed-forward layers: the released config.json.
+_LLAMA = {"7b": (4096, 32, 32, 11008), "13b": (5120, 40, 40, 13824), "33b": (6656, 60, 52, 17920)}
+VICUNA = tuple(_LLAMA)
+
+
+def vicuna(size: str) -> LlamaConfig:
+    """Configuration of Vicuna 1.3 of a size out of ``VICUNA``."""
+    width, layers, heads, inner = _LLAMA[size]
+    return LlamaConfig(
+        vocab_size=32000, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner,
+        max_position_embeddings=2048,
+    )  # fmt: skip
+
+
+def known_shape(name: str) -> Any | None:
+    """The configuration behind a hub id if it is one of the papers' targets, else None."""
+    found = re.fullmatch(r"lmsys/vicuna-(\d+b)-v1\.3", name)
+    return vicuna(found.group(1)) if found and found.group(1) in _LLAMA else None

@@ -61,7 +61,8 @@ class Decoded:
         drafted_depth: how deep the tree of each step was.
         kept_node: the node at which each step's accepted path ends, after the same cutting; 0 is the root.
         prefill_s, decode_s: seconds up to and after the first token.
-        draft_s, verify_s: seconds of drafting and of the target's passes, parts of ``decode_s``.
+        parts_s: seconds of the parts of ``decode_s``: ``draft``; ``verify``, the target's passes; ``accept``, which paths to keep;
+            ``commit``, their rows in the cache; ``rest``, the answer's own bookkeeping.
         steps: trees and paths, only where asked for.
     """
 
@@ -72,10 +73,19 @@ class Decoded:
     kept_node: list[int]
     prefill_s: float
     decode_s: float
-    draft_s: float
-    verify_s: float
+    parts_s: dict[str, float]
     steps: list[Step]
     distances: list[float] | None = None
+
+    @property
+    def draft_s(self) -> float:
+        """Seconds of drafting."""
+        return self.parts_s.get("draft", 0.0)
+
+    @property
+    def verify_s(self) -> float:
+        """Seconds of the target's passes."""
+        return self.parts_s.get("verify", 0.0)
 
 
 def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_positions: int) -> int:
@@ -153,8 +163,10 @@ def decode(
         logits, hidden = target.verify(tree, cache, head.features)
         watch.mark("verify")
         path, settled, apart = rule.accept(tree, logits)
+        watch.mark("accept")
         past = cache.past
         cache.commit(path)
+        watch.mark("commit")
         if trace:
             steps.append(Step(tree.tokens.tolist(), path))
 
@@ -171,8 +183,7 @@ def decode(
         kept_node.append(path[keep - 1])
         rows = slice(0, len(path)) if path[-1] == len(path) - 1 else list(path)
         new = Committed(ids.new_tensor(settled), hidden[rows], past)
-        watch.mark("accept")
+        watch.mark("rest")
     seconds = watch.seconds()
     decode_s = time.perf_counter() - first_token
-    draft_s, verify_s = seconds.get("draft", 0.0), seconds.get("verify", 0.0)
-    return Decoded(tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, draft_s, verify_s, steps, distances)
+    return Decoded(tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, seconds, steps, distances)

@@ -1,0 +1,48 @@
+"""The command that splits a decoding step into its parts: profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koala_bench.cli.app import app
+from koala_bench.cli.options import AttentionName, Device, Dtype, Methods, PresetName, Settings, TargetName, Tree, method_names, preset_of
+
+
+@app.command()
+def profile(
+    heads: Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")] = Path("results/runs/table1-tiny/heads"),
+    preset: PresetName = "tiny",
+    target: TargetName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    methods: Methods = None,
+    tree: Tree = None,
+    attention: AttentionName = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table here too, a .md file.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Split a decoding step: draft, the model's own pass, what the harness puts around it, reads from the device.
+
+    Example: `koala-bench profile --methods vanilla,eagle --heads results/runs/table1-tiny/heads`.
+    """
+    from koala_bench.dialogues import encode_prompt
+    from koala_bench.evaluation import load_methods, select_questions
+    from koala_bench.experiment import load_preset_target
+    from koala_bench.files import write_text
+    from koala_bench.profiling import in_words
+    from koala_bench.profiling import profile as measure
+    from koala_bench.questions import bundled_questions, read_questions
+
+    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, tree=tree, attention=attention)
+    loaded, template = load_preset_target(chosen)
+    assert loaded.tokenizer is not None
+    ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)
+    prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
+    text = in_words(measure(loaded, ready, prompts, tokens), loaded)
+    if out is not None:
+        write_text(out, text + "\n")
+    print(text)

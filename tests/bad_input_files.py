@@ -100,6 +100,9 @@ EXCHANGE = [
     Case("an export in no layout", f"{EXPORT} --layout sglang", "'sglang'", "vllm"),
     Case("an export in no dtype", f"{EXPORT} --dtype int8", "'int8'", "float32"),
     Case("an export over other files", f"{EXPORT[:-3]}bad", "config.json is there already", "--out", put("bad/config.json", "{}")),
+    Case("a tree to tune of no method", "tune-tree eagel --target target --out tree.json", "'eagel'", "eagle"),
+    Case("a tree to tune without a name", "tune-tree eagle --target target --out tree", "tree is no name for a tree", ".json"),
+    Case("a profile of no heads", "profile --target target --device cpu --heads none", "none", "koala-bench train"),
     Case("a plan without a target", "plan --target ./none", "./none", "--target", around=no_network),
     Case("a plan for no method", "plan --methods", "'--methods'", "plan --help"),
 ]

@@ -13,7 +13,8 @@ from koala_bench.cli import (
     runs,
     sweep,
     tools,
+    tune,
 )  # each adds its commands to the application
 from koala_bench.cli.app import app, main
 
-__all__ = ["analyse", "app", "audit", "check", "distill", "exchange", "main", "newhead", "plan", "profile", "results", "runs", "sweep", "tools"]
+__all__ = ["analyse", "app", "audit", "check", "distill", "exchange", "main", "newhead", "plan", "profile", "results", "runs", "sweep", "tools", "tune"]

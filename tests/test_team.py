@@ -144,6 +144,13 @@ def _stream(preset: Any, target: Any) -> Any:
     return _streams(preset, read_conversations(preset.data.source), target, chat_template("vicuna_v1.1", target.tokenizer))[0]
 
 
+def test_a_command_that_writes_alone_refuses_to_be_launched() -> None:
+    command = [sys.executable, "-m", "koala_bench.cli", "distill", "--out", "answers.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"}, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched: train, evaluate, reproduce.\n"
+
+
 # ------------------------------------------------------------------------------ dealing out and merging
 
 

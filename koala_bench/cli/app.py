@@ -14,6 +14,7 @@ HELP = "Benchmark and reproduce draft heads of speculative decoding."
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP)
 
+_TOGETHER = ("train", "evaluate", "reproduce")  # commands that several processes can run together
 _INTERRUPTED = 130  # typer turns Ctrl-C into this exit code
 # typer brings a click of its own from some version on, and the class is public in neither by the same name.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -23,8 +24,11 @@ def main() -> None:
     """Entry point: errors of the user end in one line and exit code 2."""
     # Loading weights draws a bar of its own for every tensor; ours say more.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if os.environ.get("RANK", "0") != "0":  # of processes that work together the first one prints the result
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if sys.argv[1:2] and sys.argv[1] not in _TOGETHER:
+            _refuse(f"{sys.argv[1]} runs in one process. Start it without a launcher; these can be launched: {', '.join(_TOGETHER)}.")
+        if os.environ.get("RANK", "0") != "0":  # the first one prints the result
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         # Without arguments typer shows the help; with wrong ones it would draw a box of several lines.
         code = app(standalone_mode=len(sys.argv) < 2)

@@ -184,7 +184,7 @@ def interval_ends(statistic: Statistic, weights: Array, confidence: float = CONF
     percentile interval puts both right: it goes out to the levels Phi(+-sqrt(n / (n - 1)) t), with the quantile t
     of n - 1 degrees of freedom (Hesterberg 2015, The American Statistician 69, section 3.3). It transforms with the
     statistic, so that the interval of a change in percent and that of a ratio say the same. Chosen by simulation:
-    on the per-question numbers of ``results/table1-tiny`` it covers 94 to 96 % with 20 to 160 questions, where the
+    on the per-question numbers of an earlier Table 1 it covers 94 to 96 % with 20 to 160 questions, where the
     plain percentile and BCa (Efron 1987) cover 91 to 93 % with 20; on a skewed population 93 to 95 %, BCa 89 to 93 %
     (it estimates the skewness from the same few questions), bootstrap-t no better at many times the work.
     ``tests/test_statistics.py`` repeats it. It cannot help where a question in a hundred decides: of Spec-Bench's six

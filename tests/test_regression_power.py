@@ -67,7 +67,7 @@ class World:
 @pytest.fixture(scope="module")
 def world() -> World:
     """The per-question numbers of the record that the README shows."""
-    run = read_run(ROOT / "results" / "table1-tiny" / "records.jsonl")
+    run = read_run(ROOT / "results" / "all-tiny" / "records.jsonl")
     first = sorted((turn for turn in run.turns_of("vanilla") if turn["turn"] == 0), key=_key)
     categories = {category: [i for i, turn in enumerate(first) if turn["category"] == category] for category in {turn["category"] for turn in first}}
 

@@ -200,7 +200,7 @@ def test_one_seed_has_no_interval_over_seeds() -> None:
 
 ARMS = ("vanilla", "eagle", "eagle+koala")
 Population = dict[str, Array]  # tokens, steps and seconds of many questions by method, [questions, 3]
-RECORD = Path(__file__).parent.parent / "results" / "table1-tiny" / "records.jsonl"
+RECORD = Path(__file__).parent.parent / "results" / "all-tiny" / "records.jsonl"
 
 
 def recorded() -> Population:

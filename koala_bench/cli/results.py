@@ -41,7 +41,7 @@ def figure(
 ) -> None:
     """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the records for.
 
-    Example: `koala-bench figure prediction results/table1-tiny`.
+    Example: `koala-bench figure prediction results/all-tiny`.
     """
     from koala_bench.reproduction import FIGURES, drawable, make, make_figure, sources_in
 
@@ -65,7 +65,7 @@ def report(
 ) -> None:
     """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers, environment.
 
-    Example: `koala-bench report results/table1-tiny --out report.html`.
+    Example: `koala-bench report results/all-tiny --out report.html`.
     """
     from koala_bench.report import write_report
 
@@ -79,7 +79,7 @@ def verify(
 ) -> None:
     """Compute hashes and tables of a folder of results once more and say whether they match its record. Exit code 0 or 1.
 
-    Example: `koala-bench verify results/table1-tiny`.
+    Example: `koala-bench verify results/all-tiny`.
     """
     from koala_bench.integrity import verify as checked
 

@@ -96,7 +96,8 @@ class FeatureBatch:
         """The target's next-token distribution [batch, tokens, vocab_size], computed once for all heads."""
         if self.whole is not None:
             return self.whole.target_probabilities
-        with torch.no_grad():
+        # Whoever asks first may do so under autocast or not; all heads are to get the same.
+        with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             return torch.softmax(self.output(self.hidden[:, :, -1]).float(), dim=-1)
 
 

@@ -47,8 +47,6 @@ class BestTrees:
                     hang((*path, rank), level + 1, 0, mine - 1)
                 count -= mine
                 rank += 1
-                if not mine:
-                    return  # candidates are taken in order: behind one that is left out there is none
 
         hang((), 0, 0, nodes)
         return sorted(paths, key=lambda path: (len(path), path)), float(values[0][0, nodes])
@@ -65,8 +63,9 @@ class BestTrees:
                         # ``mine`` nodes with this candidate at their top, the rest hang on the candidates behind it.
                         worth = p * (1 + below[:count]) + beside[count - 1 :: -1][:count]
                         mine = int(worth.argmax())
-                        if worth[mine] > 0:
-                            values[level][rank, count], taken[level][rank, count] = worth[mine], mine + 1
+                        skipped = beside[count]  # few positions may have counted a later candidate more often
+                        values[level][rank, count] = max(worth[mine], skipped)
+                        taken[level][rank, count] = mine + 1 if worth[mine] > skipped else 0
             self._tables[depth] = values, taken
         return self._tables[depth]
 

@@ -104,7 +104,7 @@ EXCHANGE = [
     Case("a tree to tune without a name", "tune-tree eagle --target target --out tree", "tree is no name for a tree", ".json"),
     Case("a profile of no heads", "profile --target target --device cpu --heads none", "none", "koala-bench train"),
     Case("a plan without a target", "plan --target ./none", "./none", "--target", around=no_network),
-    Case("a plan for no method", "plan --methods", "'--methods'", "plan --help"),
+    Case("a plan for no method", "plan --methods ''", "''", "vanilla"),
 ]
 
 QUESTIONS = [

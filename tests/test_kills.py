@@ -39,6 +39,8 @@ def test_twenty_kills_change_nothing(target_folder: Path, tmp_path: Path) -> Non
         from test_kills import settings
         from test_team import train_and_evaluate
         folder, draw, kills, finished, out = Path({str(tmp_path)!r}), random.Random(0), 0, [], 0
+        def written(place):
+            return [(path.stat().st_mtime_ns, path.stat().st_size) for name in ("checkpoint.pt", "records.jsonl") if (path := place / name).exists()]
         while kills < {KILLS} or not finished:
             child = os.fork()
             if child == 0:
@@ -48,10 +50,12 @@ def test_twenty_kills_change_nothing(target_folder: Path, tmp_path: Path) -> Non
                     code = 0
                 finally:
                     os._exit(code)
-            until = time.monotonic() + (draw.uniform(0.05, 1.2) if kills < {KILLS} else 300)
-            status = None
-            while status is None and time.monotonic() < until:
+            # A moment after it has come a step further: else a slow machine would be killed before its first checkpoint each time.
+            before, until, status = written(folder / f"killed-{{out}}"), None, None
+            while status is None and (until is None or time.monotonic() < until):
                 time.sleep(0.005)
+                if until is None and kills < {KILLS} and written(folder / f"killed-{{out}}") != before:
+                    until = time.monotonic() + draw.uniform(0, 0.3)
                 done, found = os.waitpid(child, os.WNOHANG)
                 status = found if done else None
             if status is None:

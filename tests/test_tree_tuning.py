@@ -46,9 +46,11 @@ def falling(seed: int, depth: int, ranks: int) -> np.ndarray[Any, Any]:
 # ------------------------------------------------------------------------------ searches
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_program_finds_the_best_tree_of_all(seed: int) -> None:
     p = falling(seed, 3, 2)
+    if seed >= 6:  # few positions may have counted a later rank more often
+        p = np.ascontiguousarray(p[:, ::-1])
     search = BestTrees(p, 5)
     for nodes in range(1, 6):
         for depth in (1, 2, 3):

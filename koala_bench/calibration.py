@@ -14,11 +14,11 @@ from koala_bench.decoding import VANILLA_TREE, Vanilla, capacity_for, decode
 from koala_bench.experiment import VANILLA, free_head
 from koala_bench.features import features_of_each
 from koala_bench.presets import Preset
-from koala_bench.requirements import Needs
+from koala_bench.requirements import Needs, dtype_of
 from koala_bench.streams import TokenBatch
 from koala_bench.target import Target
 from koala_bench.team import ALONE
-from koala_bench.timing import synchronise
+from koala_bench.timing import seconds_of
 from koala_bench.training import make_arm, train_step
 from koala_bench.tree import Template, load_template
 
@@ -124,14 +124,10 @@ def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: N
     """What the run takes at least: two operations a parameter and token for the target, six for what is trained; decoding reads all weights a step."""
     trained = sum(head.parameters + head.judge for head in needs.heads if head.shares is None)
     training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
-    step = needs.target_parameters * torch.finfo(_dtype_of(preset)).bits / 8 / limits.bytes_per_s
+    step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s
     drafting = len([name for name in methods if name != VANILLA])
     first, second = (needs.answer_tokens * step * (1 + drafting / length) for length in (1, 2))
     return Hours(training / 3600, (first / 3600, second / 3600))
-
-
-def _dtype_of(preset: Preset) -> torch.dtype:
-    return torch.float32 if preset.target.dtype == "float32" or preset.target.device == "cpu" else torch.float16
 
 
 def _batch(preset: Preset, target: Target) -> TokenBatch:
@@ -163,9 +159,5 @@ def _time(device: torch.device, seconds: float, run: Callable[[], object]) -> fl
     found: list[float] = []
     stop = time.perf_counter() + seconds
     while not found or (time.perf_counter() < stop and len(found) < 50):
-        synchronise(device)
-        before = time.perf_counter()
-        run()
-        synchronise(device)
-        found.append(time.perf_counter() - before)
+        found.append(seconds_of(device, run))
     return sorted(found)[len(found) // 2]

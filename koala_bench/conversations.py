@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import re
 import zlib
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.corpus import cached_corpus
-from koala_bench.dialogues import ChatTemplate, EncodedDialogue, encode_dialogues
+from koala_bench.dialogues import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.hub import HUB, fetch_dialogues
 from koala_bench.progress import say
@@ -186,3 +187,15 @@ def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Seque
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     return encode_dialogues(template, target.tokenizer, dialogues)
+
+
+def held_out_prompts(target: Target, template: ChatTemplate, source: str, count: int, longest: int) -> list[list[int]]:
+    """First questions of held-out dialogues as token ids, the first ``count`` that are shorter than ``longest``; there may be fewer.
+
+    Raises:
+        KoalaBenchError: as ``read_conversations``, or the target came without a tokenizer.
+    """
+    if target.tokenizer is None:
+        raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
+    prompts = (list(encode_prompt(template, target.tokenizer, turns[:1])) for turns in read_conversations(source).held_out)
+    return list(itertools.islice((prompt for prompt in prompts if len(prompt) < longest), count))

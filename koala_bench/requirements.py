@@ -26,7 +26,7 @@ from koala_bench.presets import Preset
 from koala_bench.questions import find_questions, read_questions
 from koala_bench.registry import HEADS, load
 from koala_bench.shapes import known_shape
-from koala_bench.target import DTYPES, Target, bundled_target
+from koala_bench.target import Target, bundled_target, pick_dtype
 from koala_bench.training import make_arm
 
 _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
@@ -139,7 +139,7 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
             judge = sum(p.numel() for p in arm.objective.parameters()) if arm.objective is not None else 0
             heads.append(HeadNeeds(name, arm.parameters, judge, owner if owner != name else None))
             features = max(features, len(arm.head.features))
-    size = torch.finfo(DTYPES.get(preset.target.dtype, torch.float32 if preset.target.device == "cpu" else torch.float16)).bits // 8
+    size = dtype_of(preset).itemsize
     trained = [head for head in heads if head.shares is None]
     weights = sum(head.parameters + head.judge for head in trained)
     tokens = preset.training.batch_tokens
@@ -159,6 +159,13 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
         training_tokens=preset.training.steps * tokens * preset.training.micro_batches if weights else 0,
         answer_tokens=asked * preset.evaluation.max_new_tokens,
     )
+
+
+def dtype_of(preset: Preset) -> torch.dtype:
+    """What the target computes in where the preset runs as it says: on a GPU it asks for, whether there is one here or not."""
+    wanted = preset.target.device
+    on_gpu = wanted.startswith("cuda") or (wanted == "auto" and torch.cuda.is_available())
+    return pick_dtype(preset.target.dtype, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def turns_of(preset: Preset, data_dir: Path | None) -> int | None:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from koala_bench.checkpoints import load_head
-from koala_bench.conversations import read_conversations
+from koala_bench.conversations import held_out_prompts
 from koala_bench.decoding import capacity_for, decode
-from koala_bench.dialogues import ChatTemplate, encode_prompt
+from koala_bench.dialogues import ChatTemplate
 from koala_bench.errors import KoalaBenchError
 from koala_bench.experiment import load_preset_target, train_heads
 from koala_bench.files import write_texts
@@ -114,16 +114,10 @@ def _header(preset: Preset, grid: SweepGrid, target: Target, template: ChatTempl
 
 def _held_out_prompts(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate) -> list[list[int]]:
     """First turns of held-out dialogues that leave room for an answer: those of the search, then those of the confirmation."""
-    assert target.tokenizer is not None
     wanted = grid.prompts + (grid.confirm_prompts if grid.confirm_seeds else 0)
-    longest = min(preset.data.max_tokens, target.max_positions - grid.new_tokens)
-    found: list[list[int]] = []
-    for turns in read_conversations(preset.data.source).held_out:
-        prompt = list(encode_prompt(template, target.tokenizer, turns[:1]))
-        if len(prompt) < longest:
-            found.append(prompt)
-        if len(found) == wanted:
-            return found
+    found = held_out_prompts(target, template, preset.data.source, wanted, min(preset.data.max_tokens, target.max_positions - grid.new_tokens))
+    if len(found) == wanted:
+        return found
     raise KoalaBenchError(f"The grid decodes {wanted} held-out prompts, the data has {len(found)}.", "Lower prompts or confirm_prompts in the grid.")
 
 

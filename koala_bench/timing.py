@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has finished all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def seconds_of(device: torch.device, run: Callable[[], object]) -> float:
+    """Seconds of one call, from an idle device to an idle device."""
+    synchronise(device)
+    before = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - before
 
 
 class Stopwatch:

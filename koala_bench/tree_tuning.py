@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from koala_bench.heads import Committed
 from koala_bench.progress import progress
 from koala_bench.rank_profile import RankProfile, measure_ranks
 from koala_bench.target import Target
-from koala_bench.timing import synchronise
+from koala_bench.timing import seconds_of
 from koala_bench.tree import DraftTree, Template, TreeShape, TreeTemplate, load_template
 from koala_bench.tree_search import BestTrees, greedy
 
@@ -134,7 +133,7 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
     with progress("step times", _ROUNDS + 1, "rounds") as advance:
         for turn in range(_ROUNDS + 1):
             for count, chain in chains.items():
-                passes[count].append(_spent(target, lambda chain=chain: target.verify(chain, cache)))  # type: ignore[misc]
+                passes[count].append(seconds_of(target.device, lambda chain=chain: target.verify(chain, cache)))  # type: ignore[misc]
             for template in templates:
                 drafts[template.name].append(_drafting(target, head, template, ids, hidden))
             answer = decode(target, Vanilla(), VANILLA_TREE, ids[:16].tolist(), 8, ())
@@ -160,15 +159,7 @@ def _drafting(target: Target, head: Any, template: Template, ids: torch.Tensor, 
     head.begin(template, capacity_for(len(ids), 8, template.nodes, target.max_positions))
     head.draft(Committed(ids[1:-2], hidden[:-3], 0, ids[:1]))
     new = Committed(ids[-2:], hidden[-3:-1], len(ids) - 3)
-    return _spent(target, lambda: head.draft(new))
-
-
-def _spent(target: Target, run: Callable[[], object]) -> float:
-    synchronise(target.device)
-    before = time.perf_counter()
-    run()
-    synchronise(target.device)
-    return time.perf_counter() - before
+    return seconds_of(target.device, lambda: head.draft(new))
 
 
 def _measure(target: Target, head: Any, templates: Sequence[TreeTemplate], prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[float, float]]:

@@ -37,8 +37,7 @@ def tune_tree(
 
     Example: `koala-bench tune-tree eagle --heads results/runs/table1-tiny/heads --out eagle-tree.json`.
     """
-    from koala_bench.conversations import read_conversations
-    from koala_bench.dialogues import encode_prompt
+    from koala_bench.conversations import held_out_prompts
     from koala_bench.evaluation import load_methods
     from koala_bench.experiment import load_preset_target
     from koala_bench.files import write_text
@@ -49,15 +48,8 @@ def tune_tree(
     chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, attention=attention)
     chosen.method(method)
     loaded, template = load_preset_target(chosen)
-    assert loaded.tokenizer is not None
     ready = load_methods(chosen, ["vanilla", method], loaded, heads)[1]
-    asked: list[list[int]] = []
-    for turns in read_conversations(chosen.data.source).held_out:
-        prompt = list(encode_prompt(template, loaded.tokenizer, turns[:1]))
-        if len(prompt) + tokens <= min(chosen.data.max_tokens, loaded.max_positions):
-            asked.append(prompt)
-        if len(asked) == prompts:
-            break
+    asked = held_out_prompts(loaded, template, chosen.data.source, prompts, min(chosen.data.max_tokens, loaded.max_positions) - tokens)
     if len(asked) < 2:
         raise KoalaBenchError("The data has fewer than two held-out prompts that leave room for an answer.", "Lower --tokens, or give other data.source.")
     found = tune(loaded, ready.head, ready.template, asked, tokens, most, depth, widest)

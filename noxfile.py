@@ -103,7 +103,7 @@ def regression(session: nox.Session) -> None:
     folder = "results/runs/regression"
     if Path(folder).exists():
         shutil.rmtree(folder)  # a finished record would be reused, and nothing new would be checked
-    methods = ("--methods", "vanilla,eagle,eagle+koala", "--limit", "2", "--max-new-tokens", "64", "--device", "cpu", "--dtype", "float32")
+    methods = ("--methods", "vanilla,eagle,eagle+koala", "--limit", "2", "--max-new-tokens", "64", "--device", "cpu", "--dtype", "float32", "--engine", "eager")
     session.run("koala-bench", "evaluate", "--heads", "results/regression/heads", *methods, "--out", folder)
     reports = () if "--update" in session.posargs else ("--junit", f"{folder}/junit.xml", "--markdown", f"{folder}/report.md")
     session.run("koala-bench", "check", "results/regression/baseline.jsonl", f"{folder}/records.jsonl", *reports, *session.posargs)

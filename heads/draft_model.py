@@ -7,13 +7,16 @@ ours grows whatever tree it is asked for.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 
 from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
-from koala_bench.cache import TreeCache
+from koala_bench.cache import TreeCache, windows
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
@@ -53,6 +56,7 @@ class DraftModel(nn.Module):
         self.pick: Pick = best
         self._vocab_size, self._own = spec.vocab_size, int(self._model.model.config.vocab_size)
         self._known = min(self._vocab_size, self._own)
+        self._pass, self._score = spec.record(self._behind, ((0,), (2, 3), (1,), (), (3,))), spec.record(self._logits, ((0,),))
         self._template: Template | None = None
         self._cache: TreeCache | None = None
         self._settled = 0  # rows of settled tokens
@@ -95,14 +99,15 @@ class DraftModel(nn.Module):
         self._settled = past + len(tokens)
         start = past + self._offset
         states = self._run(tokens, self._places[:, start : start + len(tokens)], past, self._masks.settling(len(tokens), past))
-        return self._logits(states[-1:])
+        return cast(torch.Tensor, self._score(states[-1:]))
 
     def grow(self, level: Grown) -> torch.Tensor:
         """Logits [nodes, vocab_size] of what follows each node of a level; their rows are overwritten by the next step."""
         settled = self._settled
         place = settled + self._offset + level.depth - 1
         places = self._places[:, place : place + 1].expand(1, len(level.tokens))
-        return self._logits(self._run(level.tokens, places, settled + level.before, self._masks.of(level, settled)))
+        states = self._run(level.tokens, places, settled + level.before, self._masks.of(level, settled))
+        return cast(torch.Tensor, self._score(states))
 
     # ------------------------------------------------------------------------------ the model
 
@@ -110,10 +115,18 @@ class DraftModel(nn.Module):
         """Last states [tokens, width] of tokens at positions ``places`` [1, tokens]; their rows are written from ``start`` on."""
         assert self._cache is not None, "begin() comes before draft()"
         self._cache.past = start
+        wide = None if mask is None else mask[None, None]
+        if start == 0:  # which also makes the rows
+            return self._states(tokens, wide, places, self._cache)
+        return cast(torch.Tensor, self._pass(tokens, wide, places, start, self._cache.storage))
+
+    def _behind(self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: int, storage: torch.Tensor) -> torch.Tensor:
+        return self._states(tokens, mask, places, windows(storage, start, tokens.shape[0]))
+
+    def _states(self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, cache: Cache) -> torch.Tensor:
         if self._own < self._vocab_size:
             tokens = tokens.clamp(max=self._own - 1)  # padding of the target's output layer, which it never says in earnest
-        wide = None if mask is None else mask[None, None]
-        found = self._model.decoder(input_ids=tokens[None], attention_mask=wide, position_ids=places, past_key_values=self._cache, use_cache=True)
+        found = self._model.decoder(input_ids=tokens[None], attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
         states: torch.Tensor = found.last_hidden_state[0]
         return states
 

@@ -7,6 +7,8 @@ are upstream's ``num_hidden_layers``: the first has no input norm, the others ha
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -48,6 +50,8 @@ class Eagle(nn.Module):
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
+        moving = ((0,), (0,), (1,), (), (0, 1), (4,))
+        self._settle, self._extend = spec.record(self._settling, moving), spec.record(self._extending, moving)
         self.pick: Pick = best
         self._template: Template | None = None
         self._rows: Rows | None = None
@@ -67,10 +71,25 @@ class Eagle(nn.Module):
             self._masks = LevelMasks(self._levels, needed, dtype, device)
         self._rows.settled = 0
 
-    def _run(self, rows: Rows, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """Predicted states [new, width] after (state, next token) pairs, written from row ``start`` on."""
+    def _extending(
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predicted states [new, width] after (state, next token) pairs, written from row ``start`` on, and their logits."""
+        x = self._run(tokens, states, table, start, mask, buffers)
+        return x, self._output(x)
+
+    def _settling(
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the last pair alone, [1, ...]."""
+        x = self._run(tokens, states, table, start, mask, buffers)[-1:]
+        return x, self._output(x)
+
+    def _run(
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> torch.Tensor:
         x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
-        for layer, own in zip(self.layers, rows.buffers, strict=True):
+        for layer, own in zip(self.layers, buffers, strict=True):
             x = layer(x, table, own, start, mask)
         return x[0]
 
@@ -84,9 +103,10 @@ class Eagle(nn.Module):
         rows, count = self._rows, len(new.tokens)
         assert rows is not None, "begin() comes before draft()"
         past = rows.settled
-        self._states = self._run(rows, new.tokens, new.hidden[:, -1], rows.table(past, count), past, self._masks.settling(count, past))[-1:]
+        mask = self._masks.settling(count, past)
+        self._states, logits = self._settle(new.tokens, new.hidden[:, -1], rows.table(past, count), past, mask, rows.buffers)
         rows.settled = past + count
-        return self._output(self._states)
+        return cast(torch.Tensor, logits)
 
     def grow(self, level: Grown) -> torch.Tensor:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
@@ -94,8 +114,8 @@ class Eagle(nn.Module):
         assert rows is not None, "begin() comes before draft()"
         settled = rows.settled
         table, mask = rows.table(settled + level.depth - 1), self._masks.of(level, settled)
-        self._states = self._run(rows, level.tokens, self._states[level.parents], table, settled + level.before, mask)
-        return self._output(self._states)
+        self._states, logits = self._extend(level.tokens, self._states[level.parents], table, settled + level.before, mask, rows.buffers)
+        return cast(torch.Tensor, logits)
 
     # ------------------------------------------------------------------------------ training
 

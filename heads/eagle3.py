@@ -13,6 +13,8 @@ spread over the rows ``d2t[i] + i``, the others never drafted). ``layers`` is th
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,6 +76,8 @@ class Eagle3(nn.Module):
             self.lm_head.weight.copy_(spec.output_weight.detach())
         # The target's own embedding, held where neither state_dict() nor parameters() finds it.
         self._embed = spec.embed
+        moving = ((0,), (0,), (1,), (), (0, 1), (4,))
+        self._settle, self._extend = spec.record(self._settling, moving), spec.record(self._extending, moving)
         self._template: Template | None = None
         self._rows: Rows | None = None
         self._states = torch.empty(0)
@@ -108,9 +112,10 @@ class Eagle3(nn.Module):
         rows, count = self._rows, len(new.tokens)
         assert rows is not None, "begin() comes before draft()"
         past = rows.settled
-        self._states = self._run(rows, new.tokens, self._fused(new.hidden), rows.table(past, count), past, self._masks.settling(count, past))[-1:]
+        mask = self._masks.settling(count, past)
+        self._states, scores = self._settle(new.tokens, new.hidden, rows.table(past, count), past, mask, rows.buffers)
         rows.settled = past + count
-        return self._scores(self._states)
+        return cast(torch.Tensor, scores)
 
     def grow(self, level: Grown) -> torch.Tensor:
         """Scores of the children of a level's nodes [nodes, vocab_size]; a node pairs its token with what came out above it."""
@@ -118,13 +123,29 @@ class Eagle3(nn.Module):
         assert rows is not None, "begin() comes before draft()"
         settled = rows.settled
         table, mask = rows.table(settled + level.depth - 1), self._masks.of(level, settled)
-        self._states = self._run(rows, level.tokens, self._states[level.parents], table, settled + level.before, mask)
-        return self._scores(self._states)
+        self._states, scores = self._extend(level.tokens, self._states[level.parents], table, settled + level.before, mask, rows.buffers)
+        return cast(torch.Tensor, scores)
 
-    def _run(self, rows: Rows, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def _settling(
+        self, tokens: torch.Tensor, hidden: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """State [1, width] and scores [1, vocab_size] after the last of the settled tokens, from the target's states."""
+        x = self._run(tokens, self._fused(hidden), table, start, mask, buffers)[-1:]
+        return x, self._scores(x)
+
+    def _extending(
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same after each node of a level, from states of the head's own."""
+        x = self._run(tokens, states, table, start, mask, buffers)
+        return x, self._scores(x)
+
+    def _run(
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> torch.Tensor:
         """What the last layer makes [new, width] of pairs of a state and the token after it, whose rows begin at ``start``."""
-        x = self.midlayer(self._embed(tokens)[None], states[None], table, rows.buffers[0], start, mask)
-        for layer, own in zip(self.layers, rows.buffers[1:], strict=True):
+        x = self.midlayer(self._embed(tokens)[None], states[None], table, buffers[0], start, mask)
+        for layer, own in zip(self.layers, buffers[1:], strict=True):
             x = layer(x, table, own, start, mask)
         out: torch.Tensor = x[0]
         return out

@@ -14,7 +14,8 @@ dropout between them: ``hydra_mlp.{i}.0``, ``hydra_mlp.{i}.1`` and on, and ``hyd
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,8 @@ class Hydra(nn.Module):
         self.prefix = _Prefix(spec.config) if prefix else None
         # The target's own, held where neither state_dict() nor parameters() finds it.
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
+        self._score = [spec.record(partial(self._scores, head), ((0,),)) for head in range(heads)]
+        self._read = spec.record(self._prefixed, ((0,), (1,), (), (0, 1), (4,)))
         self._template: Template | None = None
         self._rows: Rows | None = None
         self._known = torch.empty(0)
@@ -143,20 +146,25 @@ class Hydra(nn.Module):
             rows = self._rows
             assert rows is not None, "begin() comes before draft()"
             count, past = len(new.tokens), rows.settled
-            x = self.prefix.layer(new.hidden[None, :, -1], rows.table(past, count), rows.buffers[0], past, self._masks.settling(count, past))
+            state = self._read(new.hidden[:, -1], rows.table(past, count), past, self._masks.settling(count, past), rows.buffers)
             rows.settled = past + count
-            state = self.prefix.norm(x[0, -1:])
         self._known = torch.cat([state, self._embed(new.tokens[-1:])], dim=-1)
-        return self._scores(0)
+        return cast(torch.Tensor, self._score[0](self._known))
 
     def grow(self, level: Grown) -> torch.Tensor:
         """Scores of the children of a level's nodes [nodes, vocab_size]."""
         self._known = torch.cat([self._known[level.parents], self._embed(level.tokens)], dim=-1)
-        return self._scores(level.depth)
+        return cast(torch.Tensor, self._score[level.depth](self._known))
 
-    def _scores(self, head: int) -> torch.Tensor:
+    def _prefixed(self, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor) -> torch.Tensor:
+        """What the heads read in the place of the last of the target's states [new, width], [1, width]."""
+        assert self.prefix is not None
+        read: torch.Tensor = self.prefix.norm(self.prefix.layer(states[None], table, buffers[0], start, mask)[0, -1:])
+        return read
+
+    def _scores(self, head: int, known: torch.Tensor) -> torch.Tensor:
         guesser = self._head(head)
-        scores: torch.Tensor = guesser.output(guesser.feature(self._known))
+        scores: torch.Tensor = guesser.output(guesser.feature(known))
         return scores
 
     # ------------------------------------------------------------------------------ training

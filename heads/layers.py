@@ -119,7 +119,7 @@ class Attention(nn.Module):
         if steps is not None and len(steps) > 1:
             out = _attend_unrolled(q, steps)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and new > 1, enable_gqa=self.heads != self.kv_heads)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and bool(new > 1), enable_gqa=self.heads != self.kv_heads)
         projected: torch.Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, new, -1))
         return projected
 

@@ -7,6 +7,8 @@ code repeats one block K times by accident (upstream: ``[ResBlock(h)] * num_laye
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,6 +44,7 @@ class Medusa(nn.Module):
         self.block_bias = nn.Parameter(torch.empty(layers, heads, width).uniform_(-(width**-0.5), width**-0.5))
         self.output_weight = nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1)) if own_output else None
         self._output, self._vocab_size = spec.output, spec.vocab_size
+        self._guess = spec.record(self._guessing, ((),))
         self.pick: Pick = best
         self._template: Template | None = None
 
@@ -75,7 +78,11 @@ class Medusa(nn.Module):
 
     def _scores(self, new: Committed, depth: int) -> torch.Tensor:
         """Logits [depth, vocab_size] of the first ``depth`` heads."""
-        x = new.hidden[-1:, -1].expand(depth, 1, -1)  # [depth, 1, width]
+        return cast(torch.Tensor, self._guess(new.hidden[-1:, -1].expand(depth, 1, -1)))
+
+    def _guessing(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [depth, vocab_size] of a state [depth, 1, hidden_size] that stands there once for each head."""
+        depth = len(x)
         for weight, bias in zip(self.block_weight[:, :depth], self.block_bias[:, :depth], strict=True):
             x = x + F.silu(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
         if self.output_weight is None:

@@ -53,6 +53,39 @@ class _Rows(DynamicLayer):
         return self.owner.capacity
 
 
+class _Window(DynamicLayer):
+    """One layer's rows during a single pass, cut out before it; ``update`` writes the new ones and returns all."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor, past: int) -> None:
+        super().__init__()
+        self.keys, self.values, self._new_keys, self._new_values, self._past = keys, values, new_keys, new_values, past
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self._new_keys.copy_(key_states)
+        self._new_values.copy_(value_states)
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        return self._past
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # A number that moves is none to isinstance; only transformers 4.57 passes positions.
+        return self._past + (query_length.shape[0] if isinstance(query_length, torch.Tensor) else query_length), 0
+
+
+def windows(storage: torch.Tensor, past: int, new: int) -> Cache:
+    """A cache for one pass over ``new`` nodes behind ``past`` settled rows, without a state of its own, so that it can be recorded.
+
+    Args:
+        storage: of a ``TreeCache``, [layers, 2, kv_heads, capacity, head_dim]; the new rows are written there.
+    """
+    every = storage.flatten(0, 1).unsqueeze(1)
+    rows, added = every[:, :, :, : past + new].unbind(0), every[:, :, :, past : past + new].unbind(0)
+    return Cache(layers=[_Window(rows[at], rows[at + 1], added[at], added[at + 1], past) for at in range(0, len(rows), 2)])
+
+
 class TreeCache(Cache):
     """Keys and values of one sequence, batch size 1.
 
@@ -84,6 +117,12 @@ class TreeCache(Cache):
                 "Only models with the same key and value heads in every layer can be decoded with trees.",
             )
         return self._storage[index, 0:1], self._storage[index, 1:2]
+
+    @property
+    def storage(self) -> torch.Tensor:
+        """Keys and values of all layers [layers, 2, kv_heads, capacity, head_dim]; there once a prompt was read."""
+        assert self._storage is not None, "prefill() comes first"
+        return self._storage
 
     def begin(self) -> None:
         """Forget the sequence; the storage stays."""

@@ -193,7 +193,7 @@ def _header(
     measure: MeasureInfo = {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats}
     if team.size > 1:
         measure["processes"] = team.size
-    return {
+    header: RunHeader = {
         "kind": "run",
         "schema": SCHEMA,
         "run_id": uuid.uuid4().hex,
@@ -221,6 +221,9 @@ def _header(
         "environment": environment(torch.get_num_threads(), gpu, driver),
         "code": code_state(Path(__file__).parent),
     }
+    if target.engine == "graph":
+        header["target"]["engine"] = "graph"
+    return header
 
 
 class _Session:

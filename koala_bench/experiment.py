@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     """
     wanted = preset.target
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention)
+    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention, engine=wanted.engine)
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     return target, chat_template(wanted.chat_template, target.tokenizer)
@@ -92,6 +93,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
     # Before the data, which takes a while: a mistake in heads or trees should be told at once.
+    target = replace(target, engine="eager")  # recordings of weights that change would be made again at each evaluation
     team = find_team(target.device)
     if preset.training.micro_batches % team.size:
         raise KoalaBenchError(

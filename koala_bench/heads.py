@@ -7,7 +7,7 @@ to be trained by the suite also ``loss``. The alignment of what it is given is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from koala_bench.tree import DraftTree, Template
+
+Pass = Callable[..., Any]  # of tensors, numbers and None
+
+
+def as_it_is(function: Pass, moving: Sequence[Sequence[int]]) -> Pass:
+    """Recorded nowhere, called as it is."""
+    return function
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,9 @@ class TargetSpec:
         config: the target's Hugging Face configuration.
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
+        record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the same sizes, and call
+            what it gets back: with ``--engine graph`` that is a recording, see ``koala_bench.replay``. ``moving`` names for each
+            argument the dimensions whose sizes differ from call to call.
     """
 
     hidden_size: int
@@ -43,6 +53,7 @@ class TargetSpec:
     device: torch.device
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase | None = None
+    record: Callable[[Pass, Sequence[Sequence[int]]], Pass] = as_it_is
 
 
 @dataclass(frozen=True)

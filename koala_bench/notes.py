@@ -183,7 +183,7 @@ def _measurement_note(measured: Measured) -> Note:
     shared = f"; questions shared out to {measure['processes']} processes" if "processes" in measure else ""
     lines = [
         f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers, "
-        f"{target['dtype']} on {target['device']}, attention {target['attention']}.",
+        f"{target['dtype']} on {target['device']}, attention {target['attention']}{', engine graph' if 'engine' in target else ''}.",
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
         f"Questions: {questions['name']} ({_count(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "

@@ -40,6 +40,7 @@ class TargetPreset(_Strict):
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
+    engine: str = "auto"
 
 
 class DataPreset(_Strict):

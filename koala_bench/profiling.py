@@ -15,7 +15,6 @@ from koala_bench.evaluation import Method
 from koala_bench.progress import progress
 from koala_bench.target import Target
 from koala_bench.timing import Stopwatch
-from koala_bench.tree import DraftTree
 
 PARTS = ("draft", "model", "verify", "accept", "commit", "rest")
 # What makes the host wait for the device, by the name that Python calls it by.
@@ -50,28 +49,20 @@ class Profile:
 
 
 class _Watched(Target):
-    """A target that times its decoder and output layer wherever it verifies."""
+    """A target that times the model's own part of each verification."""
 
     def __init__(self, target: Target) -> None:
-        super().__init__(**{field.name: getattr(target, field.name) for field in fields(Target)})
+        super().__init__(**{each.name: getattr(target, each.name) for each in fields(Target) if each.init})
+        object.__setattr__(self, "inner", target)  # whose recordings are used
         object.__setattr__(self, "watch", Stopwatch(target.device))
-        object.__setattr__(self, "place", "prefill")
 
-    def verify(self, tree: DraftTree, cache: TreeCache, features: tuple[int, ...] = (-1,)) -> tuple[torch.Tensor, torch.Tensor]:
-        object.__setattr__(self, "place", "model")
-        return super().verify(tree, cache, features)
-
-    def _forward(self, *arguments: Any) -> torch.Tensor:
+    def run(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self.watch.mark("between")  # type: ignore[attr-defined]
-        hidden = super()._forward(*arguments)
-        self.watch.mark(self.place)  # type: ignore[attr-defined]
-        return hidden
-
-    def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.watch.mark("between")  # type: ignore[attr-defined]
-        logits = super().output(hidden)
-        self.watch.mark(self.place)  # type: ignore[attr-defined]
-        return logits
+        found: tuple[torch.Tensor, torch.Tensor] = self.inner.run(tokens, mask, positions, cache, features)  # type: ignore[attr-defined]
+        self.watch.mark("model")  # type: ignore[attr-defined]
+        return found
 
 
 class _Counter(TorchFunctionMode):
@@ -132,7 +123,7 @@ def in_words(profiles: Sequence[Profile], target: Target) -> str:
     """A table in Markdown."""
     device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
-        f"Milliseconds of a decoding step on {device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}.",
+        f"Milliseconds of a decoding step on {device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}.",
         "",
         "| Method | Tokens a step | Step | Draft | Model's pass | Around it | Accept | Commit | Rest | Outside of draft and model (%) | Reads a step |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",

@@ -35,7 +35,7 @@ class PresetInfo(TypedDict):
 
 @with_config(_STRICT)
 class TargetInfo(TypedDict):
-    """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are."""
+    """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are. Without ``engine`` it was eager."""
 
     name: str
     path: str
@@ -46,6 +46,7 @@ class TargetInfo(TypedDict):
     dtype: str
     device: str
     attention: str
+    engine: NotRequired[Literal["graph"]]
 
 
 @with_config(_STRICT)

@@ -1,27 +1,31 @@
 """The target model: any Hugging Face causal LM, through its public interface, with tree attention.
 
 No modelling code is forked. A tree is verified in one forward pass by giving the stock model an additive 4-D mask,
-explicit position ids and a ``TreeCache``.
+explicit position ids and a ``TreeCache``. With the engine ``graph`` that pass is recorded and replayed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from httpx import HTTPError
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 
-from koala_bench.cache import TreeCache
+from koala_bench.cache import TreeCache, windows
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
-from koala_bench.heads import TargetSpec
+from koala_bench.heads import Pass, TargetSpec
+from koala_bench.lowering import Layouts
+from koala_bench.replay import Recorded
 from koala_bench.team import local_device
 from koala_bench.tree import DraftTree
 
@@ -29,6 +33,7 @@ from koala_bench.tree import DraftTree
 _UNLOADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError, HTTPError,
 )  # fmt: skip
+Engine = Literal["eager", "graph"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,6 +65,21 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def pick_engine(name: str, device: torch.device) -> Engine:
+    """Turn a name into an engine; ``auto`` is ``graph`` on the CPU and ``eager`` on CUDA, as the papers decode.
+
+    Raises:
+        KoalaBenchError: there is no such engine, or not on this device.
+    """
+    if name == "auto":
+        return "graph" if device.type == "cpu" else "eager"
+    if name not in ("eager", "graph"):
+        raise KoalaBenchError(f"'{name}' is no engine.", "Use --engine auto, eager or graph.")
+    if name == "graph" and device.type != "cpu":
+        raise KoalaBenchError(f"--engine graph records passes for the CPU, not for {device}.", "Use --engine eager, or --device cpu.")
+    return "graph" if name == "graph" else "eager"
+
+
 @dataclass(frozen=True)
 class Target:
     """A frozen causal LM, ready to verify trees.
@@ -68,6 +88,7 @@ class Target:
         name: hub id or path, as asked for.
         model: the stock model in evaluation mode.
         tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
+        engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see ``koala_bench.replay``.
     """
 
     name: str
@@ -76,6 +97,9 @@ class Target:
     device: torch.device
     dtype: torch.dtype
     max_positions: int
+    engine: Engine = "eager"
+    _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False, compare=False)
+    _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def decoder(self) -> Any:
@@ -104,8 +128,12 @@ class Target:
         config, weight = self.model.config, self.model.get_output_embeddings().weight
         return TargetSpec(
             config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype,
-            self.tokenizer,
+            self.tokenizer, self.record,
         )  # fmt: skip
+
+    def record(self, function: Pass, moving: Sequence[Sequence[int]]) -> Pass:
+        """A recording of a function, if this engine replays recordings; see ``TargetSpec``."""
+        return Recorded(function, moving, self._layouts) if self.engine == "graph" else function
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""
@@ -143,9 +171,7 @@ class Target:
             )
         return TreeCache(self.layers, capacity)
 
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache | None, features: tuple[int, ...]
-    ) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache | None, features: tuple[int, ...]) -> torch.Tensor:
         every = features != (-1,)
         found = self.decoder(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, output_hidden_states=every
@@ -180,8 +206,28 @@ class Target:
         """
         mask, depths = cache.tree_buffers(tree.shape, self.dtype, self.device)
         # A root alone sees everything before it: without a mask the attention kernel takes its fast path.
-        hidden = self._forward(tree.tokens[None], mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)[0]
+        return self.run(tree.tokens, mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)
+
+    def run(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's own part of ``verify``: decoder and output layer."""
+        if self.engine == "graph":
+            logits, hidden = self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
+            return logits, hidden
+        hidden = self._forward(tokens[None], mask, positions, cache, features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
+
+    def _recorded(self, features: tuple[int, ...]) -> Pass:
+        """The pass of ``verify`` that reads these features, with everything that it depends on as an argument."""
+        if features not in self._passes:
+
+            def whole(tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, past: int, storage: torch.Tensor) -> Any:
+                hidden = self._forward(tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features)[0]
+                return self.output(hidden[:, features.index(-1)]), hidden
+
+            self._passes[features] = self.record(whole, ((0,), (2, 3), (1,), (), (3,)))
+        return self._passes[features]
 
     @torch.inference_mode()
     def states(self, ids: torch.Tensor, features: tuple[int, ...] = (-1,)) -> torch.Tensor:
@@ -208,14 +254,17 @@ def bundled_target(name: str) -> Path | None:
     return next((path.parent for path in (Path(__file__).parent / "targets").glob("*/config.json") if path.parent.name == name), None)
 
 
-def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True) -> Target:
+def load_target(
+    name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True,
+    engine: str = "eager",
+) -> Target:  # fmt: skip
     """Load a target from the hub, a folder, or the bundled ones by name (``tiny``).
 
     Raises:
         KoalaBenchError: not found, no access, damaged, of an unsupported kind, or too large for the memory.
     """
     where = pick_device(device)
-    picked = pick_dtype(dtype, where)
+    picked, driven = pick_dtype(dtype, where), pick_engine(engine, where)
     source = str(bundled_target(name) or name)
     if os.sep in name and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise KoalaBenchError(f"There is no folder {name}.", "Check --target.")
@@ -239,7 +288,7 @@ def load_target(name: str, device: str = "auto", dtype: str = "auto", revision: 
             f"The tokenizer of {name} has {found.vocab_size} tokens, the model knows only {config.vocab_size}.", "Use the tokenizer that belongs to the model."
         )
     model.eval().requires_grad_(False)
-    target = Target(name, model, found, where, picked, int(getattr(config, "max_position_embeddings", None) or 1 << 30))
+    target = Target(name, model, found, where, picked, int(getattr(config, "max_position_embeddings", None) or 1 << 30), driven)
     _check_output(target)
     return target
 

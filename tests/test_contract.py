@@ -13,7 +13,6 @@ from torch import nn
 
 import koala_bench.contract as contract
 from heads.eagle import Eagle
-from heads.layers import Rows
 from koala_bench.contract import CHECKS, CheckResult, check_head
 from koala_bench.contract.bench import CIRCLE, Bench, circle_ids
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
@@ -291,11 +290,11 @@ class EagleThatRepeatsTheRoot(Eagle):
         self.root = None
         return super().draft(new)
 
-    def _run(self, rows: Rows, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+    def _run(self, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
         if self.root is None:
             self.root = tokens[-1:]
-            return super()._run(rows, tokens, *others)
-        return super()._run(rows, self.root.expand(len(tokens)), *others)
+            return super()._run(tokens, *others)
+        return super()._run(self.root.expand(len(tokens)), *others)
 
 
 # Head -> the check that is for it, others that it fails as well, and words of the first one's answer.

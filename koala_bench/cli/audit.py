@@ -12,6 +12,7 @@ from koala_bench.cli.options import (
     DataDir,
     Device,
     Dtype,
+    EngineName,
     Limit,
     MaxNewTokens,
     Methods,
@@ -38,6 +39,7 @@ def audit(
     dtype: Dtype = None,
     methods: Methods = None,
     tree: Tree = None,
+    engine: EngineName = None,
     max_new_tokens: MaxNewTokens = None,
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated question sets, or all of the data folder; the preset's by default.")] = None,
     limit: Limit = None,
@@ -59,7 +61,7 @@ def audit(
     from koala_bench.questions import find_questions, read_questions
     from koala_bench.target import Target, load_target
 
-    chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, tree=tree, max_new_tokens=max_new_tokens, limit=limit)
+    chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, tree=tree, max_new_tokens=max_new_tokens, limit=limit, engine=engine)
     names = method_names(chosen, methods)
     if names == ["vanilla"] or "vanilla" not in names:
         raise KoalaBenchError("An audit compares methods with vanilla.", "Name vanilla and at least one other method in --methods.")
@@ -72,7 +74,7 @@ def audit(
     loaded, template = load_preset_target(chosen)
 
     def in_precision(name: str) -> Target:
-        return load_target(chosen.target.name, chosen.target.device, name, chosen.target.revision, chosen.target.attention)
+        return load_target(chosen.target.name, chosen.target.device, name, chosen.target.revision, chosen.target.attention, engine=chosen.target.engine)
 
     found = []
     for name, asked in questions.items():

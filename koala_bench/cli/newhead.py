@@ -13,6 +13,7 @@ from koala_bench.cli.options import (
     DataDir,
     Device,
     Dtype,
+    EngineName,
     Layers,
     Limit,
     MaxNewTokens,
@@ -109,6 +110,7 @@ def compare(
     top_p: TopP = None,
     data_dir: DataDir = None,
     attention: AttentionName = None,
+    engine: EngineName = None,
     out: Out = None,
     quick: Quick = False,
     settings: Settings = None,
@@ -154,6 +156,7 @@ def compare(
         top_k=top_k,
         top_p=top_p,
         attention=attention,
+        engine=engine,
     )
     asked = asked if asked is not None else usual_methods(chosen)
     chosen, called = with_heads(chosen, asked, layers, tree)

@@ -32,6 +32,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for heads, recor
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The same at reduced size: shows that everything works, no more.")]
 AttentionName = Annotated[str | None, typer.Option("--attention", help="sdpa or eager.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="eager calls the model, graph replays recorded passes; auto: graph on the CPU.")]
 
 
 def preset_of(
@@ -53,6 +54,7 @@ def preset_of(
     top_k: int | None = None,
     top_p: float | None = None,
     attention: str | None = None,
+    engine: str | None = None,
 ) -> Preset:
     """The preset with the options' values in place; an option wins over --quick, --set over both."""
     direct = {
@@ -60,6 +62,7 @@ def preset_of(
         "target.device": device,
         "target.dtype": dtype,
         "target.attention": attention,
+        "target.engine": engine,
         "training.seed": seed,
         "evaluation.max_new_tokens": max_new_tokens,
         "evaluation.questions": questions,

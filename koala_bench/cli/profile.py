@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import AttentionName, Device, Dtype, Methods, PresetName, Settings, TargetName, Tree, method_names, preset_of
+from koala_bench.cli.options import AttentionName, Device, Dtype, EngineName, Methods, PresetName, Settings, TargetName, Tree, method_names, preset_of
 
 
 @app.command()
@@ -21,6 +21,7 @@ def profile(
     methods: Methods = None,
     tree: Tree = None,
     attention: AttentionName = None,
+    engine: EngineName = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
     out: Annotated[Path | None, typer.Option("--out", help="Write the table here too, a .md file.")] = None,
     settings: Settings = None,
@@ -37,7 +38,7 @@ def profile(
     from koala_bench.profiling import profile as measure
     from koala_bench.questions import bundled_questions, read_questions
 
-    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, tree=tree, attention=attention)
+    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, tree=tree, attention=attention, engine=engine)
     loaded, template = load_preset_target(chosen)
     assert loaded.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)

@@ -13,6 +13,7 @@ from koala_bench.cli.options import (
     DataDir,
     Device,
     Dtype,
+    EngineName,
     Layers,
     Limit,
     MaxNewTokens,
@@ -136,6 +137,7 @@ def evaluate(
     top_p: TopP = None,
     data_dir: DataDir = None,
     attention: AttentionName = None,
+    engine: EngineName = None,
     heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")] = None,
     out: Out = None,
     quick: Quick = False,
@@ -163,6 +165,7 @@ def evaluate(
         top_k=top_k,
         top_p=top_p,
         attention=attention,
+        engine=engine,
     )
     folder = output_folder(out, "table1", chosen, quick)
     _evaluate(chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir)
@@ -200,6 +203,7 @@ def reproduce(
     top_p: TopP = None,
     data_dir: DataDir = None,
     attention: AttentionName = None,
+    engine: EngineName = None,
     out: Out = None,
     quick: Quick = False,
     settings: Settings = None,
@@ -238,6 +242,7 @@ def reproduce(
         top_k=top_k,
         top_p=top_p,
         attention=attention,
+        engine=engine,
     )
     names = method_names(chosen, methods)
     if names == ["vanilla"]:

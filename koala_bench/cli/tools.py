@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import DataDir, Device, Dtype, PresetName, TargetName, preset_of
+from koala_bench.cli.options import DataDir, Device, Dtype, EngineName, PresetName, TargetName, preset_of
 
 
 @app.command()
@@ -70,6 +70,7 @@ def benchmark(
     target: TargetName = None,
     device: Device = None,
     dtype: Dtype = None,
+    engine: EngineName = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 96,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every prompt is timed.")] = 3,
 ) -> None:
@@ -83,7 +84,7 @@ def benchmark(
     from koala_bench.experiment import load_preset_target
     from koala_bench.questions import bundled_questions, read_questions
 
-    loaded, template = load_preset_target(preset_of(preset, False, None, target=target, device=device, dtype=dtype))
+    loaded, template = load_preset_target(preset_of(preset, False, None, target=target, device=device, dtype=dtype, engine=engine))
     assert loaded.tokenizer is not None
     prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
     found = compare_with_generate(loaded, prompts, tokens, rounds)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import AttentionName, Device, Dtype, PresetName, Settings, TargetName, preset_of
+from koala_bench.cli.options import AttentionName, Device, Dtype, EngineName, PresetName, Settings, TargetName, preset_of
 from koala_bench.errors import KoalaBenchError
 
 
@@ -23,6 +23,7 @@ def tune_tree(
     device: Device = None,
     dtype: Dtype = None,
     attention: AttentionName = None,
+    engine: EngineName = None,
     prompts: Annotated[int, typer.Option("--prompts", min=2, help="Held-out prompts; two thirds are searched on, the others decoded in the end.")] = 60,
     tokens: Annotated[int, typer.Option("--tokens", min=4, help="Length limit of an answer.")] = 64,
     most: Annotated[int, typer.Option("--nodes", min=2, max=256, help="Nodes of the largest tree, the root included.")] = 16,
@@ -45,7 +46,7 @@ def tune_tree(
 
     if out.suffix != ".json":
         raise KoalaBenchError(f"{out} is no name for a tree.", "Let --out end in .json, so that --tree can read it.")
-    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, attention=attention)
+    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, attention=attention, engine=engine)
     chosen.method(method)
     loaded, template = load_preset_target(chosen)
     ready = load_methods(chosen, ["vanilla", method], loaded, heads)[1]

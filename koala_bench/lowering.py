@@ -1,0 +1,322 @@
+"""Rewriting recorded operations into fewer and faster ones that compute the same: products packed and joined, norms and rotations fused.
+
+Every rewrite is an identity of real numbers; in floating point the order of some sums changes, as it does between one kernel
+and another. Nothing here knows a model: what is not recognised stays as it was recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch.fx import Graph, Node
+
+_aten = torch.ops.aten
+_USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
+# What only looks at a tensor in another way, or asks it for a size. Twice the same is once.
+_VIEWS = frozenset({
+    _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.transpose.int, _aten.view.default, _aten.sym_size.int, _aten.t.default,
+})  # fmt: skip
+
+
+class Layouts:
+    """Weights in the layouts that products want, shared by all recordings: what several of them read should lie in a processor's cache once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
+
+    def of(self, weights: tuple[torch.Tensor, ...], layout: Literal["plain", "turned", "packed"]) -> torch.Tensor:
+        """Weights [rows of all, columns], one below the other.
+
+        Args:
+            layout: ``turned`` lies in memory column by column; ``packed`` is oneDNN's own, opaque.
+        """
+        key = (layout, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights))
+        if key not in self._known:
+            whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
+            if layout == "turned":
+                whole = whole.t().contiguous().t()
+            elif layout == "packed":
+                whole = torch.ops.mkldnn._reorder_linear_weight(whole.contiguous(), _USUAL_ROWS)
+            self._known[key] = (weights, whole)  # with the weights, so that no other tensor takes their id
+        return self._known[key][1]
+
+
+def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str, Any]:
+    """Rewrite a graph in place; returns the constants that it reads now, by name.
+
+    Args:
+        graph: of aten operations, as ``make_fx`` records them before dispatch, with ``meta["val"]``.
+        constants: values of its ``get_attr`` nodes.
+        layouts: shared with other graphs that read the same weights.
+    """
+    constants = dict(constants)
+    for step in (_drop_modes, _fold, _drop_idle, _share_views, _fuse_norms, _fuse_rotations, partial(_lay_out_products, layouts=layouts), _call_methods):
+        step(graph, constants)
+        graph.eliminate_dead_code(is_impure_node=_writes)
+    graph.lint()
+    used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    return {name: value for name, value in constants.items() if name in used}
+
+
+def _writes(node: Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _calls(graph: Graph, *targets: Any) -> Iterator[Any]:
+    """The nodes that call one of the targets; those are read before any is rewritten."""
+    yield from [node for node in graph.nodes if node.op == "call_function" and node.target in targets]
+
+
+def _is(node: Any, *targets: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def _value(node: Any) -> Any:
+    return node.meta["val"]
+
+
+def _replace(old: Node, new: Node) -> None:
+    new.meta.setdefault("val", old.meta.get("val"))
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def _constant(graph: Graph, constants: dict[str, Any], value: Any, name: str) -> Node:
+    """A node for a new constant, where the graph's insertion point is."""
+    key = f"{name}_{len(constants)}"
+    constants[key] = value
+    node = graph.create_node("get_attr", key)
+    node.meta["val"] = value
+    return node
+
+
+def _constant_of(node: Any, constants: dict[str, Any]) -> torch.Tensor | None:
+    return constants[str(node.target)] if isinstance(node, Node) and node.op == "get_attr" else None
+
+
+# ------------------------------------------------------------------------------ what need not be done
+
+
+def _drop_modes(graph: Graph, constants: dict[str, Any]) -> None:
+    """Switches of autograd: replays run without it."""
+    for node in _calls(graph, torch._C._set_grad_enabled):
+        graph.erase_node(node)
+
+
+def _fold(graph: Graph, constants: dict[str, Any]) -> None:
+    """Compute now what depends on constants alone."""
+    for node in list(graph.nodes):
+        inputs: list[Any] = node.all_input_nodes
+        if node.op != "call_function" or not inputs or _writes(node) or any(each.op != "get_attr" for each in inputs):
+            continue
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        known = {each: constants[str(each.target)] for each in inputs}
+        arguments, named = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        value = node.target(*arguments, **named)
+        if isinstance(value, (torch.Tensor, list, tuple)):
+            with graph.inserting_before(node):
+                _replace(node, _constant(graph, constants, value, "folded"))
+
+
+def _drop_idle(graph: Graph, constants: dict[str, Any]) -> None:
+    """Conversions to what a tensor is already, slices of the whole, products with one, dropout that is off."""
+    for node in _calls(graph, _aten.to.dtype, _aten.to.device, _aten.slice.Tensor, _aten.mul.Tensor, _aten.dropout.default):
+        source, rest = node.args[0], node.args[1:]
+        if node.target is _aten.slice.Tensor:
+            idle = rest[1:] == (0, sys.maxsize)
+        elif node.target is _aten.mul.Tensor:
+            idle = rest == (1.0,) and _value(node).dtype == _value(source).dtype
+        elif node.target is _aten.dropout.default:
+            idle = rest[1] is False
+        else:
+            idle = (_value(node).dtype, _value(node).device) == (_value(source).dtype, _value(source).device)
+        if idle:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _share_views(graph: Graph, constants: dict[str, Any]) -> None:
+    """The same view of the same tensor is taken once."""
+    seen: dict[Any, Node] = {}
+    for node in _calls(graph, *_VIEWS):
+        key = (node.target, repr(node.args), repr(node.kwargs))  # a node's repr is its name, which is unique
+        if key in seen:
+            _replace(node, seen[key])
+        else:
+            seen[key] = node
+
+
+# ------------------------------------------------------------------------------ norms and rotations
+
+
+def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
+    """``w * (x * rsqrt(mean(x ** 2) + eps))`` is one RMS norm."""
+    for root in _calls(graph, _aten.rsqrt.default):
+        raised = root.args[0]
+        if not _is(raised, _aten.add.Tensor) or not isinstance(raised.args[1], float):
+            continue
+        mean = raised.args[0]
+        if not _is(mean, _aten.mean.dim) or mean.args[1] != [-1] or not _is(mean.args[0], _aten.pow.Tensor_Scalar) or mean.args[0].args[1] != 2:
+            continue
+        x = mean.args[0].args[0]
+        scaled = _only_user(root, _aten.mul.Tensor)
+        if scaled is None or x not in scaled.args:
+            continue
+        outer = _only_user(scaled, _aten.mul.Tensor)
+        weight = None if outer is None else outer.args[1] if outer.args[0] is scaled else outer.args[0]
+        if outer is None or _constant_of(weight, constants) is None or _value(outer).dtype != _value(x).dtype:
+            continue
+        if _value(weight).shape != _value(x).shape[-1:]:
+            continue
+        with graph.inserting_before(outer):
+            _replace(outer, graph.call_function(torch.rms_norm, (x, tuple(_value(weight).shape), weight, raised.args[1])))
+
+
+def _only_user(node: Node, target: Any) -> Any:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and _is(users[0], target) else None
+
+
+def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
+    """``x * cos + cat(-second half, first half) * sin`` is ``x * cos + roll(x, half) * signed sin``, and the sines are signed once."""
+    signed: dict[Node, Node] = {}
+    for turned in _calls(graph, _aten.cat.default):
+        parts = turned.args[0]
+        if len(parts) != 2 or turned.args[1:] != (-1,) or not _is(parts[0], _aten.neg.default):
+            continue
+        x, half = _halved(parts[1], parts[0].args[0])
+        product = _only_user(turned, _aten.mul.Tensor)
+        total = None if product is None else _only_user(product, _aten.add.Tensor)
+        if x is None or product is None or total is None or len(total.args) != 2 or total.kwargs:
+            continue
+        sine, straight = product.args[product.args[0] is turned], total.args[total.args[0] is product]
+        if not isinstance(sine, Node) or not _is(straight, _aten.mul.Tensor) or x not in straight.args or _value(sine).shape[-1] != 2 * half:
+            continue
+        if sine not in signed:
+            with graph.inserting_after(sine):
+                signs = _constant(graph, constants, torch.cat([-torch.ones(half), torch.ones(half)]).to(_value(sine)), "signs")
+            with graph.inserting_after(signs):
+                signed[sine] = graph.call_function(torch.mul, (sine, signs))
+        with graph.inserting_before(total):
+            rolled = graph.call_function(torch.roll, (x, half, -1))
+            _replace(total, graph.call_function(torch.addcmul, (straight, rolled, signed[sine])))
+
+
+def _halved(first: Any, second: Any) -> tuple[Any, int]:
+    """The tensor that these are the halves of along its last dimension, and half its size; None if they are not."""
+    whole: Any = first.args[0] if isinstance(first, Node) and first.args else None
+    if not isinstance(whole, Node) or not isinstance(second, Node) or second.args[0] is not whole:
+        return None, 0
+    if _is(first, operator.getitem) and _is(second, operator.getitem):  # of a chunk into two
+        if not _is(whole, _aten.chunk.default) or whole.args[1:] != (2, -1) or (first.args[1], second.args[1]) != (0, 1):
+            return None, 0
+        return whole.args[0], _value(whole.args[0]).shape[-1] // 2
+    size, last = _value(whole).shape[-1], _value(whole).ndim - 1
+    if not _is(first, _aten.slice.Tensor) or not _is(second, _aten.slice.Tensor) or not isinstance(size, int) or size % 2:
+        return None, 0
+    fits = first.args[1:] == (last, 0, size // 2) and second.args[1:] in ((last, size // 2, sys.maxsize), (last, size // 2, size))
+    return (whole, size // 2) if fits else (None, 0)
+
+
+# ------------------------------------------------------------------------------ products
+
+
+def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> None:
+    """Products with constant weights: those of one input in one, in the layout that is fastest for the number of rows.
+
+    So queries, keys and values are one product, and so are gate and up. An addition behind a product becomes part of it.
+    """
+    groups: dict[object, list[Any]] = {}
+    for node in _calls(graph, _aten.linear.default):
+        weight = _constant_of(node.args[1], constants)
+        if weight is not None and weight.device.type == "cpu":
+            groups.setdefault(node.args[0] if len(node.args) == 2 else node, []).append(node)
+    for nodes in groups.values():
+        if len(nodes) == 1:
+            _lay_out(graph, constants, layouts, nodes[0], (constants[nodes[0].args[1].target],))
+            continue
+        weights = tuple(constants[node.args[1].target] for node in nodes)
+        ends = list(itertools.accumulate(len(weight) for weight in weights))
+        with graph.inserting_before(nodes[0]):
+            whole = graph.call_function(_aten.linear.default, nodes[0].args)
+            whole.meta["val"] = torch.cat([_value(node) for node in nodes], dim=-1)
+            parts = [graph.call_method("narrow", (whole, -1, end - len(each), len(each))) for end, each in zip(ends, weights, strict=True)]
+        for node, part in zip(nodes, parts, strict=True):
+            _replace(node, part)
+        _lay_out(graph, constants, layouts, whole, weights)
+
+
+def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:
+    x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, _value(node).shape
+    kind: Literal["plain", "turned", "packed"] = "plain"
+    if all(size == 1 for size in shape[:-1]):
+        kind = "turned"  # one row is a walk through the weights, fastest along the columns
+    elif weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        kind = "packed"
+    if kind == "plain" and len(weights) == 1:
+        return
+    total = _only_user(node, _aten.add.Tensor) if kind == "packed" else None
+    other = None if total is None or len(total.args) != 2 or total.kwargs else total.args[total.args[0] is node]
+    if total is not None and isinstance(other, Node) and (_value(other).shape, _value(other).dtype) == (shape, weights[0].dtype):
+        with graph.inserting_before(total):
+            weight = _constant(graph, constants, layouts.of(weights, kind), kind)
+            _replace(total, graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, other, weight, bias, "add")))
+        graph.erase_node(node)
+        return
+    with graph.inserting_before(node):
+        weight = _constant(graph, constants, layouts.of(weights, kind), kind)
+        if kind == "packed":
+            _replace(node, graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], "")))
+        else:
+            _replace(node, graph.call_function(torch._C._nn.linear, (x, weight, bias)))
+
+
+# ------------------------------------------------------------------------------ calls
+
+
+_METHODS = {
+    _aten.view.default: "reshape",  # a part of a joined product is no longer contiguous
+    _aten.reshape.default: "reshape",
+    _aten.transpose.int: "transpose",
+    _aten.unsqueeze.default: "unsqueeze",
+    _aten.select.int: "select",
+    _aten.copy_.default: "copy_",
+    _aten.flatten.using_ints: "flatten",
+    _aten.unbind.int: "unbind",
+    _aten.expand.default: "expand",
+}  # fmt: skip
+_FUNCTIONS = {
+    _aten.mul.Tensor: torch.mul, _aten.add.Tensor: torch.add, _aten.silu.default: torch._C._nn.silu, _aten.cat.default: torch.cat,
+    _aten.cos.default: torch.cos, _aten.sin.default: torch.sin, _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear,
+    _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention, _aten.rms_norm.default: torch.rms_norm,
+}  # fmt: skip
+
+
+def _call_methods(graph: Graph, constants: dict[str, Any]) -> None:
+    """Call plain functions and methods: through an operator's overload every call costs a microsecond or two more."""
+    for node in _calls(graph, *_METHODS, *_FUNCTIONS, _aten.slice.Tensor):
+        if node.target in _METHODS and not node.kwargs:
+            with graph.inserting_before(node):
+                _replace(node, graph.call_method(_METHODS[node.target], node.args))
+        elif node.target is _aten.slice.Tensor and len(node.args) == 4:
+            source, dimension, start, stop = node.args
+            size = _value(node).shape[dimension]
+            known = isinstance(size, int) and isinstance(start, int) and start >= 0
+            if not known and not isinstance(stop, Node):
+                continue
+            with graph.inserting_before(node):
+                length = size if known else stop if start == 0 else graph.call_function(operator.sub, (stop, start))
+                _replace(node, graph.call_method("narrow", (source, dimension, start, length)))
+        elif node.target in _FUNCTIONS:
+            node.target = _FUNCTIONS[node.target]

@@ -29,10 +29,12 @@ class RankProfile:
     """Ranks of true tokens.
 
     Attributes:
-        ranks: int [positions, depth]; ``NOWHERE`` behind the answer's end.
+        ranks: int [positions, depth]; ``NOWHERE`` behind the answer's end. A position is a token of an answer after which a draft could begin.
+        answers: number of positions of each answer, one after the other; every position stands for itself if not given.
     """
 
     ranks: np.ndarray[Any, np.dtype[np.int64]]
+    answers: tuple[int, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -59,8 +61,36 @@ class RankProfile:
         return float((self.ranks[:, : len(path)] == np.asarray(path)).all(axis=1).mean())
 
     def expected(self, paths: Sequence[Sequence[int]]) -> float:
-        """Drafted tokens that a tree of these paths gets accepted in a step, mean over the positions."""
+        """Drafted tokens that a tree of these paths gets accepted at a position, mean over all of them."""
         return sum(self.frequency(path) for path in paths)
+
+    def steps(self, paths: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The positions at which steps begin if the answers are decoded with a tree of these paths.
+
+        They are harder than the others: a step begins where the one before it could not go on.
+        """
+        tree = {tuple(path) for path in paths}
+        begins, first = [], 0
+        for length in self.answers or (1,) * len(self.ranks):
+            at = first
+            while at < first + length:
+                begins.append(at)
+                path: tuple[int, ...] = ()
+                for rank in self.ranks[at].tolist():
+                    if (*path, rank) not in tree:
+                        break
+                    path = (*path, rank)
+                at += len(path) + 1
+            first += length
+        return np.asarray(begins, dtype=np.int64)
+
+    def length(self, paths: Sequence[Sequence[int]]) -> float:
+        """Tokens a step if the answers are decoded with a tree of these paths, the bonus token included."""
+        return len(self.ranks) / len(self.steps(paths)) if self.answers else 1 + self.expected(paths)
+
+    def at(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> RankProfile:
+        """Some of the positions, each by itself."""
+        return RankProfile(self.ranks[positions])
 
 
 def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], tokens: int, depth: int) -> RankProfile:
@@ -81,15 +111,18 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
     depth = min(depth, head.max_depth)
     template = load_template(f"chain-{depth}")
     found: list[list[int]] = []
+    counts = []
     with progress("ranks", len(prompts), "answers") as advance:
         for prompt in prompts:
             answer = decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, target.stop_ids)
-            found += _along(target, head, template, prompt, answer.tokens)
+            along = _along(target, head, template, prompt, answer.tokens)
+            found += along
+            counts += [len(along)] if along else []
             advance(1)
     head.pick = best
     if not found:
         raise KoalaBenchError("The answers to the held-out prompts are too short to rank anything.", "Give more --prompts or --tokens.")
-    return RankProfile(np.asarray(found, dtype=np.int64))
+    return RankProfile(np.asarray(found, dtype=np.int64), tuple(counts))
 
 
 @torch.inference_mode()

@@ -20,7 +20,9 @@ from koala_bench.tree import DraftTree, Template, TreeShape, TreeTemplate, load_
 from koala_bench.tree_search import BestTrees, greedy
 
 _PAST = 128  # settled tokens behind which a pass is timed
-_ROUNDS = 15
+_ROUNDS = 8
+_BURST = 4
+_SEARCHES = 3
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
     cut = max(1, 2 * len(prompts) // 3)
     profile = measure_ranks(target, head, prompts[:cut], tokens, depth)
     times = measure_steps(target, head, most, profile.depth, widest)
-    trees = {"dynamic programming": _fastest(profile, times, _by_program(profile, most, widest))}
-    trees["greedy"] = _fastest(profile, times, _greedily(profile, most, widest))
+    trees = {
+        "dynamic programming": _fastest(profile, times, lambda counted: _by_program(counted, most, widest)),
+        "greedy": _fastest(profile, times, lambda counted: _greedily(counted, widest)),
+    }
     if isinstance(usual, TreeTemplate) and usual.nodes <= most:
         trees[f"usual ({usual.name})"] = usual
     measured = _measure(target, head, list(trees.values()), prompts[cut:] or prompts, tokens)
@@ -91,7 +95,7 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
 
 
 def _expected(profile: RankProfile, times: StepTimes, template: TreeTemplate) -> tuple[float, float]:
-    length = 1 + profile.expected([path for path in template.paths if len(path) <= profile.depth])
+    length = profile.length([path for path in template.paths if len(path) <= profile.depth])
     return length, length * times.base / times.step(template)
 
 
@@ -100,17 +104,26 @@ def _by_program(profile: RankProfile, most: int, widest: int) -> Callable[[int, 
     return lambda nodes, depth: trees.best(nodes, depth)[0]
 
 
-def _greedily(profile: RankProfile, most: int, widest: int) -> Callable[[int, int], list[tuple[int, ...]]]:
+def _greedily(profile: RankProfile, widest: int) -> Callable[[int, int], list[tuple[int, ...]]]:
     return lambda nodes, depth: greedy(profile, nodes, depth, widest)
 
 
-def _fastest(profile: RankProfile, times: StepTimes, paths_of: Callable[[int, int], list[tuple[int, ...]]]) -> TreeTemplate:
-    """The tree of whatever size and depth from which most tokens a second are expected."""
-    sizes = [(nodes, depth) for depth in range(1, profile.depth + 1) for nodes in range(depth, len(times.verify) - 1)]
-    trees = [TreeTemplate.of("tuned", paths) for nodes, depth in sizes if (paths := paths_of(nodes, depth))]
-    if not trees:
-        raise KoalaBenchError("None of the head's best candidates was right anywhere on the held-out prompts.", "Train it further, or raise --ranks.")
-    return max(trees, key=lambda tree: _expected(profile, times, tree)[1])
+def _fastest(profile: RankProfile, times: StepTimes, search: Callable[[RankProfile], Callable[[int, int], list[tuple[int, ...]]]]) -> TreeTemplate:
+    """The tree of whatever size and depth from which most tokens a second are expected.
+
+    First all positions count; then, again and again, those at which the steps of the best tree so far begin.
+    """
+    found: list[TreeTemplate] = []
+    counted = profile
+    for _ in range(_SEARCHES):
+        paths_of = search(counted)
+        sizes = [(nodes, depth) for depth in range(1, profile.depth + 1) for nodes in range(depth, len(times.verify) - 1)]
+        found += [TreeTemplate.of("tuned", paths) for nodes, depth in sizes if (paths := paths_of(nodes, depth))]
+        if not found:
+            raise KoalaBenchError("None of the head's best candidates was right anywhere on the held-out prompts.", "Train it further, or raise --ranks.")
+        best = max(found, key=lambda tree: _expected(profile, times, tree)[1])
+        found, counted = [best], profile.at(profile.steps(best.paths))
+    return best
 
 
 # ------------------------------------------------------------------------------ measuring
@@ -127,21 +140,38 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
     chains = {count: DraftTree(ids[:count].clone(), TreeShape(tuple(range(-1, count - 1)))) for count in counts}
     templates = [load_template(f"chain-{length}") for length in range(1, depth + 1)]
     templates += [load_template("x".join([str(min(width, widest))] * length)) for width in (2, 3) for length in (1, 2) if length <= depth]
+    new = Committed(ids[-2:], hidden[-3:-1], len(ids) - 3)
     passes: dict[int, list[float]] = {count: [] for count in counts}
     drafts: dict[str, list[float]] = {template.name: [] for template in templates}
     around: list[float] = []
+
+    def begin(template: Template) -> None:
+        head.begin(template, capacity_for(len(ids), 2 * _BURST, template.nodes, target.max_positions))
+        head.draft(Committed(ids[1:-2], hidden[:-3], 0, ids[:1]))
+
+    def timed(run: Callable[[], object], between: Callable[[], object]) -> list[float]:
+        """Several times in a row, what belongs between them too: in a processor's cache lies then what lies there in decoding."""
+        spent = []
+        for _ in range(_BURST):
+            between()
+            spent.append(seconds_of(target.device, run))
+        return spent[1:]
+
     with progress("step times", _ROUNDS + 1, "rounds") as advance:
         for turn in range(_ROUNDS + 1):
             for count, chain in chains.items():
-                passes[count].append(seconds_of(target.device, lambda chain=chain: target.verify(chain, cache)))  # type: ignore[misc]
+                begin(templates[0])
+                passes[count] += timed(lambda chain=chain: target.verify(chain, cache), lambda count=count: count > 1 and head.draft(new))  # type: ignore[misc]
             for template in templates:
-                drafts[template.name].append(_drafting(target, head, template, ids, hidden))
+                begin(template)
+                after = chains[min(counts, key=lambda count, nodes=template.nodes: abs(count - nodes))]  # type: ignore[misc]
+                drafts[template.name] += timed(lambda: head.draft(new), lambda after=after: target.verify(after, cache))  # type: ignore[misc]
             answer = decode(target, Vanilla(), VANILLA_TREE, ids[:16].tolist(), 8, ())
             around.append((answer.decode_s - answer.verify_s) / len(answer.accepted))
             advance(1)
             if not turn:  # the first round warms up
-                for timed in (*passes.values(), *drafts.values(), around):
-                    timed.clear()
+                for each in (*passes.values(), *drafts.values(), around):
+                    each.clear()
     verify = np.interp(np.arange(most + 1), counts, [float(np.median(passes[count])) for count in counts])
     sizes = np.asarray([_size(template) for template in templates if isinstance(template, TreeTemplate)])
     spent = np.asarray([float(np.median(drafts[template.name])) for template in templates])
@@ -152,14 +182,6 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
 def _size(template: TreeTemplate) -> tuple[int, int, int]:
     """What the time of a draft is taken to depend on: a constant, levels, and nodes with children besides the root."""
     return 1, template.depth, len(template.shape.inner) - 1
-
-
-def _drafting(target: Target, head: Any, template: Template, ids: torch.Tensor, hidden: torch.Tensor) -> float:
-    """Seconds of one draft after two settled tokens."""
-    head.begin(template, capacity_for(len(ids), 8, template.nodes, target.max_positions))
-    head.draft(Committed(ids[1:-2], hidden[:-3], 0, ids[:1]))
-    new = Committed(ids[-2:], hidden[-3:-1], len(ids) - 3)
-    return seconds_of(target.device, lambda: head.draft(new))
 
 
 def _measure(target: Target, head: Any, templates: Sequence[TreeTemplate], prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[float, float]]:

@@ -132,7 +132,7 @@ def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too() ->
         recorded(x, 2, rows)
     ((replay, _),) = recorded._recordings.values()
     names = replay.func.__code__.co_names  # type: ignore[attr-defined]
-    assert {"rms_norm", "roll", "addcmul"} <= set(names)
+    assert {"layer_norm", "roll", "addcmul"} <= set(names)
     assert not {"rsqrt", "pow", "neg"} & set(names)
     packed = [value for name, value in vars(replay.args[0]).items() if name.startswith("packed")]  # type: ignore[attr-defined]
     assert len(packed) == 2

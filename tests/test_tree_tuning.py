@@ -85,6 +85,27 @@ def test_expectations_of_a_few_positions_by_hand() -> None:
     np.testing.assert_allclose(profile.conditional(2), [[3 / 5, 1 / 5], [2 / 4, 1 / 4]])
 
 
+def test_steps_begin_where_the_one_before_ended() -> None:
+    profile = RankProfile(np.asarray([[0, 0], [2, 0], [0, 1], [0, -1], [1, 0], [0, -1]]), (4, 2))
+    assert profile.steps([(0,), (0, 0)]).tolist() == [0, 3, 4, 5]  # two, none behind the end, none, one
+    assert profile.length([(0,), (0, 0)]) == 6 / 4
+    assert profile.length([]) == 1.0
+    assert profile.at(np.asarray([0, 4])).length([(0,), (0, 0)]) == 1 + 2 / 2
+
+
+@pytest.mark.parametrize("method", ["medusa", "eagle"])
+def test_the_expected_length_is_that_of_decoding(bench: Bench, method: str) -> None:
+    """Ranks are measured along the answers, and the same answers are decoded with the tree: on the same prompts nothing is left to chance."""
+    ready = load_methods(bench.preset(), ["vanilla", method], bench.target, bench.heads)[1]
+    template = load_template("150x20")
+    assert isinstance(template, TreeTemplate)
+    profile = measure_ranks(bench.target, ready.head, PROMPTS, 12, depth=2)
+    answers = [decode(bench.target, ready.head, template, prompt, 12, bench.target.stop_ids) for prompt in PROMPTS]
+    assert any(sum(answer.accepted) for answer in answers)
+    tokens, steps = sum(len(answer.tokens) - 1 for answer in answers), sum(len(answer.accepted) for answer in answers)
+    assert profile.length(template.paths) == pytest.approx(tokens / steps)
+
+
 # ------------------------------------------------------------------------------ ranks
 
 

@@ -24,7 +24,7 @@ def tune_tree(
     dtype: Dtype = None,
     attention: AttentionName = None,
     engine: EngineName = None,
-    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Held-out prompts; two thirds are searched on, the others decoded in the end.")] = 60,
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Held-out prompts; two thirds are searched on, the others decoded in the end.")] = 120,
     tokens: Annotated[int, typer.Option("--tokens", min=4, help="Length limit of an answer.")] = 64,
     most: Annotated[int, typer.Option("--nodes", min=2, max=256, help="Nodes of the largest tree, the root included.")] = 16,
     depth: Annotated[int, typer.Option("--depth", min=1, max=16, help="Levels of the deepest tree.")] = 5,

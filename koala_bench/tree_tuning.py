@@ -22,6 +22,7 @@ from koala_bench.tree_search import BestTrees, greedy
 _PAST = 128  # settled tokens behind which a pass is timed
 _ROUNDS = 8
 _BURST = 4
+_STEPS = 40
 _SEARCHES = 3
 
 
@@ -55,7 +56,7 @@ class Tuned:
 
     Attributes:
         found: how it was found.
-        length, speedup: expected, from the ranks and the step times.
+        length, speedup: expected, from the ranks and from the time of a step beside vanilla's.
         measured_length, measured_speedup: by decoding held-out prompts that the search did not see, interleaved with vanilla.
     """
 
@@ -89,8 +90,13 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
     }
     if isinstance(usual, TreeTemplate) and usual.nodes <= most:
         trees[f"usual ({usual.name})"] = usual
-    measured = _measure(target, head, list(trees.values()), prompts[cut:] or prompts, tokens)
-    found = [Tuned(name, tree, *_expected(profile, times, tree), *measured[index]) for index, (name, tree) in enumerate(trees.items())]
+    templates = list(trees.values())
+    relative = _relative_steps(target, head, templates)
+    measured = _measure(target, head, templates, prompts[cut:] or prompts, tokens)
+    found = []
+    for index, (name, tree) in enumerate(trees.items()):
+        length, _ = _expected(profile, times, tree)
+        found.append(Tuned(name, tree, length, length / relative[index], *measured[index]))
     return sorted(found, key=lambda each: -each.measured_speedup)
 
 
@@ -182,6 +188,21 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
 def _size(template: TreeTemplate) -> tuple[int, int, int]:
     """What the time of a draft is taken to depend on: a constant, levels, and nodes with children besides the root."""
     return 1, template.depth, len(template.shape.inner) - 1
+
+
+def _relative_steps(target: Target, head: Any, templates: Sequence[TreeTemplate]) -> list[float]:
+    """Time of a whole step with each tree, in vanilla steps; of answers to a prompt drawn at random, since what is accepted does not matter."""
+    draw = torch.Generator().manual_seed(1)
+    prompt = torch.randint(target.model.config.vocab_size, (_PAST,), generator=draw).tolist()
+    runs: list[tuple[Any, Template]] = [(Vanilla(), VANILLA_TREE), *((head, template) for template in templates)]
+    spent: list[list[float]] = [[] for _ in runs]
+    for turn in range(_ROUNDS + 1):
+        for place in range(len(runs)):
+            index = (place + turn) % len(runs)
+            answer = decode(target, *runs[index], prompt, _STEPS, ())
+            spent[index] += [answer.decode_s / len(answer.accepted)] if turn else []
+    vanilla, *others = (float(np.median(each)) for each in spent)
+    return [each / vanilla for each in others]
 
 
 def _measure(target: Target, head: Any, templates: Sequence[TreeTemplate], prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[float, float]]:

@@ -12,9 +12,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
 from heads.layers import DecoderLayer, LayerShape, Rows, rotary_table
+from heads.losses import judged
 from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
@@ -28,6 +30,8 @@ class Eagle(nn.Module):
         attention_heads, kv_heads, intermediate, rope_base, norm_eps: shape of a layer; the target's own where None.
         bias: whether the first linear layer has one.
         noise: range of the uniform noise on the input states in training (upstream ``AddUniformNoise``: 0.2).
+        checkpointing: in training keep only what goes into each layer and compute the rest again for the gradients, as upstream does; costs
+            another forward pass of the layers and saves most of their memory.
         regression_weight, classification_weight: of the smooth-L1 and the soft cross-entropy (upstream: 1.0 and 0.1).
     """
 
@@ -37,7 +41,7 @@ class Eagle(nn.Module):
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
         rope_base: float | None = None, norm_eps: float | None = None, bias: bool = True, noise: float = 0.2,
-        regression_weight: float = 1.0, classification_weight: float = 0.1,
+        regression_weight: float = 1.0, classification_weight: float = 0.1, checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         config, width = spec.config, spec.hidden_size
@@ -47,6 +51,7 @@ class Eagle(nn.Module):
         self.shape = LayerShape(width, query_heads, key_heads, intermediate or own.intermediate, norm_eps or own.eps, rope_base or own.rope_base)
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
+        self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
@@ -129,7 +134,7 @@ class Eagle(nn.Module):
         x = self.fc(torch.cat([self._embed(ids).to(states.dtype), states], dim=-1))
         table = rotary_table(ids.shape[1], self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
         for layer in self.layers:
-            x = layer(x, table)
+            x = checkpoint(layer, x, table, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else layer(x, table)
         return x
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
@@ -153,10 +158,14 @@ class Eagle(nn.Module):
         wanted = hidden.flatten(0, 1)[rows + 1]
         divisor = len(rows) + 1e-5
         regression = F.smooth_l1_loss(feature, wanted, reduction="none").mean(-1).sum() / divisor
-        logits = self._output(feature).float()
-        soft = batch.target_probabilities.flatten(0, 1)[rows + 1]
-        classification = -(soft * F.log_softmax(logits, dim=-1)).sum() / divisor
+        probabilities = batch.target_probabilities.flatten(0, 1)
+
+        def judge(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            soft, scores = probabilities[rows[part] + 1], logits.float()
+            return -(soft * F.log_softmax(scores, dim=-1)).sum(), (scores.detach().argmax(-1) == soft.argmax(-1)).sum()
+
+        summed, agreeing, scored = judged(self._output, feature, self._vocab_size, judge)
+        classification, agreement = summed / divisor, agreeing / max(len(rows), 1)
         total = self.regression_weight * regression + self.classification_weight * classification
-        agreement = (logits.detach().argmax(-1) == soft.argmax(-1)).float().mean() if len(rows) else regression.detach()
         parts = {"regression": regression.detach(), "classification": classification.detach(), "top1_1": agreement}
-        return HeadLoss(total, parts, (Prediction(1, rows, feature, logits),))
+        return HeadLoss(total, parts, (Prediction(1, rows, feature, scored),))

@@ -202,10 +202,9 @@ class Eagle3(nn.Module):
             row, place = counted[:, step:].nonzero(as_tuple=True)
             rows = row * tokens + place
             feature = self.norm(out[row, place])
-            logits = self.lm_head(feature)
-            scores = logits.to(own)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
-            loss, right = token_loss(scores, targets[rows + depth].to(own), likeliest[rows + depth])
+            vocabulary = self.lm_head.out_features
+            loss, right, scored = token_loss(self.lm_head, feature, targets[rows + depth], likeliest[rows + depth], vocabulary, own)
             total = total + self.decay**step * loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, logits))
+            predictions.append(Prediction(depth, rows, feature, scored))
         return HeadLoss(total, parts, tuple(predictions))

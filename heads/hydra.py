@@ -192,10 +192,8 @@ class Hydra(nn.Module):
             rows = wanted.flatten().nonzero()[:, 0]
             known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
             feature = guesser.feature(known)
-            logits = guesser.output(feature)
-            scores = logits.to(own)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
-            loss, right = token_loss(scores, targets[rows + depth].to(own), likeliest[rows + depth])
+            loss, right, scored = token_loss(guesser.output, feature, targets[rows + depth], likeliest[rows + depth], self._vocab_size, own)
             total = total + loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, logits))
+            predictions.append(Prediction(depth, rows, feature, scored))
         return HeadLoss(total, parts, tuple(predictions))

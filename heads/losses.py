@@ -1,23 +1,65 @@
-"""What the losses of heads that guess tokens share: one depth's cross-entropy, and how often its best guess is right."""
+"""What the losses of heads that guess tokens share: scores of a vocabulary, judged a piece of the rows at a time where it is large."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+Score = Callable[[torch.Tensor], torch.Tensor]
+Judge = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+
+# Logits held at a time: 64 MiB in float32, a few times that with what a loss needs of them. 2,048 tokens of a vocabulary of 32,000 are four times as many.
+_AT_ONCE = 1 << 24
 
 
-def token_loss(scores: torch.Tensor, wanted: torch.Tensor, likeliest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of scores [rows, vocab_size], mean over the rows, and the share of rows whose best guess is the wanted one.
+def judged(score: Score, states: torch.Tensor, vocabulary: int, judge: Judge) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Callable[[], torch.Tensor]]:
+    """Judge the scores of states [rows, width]; where they are many, piece by piece, and each piece is computed again for its gradients.
+
+    Args:
+        score: states [n, width] -> logits [n, vocab_size].
+        judge: from the logits of a slice of the rows, two sums over them, of which the first has gradients.
+
+    Returns:
+        both sums over all rows, and the logits or what computes them, for ``Prediction``.
+    """
+    size = max(1, _AT_ONCE // vocabulary)
+    if len(states) <= size:
+        logits = score(states)
+        return *judge(logits, slice(None)), logits
+
+    def piece(part: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return judge(score(part), slice(first, first + len(part)))
+
+    sums = [checkpoint(piece, states[first : first + size], first, use_reentrant=False) for first in range(0, len(states), size)]
+    loss, right = (torch.stack(each).sum() for each in zip(*sums, strict=True))
+    return loss, right, lambda: score(states)
+
+
+def token_loss(
+    score: Score, states: torch.Tensor, wanted: torch.Tensor, likeliest: torch.Tensor, vocabulary: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Callable[[], torch.Tensor]]:
+    """Cross-entropy of scores, mean over the rows, and the share of rows whose best guess is the wanted one.
 
     Where a batch of very short answers leaves no row, both are zero instead of nan.
 
     Args:
-        wanted: token ids [rows], or distributions [rows, vocab_size] in the dtype of the scores.
+        score, states: see ``judged``.
+        wanted: token ids [rows], or distributions [rows, vocab_size].
         likeliest: token ids [rows] to compare the best guesses with.
+        dtype: that losses are computed in.
 
     Returns:
-        two scalars; the second is detached.
+        two scalars, of which the second is detached, and the logits as ``judged`` returns them.
     """
-    loss = F.cross_entropy(scores, wanted, reduction="sum") / max(len(scores), 1)
-    right = (scores.detach().argmax(-1) == likeliest).float().mean() if len(scores) else loss.detach()
-    return loss, right
+
+    def judge(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = logits.to(dtype)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
+        labels = wanted[rows] if wanted.ndim == 1 else wanted[rows].to(dtype)
+        return F.cross_entropy(scores, labels, reduction="sum"), (scores.detach().argmax(-1) == likeliest[rows]).sum()
+
+    loss, right, scored = judged(score, states, vocabulary, judge)
+    count = max(len(states), 1)
+    return loss / count, right / count, scored

@@ -7,6 +7,7 @@ code repeats one block K times by accident (upstream: ``[ResBlock(h)] * num_laye
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -114,10 +115,9 @@ class Medusa(nn.Module):
             rows = wanted.flatten().nonzero()[:, 0]
             labels = batch.ids.flatten()[rows + ahead]
             feature = self.blocks(hidden.flatten(0, 1)[rows], head)
-            logits = self._output(feature) if output_weight is None else F.linear(feature, output_weight)
-            scores = logits.float()  # once: under autocast loss and argmax want it, and argmax is slow in half precision
-            loss, right = token_loss(scores, labels, labels)
+            score = self._output if output_weight is None else partial(F.linear, weight=output_weight)
+            loss, right, scored = token_loss(score, feature, labels, labels, self._vocab_size, torch.float32)
             total = total + loss
             parts |= {f"cross_entropy_{head + 1}": loss.detach(), f"top1_{head + 1}": right}
-            predictions.append(Prediction(head + 1, rows, feature, logits))
+            predictions.append(Prediction(head + 1, rows, feature, scored))
         return HeadLoss(total, parts, tuple(predictions))

@@ -60,6 +60,8 @@ def bundled_answers() -> Path:
 def read_conversations(source: str) -> Conversations:
     """Read ``documentation``, the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
 
+    Of a folder all its ``.json`` and ``.jsonl`` files are read, plain or ``.gz``, in the order of their names, but not what lies deeper.
+
     Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out. The corpus holds out
     whole entries.
 
@@ -79,7 +81,8 @@ def read_conversations(source: str) -> Conversations:
     held_out: list[list[str]] = []
     dropped = 0
     shortened: Counter[str] = Counter()
-    for name, row in _rows(path):
+    paths = _files_in(path)
+    for name, row in itertools.chain.from_iterable(map(_rows, paths)):
         turns, reason = _turns(row)
         if turns and reason is not None:
             shortened[reason] += 1
@@ -100,10 +103,26 @@ def read_conversations(source: str) -> Conversations:
         why = ", ".join(f"{reason} ({count:,})" for reason, count in shortened.most_common())
         say(f"{path.name}: {shortened.total():,} rows are read in part: {why}.")
     provenance = {
-        "source": source if source.startswith(HUB) else path.name, "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "source": source if source.startswith(HUB) else path.name, **_hashes(paths, paths != [path]),
         "dropped": dropped, "shortened": dict(sorted(shortened.items())),
     }  # fmt: skip
     return Conversations(train, names, held_out, provenance)
+
+
+def _files_in(path: Path) -> list[Path]:
+    try:
+        inside = sorted(path.iterdir())
+    except OSError:  # a file, or nothing that there is: opening it tells
+        return [path]
+    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and each.is_file()]
+    if not paths:
+        raise KoalaBenchError(f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source.")
+    return paths
+
+
+def _hashes(paths: Sequence[Path], several: bool) -> dict[str, Any]:
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {"files_sha256": hashes} if several else {"file_sha256": hashes[paths[0].name]}
 
 
 def _is_held_out(row: dict[str, Any], turns: Sequence[str]) -> bool:
@@ -122,7 +141,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
         raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror}.", "Check --set data.source: 'documentation', 'bundled', a file of conversations, or 'hub:OWNER/NAME'."
+            f"Cannot read {path}: {error.strerror}.",
+            "Check --set data.source: 'documentation', 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
         ) from error
     if text.lstrip().startswith("["):
         try:

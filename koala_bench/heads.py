@@ -120,13 +120,19 @@ class Prediction:
         depth: 1 for the token after the root, 2 for the one after that, ...
         rows: int64 [rows], indices into the flattened [batch * tokens] of the states drafted from.
         feature: predicted target state [rows, hidden_size], to be compared with the state ``depth`` tokens later.
-        logits: [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from.
+        scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what computes them: of a
+            large vocabulary they should be made only where they are asked for.
     """
 
     depth: int
     rows: torch.Tensor
     feature: torch.Tensor
-    logits: torch.Tensor
+    scored: torch.Tensor | Callable[[], torch.Tensor]
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """Logits [rows, vocab_size]."""
+        return self.scored if isinstance(self.scored, torch.Tensor) else self.scored()
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,24 @@ def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(tmp_path: P
     assert "some.jsonl: 2 rows without a question followed by an answer were left out." in capsys.readouterr().err
 
 
+def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    rows = many()
+    write(tmp_path / "b.jsonl", rows[: len(rows) // 2])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(each) + "\n" for each in rows[len(rows) // 2 :]).encode()))
+    (tmp_path / "README.md").write_text("no conversation")
+    (tmp_path / "deeper").mkdir()
+    whole = read_conversations(write(tmp_path / "deeper" / "all.jsonl", [*rows[len(rows) // 2 :], *rows[: len(rows) // 2]]))
+    found = read_conversations(str(tmp_path))
+    assert (found.train, found.held_out) == (whole.train, whole.held_out)
+    assert found.train_names[0].startswith("a.jsonl.gz:") and found.train_names[-1].startswith("b.jsonl:")
+    assert list(found.provenance["files_sha256"]) == ["a.jsonl.gz", "b.jsonl"]
+
+
+def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(KoalaBenchError, match=r"has no .* file of conversations"):
+        read_conversations(str(tmp_path))
+
+
 def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = [
         row(("gpt", "0"), ("human", "a"), ("gpt", "b")),
@@ -249,9 +267,8 @@ def test_damage_is_one_clear_error(tmp_path: Path, content: bytes, words: str) -
     assert "damaged.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["none.jsonl", "folder"])
+@pytest.mark.parametrize("name", ["none.jsonl", "n" * 300])
 def test_a_missing_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
-    (tmp_path / "folder").mkdir()
     with pytest.raises(KoalaBenchError, match=rf"Cannot read .*{name}.*data\.source"):
         read_conversations(str(tmp_path / name))
 

@@ -14,6 +14,7 @@ from koala_bench.registry import HEADS, OBJECTIVES, installed
 from koala_bench.tree import load_template
 
 VICUNA = ["vicuna-7b", "vicuna-13b", "vicuna-33b"]
+RECIPES = {"medusa-1": "medusa", "eagle-1": "eagle"}
 SMALL = """
 [target]
 name = "some/model"
@@ -37,10 +38,10 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_the_bundled_presets_are_these() -> None:
-    assert preset_names() == sorted(["tiny", *VICUNA])
+    assert preset_names() == sorted(["tiny", *VICUNA, *RECIPES])
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", ["tiny", *VICUNA])
 def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name: str) -> None:
     preset = load_preset(name)
     assert usual_methods(preset) == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
@@ -63,7 +64,7 @@ def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name
     assert preset.data.max_tokens <= preset.training.batch_tokens
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", ["tiny", *VICUNA])
 def test_the_parts_of_koala_are_koala_with_one_thing_left_out(name: str) -> None:
     methods = load_preset(name).methods
     for head in ("medusa", "eagle"):
@@ -81,6 +82,16 @@ def test_the_vicuna_presets_are_the_papers_setting(name: str) -> None:
     assert preset.evaluation.questions == "mt_bench"
     usual = [preset.methods[name] for name in usual_methods(preset)[1:]]
     assert {(wanted.head, wanted.tree) for wanted in usual} == {("medusa", "medusa/mc_sim_7b_63"), ("eagle", "eagle/mc_sim_7b_63")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_published_recipe_trains_the_original_head_alone_as_koalas_preset_has_it(name: str) -> None:
+    preset, method = load_preset(name), RECIPES[name]
+    assert usual_methods(preset) == ["vanilla", method]
+    own, ours = preset.methods[method], load_preset("vicuna-7b").methods[method]
+    assert (own.head, own.layers, own.objective, own.tree) == (ours.head, 1, None, ours.tree)
+    assert ours.options.items() <= own.options.items()
+    assert preset.target == load_preset("vicuna-7b").target
 
 
 def test_the_tiny_presets_quick_form_is_smaller() -> None:

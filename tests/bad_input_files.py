@@ -153,7 +153,7 @@ QUESTIONS = [
 
 CONVERSATIONS = [
     Case("no such conversations", f"{TALKING}none.jsonl", "none.jsonl", "data.source"),
-    Case("a folder of conversations", f"{TALKING}target", "target: Is a directory", "data.source"),
+    Case("a folder of other files", f"{TALKING}target", "config.json, line 1 is not valid JSON", "Mend"),
     Case("conversations with too long a name", f"{TALKING}{LONG}", "xxx", "data.source"),
     Case("unreadable conversations", f"{TALKING}bad.jsonl", "bad.jsonl", "data.source", link("bad.jsonl", UNREADABLE)),
     Case("a binary file of conversations", f"{TALKING}bad.jsonl", "bad.jsonl", "Fetch", put("bad.jsonl", b"\xff\xfe\x00")),

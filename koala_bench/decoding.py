@@ -93,6 +93,15 @@ def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_p
     return min(prompt_tokens + max_new_tokens, max_positions) + tree_nodes
 
 
+def cut(settled: Sequence[int], room: int, stops: frozenset[int]) -> tuple[int, Stop | None]:
+    """How many of a step's tokens belong to an answer that has room for ``room`` more, and whether they end it."""
+    keep = next((i + 1 for i, token in enumerate(settled) if token in stops), len(settled))
+    stop: Stop | None = "eos" if settled[keep - 1] in stops else None
+    if keep >= room and not (stop and keep == room):
+        return room, "limit"
+    return keep, stop
+
+
 @torch.inference_mode()
 def decode(
     target: Target,
@@ -170,11 +179,7 @@ def decode(
         if trace:
             steps.append(Step(tree.tokens.tolist(), path))
 
-        keep = next((i + 1 for i, token in enumerate(settled) if token in stops), len(settled))
-        if keep < len(settled) or settled[-1] in stops:
-            stop = "eos"
-        if len(tokens) + keep >= max_new_tokens and not (stop and len(tokens) + keep == max_new_tokens):
-            keep, stop = max_new_tokens - len(tokens), "limit"
+        keep, stop = cut(settled, max_new_tokens - len(tokens), stops)
         tokens += settled[:keep]
         if distances is not None and apart is not None:
             distances += apart[:keep]

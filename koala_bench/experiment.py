@@ -105,7 +105,7 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
     conversations = read_conversations(preset.data.source)
     _notice_other_data(target, preset.data.source, conversations.provenance)
-    stream, labels, held_out = _streams(preset, conversations, target, template)
+    stream, labels, held_out = training_streams(preset, conversations, target, template)
     manifest = {
         **identity,
         "provenance": conversations.provenance,
@@ -143,7 +143,12 @@ def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) 
     return shared and manifest.get("methods", {}).get(name) == identity["methods"][name]
 
 
-def _streams(preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate) -> tuple[Stream, list[str], HeldOut]:
+def training_streams(preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate) -> tuple[Stream, list[str], HeldOut]:
+    """What heads are trained on, the name of each dialogue, and what is held out.
+
+    Raises:
+        KoalaBenchError: no dialogue has an answer within the preset's length.
+    """
     limit = preset.data.limit or len(conversations.train)
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
     encoded, names = _answered(encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], preset.data.max_tokens)

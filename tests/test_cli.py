@@ -281,10 +281,15 @@ def test_data_finds_the_public_files(koala: Koala, data_dir: Path) -> None:
     assert koala("data", "--data-dir", str(data_dir)).out.count("present") == 8
 
 
-def test_benchmark_says_how_vanilla_compares(koala: Koala, folder: Path) -> None:
-    result = koala("benchmark", "--target", str(folder / "target"), "--device", "cpu", "--dtype", "float64", "--tokens", "4", "--rounds", "1")
-    assert result.code == 0
+def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(koala: Koala, folder: Path, tmp_path: Path) -> None:
+    small = ["--device", "cpu", "--dtype", "float64", "--tokens", "4", "--rounds", "1", "--steps", "1", "--set", "data.limit=40", "--out", str(tmp_path)]
+    result = koala("benchmark", "--target", str(folder / "target"), "--methods", "vanilla,medusa,eagle", *small)
+    assert result.code == 0, result.err
     assert "8 of 8 answers have the same tokens" in result.out
+    assert "| 504 | 8 |" in result.out  # as far as the target's context of 512 goes
+    assert "A training step of 2 heads together" in result.out
+    assert (tmp_path / "benchmark.md").read_text() in result.out + "\n"
+    assert (tmp_path / "figure-context.png").stat().st_size > 10_000
 
 
 def test_parity_exits_with_0_or_1(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

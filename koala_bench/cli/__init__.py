@@ -3,6 +3,8 @@
 from koala_bench.cli import (
     analyse,
     audit,
+    batches,
+    benchmark,
     check,
     distill,
     exchange,
@@ -17,4 +19,22 @@ from koala_bench.cli import (
 )  # each adds its commands to the application
 from koala_bench.cli.app import app, main
 
-__all__ = ["analyse", "app", "audit", "check", "distill", "exchange", "main", "newhead", "plan", "profile", "results", "runs", "sweep", "tools", "tune"]
+__all__ = [
+    "analyse",
+    "app",
+    "audit",
+    "batches",
+    "benchmark",
+    "check",
+    "distill",
+    "exchange",
+    "main",
+    "newhead",
+    "plan",
+    "profile",
+    "results",
+    "runs",
+    "sweep",
+    "tools",
+    "tune",
+]

@@ -1,4 +1,4 @@
-"""Commands that inspect and check: parity, heads, data, benchmark."""
+"""Commands that inspect and check: parity, heads, data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import DataDir, Device, Dtype, EngineName, PresetName, TargetName, preset_of
+from koala_bench.cli.options import DataDir
 
 
 @app.command()
@@ -62,33 +62,3 @@ def data(
         print(f"{'':<14}{dataset.repository}@{dataset.commit[:12]} {dataset.path}")
     if folder is None:
         print("Set --data-dir or KOALA_BENCH_DATA to the folder that holds them.")
-
-
-@app.command()
-def benchmark(
-    preset: PresetName = "tiny",
-    target: TargetName = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    engine: EngineName = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 96,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every prompt is timed.")] = 3,
-) -> None:
-    """Time vanilla decoding against transformers' generate, interleaved on eight prompts.
-
-    Example: `koala-bench benchmark --rounds 5`.
-    """
-    from koala_bench.benchmark import compare_with_generate
-    from koala_bench.dialogues import encode_prompt
-    from koala_bench.evaluation import select_questions
-    from koala_bench.experiment import load_preset_target
-    from koala_bench.questions import bundled_questions, read_questions
-
-    loaded, template = load_preset_target(preset_of(preset, False, None, target=target, device=device, dtype=dtype, engine=engine))
-    assert loaded.tokenizer is not None
-    prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
-    found = compare_with_generate(loaded, prompts, tokens, rounds)
-    print(f"vanilla   {found.vanilla_tokens_per_s:8.1f} tokens/s")
-    print(f"generate  {found.generate_tokens_per_s:8.1f} tokens/s")
-    print(f"vanilla is {found.ratio:.2f}x as fast as generate (quartiles {found.lowest:.2f} to {found.highest:.2f})")
-    print(f"{found.equal} of {found.answers} answers have the same tokens")

@@ -9,6 +9,7 @@ tokenizer that reports character offsets.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Dialogues that are given to a tokenizer together: it works on several threads, and one call each costs more than the work. What it returns
+# for a token takes a hundred times what is kept of it.
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class EncodedDialogue:
 
     Attributes:
         ids: token ids, length ``tokens``.
-        supervised: whether the token belongs to an answer (its end-of-sequence included), length ``tokens``.
+        supervised: 1 where the token belongs to an answer (its end-of-sequence included), else 0; length ``tokens``.
     """
 
-    ids: list[int]
-    supervised: list[bool]
+    ids: Sequence[int]
+    supervised: Sequence[int]
 
 
 def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -132,17 +137,19 @@ def encode_dialogues(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase,
         raise KoalaBenchError("This tokenizer cannot say which characters a token covers.", "Use a checkpoint that has a tokenizer.json (a fast tokenizer).")
     if not dialogues:
         return []
-    texts = [template.render(turns) for turns in dialogues]
-    # All at once: the tokenizer works on several threads, and one call each costs more than the work.
-    encoded = tokenizer(texts, add_special_tokens=not _starts_itself(tokenizer, texts[0]), return_offsets_mapping=True)
     found = []
-    for turns, text, ids, offsets in zip(dialogues, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        starts, ends = np.asarray(offsets).reshape(-1, 2).T
-        supervised = np.zeros(len(ids), dtype=bool)
-        for low, high in _answer_spans(template, turns, text):
-            supervised |= (low <= starts) & (ends <= high)
-        supervised &= ends > starts  # special tokens that stand for no text have no place in it
-        found.append(EncodedDialogue(list(ids), supervised.tolist()))
+    for first in range(0, len(dialogues), _AT_ONCE):
+        some = dialogues[first : first + _AT_ONCE]
+        texts = [template.render(turns) for turns in some]
+        encoded = tokenizer(texts, add_special_tokens=not _starts_itself(tokenizer, texts[0]), return_offsets_mapping=True)
+        for turns, text, ids, offsets in zip(some, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            starts, ends = np.asarray(offsets).reshape(-1, 2).T
+            supervised = np.zeros(len(ids), dtype=np.int8)
+            for low, high in _answer_spans(template, turns, text):
+                supervised |= (low <= starts) & (ends <= high)
+            supervised &= ends > starts  # special tokens that stand for no text have no place in it
+            # Five bytes a token: lists of numbers would take ten times as much, and a corpus has millions.
+            found.append(EncodedDialogue(array("i", ids), array("b", supervised.tobytes())))
     return found
 
 

@@ -102,8 +102,8 @@ def collate(dialogues: Sequence[EncodedDialogue], samples: Sequence[int], max_to
     supervised = torch.zeros(len(samples), length, dtype=torch.bool)
     for row, index in enumerate(samples):
         count = min(len(dialogues[index].ids), max_tokens)
-        ids[row, :count] = torch.tensor(dialogues[index].ids[:count])
-        supervised[row, :count] = torch.tensor(dialogues[index].supervised[:count])
+        ids[row, :count] = torch.from_numpy(np.asarray(dialogues[index].ids[:count], dtype=np.int64))
+        supervised[row, :count] = torch.from_numpy(np.asarray(dialogues[index].supervised[:count], dtype=bool))
     return TokenBatch(ids, supervised, tuple(samples), torch.tensor([min(len(dialogues[i].ids), max_tokens) for i in samples]))
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
     preset = load_preset(grid.preset, [*grid.overrides, *settings])
     baseline, trials = trials_of(grid, preset)
     target, template = load_preset_target(preset)
+    target = replace(target, engine="eager")  # a recording for every trial would cost more than it saves
     every = [baseline, *trials]
     together = _fitting(target, preset, every, grid.arms)
     prompts = _held_out_prompts(preset, grid, target, template)

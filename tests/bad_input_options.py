@@ -16,6 +16,8 @@ OPTIONS = [
     Case("no steps", "pretrain --out out --steps 0", "'--steps'", "pretrain --help."),
     Case("answers of one token", "benchmark --tokens 1", "'--tokens'", "benchmark --help."),
     Case("no rounds", "benchmark --rounds 0", "'--rounds'", "benchmark --help."),
+    Case("batches of three", "batches --sizes 1,3", "--sizes 1,3", "1,2,4,8"),
+    Case("another engine", "evaluate --engine fast --out out", "'fast' is no engine", "--engine auto, eager or graph"),
     Case("a negative margin", "check record.jsonl other.jsonl --margin -1", "'--margin'", "check --help."),
     Case("a margin that is no number", "check record.jsonl other.jsonl --margin nan", "'--margin'", "check --help."),
     Case("a misspelt command", "evaluat", "No such command 'evaluat'. Did you mean 'evaluate'?", "See koala-bench --help."),

@@ -34,7 +34,7 @@ def test_vicuna_answers_end_with_the_end_token() -> None:
 def test_a_prompt_is_the_beginning_of_its_dialogue() -> None:
     tokenizer = tiny_tokenizer()
     template = chat_template("vicuna_v1.1", tokenizer)
-    whole = encode_dialogue(template, tokenizer, TURNS).ids
+    whole = list(encode_dialogue(template, tokenizer, TURNS).ids)
     for turns in (TURNS[:1], TURNS[:3]):
         prompt = encode_prompt(template, tokenizer, turns)
         assert whole[: len(prompt)] == prompt

@@ -141,9 +141,9 @@ def test_micro_batches_are_one_step_on_their_mean(target_folder: Path, data: Pat
 
 def _stream(preset: Any, target: Any) -> Any:
     from koala_bench.conversations import read_conversations
-    from koala_bench.experiment import _streams
+    from koala_bench.experiment import training_streams
 
-    return _streams(preset, read_conversations(preset.data.source), target, chat_template("vicuna_v1.1", target.tokenizer))[0]
+    return training_streams(preset, read_conversations(preset.data.source), target, chat_template("vicuna_v1.1", target.tokenizer))[0]
 
 
 def test_a_command_that_writes_alone_refuses_to_be_launched() -> None:

@@ -26,7 +26,7 @@ from koala_bench.presets import Preset
 from koala_bench.questions import find_questions, read_questions
 from koala_bench.registry import HEADS, load
 from koala_bench.shapes import known_shape
-from koala_bench.target import Target, bundled_target, pick_dtype
+from koala_bench.target import Target, bundled_target, pick_dtype, pick_engine
 from koala_bench.training import make_arm
 
 _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
@@ -148,12 +148,14 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     context = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     cache = 2 * config.num_hidden_layers * rows * head_dim * context * size
+    # Recordings have the weights in layouts of their own, one for a single row and one for several.
+    copies = 3 if pick_engine(preset.target.engine, _decodes_on(preset)) == "graph" else 1
     asked = (160 if questions is None else questions) * preset.evaluation.repeats
     return Needs(
         target_parameters=parameters,
         heads=tuple(heads),
         training_memory=parameters * size + weights * _TRAINED_BYTES + batch,
-        decoding_memory=(parameters + sum(head.parameters for head in trained)) * size + cache,
+        decoding_memory=(parameters + sum(head.parameters for head in trained)) * size * copies + cache,
         download=0 if place.at_hand else parameters * _STORED_BYTES,
         disk=weights * _KEPT_BYTES + asked * (len(names) + 1) * preset.evaluation.max_new_tokens * 16,
         training_tokens=preset.training.steps * tokens * preset.training.micro_batches if weights else 0,
@@ -163,9 +165,13 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
 
 def dtype_of(preset: Preset) -> torch.dtype:
     """What the target computes in where the preset runs as it says: on a GPU it asks for, whether there is one here or not."""
+    return pick_dtype(preset.target.dtype, _decodes_on(preset))
+
+
+def _decodes_on(preset: Preset) -> torch.device:
     wanted = preset.target.device
     on_gpu = wanted.startswith("cuda") or (wanted == "auto" and torch.cuda.is_available())
-    return pick_dtype(preset.target.dtype, torch.device("cuda" if on_gpu else "cpu"))
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def turns_of(preset: Preset, data_dir: Path | None) -> int | None:

@@ -72,7 +72,6 @@ class Recorded:
             source = ConstantSource(f"argument_{place}")
             if isinstance(argument, torch.Tensor):
                 sizes = [DimDynamic.DYNAMIC if dimension in moving else DimDynamic.STATIC for dimension in range(argument.ndim)]
-                # Under inference mode a tensor cannot be imitated as one that gradients might be asked of.
                 given.append(mode.from_tensor(argument, source=source, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes)))
             elif argument is None:
                 given.append(None)
@@ -89,6 +88,7 @@ class Recorded:
         except Exception as error:  # a model may do whatever it likes
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise KoalaBenchError(f"A pass of this model cannot be recorded: {first}", _REMEDY) from error
+        # Sizes may be tied to one another, as the mask's to the rows': then they are in every call. A size that is tied to a number is not.
         for symbol, value in shapes.replacements.items():
             if value.is_number:
                 raise KoalaBenchError(f"A recorded pass holds for {symbol} = {value} only.", _REMEDY)

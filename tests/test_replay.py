@@ -49,6 +49,20 @@ def test_a_replayed_verification_is_the_models(tmp_path: Path, family: str, atte
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+def test_a_full_cache_is_no_other_case(tmp_path: Path) -> None:
+    """Recorded with room to spare, replayed where the last node takes the last row."""
+    eager, graph = pair(tmp_path)
+    tree = DraftTree(torch.tensor([7, 8, 9]), TreeShape((-1, 0, 0)))
+    found = []
+    for target in (eager, graph):
+        for room in (20, 3):
+            cache = target.new_cache(len(PROMPT) + room)
+            target.prefill(torch.tensor(PROMPT), cache)
+            found.append(target.verify(tree, cache)[0])
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("dtype", "within"), [("float32", 1e-4), ("bfloat16", 0.2)])
 def test_in_less_precision_it_differs_by_rounding(tmp_path: Path, dtype: str, within: float) -> None:
     eager, graph = pair(tmp_path, dtype=dtype)

@@ -7,7 +7,7 @@ are upstream's ``num_hidden_layers``: the first has no input norm, the others ha
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -76,23 +76,20 @@ class Eagle(nn.Module):
             self._masks = LevelMasks(self._levels, needed, dtype, device)
         self._rows.settled = 0
 
-    def _extending(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predicted states [new, width] after (state, next token) pairs, written from row ``start`` on, and their logits."""
-        x = self._run(tokens, states, table, start, mask, buffers)
+    def _settling(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``_run`` predicts of the last pair, state [1, width] and logits."""
+        x = self._run(*arguments)[-1:]
         return x, self._output(x)
 
-    def _settling(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of the last pair alone, [1, ...]."""
-        x = self._run(tokens, states, table, start, mask, buffers)[-1:]
+    def _extending(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``_run`` predicts of every pair, states [new, width] and logits."""
+        x = self._run(*arguments)
         return x, self._output(x)
 
     def _run(
         self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
     ) -> torch.Tensor:
+        """Predicted states [new, width] after (state, next token) pairs, whose rows are written from row ``start`` on."""
         x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
         for layer, own in zip(self.layers, buffers, strict=True):
             x = layer(x, table, own, start, mask)

@@ -13,7 +13,7 @@ spread over the rows ``d2t[i] + i``, the others never drafted). ``layers`` is th
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,18 +126,14 @@ class Eagle3(nn.Module):
         self._states, scores = self._extend(level.tokens, self._states[level.parents], table, settled + level.before, mask, rows.buffers)
         return cast(torch.Tensor, scores)
 
-    def _settling(
-        self, tokens: torch.Tensor, hidden: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _settling(self, tokens: torch.Tensor, hidden: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """State [1, width] and scores [1, vocab_size] after the last of the settled tokens, from the target's states."""
-        x = self._run(tokens, self._fused(hidden), table, start, mask, buffers)[-1:]
+        x = self._run(tokens, self._fused(hidden), *others)[-1:]
         return x, self._scores(x)
 
-    def _extending(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _extending(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The same after each node of a level, from states of the head's own."""
-        x = self._run(tokens, states, table, start, mask, buffers)
+        x = self._run(*arguments)
         return x, self._scores(x)
 
     def _run(

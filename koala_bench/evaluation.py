@@ -56,6 +56,14 @@ class Method:
     info: MethodInfo
 
 
+def _seen_from_here(place: Path) -> str:
+    """A folder below the working one by its relative path, however it was named: where that one lies is this machine's business."""
+    try:
+        return str(place.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(place)
+
+
 def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Path) -> list[Method]:
     """Load the trained head of every method, vanilla first.
 
@@ -96,7 +104,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "adversarial": config["objective"] is not None,
             "parameters": sum(p.numel() for p in head.parameters()),
             "tree": _tree(template, getattr(head, "dynamic", False)),
-            "checkpoint": str(place),
+            "checkpoint": _seen_from_here(place),
             "weights_sha256": weights,
             "training": training,
             "typical": _typical(name, wanted, preset.evaluation),

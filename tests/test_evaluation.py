@@ -485,3 +485,10 @@ def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path)
     older = tmp_path / "older.jsonl"
     older.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (read_run(older).header, read_run(older).turns) == (run.header, run.turns)
+
+
+def test_heads_below_the_working_folder_are_named_from_there(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(bench.heads.parent)
+    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == f"{bench.heads.name}/eagle"
+    monkeypatch.chdir(tmp_path)
+    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == str(bench.heads.absolute() / "eagle")

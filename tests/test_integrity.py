@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,14 @@ def test_the_places_of_files_are_no_part_of_a_presets_hash() -> None:
     moved = load_preset("tiny", ["target.name='/elsewhere/tiny'", "evaluation.questions='copy.jsonl'", "data.source='chats.json'"])
     assert moved.sha256 == plain.sha256 == resolved_sha256(plain.model_dump(mode="json"))
     assert load_preset("tiny", ["target.dtype='float64'"]).sha256 != plain.sha256
+
+
+KEPT = sorted(path for path in (Path(__file__).parent.parent / "results").rglob("*.jsonl") if "runs" not in path.parts)
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: str(path.relative_to(path.parents[2])))
+def test_no_record_that_is_kept_names_a_place_on_the_machine_that_made_it(path: Path) -> None:
+    with path.open(encoding="utf-8") as lines:
+        header = json.loads(next(lines))
+    places = [*header.get("command", []), *(method["checkpoint"] or "" for method in header.get("methods", []) if isinstance(method, dict))]
+    assert not [place for place in places if Path(place).is_absolute()]

@@ -25,9 +25,14 @@ _VIEWS = frozenset({
 
 
 class Layouts:
-    """Weights in the layouts that products want, shared by all recordings: what several of them read should lie in a processor's cache once."""
+    """Weights in the layouts that products want, shared by all recordings: what several of them read should lie in a processor's cache once.
+
+    Attributes:
+        recordings: how many there are.
+    """
 
     def __init__(self) -> None:
+        self.recordings = 0
         self._known: dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
 
     def of(self, weights: tuple[torch.Tensor, ...], layout: Literal["plain", "turned", "packed"]) -> torch.Tensor:
@@ -56,6 +61,7 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
         layouts: shared with other graphs that read the same weights.
     """
     constants = dict(constants)
+    layouts.recordings += 1
     for step in (_drop_modes, _fold, _drop_idle, _share_views, _fuse_norms, _fuse_rotations, partial(_lay_out_products, layouts=layouts), _call_methods):
         step(graph, constants)
         graph.eliminate_dead_code(is_impure_node=_writes)

@@ -131,6 +131,11 @@ class Target:
             self.tokenizer, self.record,
         )  # fmt: skip
 
+    @property
+    def recordings(self) -> int:
+        """How many recordings were made until now, of the target's passes and of its heads'."""
+        return self._layouts.recordings
+
     def record(self, function: Pass, moving: Sequence[Sequence[int]]) -> Pass:
         """A recording of a function, if this engine replays recordings; see ``TargetSpec``."""
         return Recorded(function, moving, self._layouts) if self.engine == "graph" else function

@@ -492,3 +492,21 @@ def test_heads_below_the_working_folder_are_named_from_there(bench: Bench, monke
     assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == f"{bench.heads.name}/eagle"
     monkeypatch.chdir(tmp_path)
     assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == str(bench.heads.absolute() / "eagle")
+
+
+def test_no_time_of_a_record_has_a_recording_in_it(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a warm-up the first answers make recordings; they are given again, and the record has the second ones."""
+    target = dataclasses.replace(bench.target, engine="graph")
+    made: list[tuple[int, Decoded]] = []
+
+    def counted(*arguments: Any, **named: Any) -> Decoded:
+        before = target.recordings
+        answer = decode(*arguments, **named)
+        made.append((target.recordings - before, answer))
+        return answer
+
+    monkeypatch.setattr(evaluation, "decode", counted)
+    run = bench.run(tmp_path / "records.jsonl", METHODS, "evaluation.warmup=0", target=target)
+    clean = {answer.decode_s for count, answer in made if not count}
+    assert any(count for count, _ in made)
+    assert {turn["decode_s"] for turn in run.turns} <= clean

@@ -7,16 +7,17 @@ ours grows whatever tree it is asked for.
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
-from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
-from koala_bench.cache import TreeCache, windows
+from heads.drafting import Drafter, Memory, Scored, Text
+from heads.growth import UNBOUNDED, Grown
+from koala_bench.cache import windows
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
@@ -56,11 +57,10 @@ class DraftModel(nn.Module):
         self.pick: Pick = best
         self._vocab_size, self._own = spec.vocab_size, int(self._model.model.config.vocab_size)
         self._known = min(self._vocab_size, self._own)
-        self._pass, self._score = spec.record(self._behind, ((0,), (2, 3), (1,), (), (3,))), spec.record(self._logits, ((0,),))
+        self._drafter = Drafter(self, spec)
+        self._text: Text | None = None
         self._template: Template | None = None
-        self._cache: TreeCache | None = None
-        self._settled = 0  # rows of settled tokens
-        self._offset = 0  # position of row 0: 1 where the sequence's first token was not told
+        self._places = torch.empty(1, 0)
 
     @property
     def drafting_parameters(self) -> int:
@@ -69,64 +69,57 @@ class DraftModel(nn.Module):
 
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; rows and masks are kept while template and capacity allow."""
-        self._settled = self._offset = 0
-        device = self._model.device
-        if template is not self._template:
-            template.check(depth=self.max_depth, candidates=self._known)
-            self._template = template
-            self._levels = levels_of(template, device)
-            self._cache = None
-        needed = capacity + self._levels.rows
-        if self._cache is None or self._cache.capacity < needed:
-            self._cache = self._model.new_cache(needed)
-            self._masks = LevelMasks(self._levels, needed, self._model.dtype, device)
-            self._places = torch.arange(needed + template.depth + 1, device=device)[None]
+        template.check(depth=self.max_depth, candidates=self._known)
+        like = self._model.model.get_input_embeddings().weight
+        self._template = template
+        self._text = self._drafter.begin(self._text, template, capacity + 1, like, self._empty)
+        self._text.memory = replace(self._text.memory, table=self._places)
+
+    def _empty(self, rows: int) -> Memory:
+        """Of a cache of the draft model's, with a table of plain positions [1, rows + deepest draft]."""
+        cache = self._model.new_cache(rows)
+        self._model.prefill(torch.zeros(1, dtype=torch.int64, device=self._model.device), cache)  # which makes the rows
+        self._places = torch.arange(rows + UNBOUNDED, device=self._model.device)[None]
+        return Memory(cache.storage.unsqueeze(2), self._places, 0)
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
-        assert self._template is not None, "begin() comes before draft()"
+        text = self._text
+        assert text is not None and self._template is not None, "begin() comes before draft()"
         root = new.position + len(new.tokens)  # its place in the sequence
         if root + self._template.depth > self._model.max_positions:
             return DraftTree(new.tokens[-1:], ROOT_ONLY)
-        return draft(self, new, self._levels, self.pick)
+        tokens = new.tokens
+        if not text.memory.settled:
+            if new.first is not None:
+                tokens = torch.cat([new.first, tokens])
+            else:  # row 0 is that of the second token
+                text.memory = replace(text.memory, table=text.memory.table[:, 1:])
+        # Nothing of the target's states is read.
+        return self._drafter.draft(text, Committed(tokens, tokens, new.position), self.pick)
 
-    def read(self, new: Committed) -> torch.Tensor:
+    def read(self, new: Committed, memory: Memory) -> Scored:
         """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""
-        past, tokens = self._settled, new.tokens
-        if not past:
-            self._offset = 1 if new.first is None else 0
-            tokens = tokens if new.first is None else torch.cat([new.first, tokens])
-        self._settled = past + len(tokens)
-        start = past + self._offset
-        states = self._run(tokens, self._places[:, start : start + len(tokens)], past, self._masks.settling(len(tokens), past))
-        return cast(torch.Tensor, self._score(states[-1:]))
+        count = new.tokens.shape[0]
+        states = self._states(new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory)[-1:]
+        return self._logits(states), states
 
-    def grow(self, level: Grown) -> torch.Tensor:
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
         """Logits [nodes, vocab_size] of what follows each node of a level; their rows are overwritten by the next step."""
-        settled = self._settled
-        place = settled + self._offset + level.depth - 1
-        places = self._places[:, place : place + 1].expand(1, len(level.tokens))
-        states = self._run(level.tokens, places, settled + level.before, self._masks.of(level, settled))
-        return cast(torch.Tensor, self._score(states))
+        count = level.tokens.shape[0]
+        places = memory.positions(level.depth - 1, 1).expand(1, count)
+        states = self._states(level.tokens, memory.seeing(level.seen), places, memory.rows(level.before, count), memory)
+        return self._logits(states), states
 
     # ------------------------------------------------------------------------------ the model
 
-    def _run(self, tokens: torch.Tensor, places: torch.Tensor, start: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """Last states [tokens, width] of tokens at positions ``places`` [1, tokens]; their rows are written from ``start`` on."""
-        assert self._cache is not None, "begin() comes before draft()"
-        self._cache.past = start
-        wide = None if mask is None else mask[None, None]
-        if start == 0:  # which also makes the rows
-            return self._states(tokens, wide, places, self._cache)
-        return cast(torch.Tensor, self._pass(tokens, wide, places, start, self._cache.storage))
-
-    def _behind(self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: int, storage: torch.Tensor) -> torch.Tensor:
-        return self._states(tokens, mask, places, windows(storage, start, tokens.shape[0]))
-
-    def _states(self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _states(self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: Any, memory: Memory) -> torch.Tensor:
+        """Last states [tokens, width] of tokens at positions ``places`` [1, tokens]."""
         if self._own < self._vocab_size:
             tokens = tokens.clamp(max=self._own - 1)  # padding of the target's output layer, which it never says in earnest
-        found = self._model.decoder(input_ids=tokens[None], attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        cache = windows(memory.buffers.squeeze(2), start, tokens.shape[0])
+        wide = None if mask is None else mask[None, None]
+        found = self._model.decoder(input_ids=tokens[None], attention_mask=wide, position_ids=places, past_key_values=cache, use_cache=True)
         states: torch.Tensor = found.last_hidden_state[0]
         return states
 

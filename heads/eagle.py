@@ -7,15 +7,16 @@ are upstream's ``num_hidden_layers``: the first has no input norm, the others ha
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
-from heads.layers import DecoderLayer, LayerShape, Rows, rotary_table
+from heads.drafting import Drafter, Memory, Scored, Text
+from heads.growth import UNBOUNDED, Grown
+from heads.layers import DecoderLayer, LayerShape, rotary_table
 from heads.losses import judged
 from koala_bench.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -55,69 +56,48 @@ class Eagle(nn.Module):
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
-        moving = ((0,), (0,), (1,), (), (0, 1), (4,))
-        self._settle, self._extend = spec.record(self._settling, moving), spec.record(self._extending, moving)
         self.pick: Pick = best
-        self._template: Template | None = None
-        self._rows: Rows | None = None
+        self._drafter = Drafter(self, spec)
+        self._text: Text | None = None
 
     # ------------------------------------------------------------------------------ decoding
 
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while template and capacity allow."""
-        device, dtype = self.fc.weight.device, self.fc.weight.dtype
-        if template is not self._template:
-            template.check(depth=self.max_depth, candidates=self._vocab_size)
-            self._template, self._rows = template, None
-            self._levels = levels_of(template, device)
-        needed = capacity + self._levels.rows
-        if self._rows is None or not self._rows.fits(needed, dtype):
-            self._rows = Rows(self.shape, len(self.layers), needed, template.depth, dtype, device)
-            self._masks = LevelMasks(self._levels, needed, dtype, device)
-        self._rows.settled = 0
+        like = self.fc.weight
+        template.check(depth=self.max_depth, candidates=self._vocab_size)
 
-    def _settling(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``_run`` predicts of the last pair, state [1, width] and logits."""
-        x = self._run(*arguments)[-1:]
-        return x, self._output(x)
+        def empty(rows: int) -> Memory:
+            return Memory.of(self.shape, len(self.layers), rows, template.depth, like.dtype, like.device)
 
-    def _extending(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``_run`` predicts of every pair, states [new, width] and logits."""
-        x = self._run(*arguments)
-        return x, self._output(x)
-
-    def _run(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
-    ) -> torch.Tensor:
-        """Predicted states [new, width] after (state, next token) pairs, whose rows are written from row ``start`` on."""
-        x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
-        for layer, own in zip(self.layers, buffers, strict=True):
-            x = layer(x, table, own, start, mask)
-        return x[0]
+        self._text = self._drafter.begin(self._text, template, capacity, like, empty)
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled pairs, then grow the tree level by level."""
-        assert self._template is not None, "begin() comes before draft()"
-        return draft(self, new, self._levels, self.pick)
+        assert self._text is not None, "begin() comes before draft()"
+        return self._drafter.draft(self._text, new, self.pick)
 
-    def read(self, new: Committed) -> torch.Tensor:
-        """Write the rows of the settled pairs, which hold true states of the target, over those of the last draft."""
-        rows, count = self._rows, len(new.tokens)
-        assert rows is not None, "begin() comes before draft()"
-        past = rows.settled
-        mask = self._masks.settling(count, past)
-        self._states, logits = self._settle(new.tokens, new.hidden[:, -1], rows.table(past, count), past, mask, rows.buffers)
-        rows.settled = past + count
-        return cast(torch.Tensor, logits)
+    def read(self, new: Committed, memory: Memory) -> Scored:
+        """Write the rows of the settled pairs, which hold true states of the target; carries the state predicted of the last one."""
+        count = new.tokens.shape[0]
+        state = self._run(new.tokens, new.hidden[:, -1], memory.positions(0, count), memory.rows(0, count), memory.causal(count), memory.buffers)[-1:]
+        return self._output(state), state
 
-    def grow(self, level: Grown) -> torch.Tensor:
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
-        rows = self._rows
-        assert rows is not None, "begin() comes before draft()"
-        settled = rows.settled
-        table, mask = rows.table(settled + level.depth - 1), self._masks.of(level, settled)
-        self._states, logits = self._extend(level.tokens, self._states[level.parents], table, settled + level.before, mask, rows.buffers)
-        return cast(torch.Tensor, logits)
+        table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
+        states = self._run(level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers)
+        return self._output(states), states
+
+    def _run(
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: Any, mask: torch.Tensor | None, buffers: torch.Tensor
+    ) -> torch.Tensor:
+        """Predicted states [new, width] after (state, next token) pairs, whose rows are written from row ``start`` on."""
+        x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
+        for layer, own in zip(self.layers, buffers.unbind(0), strict=True):
+            x = layer(x, table, own, start, mask)
+        out: torch.Tensor = x[0]
+        return out
 
     # ------------------------------------------------------------------------------ training
 

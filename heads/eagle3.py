@@ -13,14 +13,15 @@ spread over the rows ``d2t[i] + i``, the others never drafted). ``layers`` is th
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.growth import UNBOUNDED, Grown, LevelMasks, draft, levels_of
-from heads.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Rows, Unrolled, rotary_table
+from heads.drafting import Drafter, Memory, Scored, Text
+from heads.growth import UNBOUNDED, Grown
+from heads.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled, rotary_table
 from heads.losses import token_loss
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
@@ -76,11 +77,8 @@ class Eagle3(nn.Module):
             self.lm_head.weight.copy_(spec.output_weight.detach())
         # The target's own embedding, held where neither state_dict() nor parameters() finds it.
         self._embed = spec.embed
-        moving = ((0,), (0,), (1,), (), (0, 1), (4,))
-        self._settle, self._extend = spec.record(self._settling, moving), spec.record(self._extending, moving)
-        self._template: Template | None = None
-        self._rows: Rows | None = None
-        self._states = torch.empty(0)
+        self._drafter = Drafter(self, spec)
+        self._text: Text | None = None
 
     def _fused(self, hidden: torch.Tensor) -> torch.Tensor:
         """States [..., features, width] of three layers as one [..., width]."""
@@ -91,58 +89,39 @@ class Eagle3(nn.Module):
 
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while template and capacity allow."""
-        device, dtype = self.fc.weight.device, self.fc.weight.dtype
-        if template is not self._template:
-            template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
-            self._template, self._rows = template, None
-            self._levels = levels_of(template, device)
-        needed = capacity + self._levels.rows
-        if self._rows is None or not self._rows.fits(needed, dtype):
-            self._rows = Rows(self.shape, 1 + len(self.layers), needed, template.depth, dtype, device)
-            self._masks = LevelMasks(self._levels, needed, dtype, device)
-        self._rows.settled = 0
+        like = self.fc.weight
+        template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
+
+        def empty(rows: int) -> Memory:
+            return Memory.of(self.shape, 1 + len(self.layers), rows, template.depth, like.dtype, like.device)
+
+        self._text = self._drafter.begin(self._text, template, capacity, like, empty)
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled tokens with the target's states, then grow the tree from states of the head's own."""
-        assert self._template is not None, "begin() comes before draft()"
-        return draft(self, new, self._levels, self.pick)
+        assert self._text is not None, "begin() comes before draft()"
+        return self._drafter.draft(self._text, new, self.pick)
 
-    def read(self, new: Committed) -> torch.Tensor:
-        """Scores of the root's children [1, vocab_size]; settled rows hold fused states of the target and overwrite the last draft's."""
-        rows, count = self._rows, len(new.tokens)
-        assert rows is not None, "begin() comes before draft()"
-        past = rows.settled
-        mask = self._masks.settling(count, past)
-        self._states, scores = self._settle(new.tokens, new.hidden, rows.table(past, count), past, mask, rows.buffers)
-        rows.settled = past + count
-        return cast(torch.Tensor, scores)
+    def read(self, new: Committed, memory: Memory) -> Scored:
+        """Write the rows of settled tokens from fused states of the target; carries what came out of the last one."""
+        count = new.tokens.shape[0]
+        x = self._run(new.tokens, self._fused(new.hidden), memory.positions(0, count), memory.rows(0, count), memory.causal(count), memory.buffers)[-1:]
+        return self._scores(x), x
 
-    def grow(self, level: Grown) -> torch.Tensor:
-        """Scores of the children of a level's nodes [nodes, vocab_size]; a node pairs its token with what came out above it."""
-        rows = self._rows
-        assert rows is not None, "begin() comes before draft()"
-        settled = rows.settled
-        table, mask = rows.table(settled + level.depth - 1), self._masks.of(level, settled)
-        self._states, scores = self._extend(level.tokens, self._states[level.parents], table, settled + level.before, mask, rows.buffers)
-        return cast(torch.Tensor, scores)
-
-    def _settling(self, tokens: torch.Tensor, hidden: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """State [1, width] and scores [1, vocab_size] after the last of the settled tokens, from the target's states."""
-        x = self._run(tokens, self._fused(hidden), *others)[-1:]
-        return x, self._scores(x)
-
-    def _extending(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same after each node of a level, from states of the head's own."""
-        x = self._run(*arguments)
-        return x, self._scores(x)
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+        """Write the rows of a level; a node pairs its token with what came out above it."""
+        table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
+        x = self._run(level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers)
+        return self._scores(x), x
 
     def _run(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: Any, mask: torch.Tensor | None, buffers: torch.Tensor
     ) -> torch.Tensor:
         """What the last layer makes [new, width] of pairs of a state and the token after it, whose rows begin at ``start``."""
-        x = self.midlayer(self._embed(tokens)[None], states[None], table, buffers[0], start, mask)
-        for layer, own in zip(self.layers, buffers[1:], strict=True):
-            x = layer(x, table, own, start, mask)
+        own = buffers.unbind(0)
+        x = self.midlayer(self._embed(tokens)[None], states[None], table, own[0], start, mask)
+        for layer, rows in zip(self.layers, own[1:], strict=True):
+            x = layer(x, table, rows, start, mask)
         out: torch.Tensor = x[0]
         return out
 

@@ -31,8 +31,6 @@ class Grown:
         seen: bool [nodes, before + nodes], which of the nodes grown in this draft, these included, each one attends to: those above
             it and itself. Nodes are counted in the order they were grown in; everything settled is seen besides.
         before: number of nodes grown before these in this draft.
-        key: number of this level where a static template is filled, from 0; ``parents``, ``seen`` and ``before`` are then the same
-            at each step and a head may keep what it made of them until ``begin`` brings another template. None in a dynamic tree.
     """
 
     depth: int
@@ -40,7 +38,6 @@ class Grown:
     parents: torch.Tensor
     seen: torch.Tensor
     before: int
-    key: int | None = None
 
 
 class Grows(Protocol):
@@ -137,55 +134,6 @@ def draft(head: Grows, new: Committed, levels: Levels, pick: Pick) -> DraftTree:
     return expand(head, new, levels.template) if isinstance(levels.template, DynamicTemplate) else fill(head, new, levels, pick)
 
 
-class LevelMasks:
-    """Additive attention masks, for a head that keeps a key and value row for each token it has read.
-
-    The rows of settled tokens come first, in the order of the text; behind them stand those of the nodes grown in this draft, in the order
-    they were grown in. Masks of static levels are made here once; column ``c`` of a mask stands for row ``c - offset``, and a
-    step only moves the offset.
-
-    Args:
-        levels: what is to be drafted.
-        capacity: most rows of settled tokens.
-    """
-
-    def __init__(self, levels: Levels, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._capacity, self._least = capacity, torch.finfo(dtype).min
-        self._static = []
-        for level in levels.each:
-            mask = torch.zeros(level.count, capacity + level.before + level.count, dtype=dtype, device=device)
-            if level.count:
-                mask[:, capacity:].masked_fill_(~level.seen, self._least)
-            self._static.append(mask)
-        dynamic = 0 if levels.each else levels.rows
-        self._dynamic = torch.zeros(levels.widest if dynamic else 0, capacity + dynamic, dtype=dtype, device=device)
-        self._causal = torch.zeros(0, capacity, dtype=dtype, device=device)
-        self._causal = self._causal_of(levels.template.depth + 1)
-
-    def of(self, level: Grown, settled: int) -> torch.Tensor:
-        """Mask [nodes, settled + before + nodes] of a level behind ``settled`` rows; valid until the next call."""
-        if level.key is not None:
-            return self._static[level.key][:, self._capacity - settled :]
-        count, width = level.seen.shape
-        stop = self._capacity + width
-        self._dynamic[:count, self._capacity : stop].zero_().masked_fill_(~level.seen, self._least)
-        return self._dynamic[:count, self._capacity - settled : stop]
-
-    def settling(self, count: int, past: int) -> torch.Tensor | None:
-        """Mask [count, past + count] of ``count`` tokens settled at once behind ``past`` rows: each sees those up to its own.
-
-        None where no mask is needed: one token sees everything, and behind no rows the attention is plainly causal.
-        """
-        if not past or count == 1:
-            return None
-        wide = self._causal if count <= len(self._causal) else self._causal_of(count)
-        return wide[:count, self._capacity - past : self._capacity + count]
-
-    def _causal_of(self, count: int) -> torch.Tensor:
-        like = self._causal
-        return torch.full((count, self._capacity + count), self._least, dtype=like.dtype, device=like.device).triu(self._capacity + 1)
-
-
 # ------------------------------------------------------------------------------ static trees
 
 
@@ -195,14 +143,14 @@ def fill(head: Grows, new: Committed, levels: Levels, pick: Pick) -> DraftTree:
     logits = head.read(new)
     pieces = [new.tokens[-1:]]
     proposals = []
-    for key, level in enumerate(levels.each):
+    for level in levels.each:
         ids, drawn_from = pick(logits, level.ranks)
         if drawn_from is not None:
             proposals.append(drawn_from)
-        chosen = ids.flatten()[level.by_rank if drawn_from is None else level.by_turn]
+        chosen = ids.flatten().index_select(0, level.by_rank if drawn_from is None else level.by_turn)
         pieces.append(chosen)
         if level.count:
-            logits = head.grow(Grown(level.depth, chosen[level.grown], level.parents, level.seen, level.before, key))
+            logits = head.grow(Grown(level.depth, chosen.index_select(0, level.grown), level.parents, level.seen, level.before))
     return DraftTree(torch.cat(pieces), levels.template.shape, torch.cat(proposals) if proposals else None)
 
 
@@ -210,11 +158,20 @@ def fill(head: Grows, new: Committed, levels: Levels, pick: Pick) -> DraftTree:
 
 
 def expand(head: Grows, new: Committed, template: DynamicTemplate) -> DraftTree:
-    """Draft EAGLE-2's tree (upstream ``Model.topK_genrate``): nodes are ranked by the log-probability of their path.
+    """Draft a dynamic tree, see ``expanded``. One read from the device."""
+    tokens, parents = expanded(head, new, template)
+    return DraftTree(tokens, TreeShape((-1, *parents.tolist())))
+
+
+def expanded(head: Grows, new: Committed, template: DynamicTemplate) -> tuple[torch.Tensor, torch.Tensor]:
+    """EAGLE-2's tree (upstream ``Model.topK_genrate``): nodes are ranked by the log-probability of their path.
 
     Of each level the best ``width`` nodes of all are grown. In the end the best ``drafted`` nodes of all levels are kept, in the order
     in which they were scored: by level, then by parent, then by rank. A node is never less likely than what hangs below it, and
-    of equals the earlier is taken, so the parent of a kept node is kept. The candidates are not drawn. One read from the device.
+    of equals the earlier is taken, so the parent of a kept node is kept. The candidates are not drawn.
+
+    Returns:
+        tokens [nodes] and the parents [nodes - 1] of all nodes but the root.
     """
     width = template.width
     found = _log_probabilities(head.read(new)).topk(width, dim=-1)
@@ -242,8 +199,7 @@ def expand(head: Grows, new: Committed, template: DynamicTemplate) -> DraftTree:
     kept = best.sort().values
     wanted = torch.cat(all_parents)[kept // width]
     # A parent's place in the tree is the count of kept nodes up to it; there are none up to the root.
-    parents = torch.searchsorted(kept, wanted).tolist()
-    return DraftTree(torch.cat([new.tokens[-1:], torch.cat(all_tokens)[kept]]), TreeShape((-1, *parents)))
+    return torch.cat([new.tokens[-1:], torch.cat(all_tokens)[kept]]), torch.searchsorted(kept, wanted)
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,16 @@ dropout between them: ``hydra_mlp.{i}.0``, ``hydra_mlp.{i}.1`` and on, and ``hyd
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.growth import Grown, LevelMasks, draft, levels_of
-from heads.layers import DecoderLayer, LayerShape, RMSNorm, Rows, rotary_table
+from heads.drafting import Drafter, Memory, Scored, Text
+from heads.growth import Grown
+from heads.layers import DecoderLayer, LayerShape, RMSNorm, rotary_table
 from heads.losses import token_loss
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
@@ -108,11 +109,8 @@ class Hydra(nn.Module):
         self.prefix = _Prefix(spec.config) if prefix else None
         # The target's own, held where neither state_dict() nor parameters() finds it.
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
-        self._score = [spec.record(partial(self._scores, head), ((0,),)) for head in range(heads)]
-        self._read = spec.record(self._prefixed, ((0,), (1,), (), (0, 1), (4,)))
-        self._template: Template | None = None
-        self._rows: Rows | None = None
-        self._known = torch.empty(0)
+        self._drafter = Drafter(self, spec)
+        self._text: Text | None = None
 
     def _head(self, index: int) -> _Head:
         found = self.heads[index]
@@ -123,44 +121,36 @@ class Hydra(nn.Module):
 
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; only the prefix layer remembers one."""
-        weight = self._head(0).output.weight
-        if template is not self._template:
-            template.check(depth=self.max_depth, candidates=self._vocab_size)
-            self._template, self._rows = template, None
-            self._levels = levels_of(template, weight.device)
-        if self.prefix is not None:
-            if self._rows is None or not self._rows.fits(capacity, weight.dtype):
-                self._rows = Rows(self.prefix.shape, 1, capacity, template.depth, weight.dtype, weight.device)
-                self._masks = LevelMasks(self._levels, capacity, weight.dtype, weight.device)
-            self._rows.settled = 0
+        like = self._head(0).output.weight
+        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        prefix = self.prefix
+
+        def empty(rows: int) -> Memory:
+            assert prefix is not None
+            return Memory.of(prefix.shape, 1, rows, template.depth, like.dtype, like.device)
+
+        self._text = self._drafter.begin(self._text, template, capacity, like, empty if prefix is not None else None)
 
     def draft(self, new: Committed) -> DraftTree:
         """Grow the tree level by level: a node depends on all drafted tokens above it."""
-        assert self._template is not None, "begin() comes before draft()"
-        return draft(self, new, self._levels, self.pick)
+        assert self._text is not None, "begin() comes before draft()"
+        if self.prefix is None and len(new.tokens) > 1:  # the last state is all that is read
+            new = replace(new, tokens=new.tokens[-1:], hidden=new.hidden[-1:])
+        return self._drafter.draft(self._text, new, self.pick)
 
-    def read(self, new: Committed) -> torch.Tensor:
-        """Scores of the root's children [1, vocab_size]."""
-        state = new.hidden[-1:, -1]
+    def read(self, new: Committed, memory: Memory) -> Scored:
+        """Scores of the root's children; carries the state and the embeddings that the heads have read, side by side."""
+        state, count = new.hidden[:, -1], new.tokens.shape[0]
         if self.prefix is not None:
-            rows = self._rows
-            assert rows is not None, "begin() comes before draft()"
-            count, past = len(new.tokens), rows.settled
-            state = self._read(new.hidden[:, -1], rows.table(past, count), past, self._masks.settling(count, past), rows.buffers)
-            rows.settled = past + count
-        self._known = torch.cat([state, self._embed(new.tokens[-1:])], dim=-1)
-        return cast(torch.Tensor, self._score[0](self._known))
+            places = memory.positions(0, count), memory.buffers[0], memory.rows(0, count), memory.causal(count)
+            state = self.prefix.norm(self.prefix.layer(state[None], *places)[0])
+        known = torch.cat([state[-1:], self._embed(new.tokens[-1:])], dim=-1)
+        return self._scores(0, known), known
 
-    def grow(self, level: Grown) -> torch.Tensor:
-        """Scores of the children of a level's nodes [nodes, vocab_size]."""
-        self._known = torch.cat([self._known[level.parents], self._embed(level.tokens)], dim=-1)
-        return cast(torch.Tensor, self._score[level.depth](self._known))
-
-    def _prefixed(self, states: torch.Tensor, table: torch.Tensor, start: int, mask: torch.Tensor | None, buffers: torch.Tensor) -> torch.Tensor:
-        """What the heads read in the place of the last of the target's states [new, width], [1, width]."""
-        assert self.prefix is not None
-        read: torch.Tensor = self.prefix.norm(self.prefix.layer(states[None], table, buffers[0], start, mask)[0, -1:])
-        return read
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+        """Scores of the children of a level's nodes."""
+        known = torch.cat([carried.index_select(0, level.parents), self._embed(level.tokens)], dim=-1)
+        return self._scores(level.depth, known), known
 
     def _scores(self, head: int, known: torch.Tensor) -> torch.Tensor:
         guesser = self._head(head)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from koala_bench.cache import written
+
 # Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states' first.
 Unrolled = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -81,8 +83,9 @@ class Attention(nn.Module):
     """Grouped-query attention without biases.
 
     ``rows`` are the caller's buffers [2, batch, kv_heads, capacity, head_dim]; the new keys and values are written at
-    ``start`` and everything up to their end is attended to, under ``mask``. ``sources`` is how many vectors of the
-    layer's width the input is made of.
+    ``start`` and everything up to their end is attended to, under ``mask``. If ``start`` is a tensor [new] with the number of each new
+    row, all rows are attended to, and the mask hides what is behind. ``sources`` is how many vectors of the layer's width the input
+    is made of.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, sources: int = 1) -> None:
@@ -94,7 +97,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(
-        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0, mask: torch.Tensor | None = None,
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0, mask: torch.Tensor | None = None,
         steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Attend from x to what the caller keeps and to x itself.
@@ -102,7 +105,7 @@ class Attention(nn.Module):
         Args:
             x: [batch, new, sources * width].
             table: [2, new, head_dim].
-            mask: [new, start + new], additive, or None for causal (or one row).
+            mask: additive, a column for each row that is attended to, or None for causal (or one row).
             steps: where the pass is one of an unrolled one over the same tokens, the steps before it; this one's keys and values
                 are added. A token then sees the first step's up to its own place, and of the later ones its own alone.
         """
@@ -113,9 +116,7 @@ class Attention(nn.Module):
         if steps is not None:
             steps.append((k, v))
         if rows is not None:
-            rows[0, :, :, start : start + new] = k
-            rows[1, :, :, start : start + new] = v
-            k, v = rows[0, :, :, : start + new], rows[1, :, :, : start + new]
+            k, v = written(rows, start, k, v)
         if steps is not None and len(steps) > 1:
             out = _attend_unrolled(q, steps)
         else:
@@ -168,7 +169,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0, mask: torch.Tensor | None = None,
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0, mask: torch.Tensor | None = None,
         steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Same arguments as ``Attention``; returns [batch, new, width]."""
@@ -193,7 +194,7 @@ class PairLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: int = 0,
+        self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
         mask: torch.Tensor | None = None, steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new, width]."""
@@ -201,29 +202,3 @@ class PairLayer(nn.Module):
         x = x + self.self_attn(pair, table, rows, start, mask, steps)
         added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return added
-
-
-class Rows:
-    """Keys and values that some layers keep while decoding: those of settled tokens, and behind them those of one draft.
-
-    Attributes:
-        buffers: [layers, 2, 1, kv_heads, capacity, head_dim]; each layer takes its own as ``rows``.
-        settled: number of settled rows; the caller moves it on.
-
-    Args:
-        capacity: rows, settled and drafted.
-        depth: of the deepest draft, whose positions need an entry in the rotary table.
-    """
-
-    def __init__(self, shape: LayerShape, layers: int, capacity: int, depth: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.buffers = torch.zeros(layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=dtype, device=device)
-        self.settled = 0
-        self._table = rotary_table(capacity + depth, shape.head_dim, shape.rope_base, device, dtype)
-
-    def fits(self, capacity: int, dtype: torch.dtype) -> bool:
-        """Whether there are as many rows, in this dtype."""
-        return self.buffers.shape[4] >= capacity and self.buffers.dtype == dtype
-
-    def table(self, first: int, count: int = 1) -> torch.Tensor:
-        """Rotary entries of positions [2, count, head_dim]; one entry serves any number of rows at that position."""
-        return self._table[:, first : first + count]

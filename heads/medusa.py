@@ -46,6 +46,7 @@ class Medusa(nn.Module):
         self.output_weight = nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1)) if own_output else None
         self._output, self._vocab_size = spec.output, spec.vocab_size
         self._guess = spec.record(self._guessing, ((),))
+        self._record = spec.record
         self.pick: Pick = best
         self._template: Template | None = None
 
@@ -65,7 +66,8 @@ class Medusa(nn.Module):
         self._levels = levels_of(template, device)
         if isinstance(template, TreeTemplate):
             places = [(len(path) - 1) * template.widest_rank + path[-1] for path in template.paths]
-            self._places = torch.tensor(places, dtype=torch.int64, device=device)
+            where = torch.tensor(places, dtype=torch.int64, device=device)
+            self._fill = self._record(partial(self._filling, template.depth, template.widest_rank, where), ((), ()))
 
     def draft(self, new: Committed) -> DraftTree:
         """Fill the tree with every head's best tokens; a node's scores depend on its depth only."""
@@ -73,9 +75,15 @@ class Medusa(nn.Module):
         assert template is not None, "begin() comes before draft()"
         if self.pick is not best or not isinstance(template, TreeTemplate):
             return draft(self, new, self._levels, self.pick)
-        # The best tokens are the same below every node of a level, so one search finds them for all; draws would have to differ.
-        candidates, _ = best(self._scores(new, template.depth), template.widest_rank)  # [depth, ranks]
-        return DraftTree(torch.cat([new.tokens[-1:], candidates.flatten()[self._places]]), template.shape)
+        return DraftTree(cast(torch.Tensor, self._fill(new.tokens[-1:], new.hidden[-1:, -1])), template.shape)
+
+    def _filling(self, depth: int, ranks: int, places: torch.Tensor, root: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Tokens [nodes] of a static tree from the root's [1] and the state before it [1, hidden_size].
+
+        The best tokens are the same below every node of a level, so one search finds them for all; draws would have to differ.
+        """
+        candidates, _ = best(self._guessing(state.expand(depth, 1, -1)), ranks)  # [depth, ranks]
+        return torch.cat([root, candidates.flatten().index_select(0, places)])
 
     def _scores(self, new: Committed, depth: int) -> torch.Tensor:
         """Logits [depth, vocab_size] of the first ``depth`` heads."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers.cache_utils import Cache, DynamicLayer
 
 from koala_bench.errors import KoalaBenchError
@@ -18,6 +19,7 @@ from koala_bench.tree import TreeShape
 # Trees whose masks are kept, the latest ones. A dynamic tree's shape hardly comes again and pushes out others; making one anew costs
 # some 40 microseconds, which is nothing beside a pass of a target.
 _SHAPES = 64
+_LENGTHS = 512  # rows that a pass of fixed shape may see are a multiple of this
 
 
 class _Rows(DynamicLayer):
@@ -75,15 +77,77 @@ class _Window(DynamicLayer):
         return self._past + (query_length.shape[0] if isinstance(query_length, torch.Tensor) else query_length), 0
 
 
-def windows(storage: torch.Tensor, past: int, new: int) -> Cache:
-    """A cache for one pass over ``new`` nodes behind ``past`` settled rows, without a state of its own, so that it can be recorded.
+class _Indexed(DynamicLayer):
+    """One layer's rows during a single pass whose shapes do not depend on how many are settled; ``update`` returns all there are."""
+
+    def __init__(self, rows: torch.Tensor, numbers: torch.Tensor) -> None:
+        super().__init__()
+        self._rows, self._numbers = rows, numbers
+        self.keys, self.values = rows[0], rows[1]
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return written(self._rows, self._numbers, key_states, value_states)
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        return self._rows.shape[-2] - len(self._numbers)
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        return self._rows.shape[-2], 0
+
+
+def written(rows: torch.Tensor, start: Any, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write new rows, and return those that are then to be attended to, keys and values.
+
+    Args:
+        rows: [2, batch, kv_heads, capacity, head_dim].
+        start: number of the first new row, and those up to the last new one come back; or the numbers of the new rows as a tensor
+            [new], and all rows come back, so that no shape depends on it.
+        keys, values: [batch, kv_heads, new, head_dim].
+    """
+    if isinstance(start, torch.Tensor):
+        rows[0].index_copy_(2, start, keys)
+        rows[1].index_copy_(2, start, values)
+        return rows[0], rows[1]
+    stop = start + keys.shape[2]
+    rows[0, :, :, start:stop] = keys
+    rows[1, :, :, start:stop] = values
+    return rows[0, :, :, :stop], rows[1, :, :, :stop]
+
+
+def hiding(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive attention mask of new rows that see all settled ones.
+
+    Args:
+        hidden: bool [new, any], which of the rows from the first unsettled one on each new row must not see.
+        past: number of settled rows; or that as a tensor [], and the mask is as wide as the cache, whatever its value.
+        capacity: rows of the cache.
+
+    Returns:
+        [new, past + any], or [new, capacity] with everything behind those hidden.
+    """
+    least = torch.finfo(dtype).min
+    block = hidden.to(dtype) * least
+    if not isinstance(past, torch.Tensor):
+        return F.pad(block, (past, 0))
+    places = torch.arange(capacity, device=hidden.device) - past
+    width = hidden.shape[1]
+    return F.pad(block, (0, 1), value=least).index_select(1, places.clamp(0, width)).masked_fill(places < 0, 0.0)
+
+
+def windows(storage: torch.Tensor, start: Any, new: int) -> Cache:
+    """A cache for one pass over ``new`` nodes, without a state of its own, so that it can be recorded.
 
     Args:
         storage: of a ``TreeCache``, [layers, 2, kv_heads, capacity, head_dim]; the new rows are written there.
+        start: number of settled rows, behind which they go; or the numbers of the new rows as a tensor [new], see ``written``: the
+            pass then needs a mask as wide as the cache.
     """
+    if isinstance(start, torch.Tensor):
+        return Cache(layers=[_Indexed(rows, start) for rows in storage.unsqueeze(2).unbind(0)])
     every = storage.flatten(0, 1).unsqueeze(1)
-    rows, added = every[:, :, :, : past + new].unbind(0), every[:, :, :, past : past + new].unbind(0)
-    return Cache(layers=[_Window(rows[at], rows[at + 1], added[at], added[at + 1], past) for at in range(0, len(rows), 2)])
+    rows, added = every[:, :, :, : start + new].unbind(0), every[:, :, :, start : start + new].unbind(0)
+    return Cache(layers=[_Window(rows[at], rows[at + 1], added[at], added[at + 1], start) for at in range(0, len(rows), 2)])
 
 
 class TreeCache(Cache):
@@ -137,6 +201,14 @@ class TreeCache(Cache):
             self._storage[:, :, :, self.past : self.past + count] = self._storage.index_select(3, rows)
         self.past += count
 
+    def unseen(self, shape: TreeShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which nodes of a tree each node does not attend to, bool [nodes, nodes], and the nodes' depths, int64 [1, nodes]."""
+        if shape not in self._blocks:
+            if len(self._blocks) == _SHAPES:  # a head that draws its tree anew at each step must not fill the memory
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[shape] = (~shape.ancestors.to(device), torch.tensor([shape.depths], device=device))
+        return self._blocks[shape]
+
     def tree_buffers(self, shape: TreeShape, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention mask and depths of a tree behind the settled rows.
 
@@ -145,16 +217,14 @@ class TreeCache(Cache):
             the depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
         """
         if shape != self._shown:
-            if shape not in self._blocks:
-                if len(self._blocks) == _SHAPES:  # a head that draws its tree anew at each step must not fill the memory
-                    del self._blocks[next(iter(self._blocks))]
-                hidden = ~shape.ancestors.to(device)
-                block = torch.zeros(shape.nodes, shape.nodes, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
-                self._blocks[shape] = (block, torch.tensor([shape.depths], device=device))
-            block, self._depths = self._blocks[shape]
+            hidden, self._depths = self.unseen(shape, device)
             if len(self._wide) < shape.nodes:
                 self._wide = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
             mask = self._wide[: shape.nodes, : self.capacity + shape.nodes]
-            mask[:, self.capacity :] = block
+            mask[:, self.capacity :] = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
             self._shown, self._mask = shape, mask[None, None]
         return self._mask[..., self.capacity - self.past :], self._depths
+
+    def first_rows(self, count: int) -> torch.Tensor:
+        """The storage up to row ``count`` or a little further, so that few different lengths come up."""
+        return self.storage[:, :, :, : min(self.capacity, -(-count // _LENGTHS) * _LENGTHS)]

@@ -20,7 +20,13 @@ from koala_bench.tree import DraftTree, Template
 Pass = Callable[..., Any]  # of tensors, numbers and None
 
 
-def as_it_is(function: Pass, moving: Sequence[Sequence[int]]) -> Pass:
+class Record(Protocol):
+    """Makes a recording of a decoding pass, or leaves it as it is; see ``TargetSpec.record``."""
+
+    def __call__(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = ()) -> Pass: ...
+
+
+def as_it_is(function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = ()) -> Pass:
     """Recorded nowhere, called as it is."""
     return function
 
@@ -39,7 +45,10 @@ class TargetSpec:
         tokenizer: the target's; None for bare weights.
         record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the same sizes, and call
             what it gets back: with ``--engine graph`` that is a recording, see ``koala_bench.replay``. ``moving`` names for each
-            argument the dimensions whose sizes differ from call to call.
+            argument the dimensions whose sizes differ from call to call, ``kept`` the arguments, by their places, that stay where they
+            are in memory because the pass writes into them or because they are large.
+        fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA graphs need; numbers are then
+            handed to it as tensors [] on the device.
     """
 
     hidden_size: int
@@ -53,7 +62,8 @@ class TargetSpec:
     device: torch.device
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase | None = None
-    record: Callable[[Pass, Sequence[Sequence[int]]], Pass] = as_it_is
+    record: Record = as_it_is
+    fixed_shapes: bool = False
 
 
 @dataclass(frozen=True)

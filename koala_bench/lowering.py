@@ -35,6 +35,10 @@ class Layouts:
         self.recordings = 0
         self._known: dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
 
+    def count(self) -> None:
+        """One recording more."""
+        self.recordings += 1
+
     def of(self, weights: tuple[torch.Tensor, ...], layout: Literal["plain", "turned", "packed"]) -> torch.Tensor:
         """Weights [rows of all, columns], one below the other.
 
@@ -44,6 +48,10 @@ class Layouts:
         key = (layout, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights))
         if key not in self._known:
             whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
+            if len(weights) > 1 and whole.device.type != "cpu":
+                # A GPU's memory may not hold a large model twice: the weights become parts of the whole.
+                for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+                    weight.data = part
             if layout == "turned":
                 whole = whole.t().contiguous().t()
             elif layout == "packed":
@@ -61,7 +69,7 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
         layouts: shared with other graphs that read the same weights.
     """
     constants = dict(constants)
-    layouts.recordings += 1
+    layouts.count()
     for step in (_drop_modes, _fold, _drop_idle, _share_views, _fuse_norms, _fuse_rotations, partial(_lay_out_products, layouts=layouts), _call_methods):
         step(graph, constants)
         graph.eliminate_dead_code(is_impure_node=_writes)
@@ -169,7 +177,7 @@ def _share_views(graph: Graph, constants: dict[str, Any]) -> None:
 def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
     """``w * (x * rsqrt(mean(x ** 2) + eps))`` is the norm of a layer whose mean is zero: that of x and -x together, half of which is kept.
 
-    PyTorch has one kernel for that norm on the CPU, and seven for the root mean square's.
+    PyTorch has one kernel for that norm on the CPU, and seven for the root mean square's. On a GPU it has one for this norm too.
     """
     for node in _calls(graph, _aten.rms_norm.default):
         x, shape, weight, eps = (*node.args, None, None)[:4]
@@ -186,8 +194,13 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
         scaled = _only_user(root, _aten.mul.Tensor)
         if scaled is None or x not in scaled.args:
             continue
-        outer = _only_user(scaled, _aten.mul.Tensor)
-        weight = None if outer is None else outer.args[1] if outer.args[0] is scaled else outer.args[0]
+        # In half precision the square is taken of a copy in float32, and what is scaled is rounded before it is weighed.
+        rounded = _only_user(scaled, _aten.to.dtype)
+        inner = scaled if rounded is None else rounded
+        outer = _only_user(inner, _aten.mul.Tensor)
+        weight = None if outer is None else outer.args[1] if outer.args[0] is inner else outer.args[0]
+        if rounded is not None and _is(x, _aten.to.dtype) and _value(x.args[0]).dtype.itemsize < _value(x).dtype.itemsize:
+            x = x.args[0]
         if outer is None or _constant_of(weight, constants) is None or _value(outer).dtype != _value(x).dtype:
             continue
         if _value(weight).shape != _value(x).shape[-1:]:
@@ -198,6 +211,10 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
 def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any, eps: float) -> None:
     """Put the norm of x in the place of a node."""
     scale = constants[weight.target].detach()
+    if scale.device.type != "cpu":  # elsewhere it has a kernel of its own
+        with graph.inserting_before(old):
+            _replace(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
+        return
     with graph.inserting_before(old):
         signs = _constant(graph, constants, torch.tensor([[1.0], [-1.0]], dtype=scale.dtype, device=scale.device), "mirror")
         twice = _constant(graph, constants, torch.stack([scale, scale]), "scale")
@@ -263,7 +280,7 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
     groups: dict[object, list[Any]] = {}
     for node in _calls(graph, _aten.linear.default):
         weight = _constant_of(node.args[1], constants)
-        if weight is not None and weight.device.type == "cpu":
+        if weight is not None:
             groups.setdefault(node.args[0] if len(node.args) == 2 else node, []).append(node)
     for nodes in groups.values():
         if len(nodes) == 1:
@@ -283,9 +300,10 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
 def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:
     x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, _value(node).shape
     kind: Literal["plain", "turned", "packed"] = "plain"
-    if all(size == 1 for size in shape[:-1]):
+    processor = weights[0].device.type == "cpu"  # elsewhere the libraries pick by themselves
+    if processor and all(size == 1 for size in shape[:-1]):
         kind = "turned"  # one row is a walk through the weights, fastest along the columns
-    elif weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    elif processor and weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         kind = "packed"
     if kind == "plain" and len(weights) == 1:
         return
@@ -322,7 +340,8 @@ _METHODS = {
 _FUNCTIONS = {
     _aten.mul.Tensor: torch.mul, _aten.add.Tensor: torch.add, _aten.silu.default: torch._C._nn.silu, _aten.cat.default: torch.cat,
     _aten.cos.default: torch.cos, _aten.sin.default: torch.sin, _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear,
-    _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention,
+    _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention, _aten.embedding.default: torch.embedding,
+    _aten.topk.default: torch.topk, _aten.index_select.default: torch.index_select, _aten.pad.default: torch._C._nn.pad,
 }  # fmt: skip
 
 

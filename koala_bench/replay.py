@@ -102,9 +102,13 @@ class Recorded:
 
 
 def _check(called: Any, replayed: Any) -> None:
-    """Make sure that a recording computes what the function does, up to rounding."""
+    """Make sure that a recording computes what the function does, up to rounding: of tokens most, since ties may fall either way."""
     pairs = zip(called, replayed, strict=True) if isinstance(called, tuple) else [(called, replayed)]
     for one, other in pairs:
+        if not one.is_floating_point():
+            if 2 * int((one == other).sum()) < one.numel():
+                raise KoalaBenchError("A recorded pass finds other tokens.", "Decode with --engine eager, and report this with the target's name.")
+            continue
         apart = (one.double() - other.double()).abs().max() if one.numel() else torch.zeros(())
         most = _APART[one.dtype] * max(1.0, float(one.double().abs().max())) if one.numel() else 1.0
         if not apart <= most:

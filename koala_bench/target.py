@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from koala_bench.cache import TreeCache, windows
+from koala_bench.cache import TreeCache, hiding, windows
+from koala_bench.capture import Captured
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
 from koala_bench.heads import Pass, TargetSpec
@@ -75,8 +76,6 @@ def pick_engine(name: str, device: torch.device) -> Engine:
         return "graph" if device.type == "cpu" else "eager"
     if name not in ("eager", "graph"):
         raise KoalaBenchError(f"'{name}' is no engine.", "Use --engine auto, eager or graph.")
-    if name == "graph" and device.type != "cpu":
-        raise KoalaBenchError(f"--engine graph records passes for the CPU, not for {device}.", "Use --engine eager, or --device cpu.")
     return "graph" if name == "graph" else "eager"
 
 
@@ -89,6 +88,8 @@ class Target:
         model: the stock model in evaluation mode.
         tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
         engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see ``koala_bench.replay``.
+        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures them, as CUDA graphs
+            on a GPU; see ``koala_bench.capture``.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Target:
     dtype: torch.dtype
     max_positions: int
     engine: Engine = "eager"
+    fixed: bool = False
     _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False, compare=False)
     _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -128,7 +130,7 @@ class Target:
         config, weight = self.model.config, self.model.get_output_embeddings().weight
         return TargetSpec(
             config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype,
-            self.tokenizer, self.record,
+            self.tokenizer, self.record, self.engine == "graph" and self.fixed,
         )  # fmt: skip
 
     @property
@@ -136,9 +138,12 @@ class Target:
         """How many recordings were made until now, of the target's passes and of its heads'."""
         return self._layouts.recordings
 
-    def record(self, function: Pass, moving: Sequence[Sequence[int]]) -> Pass:
+    def record(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = ()) -> Pass:
         """A recording of a function, if this engine replays recordings; see ``TargetSpec``."""
-        return Recorded(function, moving, self._layouts) if self.engine == "graph" else function
+        if self.engine == "eager":
+            return function
+        recorded = Recorded(function, moving, self._layouts)
+        return Captured(recorded, kept, self.device, self._layouts.count) if self.fixed else recorded
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""
@@ -209,6 +214,9 @@ class Target:
         Returns:
             logits [nodes, vocab_size] and states [nodes, features, hidden_size].
         """
+        if self.engine == "graph" and self.fixed:
+            hidden, depths = cache.unseen(tree.shape, self.device)
+            return self._recorded(features)(tree.tokens, hidden, depths, cache.past, cache.first_rows(cache.past + tree.shape.nodes))
         mask, depths = cache.tree_buffers(tree.shape, self.dtype, self.device)
         # A root alone sees everything before it: without a mask the attention kernel takes its fast path.
         return self.run(tree.tokens, mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)
@@ -216,10 +224,9 @@ class Target:
     def run(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model's own part of ``verify``: decoder and output layer."""
-        if self.engine == "graph":
-            logits, hidden = self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
-            return logits, hidden
+        """The model's own part of ``verify``: decoder and output layer. Under a mask that moves nothing is captured."""
+        if self.engine == "graph" and not self.fixed:
+            return self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
         hidden = self._forward(tokens[None], mask, positions, cache, features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
@@ -231,7 +238,15 @@ class Target:
                 hidden = self._forward(tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features)[0]
                 return self.output(hidden[:, features.index(-1)]), hidden
 
-            self._passes[features] = self.record(whole, ((0,), (2, 3), (1,), (), (3,)))
+            def of_fixed_shape(tokens: torch.Tensor, unseen: torch.Tensor, depths: torch.Tensor, past: torch.Tensor, storage: torch.Tensor) -> Any:
+                rows = past + torch.arange(tokens.shape[0], device=tokens.device)
+                mask = hiding(unseen, past, storage.shape[3], storage.dtype)[None, None]
+                return whole(tokens, mask, depths + past, rows, storage)  # type: ignore[arg-type]
+
+            if self.fixed:
+                self._passes[features] = self.record(of_fixed_shape, ((0,), (0, 1), (1,), (), (3,)), (4,))
+            else:
+                self._passes[features] = self.record(whole, ((0,), (2, 3), (1,), (), (3,)))
         return self._passes[features]
 
     @torch.inference_mode()
@@ -293,7 +308,8 @@ def load_target(
             f"The tokenizer of {name} has {found.vocab_size} tokens, the model knows only {config.vocab_size}.", "Use the tokenizer that belongs to the model."
         )
     model.eval().requires_grad_(False)
-    target = Target(name, model, found, where, picked, int(getattr(config, "max_position_embeddings", None) or 1 << 30), driven)
+    context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    target = Target(name, model, found, where, picked, context, driven, where.type == "cuda")
     _check_output(target)
     return target
 

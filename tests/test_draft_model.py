@@ -129,8 +129,9 @@ def test_a_step_costs_a_pass_a_level(target: Target, tmp_path: Path, monkeypatch
     calls: list[tuple[int, ...]] = []
     head._model.model.get_decoder().register_forward_pre_hook(lambda _, __, given: calls.append(given["input_ids"].shape), with_kwargs=True)
     found = decode(target, head, load_template(tree), PROMPT, 20, ())
-    assert len(calls) == passes * len(found.accepted)
-    assert calls[0] == (1, len(PROMPT) + 1)
+    making_rows, *drafting = calls
+    assert len(drafting) == passes * len(found.accepted)
+    assert (making_rows, drafting[0]) == ((1, 1), (1, len(PROMPT) + 1))
 
 
 @torch.inference_mode()
@@ -219,8 +220,8 @@ def test_padding_of_an_output_layer_is_never_proposed(tmp_path: Path, theirs: in
         head.begin(load_template(tree), 60)
         for new in pieces(True):
             assert int(head.draft(new).tokens.max()) < 259
-    head.begin(load_template("3"), 60)
-    assert head.read(Committed(torch.tensor([5, theirs - 1]), torch.empty(0), 0)).shape == (1, theirs)  # the target may say its own padding
+    said = torch.tensor([5, theirs - 1])
+    assert head.read(Committed(said, said, 0), head._empty(60))[0].shape == (1, theirs)  # the target may say its own padding
     assert decode(target, head, load_template("3x2"), PROMPT, 30, ()).tokens == decode(target, Vanilla(), VANILLA_TREE, PROMPT, 30, ()).tokens
 
 

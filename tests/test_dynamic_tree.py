@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from heads.drafting import Memory
 from heads.eagle import Eagle
-from heads.growth import Grown, LevelMasks, draft, expand, fill, levels_of
+from heads.growth import Grown, draft, expand, fill, levels_of
 from heads.medusa import Medusa
 from heads.prompt_lookup import PromptLookup
 from heads.suffix_lookup import SuffixLookup
@@ -256,27 +258,37 @@ def test_medusa_without_projections_of_its_own_scores_with_the_targets(target: T
 def test_a_level_sees_what_is_settled_and_what_is_above_it(name: str) -> None:
     template, settled_rows = load_template(name), 5
     levels = levels_of(template, CPU)
-    masks = LevelMasks(levels, 20, torch.float32, CPU)
+    memories = [Memory(torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None], rows) for rows in (settled_rows, torch.tensor(settled_rows))]
     looked = 0
 
     class Looking(Toy):
         def grow(self, level: Grown) -> torch.Tensor:
             nonlocal looked
             looked += 1
-            mask = masks.of(level, settled_rows)
-            assert mask.shape == (len(level.tokens), settled_rows + level.before + len(level.tokens))
-            assert torch.equal(mask == 0, torch.cat([torch.ones(len(mask), settled_rows, dtype=torch.bool), level.seen], dim=1))
+            seen = torch.cat([torch.ones(len(level.tokens), settled_rows, dtype=torch.bool), level.seen], dim=1)
+            mask, wide = (memory.seeing(level.seen) for memory in memories)
+            assert torch.equal(mask == 0, seen)
+            assert torch.equal(wide == 0, F.pad(seen, (0, 20 - seen.shape[1])))
             return super().grow(level)
 
     for _ in range(2):
         draft(Looking(9), settled(9), levels, best)
     assert looked == 2 * (template.depth - 1)
-    assert masks.settling(1, 5) is None
-    assert masks.settling(4, 0) is None
-    for count in (3, 11):  # the longer one is rare, and made for the occasion
-        mask = masks.settling(count, 5)
-        assert mask is not None
-        assert torch.equal(mask == 0, torch.ones(count, 5 + count, dtype=torch.bool).tril(5))
+
+
+def test_tokens_settled_at_once_see_those_before_them() -> None:
+    buffers, table = torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None]
+    assert Memory(buffers, table, 5).causal(1) is None
+    assert Memory(buffers, table, 0).causal(4) is None
+    for count in (1, 3, 11):
+        seen = torch.ones(count, 5 + count, dtype=torch.bool).tril(5)
+        mask, wide = (Memory(buffers, table, rows).causal(count) for rows in (5, torch.tensor(5)))
+        assert count == 1 or (mask is not None and torch.equal(mask == 0, seen))
+        assert wide is not None and torch.equal(wide == 0, F.pad(seen, (0, 15 - count)))
+    for memory in (Memory(buffers, table, 5), Memory(buffers, table, torch.tensor(5))):
+        assert memory.positions(2, 3).tolist() == [[7, 8, 9]]
+    assert Memory(buffers, table, 5).rows(2, 3) == 7
+    assert Memory(buffers, table, torch.tensor(5)).rows(2, 3).tolist() == [7, 8, 9]
 
 
 def test_masks_of_trees_that_change_size_from_step_to_step_are_their_own() -> None:

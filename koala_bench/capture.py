@@ -1,0 +1,117 @@
+"""CUDA graphs: a function's kernels, captured once for each set of shapes and started together from then on.
+
+A graph reads and writes where it did when it was captured. So arguments are copied into inputs of the graph's own, but for those that stay
+where they are, and what comes back is overwritten by the next call. On the CPU, where there are no graphs, the same function is
+called on the same inputs: what a graph needs of a function can be tried there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from koala_bench.errors import KoalaBenchError
+
+Argument = torch.Tensor | int | None
+_MOST = 64  # graphs kept of a function; each keeps its outputs and whatever lies between
+_WARM_UP = 2  # calls before a capture, in which libraries set themselves up
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One captured call; ``inputs`` are its own but for those that stay where they are."""
+
+    inputs: tuple[torch.Tensor | None, ...]
+    outputs: Any
+    replay: Callable[[], None]
+
+
+class Captured:
+    """A function of tensors, numbers and None, replayed as a graph where one of its shapes was captured before.
+
+    No shape inside the function may depend on the value of a number, and nothing that it does on the host is done again. Numbers reach
+    it as int64 tensors []. It must do the same if it is called again with the same arguments.
+
+    Args:
+        kept: places of the arguments that stay where they are, because the function writes into them or because they are large.
+        made: called for each graph that is captured.
+
+    Raises:
+        KoalaBenchError: when called, if the function cannot be captured.
+    """
+
+    def __init__(self, function: Callable[..., Any], kept: Sequence[int], device: torch.device, made: Callable[[], None]) -> None:
+        self._function, self._kept, self._device, self._made = function, frozenset(kept), device, made
+        self._graphs: dict[tuple[object, ...], _Graph] = {}
+
+    def __call__(self, *arguments: Argument) -> Any:
+        key = self._key(arguments)
+        graph = self._graphs.get(key)
+        if graph is None:
+            if len(self._graphs) == _MOST:
+                del self._graphs[next(iter(self._graphs))]
+            graph = self._graphs[key] = self._capture(arguments)
+            self._made()
+        for place, (own, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
+            if own is None or argument is None or place in self._kept:
+                continue
+            if isinstance(argument, torch.Tensor):
+                own.copy_(argument)
+            else:
+                own.fill_(argument)
+        graph.replay()
+        return graph.outputs
+
+    def _key(self, arguments: Sequence[Argument]) -> tuple[object, ...]:
+        key: list[object] = []
+        for place, argument in enumerate(arguments):
+            if not isinstance(argument, torch.Tensor):
+                key.append(argument is None)
+            elif place in self._kept:
+                key += [argument.data_ptr(), argument.shape, argument.stride(), argument.dtype]
+            else:
+                key += [argument.shape, argument.dtype]
+        return tuple(key)
+
+    def _capture(self, arguments: Sequence[Argument]) -> _Graph:
+        inputs: list[torch.Tensor | None] = []
+        for place, argument in enumerate(arguments):
+            if argument is None:
+                inputs.append(None)
+            elif isinstance(argument, torch.Tensor):
+                inputs.append(argument if place in self._kept else argument.clone(memory_format=torch.contiguous_format))
+            else:
+                inputs.append(torch.tensor(argument, device=self._device))
+        own = tuple(inputs)
+        if self._device.type != "cuda":
+            return self._called(own)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                self._function(*own)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = self._function(*own)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a model may ask the device for a value, or wait for it
+            first = str(error).strip().splitlines()[0]
+            raise KoalaBenchError(f"A pass cannot be captured as a CUDA graph: {first}", "Decode with --engine eager.") from error
+        return _Graph(own, outputs, graph.replay)
+
+    def _called(self, own: tuple[torch.Tensor | None, ...]) -> _Graph:
+        outputs = self._function(*own)
+        several = isinstance(outputs, tuple)
+
+        def replay() -> None:
+            again = self._function(*own)
+            for there, here in zip(outputs if several else [outputs], again if several else [again], strict=True):
+                there.copy_(here)
+
+        return _Graph(own, outputs, replay)

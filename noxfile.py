@@ -89,6 +89,13 @@ def benchmark(session: nox.Session) -> None:
     session.run("koala-bench", "benchmark", *session.posargs)
 
 
+@nox.session
+def device_report(session: nox.Session) -> None:
+    """What a GPU makes of vanilla steps, verifications and drafts, with random weights of Vicuna's shapes (-- --device cpu tries it without one)."""
+    install(session)
+    session.run("koala-bench", "device-report", *session.posargs)
+
+
 @nox.session(default=False)
 def pretrain(session: nox.Session) -> None:
     """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one)."""

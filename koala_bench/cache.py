@@ -90,7 +90,7 @@ class _Indexed(DynamicLayer):
         return written(self._rows, self._numbers, key_states, value_states)
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        return self._rows.shape[-2] - len(self._numbers)
+        return self._rows.shape[-2] - self._numbers.shape[0]
 
     def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return self._rows.shape[-2], 0

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -32,14 +30,14 @@ from koala_bench.experiment import VANILLA, free_head, methods_with_heads
 from koala_bench.heads import DraftHead
 from koala_bench.presets import EvaluationPreset, MethodPreset, Preset
 from koala_bench.progress import progress, say
-from koala_bench.provenance import code_state, environment
+from koala_bench.provenance import code_state
 from koala_bench.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.recording import RecordWriter, open_record
 from koala_bench.records import Run, read_run
 from koala_bench.sampling import Sampling
 from koala_bench.schema import SCHEMA, AcceptanceInfo, MeasureInfo, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine, TypicalInfo
 from koala_bench.shards import merge_parts, place_for
-from koala_bench.target import Target, fingerprint
+from koala_bench.target import Target, fingerprint, machine
 from koala_bench.team import Team, find_team
 from koala_bench.tree import Template, load_template
 
@@ -175,16 +173,6 @@ def select_questions(questions: Sequence[Question], per_category: int | None) ->
     return selected
 
 
-def _gpu(device: torch.device) -> tuple[str | None, str | None]:
-    if device.type != "cuda":
-        return None, None
-    driver = None
-    if tool := shutil.which("nvidia-smi"):
-        answer = subprocess.run([tool, "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
-        driver = answer.stdout.split("\n")[0].strip() or None
-    return torch.cuda.get_device_name(device), driver
-
-
 def _header(
     preset: Preset,
     name: str,
@@ -197,7 +185,6 @@ def _header(
     team: Team,
 ) -> RunHeader:
     prints = fingerprint(target)
-    gpu, driver = _gpu(target.device)
     measure: MeasureInfo = {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats}
     if team.size > 1:
         measure["processes"] = team.size
@@ -226,7 +213,7 @@ def _header(
         "limits": {"max_new_tokens": preset.evaluation.max_new_tokens, "stop_ids": list(target.stop_ids)},
         "seed": preset.training.seed,
         "measure": measure,
-        "environment": environment(torch.get_num_threads(), gpu, driver),
+        "environment": machine(target.device),
         "code": code_state(Path(__file__).parent),
     }
     if target.engine == "graph":

@@ -47,8 +47,9 @@ class Layouts:
         """
         key = (layout, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights))
         if key not in self._known:
-            whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
-            if len(weights) > 1 and whole.device.type != "cpu":
+            with torch.inference_mode(False):  # an ordinary tensor, which a parameter can be a part of
+                whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
+            if len(weights) > 1 and not _on_processor(whole):
                 # A GPU's memory may not hold a large model twice: the weights become parts of the whole.
                 for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
                     weight.data = part
@@ -76,6 +77,10 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     graph.lint()
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     return {name: value for name, value in constants.items() if name in used}
+
+
+def _on_processor(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu"
 
 
 def _writes(node: Node) -> bool:
@@ -211,7 +216,7 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
 def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any, eps: float) -> None:
     """Put the norm of x in the place of a node."""
     scale = constants[weight.target].detach()
-    if scale.device.type != "cpu":  # elsewhere it has a kernel of its own
+    if not _on_processor(scale):
         with graph.inserting_before(old):
             _replace(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
         return
@@ -300,7 +305,7 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
 def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:
     x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, _value(node).shape
     kind: Literal["plain", "turned", "packed"] = "plain"
-    processor = weights[0].device.type == "cpu"  # elsewhere the libraries pick by themselves
+    processor = _on_processor(weights[0])  # elsewhere the libraries pick by themselves
     if processor and all(size == 1 for size in shape[:-1]):
         kind = "turned"  # one row is a walk through the weights, fastest along the columns
     elif processor and weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):

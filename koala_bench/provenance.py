@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def _cpu() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def driver_version() -> str | None:
+    """Version of the graphics driver, as nvidia-smi tells it."""
+    if not (tool := shutil.which("nvidia-smi")):
+        return None
+    answer = subprocess.run([tool, "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    return answer.stdout.split("\n")[0].strip() or None
 
 
 def environment(threads: int, gpu: str | None = None, driver: str | None = None) -> Environment:

@@ -1,4 +1,4 @@
-"""Shapes of the papers' targets, for whoever needs their sizes without a hub or their weights."""
+"""Shapes of the papers' targets and of a small one, for whoever needs their sizes without a hub or their weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from transformers import LlamaConfig
 
 # Width, layers, attention heads: Touvron et al. 2023 (arXiv 2302.13971), Table 2; width of the feed-forward layers: the released config.json.
-_LLAMA = {"7b": (4096, 32, 32, 11008), "13b": (5120, 40, 40, 13824), "33b": (6656, 60, 52, 17920)}
-VICUNA = tuple(_LLAMA)
+# That of 160m: the configuration of JackFram/llama-160m (Miao et al. 2023, arXiv 2305.09781), small enough for any machine.
+_LLAMA = {"160m": (768, 12, 12, 3072), "7b": (4096, 32, 32, 11008), "13b": (5120, 40, 40, 13824), "33b": (6656, 60, 52, 17920)}
+SHAPES = tuple(_LLAMA)
+VICUNA = ("7b", "13b", "33b")
 
 
-def vicuna(size: str) -> LlamaConfig:
-    """Configuration of Vicuna 1.3 of a size out of ``VICUNA``."""
+def llama(size: str) -> LlamaConfig:
+    """Configuration of a size out of ``SHAPES``; those of ``VICUNA`` are Vicuna 1.3's."""
     width, layers, heads, inner = _LLAMA[size]
     return LlamaConfig(
         vocab_size=32000, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner,
@@ -24,4 +26,4 @@ def vicuna(size: str) -> LlamaConfig:
 def known_shape(name: str) -> Any | None:
     """The configuration behind a hub id if it is one of the papers' targets, else None."""
     found = re.fullmatch(r"lmsys/vicuna-(\d+b)-v1\.3", name)
-    return vicuna(found.group(1)) if found and found.group(1) in _LLAMA else None
+    return llama(found.group(1)) if found and found.group(1) in VICUNA else None

@@ -26,7 +26,9 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
 from koala_bench.heads import Pass, TargetSpec
 from koala_bench.lowering import Layouts
+from koala_bench.provenance import driver_version, environment
 from koala_bench.replay import Recorded
+from koala_bench.schema import Environment
 from koala_bench.team import local_device
 from koala_bench.tree import DraftTree
 
@@ -215,8 +217,7 @@ class Target:
             logits [nodes, vocab_size] and states [nodes, features, hidden_size].
         """
         if self.engine == "graph" and self.fixed:
-            hidden, depths = cache.unseen(tree.shape, self.device)
-            return self._recorded(features)(tree.tokens, hidden, depths, cache.past, cache.first_rows(cache.past + tree.shape.nodes))
+            return self.run(tree.tokens, *cache.unseen(tree.shape, self.device), cache, features)
         mask, depths = cache.tree_buffers(tree.shape, self.dtype, self.device)
         # A root alone sees everything before it: without a mask the attention kernel takes its fast path.
         return self.run(tree.tokens, mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)
@@ -224,7 +225,14 @@ class Target:
     def run(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model's own part of ``verify``: decoder and output layer. Under a mask that moves nothing is captured."""
+        """The model's own part of ``verify``: decoder and output layer.
+
+        Args:
+            mask, positions: as ``TreeCache.tree_buffers`` makes the mask, None for a root alone; or both as ``TreeCache.unseen`` does, for a pass
+                of fixed shape.
+        """
+        if self.fixed and mask is not None and mask.dtype == torch.bool:
+            return self._recorded(features)(tokens, mask, positions, cache.past, cache.first_rows(cache.past + tokens.shape[0]))
         if self.engine == "graph" and not self.fixed:
             return self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
         hidden = self._forward(tokens[None], mask, positions, cache, features)[0]
@@ -332,6 +340,13 @@ def _check_output(target: Target) -> None:
             f"{target.name} changes its logits in a way that is not known here.",
             "Use another target, or teach koala_bench/target.py what this family does after the output layer.",
         )
+
+
+def machine(device: torch.device) -> Environment:
+    """The machine and its installed versions, for records of what was measured on a device of it."""
+    if device.type != "cuda":
+        return environment(torch.get_num_threads())
+    return environment(torch.get_num_threads(), torch.cuda.get_device_name(device), driver_version())
 
 
 def fingerprint(target: Target) -> dict[str, str]:

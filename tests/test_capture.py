@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from drafters import Oracle
 from test_decoding import CONFIGS, PROMPT, vanilla
 from test_replay import verified
 
+from koala_bench import lowering
 from koala_bench.acceptance import SpeculativeSampling
 from koala_bench.cache import hiding, written
 from koala_bench.capture import Captured
 from koala_bench.decoding import decode
 from koala_bench.presets import load_preset
+from koala_bench.replay import Recorded
 from koala_bench.sampling import Sampling
 from koala_bench.target import Target, load_target
 from koala_bench.testing import save_tiny_target, tiny_config
@@ -27,10 +30,10 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 METHODS = ["medusa+koala", "eagle+koala", "eagle2", "hydra", "hydra+koala", "eagle3+koala", "draft_model"]
 
 
-def pair(folder: Path, config: Any = None, attention: str = "sdpa", device: str = "cpu") -> tuple[Target, Target]:
+def pair(folder: Path, config: Any = None, attention: str = "sdpa", device: str = "cpu", dtype: str = "float64") -> tuple[Target, Target]:
     """The same target called as it is and with passes of fixed shapes."""
     save_tiny_target(folder, config)
-    eager, graph = (load_target(str(folder), device, "float64", attention=attention, engine=engine) for engine in ("eager", "graph"))
+    eager, graph = (load_target(str(folder), device, dtype, attention=attention, engine=engine) for engine in ("eager", "graph"))
     return eager, replace(graph, fixed=True)
 
 
@@ -47,6 +50,31 @@ def test_a_verification_of_fixed_shape_is_the_models(tmp_path: Path, family: str
             (logits, hidden, rows), (others, seen, written_) = verified(eager, tree, prompt), verified(fixed, tree, prompt)
             for one, other in ((logits, others), (hidden, seen), (rows[:, :, :, :cut], written_[:, :, :, :cut])):
                 torch.testing.assert_close(one, other, rtol=within, atol=within)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_what_is_rewritten_for_a_gpu_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Joined products whose parts the model's own weights become, and plain norms; tried on the CPU."""
+    eager, fixed = pair(tmp_path, dtype=dtype)
+    monkeypatch.setattr(lowering, "_on_processor", lambda weight: False)
+    tree = DraftTree(torch.tensor([7, 8, 9]), TreeShape((-1, 0, 0)))
+    wanted = verified(eager, tree, PROMPT)
+    tolerance = 1e-9 if dtype == "float64" else 0.2
+    for _ in range(2):  # the second time without recording
+        for one, other in zip(wanted[:2], verified(fixed, tree, PROMPT)[:2], strict=True):
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    layer = fixed.decoder.layers[0]
+    query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
+    assert query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+    assert torch.equal(query, eager.decoder.layers[0].self_attn.q_proj.weight)
+    (captured,) = fixed._passes.values()
+    assert isinstance(captured, Captured) and isinstance(captured._function, Recorded)
+    ((replay, _),) = captured._function._recordings.values()
+    assert isinstance(replay, partial)
+    called = set(replay.func.__code__.co_names)
+    # In float64 transformers' norm rounds to float32, which is not what a norm's own kernel does.
+    assert ("rms_norm" in called, "rsqrt" in called) == ((False, True) if dtype == "float64" else (True, False))
+    assert "layer_norm" not in called
 
 
 @pytest.mark.parametrize("device", DEVICES)

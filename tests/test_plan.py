@@ -15,7 +15,7 @@ from koala_bench.calibration import Limits, Pace, hours_at, least_hours, measure
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset
 from koala_bench.requirements import Needs, find_target, gibibytes, missing_for, needs_of, turns_of
-from koala_bench.shapes import VICUNA, known_shape, vicuna
+from koala_bench.shapes import VICUNA, known_shape, llama
 from koala_bench.target import load_target
 from koala_bench.training import make_arm
 
@@ -67,7 +67,7 @@ def test_the_papers_targets_are_known_without_a_hub(offline: None) -> None:
     assert needs.heads[0].parameters == pytest.approx(0.24e9, rel=0.02)  # SafeAILab/EAGLE's README
     assert needs.download == 2 * needs.target_parameters
     assert all(known_shape(f"lmsys/vicuna-{size}-v1.3") is not None for size in VICUNA) and known_shape("lmsys/vicuna-70b-v1.3") is None
-    assert [vicuna(size).num_hidden_layers for size in VICUNA] == [32, 40, 60]
+    assert [llama(size).num_hidden_layers for size in VICUNA] == [32, 40, 60]
 
 
 def test_a_target_that_nobody_knows_is_one_clear_error(offline: None) -> None:

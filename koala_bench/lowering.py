@@ -18,6 +18,9 @@ from torch.fx import Graph, Node
 
 _aten = torch.ops.aten
 _USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
+# Elements and columns of weights from which, or up to which, a layout was the fastest on two cores of an AMD EPYC.
+_LARGE, _LONG, _SMALL = 1 << 18, 512, 100_000
+Layout = Literal["plain", "turned", "packed"]
 # What only looks at a tensor in another way, or asks it for a size. Twice the same is once.
 _VIEWS = frozenset({
     _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.transpose.int, _aten.view.default, _aten.sym_size.int, _aten.t.default,
@@ -39,7 +42,7 @@ class Layouts:
         """One recording more."""
         self.recordings += 1
 
-    def of(self, weights: tuple[torch.Tensor, ...], layout: Literal["plain", "turned", "packed"]) -> torch.Tensor:
+    def of(self, weights: tuple[torch.Tensor, ...], layout: Layout) -> torch.Tensor:
         """Weights [rows of all, columns], one below the other.
 
         Args:
@@ -302,14 +305,20 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
         _lay_out(graph, constants, layouts, whole, weights)
 
 
+def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
+    """The layout that is fastest on the processors tried; elsewhere the libraries pick by themselves."""
+    if not _on_processor(weights[0]):
+        return "plain"
+    packs = weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    size, columns = sum(weight.numel() for weight in weights), weights[0].shape[1]
+    if one_row:  # a walk through the weights, fastest along short columns
+        return "packed" if packs and size >= _LARGE and columns >= _LONG else "turned"
+    return "plain" if not packs else "turned" if size <= _SMALL else "packed"  # of few numbers the opaque layout costs more than it saves
+
+
 def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:
     x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, _value(node).shape
-    kind: Literal["plain", "turned", "packed"] = "plain"
-    processor = _on_processor(weights[0])  # elsewhere the libraries pick by themselves
-    if processor and all(size == 1 for size in shape[:-1]):
-        kind = "turned"  # one row is a walk through the weights, fastest along the columns
-    elif processor and weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        kind = "packed"
+    kind = _layout(weights, one_row=all(size == 1 for size in shape[:-1]))
     if kind == "plain" and len(weights) == 1:
         return
     total = _only_user(node, _aten.add.Tensor) if kind == "packed" else None

@@ -17,6 +17,8 @@ OPTIONS = [
     Case("answers of one token", "benchmark --tokens 1", "'--tokens'", "benchmark --help."),
     Case("no rounds", "benchmark --rounds 0", "'--rounds'", "benchmark --help."),
     Case("batches of three", "batches --sizes 1,3", "--sizes 1,3", "1,2,4,8"),
+    Case("a model of no known shape", "device-report --device cpu --sizes 8b --out out", "--sizes: '8b' is no size", "160m, 7b, 13b, 33b"),
+    Case("no published values", "device-report --device cpu --paper none.toml --out out", "none.toml", "reproduce/"),
     Case("another engine", "evaluate --engine fast --out out", "'fast' is no engine", "--engine auto, eager or graph"),
     Case("a negative margin", "check record.jsonl other.jsonl --margin -1", "'--margin'", "check --help."),
     Case("a margin that is no number", "check record.jsonl other.jsonl --margin nan", "'--margin'", "check --help."),

@@ -12,6 +12,7 @@ from drafters import Oracle
 from test_decoding import CONFIGS, PROMPT, vanilla
 from torch import nn
 
+from koala_bench import lowering
 from koala_bench.acceptance import SpeculativeSampling
 from koala_bench.decoding import decode
 from koala_bench.errors import KoalaBenchError
@@ -157,7 +158,8 @@ def test_a_recording_computes_and_writes_what_the_function_does() -> None:
     assert len(recorded._recordings) == 2  # one row, and several
 
 
-def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too() -> None:
+def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowering, "_SMALL", 0)  # as if these were large
     recorded = Recorded(Small(), MOVING, Layouts())
     x, rows = small(3)
     with torch.inference_mode():
@@ -168,6 +170,15 @@ def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too() ->
     assert not {"rsqrt", "pow", "neg"} & set(names)
     packed = [value for name, value in vars(replay.args[0]).items() if name.startswith("packed")]  # type: ignore[attr-defined]
     assert len(packed) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "one_row", "layout"),
+    [(192, 192, False, "turned"), (576, 192, False, "packed"), (576, 192, True, "turned"), (4096, 192, True, "turned"), (768, 768, True, "packed")],
+)
+def test_the_layout_goes_by_the_size_of_the_weights(size: int, columns: int, one_row: bool, layout: str) -> None:
+    assert lowering._layout((torch.empty(size, columns),), one_row) == layout
+    assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == ("turned" if one_row else "plain")
 
 
 def test_a_weight_that_changed_is_noticed() -> None:

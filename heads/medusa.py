@@ -17,7 +17,7 @@ from torch import nn
 from heads.growth import Grown, draft, levels_of
 from heads.losses import token_loss
 from koala_bench.candidates import Pick, best
-from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
 
 
@@ -47,6 +47,7 @@ class Medusa(nn.Module):
         self._output, self._vocab_size = spec.output, spec.vocab_size
         self._guess = spec.record(self._guessing, ((),))
         self._record = spec.record
+        self._fill: dict[TreeTemplate, Pass] = {}  # whole drafts, by their trees
         self.pick: Pick = best
         self._template: Template | None = None
 
@@ -64,10 +65,10 @@ class Medusa(nn.Module):
         self._template = template
         device = self.block_weight.device
         self._levels = levels_of(template, device)
-        if isinstance(template, TreeTemplate):
+        if isinstance(template, TreeTemplate) and template not in self._fill:
             places = [(len(path) - 1) * template.widest_rank + path[-1] for path in template.paths]
             where = torch.tensor(places, dtype=torch.int64, device=device)
-            self._fill = self._record(partial(self._filling, template.depth, template.widest_rank, where), ((), ()))
+            self._fill[template] = self._record(partial(self._filling, template.depth, template.widest_rank, where), ((), ()))
 
     def draft(self, new: Committed) -> DraftTree:
         """Fill the tree with every head's best tokens; a node's scores depend on its depth only."""
@@ -75,7 +76,7 @@ class Medusa(nn.Module):
         assert template is not None, "begin() comes before draft()"
         if self.pick is not best or not isinstance(template, TreeTemplate):
             return draft(self, new, self._levels, self.pick)
-        return DraftTree(cast(torch.Tensor, self._fill(new.tokens[-1:], new.hidden[-1:, -1])), template.shape)
+        return DraftTree(self._fill[template](new.tokens[-1:], new.hidden[-1:, -1]), template.shape)
 
     def _filling(self, depth: int, ranks: int, places: torch.Tensor, root: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Tokens [nodes] of a static tree from the root's [1] and the state before it [1, hidden_size].

@@ -148,8 +148,9 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     context = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     cache = 2 * config.num_hidden_layers * rows * head_dim * context * size
-    # Recordings have the weights in layouts of their own, one for a single row and one for several.
-    copies = 3 if pick_engine(preset.target.engine, _decodes_on(preset)) == "graph" else 1
+    # On the CPU recordings have the weights in layouts of their own, one for a single row and one for several.
+    where = _decodes_on(preset)
+    copies = 3 if where.type == "cpu" and pick_engine(preset.target.engine, where) == "graph" else 1
     asked = (160 if questions is None else questions) * preset.evaluation.repeats
     return Needs(
         target_parameters=parameters,

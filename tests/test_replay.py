@@ -100,6 +100,19 @@ def test_heads_draft_the_same_trees_replayed(tmp_path: Path, method: str) -> Non
     assert found[0].steps == found[1].steps
 
 
+@pytest.mark.parametrize("method", ["medusa", "eagle"])
+def test_trees_that_take_turns_are_recorded_once(tmp_path: Path, method: str) -> None:
+    _, graph = pair(tmp_path, tiny_config(num_hidden_layers=4))
+    head = build_head(graph, load_preset("tiny").method(method), seed=0).double().eval()
+    trees = [load_template(name) for name in ("chain-3", "3x2x1")]
+    made = []
+    for _ in range(3):
+        for tree in trees:
+            decode(graph, head, tree, PROMPT, 12, ())
+        made.append(graph.recordings)
+    assert made[0] == made[1] == made[2]
+
+
 @pytest.mark.parametrize("method", ["medusa", "eagle", "hydra+koala", "eagle3", "draft_model"])
 def test_samples_are_the_same_replayed(tmp_path: Path, method: str) -> None:
     """Drawn candidates need the host between levels: each level is a pass of its own then."""

@@ -27,7 +27,7 @@ from koala_bench.training import build_head
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape, load_template
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
-METHODS = ["medusa+koala", "eagle+koala", "eagle2", "hydra", "hydra+koala", "eagle3+koala", "draft_model"]
+METHODS = ["medusa", "eagle+koala", "eagle2", "hydra+koala", "eagle3", "draft_model"]
 
 
 def pair(folder: Path, config: Any = None, attention: str = "sdpa", device: str = "cpu", dtype: str = "float64") -> tuple[Target, Target]:
@@ -107,11 +107,9 @@ def test_heads_draft_the_same_trees_with_fixed_shapes(tmp_path: Path, method: st
         assert one.steps == other.steps
 
 
-@pytest.mark.parametrize("method", ["eagle", "hydra", "draft_model"])
-def test_samples_are_the_same_with_fixed_shapes(tmp_path: Path, method: str) -> None:
-    eager, fixed = pair(tmp_path, tiny_config(num_hidden_layers=4))
-    options = [f'methods.draft_model.options.model="{tmp_path}"'] if method == "draft_model" else []
-    preset = load_preset("tiny", options).method(method)
+def test_samples_are_the_same_with_fixed_shapes(tmp_path: Path) -> None:
+    eager, fixed = pair(tmp_path)
+    preset = load_preset("tiny").method("eagle")
     found = []
     for target in (eager, fixed):
         torch.manual_seed(0)

@@ -68,7 +68,7 @@ class DraftModel(nn.Module):
         return self._model.parameters
 
     def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence; rows and masks are kept while template and capacity allow."""
+        """Forget the sequence; rows are kept while they fit."""
         template.check(depth=self.max_depth, candidates=self._known)
         like = self._model.model.get_input_embeddings().weight
         self._template = template

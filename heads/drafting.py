@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from heads.growth import Grown, Levels, draft, expanded, fill, levels_of
+from heads.growth import UNBOUNDED, Grown, Levels, draft, expanded, fill, levels_of
 from heads.layers import LayerShape, rotary_table
 from koala_bench.cache import hiding
 from koala_bench.candidates import Pick, best
@@ -21,7 +21,7 @@ from koala_bench.heads import Committed, TargetSpec
 from koala_bench.tree import DraftTree, DynamicTemplate, Template, TreeShape
 
 Scored = tuple[torch.Tensor, torch.Tensor]
-_ROWS = 64  # of which a memory holds a multiple: attention kernels want masks of even sizes
+_ROWS = 512  # of which a memory holds a multiple: few different sizes come up, and attention kernels want masks of even sizes
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Memory:
     settled: Any
 
     @classmethod
-    def of(cls, shape: LayerShape, layers: int, capacity: int, depth: int, dtype: torch.dtype, device: torch.device) -> Memory:
-        """An empty one of ``capacity`` rows; positions reach ``depth`` further, as those of the deepest draft do."""
-        buffers = torch.zeros(layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=dtype, device=device)
-        return cls(buffers, rotary_table(capacity + depth, shape.head_dim, shape.rope_base, device, dtype), 0)
+    def of(cls, shape: LayerShape, layers: int, capacity: int, like: torch.Tensor) -> Memory:
+        """An empty one of ``capacity`` rows, where ``like`` is and of its dtype; positions reach as much further as a draft can."""
+        buffers = torch.zeros(layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=like.dtype, device=like.device)
+        return cls(buffers, rotary_table(capacity + UNBOUNDED, shape.head_dim, shape.rope_base, like.device, like.dtype), 0)
 
     def fits(self, capacity: int, dtype: torch.dtype) -> bool:
         """Whether there are as many rows, in this dtype."""
@@ -158,7 +158,7 @@ class Drafter:
         if empty is None:
             return Text(levels, whole, Memory(None, None, 0))
         needed = capacity + levels.rows
-        if text is not None and text.levels is levels and text.memory.fits(needed, like.dtype):
+        if text is not None and text.memory.fits(needed, like.dtype):
             return Text(levels, whole, replace(text.memory, settled=0))
         return Text(levels, whole, empty(-(-needed // _ROWS) * _ROWS))
 

@@ -88,12 +88,12 @@ class Eagle3(nn.Module):
     # ------------------------------------------------------------------------------ decoding
 
     def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence; buffers are kept while template and capacity allow."""
+        """Forget the sequence; buffers are kept while they fit."""
         like = self.fc.weight
         template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
 
         def empty(rows: int) -> Memory:
-            return Memory.of(self.shape, 1 + len(self.layers), rows, template.depth, like.dtype, like.device)
+            return Memory.of(self.shape, 1 + len(self.layers), rows, like)
 
         self._text = self._drafter.begin(self._text, template, capacity, like, empty)
 

@@ -127,7 +127,7 @@ class Hydra(nn.Module):
 
         def empty(rows: int) -> Memory:
             assert prefix is not None
-            return Memory.of(prefix.shape, 1, rows, template.depth, like.dtype, like.device)
+            return Memory.of(prefix.shape, 1, rows, like)
 
         self._text = self._drafter.begin(self._text, template, capacity, like, empty if prefix is not None else None)
 

@@ -19,7 +19,7 @@ from koala_bench.tree import TreeShape
 # Trees whose masks are kept, the latest ones. A dynamic tree's shape hardly comes again and pushes out others; making one anew costs
 # some 40 microseconds, which is nothing beside a pass of a target.
 _SHAPES = 64
-_LENGTHS = 512  # rows that a pass of fixed shape may see are a multiple of this
+LENGTHS = 512  # rows that a pass of fixed shape may see are a multiple of this
 
 
 class _Rows(DynamicLayer):
@@ -227,4 +227,4 @@ class TreeCache(Cache):
 
     def first_rows(self, count: int) -> torch.Tensor:
         """The storage up to row ``count`` or a little further, so that few different lengths come up."""
-        return self.storage[:, :, :, : min(self.capacity, -(-count // _LENGTHS) * _LENGTHS)]
+        return self.storage[:, :, :, : min(self.capacity, -(-count // LENGTHS) * LENGTHS)]

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from koala_bench.cache import TreeCache, hiding, windows
+from koala_bench.cache import LENGTHS, TreeCache, hiding, windows
 from koala_bench.capture import Captured
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
@@ -181,6 +181,8 @@ class Target:
             raise KoalaBenchError(
                 f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.", "Lower --max-new-tokens or use shorter prompts."
             )
+        if self.fixed:  # another cache is another graph: few different ones should come up
+            capacity = -(-capacity // LENGTHS) * LENGTHS
         return TreeCache(self.layers, capacity)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache | None, features: tuple[int, ...]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from koala_bench.tree_search import BestTrees, greedy
 _PAST = 128  # settled tokens behind which a pass is timed
 _ROUNDS = 8
 _BURST = 4
-_STEPS = 40
+_TIMED = 24  # answers that step times are taken from
 _SEARCHES = 3
 
 
@@ -56,7 +56,7 @@ class Tuned:
 
     Attributes:
         found: how it was found.
-        length, speedup: expected, from the ranks and from the time of a step beside vanilla's.
+        length, speedup: expected, from the ranks on the prompts that are searched on and from the time of a step beside vanilla's on some of them.
         measured_length, measured_speedup: by decoding held-out prompts that the search did not see, interleaved with vanilla.
     """
 
@@ -91,12 +91,14 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
     if isinstance(usual, TreeTemplate) and usual.nodes <= most:
         trees[f"usual ({usual.name})"] = usual
     templates = list(trees.values())
-    relative = _relative_steps(target, head, templates)
+    # What a step takes is seen in whole answers only: how many tokens a head reads at once and how often it reads a prompt is part of it.
+    timed = _measure(target, head, templates, prompts[: min(cut, _TIMED)], tokens)
     measured = _measure(target, head, templates, prompts[cut:] or prompts, tokens)
     found = []
     for index, (name, tree) in enumerate(trees.items()):
         length, _ = _expected(profile, times, tree)
-        found.append(Tuned(name, tree, length, length / relative[index], *measured[index]))
+        step = timed[index][0] / timed[index][1]  # in vanilla steps
+        found.append(Tuned(name, tree, length, length / step, *measured[index]))
     return sorted(found, key=lambda each: -each.measured_speedup)
 
 
@@ -188,21 +190,6 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
 def _size(template: TreeTemplate) -> tuple[int, int, int]:
     """What the time of a draft is taken to depend on: a constant, levels, and nodes with children besides the root."""
     return 1, template.depth, len(template.shape.inner) - 1
-
-
-def _relative_steps(target: Target, head: Any, templates: Sequence[TreeTemplate]) -> list[float]:
-    """Time of a whole step with each tree, in vanilla steps; of answers to a prompt drawn at random, since what is accepted does not matter."""
-    draw = torch.Generator().manual_seed(1)
-    prompt = torch.randint(target.model.config.vocab_size, (_PAST,), generator=draw).tolist()
-    runs: list[tuple[Any, Template]] = [(Vanilla(), VANILLA_TREE), *((head, template) for template in templates)]
-    spent: list[list[float]] = [[] for _ in runs]
-    for turn in range(_ROUNDS + 1):
-        for place in range(len(runs)):
-            index = (place + turn) % len(runs)
-            answer = decode(target, *runs[index], prompt, _STEPS, ())
-            spent[index] += [answer.decode_s / len(answer.accepted)] if turn else []
-    vanilla, *others = (float(np.median(each)) for each in spent)
-    return [each / vanilla for each in others]
 
 
 def _measure(target: Target, head: Any, templates: Sequence[TreeTemplate], prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[float, float]]:

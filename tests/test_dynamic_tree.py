@@ -291,6 +291,17 @@ def test_tokens_settled_at_once_see_those_before_them() -> None:
     assert Memory(buffers, table, torch.tensor(5)).rows(2, 3).tolist() == [7, 8, 9]
 
 
+def test_rows_are_kept_from_text_to_text_while_they_fit(target64: Target) -> None:
+    head = Eagle(target64.spec()).double().eval()
+    places = []
+    for tree, capacity in (("chain-4", 60), ("3x2x1", 60), ("chain-4", 500), ("chain-4", 600), ("3x2x1", 60)):
+        head.begin(load_template(tree), capacity)
+        assert head._text is not None and head._text.memory.settled == 0
+        assert head._text.memory.buffers.shape[-2] >= capacity
+        places.append(head._text.memory.buffers.data_ptr())
+    assert places[0] == places[1] == places[2] != places[3] == places[4]
+
+
 def test_masks_of_trees_that_change_size_from_step_to_step_are_their_own() -> None:
     cache = TreeCache(1, 30)
     draw = random.Random(0)

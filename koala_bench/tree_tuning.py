@@ -22,7 +22,7 @@ from koala_bench.tree_search import BestTrees, greedy
 _PAST = 128  # settled tokens behind which a pass is timed
 _ROUNDS = 8
 _BURST = 4
-_TIMED = 24  # answers that step times are taken from
+_TIMED = 40  # prompts whose answers step times are taken from
 _SEARCHES = 3
 
 
@@ -73,7 +73,7 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
 
     Args:
         usual: the tree to compare with, if it is a static one.
-        prompts: held-out ones; the first two thirds are searched on, the others decoded in the end.
+        prompts: held-out ones; two of three are searched on, the others decoded in the end.
         tokens: length limit of an answer.
         most: nodes of the largest tree, the root included.
         depth, widest: deepest level and number of candidates to consider.
@@ -81,8 +81,10 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
     Raises:
         KoalaBenchError: the head has no scores of candidates or none of them is ever right, or the prompts have no answers.
     """
-    cut = max(1, 2 * len(prompts) // 3)
-    profile = measure_ranks(target, head, prompts[:cut], tokens, depth)
+    # Every third, since prompts that stand together are of one kind.
+    others = prompts[2::3] or prompts
+    searched = [prompt for place, prompt in enumerate(prompts) if place % 3 != 2]
+    profile = measure_ranks(target, head, searched, tokens, depth)
     times = measure_steps(target, head, most, profile.depth, widest)
     trees = {
         "dynamic programming": _fastest(profile, times, lambda counted: _by_program(counted, most, widest)),
@@ -92,8 +94,7 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
         trees[f"usual ({usual.name})"] = usual
     templates = list(trees.values())
     # What a step takes is seen in whole answers only: how many tokens a head reads at once and how often it reads a prompt is part of it.
-    timed = _measure(target, head, templates, prompts[: min(cut, _TIMED)], tokens)
-    measured = _measure(target, head, templates, prompts[cut:] or prompts, tokens)
+    timed, measured = _measure(target, head, templates, (searched[:_TIMED], others), tokens)
     found = []
     for index, (name, tree) in enumerate(trees.items()):
         length, _ = _expected(profile, times, tree)
@@ -192,24 +193,30 @@ def _size(template: TreeTemplate) -> tuple[int, int, int]:
     return 1, template.depth, len(template.shape.inner) - 1
 
 
-def _measure(target: Target, head: Any, templates: Sequence[TreeTemplate], prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[float, float]]:
-    """Acceptance length and speedup of each tree, all of them and vanilla on every prompt in turn."""
+def _measure(
+    target: Target, head: Any, templates: Sequence[TreeTemplate], groups: Sequence[Sequence[Sequence[int]]], tokens: int
+) -> list[list[tuple[float, float]]]:  # fmt: skip
+    """Acceptance length and speedup of each tree on each group of prompts: all trees and vanilla on every prompt in turn.
+
+    The groups are mixed evenly, so that what the machine does meanwhile happens to all of them alike.
+    """
     runs: list[tuple[Any, Template]] = [(Vanilla(), VANILLA_TREE), *((head, template) for template in templates)]
-    settled, steps, seconds = np.zeros(len(runs)), np.zeros(len(runs)), np.zeros(len(runs))
-    widest, longest = max(template.nodes for template in templates), max(map(len, prompts))
+    order = sorted((place / len(group), number, prompt) for number, group in enumerate(groups) for place, prompt in enumerate(group))
+    settled, steps, seconds = np.zeros((3, len(groups), len(runs)))
+    widest, longest = max(template.nodes for template in templates), max(len(prompt) for _, _, prompt in order)
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))
-    with progress("decode", (len(prompts) + 1) * len(runs), "answers") as advance:
-        for turn, prompt in enumerate([prompts[0], *prompts]):
+    with progress("decode", (len(order) + 1) * len(runs), "answers") as advance:
+        for turn, (_, group, prompt) in enumerate([order[0], *order]):
             for place in range(len(runs)):
                 index = (place + turn) % len(runs)
                 answer = decode(target, *runs[index], prompt, tokens, target.stop_ids, cache)
                 advance(1)
-                if turn:
-                    settled[index] += len(answer.tokens) - 1
-                    steps[index] += len(answer.accepted)
-                    seconds[index] += answer.decode_s
-    rates = settled / seconds
-    return [(float(settled[index] / steps[index]), float(rates[index] / rates[0])) for index in range(1, len(runs))]
+                if turn:  # the first time warms up
+                    settled[group, index] += len(answer.tokens) - 1
+                    steps[group, index] += len(answer.accepted)
+                    seconds[group, index] += answer.decode_s
+    lengths, rates = settled / steps, settled / seconds
+    return [[(float(length[index]), float(rate[index] / rate[0])) for index in range(1, len(runs))] for length, rate in zip(lengths, rates, strict=True)]
 
 
 def in_words(method: str, found: Sequence[Tuned]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from koala_bench.device_costs import ModelCost
 from koala_bench.figures.style import ROW_INCHES, WIDTH_INCHES, grid_lines, looks, save
@@ -28,6 +29,7 @@ def write_nodes(models: Sequence[ModelCost], out_dir: Path) -> list[Path]:
         for axes in (absolute, relative):
             axes.set_xlabel("nodes of the tree")
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_ylim(bottom=0)
             grid_lines(axes)
         absolute.legend(frameon=False)

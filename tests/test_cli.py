@@ -18,6 +18,7 @@ import koala_bench.evaluation as evaluation
 from koala_bench.cli import app, main
 from koala_bench.recipes import RECIPE_NAMES
 from koala_bench.records import read_run
+from koala_bench.schema import key_of
 from koala_bench.testing import save_tiny_target
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,14 @@ def koala(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 def settings(folder: Path) -> list[str]:
     """Options that make a command small: a random target, made-up data, two steps."""
-    values = ["data.max_tokens=192", "data.probes=1", "training.batch_tokens=256", "training.steps=2", "training.held_out_evaluations=1"]
+    values = [
+        'target.engine="eager"',
+        "data.max_tokens=192",
+        "data.probes=1",
+        "training.batch_tokens=256",
+        "training.steps=2",
+        "training.held_out_evaluations=1",
+    ]
     source = f"data.source={folder / 'conversations.jsonl'}"
     return ["--target", str(folder / "target"), "--device", "cpu", *(part for value in [source, *values] for part in ("--set", value))]
 
@@ -251,6 +259,17 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(koala: Koala, fold
     result = koala(*command)
     assert result.code == 0
     assert "Resuming" in result.err and "2 of 8 turns are there" in result.err
+
+
+def test_the_usual_engine_replays_and_answers_the_same(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
+    """The other commands here are told to use the eager one: recording takes longer than what they decode."""
+    command = ["evaluate", *settings(folder), *decoding(folder), "--methods", "eagle", "--heads", str(done / "heads"), "--out", str(tmp_path)]
+    result = koala(*command, "--set", 'target.engine="auto"')
+    assert result.code == 0, result.err
+    graph, eager = read_run(tmp_path / "records.jsonl"), read_run(done / "records.jsonl")
+    assert (graph.header["target"].get("engine"), eager.header["target"].get("engine")) == ("graph", None)
+    wanted = {key_of(turn): turn["new_token_ids"] for turn in eager.turns}
+    assert {key_of(turn): turn["new_token_ids"] for turn in graph.turns} == {key: wanted[key] for key in map(key_of, graph.turns)}
 
 
 def test_heads_lists_what_is_installed(koala: Koala) -> None:

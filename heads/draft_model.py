@@ -59,7 +59,6 @@ class DraftModel(nn.Module):
         self._known = min(self._vocab_size, self._own)
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
-        self._template: Template | None = None
         self._places = torch.empty(1, 0)
 
     @property
@@ -71,7 +70,6 @@ class DraftModel(nn.Module):
         """Forget the sequence; rows are kept while they fit."""
         template.check(depth=self.max_depth, candidates=self._known)
         like = self._model.model.get_input_embeddings().weight
-        self._template = template
         self._text = self._drafter.begin(self._text, template, capacity + 1, like, self._empty)
         self._text.memory = replace(self._text.memory, table=self._places)
 
@@ -85,9 +83,9 @@ class DraftModel(nn.Module):
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
         text = self._text
-        assert text is not None and self._template is not None, "begin() comes before draft()"
+        assert text is not None, "begin() comes before draft()"
         root = new.position + len(new.tokens)  # its place in the sequence
-        if root + self._template.depth > self._model.max_positions:
+        if root + text.levels.template.depth > self._model.max_positions:
             return DraftTree(new.tokens[-1:], ROOT_ONLY)
         tokens = new.tokens
         if not text.memory.settled:

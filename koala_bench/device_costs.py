@@ -37,7 +37,7 @@ class MethodCost:
     """One method's step, from answers interleaved with vanilla's.
 
     Attributes:
-        head: name of its head, and ``layers`` how many layers it has.
+        head: name of its head; ``layers`` how many layers it has, ``objective`` what it is trained with on top of its own loss.
         nodes, depth: of its tree.
         step_s, draft_s, verify_s: seconds of a step and of two of its parts, medians over answers.
         vanilla_s: seconds of vanilla's step in the answers between.
@@ -46,6 +46,7 @@ class MethodCost:
     method: str
     head: str
     layers: int
+    objective: str | None
     tree: str
     nodes: int
     depth: int
@@ -154,7 +155,7 @@ def _method_cost(target: Target, name: str, preset: MethodPreset, tree: str, pro
             advance()
     steps = [len(answer.accepted) for answer in runs[1]]
     cost = MethodCost(
-        name, preset.head, preset.layers, tree, template.nodes, template.depth,
+        name, preset.head, preset.layers, preset.objective, tree, template.nodes, template.depth,
         statistics.median(map(_step_s, runs[1])),
         statistics.median(answer.draft_s / count for answer, count in zip(runs[1], steps, strict=True)),
         statistics.median(answer.verify_s / count for answer, count in zip(runs[1], steps, strict=True)),

@@ -100,8 +100,9 @@ def published_speedups(paper: Paper, size: str, method: MethodCost) -> list[floa
     """What a method is said to reach with a model of this size: one value, or a range; nothing if there is none."""
     own = [claim for claim in paper.own_claims if claim.target == f"vicuna-{size}" and re.match("[a-z]+", claim.system.lower())[0] == method.head]  # type: ignore[index]
     values = [claim.speedup for claim in own if isinstance(claim.speedup, float)]
-    if not values:
+    altered = (method.layers > 1) + (method.objective is not None)
+    if not values or altered == 1:  # nothing is published of either part of KOALA alone
         return []
     base = max(values)  # of several versions the latest and fastest
     change = paper.koala.speedup_change_x
-    return [base] if "+" not in method.method else [base + change.low, base + change.high]
+    return [base + change.low, base + change.high] if altered else [base]

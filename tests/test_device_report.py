@@ -61,13 +61,14 @@ def test_a_copy_has_a_rate() -> None:
 
 
 def test_what_published_speedups_are_of() -> None:
-    def found(size: str, method: str, head: str) -> list[float]:
-        return published_speedups(read_paper(PAPER), size, MethodCost(method, head, 1, "chain-4", 5, 4, 1.0, 0.1, 0.8, 0.9))
+    def found(size: str, head: str, layers: int = 1, objective: str | None = None) -> list[float]:
+        return published_speedups(read_paper(PAPER), size, MethodCost("its name", head, layers, objective, "chain-4", 5, 4, 1.0, 0.1, 0.8, 0.9))
 
-    assert found("7b", "eagle", "eagle") == [2.90]
-    assert found("13b", "medusa", "medusa") == [2.33]  # Medusa-1's, not version 0.1's
-    assert found("7b", "eagle+koala", "eagle") == pytest.approx([2.90 + 0.24, 2.90 + 0.41])
-    assert found("160m", "eagle", "eagle") == found("7b", "hydra", "hydra") == []
+    assert found("7b", "eagle") == [2.90]
+    assert found("13b", "medusa") == [2.33]  # Medusa-1's, not version 0.1's
+    assert found("7b", "eagle", 2, "koala") == pytest.approx([2.90 + 0.24, 2.90 + 0.41])
+    assert found("160m", "eagle") == found("7b", "hydra") == []
+    assert found("7b", "eagle", 2) == found("7b", "eagle", 1, "koala") == []  # of either part alone nothing is published
 
 
 def test_the_command_writes_what_it_measured_and_names_what_does_not_fit(koala: Koala, toy: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from synthetic_run import make_header, make_turn
 from test_cli import Koala, decoding, done, folder, koala, settings  # noqa: F401
-from test_evaluation import spoil
+from test_evaluation_failures import spoil
 
 from koala_bench.audit import audit, judge, to_markdown
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode

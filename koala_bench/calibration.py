@@ -90,13 +90,14 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
             own = [features[arm.head.features]] * preset.training.micro_batches
             spent = _time(target.device, each, lambda arm=arm, own=own: train_step(accelerator, arm, own, preset.training, 1e-6, last, ALONE))  # type: ignore[misc]
             heads[name] = spent / preset.training.micro_batches
-    steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
-    for name in names:
-        wanted_method = preset.method(name)
-        head = free_head(wanted_method, target)
-        if head is None:
-            head = arms[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
-        steps[name] = _step(target, head, load_template(wanted_method.tree), each)
+    with target.computing():
+        steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
+        for name in names:
+            wanted_method = preset.method(name)
+            head = free_head(wanted_method, target)
+            if head is None:
+                head = arms[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
+            steps[name] = _step(target, head, load_template(wanted_method.tree), each)
     return Pace(pass_s, heads, steps)
 
 

@@ -406,12 +406,13 @@ def evaluate(
     questions = select_questions(read_questions(source[1]), preset.evaluation.limit)
     team = find_team(target.device)
     ready = load_methods(preset, methods, target, heads)
-    header = _header(preset, name, target, template, ready, questions, source, command, team)
+    with target.computing():
+        header = _header(preset, name, target, template, ready, questions, source, command, team)
     started = time.perf_counter()
     path = place_for(record, team, len(questions))
     own = list(enumerate(questions)) if path == record else [(place, questions[place]) for place in team.own(len(questions))]
     total = sum(len(question.turns) for _, question in own) * len(ready) * preset.evaluation.repeats
-    with open_record(path, header) as writer:
+    with target.computing(), open_record(path, header) as writer:
         if writer.finished:
             say(f"Reusing the finished record {path}.")
         else:

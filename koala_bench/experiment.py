@@ -38,7 +38,7 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     """
     wanted = preset.target
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention, engine=wanted.engine)
+    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention, engine=wanted.engine, threads=wanted.threads)
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     return target, chat_template(wanted.chat_template, target.tokenizer)

@@ -18,8 +18,9 @@ from torch.fx import Graph, Node
 
 _aten = torch.ops.aten
 _USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
-# Elements and columns of weights from which, or up to which, a layout was the fastest on two cores of an AMD EPYC.
-_LARGE, _LONG, _SMALL = 1 << 18, 512, 100_000
+# Elements of weights up to which oneDNN's layout costs more than it saves, on cores of AMD EPYC. That all numbers of rows agree on one keeps the
+# weights once in memory and in the processor's cache.
+_SMALL = 50_000
 Layout = Literal["plain", "turned", "packed"]
 # What only looks at a tensor in another way, or asks it for a size. Twice the same is once.
 _VIEWS = frozenset({
@@ -74,7 +75,8 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     """
     constants = dict(constants)
     layouts.count()
-    for step in (_drop_modes, _fold, _drop_idle, _share_views, _fuse_norms, _fuse_rotations, partial(_lay_out_products, layouts=layouts), _call_methods):
+    lay_out = partial(_lay_out_products, layouts=layouts)
+    for step in (_drop_modes, _fold, _drop_idle, _share_views, _fuse_norms, _fuse_rotations, lay_out, _join_rotations, _call_methods):
         step(graph, constants)
         graph.eliminate_dead_code(is_impure_node=_writes)
     graph.lint()
@@ -261,6 +263,33 @@ def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
             _replace(total, graph.call_function(torch.addcmul, (straight, rolled, signed[sine])))
 
 
+def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
+    """Queries and keys that are neighbours in a joined product and turn by the same angles are turned in one go, as if they were more heads."""
+    before: dict[object, tuple[Any, int, Any]] = {}
+    for total in _calls(graph, torch.addcmul):
+        straight, rolled, sine = total.args
+        x = rolled.args[0]
+        seen: Any = x.args[0] if _is(x, _aten.transpose.int) and x.args[1:] == (1, 2) else None
+        part: Any = seen.args[0] if _is(seen, _aten.view.default, _aten.reshape.default) and len(seen.args[1]) == 4 else None
+        if (getattr(part, "op", None), getattr(part, "target", None)) != ("call_method", "narrow"):
+            continue
+        (whole, _, start, length), heads = part.args, _value(x).shape[1]
+        cosine, (rows, columns, _, width) = straight.args[straight.args[0] is x], seen.args[1]
+        key = (whole, rows, columns, width, cosine, sine, rolled.args[1:])
+        if key not in before or before[key][1] != start:
+            before[key] = total, start + length, (start, heads)
+            continue
+        first, end, (start, others) = before.pop(key)
+        with graph.inserting_before(first):
+            both = graph.call_method("narrow", (whole, -1, start, end + length - start))
+            turned = graph.call_method("transpose", (graph.call_method("reshape", (both, [rows, columns, others + heads, width])), 1, 2))
+            straight = graph.call_function(torch.mul, (turned, cosine))
+            joined = graph.call_function(torch.addcmul, (straight, graph.call_function(torch.roll, (turned, *rolled.args[1:])), sine))
+            parts = [graph.call_method("narrow", (joined, 1, at, count)) for at, count in ((0, others), (others, heads))]
+        _replace(first, parts[0])
+        _replace(total, parts[1])
+
+
 def _halved(first: Any, second: Any) -> tuple[Any, int]:
     """The tensor that these are the halves of along its last dimension, and half its size; None if they are not."""
     whole: Any = first.args[0] if isinstance(first, Node) and first.args else None
@@ -310,10 +339,9 @@ def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
     if not _on_processor(weights[0]):
         return "plain"
     packs = weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    size, columns = sum(weight.numel() for weight in weights), weights[0].shape[1]
-    if one_row:  # a walk through the weights, fastest along short columns
-        return "packed" if packs and size >= _LARGE and columns >= _LONG else "turned"
-    return "plain" if not packs else "turned" if size <= _SMALL else "packed"  # of few numbers the opaque layout costs more than it saves
+    if packs and sum(weight.numel() for weight in weights) > _SMALL:
+        return "packed"
+    return "turned" if packs or one_row else "plain"
 
 
 def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:

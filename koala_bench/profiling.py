@@ -119,11 +119,17 @@ def _reads(target: Target, method: Method, prompt: Sequence[int], tokens: int, c
     return (counts[1] - counts[0]) / steps
 
 
+def machine_in_words(target: Target) -> str:
+    """What computes and how, for the head of a report."""
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    return f"{device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}"
+
+
 def in_words(profiles: Sequence[Profile], target: Target) -> str:
     """A table in Markdown."""
-    device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
-        f"Milliseconds of a decoding step on {device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}.",
+        f"Milliseconds of a decoding step on {machine_in_words(target)}.",
         "",
         "| Method | Tokens a step | Step | Draft | Model's pass | Around it | Accept | Commit | Rest | Outside of draft and model (%) | Reads a step |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",

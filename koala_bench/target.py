@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,7 @@ class Target:
         engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see ``koala_bench.replay``.
         fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures them, as CUDA graphs
             on a GPU; see ``koala_bench.capture``.
+        threads: CPU threads to decode with, see ``computing``; all that torch takes where None.
     """
 
     name: str
@@ -102,8 +104,19 @@ class Target:
     max_positions: int
     engine: Engine = "eager"
     fixed: bool = False
+    threads: int | None = None
     _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False, compare=False)
     _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute with ``threads`` CPU threads while this lasts: whatever is measured of decoding belongs inside."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @property
     def decoder(self) -> Any:
@@ -286,7 +299,7 @@ def bundled_target(name: str) -> Path | None:
 
 def load_target(
     name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True,
-    engine: str = "eager",
+    engine: str = "eager", threads: int | None = None,
 ) -> Target:  # fmt: skip
     """Load a target from the hub, a folder, or the bundled ones by name (``tiny``).
 
@@ -319,7 +332,7 @@ def load_target(
         )
     model.eval().requires_grad_(False)
     context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
-    target = Target(name, model, found, where, picked, context, driven, where.type == "cuda")
+    target = Target(name, model, found, where, picked, context, driven, where.type == "cuda", threads)
     _check_output(target)
     return target
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_training import conversations, preset_for
 
 import koala_bench.evaluation as evaluation
@@ -98,6 +99,22 @@ def test_every_answer_is_vanillas_in_float64(run: Run) -> None:
             assert answers[method]["new_token_ids"] == answers["vanilla"]["new_token_ids"], method
             assert answers[method]["text"] == answers["vanilla"]["text"]
             assert answers[method]["first_difference"] is None
+
+
+def test_decoding_takes_the_threads_of_the_preset_and_says_so(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    taken = set()
+
+    def watched(*rest: Any, **more: Any) -> Decoded:
+        taken.add(torch.get_num_threads())
+        return decode(*rest, **more)
+
+    monkeypatch.setattr(evaluation, "decode", watched)
+    for name, target in (("given", dataclasses.replace(bench.target, threads=before + 1)), ("torch's", bench.target)):
+        run = bench.run(tmp_path / f"{name}.jsonl", ["vanilla", "medusa"], "evaluation.limit=1", "evaluation.max_new_tokens=3", target=target)
+        assert taken == {run.header["environment"]["threads"]} == {target.threads or before}
+        taken.clear()
+    assert torch.get_num_threads() == before
 
 
 def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> None:

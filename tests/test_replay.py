@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,20 @@ def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too(monk
     assert len(packed) == 2
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_queries_and_keys_are_turned_together(tmp_path: Path, kv_heads: int) -> None:
+    _, graph = pair(tmp_path, tiny_config(num_hidden_layers=3, num_key_value_heads=kv_heads))
+    verified(graph, DraftTree(torch.tensor([7, 8, 9]), TreeShape((-1, 0, 0))), PROMPT)
+    (recorded,) = graph._passes.values()
+    ((replay, _),) = recorded._recordings.values()  # type: ignore[attr-defined]
+    assert [step.argval for step in dis.get_instructions(replay.func)].count("roll") == 3  # one a layer
+
+
 @pytest.mark.parametrize(
-    ("size", "columns", "one_row", "layout"),
-    [(192, 192, False, "turned"), (576, 192, False, "packed"), (576, 192, True, "turned"), (4096, 192, True, "turned"), (768, 768, True, "packed")],
+    ("size", "columns", "layout"),
+    [(192, 192, "turned"), (192, 512, "packed"), (576, 192, "packed"), (4096, 192, "packed")],
 )
+@pytest.mark.parametrize("one_row", [False, True])
 def test_the_layout_goes_by_the_size_of_the_weights(size: int, columns: int, one_row: bool, layout: str) -> None:
     assert lowering._layout((torch.empty(size, columns),), one_row) == layout
     assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == ("turned" if one_row else "plain")

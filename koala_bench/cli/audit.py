@@ -74,7 +74,8 @@ def audit(
     loaded, template = load_preset_target(chosen)
 
     def in_precision(name: str) -> Target:
-        return load_target(chosen.target.name, chosen.target.device, name, chosen.target.revision, chosen.target.attention, engine=chosen.target.engine)
+        wanted = chosen.target
+        return load_target(wanted.name, wanted.device, name, wanted.revision, wanted.attention, engine=wanted.engine, threads=wanted.threads)
 
     found = []
     for name, asked in questions.items():

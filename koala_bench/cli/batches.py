@@ -52,7 +52,8 @@ def batches(
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)
     questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
     prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in questions]
-    speeds = batch_speeds(loaded, ready, prompts, counts, tokens, rounds)
+    with loaded.computing():
+        speeds = batch_speeds(loaded, ready, prompts, counts, tokens, rounds)
     text = in_words(speeds)
     if out is not None:
         write_text(out / "batches.md", text + "\n")

@@ -41,6 +41,7 @@ def benchmark(
     from koala_bench.experiment import free_head, load_preset_target, training_streams
     from koala_bench.figures.context import write_context
     from koala_bench.files import write_text
+    from koala_bench.profiling import machine_in_words
     from koala_bench.questions import bundled_questions, read_questions
     from koala_bench.training_speed import training_speed
 
@@ -49,15 +50,17 @@ def benchmark(
     loaded, template = load_preset_target(chosen)
     assert loaded.tokenizer is not None
     prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
-    found = compare_with_generate(loaded, prompts, tokens, rounds)
-    costs = scaling.step_costs(loaded, _CONTEXTS, _NODES)
+    with loaded.computing():
+        place = machine_in_words(loaded)
+        found = compare_with_generate(loaded, prompts, tokens, rounds)
+        costs = scaling.step_costs(loaded, _CONTEXTS, _NODES)
     eager = replace(loaded, engine="eager")
     trained = [name for name in dict.fromkeys(map(chosen.trained_as, names)) if free_head(chosen.method(name), eager) is None]
     stream, _, _ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
     speed = training_speed(chosen, trained, eager, stream, steps)
     alone = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speed.alone.items())
     text = "\n".join([
-        f"Target {loaded.name} in {str(loaded.dtype).removeprefix('torch.')} on {loaded.device}, engine {loaded.engine}.",
+        f"Decoding on {place}.",
         "",
         f"Vanilla decoding {found.vanilla_tokens_per_s:.1f} tokens/s, transformers' generate {found.generate_tokens_per_s:.1f} tokens/s: "
         f"vanilla is {found.ratio:.2f}x as fast as generate (quartiles {found.lowest:.2f} to {found.highest:.2f}); "

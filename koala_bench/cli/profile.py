@@ -43,7 +43,8 @@ def profile(
     assert loaded.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)
     prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
-    text = in_words(measure(loaded, ready, prompts, tokens), loaded)
+    with loaded.computing():
+        text = in_words(measure(loaded, ready, prompts, tokens), loaded)
     if out is not None:
         write_text(out, text + "\n")
     print(text)

@@ -53,7 +53,8 @@ def tune_tree(
     asked = held_out_prompts(loaded, template, chosen.data.source, prompts, min(chosen.data.max_tokens, loaded.max_positions) - tokens)
     if len(asked) < 2:
         raise KoalaBenchError("The data has fewer than two held-out prompts that leave room for an answer.", "Lower --tokens, or give other data.source.")
-    found = tune(loaded, ready.head, ready.template, asked, tokens, most, depth, widest)
+    with loaded.computing():
+        found = tune(loaded, ready.head, ready.template, asked, tokens, most, depth, widest)
     tuned = next(each for each in found if each.template.name == "tuned")
     write_text(out, json.dumps([list(path) for path in tuned.template.paths]) + "\n")
     print(in_words(method, found))

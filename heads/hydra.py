@@ -91,19 +91,22 @@ class Hydra(nn.Module):
         heads: how many tokens ahead it drafts.
         layers: blocks a head (KOALA's K).
         prefix: whether the heads read states through a decoder layer of the target's shape (Hydra++).
+        labels: what they are trained on: ``data``, the data's tokens, as Medusa is and plain Hydra; or ``target``, the target's distribution (Hydra++).
 
     Raises:
-        KoalaBenchError: there are no heads or no layers.
+        KoalaBenchError: there are no heads, no layers or no such labels.
     """
 
     features = (-1,)
 
-    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1, prefix: bool = False) -> None:
+    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1, prefix: bool = False, labels: str = "data") -> None:
         super().__init__()
         for name, count in (("heads", heads), ("layers", layers)):
             if count < 1:
                 raise KoalaBenchError(f"Hydra's number of {name} is {count}.", "It must be at least 1.")
-        self.max_depth = heads
+        if labels not in ("data", "target"):
+            raise KoalaBenchError(f"Hydra's labels are {labels!r}.", "They must be 'data' or 'target'.")
+        self.max_depth, self.labels = heads, labels
         self.pick: Pick = best
         self.heads = nn.ModuleList(_Head(spec.output_weight.detach(), head + 1, layers) for head in range(heads))
         self.prefix = _Prefix(spec.config) if prefix else None
@@ -160,18 +163,18 @@ class Hydra(nn.Module):
     # ------------------------------------------------------------------------------ training
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
-        """Sum over heads of the cross-entropy against the target's distribution, on answer tokens.
+        """Sum over heads of the cross-entropy on answer tokens, against the data's tokens or the target's distribution.
 
-        That is the teacher loss that Hydra++ is trained with (upstream ``hydra/train/train.py`` with a teacher weight of 1 and
-        an LM weight of 0); the paper's plain Hydra takes the data's tokens, as Medusa does. Heads read the data's tokens, whatever was
-        drafted before them.
+        The latter is the teacher loss that Hydra++ is trained with (upstream ``hydra/train/train.py`` with a teacher weight of 1 and
+        an LM weight of 0). Heads read the data's tokens, whatever was drafted before them.
         """
         own = self._head(0).output.weight.dtype
         hidden = batch.hidden[:, :, -1].to(own)
         states = (hidden if self.prefix is None else self.prefix(hidden)).flatten(0, 1)
         embedded = self._embed(batch.ids).to(own).flatten(0, 1)
-        targets = batch.target_probabilities.flatten(0, 1)
-        likeliest = targets.argmax(-1)
+        ids = batch.ids.flatten()
+        targets = batch.target_probabilities.flatten(0, 1) if self.labels == "target" else None
+        likeliest = None if targets is None else targets.argmax(-1)
         total = states.new_zeros((), dtype=own)
         parts: dict[str, torch.Tensor] = {}
         predictions = []
@@ -182,7 +185,11 @@ class Hydra(nn.Module):
             rows = wanted.flatten().nonzero()[:, 0]
             known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
             feature = guesser.feature(known)
-            loss, right, scored = token_loss(guesser.output, feature, targets[rows + depth], likeliest[rows + depth], self._vocab_size, own)
+            if targets is None or likeliest is None:
+                labels = best_guesses = ids[rows + ahead]
+            else:
+                labels, best_guesses = targets[rows + depth], likeliest[rows + depth]
+            loss, right, scored = token_loss(guesser.output, feature, labels, best_guesses, self._vocab_size, own)
             total = total + loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
             predictions.append(Prediction(depth, rows, feature, scored))

@@ -23,7 +23,7 @@ from koala_bench.presets import MethodPreset
 from koala_bench.target import Target
 from koala_bench.tree import load_template
 
-VARIANTS = [{}, {"layers": 3}, {"prefix": True}, {"layers": 2, "prefix": True}]
+VARIANTS: list[dict[str, Any]] = [{}, {"layers": 3}, {"prefix": True, "labels": "target"}, {"layers": 2, "prefix": True}]
 PROMPT = [1, 70, 81, 82, 90, 33]
 
 
@@ -76,6 +76,8 @@ def test_the_loss_is_that_of_every_place_by_itself(target64: Target, options: di
                     state = state_at(head, batch.hidden[row, : place + 1, -1])
                     scores = guess(head, target64, state, ids[place + 1 : place + depth + 1])
                     wanted = torch.softmax(target64.output(batch.hidden[row, place + depth, -1]), dim=-1)
+                    if options.get("labels") != "target":
+                        wanted = torch.nn.functional.one_hot(torch.tensor(ids[place + depth + 1]), len(wanted)).double()
                     losses.append(-(wanted * torch.log_softmax(scores, dim=-1)).sum())
         expected += torch.stack(losses).mean()
     found = head.loss(batch)
@@ -130,6 +132,11 @@ def test_a_tree_deeper_than_its_heads_is_refused(target: Target) -> None:
 def test_counts_below_one_are_refused(target: Target, options: dict[str, Any]) -> None:
     with pytest.raises(KoalaBenchError, match=f"number of {next(iter(options))} is 0"):
         make(target, **options)
+
+
+def test_unknown_labels_are_refused(target: Target) -> None:
+    with pytest.raises(KoalaBenchError, match="labels are 'soft'"):
+        make(target, labels="soft")
 
 
 def test_siblings_come_from_its_pick_with_the_distributions(target: Target) -> None:

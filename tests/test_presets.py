@@ -51,13 +51,14 @@ def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name
         "suffix_lookup",
         "draft_model",
         "medusa+typical",
+        "hydra++",
         *(head + part for head in ("hydra", "eagle2", "eagle3") for part in ("", "+koala")),
     }
     assert set(preset.methods) == parts | further
     for method, wanted in preset.methods.items():
         assert wanted.head in installed(HEADS)
         assert wanted.objective is None or wanted.objective in installed(OBJECTIVES)
-        assert wanted.layers == (2 if method.endswith(("+koala", "+layers")) else 1)
+        assert wanted.layers == (4 if method == "hydra++" else 2 if method.endswith(("+koala", "+layers")) else 1)
         assert wanted.objective == ("koala" if method.endswith(("+koala", "+adversarial")) else None)
         # Medusa and Hydra draft as deep as they have heads; the others as deep as they are asked to.
         load_template(wanted.tree).check(depth=wanted.options.get("heads", 64), candidates=4096)

@@ -55,8 +55,10 @@ class Plan:
 
 
 def layers_of_variants(preset: str, layers: int) -> list[str]:
-    """Overrides that give another K to the methods of a preset that have several layers, and leave the others as they are."""
-    return [f'methods."{name}".layers={layers}' for name, method in load_preset(preset).methods.items() if method.layers > 1]
+    """Overrides that give another K to a preset's variants with more layers than the same head otherwise has; the other methods stay as they are."""
+    methods = load_preset(preset).methods
+    single = [(method.head, method.options) for method in methods.values() if method.layers == 1]
+    return [f'methods."{name}".layers={layers}' for name, method in methods.items() if method.layers > 1 and (method.head, method.options) in single]
 
 
 def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> tuple[Preset, list[str]]:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
+from heads.losses import slices
 from koala_bench.heads import FeatureBatch, Prediction, TargetSpec
 
 DISCRIMINATORS = ("feature", "embedding", "sequence")
@@ -71,9 +73,19 @@ class View:
         if self.described == "feature":
             return hidden[prediction.rows + prediction.depth], prediction.feature
         table = self._embed(torch.arange(self._vocab_size, device=hidden.device)).float()
+        probabilities, scored = batch.target_probabilities.flatten(0, 1), prediction.scored
+
+        def head(rows: slice) -> torch.Tensor:
+            logits = scored[rows] if isinstance(scored, torch.Tensor) else scored(rows)
+            return torch.softmax(logits.float(), dim=-1) @ table
+
+        pieces = slices(len(prediction.rows), self._vocab_size)
         with torch.no_grad():
-            real = batch.target_probabilities.flatten(0, 1)[prediction.rows + prediction.depth] @ table
-        return real, torch.softmax(prediction.logits.float(), dim=-1) @ table
+            real = torch.cat([probabilities[prediction.rows[rows] + prediction.depth] @ table for rows in pieces])
+        if isinstance(scored, torch.Tensor):
+            return real, head(slice(None))
+        # Distributions of a large vocabulary are made again for their gradients, as in the head's own loss.
+        return real, torch.cat([checkpoint(head, rows, use_reentrant=False) for rows in pieces])
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that looks one token ahead.

@@ -10,12 +10,19 @@ from torch.utils.checkpoint import checkpoint
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Judge = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+Scored = torch.Tensor | Callable[[slice], torch.Tensor]
 
 # Logits held at a time: 64 MiB in float32, a few times that with what a loss needs of them. 2,048 tokens of a vocabulary of 32,000 are four times as many.
 _AT_ONCE = 1 << 24
 
 
-def judged(score: Score, states: torch.Tensor, vocabulary: int, judge: Judge) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Callable[[], torch.Tensor]]:
+def slices(rows: int, vocabulary: int) -> list[slice]:
+    """All rows, in pieces whose logits can be held at a time; one piece at least."""
+    size = max(1, _AT_ONCE // vocabulary)
+    return [slice(first, first + size) for first in range(0, max(rows, 1), size)]
+
+
+def judged(score: Score, states: torch.Tensor, vocabulary: int, judge: Judge) -> tuple[torch.Tensor, torch.Tensor, Scored]:
     """Judge the scores of states [rows, width]; where they are many, piece by piece, and each piece is computed again for its gradients.
 
     Args:
@@ -23,24 +30,23 @@ def judged(score: Score, states: torch.Tensor, vocabulary: int, judge: Judge) ->
         judge: from the logits of a slice of the rows, two sums over them, of which the first has gradients.
 
     Returns:
-        both sums over all rows, and the logits or what computes them, for ``Prediction``.
+        both sums over all rows, and the logits or what computes those of a slice of the rows, for ``Prediction``.
     """
-    size = max(1, _AT_ONCE // vocabulary)
-    if len(states) <= size:
+    if len(pieces := slices(len(states), vocabulary)) == 1:
         logits = score(states)
         return *judge(logits, slice(None)), logits
 
-    def piece(part: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return judge(score(part), slice(first, first + len(part)))
+    def piece(part: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return judge(score(part), rows)
 
-    sums = [checkpoint(piece, states[first : first + size], first, use_reentrant=False) for first in range(0, len(states), size)]
+    sums = [checkpoint(piece, states[rows], rows, use_reentrant=False) for rows in pieces]
     loss, right = (torch.stack(each).sum() for each in zip(*sums, strict=True))
-    return loss, right, lambda: score(states)
+    return loss, right, lambda rows: score(states[rows])
 
 
 def token_loss(
     score: Score, states: torch.Tensor, wanted: torch.Tensor, likeliest: torch.Tensor, vocabulary: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Callable[[], torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor, Scored]:
     """Cross-entropy of scores, mean over the rows, and the share of rows whose best guess is the wanted one.
 
     Where a batch of very short answers leaves no row, both are zero instead of nan.

@@ -15,6 +15,7 @@ from torch import nn
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import replacing, sha256_of, write_text
 from koala_bench.presets import MethodPreset
+from koala_bench.progress import say
 from koala_bench.registry import HEADS, build
 from koala_bench.target import Target
 
@@ -47,12 +48,32 @@ def save_weights(path: Path, head: nn.Module) -> None:
             raise OSError(str(error)) from error
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """State of an interrupted training, as ``torch.save`` wrote it; only tensors and plain values are unpickled.
+def earlier(path: Path) -> Path:
+    """Where the state before the last one is kept."""
+    return path.with_name(f"{path.stem}.earlier{path.suffix}")
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last good state of an interrupted training, or None if there is none yet; a damaged one is passed over for the one before it.
 
     Raises:
-        KoalaBenchError: the file is damaged.
+        KoalaBenchError: whatever is there is damaged.
     """
+    before = earlier(path)
+    if not path.exists():  # a kill between two renames leaves the earlier one alone
+        return _read_state(before, device) if before.exists() else None
+    try:
+        return _read_state(path, device)
+    except KoalaBenchError as error:
+        if not before.exists():
+            raise
+        state = _read_state(before, device)
+        say(f"{error.message} Going on from the one before it, {before}.")
+        return state
+
+
+def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """A state as ``torch.save`` wrote it; only tensors and plain values are unpickled."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except _DAMAGE as error:
@@ -63,7 +84,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a training atomically.
+    """Write the state of a training atomically; the one that was there becomes the earlier one.
 
     Raises:
         KoalaBenchError: the folder cannot be written, or the disk is full.
@@ -73,6 +94,8 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, temporary)
         except RuntimeError as error:  # torch's writer tells of a full disk in this way
             raise OSError(str(error)) from error
+        if path.exists():
+            path.replace(earlier(path))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -121,6 +121,11 @@ class FeatureBatch:
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             return torch.softmax(self.output(self.hidden[:, :, -1]).float(), dim=-1)
 
+    def forget(self) -> None:
+        """Let go of what was computed for all heads; who asks for it again has it computed again."""
+        (self.whole or self).__dict__.pop("target_probabilities", None)
+        self.__dict__.pop("target_probabilities", None)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -130,19 +135,19 @@ class Prediction:
         depth: 1 for the token after the root, 2 for the one after that, ...
         rows: int64 [rows], indices into the flattened [batch * tokens] of the states drafted from.
         feature: predicted target state [rows, hidden_size], to be compared with the state ``depth`` tokens later.
-        scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what computes them: of a
-            large vocabulary they should be made only where they are asked for.
+        scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what computes those of a
+            slice of the rows: of a large vocabulary they should be made only where they are asked for, and a piece at a time.
     """
 
     depth: int
     rows: torch.Tensor
     feature: torch.Tensor
-    scored: torch.Tensor | Callable[[], torch.Tensor]
+    scored: torch.Tensor | Callable[[slice], torch.Tensor]
 
     @cached_property
     def logits(self) -> torch.Tensor:
         """Logits [rows, vocab_size]."""
-        return self.scored if isinstance(self.scored, torch.Tensor) else self.scored()
+        return self.scored if isinstance(self.scored, torch.Tensor) else self.scored(slice(None))
 
 
 @dataclass(frozen=True)

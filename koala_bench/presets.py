@@ -66,7 +66,7 @@ class TrainingPreset(_Strict):
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
-    precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
+    precision: Literal["no", "bf16"] = "no"  # accelerate's mixed precision
     held_out_evaluations: Positive = 4
     checkpoint_every: Positive = 100
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -224,8 +224,7 @@ def pretrain(
         **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")},
     }
     checkpoint, first = work / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = read_state(checkpoint, device)
+    if (state := read_state(checkpoint, device)) is not None:
         if state["identity"] != identity:
             raise KoalaBenchError(
                 f"The checkpoint in {work} was made from another corpus or with other options.", "Choose another --out, or delete the folder to start again."

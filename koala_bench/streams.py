@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -44,7 +45,8 @@ class Stream:
     batch_tokens: int
     max_tokens: int
     seed: int
-    _epochs: dict[int, list[tuple[int, ...]]] = field(default_factory=dict, repr=False)
+    _starts: list[int] = field(default_factory=lambda: [0], repr=False)  # first step of each epoch, as far as they are known
+    _epochs: dict[int, list[tuple[int, ...]]] = field(default_factory=dict, repr=False)  # the one that was asked for last
 
     def _length(self, index: int) -> int:
         return min(len(self.dialogues[index].ids), self.max_tokens)
@@ -68,11 +70,10 @@ class Stream:
 
     def samples(self, step: int) -> tuple[int, ...]:
         """Indices of the dialogues of batch ``step``."""
-        epoch = 0
-        while step >= len(batches := self._epoch(epoch)):
-            step -= len(batches)
-            epoch += 1
-        return batches[step]
+        while step >= self._starts[-1]:
+            self._starts.append(self._starts[-1] + len(self._epoch(len(self._starts) - 1)))
+        epoch = bisect_right(self._starts, step) - 1
+        return self._epoch(epoch)[step - self._starts[epoch]]
 
     def batch(self, step: int) -> TokenBatch:
         """Batch number ``step``, counted from 0 over all epochs."""

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from koala_bench.checkpoints import read_state, save_head, write_state
+from koala_bench.checkpoints import earlier, read_state, save_head, write_state
 from koala_bench.errors import KoalaBenchError
 from koala_bench.features import features_of_each
 from koala_bench.files import continue_log
@@ -79,10 +79,8 @@ def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingP
     """Build a method's head, objective and optimiser.
 
     Raises:
-        KoalaBenchError: the head cannot be trained by the suite, an option is unknown, or the device knows no such precision.
+        KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
     """
-    if options.precision == "fp16" and target.device.type != "cuda":
-        raise KoalaBenchError("Training in fp16 needs a CUDA device.", "Use --set training.precision=bf16 or no.")
     head = build_head(target, preset, options.seed)
     if not isinstance(head, TrainableHead):
         raise KoalaBenchError(f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it.")
@@ -108,9 +106,9 @@ def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
 
 
 def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
     state = read_state(path, device)
+    if state is None:
+        return None
     for key, value in identity.items():
         if state["identity"].get(key) != value:
             raise KoalaBenchError(
@@ -234,6 +232,8 @@ def train(
         say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
     for arm in arms if team.first else ():
         save_head(out / arm.name, arm.head, arm.preset, target, {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name})
+    if team.first:
+        earlier(checkpoint).unlink(missing_ok=True)
     team.wait()  # nobody looks for a head that is not written yet
 
 
@@ -255,17 +255,21 @@ def train_step(
         for index, batch in enumerate(batches):
             kept = _loss(accelerator, arm, batch)
             learned[index] = objective.learn(batch, kept, done, share)
+            if len(batches) > 1:
+                batch.forget()
         team.sum_gradients(objective.parameters(), torch.zeros(0, device=batches[0].hidden.device))
         objective.step(done)
         if len(batches) > 1:
             kept = None  # for memory's sake each is computed again
     logs = []
-    for batch, earlier in zip(batches, learned, strict=True):
+    for batch, told in zip(batches, learned, strict=True):
         found = kept or _loss(accelerator, arm, batch)
         extra, parts = (None, {}) if objective is None else objective.term(batch, found, done, team.agree)
         total = found.total if extra is None else found.total + extra
         accelerator.backward(total if share == 1.0 else total * share)
-        logs.append({"loss": found.total.detach(), **found.parts, **earlier, **parts})
+        logs.append({"loss": found.total.detach(), **found.parts, **told, **parts})
+        if len(batches) > 1:
+            batch.forget()  # what a step holds should not grow with its micro-batches, and a distribution is soon made again
     loss = team.sum_gradients(arm.head.parameters(), share * torch.stack([each["loss"] for each in logs]).sum()[None])
     norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
     if not torch.isfinite(norm) or not torch.isfinite(loss):

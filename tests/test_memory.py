@@ -9,6 +9,7 @@ import torch
 from test_heads import batch_of, make
 
 import heads.losses
+from heads.discriminators import View
 from koala_bench.heads import HeadLoss
 from koala_bench.registry import HEADS, build
 from koala_bench.target import Target
@@ -57,3 +58,20 @@ def test_layers_that_are_computed_again_give_the_same_gradients(target: Target) 
     for one, other in zip(gradients(plain, first), gradients(again, second), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert less < 0.7 * more
+
+
+@pytest.mark.parametrize("name", ["medusa", "eagle"])
+def test_a_discriminator_of_embeddings_is_shown_the_same_in_pieces(target: Target, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head, view, batch = build(HEADS, name, target.spec(), {}).train(), View(target.spec(), "embedding", "embedding", 4), batch_of(target)
+    found = []
+    for at_once in (heads.losses._AT_ONCE, 3 * 259):
+        monkeypatch.setattr(heads.losses, "_AT_ONCE", at_once)
+        head.zero_grad(set_to_none=True)
+        shown = view(batch, head.loss(batch).predictions)
+        sum(each.fake.pow(3).sum() for each in shown).backward()  # type: ignore[union-attr]
+        found.append(
+            [*(side.detach() for each in shown for side in (each.real, each.fake)), *(p.grad.clone() for p in head.parameters() if p.grad is not None)]
+        )
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)

@@ -95,6 +95,21 @@ def test_a_published_recipe_trains_the_original_head_alone_as_koalas_preset_has_
     assert preset.target == load_preset("vicuna-7b").target
 
 
+def test_published_recipes_hold_the_published_values() -> None:
+    """As the presets' first lines cite them; whatever is changed here is no longer the authors' recipe."""
+    medusa, eagle = load_preset("medusa-1"), load_preset("eagle-1")
+    own = medusa.training
+    assert (own.steps, own.micro_batches, own.learning_rate, own.warmup_fraction, own.final_rate_fraction, own.weight_decay) == (537, 128, 1e-3, 0.1, 0, 0)
+    assert (medusa.data.max_tokens, medusa.methods["medusa"].options) == (2048, {"heads": 5})
+    own = eagle.training
+    assert (own.steps, own.micro_batches, own.learning_rate, own.betas, own.weight_decay) == (85_000, 16, 3e-5, (0.9, 0.95), 0.01)
+    assert round(own.warmup_fraction * own.steps) == pytest.approx(2000, abs=3)
+    assert own.final_rate_fraction == pytest.approx(1 - 83_000 / 798_000, abs=0.01)
+    assert (eagle.data.max_tokens, eagle.data.limit) == (1200, 68_000)
+    assert eagle.methods["eagle"].options == {"checkpointing": True, "noise": 0.2, "regression_weight": 1.0, "classification_weight": 0.1}
+    assert {wanted.options.get("kv_heads") for wanted in load_preset("vicuna-33b").methods.values() if wanted.head == "eagle"} == {13}
+
+
 def test_the_tiny_presets_quick_form_is_smaller() -> None:
     whole, quick = load_preset("tiny"), load_preset("tiny", quick=True)
     assert quick.training.steps < whole.training.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from koala_bench.dialogues import EncodedDialogue
@@ -34,6 +35,20 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     forward = [first.samples(step) for step in range(20)]
     assert [second.samples(step) for step in reversed(range(20))] == forward[::-1]
     assert first.order_sha256(20) == second.order_sha256(20) != make_stream(dialogues(57), names(57), 200, 64, seed=4).order_sha256(20)
+
+
+def test_an_epoch_is_drawn_once_however_many_come_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_stream(dialogues(57), names(57), 200, 64, seed=0)
+    drawn: list[int] = []
+    draw = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed[1]) or draw(seed))
+    for step in range(100):
+        stream.samples(step)
+    assert drawn == list(range(len(drawn)))
+    assert len(drawn) > 5
+    drawn.clear()
+    stream.samples(3)  # as a training does after the order's hash was taken
+    assert drawn == [0]
 
 
 def test_batches_are_padded_on_the_right_and_stay_within_their_budget() -> None:

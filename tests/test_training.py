@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from koala_bench import training
 from koala_bench.checkpoints import load_head, read_manifest
 from koala_bench.dialogues import chat_template
 from koala_bench.errors import KoalaBenchError
 from koala_bench.experiment import train_heads
+from koala_bench.heads import FeatureBatch, HeadLoss
 from koala_bench.presets import Preset, load_preset
 from koala_bench.target import Target, load_target
 from koala_bench.testing import save_tiny_target, tiny_config
@@ -134,8 +136,6 @@ def test_an_interrupted_run_ends_in_the_same_weights_and_log(target_folder: Path
     methods = ["medusa+koala", "eagle+koala"]
     run(preset, methods, tmp_path / "whole")
 
-    import koala_bench.training as training
-
     real = training.train_step
     calls = 0
 
@@ -212,9 +212,53 @@ def test_a_damaged_checkpoint_is_one_clear_error(target_folder: Path, tmp_path: 
         run(preset, ["eagle"], tmp_path / "out")
 
 
-def test_a_loss_that_is_not_finite_names_step_and_dialogues(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import koala_bench.training as training
+@pytest.mark.parametrize("damage", ["cut", "renamed"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=7", "training.checkpoint_every=2")
+    run(preset, ["eagle"], tmp_path / "whole")
+    real = training.train_step
 
+    def dies(accelerator: Any, arm: Any, batches: Any, options: Any, factor: float, step: int, team: Any) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return real(accelerator, arm, batches, options, factor, step, team)
+
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(preset, ["eagle"], tmp_path / "out")
+    monkeypatch.setattr(training, "train_step", real)
+    checkpoint, before = tmp_path / "out" / "checkpoint.pt", tmp_path / "out" / "checkpoint.earlier.pt"
+    if damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    else:  # as a kill between two renames leaves it
+        checkpoint.unlink()
+    run(preset, ["eagle"], tmp_path / "out")
+    assert "Resuming the training after step 2 of 7" in capsys.readouterr().err
+    assert equal(tmp_path / "whole" / "eagle", tmp_path / "out" / "eagle")
+    assert not before.exists()
+
+
+def test_a_step_holds_the_distributions_of_one_micro_batch(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the largest part of what a head asks for, and gradient accumulation is there to save memory."""
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=1", "training.micro_batches=4")
+    held: list[int] = []
+    real, batches = training._loss, []
+
+    def watched(accelerator: Any, arm: Any, batch: FeatureBatch) -> HeadLoss:
+        batches.append(batch)
+        found = real(accelerator, arm, batch)
+        held.append(sum("target_probabilities" in whole.__dict__ for whole in {id(each.whole or each): each.whole or each for each in batches}.values()))
+        return found
+
+    monkeypatch.setattr(training, "_loss", watched)
+    run(preset, ["eagle", "medusa+koala"], tmp_path / "out")
+    assert len({id(batch.whole or batch) for batch in batches}) == 4
+    assert max(held) == 1
+
+
+def test_a_loss_that_is_not_finite_names_step_and_dialogues(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = training.features_of_each
 
     def spoilt(*arguments: Any, **options: Any) -> Any:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from koala_bench import statistics
 from koala_bench.ablation import verdict_lines as ablation_verdicts
+from koala_bench.ordering import order_lines
 from koala_bench.published import Claim, Paper, TableSpec, paper_names
 from koala_bench.records import Run, differences
 from koala_bench.rendering import ALPHA, Note, with_interval
 from koala_bench.schema import CodeState, Environment
 from koala_bench.statistics import Interval
-from koala_bench.summaries import VANILLA, Sample, Summary
+from koala_bench.summaries import VANILLA, Sample, Summary, sample
 from koala_bench.tasks import TaskRows, is_named
 from koala_bench.tasks import verdict_lines as task_verdicts
 
@@ -280,6 +281,11 @@ def table1_notes(measured: Sequence[Measured], spec: TableSpec, paper: Paper) ->
     return [note for note in notes if note is not None]
 
 
+def _orders(rows: Sequence[TaskRows], spec: TableSpec, paper: Paper) -> list[str]:
+    whole = {row.summaries[0].target: row for row in rows}  # of each target the last row: all tasks, or the only one
+    return [line for target, row in whole.items() if spec.systems for line in order_lines(sample([row.run], spec.methods), spec.systems, paper, target)]
+
+
 def table2_notes(measured: Sequence[Measured], rows: Sequence[TaskRows], missing: Sequence[str], spec: TableSpec, paper: Paper) -> list[Note]:
     """All notes of Table 2, in their order."""
     tasks, files = (", ".join(dict.fromkeys(getattr(task, field) for task in spec.tasks)) for field in ("name", "questions"))
@@ -293,7 +299,8 @@ def table2_notes(measured: Sequence[Measured], rows: Sequence[TaskRows], missing
         ),
     ]
     notes: list[Note | None] = [_incomplete(each) for each in measured]
-    notes += [_said("Which tasks these are", lines), _mixture_note(measured), _said("What the intervals say", task_verdicts(rows)), _equality_note(measured)]
+    notes += [_said("Which tasks these are", lines), _mixture_note(measured), _said("What the intervals say", task_verdicts(rows))]
+    notes += [_said("Which published order of methods this bears out", _orders(rows, spec, paper)), _equality_note(measured)]
     notes += [_measurement_note(each) for each in measured]
     notes += [_definitions_note([row.summaries for row in rows]), _paper_note(measured, spec, paper)]
     return [note for note in notes if note is not None]

@@ -37,6 +37,7 @@ class TableSpec(_Strict):
         tasks: groups of a table by task, columns of one by method.
         limit: questions of each category, by the name of a preset that cannot afford all of them.
         seeds: of the trainings that a table by part is pooled over.
+        systems: of a leaderboard, published name -> method that stands for it, to compare their order.
     """
 
     by: Literal["target", "task", "part", "method"] = "target"
@@ -46,6 +47,7 @@ class TableSpec(_Strict):
     tasks: tuple[Task, ...] = ()
     limit: dict[str, int] = {}
     seeds: tuple[int, ...] = ()
+    systems: dict[str, str] = {}
 
     @property
     def has_tasks(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Literal
 from koala_bench import statistics
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of, write_text
+from koala_bench.notes import counted
 from koala_bench.presets import Preset
 from koala_bench.records import Run
 from koala_bench.registry import HEADS, load
@@ -105,7 +106,7 @@ def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
     questions = comparisons[0].head.questions
     lines = [
         f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero; not distinguishable: it does not.",
-        f"Intervals: paired bootstrap over {questions} questions ({statistics.RESAMPLES:,} resamples); with a single question there are none.",
+        f"Intervals: paired bootstrap over {counted(questions, 'question')} ({statistics.RESAMPLES:,} resamples); with a single question there are none.",
         f"Each head was trained once, from seed {run.header['seed']}: the verdicts are about these weights, and another seed may move the numbers.",
     ]
     if len(comparisons) > 1:

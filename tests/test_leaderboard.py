@@ -90,6 +90,15 @@ def test_draws_are_not_held_against_vanillas(tmp_path: Path, spec: TableSpec) ->
     assert "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution by speculative sampling." in markdown
 
 
+def test_one_lossless_method_keeps_and_none_is_not_named(tmp_path: Path, spec: TableSpec) -> None:
+    def note(*shown: str) -> str:
+        few = spec.model_copy(update={"methods": shown})
+        return write_table([sampled(tmp_path / f"{len(shown)}.jsonl")], tmp_path, few, PAPER)[0].read_text(encoding="utf-8")
+
+    assert "Answers are draws, so they differ; eagle keeps the target's distribution by speculative sampling." in note("vanilla", "medusa", "eagle")
+    assert "Answers are draws, so they differ.\n" in note("vanilla", "medusa")
+
+
 def test_the_best_is_a_lossless_one(tmp_path: Path, spec: TableSpec) -> None:
     run = sampled(tmp_path / "s.jsonl", lossy="eagle+koala")
     for table in (set_table([run], spec, PAPER), set_table([run], read_table_spec(REPRODUCE / "table2.toml"), PAPER)):

@@ -215,3 +215,6 @@ def test_an_unfinished_record_and_failed_turns_are_said_first(tmp_path: Path) ->
     page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "2 turns failed and have no numbers." in page.text and "The record is unfinished" in page.text
     assert make_turn("eagle", 84, 0)["text"] not in page.text.split("Outliers")[0]
+    place = tmp_path / "one"
+    write_run(place / "records.jsonl", lambda turn: failed(turn) if (turn["method"], turn["question_id"], turn["turn"]) == ("eagle", 84, 1) else turn)
+    assert "1 turn failed and has no numbers." in Page(write_report(place, place / "report.html").read_text(encoding="utf-8")).text

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import write_text
+from koala_bench.notes import counted
 from koala_bench.questions import find_questions, questions_sha256, read_questions
 from koala_bench.records import Run, read_run
 from koala_bench.report.outliers import outliers_of
@@ -96,7 +97,7 @@ def _headline(run: Run, summaries: Sequence[Summary]) -> list[str]:
     lines.append(f"{compared - differing} of {compared} answers are vanilla's, token by token.")
     failed = sum(len(summary.failed) for summary in summaries)
     if failed:
-        lines.append(f"{failed} turns failed and have no numbers.")
+        lines.append(f"{counted(failed, 'turn')} failed and {'has' if failed == 1 else 'have'} no numbers.")
     if not run.finished:
         lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
     return lines

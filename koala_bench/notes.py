@@ -136,6 +136,20 @@ def draws_line(summaries: Sequence[Summary]) -> str:
     return f"Answers are draws, so they differ{kept}."
 
 
+def lossy_lines(summaries: Sequence[Summary], target: str) -> list[str]:
+    """Of each lossy method how it accepts, and how far that is from the target's distribution."""
+    lines = []
+    for summary in (each for each in summaries if not each.method["lossless"]):
+        typical = summary.method["typical"]
+        how = f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
+        apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
+        lines.append(
+            f"LOSSY: {summary.name} does not keep the distribution of {target}{how}. Total variation between what it settles and the target's "
+            f"distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far as can be)."
+        )
+    return lines
+
+
 def _equality_note(measured: Sequence[Measured]) -> Note | None:
     lines, details = [], []
     for each_run in measured:
@@ -155,14 +169,7 @@ def _equality_note(measured: Sequence[Measured]) -> Note | None:
     drawn = [each for each in measured if each.run.header["acceptance"]["rule"] != "greedy"]
     if drawn:
         lines.append(draws_line([summary for each in drawn for summary in each.summaries]))
-    for each_run, summary in ((each, s) for each in measured for s in each.summaries if not s.method["lossless"]):
-        typical = summary.method["typical"]
-        how = f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
-        apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
-        lines.append(
-            f"LOSSY: {summary.name} does not keep the distribution of {each_run.label}{how}. Total variation between what it settles and the target's "
-            f"distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far as can be)."
-        )
+    lines += [line for each in measured for line in lossy_lines(each.summaries, each.label)]
     title = "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
     lines += [f"{counted(len(details), 'difference')}, each listed in the Markdown version of this table."] if details else []
     return Note(title, tuple(lines), tuple(details)) if lines else None

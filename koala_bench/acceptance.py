@@ -16,7 +16,7 @@ import torch
 
 from koala_bench.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
-from koala_bench.sampling import Draws, Sampling, check_temperature
+from koala_bench.sampling import Draws, Sampling
 from koala_bench.tree import DraftTree
 
 Row = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -228,32 +228,35 @@ class TypicalAcceptance:
     distribution at the node above, at the temperature; the longest accepted path wins, of several the one with the largest sum of
     log-probabilities, of these the first. The bonus token, and with it every root, is the target's most likely
     token. Nothing is random: the settled text is neither greedy decoding's nor a sample, and how far each token is from a sample is
-    told in ``Accepted.distances``: 1 - p(token), the total variation between settling the token for certain and drawing from p.
+    told in ``Accepted.distances``: 1 - q(token), the total variation between settling the token for certain and drawing from q, the
+    distribution that a lossless method samples from. Unlike what accepts, q is cut by top-k and top-p; Medusa knows neither.
 
     Equal to upstream's deterministic variant (``evaluate_posterior`` with ``fast=True``), whose 1e-5 inside the logarithm of the
     entropy is kept, except that padding of candidate paths cannot be accepted, because there is none. One read from the device.
 
     Args:
-        temperature: of the distribution that accepts.
+        temperature: of both distributions.
         threshold, alpha: upstream's ``posterior_threshold`` and ``posterior_alpha``, with the values of its ``medusa_generate``.
+        top_k, top_p: of the distribution that distances are from, see ``Sampling``; they change no decision.
 
     Raises:
-        KoalaBenchError: the temperature is not above 0, or ``threshold`` or ``alpha`` is not a number above 0.
+        KoalaBenchError: ``threshold`` or ``alpha`` is not a number above 0, or see ``Sampling``.
     """
 
     pick: Pick = staticmethod(best)
 
-    def __init__(self, temperature: float, threshold: float = 0.09, alpha: float = 0.3) -> None:
-        check_temperature(temperature)
+    def __init__(self, temperature: float, threshold: float = 0.09, alpha: float = 0.3, top_k: int = 0, top_p: float = 1.0) -> None:
+        self.accepting, self.sampled = Sampling(temperature), Sampling(temperature, top_k, top_p)
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if not 0 < value < math.inf:
                 raise KoalaBenchError(f"Typical acceptance with {name} {value}.", "Give a number above 0; Medusa uses threshold 0.09 and alpha 0.3.")
-        self.temperature, self.threshold, self.alpha = temperature, threshold, alpha
+        self.threshold, self.alpha = threshold, alpha
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
         """Judge a tree."""
         shape = tree.shape
-        p = Sampling(self.temperature).probabilities(logits)
+        p = self.accepting.probabilities(logits)
+        q = p if self.sampled == self.accepting else self.sampled.probabilities(logits)
         inner = p if shape.nodes == 1 else p[list(shape.inner)]  # a leaf accepts nothing, and logarithms are most of the work
         entropy = -torch.log(inner + 1e-5).mul_(inner).sum(-1)
         limit = torch.clamp(self.alpha * torch.exp(-entropy), max=self.threshold)
@@ -261,10 +264,12 @@ class TypicalAcceptance:
         above = torch.tensor((0, *shape.parents[1:]), device=p.device)
         judge = torch.tensor([0, *(place[parent] for parent in shape.parents[1:])], device=p.device)
         share = p[above, tree.tokens]
-        top, likeliest = p.max(-1)
+        likeliest = p.max(-1).indices
+        drawn_share, drawn_top = q[above, tree.tokens], q.gather(-1, likeliest[:, None])[:, 0]
         # float64 holds token ids exactly.
-        read: list[list[float]] = torch.stack([each.double() for each in (tree.tokens, likeliest, share > limit[judge], share, top)]).tolist()
-        tokens, wanted, typical, chances, tops = read
+        parts = (tree.tokens, likeliest, share > limit[judge], share, drawn_share, drawn_top)
+        read: list[list[float]] = torch.stack([each.double() for each in parts]).tolist()
+        tokens, wanted, typical, chances, drawn_chances, drawn_tops = read
         sums: dict[int, float] = {0: 0.0}  # of the accepted nodes
         for node in range(1, shape.nodes):
             if typical[node] and shape.parents[node] in sums:
@@ -272,4 +277,4 @@ class TypicalAcceptance:
         end = max(sums, key=lambda node: (shape.depths[node], sums[node]))
         path = shape.path_to(end)
         settled = [*(int(tokens[node]) for node in path[1:]), int(wanted[end])]
-        return Accepted(path, settled, [*(1 - chances[node] for node in path[1:]), 1 - tops[end]])
+        return Accepted(path, settled, [*(1 - drawn_chances[node] for node in path[1:]), 1 - drawn_tops[end]])

@@ -15,10 +15,11 @@ from typing import Literal
 from koala_bench import statistics
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of, write_text
+from koala_bench.notes import counted, draws_line, lossy_lines
 from koala_bench.presets import Preset
 from koala_bench.records import Run
 from koala_bench.registry import HEADS, load
-from koala_bench.rendering import Grid, Note, to_markdown, with_interval
+from koala_bench.rendering import Grid, Note, label_of, to_markdown, with_interval
 from koala_bench.statistics import Interval
 from koala_bench.summaries import VANILLA, Summary, summarise
 
@@ -94,10 +95,11 @@ def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
         pairs = (each.head.acceptance_length, each.baseline.acceptance_length), (each.head.speedup, each.baseline.speedup)
         values = [f"{new.value:.2f} vs {old.value:.2f}" for new, old in pairs]
         changes = [with_interval(change.value, change.low, change.high, 1, sign=True) for change in (each.length, each.speed)]
-        rows.append([each.head.name, each.baseline.name, values[0], changes[0], each.length_verdict, values[1], changes[1], each.speed_verdict])
+        names = [label_of(each.head), label_of(each.baseline)]
+        rows.append([*names, values[0], changes[0], each.length_verdict, values[1], changes[1], each.speed_verdict])
     right = [False, False, True, True, False, True, True, False]
     table = Grid(headings, rows, right, frozenset(), frozenset())
-    heads = ", ".join(dict.fromkeys(each.head.name for each in comparisons))
+    heads = ", ".join(dict.fromkeys(label_of(each.head) for each in comparisons))
     return to_markdown(table, f"{heads} on {run.header['target']['name']}", [_meaning(run, comparisons), _basis(run, comparisons)])
 
 
@@ -105,7 +107,7 @@ def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
     questions = comparisons[0].head.questions
     lines = [
         f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero; not distinguishable: it does not.",
-        f"Intervals: paired bootstrap over {questions} questions ({statistics.RESAMPLES:,} resamples); with a single question there are none.",
+        f"Intervals: paired bootstrap over {counted(questions, 'question')} ({statistics.RESAMPLES:,} resamples); with a single question there are none.",
         f"Each head was trained once, from seed {run.header['seed']}: the verdicts are about these weights, and another seed may move the numbers.",
     ]
     if len(comparisons) > 1:
@@ -120,10 +122,15 @@ def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
     header, one = run.header, comparisons[0].head
     methods = {summary.name: summary for each in comparisons for summary in (each.head, each.baseline)}
     most = max(summary.turns for summary in methods.values())
-    equal = [f"{name} {summary.compared - len(summary.differing)}/{summary.compared}" for name, summary in methods.items() if name != VANILLA]
+    if header["acceptance"]["rule"] == "greedy":
+        equal = [f"{label_of(each)} {each.compared - len(each.differing)}/{each.compared}" for name, each in methods.items() if name != VANILLA]
+        answers = f"Answers equal to vanilla's, token by token: {', '.join(equal)}."
+    else:
+        answers = draws_line(list(methods.values()))
     lines = [
         f"{one.counted} of {most} turns, finished by every method, of {header['questions']['name']}; at most {header['limits']['max_new_tokens']} new tokens.",
-        f"Answers equal to vanilla's, token by token: {', '.join(equal)}.",
+        answers,
+        *lossy_lines(list(methods.values()), header["target"]["name"]),
         f"Preset {header['preset']['name']}, {header['target']['dtype']} on {header['environment']['gpu'] or header['environment']['cpu']}; "
         f"run {header['run_id']}, {header['created']}.",
     ]

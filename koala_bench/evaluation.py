@@ -239,7 +239,7 @@ class _Session:
         if self.evaluation.temperature == 0:
             return GREEDY
         if (typical := method.info["typical"]) is not None:
-            return TypicalAcceptance(self.evaluation.temperature, **typical)
+            return TypicalAcceptance(self.evaluation.temperature, **typical, top_k=self.evaluation.top_k, top_p=self.evaluation.top_p)
         drawn = hashlib.sha256(f"{self.seed} {method.name} {question} {turn} {repeat}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "little"))
         return SpeculativeSampling(Sampling(self.evaluation.temperature, self.evaluation.top_k, self.evaluation.top_p), generator)

@@ -46,7 +46,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where there is not one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -55,18 +56,18 @@ def _incomplete(measured: Measured) -> Note | None:
     label, run, summaries = measured.label, measured.run, measured.summaries
     if not run.finished:
         lines.append(
-            f"The record of {label} is unfinished: it holds {_count(len(run.turns), 'turn')} and no end line. "
+            f"The record of {label} is unfinished: it holds {counted(len(run.turns), 'turn')} and no end line. "
             "Its numbers will change when the evaluation goes on."
         )
     failed = [turn for summary in summaries for turn in summary.failed]
     if failed:
         counts = ", ".join(f"{summary.name} {len(summary.failed)}" for summary in summaries if summary.failed)
-        lines.append(f"{_count(len(failed), 'turn')} of {label} failed ({counts}). A failed turn has no numbers.")
+        lines.append(f"{counted(len(failed), 'turn')} of {label} failed ({counts}). A failed turn has no numbers.")
         for turn in failed[:_FAILURES_LISTED]:
             why = f"{turn['error']['type']}: {turn['error']['message']}" if turn["error"] else ""
             details.append(f"Failed: {turn['method']}, question {turn['question_id']}, turn {turn['turn']}, repeat {turn['repeat']}: {_code(why)}")
         if len(failed) > _FAILURES_LISTED:
-            details.append(f"{_count(len(failed) - _FAILURES_LISTED, 'more failure')} in the record.")
+            details.append(f"{counted(len(failed) - _FAILURES_LISTED, 'more failure')} in the record.")
     most = max(summary.turns for summary in summaries)
     if summaries[0].counted < most:
         lines.append(f"The numbers of {label} are from the {summaries[0].counted} of {most} turns that every method finished.")
@@ -129,6 +130,27 @@ def _verdict_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], p
     return Note("What the intervals say", tuple(lines))
 
 
+def draws_line(summaries: Sequence[Summary]) -> str:
+    """Why nothing is said of equal answers above temperature 0, and which methods are lossless there."""
+    exact = list(dict.fromkeys(summary.name for summary in summaries if summary.method["lossless"] and summary.name != VANILLA))
+    kept = f"; {', '.join(exact)} {'keeps' if len(exact) == 1 else 'keep'} the target's distribution by speculative sampling" if exact else ""
+    return f"Answers are draws, so they differ{kept}."
+
+
+def lossy_lines(summaries: Sequence[Summary], target: str) -> list[str]:
+    """Of each lossy method how it accepts, and how far that is from the target's distribution."""
+    lines = []
+    for summary in (each for each in summaries if not each.method["lossless"]):
+        typical = summary.method["typical"]
+        how = f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
+        apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
+        lines.append(
+            f"LOSSY: {summary.name} does not keep the distribution of {target}{how}. Total variation between what it settles and the target's "
+            f"distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far as can be)."
+        )
+    return lines
+
+
 def _equality_note(measured: Sequence[Measured]) -> Note | None:
     lines, details = [], []
     for each_run in measured:
@@ -147,25 +169,18 @@ def _equality_note(measured: Sequence[Measured]) -> Note | None:
                 )
     drawn = [each for each in measured if each.run.header["acceptance"]["rule"] != "greedy"]
     if drawn:
-        exact = list(dict.fromkeys(s.name for each in drawn for s in each.summaries if s.method["lossless"] and s.name != VANILLA))
-        lines.append(f"Answers are draws, so they differ; {', '.join(exact)} keep the target's distribution by speculative sampling.")
-    for each_run, summary in ((each, s) for each in measured for s in each.summaries if not s.method["lossless"]):
-        typical = summary.method["typical"]
-        how = f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
-        apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
-        lines.append(
-            f"LOSSY: {summary.name} does not keep the distribution of {each_run.label}{how}. Total variation between what it settles and the target's "
-            f"distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far as can be)."
-        )
+        lines.append(draws_line([summary for each in drawn for summary in each.summaries]))
+    lines += [line for each in measured for line in lossy_lines(each.summaries, each.label)]
     title = "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
-    lines += [f"{_count(len(details), 'difference')}, each listed in the Markdown version of this table."] if details else []
+    lines += [f"{counted(len(details), 'difference')}, each listed in the Markdown version of this table."] if details else []
     return Note(title, tuple(lines), tuple(details)) if lines else None
 
 
 def _machine(where: Environment) -> str:
     memory = f", {where['memory_bytes'] / 2**30:.1f} GiB of memory" if where["memory_bytes"] else ""
     driver = f" (driver {where['driver']})" if where["driver"] else ""
-    return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads{memory}; {where['gpu'] or 'no GPU'}{driver}; {where['platform']}"
+    power = f"{counted(where['cores'], 'core')}, {counted(where['threads'], 'thread')}"
+    return f"{where['cpu']}, {power}{memory}; {where['gpu'] or 'no GPU'}{driver}; {where['platform']}"
 
 
 def _code_in_words(code: CodeState) -> str:
@@ -187,17 +202,17 @@ def _measurement_note(measured: Measured) -> Note:
         f"{target['dtype']} on {target['device']}, attention {target['attention']}{', engine graph' if 'engine' in target else ''}.",
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
-        f"Questions: {questions['name']} ({_count(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "
+        f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "
         f"{summaries[0].questions} of them counted; chat template {header['chat_template']['name']}.",
         f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up, "
-        f"{_count(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question{shared}.",
+        f"{counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question{shared}.",
     ]
     trained = {(each["stream_sha256"], each["order_sha256"], each["tokens"]) for summary in summaries if (each := summary.method["training"])}
     for stream, order, tokens in sorted(trained):
         names = [s.name for s in summaries if (each := s.method["training"]) and (each["stream_sha256"], each["order_sha256"]) == (stream, order)]
         lines.append(f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}): {', '.join(names)}.")
     trees = [(summary.name, summary.method["tree"]) for summary in summaries if summary.name != VANILLA]
-    in_words = [f"{name} {tree['name']} ({_count(tree['nodes'], 'node')}, depth {tree['depth']})" for name, tree in trees if tree]
+    in_words = [f"{name} {tree['name']} ({counted(tree['nodes'], 'node')}, depth {tree['depth']})" for name, tree in trees if tree]
     if in_words:
         lines.append(f"Draft trees (nodes with the root): {', '.join(in_words)}.")
     with_speed = [summary for summary in summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]

@@ -268,9 +268,9 @@ def _lossless(run: Run, summaries: Sequence[Summary]) -> list[str]:
             one = clear[0]
             gap = "no gap recorded" if one.top2_gap is None else f"gap {one.top2_gap:.2g}"
             found.append(
-                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name} leave vanilla's by more than rounding explains "
-                f"(top-2 gap above {limit:g} in {dtype}); first: question {one.question_id}, turn {one.turn}, position {one.position}, {gap}. "
-                "`koala-bench audit` judges them."
+                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name} {'leaves' if len(clear) == 1 else 'leave'} vanilla's "
+                f"by more than rounding explains (top-2 gap above {limit:g} in {dtype}); first: question {one.question_id}, turn {one.turn}, "
+                f"position {one.position}, {gap}. `koala-bench audit` judges them."
             )
     return found
 
@@ -282,8 +282,9 @@ def _changed_answers(old: Run, new: Run, method: str, common: set[Place]) -> str
         return None
     question, turn, repeat = changed[0]
     return (
-        f"CHANGED ANSWERS: {len(changed)} of {len(common)} answers of {method} differ from the baseline's, though its checkpoint and the target's answers "
-        f"are the same; first: question {question}, turn {turn}, repeat {repeat}. `koala-bench audit` tells ties from defects."
+        f"CHANGED ANSWERS: {len(changed)} of {len(common)} answers of {method} {'differs' if len(changed) == 1 else 'differ'} from the baseline's, "
+        f"though its checkpoint and the target's answers are the same; first: question {question}, turn {turn}, repeat {repeat}. "
+        "`koala-bench audit` tells ties from defects."
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from koala_bench.summaries import VANILLA
+from koala_bench.summaries import VANILLA, Summary
 
 _NOTHING = "\N{EN DASH}"
 ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
@@ -84,8 +84,17 @@ class ColumnGroup:
     raw: str
 
 
+def _label(name: str, lossless: bool, distance: float | None) -> str:
+    return name if lossless else f"{name} (lossy, total variation {_NOTHING if distance is None else _fixed(distance, 2)})"
+
+
+def label_of(summary: Summary) -> str:
+    """What a method is called wherever its numbers are shown: a lossy one with its total variation."""
+    return _label(summary.name, summary.method["lossless"], summary.distance)
+
+
 def _method_cell(row: Mapping[str, Any]) -> str:
-    return str(row["method"]) if row["lossless"] else f"{row['method']} (lossy, total variation {_scaled('total_variation', 1.0, 2)(row)})"
+    return _label(str(row["method"]), row["lossless"], row["total_variation"])
 
 
 def _yes_or_no(row: Mapping[str, Any]) -> str:

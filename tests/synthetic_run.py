@@ -159,6 +159,15 @@ def write_run(
     return path
 
 
+def write_sampled(path: Path, lossy: str, methods: list[str] | None = None) -> Path:
+    """A run at temperature 0.7 in which one method accepts what is typical, at a total variation of 0.30."""
+    header = make_header(methods)
+    header["acceptance"] = {"rule": "speculative sampling", "temperature": 0.7, "top_k": 0, "top_p": 1.0}
+    (method,) = (each for each in header["methods"] if each["name"] == lossy)
+    method["lossless"], method["typical"] = False, {"threshold": 0.09, "alpha": 0.3}
+    return write_run(path, lambda turn: turn | {"distance": 0.3 if turn["method"] == lossy else None}, header=header)  # type: ignore[arg-type, return-value]
+
+
 def with_chain(header: RunHeader) -> RunHeader:
     """The same run with a recorded tree, a chain of four."""
     for method in header["methods"][1:]:

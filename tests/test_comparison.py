@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from synthetic_run import PATTERNS, failed, make_header, write_run
+from synthetic_run import PATTERNS, failed, make_header, write_run, write_sampled
 from test_cli import Koala, decoding, koala, settings
 from test_evaluation import write_questions
 from test_training import conversations
@@ -102,6 +102,17 @@ def test_the_table_can_be_pasted_and_says_what_it_rests_on(run: Run) -> None:
 def test_an_unfinished_record_is_said_to_be(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl", finish=False, header=make_header(MINE)))
     assert "The record is unfinished" in verdict_table(run, compare_heads(run, ["mine"]))
+
+
+def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path) -> None:
+    run = read_run(write_sampled(tmp_path / "run.jsonl", "mine", MINE))
+    text = verdict_table(run, compare_heads(run, ["mine", "mine+koala"]))
+    label = "mine (lossy, total variation 0.30)"
+    assert text.startswith(f"# {label}, mine+koala on tiny\n")
+    assert f"| {label} | eagle | " in text and f"| mine+koala | {label} | " in text and "| mine | " not in text
+    assert "LOSSY: mine does not keep the distribution of tiny by typical acceptance" in text
+    assert "Answers are draws, so they differ; medusa, eagle, mine+koala keep the target's distribution" in text
+    assert "equal to vanilla's" not in text and "0/0" not in text
 
 
 # ---------------------------------------------------------------------------------------------- on a record that is there

@@ -387,6 +387,15 @@ def test_typical_acceptance_is_called_lossy_and_says_how_far_off_it_is(bench: Be
         bench.run(tmp_path / "greedy.jsonl", ["vanilla", "typical"], *LOSSY)
 
 
+def test_where_one_token_is_left_to_sample_each_distance_is_0_or_1(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "typical"], *LOSSY, "evaluation.temperature=0.7", "evaluation.top_k=1")
+    turns = [turn for turn in run.turns_of("typical") if turn["distance"] is not None]
+    assert len(turns) == len(run.turns_of("typical")) > 0
+    for turn in turns:
+        differing = (turn["distance"] or 0) * len(turn["new_token_ids"] or [])
+        assert differing == pytest.approx(round(differing), abs=1e-9)
+
+
 def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run.path.read_text().splitlines()]
     lines[0]["schema"] = 3

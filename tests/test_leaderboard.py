@@ -70,7 +70,14 @@ def test_the_files_hold_every_number_and_the_published_rows(tmp_path: Path, spec
     for claim in (claim for claim in (*PAPER.leaderboard, *PAPER.by_task) if claim.source.endswith("Leaderboard.md")):
         (line,) = [line for line in below if line[:3] == [f"| {claim.system}", claim.target, claim.device]]
         assert line[3] == f"{claim.speedup['multi-turn conversation']:.2f}"
-        assert line[-3:-1] == [f"{claim.speedup['all tasks']:.2f}", f"{claim.acceptance_length:.2f}"]
+        assert line[-3:-1] == [f"{claim.acceptance_length:.2f}", f"{claim.speedup['all tasks']:.2f}"]
+
+
+def test_the_published_columns_stand_in_the_order_of_the_measured_ones(tmp_path: Path, spec: TableSpec) -> None:
+    board = set_table([spec_bench(tmp_path / "s.jsonl")], spec, PAPER)
+    assert board.below is not None
+    measured = [heading.removesuffix(" (x)").replace("Overall", "All tasks") for heading in board.grid.headings[2:]]
+    assert [heading for heading in board.below[1].headings if heading in measured] == measured  # that knows more tasks
 
 
 def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path, spec: TableSpec) -> None:
@@ -108,6 +115,15 @@ def test_systems_whose_order_differs_from_place_to_place_are_no_pair(tmp_path: P
     lines = next(note.lines for note in notes if note.title.startswith("Which published order"))
     assert any("By acceptance length, of 1 pairs" in line for line in lines)
     assert not any("speedup" in line for line in lines)
+
+
+def test_one_lossless_method_keeps_and_none_is_not_named(tmp_path: Path, spec: TableSpec) -> None:
+    def note(*shown: str) -> str:
+        few = spec.model_copy(update={"methods": shown})
+        return write_table([sampled(tmp_path / f"{len(shown)}.jsonl")], tmp_path, few, PAPER)[0].read_text(encoding="utf-8")
+
+    assert "Answers are draws, so they differ; eagle keeps the target's distribution by speculative sampling." in note("vanilla", "medusa", "eagle")
+    assert "Answers are draws, so they differ.\n" in note("vanilla", "medusa")
 
 
 def test_the_best_is_a_lossless_one(tmp_path: Path, spec: TableSpec) -> None:

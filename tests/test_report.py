@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import make_header, make_turn, with_chain, write_run
+from synthetic_run import make_header, make_turn, with_chain, write_run, write_sampled
 from test_cli import Koala, koala  # noqa: F401
 
 from koala_bench.errors import KoalaBenchError
@@ -190,6 +190,37 @@ def test_the_command_writes_the_page_and_says_where(results: Path, koala: Koala)
     assert (results / "report.html").stat().st_size > 50_000
 
 
+def sampled_page(folder: Path, lossy: str, methods: list[str] | None = None) -> str:
+    write_sampled(folder / "records.jsonl", lossy, methods)
+    return write_report(folder, folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_fastest_is_lossless_and_a_lossy_one_is_called_so_everywhere(tmp_path: Path) -> None:
+    text = sampled_page(tmp_path, "eagle+koala")
+    page, label = Page(text).text, "eagle+koala (lossy, total variation 0.30)"
+    assert "The fastest lossless method is eagle: " in page and f"Faster is {label}: " in page
+    assert "The fastest method is" not in page
+    _, losslessness = page.split("Losslessness\n")
+    assert losslessness.lstrip().startswith("Above temperature 0 answers are draws") and f"{label}no0" in losslessness
+    assert "LOSSY: eagle+koala does not keep the distribution of tiny by typical acceptance" in losslessness
+    assert f"{label}: median" in page
+    captions = [part.split("</figcaption>")[0] for part in text.split("<figcaption>")[1:]]
+    assert captions[0].endswith(f" Among the methods: {label}.")
+    assert "eagle+koala:" not in page.replace(label, "")
+
+
+def test_draws_are_not_counted_as_answers_of_vanillas(tmp_path: Path) -> None:
+    page = Page(sampled_page(tmp_path, "medusa")).text
+    assert "The fastest method is eagle+koala: " in page  # the lossy one is slower
+    assert "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution" in page.split("Tables")[0]
+    assert "answers are vanilla's" not in page and "Answers compared" not in page
+
+
+def test_where_every_method_is_lossy_the_headline_says_so(tmp_path: Path) -> None:
+    page = Page(sampled_page(tmp_path, "eagle", ["vanilla", "eagle"])).text
+    assert "No lossless method has numbers; the fastest is eagle (lossy, total variation 0.30): " in page
+
+
 def test_a_folder_without_a_record_is_refused_in_a_line(tmp_path: Path, koala: Koala) -> None:  # noqa: F811
     with pytest.raises(KoalaBenchError, match=r"has no records\.jsonl to report on"):
         write_report(tmp_path, tmp_path / "report.html")
@@ -215,3 +246,6 @@ def test_an_unfinished_record_and_failed_turns_are_said_first(tmp_path: Path) ->
     page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "2 turns failed and have no numbers." in page.text and "The record is unfinished" in page.text
     assert make_turn("eagle", 84, 0)["text"] not in page.text.split("Outliers")[0]
+    place = tmp_path / "one"
+    write_run(place / "records.jsonl", lambda turn: failed(turn) if (turn["method"], turn["question_id"], turn["turn"]) == ("eagle", 84, 1) else turn)
+    assert "1 turn failed and has no numbers." in Page(write_report(place, place / "report.html").read_text(encoding="utf-8")).text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed
 from koala_bench.registry import HEADS, build
 from koala_bench.sampling import Draws, Sampling
-from koala_bench.target import Target
+from koala_bench.target import Target, load_target
+from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.tree import DraftTree, TreeShape, TreeTemplate, load_template
 
 CONFIGURATIONS = 60
 SAMPLES = 100_000
+SIBLINGS = (5, 20, 35, 57)  # configurations that show when the siblings of a node share a random number
 LOOPS = (11, 13, 18, 7, 8, 9, 12, 15, 20, 21, 22, 34)  # configurations that are decoded with: chains, wide and mixed trees of each kind
 LEAST = 0.001  # smallest p-value that passes; seeds are the configurations' numbers
 
@@ -186,6 +189,11 @@ def check_running_code(number: int, count: int) -> None:
 @pytest.mark.parametrize("number", range(0, CONFIGURATIONS, 5))
 def test_the_running_code_settles_the_targets_distribution(number: int) -> None:
     check_running_code(number, 5_000)
+
+
+@pytest.mark.parametrize("number", SIBLINGS)
+def test_each_sibling_has_a_random_number_of_its_own(number: int) -> None:
+    check_running_code(number, 40_000)  # with 5,000 only one of them shows
 
 
 @pytest.mark.exhaustive
@@ -349,30 +357,57 @@ def test_a_very_long_answer_is_a_sample_of_the_target(number: int) -> None:
     check_loop(number, SAMPLES)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("name", "tree"), [("medusa", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6")])
-def test_a_bundled_head_leaves_the_distribution_as_it_is(target: Target, name: str, tree: str) -> None:
-    torch.manual_seed(0)
-    head = build(HEADS, name, target.spec(), {}).eval()
-    sampling = Sampling(2.0, top_k=3)
-    generator = torch.Generator().manual_seed(0)
-    prompt = [1, 70, 81, 82, 90]
-    counts: Counter[tuple[int, ...]] = Counter()
-    accepted = 0
-    for _ in range(600):
-        found = decode(target, head, load_template(tree), prompt, 3, (), rule=SpeculativeSampling(sampling, generator))
-        counts[tuple(found.tokens)] += 1
-        accepted += sum(found.accepted)
+def sampled_law(target: Target, sampling: Sampling, prompt: list[int], length: int) -> Law:
+    """Probabilities of the next ``length`` tokens, by a pass of the target over each text."""
     law: Law = {(): 1.0}
-    for _ in range(3):
+    for _ in range(length):
         known, law = law, {}
         for before, weight in known.items():
             logits = target.output(target.states(torch.tensor([[*prompt, *before]]))[0, -1, 0])
             p = sampling.probabilities(logits)
             law.update({(*before, int(token)): weight * float(p[token]) for token in p.nonzero()[:, 0]})
-    value = fit(counts, law)
+    return law
+
+
+def test_the_first_token_of_an_answer_is_drawn_as_well(target: Target) -> None:
+    sampling, prompt = Sampling(2.0, top_k=8), [1, 70, 81, 82, 90]
+    rule = SpeculativeSampling(sampling, torch.Generator().manual_seed(0))
+    counts = Counter(tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(3_000))
+    law = sampled_law(target, sampling, prompt, 1)
+    assert max(law.values()) < 0.5  # always the likeliest one would be far off
+    assert fit(counts, law) > LEAST
+
+
+@pytest.fixture(scope="module")
+def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """A target of eight tokens: what an untrained head or a lookup drafts is often accepted."""
+    folder = save_tiny_target(tmp_path_factory.mktemp("few"), tiny_config(vocab_size=8))
+    return load_target(str(folder), "cpu", "float32", tokenizer=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [
+        ("medusa", "3x2x1"), ("hydra", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6"), ("eagle3", "3x2x1"),
+        ("draft_model", "3x2x1"), ("prompt_lookup", "3x2x1"), ("suffix_lookup", "chain-3"),
+    ],
+)  # fmt: skip
+def test_a_bundled_head_leaves_the_distribution_as_it_is(few_tokens: Target, tmp_path: Path, name: str, tree: str) -> None:
+    small = {"model": str(save_tiny_target(tmp_path, tiny_config(vocab_size=8, num_hidden_layers=1), seed=5))} if name == "draft_model" else {}
+    torch.manual_seed(0)
+    head = build(HEADS, name, few_tokens.spec(), small).eval()
+    sampling = Sampling(1.0, top_k=3)
+    rule = SpeculativeSampling(sampling, torch.Generator().manual_seed(0))
+    prompt = [1, 5, 3, 5, 4, 6, 7, 3, 6, 5]  # every likely token has stood before, for the lookups
+    counts: Counter[tuple[int, ...]] = Counter()
+    accepted = 0
+    for _ in range(300):
+        found = decode(few_tokens, head, load_template(tree), prompt, 3, (), rule=rule)
+        counts[tuple(found.tokens)] += 1
+        accepted += sum(found.accepted)
+    value = fit(counts, sampled_law(few_tokens, sampling, prompt, 3))
     print(f"{name} {tree}: p {value:.4f}, {accepted} drafts accepted")
-    assert accepted > 0
+    assert accepted > 10
     assert value > LEAST
 
 

@@ -95,7 +95,7 @@ def test_records_of_several_question_files_stand_in_one_table(tmp_path: Path, sp
     markdown = write_table(runs, tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert "How tiny on spec_bench was measured" in markdown and "How tiny on humaneval was measured" in markdown
     assert "| tiny | code | 2 | eagle | " in markdown
-    assert "| EAGLE | vicuna-33b | A100 80GB | 2.75 | 2.04 | 2.42 | 2.16 | 2.97 | 2.20 | 2.43 | 3.39 | hemingkx/Spec-Bench Leaderboard.md |" in markdown
+    assert "| EAGLE | vicuna-33b | A100 80GB | 2.75 | 2.04 | 2.42 | 2.16 | 2.97 | 2.20 | 3.39 | 2.43 | hemingkx/Spec-Bench Leaderboard.md |" in markdown
     assert "these are the categories" not in markdown
     assert write_table(runs[::-1], tmp_path / "other", spec, paper)[2].read_bytes() == (tmp_path / "table2.csv").read_bytes()
 

@@ -81,6 +81,21 @@ def test_the_distance_of_a_token_is_what_its_probability_lacks_to_1() -> None:
     assert TypicalAcceptance(0.5).accept(tree, logits).distances == pytest.approx([1 - float(cold[0, 1]), 1 - float(cold[1, 2]), 1 - float(cold[2, 0])])
 
 
+def test_distances_are_from_what_a_lossless_method_samples_and_decisions_are_not() -> None:
+    tree = DraftTree(torch.tensor([0, 1, 2]), TreeShape((-1, 0, 1)))
+    logits = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.7, 0.2, 0.1]]).log()
+    whole = TypicalAcceptance(1.0).accept(tree, logits)
+    assert (whole.path, whole.tokens) == ((0, 1, 2), [1, 2, 0])
+    for cut, expected in (
+        ({"top_k": 2}, [1 - 0.3 / 0.8, 1 - 0.5 / 0.8, 1 - 0.7 / 0.9]),
+        ({"top_p": 0.6}, [1 - 0.3 / 0.8, 1 - 0.5 / 0.8, 0]),
+        ({"top_k": 1}, [1, 0, 0]),  # a point mass
+    ):
+        found = TypicalAcceptance(1.0, **cut).accept(tree, logits)  # type: ignore[arg-type]
+        assert found[:2] == whole[:2]
+        assert found.distances == pytest.approx(expected, abs=1e-6)
+
+
 def test_of_equally_long_paths_the_likelier_wins_and_of_equal_ones_the_first() -> None:
     shape = TreeShape((-1, 0, 0))
     logits = torch.tensor([[0.3, 0.4, 0.3], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]]).log()
@@ -118,7 +133,13 @@ def test_it_is_deterministic_and_settles_other_tokens_than_greedy_decoding(targe
 
 @pytest.mark.parametrize(
     ("numbers", "words"),
-    [((0.0,), "temperature is 0"), ((float("nan"),), "temperature is nan"), ((1.0, 0.0), "threshold 0"), ((1.0, 0.09, float("inf")), "alpha inf")],
+    [
+        ((0.0,), "temperature is 0"),
+        ((1.0, 0.09, 0.3, -1), "top-k is -1"),
+        ((float("nan"),), "temperature is nan"),
+        ((1.0, 0.0), "threshold 0"),
+        ((1.0, 0.09, float("inf")), "alpha inf"),
+    ],
 )
 def test_impossible_numbers_are_refused(numbers: tuple[float, ...], words: str) -> None:
     with pytest.raises(KoalaBenchError, match=words):

@@ -14,8 +14,10 @@ from jinja2 import Environment, StrictUndefined
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import write_text
+from koala_bench.notes import counted, draws_line, lossy_lines
 from koala_bench.questions import find_questions, questions_sha256, read_questions
 from koala_bench.records import Run, read_run
+from koala_bench.rendering import label_of
 from koala_bench.report.outliers import outliers_of
 from koala_bench.report.trees import draw_trees
 from koala_bench.reproduction import drawable, make, read_table, sources_in, tabulable
@@ -30,6 +32,9 @@ _CAPTIONS = {
     "figure-training": "Training: the heads' losses, their held-out acceptance length, and the discriminators' side.",
     "figure-prediction": "Speedup predicted from acceptance length and step times, against the measured one.",
 }
+
+
+_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories", "figure-prediction")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,10 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
         header=run.header,
         headline=_headline(run, summaries),
         tables=[read_table(name, sources) for name in tabulable(sources)],
-        pictures=_pictures(folder),
+        pictures=_pictures(folder, summaries),
+        labels={summary.name: label_of(summary) for summary in summaries},
+        drawn=_is_drawn(run),
+        lossy=lossy_lines(summaries, run.header["target"]["name"]),
         summaries=[summary for summary in summaries if summary.name != VANILLA],
         trees=draw_trees(run),
         outliers=outliers_of(run, questions),
@@ -82,24 +90,39 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     return out
 
 
+def _is_drawn(run: Run) -> bool:
+    return run.header["acceptance"]["rule"] != "greedy"
+
+
 def _headline(run: Run, summaries: Sequence[Summary]) -> list[str]:
     """What a reader wants to know first, in sentences."""
     heads = [summary for summary in summaries if summary.name != VANILLA and summary.speedup.value == summary.speedup.value]
     lines = []
-    if heads:
-        best = max(heads, key=lambda summary: summary.speedup.value)
-        lines.append(
-            f"The fastest method is {best.name}: {best.speedup.value:.2f}x vanilla decoding [{best.speedup.low:.2f}, {best.speedup.high:.2f}], "
-            f"with {best.acceptance_length.value:.2f} tokens per verification."
-        )
-    compared, differing = sum(summary.compared for summary in summaries), sum(len(summary.differing) for summary in summaries)
-    lines.append(f"{compared - differing} of {compared} answers are vanilla's, token by token.")
+    fastest = {kept: max((s for s in heads if s.method["lossless"] is kept), key=lambda s: s.speedup.value, default=None) for kept in (True, False)}
+    best, lossy = fastest[True], fastest[False]
+    if best and lossy and lossy.speedup.value <= best.speedup.value:
+        lossy = None
+    if best:
+        lines.append(f"The fastest {'lossless ' if lossy else ''}method is {_in_numbers(best)}.")
+    if lossy:
+        lines.append(f"{'Faster' if best else 'No lossless method has numbers; the fastest'} is {_in_numbers(lossy)}.")
+    exact = [summary for summary in summaries if summary.method["lossless"]]
+    compared, differing = sum(summary.compared for summary in exact), sum(len(summary.differing) for summary in exact)
+    if _is_drawn(run):
+        lines.append(draws_line(summaries))
+    elif compared:
+        lines.append(f"{compared - differing} of {compared} answers are vanilla's, token by token.")
     failed = sum(len(summary.failed) for summary in summaries)
     if failed:
-        lines.append(f"{failed} turns failed and have no numbers.")
+        lines.append(f"{counted(failed, 'turn')} failed and {'has' if failed == 1 else 'have'} no numbers.")
     if not run.finished:
         lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
     return lines
+
+
+def _in_numbers(summary: Summary) -> str:
+    speed, length = summary.speedup, summary.acceptance_length
+    return f"{label_of(summary)}: {speed.value:.2f}x vanilla decoding [{speed.low:.2f}, {speed.high:.2f}], with {length.value:.2f} tokens per verification"
 
 
 def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
@@ -114,9 +137,12 @@ def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
         return {}
 
 
-def _pictures(folder: Path) -> list[Picture]:
-    """All figures that the folder has the records for, drawn anew."""
+def _pictures(folder: Path, summaries: Sequence[Summary]) -> list[Picture]:
+    """All figures that the folder has the records for, drawn anew; captions name the lossy methods that are shown."""
     sources = sources_in(folder)
+    lossy = [label_of(summary) for summary in summaries if not summary.method["lossless"] and summary.counted]
+    among = f" Among the methods: {', '.join(lossy)}." if lossy else ""
+    captions = {name: caption + (among if name in _OF_ALL_METHODS else "") for name, caption in _CAPTIONS.items()}
     with tempfile.TemporaryDirectory() as temporary:
         files = [path for name in ("table1", *drawable(sources)) for path in make(name, sources, Path(temporary))]
-        return [Picture(_CAPTIONS[path.stem], base64.b64encode(path.read_bytes()).decode("ascii")) for path in files if path.suffix == ".png"]
+        return [Picture(captions[path.stem], base64.b64encode(path.read_bytes()).decode("ascii")) for path in files if path.suffix == ".png"]

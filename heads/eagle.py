@@ -45,11 +45,8 @@ class Eagle(nn.Module):
         regression_weight: float = 1.0, classification_weight: float = 0.1, checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        config, width = spec.config, spec.hidden_size
-        own = LayerShape.of(config)
-        query_heads = attention_heads or own.heads
-        key_heads = kv_heads or getattr(config, "num_key_value_heads", None) or query_heads
-        self.shape = LayerShape(width, query_heads, key_heads, intermediate or own.intermediate, norm_eps or own.eps, rope_base or own.rope_base)
+        width = spec.hidden_size
+        self.shape = LayerShape.of(spec.config, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
         self.checkpointing = checkpointing

@@ -6,13 +6,14 @@ token ``t + 2``. What comes out of the last layer takes the place of the fused s
 state of the target; instead training unrolls the head over its own output, as drafting does (training-time test).
 
 Published heads hold the same tensors: ``fc``, ``norm``, ``lm_head`` and ``midlayer.{self_attn.*_proj, mlp.*_proj, hidden_norm, input_layernorm,
-post_attention_layernorm}`` under these names. Their ``d2t`` and ``t2d`` map a vocabulary of the 32,000 commonest tokens to the
-target's; here the head has the target's whole vocabulary, so there are none (a head of fewer tokens would be ``lm_head.weight``
-spread over the rows ``d2t[i] + i``, the others never drafted). ``layers`` is this project's, for K above 1.
+post_attention_layernorm}`` under these names. Many draft only the 32,000 commonest tokens of a larger vocabulary; their ids, which ``d2t``
+and ``t2d`` say there, are ``draft_vocabulary`` here, and without it the head has the target's whole vocabulary. ``layers`` is this
+project's, for K above 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,32 +52,44 @@ class Eagle3(nn.Module):
         layers: decoder layers (KOALA's K); the first attends from embedding and state.
         steps: how far training unrolls (upstream: 7, for trees 8 deep; each costs as much as the first).
         decay: weight of a step's loss over that of the step before (upstream: 0.8).
+        attention_heads, kv_heads, intermediate, rope_base, norm_eps: shape of a layer; the target's own where None.
+        draft_vocabulary: how many of the target's tokens it can draft, all if None. Which these are is a buffer of the same name [count],
+            saved with the head; in a new head they are the first, in an imported one those of its file. The others are never proposed.
 
     Raises:
-        KoalaBenchError: there are no layers, or no steps.
+        KoalaBenchError: there are no layers, no steps, no tokens to draft or more than the target has.
     """
 
     max_depth = UNBOUNDED
 
-    def __init__(self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8) -> None:
+    draft_vocabulary: torch.Tensor | None
+
+    def __init__(
+        self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None, kv_heads: int | None = None,
+        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None, draft_vocabulary: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         for name, count in (("layers", layers), ("steps", steps)):
             if count < 1:
                 raise KoalaBenchError(f"EAGLE-3's number of {name} is {count}.", "It must be at least 1.")
+        drafted = spec.vocab_size if draft_vocabulary is None else draft_vocabulary
+        if type(drafted) is not int or not 1 <= drafted <= spec.vocab_size:
+            raise KoalaBenchError(f"EAGLE-3's draft_vocabulary is {drafted!r}.", f"It must be a number of tokens from 1 to the target's {spec.vocab_size}.")
         self.features = fused_layers(spec.layers)
         self.steps, self.decay = steps, decay
         self.pick: Pick = best
-        self.shape = LayerShape.of(spec.config)
+        self.shape = LayerShape.of(spec.config, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         width = self.shape.width
         self.fc = nn.Linear(_FUSED * width, width, bias=False)
         self.midlayer = PairLayer(*self.shape.sizes)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes) for _ in range(layers - 1))
         self.norm = RMSNorm(width, self.shape.eps)
-        self.lm_head = nn.Linear(width, spec.vocab_size, bias=False)
+        self.lm_head = nn.Linear(width, drafted, bias=False)
         with torch.no_grad():
-            self.lm_head.weight.copy_(spec.output_weight.detach())
+            self.lm_head.weight.copy_(spec.output_weight.detach()[:drafted])
+        self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else torch.arange(drafted))
         # The target's own embedding, held where neither state_dict() nor parameters() finds it.
-        self._embed = spec.embed
+        self._embed, self._vocab_size = spec.embed, spec.vocab_size
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
 
@@ -126,8 +139,13 @@ class Eagle3(nn.Module):
         return out
 
     def _scores(self, states: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.lm_head(self.norm(states))
-        return scores
+        return self._spread(self.lm_head(self.norm(states)))
+
+    def _spread(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [rows, draft vocabulary] among all tokens of the target [rows, vocab_size]; what it cannot draft is impossible."""
+        if self.draft_vocabulary is None:
+            return scores
+        return scores.new_full((scores.shape[0], self._vocab_size), -torch.inf).index_copy(1, self.draft_vocabulary, scores)
 
     # ------------------------------------------------------------------------------ training
 
@@ -160,15 +178,15 @@ class Eagle3(nn.Module):
         """Cross-entropy against the target's distribution at each step, weighted by powers of ``decay`` (upstream ``traineagle3``).
 
         As there, a prediction from ``t`` at step ``i`` counts where token ``t + i`` belongs to an answer. Here the mean is over those
-        that count, there over all places of the batch.
+        that count, there over all places of the batch. Also as there, a smaller draft vocabulary learns the target's distribution
+        restricted to it, and nothing where the target's likeliest token is outside.
         """
         own = self.fc.weight.dtype
         outs = self(batch.ids[:, 1:], batch.hidden[:, :-1].to(own))
         tokens = batch.ids.shape[1]
         # Behind a row's last token stands padding, which has no state worth predicting from.
         counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
-        targets = batch.target_probabilities.flatten(0, 1)
-        likeliest = targets.argmax(-1)
+        targets, likeliest = self._wanted(batch.target_probabilities.flatten(0, 1))
         total = outs[0].new_zeros((), dtype=own)
         parts: dict[str, torch.Tensor] = {}
         predictions = []
@@ -181,5 +199,23 @@ class Eagle3(nn.Module):
             loss, right, scored = token_loss(self.lm_head, feature, targets[rows + depth], likeliest[rows + depth], vocabulary, own)
             total = total + self.decay**step * loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, scored))
+            predictions.append(Prediction(depth, rows, feature, self._spread(scored) if isinstance(scored, torch.Tensor) else _then(scored, self._spread)))
         return HeadLoss(total, parts, tuple(predictions))
+
+    def _wanted(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What to learn of the target's distributions [rows, vocab_size]: [rows, draft vocabulary], and the likeliest token's place in it or -1."""
+        likeliest = targets.argmax(-1)
+        if self.draft_vocabulary is None:
+            return targets, likeliest
+        places = likeliest.new_full((self._vocab_size,), -1)
+        places[self.draft_vocabulary] = torch.arange(len(self.draft_vocabulary), device=places.device)
+        known = places[likeliest]
+        inside = targets[:, self.draft_vocabulary]
+        # Where the likeliest token is outside, there may be next to nothing to divide by, and nothing is learnt.
+        share = torch.where(known >= 0, inside.sum(-1), torch.inf)
+        return inside / share[:, None], known
+
+
+def _then(compute: Callable[[], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """What computes the one and changes it then."""
+    return lambda: change(compute())

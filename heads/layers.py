@@ -31,11 +31,15 @@ class LayerShape:
     rope_base: float
 
     @classmethod
-    def of(cls, config: Any) -> LayerShape:
-        """Read them from a Hugging Face configuration."""
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        return cls(config.hidden_size, heads, kv_heads, config.intermediate_size, float(getattr(config, "rms_norm_eps", 1e-6)), rope_base(config))
+    def of(
+        cls, config: Any, heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None, eps: float | None = None,
+        base: float | None = None,
+    ) -> LayerShape:  # fmt: skip
+        """Read them from a Hugging Face configuration, but for those that are given; the width is always the target's."""
+        heads = heads or config.num_attention_heads
+        kv_heads = kv_heads or getattr(config, "num_key_value_heads", None) or heads
+        eps = eps or float(getattr(config, "rms_norm_eps", 1e-6))
+        return cls(config.hidden_size, heads, kv_heads, intermediate or config.intermediate_size, eps, base or rope_base(config))
 
     @property
     def head_dim(self) -> int:

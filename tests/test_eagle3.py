@@ -22,6 +22,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch
 from koala_bench.held_out import HeldOut, held_out_acceptance
 from koala_bench.presets import MethodPreset
+from koala_bench.sampling import Draws, Sampling
 from koala_bench.target import Target
 from koala_bench.testing import tiny_config, tiny_target
 from koala_bench.tree import load_template
@@ -169,6 +170,97 @@ def test_decoding_is_lossless(target64: Target, layers: int, name: str) -> None:
         assert decode(target64, head, load_template(name), PROMPT, 40, ()).tokens == expected
 
 
+def of_some_tokens(target: Target, count: int = 60, **options: Any) -> Eagle3:
+    """A head that drafts ``count`` tokens of all over the vocabulary, in no order."""
+    head = make(target, draft_vocabulary=count, **options)
+    assert head.draft_vocabulary is not None
+    head.draft_vocabulary.copy_(torch.randperm(259, generator=torch.Generator().manual_seed(1))[:count])
+    return head
+
+
+@pytest.mark.parametrize("name", ["chain-4", "3x2x1", "dynamic-3x4x9"])
+def test_a_smaller_vocabulary_drafts_its_best_tokens_by_the_targets_ids(target64: Target, name: str) -> None:
+    head, template = of_some_tokens(target64).eval(), load_template(name)
+    ids = random_ids(1, 22)[0].tolist()
+    states = target64.states(torch.tensor([ids]), head.features)[0]
+    for root, tree in drafts_along(head, target64, template, ids, 10):
+        for node in tree.shape.inner:
+            path = [int(tree.tokens[above]) for above in tree.shape.path_to(node)]
+            children = list(tree.shape.children[node])
+            best = guess(head, target64, ids[: root + 1], states[:root], path[1:]).topk(len(children)).indices
+            assert tree.tokens[children].tolist() == head.draft_vocabulary[best].tolist()
+
+
+@pytest.mark.parametrize("name", ["chain-6", "medusa/mc_sim_7b_63", "dynamic-3x4x20"])
+def test_decoding_with_a_smaller_vocabulary_is_lossless(target64: Target, name: str) -> None:
+    expected = decode(target64, Vanilla(), VANILLA_TREE, PROMPT, 40, ()).tokens
+    assert decode(target64, of_some_tokens(target64).eval(), load_template(name), PROMPT, 40, ()).tokens == expected
+
+
+def test_what_is_never_drafted_is_never_drawn(target: Target) -> None:
+    """The rule that samples is told so: its distributions hold nothing there, all of it elsewhere."""
+    head = of_some_tokens(target, 5).eval()
+    head.pick = Draws(Sampling(1.0), torch.Generator().manual_seed(0))
+    others = torch.ones(259, dtype=torch.bool).index_fill(0, head.draft_vocabulary, False)
+    for _, tree in drafts_along(head, target, load_template("5x2"), random_ids(1, 12)[0].tolist(), 8):
+        assert tree.proposals is not None and not tree.proposals[:, others].any()
+        torch.testing.assert_close(tree.proposals.sum(-1), torch.ones(len(tree.proposals)))
+        assert set(tree.tokens[1:].tolist()) <= set(head.draft_vocabulary.tolist())
+    with pytest.raises(KoalaBenchError, match="5"):
+        head.begin(load_template("6x1"), 64)
+
+
+def test_a_smaller_vocabulary_learns_the_targets_distribution_within_it(target64: Target) -> None:
+    head = of_some_tokens(target64, steps=2)
+    batch, ids = padded(target64, head), head.draft_vocabulary
+    expected, known = 0.0, 0
+    for step in range(2):
+        losses = []
+        for row, text in enumerate(batch.ids.tolist()):
+            for place in range(int(batch.lengths[row]) - 1 - step):
+                if batch.supervised[row, place + step]:
+                    scores = guess(head, target64, text[: place + 2], batch.hidden[row, : place + 1], text[place + 2 : place + 2 + step])
+                    wanted = target64.output(batch.hidden[row, place + step + 1, -1])
+                    inside = int(wanted.argmax()) in ids.tolist()
+                    known += inside
+                    losses.append(-float((torch.softmax(wanted[ids], dim=-1) * torch.log_softmax(scores, dim=-1)).sum()) if inside else 0.0)
+        expected += 0.8**step * sum(losses) / len(losses)
+    assert 0 < known < sum(int(prediction.rows.numel()) for prediction in head.loss(batch).predictions)
+    assert float(head.loss(batch).total.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 300])
+def test_what_a_smaller_vocabulary_predicts_is_of_all_tokens(target: Target, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the scores are kept or made when they are asked for; an objective over expected embeddings learns from them."""
+    monkeypatch.setattr("heads.losses._AT_ONCE", at_once)
+    head = of_some_tokens(target, steps=2)
+    batch = padded(target, head)
+    found = head.loss(batch)
+    for prediction in found.predictions:
+        assert isinstance(prediction.scored, torch.Tensor) == (at_once > 300)
+        drafted = torch.isfinite(prediction.logits)
+        assert prediction.logits.shape == (len(prediction.rows), 259)
+        assert torch.equal(drafted, torch.zeros_like(drafted).index_fill(1, head.draft_vocabulary, True))
+        torch.testing.assert_close(prediction.logits[:, head.draft_vocabulary], head.lm_head(prediction.feature))
+    extra = turns(Adversarial(target.spec(), discriminator="embedding", weight=0.5, start=0.0, ramp=0.0), batch, found, 0.5)[0]
+    assert extra is not None
+    extra.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters()) and head.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_a_saved_head_remembers_what_it_can_draft(target: Target, tmp_path: Path) -> None:
+    head = of_some_tokens(target).eval()
+    save_head(tmp_path / "eagle3", head, MethodPreset(head="heads.eagle3:Eagle3", options={"draft_vocabulary": 60}, tree="chain-3"), target, {})
+    loaded, _, _ = load_head(tmp_path / "eagle3", target)
+    assert torch.equal(loaded.draft_vocabulary, head.draft_vocabulary)
+
+
+@pytest.mark.parametrize("count", [0, 260, 1.5, True])
+def test_a_vocabulary_that_cannot_be_is_refused(target: Target, count: Any) -> None:
+    with pytest.raises(KoalaBenchError, match=f"draft_vocabulary is {count}"):
+        make(target, draft_vocabulary=count)
+
+
 @pytest.mark.parametrize("options", [{"steps": 0}, {"layers": 0}])
 def test_counts_below_one_are_refused(target: Target, options: dict[str, Any]) -> None:
     with pytest.raises(KoalaBenchError, match=f"number of {next(iter(options))} is 0"):
@@ -251,6 +343,6 @@ def test_it_learns_a_text_by_heart(target: Target) -> None:
     assert found["teacher_forced_rate_by_depth"] == found["decoded_rate_by_depth"] and len(found["decoded_rate_by_depth"]) == 4
 
 
-@pytest.mark.parametrize("options", [{}, pytest.param({"layers": 2}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in ({"layers": 2}, {"draft_vocabulary": 250}))])
 def test_the_contract_is_kept(options: dict[str, Any]) -> None:
     assert [str(result) for result in check_head(Eagle3, options) if result.outcome == "failed"] == []

@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import Koala, koala
 from torch import nn
 
 from heads.eagle import Eagle
+from heads.eagle3 import Eagle3
 from heads.medusa import Medusa
 from koala_bench.checkpoints import load_head, save_head
+from koala_bench.contract.bench import drafts_along, random_ids
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.layouts import LAYOUTS, export_head, import_head
 from koala_bench.presets import MethodPreset
 from koala_bench.target import Target, load_target
 from koala_bench.training import build_head
+from koala_bench.tree import load_template
 
 __all__ = ["koala"]
 
@@ -30,6 +33,14 @@ METHODS = {
     "eagle of two layers": MethodPreset(head="eagle", layers=2, tree="chain-2"),
     "eagle without a bias": MethodPreset(head="eagle", layers=2, options={"bias": False}, tree="chain-2"),
     "eagle with fewer heads": MethodPreset(head="eagle", options={"attention_heads": 4, "kv_heads": 1, "intermediate": 20}, tree="chain-2"),
+    "hydra": MethodPreset(head="hydra", options={"heads": 3}, tree="chain-2"),
+    "hydra of three layers": MethodPreset(head="hydra", layers=3, options={"heads": 2}, tree="chain-2"),
+    "hydra with a prefix": MethodPreset(head="hydra", layers=3, options={"heads": 2, "prefix": True}, tree="chain-2"),
+    "eagle3": MethodPreset(head="eagle3", tree="chain-2"),
+    "eagle3 of a shape of its own": MethodPreset(
+        head="eagle3", options={"attention_heads": 2, "kv_heads": 1, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5}, tree="chain-2"
+    ),
+    "eagle3 of fewer tokens": MethodPreset(head="eagle3", options={"draft_vocabulary": 40}, tree="chain-2"),
 }
 
 
@@ -44,6 +55,8 @@ def saved(own: Target, method: str, folder: Path) -> nn.Module:
     torch.manual_seed(4)
     for parameter in head.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    if isinstance(head, Eagle3) and head.draft_vocabulary is not None:
+        head.draft_vocabulary.copy_(torch.randperm(own.model.config.vocab_size)[: len(head.draft_vocabulary)])
     save_head(folder, head, METHODS[method], own, {})
     return head.eval()
 
@@ -60,6 +73,21 @@ def test_what_is_exported_officially_is_imported_as_it_was(own: Target, method: 
         assert torch.equal(again.state_dict()[name], tensor), name
     manifest = json.loads((tmp_path / "again" / "training.json").read_text())
     assert manifest["imported"]["notes"] == list(imported.notes) and manifest["target"]["weights_sha256"]
+    ids = random_ids(1, 14)[0].tolist()
+    drafts = [[tree.tokens.tolist() for _, tree in drafts_along(each, own, load_template("2x2"), ids, 8)] for each in (head, again)]
+    assert drafts[0] == drafts[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_imported_head_is_exported_as_it_came(own: Target, method: str, tmp_path: Path) -> None:
+    saved(own, method, tmp_path / "head0")
+    written = []
+    for turn in range(2):
+        path = export_head(tmp_path / f"head{turn}", own, "official", tmp_path / f"official{turn}", None)[0]
+        written.append(torch.load(path, weights_only=True))
+        import_head(tmp_path / f"official{turn}", own, tmp_path / f"head{turn + 1}")
+    assert list(written[0]) == list(written[1])
+    assert all(tensor.dtype == written[1][name].dtype and torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
 
 
 class BlockOfLayers(nn.Module):
@@ -124,6 +152,37 @@ def test_vllms_eagle_is_a_llama_without_a_bias(own: Target, tmp_path: Path) -> N
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize("method", ["hydra", "eagle3"])
+def test_a_layout_that_a_head_has_not_is_refused(own: Target, method: str, tmp_path: Path) -> None:
+    saved(own, method, tmp_path / "head")
+    with pytest.raises(KoalaBenchError, match=rf"no vllm layout for the head '{method}'\. Use --layout official"):
+        export_head(tmp_path / "head", own, "vllm", tmp_path / "refused", None)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_eagle3_of_several_layers_has_no_official_place(own: Target, tmp_path: Path) -> None:
+    preset = MethodPreset(head="eagle3", layers=2, tree="chain-2")
+    save_head(tmp_path / "head", build_head(own, preset, 0), preset, own, {})
+    with pytest.raises(KoalaBenchError, match="no place for 2 layers"):
+        export_head(tmp_path / "head", own, "official", tmp_path / "refused", None)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_ids_are_not_rounded_by_the_dtype_of_an_export(own: Target, tmp_path: Path) -> None:
+    saved(own, "eagle3 of fewer tokens", tmp_path / "head")
+    path = export_head(tmp_path / "head", own, "official", tmp_path / "official", torch.bfloat16)[0]
+    assert {name: tensor.dtype for name, tensor in torch.load(path, weights_only=True).items() if tensor.dtype != torch.bfloat16} == {
+        "d2t": torch.int64,
+        "t2d": torch.bool,
+    }
+
+
+def test_a_file_of_eagles_name_that_is_none_says_what_was_looked_for(own: Target, tmp_path: Path) -> None:
+    save_file({"model.layers.0.self_attn.q_proj.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(KoalaBenchError, match=r"neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called layers\.\* or midlayer\.\*"):
+        import_head(tmp_path, own, tmp_path / "out")
+
+
 def test_a_checkpoint_finer_than_its_target_keeps_its_digits(target_folder: Path, own: Target, tmp_path: Path) -> None:
     head = saved(own, "medusa", tmp_path / "head")
     export_head(tmp_path / "head", own, "official", tmp_path / "official", None)
@@ -144,7 +203,7 @@ def test_the_commands_and_an_evaluation_with_an_imported_head(koala: Koala, own:
     assert done.code == 0, done.err
 
 
-def test_every_layout_is_written_for_every_head_that_can_be_exported() -> None:
+def test_the_official_layout_is_written_for_every_head_that_can_be_exported() -> None:
     from koala_bench.interop.layouts import WRITERS
 
-    assert all(tuple(writers) == LAYOUTS for writers in WRITERS.values())
+    assert all("official" in writers and set(writers) <= set(LAYOUTS) for writers in WRITERS.values())

@@ -15,14 +15,14 @@ from koala_bench.progress import say
 
 @app.command("import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="A downloaded Medusa or EAGLE head: its folder.")],
+    folder: Annotated[Path, typer.Argument(help="A downloaded Medusa, Hydra, EAGLE-1 or EAGLE-3 head: its folder.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`.")],
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
     settings: Settings = None,
 ) -> None:
-    """Read a released Medusa or EAGLE-1 head strictly: whatever is missing, too many or made for another target is named.
+    """Read a released Medusa, Hydra, EAGLE-1 or EAGLE-3 head strictly: whatever is missing, too many or made for another target is named.
 
     Example: `koala-bench import medusa-vicuna-7b-v1.3 --preset vicuna-7b --out released/medusa`, then
     `koala-bench evaluate --preset vicuna-7b --methods vanilla,medusa --heads released`.
@@ -50,7 +50,7 @@ def export(
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default.")] = None,
     settings: Settings = None,
 ) -> None:
-    """Write a trained Medusa or EAGLE head as the official code reads it, or as vLLM does.
+    """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa or EAGLE-1 as vLLM does.
 
     Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
     """

@@ -31,7 +31,7 @@ class Imported:
     Attributes:
         head: name of the registered head that computes it.
         options: the head's options, as the file and its configuration imply them.
-        tensors: float32 tensors that fill the head's ``state_dict``.
+        tensors: what fills the head's ``state_dict``, weights in float32.
         notes: what a person may want to know about the file, a sentence each.
     """
 

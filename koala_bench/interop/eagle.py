@@ -15,11 +15,12 @@ import torch
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.interop.llama import Shapes, check_embedding, layer_fields, layer_options, layer_shapes, target_fields
 from koala_bench.target import Target
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 
-FIXED_ROPE_BASE = 10000.0  # what branch v1 always uses; later code reads rope_theta where the configuration has one
+OWN = "layers."  # what keys begin with that tell a file of these names from EAGLE-3's
 
 
 def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
@@ -33,23 +34,21 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
         KoalaBenchError: a file or field is missing, the network is another, keys or shapes do not fit, all named, or the
             embedding is another model's.
     """
-    tensors = read_tensors(first_of(folder, *FILES))
+    return fit(read_tensors(first_of(folder, *FILES)), folder, spec)
+
+
+def fit(tensors: Fields, folder: Path, spec: TargetSpec | None = None) -> Imported:
+    """The same with the tensors of the folder's file already read."""
     config = read_json(first_of(folder, "config.json"))
-    options = _options(config, tensors)
     width = spec.hidden_size if spec is not None else int(config["hidden_size"])
     vocab = spec.vocab_size if spec is not None else int(config["vocab_size"])
-    if width % options["attention_heads"] or options["attention_heads"] % options["kv_heads"]:
-        raise KoalaBenchError(
-            f"{config.path}: width {width} with {options['attention_heads']} query and {options['kv_heads']} key heads is no attention layer.",
-            "Check that the file belongs to the checkpoint.",
-        )
-    if config.get("head_dim") not in {None, width // options["attention_heads"]}:
-        raise KoalaBenchError(f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.", "Upstream's EAGLE-1 knows no other.")
-    known = "layers.0.self_attn.q_proj.weight" in tensors
+    options = _options(config, tensors, width)
     check_layout(
-        tensors, _shapes(options, width, vocab), "" if known else "EAGLE-3 and other successors are other networks; only EAGLE-1 and EAGLE-2 weights are read."
+        tensors,
+        _shapes(options, width, vocab),
+        "" if any(name.startswith(OWN) for name in tensors) else "EAGLE-3 and other successors of EAGLE-1 and EAGLE-2 are other networks.",
     )
-    notes = _check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
+    notes = check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
     return Imported("eagle", options, {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"}, tuple(notes))
 
 
@@ -83,60 +82,25 @@ def _with_embedding(tensors: Mapping[str, torch.Tensor], target: Target) -> dict
 
 
 def _config(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, Any]:
-    shape, own = head.shape, target.model.config
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "bias": "fc.bias" in tensors,
-        "hidden_size": shape.width, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
-        "num_hidden_layers": len(head.layers), "rms_norm_eps": shape.eps, "rope_theta": shape.rope_base, "vocab_size": own.vocab_size,
-        "max_position_embeddings": target.max_positions, "bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id, "tie_word_embeddings": False,
+        "architectures": ["LlamaForCausalLM"], "bias": "fc.bias" in tensors, "num_hidden_layers": len(head.layers),
+        **layer_fields(head.shape), **target_fields(target),
     }  # fmt: skip
 
 
-def _options(config: Fields, tensors: Fields) -> dict[str, Any]:
-    remedy = "Only EAGLE-1 drafts of the Llama kind with plain rotary positions are read."
-    if (activation := config.get("hidden_act", "silu")) != "silu":
-        raise KoalaBenchError(f"{config.path}: the activation is '{activation}'.", remedy)
-    rotary = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rotary
-    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
-        raise KoalaBenchError(f"{config.path}: the rotary positions are scaled ('{kind}').", remedy)
-    query_heads = int(config["num_attention_heads"])
-    return {
-        "layers": int(config["num_hidden_layers"]),
-        "attention_heads": query_heads,
-        "kv_heads": int(config.get("num_key_value_heads") or query_heads),
-        "intermediate": int(config["intermediate_size"]),
-        "rope_base": float(config.get("rope_theta") or rotary.get("rope_theta") or FIXED_ROPE_BASE),
-        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
-        # Upstream has a bias unless the configuration says otherwise; where it says nothing the file decides.
-        "bias": bool(config.get("bias", "fc.bias" in tensors)),
-    }
+def _options(config: Fields, tensors: Fields, width: int) -> dict[str, Any]:
+    # Upstream has a bias unless the configuration says otherwise; where it says nothing the file decides.
+    bias = bool(config.get("bias", "fc.bias" in tensors))
+    return {"layers": int(config["num_hidden_layers"]), **layer_options(config, width, "EAGLE-1"), "bias": bias}
 
 
-def _shapes(options: dict[str, Any], width: int, vocab: int) -> dict[str, tuple[int, ...]]:
-    keys, inner = width // options["attention_heads"] * options["kv_heads"], options["intermediate"]
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (vocab, width), "fc.weight": (width, 2 * width)}
+def _shapes(options: dict[str, Any], width: int, vocab: int) -> Shapes:
+    shapes: Shapes = {"embed_tokens.weight": (vocab, width), "fc.weight": (width, 2 * width)}
     if options["bias"]:
         shapes["fc.bias"] = (width,)
     for layer in range(options["layers"]):
-        own: dict[str, tuple[int, ...]] = {
-            "self_attn.q_proj": (width, width), "self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width), "self_attn.o_proj": (width, width),
-            "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner), "post_attention_layernorm": (width,),
-        }  # fmt: skip
+        own = layer_shapes(width, options["attention_heads"], options["kv_heads"], options["intermediate"]) | {"post_attention_layernorm.weight": (width,)}
         if layer:
-            own["input_layernorm"] = (width,)
-        shapes |= {f"layers.{layer}.{name}.weight": shape for name, shape in own.items()}
+            own["input_layernorm.weight"] = (width,)
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in own.items()}
     return shapes
-
-
-def _check_embedding(tensors: Fields, spec: TargetSpec) -> list[str]:
-    """Refuse another model's embedding; a copy in a coarser dtype is a copy."""
-    own = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().cpu()
-    read_in = tensors["embed_tokens.weight"].float()
-    # bfloat16, the coarsest dtype that weights are stored in, rounds to 2**-9 of a value; below 1e-6 float16 has no digits left.
-    different = int((~torch.isclose(own, read_in, rtol=2**-7, atol=1e-6)).any(dim=1).sum())
-    if different:
-        raise KoalaBenchError(
-            f"{tensors.path} was made for another target: its embedding differs in {different} of {spec.vocab_size} rows.", "Use the target it was trained for."
-        )
-    return ["The embedding is a copy of the target's and was dropped."]

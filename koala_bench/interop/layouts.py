@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from koala_bench.checkpoints import load_head, read_weights, save_head
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import replacing, sha256_of, write_text
-from koala_bench.interop import eagle, medusa
-from koala_bench.interop.checkpoints import Exported, Imported, make_head
+from koala_bench.heads import TargetSpec
+from koala_bench.interop import eagle, eagle3, hydra, medusa
+from koala_bench.interop.checkpoints import Exported, Imported, first_of, make_head, read_tensors
 from koala_bench.presets import MethodPreset
 from koala_bench.progress import say
 from koala_bench.target import Target, fingerprint
@@ -24,7 +25,9 @@ from koala_bench.target import Target, fingerprint
 _Writer = Callable[[Any, Mapping[str, torch.Tensor], Target], Exported]
 WRITERS: Mapping[str, Mapping[str, _Writer]] = {
     "medusa": {"official": medusa.to_official, "vllm": medusa.to_vllm},
+    "hydra": {"official": hydra.to_official},
     "eagle": {"official": eagle.to_official, "vllm": eagle.to_vllm},
+    "eagle3": {"official": eagle3.to_official},
 }
 LAYOUTS = ("official", "vllm")
 
@@ -35,9 +38,21 @@ class _Reader:
     read: Callable[..., Imported]
 
 
-# In this order: a folder of Medusa's has a file of its own name.
-_READERS = (_Reader(medusa.FILES, medusa.read), _Reader(eagle.FILES, eagle.read))
-_TREES = {"medusa": "medusa/mc_sim_7b_63", "eagle": "eagle/mc_sim_7b_63"}
+def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
+    """EAGLE-1 and EAGLE-3 have files of the same names; what is in them tells."""
+    tensors = read_tensors(first_of(folder, *eagle.FILES))
+    for kind in (eagle3, eagle):
+        if any(name.startswith(kind.OWN) for name in tensors):
+            return kind.fit(tensors, folder, spec)
+    raise KoalaBenchError(
+        f"{tensors.path} is neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called {eagle.OWN}* or {eagle3.OWN}*.",
+        "Give the folder of a released head; other systems use other names.",
+    )
+
+
+# In this order: a folder of Medusa's or Hydra's has a file of its own name.
+_READERS = (_Reader(medusa.FILES, medusa.read), _Reader(hydra.FILES, hydra.read), _Reader(eagle.FILES, _read_eagle))
+_TREES = {"medusa": "medusa/mc_sim_7b_63", "hydra": "medusa/mc_sim_7b_63", "eagle": "eagle/mc_sim_7b_63", "eagle3": "dynamic-7x10x59"}
 
 
 def import_head(folder: Path, target: Target, out: Path) -> Imported:
@@ -51,7 +66,7 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
     found = next(((reader, path) for reader in _READERS for name in reader.files if (path := folder / name).is_file()), None)
     if found is None:
         known = ", ".join(name for reader in _READERS for name in reader.files)
-        raise KoalaBenchError(f"{folder} holds none of {known}.", "Give the folder of a released Medusa or EAGLE head.")
+        raise KoalaBenchError(f"{folder} holds none of {known}.", "Give the folder of a released Medusa, Hydra or EAGLE head.")
     reader, path = found
     if (out / "model.safetensors").exists():
         raise KoalaBenchError(f"{out} holds a head already.", "Choose another --out, or delete it.")
@@ -80,12 +95,15 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
     head, config, _ = load_head(folder, target)
     if config["head"] not in WRITERS:
         raise KoalaBenchError(f"There is no layout for the head '{config['head']}'.", f"These can be exported: {', '.join(WRITERS)}.")
-    made = WRITERS[config["head"]][layout](head, read_weights(folder), target)
+    writers = WRITERS[config["head"]]
+    if layout not in writers:
+        raise KoalaBenchError(f"There is no {layout} layout for the head '{config['head']}'.", f"Use --layout {' or '.join(writers)}.")
+    made = writers[layout](head, read_weights(folder), target)
     paths = [out / made.file, out / "config.json"]
     for path in paths:
         if path.exists():
             raise KoalaBenchError(f"{path} is there already.", "Choose another --out, or delete it.")
-    tensors = {name: (tensor.to(dtype) if dtype is not None else tensor).contiguous() for name, tensor in made.tensors.items()}
+    tensors = {name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous() for name, tensor in made.tensors.items()}
     write_text(paths[1], json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2) + "\n")
     with replacing(paths[0]) as temporary:
         if paths[0].suffix == ".safetensors":

@@ -11,7 +11,7 @@ import torch
 
 from koala_bench.heads import Committed, FeatureBatch
 from koala_bench.interop.checkpoints import Fields, Imported, make_head
-from koala_bench.interop.eagle import FIXED_ROPE_BASE
+from koala_bench.interop.llama import FIXED_ROPE_BASE
 from koala_bench.parity.decoding import decoded
 from koala_bench.parity.shared import (
     LOSSES_RELATIVE,

@@ -1,0 +1,99 @@
+"""What official drafts have in common that are made of Llama layers: fields of their configuration, shapes of a layer, a copied embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import TargetSpec
+from koala_bench.interop.checkpoints import Fields
+from koala_bench.target import Target
+
+Shapes = dict[str, tuple[int, ...]]
+
+FIXED_ROPE_BASE = 10000.0  # what EAGLE's branch v1 always uses; later code reads rope_theta where the configuration has one
+
+
+def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
+    """Options for the shape of a layer, as EAGLE's heads take them.
+
+    Args:
+        what: the kind of draft, for errors.
+
+    Raises:
+        KoalaBenchError: a field is missing, or says what the layers of these heads do not compute.
+    """
+    remedy = f"Only {what} drafts of the Llama kind with plain rotary positions are read."
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise KoalaBenchError(f"{config.path}: the activation is '{activation}'.", remedy)
+    rotary = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or rotary
+    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
+        raise KoalaBenchError(f"{config.path}: the rotary positions are scaled ('{kind}').", remedy)
+    try:
+        query_heads = int(config["num_attention_heads"])
+        key_heads = int(config.get("num_key_value_heads") or query_heads)
+        intermediate = int(config["intermediate_size"])
+        base, eps = float(config.get("rope_theta") or rotary.get("rope_theta") or FIXED_ROPE_BASE), float(config.get("rms_norm_eps", 1e-6))
+    except (TypeError, ValueError) as error:
+        raise KoalaBenchError(f"{config.path}: a field of the layer's shape is no number ({error}).", "Copy or download the file again.") from error
+    if query_heads < 1 or key_heads < 1 or width % query_heads or query_heads % key_heads:
+        raise KoalaBenchError(
+            f"{config.path}: width {width} with {query_heads} query and {key_heads} key heads is no attention layer.",
+            "Check that the file belongs to the checkpoint.",
+        )
+    if config.get("head_dim") not in {None, width // query_heads}:
+        raise KoalaBenchError(f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.", f"No other {what} draft is read.")
+    return {
+        "attention_heads": query_heads,
+        "kv_heads": key_heads,
+        "intermediate": intermediate,
+        "rope_base": base,
+        "norm_eps": eps,
+    }
+
+
+def layer_fields(shape: Any) -> dict[str, Any]:
+    """The fields of a configuration that ``layer_options`` reads, of a head's ``LayerShape``."""
+    return {
+        "hidden_act": "silu", "hidden_size": shape.width, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "rms_norm_eps": shape.eps, "rope_theta": shape.rope_base,
+    }  # fmt: skip
+
+
+def target_fields(target: Target) -> dict[str, Any]:
+    """The fields of a draft's configuration that are its target's."""
+    own = target.model.config
+    return {
+        "model_type": "llama", "vocab_size": own.vocab_size, "max_position_embeddings": target.max_positions, "bos_token_id": own.bos_token_id,
+        "eos_token_id": own.eos_token_id, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def layer_shapes(width: int, query_heads: int, key_heads: int, intermediate: int, sources: int = 1) -> Shapes:
+    """Tensors of attention and feed-forward part, without norms; the attention reads ``sources`` vectors of the layer's width."""
+    keys = width // query_heads * key_heads
+    return {
+        "self_attn.q_proj.weight": (width, sources * width), "self_attn.k_proj.weight": (keys, sources * width),
+        "self_attn.v_proj.weight": (keys, sources * width), "self_attn.o_proj.weight": (width, width),
+        "mlp.gate_proj.weight": (intermediate, width), "mlp.up_proj.weight": (intermediate, width), "mlp.down_proj.weight": (width, intermediate),
+    }  # fmt: skip
+
+
+def check_embedding(tensors: Fields, spec: TargetSpec) -> list[str]:
+    """Refuse another model's embedding; a copy in a coarser dtype is a copy.
+
+    Raises:
+        KoalaBenchError: ``embed_tokens.weight`` is not the target's.
+    """
+    own = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().cpu()
+    read_in = tensors["embed_tokens.weight"].float()
+    # bfloat16, the coarsest dtype that weights are stored in, rounds to 2**-9 of a value; below 1e-6 float16 has no digits left.
+    different = int((~torch.isclose(own, read_in, rtol=2**-7, atol=1e-6)).any(dim=1).sum())
+    if different:
+        raise KoalaBenchError(
+            f"{tensors.path} was made for another target: its embedding differs in {different} of {spec.vocab_size} rows.", "Use the target it was trained for."
+        )
+    return ["The embedding is a copy of the target's and was dropped."]

@@ -216,6 +216,6 @@ class Eagle3(nn.Module):
         return inside / share[:, None], known
 
 
-def _then(compute: Callable[[], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """What computes the one and changes it then."""
-    return lambda: change(compute())
+def _then(compute: Callable[[slice], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[slice], torch.Tensor]:
+    """What computes the one of a slice of the rows and changes it then."""
+    return lambda rows: change(compute(rows))

@@ -154,6 +154,7 @@ QUESTIONS = [
 CONVERSATIONS = [
     Case("no such conversations", f"{TALKING}none.jsonl", "none.jsonl", "data.source"),
     Case("a folder of other files", f"{TALKING}target", "config.json, line 1 is not valid JSON", "Mend"),
+    Case("conversations of a hub that does not answer", f"{TALKING}hub:someone/talks", "Cannot fetch hub:someone/talks", "downloaded file", around=no_hub),
     Case("conversations with too long a name", f"{TALKING}{LONG}", "xxx", "data.source"),
     Case("unreadable conversations", f"{TALKING}bad.jsonl", "bad.jsonl", "data.source", link("bad.jsonl", UNREADABLE)),
     Case("a binary file of conversations", f"{TALKING}bad.jsonl", "bad.jsonl", "Fetch", put("bad.jsonl", b"\xff\xfe\x00")),

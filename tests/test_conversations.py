@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils._http as hub_http
 import pytest
+from spoiling import Around, no_hub, offline
 
 import koala_bench.conversations as conversations
 import koala_bench.hub as hub
@@ -150,13 +153,27 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path: Path, monkeypatch: pytest.M
     assert read_conversations("hub:someone/talks:some.json").train == found.train
 
 
-def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError("no network\nand more")
+@pytest.mark.parametrize("source", ["hub:someone/talks", "hub:someone/talks:some.json"])
+@pytest.mark.parametrize("around", [no_hub, offline], ids=["unreachable", "offline"])
+def test_a_hub_that_does_not_answer_is_one_clear_error(around: Around, source: str) -> None:
+    with around(), pytest.raises(KoalaBenchError, match=rf"Cannot fetch {source}: .* Check the name and the network"):
+        read_conversations(source)
 
-    monkeypatch.setattr(hub.HfApi, "list_repo_files", refuses)
-    with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
-        read_conversations("hub:someone/talks")
+
+def test_whatever_the_client_of_the_hub_raises_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = importlib.import_module(type(hub_http.get_session()).__module__.partition(".")[0])  # httpx or httpx2, as the hub's package has it
+    for error in (client.ConnectError("no network\nand more"), client.ReadTimeout("no network"), OSError("no network"), ValueError("no network")):
+        monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
+            read_conversations("hub:someone/talks")
+
+
+def test_the_hub_is_asked_once_where_it_is_only_looked_for(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_hub():
+        monkeypatch.setattr(hub_http.time, "sleep", lambda _: pytest.fail("it waits to ask again"))
+        found = hub.ask_hub("someone/talks", "dataset")
+    assert not found.reached and found.refusal and not found.sizes
+    assert capfd.readouterr().err == ""
 
 
 # ------------------------------------------------------------------------------ shapes of rows

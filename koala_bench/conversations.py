@@ -81,7 +81,7 @@ def read_conversations(source: str) -> Conversations:
     held_out: list[list[str]] = []
     dropped = 0
     shortened: Counter[str] = Counter()
-    paths = _files_in(path)
+    paths = files_of(path)
     for name, row in itertools.chain.from_iterable(map(_rows, paths)):
         turns, reason = _turns(row)
         if turns and reason is not None:
@@ -109,7 +109,12 @@ def read_conversations(source: str) -> Conversations:
     return Conversations(train, names, held_out, provenance)
 
 
-def _files_in(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The files of conversations that a path means: itself, or those of a folder.
+
+    Raises:
+        KoalaBenchError: a folder holds none.
+    """
     try:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells

@@ -28,6 +28,7 @@ from koala_bench.progress import say
 from koala_bench.target import Target
 
 BUNDLED = "bundled"
+MANIFEST = ".manifest.json"  # how the names of manifests end that ``distill`` writes beside its answers
 _HELD_OUT_ONE_IN = 40
 # JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
@@ -110,7 +111,7 @@ def read_conversations(source: str) -> Conversations:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of conversations that a path means: itself, or those of a folder.
+    """The files of conversations that a path means: itself, or those of a folder but for manifests of ``distill``.
 
     Raises:
         KoalaBenchError: a folder holds none.
@@ -119,7 +120,7 @@ def files_of(path: Path) -> list[Path]:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells
         return [path]
-    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and each.is_file()]
+    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and not each.name.endswith(MANIFEST) and each.is_file()]
     if not paths:
         raise KoalaBenchError(f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source.")
     return paths

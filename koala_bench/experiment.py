@@ -11,12 +11,13 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
-from koala_bench.conversations import BUNDLED, Conversations, bundled_answers, encode_all, read_conversations
+from koala_bench.conversations import BUNDLED, Conversations, bundled_answers, encode_all, files_of, read_conversations
 from koala_bench.dialogues import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.distillation import answering_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import make_folder
 from koala_bench.held_out import HeldOut
+from koala_bench.hub import HUB
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.progress import say
 from koala_bench.registry import HEADS, load
@@ -130,9 +131,10 @@ def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) 
             other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
             say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
             say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
-    answering = answering_target(bundled_answers() if source == BUNDLED else Path(source))
-    if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-        say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
+    for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
+        answering = answering_target(path)
+        if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
+            say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:

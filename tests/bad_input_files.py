@@ -174,6 +174,8 @@ CONVERSATIONS = [
     ),
     Case("dialogues longer than a batch", f"{TRAIN} --set data.max_tokens=300", "300", "training.batch_tokens"),
     Case("no room for an answer", f"{TRAIN} --set data.max_tokens=9", "within its first 9 tokens", "data.max_tokens"),
+    Case("answers whose manifest is a list", TRAIN, "conversations.manifest.json", "Delete", put("conversations.manifest.json", "[]")),
+    Case("answers of nobody", TRAIN, "conversations.manifest.json", "Delete", put("conversations.manifest.json", '{"identity": {"target": {"name": "x"}}}')),
     Case("nobody's questions to answer", "distill --out out.jsonl --target target --device cpu --source none.jsonl", "none.jsonl", "data.source"),
     Case(
         "answers below a file", "distill --out questions.jsonl/out.jsonl --target target --device cpu --source conversations.jsonl", "questions.jsonl", "--out"

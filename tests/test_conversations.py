@@ -85,7 +85,10 @@ def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(tmp_path: P
     assert found.provenance["source"] == "some.jsonl"
     assert found.provenance["dropped"] == 2
     assert len(found.provenance["file_sha256"]) == 64
-    assert "some.jsonl: 2 rows without a question followed by an answer were left out." in capsys.readouterr().err
+    assert (
+        "some.jsonl: 2 rows without a question followed by an answer are left out: there is no message (1), an answer comes first (1)."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -120,6 +123,22 @@ def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(tmp_path: Path,
         "a message is empty or no text": 2, "an answer comes first": 1, "the last question has no answer": 1, "the speakers do not alternate": 1,
     }  # fmt: skip
     assert "some.jsonl: 5 rows are read in part: a message is empty or no text (2), " in capsys.readouterr().err
+
+
+def test_rows_that_are_left_out_are_counted_by_what_is_wrong(tmp_path: Path) -> None:
+    odd = {
+        "the row has no form that is known": [5, {"text": "a"}, {"conversations": None}],
+        "there is no message": [row()],
+        "an answer comes first": [row(("gpt", "a")), row(("system", "s"), ("gpt", "a"), ("gpt", "b"))],
+        "nobody asks": [row(("system", "be kind"))],
+        "a message is empty or no text": [row(("human", ""), ("gpt", "b")), row(("human", "a"), ("gpt", None)), row(("human", "a \ud83d"), ("gpt", "b"))],
+        "the speakers do not alternate": [row(("human", "a"), ("human", "b"), ("gpt", "c"))],
+        "the last question has no answer": [row(("human", "a")), row(("gpt", "0"), ("human", "a"))],
+    }
+    partly = row(("human", "a"), ("gpt", "b"), ("human", "c"))
+    found = read_conversations(write(tmp_path / "some.jsonl", [*many(), partly, *(each for rows in odd.values() for each in rows)]))
+    assert found.rows == {"whole": 300, "in_part": {"the last question has no answer": 1}, "left_out": {why: len(rows) for why, rows in sorted(odd.items())}}
+    assert found.provenance.keys() == {"source", "file_sha256", "dropped", "shortened"}, "what distill has made is known by these"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +336,8 @@ def test_real_files_are_read(data_dir: Path, name: str, rows: int, most_turns: i
         pytest.skip(f"{path} is not there")
     found = read_conversations(str(path))
     assert len(found.train) + len(found.held_out) + found.provenance["dropped"] == rows
-    assert found.provenance["dropped"] < 20
+    assert found.provenance["dropped"] == sum(found.rows["left_out"].values()) < 20
+    assert len(found.train) + len(found.held_out) == found.rows["whole"] + sum(found.rows["in_part"].values())
     assert len(found.held_out) == pytest.approx(rows / 37, rel=0.5)
     assert all(len(turns) % 2 == 0 and all(turn.strip() for turn in turns) for turns in [*found.train, *found.held_out])
     assert max(map(len, found.train)) >= most_turns

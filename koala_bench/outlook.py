@@ -91,9 +91,11 @@ def _hours(preset: Preset, methods: Sequence[str], place: Place, models: Mapping
         return hours_at(pace, preset, needs), f"From steps measured here, on {target.device.type} in {str(target.dtype).removeprefix('torch.')}.{without}"
     device = pick_device(wanted)
     say(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")
-    limits = measure_limits(device, pick_dtype(preset.target.dtype, device), min(seconds, 10.0))
+    dtype = pick_dtype(preset.target.dtype, device)
+    limits = measure_limits(device, dtype, min(seconds, 10.0))
     which = (
-        f"this {'GPU' if device.type == 'cuda' else 'CPU'} copies {limits.bytes_per_s / 1e9:,.0f} GB/s and multiplies {limits.flop_per_s / 1e12:,.2f} TFLOP/s"
+        f"this {'GPU' if device.type == 'cuda' else 'CPU'} copies {limits.bytes_per_s / 1e9:,.0f} GB/s and multiplies {limits.flop_per_s / 1e9:,.1f} GFLOP/s "
+        f"in {str(dtype).removeprefix('torch.')}"
     )
     return least_hours(limits, preset, methods, needs), f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}"
 

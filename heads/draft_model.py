@@ -49,6 +49,7 @@ class DraftModel(nn.Module):
     features = (-1,)
     max_depth = UNBOUNDED
     usual_tree = "chain-4"
+    model_option = "model"
 
     def __init__(self, spec: TargetSpec, model: str = "tiny-draft", revision: str | None = None) -> None:
         super().__init__()

@@ -22,6 +22,10 @@ from koala_bench.timing import seconds_of
 from koala_bench.training import make_arm, train_step
 from koala_bench.tree import Template, load_template
 
+# NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and float16, 19.5 in float32.
+NAMED_GPU = "A100 80GB"
+_NAMED_BYTES, _NAMED_FLOP, _NAMED_SINGLE_FLOP = 2.0e12, 312e12, 19.5e12
+FLOP_SHARE = 0.4  # of these, an assumption: what training large models mostly gets
 _PROMPT, _ANSWER = 64, 16  # tokens
 _ROW = 256  # tokens of a dialogue in the measured batch
 
@@ -119,6 +123,11 @@ def measure_limits(device: torch.device, dtype: torch.dtype, seconds: float = 10
     a, b = (torch.ones(width, width, device=device, dtype=dtype) for _ in range(2))
     multiplied = _time(device, seconds / 2, lambda: a @ b)
     return Limits(2 * 4 * size / copied, 2 * width**3 / multiplied)
+
+
+def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
+    """What ``NAMED_GPU`` does by its data sheet, with ``FLOP_SHARE`` of its operations; nothing of it is measured."""
+    return Limits(_NAMED_BYTES, FLOP_SHARE * (_NAMED_FLOP if dtype.itemsize == 2 else _NAMED_SINGLE_FLOP))
 
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:

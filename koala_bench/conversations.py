@@ -16,7 +16,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ from koala_bench.progress import say
 from koala_bench.target import Target
 
 BUNDLED = "bundled"
+MANIFEST = ".manifest.json"  # how the names of manifests end that ``distill`` writes beside its answers
 _HELD_OUT_ONE_IN = 40
 # JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
-# Why a row was not read as a whole.
+# Why a row was not read as a whole, and, with the last three, why not at all.
 _ANSWER_FIRST, _NO_TEXT, _OUT_OF_TURN, _NO_ANSWER = (
     "an answer comes first", "a message is empty or no text", "the speakers do not alternate", "the last question has no answer"
 )  # fmt: skip
+_NO_FORM, _NO_MESSAGE, _NO_QUESTION = "the row has no form that is known", "there is no message", "nobody asks"
 _ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1, "bing": 1, "bard": 1}
 
 
@@ -43,13 +45,15 @@ class Conversations:
     """Dialogues of alternating turns, user first, answer last, with a name for each.
 
     Attributes:
-        provenance: what they were read from, for the manifest.
+        provenance: what they were read from, for the manifest; what was made of it by ``distill`` is known by it.
+        rows: how many were read as a whole, in part and not at all, the latter two by reason; empty for the corpus.
     """
 
     train: list[list[str]]
     train_names: list[str]
     held_out: list[list[str]]
     provenance: dict[str, Any]
+    rows: dict[str, Any] = field(default_factory=dict)
 
 
 def bundled_answers() -> Path:
@@ -79,42 +83,57 @@ def read_conversations(source: str) -> Conversations:
     train: list[list[str]] = []
     names: list[str] = []
     held_out: list[list[str]] = []
-    dropped = 0
+    dropped: Counter[str] = Counter()
     shortened: Counter[str] = Counter()
-    paths = _files_in(path)
+    paths = files_of(path)
     for name, row in itertools.chain.from_iterable(map(_rows, paths)):
         turns, reason = _turns(row)
         if turns and reason is not None:
             shortened[reason] += 1
         if not turns:
-            dropped += 1
+            dropped[str(reason)] += 1
         elif _is_held_out(row, turns):
             held_out.append(turns)
         else:
             train.append(turns)
             names.append(name)
     if not train or not held_out:
+        why = f" {dropped.total():,} rows are of no use: {counted(dropped)}." if dropped else ""
         raise KoalaBenchError(
-            f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.", "Give a file with more conversations."
+            f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.{why}", "Give a file with more conversations."
         )
     if dropped:
-        say(f"{path.name}: {dropped} rows without a question followed by an answer were left out.")
+        say(f"{path.name}: {dropped.total():,} rows without a question followed by an answer are left out: {counted(dropped)}.")
     if shortened:
-        why = ", ".join(f"{reason} ({count:,})" for reason, count in shortened.most_common())
-        say(f"{path.name}: {shortened.total():,} rows are read in part: {why}.")
+        say(f"{path.name}: {shortened.total():,} rows are read in part: {counted(shortened)}.")
     provenance = {
         "source": source if source.startswith(HUB) else path.name, **_hashes(paths, paths != [path]),
-        "dropped": dropped, "shortened": dict(sorted(shortened.items())),
+        "dropped": dropped.total(), "shortened": dict(sorted(shortened.items())),
     }  # fmt: skip
-    return Conversations(train, names, held_out, provenance)
+    rows = {
+        "whole": len(train) + len(held_out) - shortened.total(),
+        "in_part": dict(sorted(shortened.items())),
+        "left_out": dict(sorted(dropped.items())),
+    }
+    return Conversations(train, names, held_out, provenance, rows)
 
 
-def _files_in(path: Path) -> list[Path]:
+def counted(reasons: Counter[str]) -> str:
+    """Reasons with how often each was met, the commonest first."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common())
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of conversations that a path means: itself, or those of a folder but for manifests of ``distill``.
+
+    Raises:
+        KoalaBenchError: a folder holds none.
+    """
     try:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells
         return [path]
-    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and each.is_file()]
+    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and not each.name.endswith(MANIFEST) and each.is_file()]
     if not paths:
         raise KoalaBenchError(f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source.")
     return paths
@@ -159,10 +178,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise KoalaBenchError(f"{path}, line {number} is not valid JSON: {error}.", "Mend the line.") from error
 
 
-def _messages(row: Any) -> list[tuple[int | None, Any]]:
-    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has."""
+def _messages(row: Any) -> list[tuple[int | None, Any]] | None:
+    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has; None if it has none that is known."""
     if not isinstance(row, dict):
-        return []
+        return None
     if isinstance(row.get("instruction"), str) and "output" in row:
         more = row.get("input")
         question = f"{row['instruction']}\n\n{more}" if isinstance(more, str) and more.strip() else row["instruction"]
@@ -170,7 +189,7 @@ def _messages(row: Any) -> list[tuple[int | None, Any]]:
     for name, role, text in (("conversations", "from", "value"), ("messages", "role", "content"), ("conversation", "role", "content")):
         if isinstance(messages := row.get(name), list):
             return [(_ROLES.get(str(each.get(role))), _text(each.get(text))) if isinstance(each, dict) else (None, None) for each in messages]
-    return []
+    return None
 
 
 def _text(content: Any) -> Any:
@@ -181,21 +200,27 @@ def _text(content: Any) -> Any:
 
 
 def _turns(row: Any) -> tuple[list[str], str | None]:
-    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some were left out."""
+    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some or all were left out."""
+    messages = _messages(row)
+    if not messages:
+        return [], _NO_FORM if messages is None else _NO_MESSAGE
     turns: list[str] = []
-    reason = None
-    for role, text in _messages(row):
+    before = ended = empty = None
+    for role, text in messages:
         good = isinstance(text, str) and text.strip() and not _LONE_SURROGATE.search(text)
         if not good or role != len(turns) % 2:
             if not turns:
-                reason = _ANSWER_FIRST if role == 1 else reason
+                before = _ANSWER_FIRST if role == 1 else before
+                empty = empty if good else _NO_TEXT
                 continue  # a system message, or an answer to a question that is not there
-            reason = _NO_TEXT if not good else _OUT_OF_TURN
+            ended = _NO_TEXT if not good else _OUT_OF_TURN
             break
         turns.append(text.strip())
-    if len(turns) % 2 and reason is None:
-        reason = _NO_ANSWER
-    return turns[: len(turns) // 2 * 2], reason
+    if len(turns) > 1:
+        return turns[: len(turns) // 2 * 2], ended or before or (_NO_ANSWER if len(turns) % 2 else None)
+    if turns:
+        return [], ended or _NO_ANSWER
+    return [], empty or before or _NO_QUESTION
 
 
 def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:

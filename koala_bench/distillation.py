@@ -8,6 +8,7 @@ ShareGPT's form, with a manifest beside it.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.answering import greedy_answers
-from koala_bench.conversations import Conversations
+from koala_bench.conversations import MANIFEST, Conversations
 from koala_bench.dialogues import ChatTemplate, encode_prompt
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import make_folder, replacing, sha256_of, write_text
+from koala_bench.files import make_folder, replacing, write_text
 from koala_bench.progress import progress, say
 from koala_bench.target import Target, fingerprint
 
@@ -44,13 +45,30 @@ class _Asked:
 
 def manifest_of(answers: Path) -> Path:
     """Where the manifest of a file of answers lies."""
-    return answers.with_name(f"{answers.name.removesuffix('.gz').removesuffix('.jsonl')}.manifest.json")
+    return answers.with_name(f"{answers.name.removesuffix('.gz').removesuffix('.jsonl')}{MANIFEST}")
 
 
 def answering_target(source: Path) -> dict[str, str] | None:
-    """Name and hashes of the target whose answers a file of conversations holds; None if no manifest beside it says so."""
-    found = _read_manifest(source).get("identity", {}).get("target")
-    return found if isinstance(found, dict) else None
+    """Name and hashes of the target whose answers a file of conversations holds; None if no manifest of ``distill`` lies beside it.
+
+    Raises:
+        KoalaBenchError: the manifest is damaged.
+    """
+    manifest = manifest_of(source)
+    try:
+        found = json.loads(manifest.read_bytes())
+        if isinstance(found, dict) and "identity" not in found:
+            return None  # somebody else's
+        target = found["identity"]["target"]
+        if not all(isinstance(target[key], str) for key in ("name", "weights_sha256")):
+            raise TypeError
+    except (OSError, UnicodeEncodeError):  # there is none
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KoalaBenchError(
+            f"{manifest} does not say whose answers {source.name} holds: it is damaged.", "Delete it, or make the answers again with koala-bench distill."
+        ) from error
+    return dict(target)
 
 
 def distill(target: Target, template: ChatTemplate, conversations: Conversations, out: Path, options: DistillOptions) -> Path:
@@ -71,7 +89,7 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
         "options": asdict(options),
     }
     if out.exists():
-        if _read_manifest(out).get("identity") != identity:
+        if _identity_of(out) != identity:
             raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
         say(f"Reusing {out}: it was made by the same command.")
         return out
@@ -100,11 +118,13 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
     if not kept:
         raise KoalaBenchError(f"{target.name} answered none of {len(asked):,} questions.", "Check the chat template: --set target.chat_template.")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
-    with replacing(out) as temporary:
-        temporary.write_bytes(gzip.compress(text, mtime=0) if out.name.endswith(".gz") else text)
+    data = gzip.compress(text, mtime=0) if out.name.endswith(".gz") else text
     answers = [message for row in kept for message in row["conversations"] if message["from"] == "gpt"]
     counts = {"dialogues": len(kept), "unanswered": len(rows) - len(kept), "answers": len(answers), "cut_answers": sum("cut" in one for one in answers)}
-    write_text(manifest_of(out), json.dumps({"identity": identity, "counts": counts, "sha256": sha256_of(out)}, indent=2) + "\n")
+    # First the manifest: killed in between, the same command goes on from what is partial and writes both again.
+    write_text(manifest_of(out), json.dumps({"identity": identity, "counts": counts, "sha256": hashlib.sha256(data).hexdigest()}, indent=2) + "\n")
+    with replacing(out) as temporary:
+        temporary.write_bytes(data)
     partial.unlink()
     return out
 
@@ -142,12 +162,13 @@ def _answer(target: Target, template: ChatTemplate, group: Sequence[_Asked], max
     ]
 
 
-def _read_manifest(out: Path) -> dict[str, Any]:
+def _identity_of(out: Path) -> Any:
+    """What the manifest beside a file says it was made from; None where there is none that can be read."""
     try:
-        found: dict[str, Any] = json.loads(manifest_of(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
+        found = json.loads(manifest_of(out).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found.get("identity") if isinstance(found, dict) else None
 
 
 def _finished_rows(partial: Path, identity: dict[str, Any], rows: int) -> list[dict[str, Any]]:
@@ -157,10 +178,10 @@ def _finished_rows(partial: Path, identity: dict[str, Any], rows: int) -> list[d
     """
     found: list[dict[str, Any]] = []
     if partial.exists():
-        lines = partial.read_text(encoding="utf-8").split("\n")[:-1]
         try:
-            values = [json.loads(line) for line in lines]
-        except ValueError as error:
+            # A kill or a full disk may have cut the last line, in the middle of a character too.
+            values = [json.loads(line) for line in partial.read_bytes().split(b"\n")[:-1]]
+        except (OSError, ValueError, RecursionError) as error:
             raise KoalaBenchError(f"{partial} is damaged: {error}.", "Delete it to start again.") from error
         if values and values[0] != identity:
             raise KoalaBenchError(f"{partial} belongs to another run.", "Choose another --out, or delete it to start again.")

@@ -11,12 +11,13 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.checkpoints import read_manifest
-from koala_bench.conversations import BUNDLED, Conversations, bundled_answers, encode_all, read_conversations
+from koala_bench.conversations import BUNDLED, Conversations, bundled_answers, encode_all, files_of, read_conversations
 from koala_bench.dialogues import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.distillation import answering_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import make_folder
 from koala_bench.held_out import HeldOut
+from koala_bench.hub import HUB
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.progress import say
 from koala_bench.registry import HEADS, load
@@ -105,10 +106,10 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
         load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
     conversations = read_conversations(preset.data.source)
     _notice_other_data(target, preset.data.source, conversations.provenance)
-    stream, labels, held_out = training_streams(preset, conversations, target, template)
+    stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     manifest = {
         **identity,
-        "provenance": conversations.provenance,
+        "provenance": {**conversations.provenance, **({"rows": conversations.rows} if conversations.rows else {}), "dialogues": lengths},
         "stream_sha256": stream.sha256,
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
@@ -130,9 +131,10 @@ def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) 
             other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
             say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
             say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
-    answering = answering_target(bundled_answers() if source == BUNDLED else Path(source))
-    if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-        say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
+    for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
+        answering = answering_target(path)
+        if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
+            say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:
@@ -143,19 +145,22 @@ def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) 
     return shared and manifest.get("methods", {}).get(name) == identity["methods"][name]
 
 
-def training_streams(preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate) -> tuple[Stream, list[str], HeldOut]:
-    """What heads are trained on, the name of each dialogue, and what is held out.
+def training_streams(
+    preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
+) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
+    """What heads are trained on, the name of each dialogue, what is held out, and how many dialogues of both were too long.
 
     Raises:
         KoalaBenchError: no dialogue has an answer within the preset's length.
     """
     limit = preset.data.limit or len(conversations.train)
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
-    encoded, names = _answered(encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], preset.data.max_tokens)
-    stream = make_stream(encoded, names, preset.training.batch_tokens, preset.data.max_tokens, preset.training.seed)
+    longest = preset.data.max_tokens
+    encoded, names, lengths = _answered(encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, "")
+    stream = make_stream(encoded, names, preset.training.batch_tokens, longest, preset.training.seed)
     apart = conversations.held_out[: preset.data.held_out]
-    encoded, held_names = _answered(encode_all(target, template, apart), [f"held-out:{i}" for i in range(len(apart))], preset.data.max_tokens)
-    held = make_stream(encoded, held_names, preset.training.batch_tokens, preset.data.max_tokens, 0)
+    encoded, held_names, apart_lengths = _answered(encode_all(target, template, apart), [f"held-out:{i}" for i in range(len(apart))], longest, " held-out")
+    held = make_stream(encoded, held_names, preset.training.batch_tokens, longest, 0)
     batches: list[TokenBatch] = []
     covered = 0
     while covered < len(held.dialogues):
@@ -164,14 +169,30 @@ def training_streams(preset: Preset, conversations: Conversations, target: Targe
         batches.append(batch)
     assert target.tokenizer is not None
     prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]]
-    return stream, names, HeldOut(batches, [prompt for prompt in prompts if len(prompt) < preset.data.max_tokens])
+    probes = [prompt for prompt in prompts if len(prompt) < longest]
+    counts = {"train": {**lengths, "not_taken": len(conversations.train[limit:])}, "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)}}
+    return stream, names, HeldOut(batches, probes), counts
 
 
-def _answered(dialogues: Sequence[EncodedDialogue], names: Sequence[str], max_tokens: int) -> tuple[list[EncodedDialogue], list[str]]:
-    """The dialogues with something to learn once they are cut; in real conversations a question alone may be longer."""
+def _answered(
+    dialogues: Sequence[EncodedDialogue], names: Sequence[str], max_tokens: int, which: str
+) -> tuple[list[EncodedDialogue], list[str], dict[str, int]]:
+    """The dialogues with something to learn once they are cut, and counts; in real conversations a question alone may be longer."""
     kept = [index for index, dialogue in enumerate(dialogues) if any(dialogue.supervised[: max_tokens - 1])]
     if not kept:
         raise KoalaBenchError(f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.", "Raise --set data.max_tokens.")
-    if left_out := sorted(set(range(len(dialogues))) - set(kept)):
-        say(f"Left out: {len(left_out):,} dialogues without an answer token in their first {max_tokens}, such as {names[left_out[0]]}.")
-    return [dialogues[index] for index in kept], [names[index] for index in kept]
+    left_out = sorted(set(range(len(dialogues))) - set(kept))
+    over = [len(dialogues[index].ids) - max_tokens for index in kept if len(dialogues[index].ids) > max_tokens]
+    if over or left_out:
+        parts = [f"{len(over):,} are cut there, which loses {sum(over):,} tokens"] if over else []
+        parts += [f"{len(left_out):,} are left out, having no answer token before, such as {names[left_out[0]]}"] if left_out else []
+        say(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
+    counts = {
+        "whole": len(kept) - len(over),
+        "over_long_and_cut": len(over),
+        "over_long_and_left_out": sum(len(dialogues[index].ids) > max_tokens for index in left_out),
+        "without_answer_token": sum(len(dialogues[index].ids) <= max_tokens for index in left_out),
+        "tokens": sum(min(len(dialogues[index].ids), max_tokens) for index in kept),
+        "tokens_cut_off": sum(over),
+    }
+    return [dialogues[index] for index in kept], [names[index] for index in kept], counts

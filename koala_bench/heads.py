@@ -175,6 +175,7 @@ class DraftHead(Protocol):
         max_depth: how many tokens ahead it can draft.
         dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
         usual_tree: optional; name of the template to draft with where neither a preset nor an option names one.
+        model_option: optional; the option that names a model whose weights the head loads and does not train.
         pick: optional; how candidates are taken from scores, see ``koala_bench.candidates``. Heads that have it draw their drafts where
             there is a temperature.
     """

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.progress import say
 
 HUB = "hub:"
 _KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_PATIENCE = 5.0  # seconds for an answer of the hub where it is only looked whether there is one
+
+# What the client of huggingface_hub raises: httpx's errors or httpx2's, as its version has it, and a refused connection among them is no OSError.
+# Its own are OSErrors, and a name that can be none is a ValueError.
+HUB_ERRORS: tuple[type[Exception], ...] = (
+    OSError, ValueError, *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
+)  # fmt: skip
 
 
 def fetch_dialogues(source: str) -> Path:
@@ -19,18 +30,83 @@ def fetch_dialogues(source: str) -> Path:
     Raises:
         KoalaBenchError: the hub cannot be asked, there is no such data set or file, or several files could be meant.
     """
-    name, _, file = source.removeprefix(HUB).partition(":")
+    name, file = _name_and_file(source)
     try:
         if not file:
-            found = [each for each in HfApi().list_repo_files(name, repo_type="dataset") if each.endswith(_KINDS)]
-            if len(found) != 1:
-                said = ", ".join(found[:4]) or "none"
-                raise KoalaBenchError(f"The data set {name} has {len(found)} files of conversations: {said}.", f"Name one: data.source={HUB}{name}:FILE.")
-            file = found[0]
+            file = _only_file(name, HfApi().list_repo_files(name, repo_type="dataset"))
         say(f"Fetching {file} of the data set {name} ...")
         return Path(hf_hub_download(name, file, repo_type="dataset"))
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors, a name that can be none is a ValueError
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except HUB_ERRORS as error:
         raise KoalaBenchError(
-            f"Cannot fetch {source}: {first}", "Check the name and the network, log in with HF_TOKEN for a gated data set, or give a downloaded file."
+            f"Cannot fetch {source}: {first_line(error)}", "Check the name and the network, log in with HF_TOKEN for a gated one, or give a downloaded file."
         ) from error
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    """What the hub says of a model or data set.
+
+    Attributes:
+        reached: whether it answered at all.
+        sizes: of the files in bytes, by name; empty where it does not have it, or does not show it.
+        refusal: why, in its words, or None where it does.
+    """
+
+    reached: bool
+    sizes: dict[str, int]
+    refusal: str | None
+
+
+def ask_hub(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> HubAnswer:
+    """Ask for a model or data set, once and for a few seconds: downloads ask again and again, and say so each time."""
+    try:
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_PATIENCE, files_metadata=True)
+    except HUB_ERRORS as error:
+        return HubAnswer(isinstance(error, HfHubHTTPError), {}, first_line(error))
+    return HubAnswer(True, {each.rfilename: each.size or 0 for each in getattr(found, "siblings", None) or []}, None)
+
+
+def dialogues_at_hand(source: str) -> bool:
+    """Whether a named file of a data set is in the hub's cache. Which file a data set has is only known to the hub."""
+    name, file = _name_and_file(source)
+    try:
+        return bool(file) and isinstance(try_to_load_from_cache(name, file, repo_type="dataset"), str)
+    except ValueError:  # no name
+        return False
+
+
+def dialogues_on_hub(source: str) -> tuple[HubAnswer, int]:
+    """What the hub says of a data set, and how many bytes are to be downloaded of it.
+
+    Raises:
+        KoalaBenchError: the hub has it, and no such file, or several files could be meant.
+    """
+    name, file = _name_and_file(source)
+    answer = ask_hub(name, "dataset")
+    if answer.refusal is not None:
+        return answer, 0
+    file = file or _only_file(name, list(answer.sizes))
+    if file not in answer.sizes:
+        raise KoalaBenchError(f"The data set {name} has no file {file}.", f"It has: {_some(list(answer.sizes))}.")
+    return answer, answer.sizes[file]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _name_and_file(source: str) -> tuple[str, str]:
+    name, _, file = source.removeprefix(HUB).partition(":")
+    return name, file
+
+
+def _only_file(name: str, files: Sequence[str]) -> str:
+    found = [each for each in files if each.endswith(_KINDS)]
+    if len(found) != 1:
+        raise KoalaBenchError(f"The data set {name} has {len(found)} files of conversations: {_some(found)}.", f"Name one: data.source={HUB}{name}:FILE.")
+    return found[0]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) or "none"

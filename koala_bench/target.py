@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from httpx import HTTPError
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -26,6 +25,7 @@ from koala_bench.capture import Captured
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
 from koala_bench.heads import Pass, TargetSpec
+from koala_bench.hub import HUB_ERRORS, first_line
 from koala_bench.lowering import Layouts
 from koala_bench.provenance import driver_version, environment
 from koala_bench.replay import Recorded
@@ -33,9 +33,9 @@ from koala_bench.schema import Environment
 from koala_bench.team import local_device
 from koala_bench.tree import DraftTree
 
-# How transformers and what it stands on refuse a checkpoint; the hub's own errors are OSErrors, the others depend on the family.
-_UNLOADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError, HTTPError,
+# How transformers and what it stands on refuse a checkpoint; but for the hub's, they depend on the family.
+_UNLOADABLE: tuple[type[Exception], ...] = (
+    *HUB_ERRORS, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 Engine = Literal["eager", "graph"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -322,8 +322,7 @@ def load_target(
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(f"{name} does not fit into the memory of {where}.", "Use a smaller target, --dtype float16, or another --device.") from error
     except _UNLOADABLE as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise KoalaBenchError(f"Cannot load the target {name}: {first}", remedy) from error
+        raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", remedy) from error
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
         raise KoalaBenchError(f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.", "Use a complete checkpoint.")
     if found is not None and found.vocab_size > config.vocab_size:

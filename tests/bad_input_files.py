@@ -162,6 +162,7 @@ QUESTIONS = [
 CONVERSATIONS = [
     Case("no such conversations", f"{TALKING}none.jsonl", "none.jsonl", "data.source"),
     Case("a folder of other files", f"{TALKING}target", "config.json, line 1 is not valid JSON", "Mend"),
+    Case("conversations of a hub that does not answer", f"{TALKING}hub:someone/talks", "Cannot fetch hub:someone/talks", "downloaded file", around=no_hub),
     Case("conversations with too long a name", f"{TALKING}{LONG}", "xxx", "data.source"),
     Case("unreadable conversations", f"{TALKING}bad.jsonl", "bad.jsonl", "data.source", link("bad.jsonl", UNREADABLE)),
     Case("a binary file of conversations", f"{TALKING}bad.jsonl", "bad.jsonl", "Fetch", put("bad.jsonl", b"\xff\xfe\x00")),
@@ -181,6 +182,8 @@ CONVERSATIONS = [
     ),
     Case("dialogues longer than a batch", f"{TRAIN} --set data.max_tokens=300", "300", "training.batch_tokens"),
     Case("no room for an answer", f"{TRAIN} --set data.max_tokens=9", "within its first 9 tokens", "data.max_tokens"),
+    Case("answers whose manifest is a list", TRAIN, "conversations.manifest.json", "Delete", put("conversations.manifest.json", "[]")),
+    Case("answers of nobody", TRAIN, "conversations.manifest.json", "Delete", put("conversations.manifest.json", '{"identity": {"target": {"name": "x"}}}')),
     Case("nobody's questions to answer", "distill --out out.jsonl --target target --device cpu --source none.jsonl", "none.jsonl", "data.source"),
     Case(
         "answers below a file", "distill --out questions.jsonl/out.jsonl --target target --device cpu --source conversations.jsonl", "questions.jsonl", "--out"

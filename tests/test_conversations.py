@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils._http as hub_http
 import pytest
+from spoiling import Around, no_hub, offline
 
 import koala_bench.conversations as conversations
 import koala_bench.hub as hub
@@ -82,7 +85,10 @@ def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(tmp_path: P
     assert found.provenance["source"] == "some.jsonl"
     assert found.provenance["dropped"] == 2
     assert len(found.provenance["file_sha256"]) == 64
-    assert "some.jsonl: 2 rows without a question followed by an answer were left out." in capsys.readouterr().err
+    assert (
+        "some.jsonl: 2 rows without a question followed by an answer are left out: there is no message (1), an answer comes first (1)."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -119,6 +125,22 @@ def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(tmp_path: Path,
     assert "some.jsonl: 5 rows are read in part: a message is empty or no text (2), " in capsys.readouterr().err
 
 
+def test_rows_that_are_left_out_are_counted_by_what_is_wrong(tmp_path: Path) -> None:
+    odd = {
+        "the row has no form that is known": [5, {"text": "a"}, {"conversations": None}],
+        "there is no message": [row()],
+        "an answer comes first": [row(("gpt", "a")), row(("system", "s"), ("gpt", "a"), ("gpt", "b"))],
+        "nobody asks": [row(("system", "be kind"))],
+        "a message is empty or no text": [row(("human", ""), ("gpt", "b")), row(("human", "a"), ("gpt", None)), row(("human", "a \ud83d"), ("gpt", "b"))],
+        "the speakers do not alternate": [row(("human", "a"), ("human", "b"), ("gpt", "c"))],
+        "the last question has no answer": [row(("human", "a")), row(("gpt", "0"), ("human", "a"))],
+    }
+    partly = row(("human", "a"), ("gpt", "b"), ("human", "c"))
+    found = read_conversations(write(tmp_path / "some.jsonl", [*many(), partly, *(each for rows in odd.values() for each in rows)]))
+    assert found.rows == {"whole": 300, "in_part": {"the last question has no answer": 1}, "left_out": {why: len(rows) for why, rows in sorted(odd.items())}}
+    assert found.provenance.keys() == {"source", "file_sha256", "dropped", "shortened"}, "what distill has made is known by these"
+
+
 @pytest.mark.parametrize(
     ("odd", "expected"),
     [
@@ -150,13 +172,27 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path: Path, monkeypatch: pytest.M
     assert read_conversations("hub:someone/talks:some.json").train == found.train
 
 
-def test_a_hub_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError("no network\nand more")
+@pytest.mark.parametrize("source", ["hub:someone/talks", "hub:someone/talks:some.json"])
+@pytest.mark.parametrize("around", [no_hub, offline], ids=["unreachable", "offline"])
+def test_a_hub_that_does_not_answer_is_one_clear_error(around: Around, source: str) -> None:
+    with around(), pytest.raises(KoalaBenchError, match=rf"Cannot fetch {source}: .* Check the name and the network"):
+        read_conversations(source)
 
-    monkeypatch.setattr(hub.HfApi, "list_repo_files", refuses)
-    with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
-        read_conversations("hub:someone/talks")
+
+def test_whatever_the_client_of_the_hub_raises_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = importlib.import_module(type(hub_http.get_session()).__module__.partition(".")[0])  # httpx or httpx2, as the hub's package has it
+    for error in (client.ConnectError("no network\nand more"), client.ReadTimeout("no network"), OSError("no network"), ValueError("no network")):
+        monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
+            read_conversations("hub:someone/talks")
+
+
+def test_the_hub_is_asked_once_where_it_is_only_looked_for(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_hub():
+        monkeypatch.setattr(hub_http.time, "sleep", lambda _: pytest.fail("it waits to ask again"))
+        found = hub.ask_hub("someone/talks", "dataset")
+    assert not found.reached and found.refusal and not found.sizes
+    assert capfd.readouterr().err == ""
 
 
 # ------------------------------------------------------------------------------ shapes of rows
@@ -300,7 +336,8 @@ def test_real_files_are_read(data_dir: Path, name: str, rows: int, most_turns: i
         pytest.skip(f"{path} is not there")
     found = read_conversations(str(path))
     assert len(found.train) + len(found.held_out) + found.provenance["dropped"] == rows
-    assert found.provenance["dropped"] < 20
+    assert found.provenance["dropped"] == sum(found.rows["left_out"].values()) < 20
+    assert len(found.train) + len(found.held_out) == found.rows["whole"] + sum(found.rows["in_part"].values())
     assert len(found.held_out) == pytest.approx(rows / 37, rel=0.5)
     assert all(len(turns) % 2 == 0 and all(turn.strip() for turn in turns) for turns in [*found.train, *found.held_out])
     assert max(map(len, found.train)) >= most_turns

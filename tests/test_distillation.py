@@ -112,3 +112,64 @@ def test_a_dialogue_that_fills_the_context_ends_before_it(target64: Target, temp
     long = Conversations([["a" * 100, "x", "b" * room, "y"], ["c" * room, "z"]], ["0", "1"], [["d", "e"]], {})
     rows = rows_of(distill(target64, template, long, tmp_path / "a.jsonl", OPTIONS))
     assert [(row["id"], len(row["conversations"])) for row in rows] == [("train:0", 2), ("held_out:0", 2)]
+
+
+def test_a_disk_that_fills_up_inside_a_character_does_not_stop_the_next_run(target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: Any) -> None:
+    whole = distill(target64, template, asked("Où est"), tmp_path / "whole.jsonl", OPTIONS)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, distillation, "greedy_answers", 4)
+        distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS)
+    partial = tmp_path / "cut.jsonl.partial"
+    partial.write_bytes(partial.read_bytes() + '{"id": "train:4", "conversations": [{"value": "Où'.encode()[:-1])
+    assert distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS).read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("writing", ["write_text", "replacing"])
+def test_a_kill_between_the_two_files_is_made_good_by_the_same_command(
+    target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: str
+) -> None:
+    whole = distill(target64, template, asked(), tmp_path / "whole.jsonl", OPTIONS)
+    out = tmp_path / "cut" / "a.jsonl"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _dies_before(patch, writing, {"write_text": manifest_of(out), "replacing": out}[writing])
+        distill(target64, template, asked(), out, OPTIONS)
+    assert distill(target64, template, asked(), out, OPTIONS).read_bytes() == whole.read_bytes()
+    assert manifest_of(out).read_bytes() == manifest_of(whole).read_bytes()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.jsonl", "a.manifest.json"]
+
+
+def _dies_before(patch: pytest.MonkeyPatch, name: str, path: Path) -> None:
+    real = getattr(distillation, name)
+
+    def dies(where: Path, *more: Any) -> Any:
+        if where == path:
+            raise KeyboardInterrupt
+        return real(where, *more)
+
+    patch.setattr(distillation, name, dies)
+
+
+def test_a_folder_with_the_manifest_beside_its_answers_is_a_source(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+    out = distill(target64, template, asked(), tmp_path / "answers.jsonl", OPTIONS)
+    assert manifest_of(out).exists()
+    folder, alone = read_conversations(str(tmp_path)), read_conversations(str(out))
+    assert (folder.train, folder.held_out) == (alone.train, alone.held_out)
+    assert list(folder.provenance["files_sha256"]) == ["answers.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", "5", '{"identity": 5}', '{"identity": {"target": {"name": "x"}}}', '{"identity": {"target": {"weights_sha256": "x"}}}']
+)
+def test_a_damaged_manifest_is_one_clear_error(target64: Target, template: ChatTemplate, tmp_path: Path, text: str) -> None:
+    out = tmp_path / "a.jsonl"
+    out.write_text("{}")
+    manifest_of(out).write_text(text)
+    with pytest.raises(KoalaBenchError, match=r"a\.manifest\.json does not say whose answers a\.jsonl holds.* Delete it"):
+        answering_target(out)
+    with pytest.raises(KoalaBenchError, match="made otherwise"):
+        distill(target64, template, asked(), out, OPTIONS)
+
+
+def test_a_manifest_of_somebody_else_says_nothing(tmp_path: Path) -> None:
+    manifest_of(tmp_path / "a.jsonl").write_text('{"rows": 5}')
+    assert answering_target(tmp_path / "a.jsonl") is None

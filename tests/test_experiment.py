@@ -42,8 +42,49 @@ def test_dialogues_whose_answer_lies_beyond_the_limit_are_left_out(
     manifest = read_manifest(tmp_path / "out" / "eagle")
     assert manifest and 300 < manifest["dialogues"] < 370
     said = capsys.readouterr().err
-    assert "dialogues without an answer token in their first 192, such as conversations.jsonl:" in said
+    left_out = manifest["provenance"]["dialogues"]["train"]["over_long_and_left_out"]
+    assert left_out > 20
+    assert f"; {left_out} are left out, having no answer token before, such as conversations.jsonl:" in said
     assert (tmp_path / "out" / "eagle" / "model.safetensors").exists()
+
+
+def test_every_dialogue_is_counted_in_the_manifest_and_said(target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = conversations(tmp_path, 400)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows[::10]:
+        row["conversations"][1]["value"] += " and on" * 60  # the beginning of the answer can be learnt
+    for row in rows[1::10]:
+        row["conversations"][0]["value"] += " please" * 60
+    rows += [{"conversations": []}, {"text": "no form"}, {"conversations": [{"from": "human", "value": "why?"}]}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(preset_for(target_folder, data, "training.steps=2", "data.limit=300", "data.probes=9"), target, tmp_path / "out")
+    manifest, said = read_manifest(tmp_path / "out" / "eagle"), capsys.readouterr().err
+    assert manifest
+    found = manifest["provenance"]["dialogues"]
+    counts, apart = found["train"], found["held_out"]
+    kinds = ("whole", "over_long_and_cut", "over_long_and_left_out", "without_answer_token")
+    assert sum(counts[kind] for kind in kinds) == 300 and counts["whole"] + counts["over_long_and_cut"] == manifest["dialogues"]
+    assert counts["over_long_and_cut"] >= 25 <= counts["over_long_and_left_out"] and counts["without_answer_token"] == 0
+    read = 300 + counts["not_taken"] + sum(apart[kind] for kind in kinds)
+    assert read == 400
+    assert counts["tokens"] < 300 * 192 and counts["tokens_cut_off"] > 25 * 100
+    assert f"Of 300 dialogues, at most 192 tokens each: {counts['over_long_and_cut']} are cut there, which loses {counts['tokens_cut_off']:,} tokens; " in said
+    assert manifest["provenance"]["rows"] == {
+        "whole": 400, "in_part": {}, "left_out": {"the last question has no answer": 1, "the row has no form that is known": 1, "there is no message": 1}
+    }  # fmt: skip
+    assert "3 rows without a question followed by an answer are left out: " in said
+
+
+def test_the_counts_do_not_decide_whether_a_head_is_reused(target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=2")
+    train(preset, target, tmp_path / "out")
+    written = tmp_path / "out" / "eagle" / "training.json"
+    manifest = json.loads(written.read_text())
+    for key in ("rows", "dialogues"):
+        del manifest["provenance"][key]  # as before they were counted
+    written.write_text(json.dumps(manifest))
+    train(preset, target, tmp_path / "out")
+    assert "Reusing the trained heads" in capsys.readouterr().err
 
 
 def test_if_all_are_too_long_that_is_one_clear_error(target: Target, target_folder: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def benchmark(
         costs = scaling.step_costs(loaded, _CONTEXTS, _NODES)
     eager = replace(loaded, engine="eager")
     trained = [name for name in dict.fromkeys(map(chosen.trained_as, names)) if free_head(chosen.method(name), eager) is None]
-    stream, _, _ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
+    stream, *_ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
     speed = training_speed(chosen, trained, eager, stream, steps)
     alone = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speed.alone.items())
     text = "\n".join([

@@ -48,7 +48,7 @@ def plan(
 ) -> None:
     """Say what a run takes: parameters, memory, disk, tokens, hours on this machine, and what is missing for it.
 
-    Nothing is downloaded but the target's configuration. Exit code 0 if it can run here, 1 if something is missing.
+    Nothing is downloaded but the configurations of the target and of draft models. Exit code 0 if it can run here, 1 if something is missing.
 
     Example: `koala-bench plan --preset vicuna-7b --data-dir data`.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,26 @@ def test_ids_are_not_rounded_by_the_dtype_of_an_export(own: Target, tmp_path: Pa
         "d2t": torch.int64,
         "t2d": torch.bool,
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids.index_fill(0, torch.tensor([1, 2]), 259), "draft_vocabulary holds 2 ids outside of the target's 259 tokens"),
+        (lambda ids: ids - 1 - ids.min(), "draft_vocabulary holds 1 ids outside"),
+        (lambda ids: ids.index_fill(0, torch.tensor([1]), int(ids[0])), "draft_vocabulary holds an id more than once"),
+        (lambda ids: ids.float(), "draft_vocabulary is of torch.float32, no whole numbers"),
+        (lambda ids: ids[:-1], "size mismatch for draft_vocabulary"),
+    ],
+)
+def test_a_damaged_draft_vocabulary_is_found_when_it_is_loaded(
+    own: Target, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    saved(own, "eagle3 of fewer tokens", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"draft_vocabulary": change(tensors["draft_vocabulary"])}, tmp_path / "model.safetensors")
+    with pytest.raises(KoalaBenchError, match=rf"The weights in {tmp_path} do not fit the head 'eagle3': {message}"):
+        load_head(tmp_path, own)
 
 
 def test_a_file_of_eagles_name_that_is_none_says_what_was_looked_for(own: Target, tmp_path: Path) -> None:

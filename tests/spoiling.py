@@ -74,6 +74,16 @@ def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> A
     return arrange
 
 
+def pickled(name: str, found: dict[str, torch.Tensor]) -> Arrange:
+    """Write tensors as torch does."""
+
+    def arrange(room: Path) -> None:
+        (room / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(found, room / name)
+
+    return arrange
+
+
 def link(name: str, place: Path) -> Arrange:
     """Put a link in the place of a file or folder."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -91,14 +92,22 @@ def test_a_malformed_configuration_of_medusa_is_named(tmp_path: Path, config: di
 
 
 def test_tied_blocks_are_reported_per_head(tmp_path: Path) -> None:
+    target = cast(Target, SimpleNamespace(name="tiny"))  # of which an export asks only the name
     tensors = _medusa_tensors(3, 3, tied=True)
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     found = medusa.read(tmp_path)
     assert medusa.tied_heads(found.tensors) == [0, 1, 2]
+    assert medusa.to_official(None, found.tensors, target).notes == ()
     assert found.notes == ("The 3 residual blocks of every head are identical copies: upstream applies one block 3 times.",)
     tensors["1.2.linear.bias"][0] += 1
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
-    assert medusa.read(tmp_path).notes == ("The 3 residual blocks are identical copies in heads 0, 2 and distinct in the others.",)
+    found = medusa.read(tmp_path)
+    assert found.notes == ("The 3 residual blocks are identical copies in heads 0, 2 and distinct in the others.",)
+    (note,) = medusa.to_official(None, found.tensors, target).notes
+    assert note.endswith("its own loader cannot use the distinct ones of heads 1.")
+    save_file(_medusa_tensors(3, 3), tmp_path / "medusa_lm_head.safetensors")
+    (note,) = medusa.to_official(None, medusa.read(tmp_path).tensors, target).notes
+    assert note.endswith("its own loader cannot use these 3 distinct ones.")
 
 
 def test_a_pickled_file_in_half_precision_is_read_as_float32(tmp_path: Path, spec: TargetSpec) -> None:

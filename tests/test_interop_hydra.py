@@ -132,6 +132,8 @@ def test_tied_blocks_are_reported(tmp_path: Path, target: Target) -> None:
     tensors["hydra_mlp.0.2.linear.bias"] = torch.zeros(WIDTH)
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
     assert found.notes == ("The 3 residual blocks behind the first are identical copies in heads 1 and distinct in the others.",)
+    (note,) = hydra.to_official(Hydra(target.spec(), heads=2, layers=4), found.tensors, target).notes
+    assert note.endswith("its own loader cannot use the distinct ones of heads 0.")
     assert hydra.read(folder_of(tmp_path, official(2, 2)), target.spec()).notes == ()
 
 

@@ -80,8 +80,10 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
         "hydra_num_heads": heads, "hydra_num_layers": layers, "hydra_head_arch": _kind(prefix), "grounded_heads": True, "hidden_state_offset": 0,
         "base_model_name_or_path": target.name,
     }  # fmt: skip
-    distinct = len(tied_heads(tensors, heads, layers)) < heads and layers > 2
-    note = f"Upstream's model applies one block {layers - 1} times behind the first: its own loader cannot use these {layers - 1} distinct ones."
+    tied = tied_heads(tensors, heads, layers)
+    distinct = [head for head in range(heads) if head not in tied] if layers > 2 else []
+    which = f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers - 1} distinct ones"
+    note = f"Upstream's model applies one block {layers - 1} times behind the first: its own loader cannot use {which}."
     return Exported(FILES[0], named, config, (note,) if distinct else ())
 
 

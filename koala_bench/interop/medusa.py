@@ -91,8 +91,11 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
             named[f"{each}.{block}.linear.bias"] = bias[block, each]
         named[f"{each}.{layers}.weight"] = tensors["output_weight"][each]
     config = {"medusa_num_heads": heads, "medusa_num_layers": layers, "base_model_name_or_path": target.name}
-    note = f"Upstream's model applies one block {layers} times: its own loader cannot use these {layers} distinct ones."
-    return Exported("medusa_lm_head.pt", named, config, (note,) if layers > 1 else ())
+    tied = tied_heads(tensors)
+    distinct = [each for each in range(heads) if each not in tied] if layers > 1 else []
+    which = f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers} distinct ones"
+    note = f"Upstream's model applies one block {layers} times: its own loader cannot use {which}."
+    return Exported("medusa_lm_head.pt", named, config, (note,) if distinct else ())
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:

@@ -235,12 +235,12 @@ def sign_in_page() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow: the system itself refuses the bytes, whoever writes them, torch and safetensors included."""
+def full_disk(kilobytes: int = 0) -> Iterator[None]:
+    """No file can grow beyond this: the system itself refuses the bytes, whoever writes them, torch and safetensors included."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, hard))
     try:
         yield
     finally:

@@ -88,6 +88,7 @@ class Eagle3(nn.Module):
         with torch.no_grad():
             self.lm_head.weight.copy_(spec.output_weight.detach()[:drafted])
         self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else torch.arange(drafted))
+        self.register_load_state_dict_pre_hook(_check_draft_vocabulary)
         # The target's own embedding, held where neither state_dict() nor parameters() finds it.
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
         self._drafter = Drafter(self, spec)
@@ -214,6 +215,20 @@ class Eagle3(nn.Module):
         # Where the likeliest token is outside, there may be next to nothing to divide by, and nothing is learnt.
         share = torch.where(known >= 0, inside.sum(-1), torch.inf)
         return inside / share[:, None], known
+
+
+def _check_draft_vocabulary(head: Eagle3, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
+    """Have ``load_state_dict`` refuse ids that are no places of different tokens: what is scored by them would fail, or be lost."""
+    ids = state.get(f"{prefix}draft_vocabulary")
+    if ids is None or head.draft_vocabulary is None:
+        return  # missing or too many, which is found without us
+    faults = others[-1]
+    if ids.dtype not in (torch.int64, torch.int32):
+        faults.append(f"draft_vocabulary is of {ids.dtype}, no whole numbers.")
+    elif outside := int(((ids < 0) | (ids >= head._vocab_size)).sum()):
+        faults.append(f"draft_vocabulary holds {outside} ids outside of the target's {head._vocab_size} tokens.")
+    elif len(ids.unique()) < ids.numel():
+        faults.append("draft_vocabulary holds an id more than once.")
 
 
 def _then(compute: Callable[[slice], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[slice], torch.Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,29 @@ def save_weights(path: Path, head: nn.Module) -> None:
     Raises:
         KoalaBenchError: the folder cannot be written, or the disk is full.
     """
-    with replacing(path) as temporary:
-        try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, temporary)
-        except SafetensorError as error:  # its writer tells of a full disk in this way
-            raise OSError(str(error)) from error
+    write_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()})
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors atomically, pickled where the name does not end in ``.safetensors``; ``metadata`` has a place there only.
+
+    Raises:
+        KoalaBenchError: the folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary, _telling_of_a_full_disk():
+        if path.suffix == ".safetensors":
+            save_file(tensors, temporary, metadata)
+        else:
+            torch.save(tensors, temporary)
+
+
+@contextmanager
+def _telling_of_a_full_disk() -> Iterator[None]:
+    """The writers of safetensors and of torch raise errors of their own there."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(str(error)) from error
 
 
 def earlier(path: Path) -> Path:
@@ -90,10 +110,8 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         KoalaBenchError: the folder cannot be written, or the disk is full.
     """
     with replacing(path) as temporary:
-        try:
+        with _telling_of_a_full_disk():
             torch.save(state, temporary)
-        except RuntimeError as error:  # torch's writer tells of a full disk in this way
-            raise OSError(str(error)) from error
         if path.exists():
             path.replace(earlier(path))
 
@@ -121,6 +139,25 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise KoalaBenchError(f"{folder / _WEIGHTS} is missing or damaged.", "Train the head again.") from error
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a head was built from: its name, layers, options, objective and target.
+
+    Raises:
+        KoalaBenchError: there is no such file, or it is damaged or of something else.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, layers = config["head"], config["layers"]
+        config |= {name: dict(config[name]) for name in ("target", "options")}
+        if not isinstance(kind, str) or type(layers) is not int or layers < 1 or not isinstance(config["objective"], str | None):
+            raise ValueError("a field of the wrong kind")
+    except OSError as error:
+        raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KoalaBenchError(f"{folder / 'config.json'} is damaged.", "Train the head again.") from error
+    return config
+
+
 def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     """Read a head for a target.
 
@@ -130,15 +167,8 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     Raises:
         KoalaBenchError: the folder or a file is missing or damaged, or the head was made for another target.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        wanted, kind, layers, own_options = dict(config["target"]), config["head"], config["layers"], dict(config["options"])
-        if not isinstance(kind, str) or type(layers) is not int or layers < 1 or not isinstance(config["objective"], str | None):
-            raise ValueError("a field of the wrong kind")
-    except OSError as error:
-        raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise KoalaBenchError(f"{folder / 'config.json'} is damaged.", "Train the head again.") from error
+    config = read_config(folder)
+    wanted, kind, layers, own_options = config["target"], config["head"], config["layers"], config["options"]
     own = target.model.config
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
         raise KoalaBenchError(

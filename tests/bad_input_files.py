@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 
+import torch
 from bad_input import EVALUATE, HEAD, LONG, REPRODUCE, TRAIN, Case
 from spoiling import (
     DIGITS,
     NESTED,
     UNREADABLE,
     UNWRITABLE,
+    Arrange,
     both,
     copied,
     cut,
@@ -23,6 +26,7 @@ from spoiling import (
     no_hub,
     no_network,
     offline,
+    pickled,
     put,
     remove,
     sign_in_page,
@@ -90,6 +94,23 @@ TARGETS = [
 IMPORT = "import bad --target target --device cpu --out out"
 EXPORT = "export done/heads/medusa --target target --device cpu --out out"
 
+
+def draft(config: str) -> Arrange:
+    """An EAGLE checkpoint of this configuration."""
+    return both(put("bad/config.json", config), copied("done/heads/eagle/model.safetensors", "bad/"))
+
+
+def draft_of(**changes: object) -> Arrange:
+    """An EAGLE checkpoint with other fields of its configuration."""
+    good = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    return draft(json.dumps({**good, **changes}))
+
+
+def medusa_of(tensor: torch.Tensor, key: str = "0.0.weight") -> Arrange:
+    """A Medusa checkpoint of one tensor."""
+    return pickled("bad/medusa_lm_head.pt", {key: tensor})
+
+
 EXCHANGE = [
     Case("an import of nothing", IMPORT, "There is no folder bad", "downloaded"),
     Case("an import of an empty folder", IMPORT, "bad holds none of medusa_lm_head", "released", folder("bad")),
@@ -103,11 +124,55 @@ EXCHANGE = [
         "released",
         both(folder("bad"), copied(f"{HEAD}model.safetensors", "bad/")),
     ),
+    *(
+        Case(f"a draft whose {name} is {value!r}", IMPORT, f"bad/config.json: {name} is {value!r}, {fault}", "again", draft_of(**{name: value}))
+        for name, value, fault in (
+            ("num_attention_heads", 0, "no whole number"),
+            ("num_attention_heads", None, "no whole number"),
+            ("num_attention_heads", "x", "no whole number"),
+            ("num_attention_heads", float("inf"), "no whole number"),
+            ("num_attention_heads", True, "no whole number"),
+            ("num_key_value_heads", -1, "no whole number"),
+            ("intermediate_size", 2.5, "no whole number"),
+            ("intermediate_size", 10**12, "no whole number"),
+            ("num_hidden_layers", "one", "no whole number"),
+            ("head_dim", [8], "no whole number"),
+            ("rms_norm_eps", None, "no positive number"),
+            ("rms_norm_eps", float("nan"), "no positive number"),
+            ("rope_theta", "x", "no positive number"),
+            ("rope_theta", -5, "no positive number"),
+            ("rope_theta", 0, "no positive number"),
+            ("rope_scaling", "linear", "no object"),
+            ("rope_parameters", [], "no object"),
+            ("hidden_act", ["silu"], "no text"),
+            ("bias", "false", "neither true nor false"),
+        )
+    ),
+    Case("a draft whose rope_theta no float can hold", IMPORT, "bad/config.json: rope_theta is 1000", "again", draft_of(rope_theta=10**400)),
+    Case("a draft whose heads cannot turn", IMPORT, "bad/config.json: width 32 with 32 query", "belongs", draft_of(num_attention_heads=32)),
+    Case("a draft of a billion layers", IMPORT, "num_hidden_layers is 1000000000", "belongs", draft_of(num_hidden_layers=10**9)),
+    Case("a draft's configuration nested too deep", IMPORT, "bad/config.json is nested too deep", "again", draft(NESTED)),
+    Case("a Medusa key of a huge head", IMPORT, "has a head 99999999, but no head 0", "official", medusa_of(torch.zeros(1), "99999999.1.weight")),
+    Case("a Medusa key of a late block", IMPORT, "has a block 999, but no block 0", "official", medusa_of(torch.zeros(1), "0.999.weight")),
+    Case("sparse weights", IMPORT, "no dense tensor in 0.0.weight", "dense", medusa_of(torch.eye(3).to_sparse())),
+    Case("weights without data", IMPORT, "no dense tensor in 0.0.weight", "dense", medusa_of(torch.empty(259, 32, device="meta"))),
+    Case("weights that are whole numbers", IMPORT, "0.0.weight of int8 instead", "official", medusa_of(torch.zeros(259, 32, dtype=torch.int8))),
+    Case("complex weights", IMPORT, "0.0.weight of complex64 instead", "official", medusa_of(torch.zeros(259, 32, dtype=torch.complex64))),
+    Case("weights of eight bits", IMPORT, "0.0.weight of float8_e4m3fn", "official", medusa_of(torch.zeros(259, 32).to(torch.float8_e4m3fn))),
+    Case("weights as large as their shape says", IMPORT, "0.0.weight of shape [10000000, 1000000]", "official", medusa_of(torch.zeros(1).expand(10**7, 10**6))),
+    Case(
+        "an import over another program's configuration",
+        IMPORT,
+        "out/config.json is there already",
+        "--out",
+        both(medusa_of(torch.zeros(259, 32)), put("out/config.json", "{}")),
+    ),
     Case("an import over another head", "import bad --target target --out done/heads/medusa", "holds a head already", "--out", put("bad/medusa_lm_head.pt")),
     Case("an export of nothing", "export none --target target --out out", "none", "koala-bench train"),
     Case("an export in no layout", f"{EXPORT} --layout sglang", "'sglang'", "vllm"),
     Case("an export in no dtype", f"{EXPORT} --dtype int8", "'int8'", "float32"),
     Case("an export over other files", f"{EXPORT[:-3]}bad", "config.json is there already", "--out", put("bad/config.json", "{}")),
+    Case("an export on a full disk", EXPORT, "out/medusa_lm_head.pt", "Free space", folder("out"), full_disk),
     Case("a tree to tune of no method", "tune-tree eagel --target target --out tree.json", "'eagel'", "eagle"),
     Case("a tree to tune without a name", "tune-tree eagle --target target --out tree", "tree is no name for a tree", ".json"),
     Case("a profile of no heads", "profile --target target --device cpu --heads none", "none", "koala-bench train"),

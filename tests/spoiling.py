@@ -74,6 +74,16 @@ def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> A
     return arrange
 
 
+def pickled(name: str, found: dict[str, torch.Tensor]) -> Arrange:
+    """Write tensors as torch does."""
+
+    def arrange(room: Path) -> None:
+        (room / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(found, room / name)
+
+    return arrange
+
+
 def link(name: str, place: Path) -> Arrange:
     """Put a link in the place of a file or folder."""
 
@@ -225,12 +235,12 @@ def sign_in_page() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow: the system itself refuses the bytes, whoever writes them, torch and safetensors included."""
+def full_disk(kilobytes: int = 0) -> Iterator[None]:
+    """No file can grow beyond this: the system itself refuses the bytes, whoever writes them, torch and safetensors included."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, hard))
     try:
         yield
     finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from spoiling import full_disk
 from test_cli import Koala, koala
 from torch import nn
 
@@ -18,6 +20,7 @@ from heads.medusa import Medusa
 from koala_bench.checkpoints import load_head, save_head
 from koala_bench.contract.bench import drafts_along, random_ids
 from koala_bench.errors import KoalaBenchError
+from koala_bench.interop import layouts
 from koala_bench.interop.layouts import LAYOUTS, export_head, import_head
 from koala_bench.presets import MethodPreset
 from koala_bench.target import Target, load_target
@@ -175,6 +178,57 @@ def test_ids_are_not_rounded_by_the_dtype_of_an_export(own: Target, tmp_path: Pa
         "d2t": torch.int64,
         "t2d": torch.bool,
     }
+
+
+@pytest.mark.parametrize(("method", "layout"), [("medusa", "official"), ("medusa", "vllm")])
+def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(
+    own: Target, method: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, text: str) -> None:
+        raise KoalaBenchError(f"Cannot write {path}.", "Free space.")
+
+    saved(own, method, tmp_path / "head")
+    out = tmp_path / "out"
+    for kilobytes in (0, 20):
+        with full_disk(kilobytes), pytest.raises(KoalaBenchError, match=r"(medusa_lm_head\.pt|model\.safetensors): .*Free space"):
+            export_head(tmp_path / "head", own, layout, out, None)
+        assert list(out.iterdir()) == []
+    with monkeypatch.context() as patch, pytest.raises(KoalaBenchError, match="config"):
+        patch.setattr(layouts, "write_text", fails)
+        export_head(tmp_path / "head", own, layout, out, None)
+    assert list(out.iterdir()) == []
+    assert all(path.is_file() for path in export_head(tmp_path / "head", own, layout, out, None))
+
+
+def test_an_import_that_failed_can_be_repeated(own: Target, tmp_path: Path) -> None:
+    """It leaves a configuration at most, which is one of a head of ours."""
+    saved(own, "medusa", tmp_path / "head")
+    export_head(tmp_path / "head", own, "official", tmp_path / "official", None)
+    with full_disk(20), pytest.raises(KoalaBenchError, match=r"model\.safetensors: .*Free space"):
+        import_head(tmp_path / "official", own, tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["config.json", "training.json"]
+    import_head(tmp_path / "official", own, tmp_path / "again")
+    load_head(tmp_path / "again", own)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids.index_fill(0, torch.tensor([1, 2]), 259), "draft_vocabulary holds 2 ids outside of the target's 259 tokens"),
+        (lambda ids: ids - 1 - ids.min(), "draft_vocabulary holds 1 ids outside"),
+        (lambda ids: ids.index_fill(0, torch.tensor([1]), int(ids[0])), "draft_vocabulary holds an id more than once"),
+        (lambda ids: ids.float(), "draft_vocabulary is of torch.float32, no whole numbers"),
+        (lambda ids: ids[:-1], "size mismatch for draft_vocabulary"),
+    ],
+)
+def test_a_damaged_draft_vocabulary_is_found_when_it_is_loaded(
+    own: Target, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    saved(own, "eagle3 of fewer tokens", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"draft_vocabulary": change(tensors["draft_vocabulary"])}, tmp_path / "model.safetensors")
+    with pytest.raises(KoalaBenchError, match=rf"The weights in {tmp_path} do not fit the head 'eagle3': {message}"):
+        load_head(tmp_path, own)
 
 
 def test_a_file_of_eagles_name_that_is_none_says_what_was_looked_for(own: Target, tmp_path: Path) -> None:

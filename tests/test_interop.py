@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -82,15 +83,31 @@ def test_heads_and_layers_of_medusa_come_from_the_keys_and_the_disagreement_is_n
     assert not head.training
 
 
+@pytest.mark.parametrize("config", [{"medusa_num_heads": "two"}, {"medusa_num_layers": [1]}])
+def test_a_malformed_configuration_of_medusa_is_named(tmp_path: Path, config: dict[str, Any]) -> None:
+    save_file(_medusa_tensors(2, 1), tmp_path / "medusa_lm_head.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(KoalaBenchError, match=rf"config\.json: {next(iter(config))} is .*, no whole number"):
+        medusa.read(tmp_path)
+
+
 def test_tied_blocks_are_reported_per_head(tmp_path: Path) -> None:
+    target = cast(Target, SimpleNamespace(name="tiny"))  # of which an export asks only the name
     tensors = _medusa_tensors(3, 3, tied=True)
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     found = medusa.read(tmp_path)
     assert medusa.tied_heads(found.tensors) == [0, 1, 2]
+    assert medusa.to_official(None, found.tensors, target).notes == ()
     assert found.notes == ("The 3 residual blocks of every head are identical copies: upstream applies one block 3 times.",)
     tensors["1.2.linear.bias"][0] += 1
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
-    assert medusa.read(tmp_path).notes == ("The 3 residual blocks are identical copies in heads 0, 2 and distinct in the others.",)
+    found = medusa.read(tmp_path)
+    assert found.notes == ("The 3 residual blocks are identical copies in heads 0, 2 and distinct in the others.",)
+    (note,) = medusa.to_official(None, found.tensors, target).notes
+    assert note.endswith("its own loader cannot use the distinct ones of heads 1.")
+    save_file(_medusa_tensors(3, 3), tmp_path / "medusa_lm_head.safetensors")
+    (note,) = medusa.to_official(None, medusa.read(tmp_path).tensors, target).notes
+    assert note.endswith("its own loader cannot use these 3 distinct ones.")
 
 
 def test_a_pickled_file_in_half_precision_is_read_as_float32(tmp_path: Path, spec: TargetSpec) -> None:
@@ -158,6 +175,17 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, data: by
         medusa.read(tmp_path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_pickle_of_the_old_kind_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "medusa_lm_head.pt"
+    tensor = torch.zeros(3)
+    torch.save({"0.0.weight": tensor}, path, _use_new_zipfile_serialization=False)
+    key = str(tensor.untyped_storage()._cdata).encode()
+    head, _, tail = path.read_bytes().rpartition(key)  # the last is in the list of what follows
+    path.write_bytes(head + b"0" * len(key) + tail)
+    with pytest.raises(KoalaBenchError, match=r"medusa_lm_head\.pt is damaged"):
+        medusa.read(tmp_path)
 
 
 def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:

@@ -110,6 +110,20 @@ def test_heads_over_an_earlier_state_are_refused(tmp_path: Path, target: Target)
     assert "hidden_state_offset is 1" in refusal(tmp_path, target).message
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hidden_state_offset": "0"}, "hidden_state_offset is '0', no whole number"),
+        ({"hydra_num_heads": [2]}, "hydra_num_heads is [2], no whole number"),
+        ({"hydra_num_layers": 0}, "hydra_num_layers is 0, no whole number"),
+        ({"hydra_head_arch": 5}, "hydra_head_arch is 5, no text"),
+        ({"grounded_heads": "false"}, "grounded_heads is 'false', neither true nor false"),
+    ],
+)
+def test_a_malformed_configuration_is_named(tmp_path: Path, target: Target, config: dict[str, Any], message: str) -> None:
+    assert f"config.json: {message}" in refusal(folder_of(tmp_path, official(), **config), target).message
+
+
 def test_tied_blocks_are_reported(tmp_path: Path, target: Target) -> None:
     tensors = official(2, 4, tied=True)
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
@@ -118,6 +132,8 @@ def test_tied_blocks_are_reported(tmp_path: Path, target: Target) -> None:
     tensors["hydra_mlp.0.2.linear.bias"] = torch.zeros(WIDTH)
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
     assert found.notes == ("The 3 residual blocks behind the first are identical copies in heads 1 and distinct in the others.",)
+    (note,) = hydra.to_official(Hydra(target.spec(), heads=2, layers=4), found.tensors, target).notes
+    assert note.endswith("its own loader cannot use the distinct ones of heads 0.")
     assert hydra.read(folder_of(tmp_path, official(2, 2)), target.spec()).notes == ()
 
 
@@ -150,6 +166,9 @@ def test_everything_wrong_with_the_keys_is_in_one_line(tmp_path: Path, target: T
     ("tensors", "message"),
     [
         ({"0.0.linear.weight": torch.zeros(2)}, "has no hydra_mlp.0.0.linear.weight or hydra_mlp.0.1.linear.weight"),
+        (official() | {"hydra_lm_head.999.weight": torch.zeros(2)}, "has a head 999, but no head 2"),
+        (official() | {"hydra_mlp.0.999.linear.weight": torch.zeros(2)}, "has a block 999, but no block 2"),
+        (official() | {"hydra_mlp.99999999.0.linear.weight": torch.zeros(2)}, "has an unknown hydra_mlp.99999999.0.linear.weight"),
         ({name: tensor for name, tensor in official().items() if "res_connection" not in name}, "no res_connection in any hydra_mlp"),
     ],
 )

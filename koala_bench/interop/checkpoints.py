@@ -7,8 +7,10 @@ official loaders are not (``strict=False``), so a file of another layout passes 
 from __future__ import annotations
 
 import json
+import math
 import pickle
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.registry import HEADS, build
 
+_WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # coarser ones mean nothing without scales
+# Torch's ways of refusing a file.
+_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
+_LARGEST = 2**31 - 1
+_MISSING: Any = object()
 _NAMED = 4  # names listed in an error before it says how many more there are
 
 
@@ -59,7 +66,13 @@ class Exported:
 
 
 class Fields(dict[str, Any]):
-    """The contents of a file by name; asking for a name that is not there says so with the file's path."""
+    """The contents of a file by name; asking for a name that is not there says so with the file's path.
+
+    The methods below read a field of a configuration: what the file holds there, or ``default`` where it holds nothing.
+
+    Raises:
+        KoalaBenchError: the field is missing and has no default, or holds another kind of value.
+    """
 
     def __init__(self, path: Path, contents: Mapping[str, Any]) -> None:
         super().__init__(contents)
@@ -67,6 +80,62 @@ class Fields(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise KoalaBenchError(f"{self.path} has no '{key}'.", "Check that the file is of the expected kind and complete.")
+
+    def whole(self, key: str, default: int = _MISSING, least: int = 1) -> int:
+        """A whole number of at least ``least``, and no larger than a size of anything may be."""
+        value = self._read(key, default)
+        if type(value) is not int or not least <= value <= _LARGEST:
+            raise self._refusal(key, f"no whole number from {least} to {_LARGEST}")
+        return value
+
+    def number(self, key: str, default: float = _MISSING) -> float:
+        """A positive number that a float can hold."""
+        value = self._read(key, default)
+        try:
+            number = float(value) if type(value) in (int, float) else math.nan
+        except OverflowError:
+            number = math.inf
+        if not 0 < number < math.inf:
+            raise self._refusal(key, "no positive number")
+        return number
+
+    def truth(self, key: str, default: bool = _MISSING) -> bool:
+        """True or false, and nothing that is merely like one of them."""
+        value = self._read(key, default)
+        if type(value) is not bool:
+            raise self._refusal(key, "neither true nor false")
+        return value
+
+    def text(self, key: str, default: str = _MISSING) -> str:
+        """A text."""
+        value = self._read(key, default)
+        if not isinstance(value, str):
+            raise self._refusal(key, "no text")
+        return value
+
+    def wholes(self, key: str) -> list[int]:
+        """A list of whole numbers; empty where it is missing or null."""
+        value = self.get(key)
+        if value is not None and not (isinstance(value, list) and all(type(each) is int for each in value)):
+            raise self._refusal(key, "no list of whole numbers")
+        return value or []
+
+    def part(self, key: str) -> Fields:
+        """The fields of a field; none where it is missing or null."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, Fields):
+            raise self._refusal(key, "no object")
+        return Fields(self.path, {}) if value is None else value
+
+    def given(self, key: str) -> bool:
+        """Whether a field is there and not null, which is how configurations leave to the reader what may be left to it."""
+        return self.get(key) is not None
+
+    def _read(self, key: str, default: Any) -> Any:
+        return self[key] if default is _MISSING else self.get(key, default)
+
+    def _refusal(self, key: str, fault: str) -> KoalaBenchError:
+        return KoalaBenchError(f"{self.path}: {key} is {reprlib.repr(self[key])}, {fault}.", "Copy or download the file again.")
 
 
 def first_of(folder: Path, *names: str) -> Path:
@@ -96,6 +165,8 @@ def read_json(path: Path) -> Fields:
         raise KoalaBenchError(f"Cannot read {path}: {error.strerror}.", remedy) from error
     except ValueError as error:  # bad UTF-8 and bad JSON
         raise KoalaBenchError(f"{path} is no JSON file: {error}.", remedy) from error
+    except RecursionError as error:
+        raise KoalaBenchError(f"{path} is nested too deep.", remedy) from error
     if not isinstance(contents, Fields):
         raise KoalaBenchError(f"{path} holds no JSON object.", remedy)
     return contents
@@ -105,28 +176,43 @@ def read_tensors(path: Path) -> Fields:
     """All tensors of a ``.safetensors`` file or of a pickled state dict, on the CPU, as they are stored.
 
     Raises:
-        KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name.
+        KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name, all of them dense.
     """
     try:
         # weights_only: a pickle may run any code, and these files come from strangers.
         contents = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Copy or download the file again.") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:  # torch's ways of refusing a file
+    except (SafetensorError, pickle.UnpicklingError, *_DAMAGE) as error:
         raise KoalaBenchError(f"{path} is damaged or holds more than tensors ({type(error).__name__}).", "Copy or download the file again.") from error
     if not isinstance(contents, dict) or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()):
         raise KoalaBenchError(f"{path} holds more than tensors by name.", "Give a plain state dict.")
+    if other := sorted(name for name, tensor in contents.items() if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta):
+        raise KoalaBenchError(f"{path} holds no dense tensor in {_some(other)}.", "Give dense tensors: neither sparse, nested nor without data.")
     return Fields(path, contents)
 
 
-def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: str = "") -> None:
+def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:
+    """How many there are of something that keys number from 0 on; told before anything is made for each of them.
+
+    Raises:
+        KoalaBenchError: there is a gap between the numbers.
+    """
+    found = set(numbers)
+    if gap := set(range(len(found))) - found:
+        raise KoalaBenchError(f"{tensors.path} has a {what} {max(found)}, but no {what} {min(gap)}.", "Give the official file, complete and with its own keys.")
+    return len(found)
+
+
+def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: str = "", no_weights: Container[str] = ()) -> None:
     """Compare names and shapes with the expected ones.
 
     Args:
+        no_weights: names of tensors that need not be of floating-point numbers.
         hint: a sentence to add to the error, for layouts that are known to be mistaken for this one.
 
     Raises:
-        KoalaBenchError: something is missing, too many, of another shape, or not finite; all of it in one message.
+        KoalaBenchError: something is missing, too many, of another shape or dtype, or not finite; all of it in one message.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = []
@@ -138,7 +224,11 @@ def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: s
         f"{name} of shape {list(shapes[name])} instead of {list(shape)}" for name, shape in sorted(wanted.items()) if shapes.get(name, shape) != shape
     ]:
         faults.append(f"has {_some(other)}")
-    if bad := sorted(name for name in wanted.keys() & shapes.keys() if not torch.isfinite(tensors[name]).all()):
+    weights = sorted(name for name in wanted.keys() & shapes.keys() if name not in no_weights)
+    if odd := [f"{name} of {str(tensors[name].dtype).removeprefix('torch.')}" for name in weights if tensors[name].dtype not in _WEIGHTS]:
+        faults.append(f"has {_some(odd)} instead of floating-point numbers of 16 to 64 bits")
+    # A shape that is wrong may also be one that no memory can hold, of a number that is repeated.
+    if bad := [name for name in weights if tensors[name].dtype in _WEIGHTS and shapes[name] == wanted[name] and not torch.isfinite(tensors[name]).all()]:
         faults.append(f"has values that are not finite in {_some(bad)}")
     if faults:
         raise KoalaBenchError(f"{tensors.path} {'; '.join(faults)}.", hint or "Give a checkpoint of the official layout that was made for this target.")

@@ -40,8 +40,8 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
 def fit(tensors: Fields, folder: Path, spec: TargetSpec | None = None) -> Imported:
     """The same with the tensors of the folder's file already read."""
     config = read_json(first_of(folder, "config.json"))
-    width = spec.hidden_size if spec is not None else int(config["hidden_size"])
-    vocab = spec.vocab_size if spec is not None else int(config["vocab_size"])
+    width = spec.hidden_size if spec is not None else config.whole("hidden_size")
+    vocab = spec.vocab_size if spec is not None else config.whole("vocab_size")
     options = _options(config, tensors, width)
     check_layout(
         tensors,
@@ -90,8 +90,13 @@ def _config(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> d
 
 def _options(config: Fields, tensors: Fields, width: int) -> dict[str, Any]:
     # Upstream has a bias unless the configuration says otherwise; where it says nothing the file decides.
-    bias = bool(config.get("bias", "fc.bias" in tensors))
-    return {"layers": int(config["num_hidden_layers"]), **layer_options(config, width, "EAGLE-1"), "bias": bias}
+    bias = config.truth("bias", "fc.bias" in tensors)
+    layers = config.whole("num_hidden_layers")
+    if layers > len(tensors):  # each has several tensors
+        raise KoalaBenchError(
+            f"{config.path}: num_hidden_layers is {layers}, but {tensors.path} has {len(tensors)} tensors.", "Check that the file belongs to the checkpoint."
+        )
+    return {"layers": layers, **layer_options(config, width, "EAGLE-1"), "bias": bias}
 
 
 def _shapes(options: dict[str, Any], width: int, vocab: int) -> Shapes:

@@ -24,6 +24,7 @@ OWN = "midlayer."  # what keys begin with that tell a file of these names from E
 
 _REMEDY = "Give a checkpoint of the official layout that was made for this target."
 _LAYERNORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
+_LAYERS_READ = "eagle_aux_hidden_state_layer_ids"
 _OTHER_NETWORKS = ("norm_before_residual", "norm_output", "fc_norm")  # fields of later variants, which change what the same tensors mean
 
 
@@ -41,7 +42,7 @@ def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
     """The same with the tensors of the folder's file already read."""
     config = read_json(first_of(folder, "config.json"))
     options = layer_options(config, spec.hidden_size, "EAGLE-3")
-    if other := [name for name in _OTHER_NETWORKS if config.get(name)]:
+    if other := [name for name in _OTHER_NETWORKS if config.given(name) and config.truth(name)]:
         raise KoalaBenchError(f"{config.path}: {other[0]} is set.", "Only heads of EAGLE-3 as published are read; later variants are other networks.")
     rows = tensors["lm_head.weight"].shape[0] if "lm_head.weight" in tensors and tensors["lm_head.weight"].ndim else spec.vocab_size
     drafted = max(1, min(rows, spec.vocab_size))
@@ -49,6 +50,7 @@ def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
         tensors,
         _shapes(tensors, options, drafted, spec),
         "" if any(name.startswith(OWN) for name in tensors) else "EAGLE-1 and other relatives of EAGLE-3 are other networks.",
+        no_weights=("d2t", "t2d"),
     )
     ids = _draft_vocabulary(tensors, drafted, spec.vocab_size)
     imported = {name: tensor.float() for name, tensor in tensors.items() if name not in ("d2t", "t2d", "embed_tokens.weight")}
@@ -123,8 +125,9 @@ def _draft_vocabulary(tensors: Fields, drafted: int, vocab: int) -> torch.Tensor
 def _disagreement(config: Fields, drafted: int, spec: TargetSpec) -> list[str]:
     """What the configuration says otherwise than file and target, a sentence each."""
     found = {"draft_vocab_size": (drafted, "file"), "num_hidden_layers": (1, "file"), "vocab_size": (spec.vocab_size, "target")}
-    notes = [f"config.json says {name} {config[name]}, the {where} has {value}." for name, (value, where) in found.items() if config.get(name, value) != value]
-    layers = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids") or config.get("eagle_aux_hidden_state_layer_ids")
+    given = {name: config.whole(name) for name in found if config.given(name)}
+    notes = [f"config.json says {name} {given[name]}, the {where} has {value}." for name, (value, where) in found.items() if given.get(name, value) != value]
+    layers = config.part("eagle_config").wholes(_LAYERS_READ) or config.wholes(_LAYERS_READ)
     if layers:
         notes.append(f"config.json names the target's layers {', '.join(map(str, layers))} to be read; the head reads those of upstream's code.")
     return notes

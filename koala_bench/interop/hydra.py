@@ -17,14 +17,14 @@ import torch
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, count_of, first_of, read_json, read_tensors
 from koala_bench.interop.llama import Shapes, layer_shapes
 from koala_bench.target import Target
 
 FILES = ("hydra_lm_head.pt",)
 
-_BLOCK = re.compile(r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.(?:linear|res_connection)\.(?:weight|bias)")
-_OUTPUT = re.compile(r"hydra_lm_head\.(\d{1,3})\.(?:1\.)?(?:weight|bias)")
+_BLOCK = re.compile(r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.(?:linear|res_connection)\.(?:weight|bias)", re.ASCII)
+_OUTPUT = re.compile(r"hydra_lm_head\.(\d{1,3})\.(?:1\.)?(?:weight|bias)", re.ASCII)
 _PARTS = ("weight", "bias")
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 _PREFIX = "prefix_embeding_layer."
@@ -51,10 +51,9 @@ def read(folder: Path, spec: TargetSpec) -> Imported:
             f"{tensors.path} has no res_connection in any hydra_mlp: its heads do not read drafted tokens.",
             "Give heads that were trained with grounded_heads; the others are Medusa's network.",
         )
-    heads = 1 + max([*(head for head, _ in blocks), *outputs])
+    heads = count_of(tensors, "head", [*(head for head, _ in blocks), *outputs])
     dropout = all(place for _, place in blocks)
-    last = max(place for _, place in blocks)
-    layers = (last + 1) // 2 if dropout else last + 1
+    layers = count_of(tensors, "block", (place // 2 if dropout else place for _, place in blocks))
     prefix = any(name.startswith(_PREFIX) for name in tensors)
     names = _names(heads, layers, prefix, dropout)
     own_shapes = _shapes(heads, layers, prefix, spec)
@@ -81,8 +80,10 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
         "hydra_num_heads": heads, "hydra_num_layers": layers, "hydra_head_arch": _kind(prefix), "grounded_heads": True, "hidden_state_offset": 0,
         "base_model_name_or_path": target.name,
     }  # fmt: skip
-    distinct = len(tied_heads(tensors, heads, layers)) < heads and layers > 2
-    note = f"Upstream's model applies one block {layers - 1} times behind the first: its own loader cannot use these {layers - 1} distinct ones."
+    tied = tied_heads(tensors, heads, layers)
+    distinct = [head for head in range(heads) if head not in tied] if layers > 2 else []
+    which = f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers - 1} distinct ones"
+    note = f"Upstream's model applies one block {layers - 1} times behind the first: its own loader cannot use {which}."
     return Exported(FILES[0], named, config, (note,) if distinct else ())
 
 
@@ -161,14 +162,18 @@ def _disagreement(folder: Path, heads: int, layers: int, prefix: bool) -> list[s
     if not (folder / "config.json").is_file():
         return []
     config: Fields = read_json(folder / "config.json")
-    if config.get("hidden_state_offset", 0) != 0:
+    if offset := config.whole("hidden_state_offset", 0, least=0):
         raise KoalaBenchError(
-            f"{config.path}: hidden_state_offset is {config['hidden_state_offset']}: the heads read an earlier state than the target's last.",
+            f"{config.path}: hidden_state_offset is {offset}: the heads read an earlier state than the target's last.",
             "Only heads over the last state are read.",
         )
     found = {"hydra_num_heads": heads, "hydra_num_layers": layers, "hydra_head_arch": _kind(prefix), "grounded_heads": True}
-    other = [name for name, value in found.items() if config.get(name, value) != value]
+    stated = {
+        "hydra_num_heads": config.whole("hydra_num_heads", heads), "hydra_num_layers": config.whole("hydra_num_layers", layers),
+        "hydra_head_arch": config.text("hydra_head_arch", _kind(prefix)), "grounded_heads": config.truth("grounded_heads", True),
+    }  # fmt: skip
+    other = [name for name, value in found.items() if stated[name] != value]
     if not other:
         return []
-    said, has = ", ".join(f"{name} {config[name]}" for name in other), ", ".join(str(found[name]) for name in other)
+    said, has = ", ".join(f"{name} {stated[name]}" for name in other), ", ".join(str(found[name]) for name in other)
     return [f"config.json says {said}; the file has {has}."]

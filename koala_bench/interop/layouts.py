@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from koala_bench.checkpoints import load_head, read_weights, save_head
+from koala_bench.checkpoints import load_head, read_config, read_weights, save_head, write_tensors
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import replacing, sha256_of, write_text
+from koala_bench.files import sha256_of, write_text
 from koala_bench.heads import TargetSpec
 from koala_bench.interop import eagle, eagle3, hydra, medusa
 from koala_bench.interop.checkpoints import Exported, Imported, first_of, make_head, read_tensors
@@ -59,7 +58,8 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
     """Read an official checkpoint strictly and write it as a head of this project, ``out/config.json`` and the rest.
 
     Raises:
-        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds another head.
+        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds another head or
+            another program's configuration.
     """
     if not folder.is_dir():
         raise KoalaBenchError(f"There is no folder {folder}.", "Give the folder of a downloaded checkpoint.")
@@ -70,6 +70,11 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
     reader, path = found
     if (out / "model.safetensors").exists():
         raise KoalaBenchError(f"{out} holds a head already.", "Choose another --out, or delete it.")
+    if (out / "config.json").exists():  # one of a head of ours is what an import that was cut short leaves
+        try:
+            read_config(out)
+        except KoalaBenchError as error:
+            raise KoalaBenchError(f"{out / 'config.json'} is there already, and of no head of this project.", "Choose another --out, or delete it.") from error
     imported = reader.read(folder, target.spec())
     options = dict(imported.options)
     layers = options.pop("layers")
@@ -104,12 +109,12 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
         if path.exists():
             raise KoalaBenchError(f"{path} is there already.", "Choose another --out, or delete it.")
     tensors = {name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous() for name, tensor in made.tensors.items()}
-    write_text(paths[1], json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2) + "\n")
-    with replacing(paths[0]) as temporary:
-        if paths[0].suffix == ".safetensors":
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        else:
-            torch.save(tensors, temporary)
+    try:
+        write_tensors(paths[0], tensors, {"format": "pt"})
+        write_text(paths[1], json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2) + "\n")
+    except BaseException:
+        paths[0].unlink(missing_ok=True)  # half an export would be in the way of the next
+        raise
     for note in made.notes:
         say(note)
     return paths

@@ -23,35 +23,32 @@ def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
         what: the kind of draft, for errors.
 
     Raises:
-        KoalaBenchError: a field is missing, or says what the layers of these heads do not compute.
+        KoalaBenchError: a field is missing, or holds no such value, or says what the layers of these heads do not compute.
     """
     remedy = f"Only {what} drafts of the Llama kind with plain rotary positions are read."
-    if (activation := config.get("hidden_act", "silu")) != "silu":
+    if (activation := config.text("hidden_act", "silu")) != "silu":
         raise KoalaBenchError(f"{config.path}: the activation is '{activation}'.", remedy)
-    rotary = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rotary
-    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
+    rotary = config.part("rope_parameters")
+    scaling = config.part("rope_scaling") or rotary
+    if (kind := scaling.text("rope_type" if "rope_type" in scaling else "type", "default")) != "default":
         raise KoalaBenchError(f"{config.path}: the rotary positions are scaled ('{kind}').", remedy)
-    try:
-        query_heads = int(config["num_attention_heads"])
-        key_heads = int(config.get("num_key_value_heads") or query_heads)
-        intermediate = int(config["intermediate_size"])
-        base, eps = float(config.get("rope_theta") or rotary.get("rope_theta") or FIXED_ROPE_BASE), float(config.get("rms_norm_eps", 1e-6))
-    except (TypeError, ValueError) as error:
-        raise KoalaBenchError(f"{config.path}: a field of the layer's shape is no number ({error}).", "Copy or download the file again.") from error
-    if query_heads < 1 or key_heads < 1 or width % query_heads or query_heads % key_heads:
+    query_heads = config.whole("num_attention_heads")
+    key_heads = config.whole("num_key_value_heads") if config.given("num_key_value_heads") else query_heads
+    based = next((fields for fields in (config, rotary) if fields.given("rope_theta")), None)
+    # Rotary positions turn pairs of numbers: a head is an even number of them wide.
+    if width % query_heads or width // query_heads % 2 or query_heads % key_heads:
         raise KoalaBenchError(
             f"{config.path}: width {width} with {query_heads} query and {key_heads} key heads is no attention layer.",
             "Check that the file belongs to the checkpoint.",
         )
-    if config.get("head_dim") not in {None, width // query_heads}:
+    if config.given("head_dim") and config.whole("head_dim") != width // query_heads:
         raise KoalaBenchError(f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.", f"No other {what} draft is read.")
     return {
         "attention_heads": query_heads,
         "kv_heads": key_heads,
-        "intermediate": intermediate,
-        "rope_base": base,
-        "norm_eps": eps,
+        "intermediate": config.whole("intermediate_size"),
+        "rope_base": FIXED_ROPE_BASE if based is None else based.number("rope_theta"),
+        "norm_eps": config.number("rms_norm_eps", 1e-6),
     }
 
 

@@ -15,13 +15,13 @@ import torch
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, count_of, first_of, read_json, read_tensors
 from koala_bench.target import Target
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 
-_BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(?:weight|bias)")
-_OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")
+_BLOCK = re.compile(r"(\d{1,9})\.(\d{1,9})\.linear\.(?:weight|bias)", re.ASCII)
+_OUTPUT = re.compile(r"(\d{1,9})\.(\d{1,9})\.weight", re.ASCII)
 
 
 def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
@@ -46,7 +46,8 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
             else "Give the official medusa_lm_head file."
         )
         raise KoalaBenchError(f"{tensors.path} has no projection to the vocabulary for any head.", hint)
-    heads = 1 + max(head for head, _ in [*blocks, *outputs])
+    heads = count_of(tensors, "head", (head for head, _ in [*blocks, *outputs]))
+    count_of(tensors, "block", (place for _, place in [*blocks, *outputs]))
     layers = max(place for _, place in outputs)
     vocab, width = _sizes(tensors, layers, spec)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -90,8 +91,11 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
             named[f"{each}.{block}.linear.bias"] = bias[block, each]
         named[f"{each}.{layers}.weight"] = tensors["output_weight"][each]
     config = {"medusa_num_heads": heads, "medusa_num_layers": layers, "base_model_name_or_path": target.name}
-    note = f"Upstream's model applies one block {layers} times: its own loader cannot use these {layers} distinct ones."
-    return Exported("medusa_lm_head.pt", named, config, (note,) if layers > 1 else ())
+    tied = tied_heads(tensors)
+    distinct = [each for each in range(heads) if each not in tied] if layers > 1 else []
+    which = f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers} distinct ones"
+    note = f"Upstream's model applies one block {layers} times: its own loader cannot use {which}."
+    return Exported("medusa_lm_head.pt", named, config, (note,) if distinct else ())
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
@@ -119,7 +123,7 @@ def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> E
     return Exported("model.safetensors", named, config, ("vLLM drafts a chain of best tokens with it, no tree.",))
 
 
-def tied_heads(tensors: dict[str, torch.Tensor]) -> list[int]:
+def tied_heads(tensors: Mapping[str, torch.Tensor]) -> list[int]:
     """Heads with several blocks that are all equal: upstream builds ``[ResBlock(...)] * K``, one module K times.
 
     Args:
@@ -159,5 +163,5 @@ def _disagreement(folder: Path, heads: int, layers: int) -> list[str]:
     if not (folder / "config.json").is_file():
         return []
     config = read_json(folder / "config.json")
-    said = (config.get("medusa_num_heads", heads), config.get("medusa_num_layers", layers))
+    said = (config.whole("medusa_num_heads", heads), config.whole("medusa_num_layers", layers, least=0))
     return [] if said == (heads, layers) else [f"config.json says {said[0]} heads of {said[1]} blocks, the file has {heads} of {layers}."]

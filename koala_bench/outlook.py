@@ -47,7 +47,7 @@ def outlook(preset: Preset, methods: Sequence[str], data_dir: Path | None, out: 
     asked = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
     lines += [
         "",
-        f"- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients, moments, states of a micro-batch), "
+        f"- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients, moments, states of a step), "
         f"beside the activations of one head at a time; {gibibytes(needs.decoding_memory)} for decoding.",
         f"- Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there), heads and records"
         f"{f'; {gibibytes(needs.download)} to download' if needs.download else ''}.",

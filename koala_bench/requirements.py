@@ -77,7 +77,7 @@ class Needs:
     """Sizes of a whole run; bytes and counts of tokens.
 
     Attributes:
-        training_memory: target, heads with gradients and moments, states and distributions of one micro-batch; not the activations.
+        training_memory: target, heads with gradients and moments, states of a step, distributions of one micro-batch; not the activations.
         decoding_memory: target, heads, draft models and caches.
         download, disk: of the target and draft models that are not here; of heads, checkpoints and records.
         training_tokens, answer_tokens: at most, all heads together see the former once; the latter are those of one method.
@@ -196,15 +196,17 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
     trained = [head for head in heads if head.shares is None]
     weights = sum(head.parameters + head.judge for head in trained)
     tokens = preset.training.batch_tokens
-    batch = tokens * (config.hidden_size * features * size + config.vocab_size * 4)
+    # Of a step all micro-batches' states are held, and the distributions of one.
+    batch = tokens * (config.hidden_size * features * size * preset.training.micro_batches + config.vocab_size * 4)
     context = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     shapes = [config, *(each.config for each in (models or {}).values() if each.config is not None)]
     cache = sum(_row_of(each) for each in shapes) * context * size
     loaded_weights = sum(count or 0 for count in drafting.values())
     absent = sum(drafting[name] or 0 for name, each in (models or {}).items() if not each.at_hand)
-    # On the CPU recordings have the weights in layouts of their own, one for a single row and one for several.
+    # On the CPU recordings have the weights in layouts of their own: one in float32, else one for a single row and one for several.
     where = _decodes_on(preset)
-    copies = 3 if where.type == "cpu" and pick_engine(preset.target.engine, where) == "graph" else 1
+    recorded = where.type == "cpu" and pick_engine(preset.target.engine, where) == "graph"
+    copies = (2 if dtype_of(preset) == torch.float32 else 3) if recorded else 1
     asked = (160 if questions is None else questions) * preset.evaluation.repeats
     return Needs(
         target_parameters=parameters,

@@ -1,4 +1,4 @@
-"""Fingerprints of targets: equal for equal weights, wherever they lie, and different for different ones."""
+"""Fingerprints of targets: equal for equal weights, wherever they lie, and different for different ones; and the threads that targets are decoded on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from koala_bench.target import Target, fingerprint, load_target
+from koala_bench.target import Target, fingerprint, load_target, pick_threads
 from koala_bench.testing import save_tiny_target, tiny_config, tiny_target
 
 
@@ -64,3 +64,20 @@ def test_another_tokenizer_has_another_fingerprint(target: Target) -> None:
 def test_bare_weights_have_no_tokenizer_hash(tmp_path: Path) -> None:
     bare = load_target(str(save_tiny_target(tmp_path)), "cpu", tokenizer=False)
     assert fingerprint(bare).keys() == {"config_sha256", "weights_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "weights", "threads"),
+    [(None, "cpu", 28 << 20, 1), (None, "cpu", 640 << 20, None), (None, "cuda", 28 << 20, None), (3, "cpu", 28 << 20, 3), (1, "cpu", 640 << 20, 1)],
+)
+def test_small_targets_are_decoded_on_one_thread(wanted: int | None, device: str, weights: int, threads: int | None) -> None:
+    assert pick_threads(wanted, torch.device(device), weights) == threads
+
+
+def test_a_loaded_target_knows_its_threads_and_leaves_torchs_as_they_were(target_folder: Path) -> None:
+    before = torch.get_num_threads()
+    target = load_target(str(target_folder), "cpu", threads=before + 2)
+    with target.computing():
+        assert torch.get_num_threads() == before + 2
+    assert torch.get_num_threads() == before
+    assert load_target(str(target_folder), "cpu").threads == 1

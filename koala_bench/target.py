@@ -37,7 +37,7 @@ from koala_bench.tree import DraftTree
 _UNLOADABLE: tuple[type[Exception], ...] = (
     *HUB_ERRORS, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
-# Bytes of weights up to which a second thread gains a tenth at most on an idle machine, and loses everything beside any other process.
+# Bytes of weights up to which a second thread gains a tenth at most on an idle machine, and costs several times as much beside any other process.
 _FEW = 64 << 20
 Engine = Literal["eager", "graph"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,8 +87,8 @@ def pick_engine(name: str, device: torch.device) -> Engine:
 def pick_threads(wanted: int | None, device: torch.device, weights: int) -> int | None:
     """CPU threads to decode with, None for all that torch takes: with more than one every operation waits for the slowest core.
 
-    A target of some millions of parameters is decoded on one, unless another number is wanted: with two threads and one busy
-    process beside them, a step of 7 million parameters was measured at 25 times its time.
+    A target of some millions of parameters is decoded on one, unless another number is wanted: on two cores with one busy process
+    beside it a step of 7 million parameters was measured at three times its time with two threads, and at its usual time with one.
 
     Args:
         weights: size of the target in bytes.

@@ -126,13 +126,23 @@ def hiding(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.dtype) -
     Returns:
         [new, past + any], or [new, capacity] with everything behind those hidden.
     """
+    if isinstance(past, torch.Tensor):
+        return hide(hidden, past, capacity, dtype)
+    return F.pad(hidden.to(dtype) * torch.finfo(dtype).min, (past, 0))
+
+
+@torch.library.custom_op("koala_bench::hide", mutates_args=())
+def hide(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    """``hiding`` for a number of settled rows that is a tensor: one operation, so that a kernel that needs no mask finds what it stands for."""
     least = torch.finfo(dtype).min
-    block = hidden.to(dtype) * least
-    if not isinstance(past, torch.Tensor):
-        return F.pad(block, (past, 0))
     places = torch.arange(capacity, device=hidden.device) - past
-    width = hidden.shape[1]
-    return F.pad(block, (0, 1), value=least).index_select(1, places.clamp(0, width)).masked_fill(places < 0, 0.0)
+    block = F.pad(hidden.to(dtype) * least, (0, 1), value=least)
+    return block.index_select(1, places.clamp(0, hidden.shape[1])).masked_fill(places < 0, 0.0)
+
+
+@hide.register_fake
+def _(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    return hidden.new_empty(hidden.shape[0], capacity, dtype=dtype)
 
 
 def windows(storage: torch.Tensor, start: Any, new: int) -> Cache:

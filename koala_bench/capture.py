@@ -22,9 +22,10 @@ _WARM_UP = 2  # calls before a capture, in which libraries set themselves up
 
 @dataclass(frozen=True)
 class _Graph:
-    """One captured call; ``inputs`` are its own but for those that stay where they are."""
+    """One captured call; ``inputs`` are its own but for those that stay where they are, ``copied`` what they were copied from last."""
 
     inputs: tuple[torch.Tensor | None, ...]
+    copied: list[Argument]
     outputs: Any
     replay: Callable[[], None]
 
@@ -37,14 +38,17 @@ class Captured:
 
     Args:
         kept: places of the arguments that stay where they are, because the function writes into them or because they are large.
+        steady: places of tensors that nobody changes once they are made: copied only where another one came before.
         made: called for each graph that is captured.
 
     Raises:
         KoalaBenchError: when called, if the function cannot be captured.
     """
 
-    def __init__(self, function: Callable[..., Any], kept: Sequence[int], device: torch.device, made: Callable[[], None]) -> None:
-        self._function, self._kept, self._device, self._made = function, frozenset(kept), device, made
+    def __init__(
+        self, function: Callable[..., Any], kept: Sequence[int], steady: Sequence[int], device: torch.device, made: Callable[[], None]
+    ) -> None:
+        self._function, self._kept, self._steady, self._device, self._made = function, frozenset(kept), frozenset(steady), device, made
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 
     def __call__(self, *arguments: Argument) -> Any:
@@ -56,8 +60,9 @@ class Captured:
             graph = self._graphs[key] = self._capture(arguments)
             self._made()
         for place, (own, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
-            if own is None or argument is None or place in self._kept:
+            if own is None or argument is None or place in self._kept or (place in self._steady and argument is graph.copied[place]):
                 continue
+            graph.copied[place] = argument if place in self._steady else None
             if isinstance(argument, torch.Tensor):
                 own.copy_(argument)
             else:
@@ -103,7 +108,7 @@ class Captured:
         except RuntimeError as error:  # a model may ask the device for a value, or wait for it
             first = str(error).strip().splitlines()[0]
             raise KoalaBenchError(f"A pass cannot be captured as a CUDA graph: {first}", "Decode with --engine eager.") from error
-        return _Graph(own, outputs, graph.replay)
+        return _Graph(own, [None] * len(own), outputs, graph.replay)
 
     def _called(self, own: tuple[torch.Tensor | None, ...]) -> _Graph:
         outputs = self._function(*own)
@@ -114,4 +119,4 @@ class Captured:
             for there, here in zip(outputs if several else [outputs], again if several else [again], strict=True):
                 there.copy_(here)
 
-        return _Graph(own, outputs, replay)
+        return _Graph(own, [None] * len(own), outputs, replay)

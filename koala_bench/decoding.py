@@ -172,10 +172,10 @@ def decode(
         logits, hidden = target.verify(tree, cache, head.features)
         watch.mark("verify")
         path, settled, apart = rule.accept(tree, logits)
-        watch.mark("accept")
+        watch.mark("accept", waited=True)
         past = cache.past
         cache.commit(path)
-        watch.mark("commit")
+        watch.mark("commit", waited=True)
         if trace:
             steps.append(Step(tree.tokens.tolist(), path))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,12 +87,33 @@ class ModelCost:
         return times[nodes] / times[1] if nodes in times and 1 in times else None
 
 
-def copy_bandwidth(device: torch.device, size: int) -> float:
-    """Bytes read and written a second, in copying ``size`` bytes; the median of several copies."""
-    source = torch.ones(size, dtype=torch.uint8, device=device)
+@dataclass(frozen=True)
+class Bandwidth:
+    """What a device's memory was measured to do, in bytes a second.
+
+    Attributes:
+        copied: read and written in a copy, both counted.
+        read: read in a sum.
+    """
+
+    copied: float
+    read: float
+
+    @property
+    def most(self) -> float:
+        """The higher of both, against which decoding is held: it reads far more than it writes."""
+        return max(self.copied, self.read)
+
+
+def bandwidth(device: torch.device, size: int) -> Bandwidth:
+    """Copy and sum up ``size`` bytes, several times; the medians."""
+    source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    times = [seconds_of(device, lambda: target.copy_(source)) for _ in range(_COPIES + 2)]
-    return 2 * size / statistics.median(times[2:])
+
+    def rate(moved: int, run: Callable[[], object]) -> float:
+        return moved / statistics.median([seconds_of(device, run) for _ in range(_COPIES + 2)][2:])
+
+    return Bandwidth(rate(2 * size, lambda: target.copy_(source)), rate(size, source.sum))
 
 
 def random_model(size: str, device: torch.device, dtype: torch.dtype) -> Target:

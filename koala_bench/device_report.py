@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from koala_bench.device_costs import MethodCost, ModelCost
+from koala_bench.device_costs import Bandwidth, MethodCost, ModelCost
 from koala_bench.published import Paper
 
 
@@ -17,7 +17,7 @@ class DeviceReport:
 
     Attributes:
         device: its name.
-        bandwidth: bytes that a copy reads and writes a second.
+        bandwidth: of its memory.
         environment, code: as in run records.
         models: what was measured, a model and an engine each.
         missing: sizes that were not measured, and why.
@@ -25,7 +25,7 @@ class DeviceReport:
 
     device: str
     dtype: str
-    bandwidth: float
+    bandwidth: Bandwidth
     environment: dict[str, Any]
     code: dict[str, Any]
     models: tuple[ModelCost, ...]
@@ -33,12 +33,12 @@ class DeviceReport:
 
     def json(self) -> str:
         """Everything, for whoever calculates with it."""
-        return json.dumps({"kind": "device-report", "schema": 1, **asdict(self)}, indent=1) + "\n"
+        return json.dumps({"kind": "device-report", "schema": 2, **asdict(self)}, indent=1) + "\n"
 
 
 def limit_s(report: DeviceReport, model: ModelCost) -> float:
     """Seconds that a vanilla step takes at least, if memory alone limits it."""
-    return model.bytes_per_token / report.bandwidth
+    return model.bytes_per_token / report.bandwidth.most
 
 
 def in_words(report: DeviceReport, paper: Paper) -> str:
@@ -48,13 +48,13 @@ def in_words(report: DeviceReport, paper: Paper) -> str:
         "# Device report",
         "",
         f"{report.device}, {report.dtype}, torch {versions['torch']}, transformers {versions['transformers']}, {report.environment['threads']} host threads. "
-        f"A copy reads and writes {report.bandwidth / 1e9:,.0f} GB/s.",
+        f"A copy reads and writes {report.bandwidth.copied / 1e9:,.0f} GB/s, a sum reads {report.bandwidth.read / 1e9:,.0f} GB/s.",
         "",
         "Weights are random, so acceptance means nothing here and is not reported: these are latencies, and what acceptance length they ask for.",
         "",
         "## Vanilla steps",
         "",
-        "The limit is the time to read the weights and the cache once at the copy's rate.",
+        "The limit is the time to read the weights and the cache once at the higher of these rates.",
         "",
         "| Model | Parameters (10^9) | Engine | Step (ms) | Tokens/s | Limit (ms) | Share of the limit (%) |",
         "| :-- | --: | :-- | --: | --: | --: | --: |",

@@ -23,10 +23,10 @@ Pass = Callable[..., Any]  # of tensors, numbers and None
 class Record(Protocol):
     """Makes a recording of a decoding pass, or leaves it as it is; see ``TargetSpec.record``."""
 
-    def __call__(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = ()) -> Pass: ...
+    def __call__(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()) -> Pass: ...
 
 
-def as_it_is(function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = ()) -> Pass:
+def as_it_is(function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()) -> Pass:
     """Recorded nowhere, called as it is."""
     return function
 

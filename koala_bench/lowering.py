@@ -6,10 +6,11 @@ and another. Nothing here knows a model: what is not recognised stays as it was 
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -21,11 +22,13 @@ _USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
 # Elements of weights up to which oneDNN's layout costs more than it saves, on cores of AMD EPYC. That all numbers of rows agree on one keeps the
 # weights once in memory and in the processor's cache.
 _SMALL = 50_000
+_MADE = frozenset({_aten.arange.default, _aten.ones.default})  # out of numbers alone
 Layout = Literal["plain", "turned", "packed"]
 # What only looks at a tensor in another way, or asks it for a size. Twice the same is once.
 _VIEWS = frozenset({
     _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.transpose.int, _aten.view.default, _aten.sym_size.int, _aten.t.default,
 })  # fmt: skip
+_PURE = frozenset({_aten.add.Tensor, _aten.mul.Tensor, _aten.index_select.default})
 
 
 class Layouts:
@@ -76,19 +79,31 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     constants = dict(constants)
     layouts.count()
     lay_out = partial(_lay_out_products, layouts=layouts)
-    for step in (_drop_modes, _fold, _drop_idle, _share_views, _fuse_norms, _fuse_rotations, lay_out, _join_rotations, _call_methods):
+    steps = (_drop_modes, _share, _fold, _drop_idle, _share, _fuse_norms, _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods)
+    for step in steps:
         step(graph, constants)
-        graph.eliminate_dead_code(is_impure_node=_writes)
+        graph.eliminate_dead_code(is_impure_node=writes)
     graph.lint()
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     return {name: value for name, value in constants.items() if name in used}
+
+
+def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]], None], ...]:
+    """The rewriting into kernels of our own, where they can be used: on a GPU, in half precision, with Triton."""
+    weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
+        return ()
+    from koala_bench.fusing import fuse  # which needs Triton, which is not there without a GPU
+
+    return (fuse,)
 
 
 def _on_processor(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu"
 
 
-def _writes(node: Node) -> bool:
+def writes(node: Node) -> bool:
+    """Whether a node changes what it is given, so that it stays though nothing reads its result."""
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_method":
@@ -96,27 +111,30 @@ def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _calls(graph: Graph, *targets: Any) -> Iterator[Any]:
+def calls(graph: Graph, *targets: Any) -> Iterator[Any]:
     """The nodes that call one of the targets; those are read before any is rewritten."""
     yield from [node for node in graph.nodes if node.op == "call_function" and node.target in targets]
 
 
-def _is(node: Any, *targets: Any) -> bool:
+def is_call(node: Any, *targets: Any) -> bool:
+    """Whether a node calls one of the targets."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
-def _value(node: Any) -> Any:
+def value_of(node: Any) -> Any:
+    """What a node gave when it was recorded: a tensor without data, whose sizes may be symbols."""
     return node.meta["val"]
 
 
-def _replace(old: Node, new: Node) -> None:
+def replace_node(old: Node, new: Node) -> None:
+    """Put a node in another's place."""
     new.meta.setdefault("val", old.meta.get("val"))
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
 
 
-def _constant(graph: Graph, constants: dict[str, Any], value: Any, name: str) -> Node:
-    """A node for a new constant, where the graph's insertion point is."""
+def constant(graph: Graph, constants: dict[str, Any], value: Any, name: str) -> Node:
+    """A node for a new constant, where the graph's insertion point is; ``name`` begins its own."""
     key = f"{name}_{len(constants)}"
     constants[key] = value
     node = graph.create_node("get_attr", key)
@@ -133,15 +151,15 @@ def _constant_of(node: Any, constants: dict[str, Any]) -> torch.Tensor | None:
 
 def _drop_modes(graph: Graph, constants: dict[str, Any]) -> None:
     """Switches of autograd: replays run without it."""
-    for node in _calls(graph, torch._C._set_grad_enabled):
+    for node in calls(graph, torch._C._set_grad_enabled):
         graph.erase_node(node)
 
 
 def _fold(graph: Graph, constants: dict[str, Any]) -> None:
-    """Compute now what depends on constants alone."""
+    """Compute now what depends on constants and known numbers alone."""
     for node in list(graph.nodes):
         inputs: list[Any] = node.all_input_nodes
-        if node.op != "call_function" or not inputs or _writes(node) or any(each.op != "get_attr" for each in inputs):
+        if node.op != "call_function" or not (inputs or node.target in _MADE) or writes(node) or any(each.op != "get_attr" for each in inputs):
             continue
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue
@@ -150,35 +168,51 @@ def _fold(graph: Graph, constants: dict[str, Any]) -> None:
         value = node.target(*arguments, **named)
         if isinstance(value, (torch.Tensor, list, tuple)):
             with graph.inserting_before(node):
-                _replace(node, _constant(graph, constants, value, "folded"))
+                replace_node(node, constant(graph, constants, value, "folded"))
 
 
 def _drop_idle(graph: Graph, constants: dict[str, Any]) -> None:
-    """Conversions to what a tensor is already, slices of the whole, products with one, dropout that is off."""
-    for node in _calls(graph, _aten.to.dtype, _aten.to.device, _aten.slice.Tensor, _aten.mul.Tensor, _aten.dropout.default):
+    """Conversions to what a tensor is already, slices of the whole, products with one, sums with zero, dropout that is off."""
+    for node in calls(graph, _aten.to.dtype, _aten.to.device, _aten.slice.Tensor, _aten.mul.Tensor, _aten.add.Tensor, _aten.dropout.default):
         source, rest = node.args[0], node.args[1:]
         if node.target is _aten.slice.Tensor:
             idle = rest[1:] == (0, sys.maxsize)
         elif node.target is _aten.mul.Tensor:
-            idle = rest == (1.0,) and _value(node).dtype == _value(source).dtype
+            idle = rest == (1.0,) and value_of(node).dtype == value_of(source).dtype
+        elif node.target is _aten.add.Tensor:
+            idle = rest == (0,) and not node.kwargs and _is_integer(source)
         elif node.target is _aten.dropout.default:
             idle = rest[1] is False
         else:
-            idle = (_value(node).dtype, _value(node).device) == (_value(source).dtype, _value(source).device)
+            idle = (value_of(node).dtype, value_of(node).device) == (value_of(source).dtype, value_of(source).device)
         if idle:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
 
-def _share_views(graph: Graph, constants: dict[str, Any]) -> None:
-    """The same view of the same tensor is taken once."""
+def _is_integer(node: Any) -> bool:
+    return isinstance(node, Node) and isinstance(value_of(node), torch.Tensor) and not value_of(node).is_floating_point()
+
+
+def _share(graph: Graph, constants: dict[str, Any]) -> None:
+    """The same view of the same tensor, and the same sum or selection of tensors that nobody writes into, is made once."""
     seen: dict[Any, Node] = {}
-    for node in _calls(graph, *_VIEWS):
+    written = {base for node in graph.nodes if node.args and node.op not in ("placeholder", "output") and writes(node) for base in _bases(node.args[0])}
+    for node in calls(graph, *_VIEWS, *_PURE, *_MADE):
+        if node.target in _PURE and any(base in written for each in node.all_input_nodes for base in _bases(each)):
+            continue
         key = (node.target, repr(node.args), repr(node.kwargs))  # a node's repr is its name, which is unique
         if key in seen:
-            _replace(node, seen[key])
+            replace_node(node, seen[key])
         else:
             seen[key] = node
+
+
+def _bases(node: Any) -> Iterator[Node]:
+    """What a tensor may be a view of, itself included."""
+    while isinstance(node, Node):
+        yield node
+        node = node.args[0] if is_call(node, *_VIEWS, *_METHODS, operator.getitem) else None
 
 
 # ------------------------------------------------------------------------------ norms and rotations
@@ -189,31 +223,31 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
 
     PyTorch has one kernel for that norm on the CPU, and seven for the root mean square's. On a GPU it has one for this norm too.
     """
-    for node in _calls(graph, _aten.rms_norm.default):
+    for node in calls(graph, _aten.rms_norm.default):
         x, shape, weight, eps = (*node.args, None, None)[:4]
         if _constant_of(weight, constants) is not None and isinstance(eps, float) and len(shape) == 1:
             _norm(graph, constants, node, x, weight, eps)
-    for root in _calls(graph, _aten.rsqrt.default):
+    for root in calls(graph, _aten.rsqrt.default):
         raised = root.args[0]
-        if not _is(raised, _aten.add.Tensor) or not isinstance(raised.args[1], float):
+        if not is_call(raised, _aten.add.Tensor) or not isinstance(raised.args[1], float):
             continue
         mean = raised.args[0]
-        if not _is(mean, _aten.mean.dim) or mean.args[1] != [-1] or not _is(mean.args[0], _aten.pow.Tensor_Scalar) or mean.args[0].args[1] != 2:
+        if not is_call(mean, _aten.mean.dim) or mean.args[1] != [-1] or not is_call(mean.args[0], _aten.pow.Tensor_Scalar) or mean.args[0].args[1] != 2:
             continue
         x = mean.args[0].args[0]
-        scaled = _only_user(root, _aten.mul.Tensor)
+        scaled = only_user(root, _aten.mul.Tensor)
         if scaled is None or x not in scaled.args:
             continue
         # In half precision the square is taken of a copy in float32, and what is scaled is rounded before it is weighed.
-        rounded = _only_user(scaled, _aten.to.dtype)
+        rounded = only_user(scaled, _aten.to.dtype)
         inner = scaled if rounded is None else rounded
-        outer = _only_user(inner, _aten.mul.Tensor)
+        outer = only_user(inner, _aten.mul.Tensor)
         weight = None if outer is None else outer.args[1] if outer.args[0] is inner else outer.args[0]
-        if rounded is not None and _is(x, _aten.to.dtype) and _value(x.args[0]).dtype.itemsize < _value(x).dtype.itemsize:
+        if rounded is not None and is_call(x, _aten.to.dtype) and value_of(x.args[0]).dtype.itemsize < value_of(x).dtype.itemsize:
             x = x.args[0]
-        if outer is None or _constant_of(weight, constants) is None or _value(outer).dtype != _value(x).dtype:
+        if outer is None or _constant_of(weight, constants) is None or value_of(outer).dtype != value_of(x).dtype:
             continue
-        if _value(weight).shape != _value(x).shape[-1:]:
+        if value_of(weight).shape != value_of(x).shape[-1:]:
             continue
         _norm(graph, constants, outer, x, weight, raised.args[1])
 
@@ -223,57 +257,58 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
     scale = constants[weight.target].detach()
     if not _on_processor(scale):
         with graph.inserting_before(old):
-            _replace(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
+            replace_node(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
         return
     with graph.inserting_before(old):
-        signs = _constant(graph, constants, torch.tensor([[1.0], [-1.0]], dtype=scale.dtype, device=scale.device), "mirror")
-        twice = _constant(graph, constants, torch.stack([scale, scale]), "scale")
+        signs = constant(graph, constants, torch.tensor([[1.0], [-1.0]], dtype=scale.dtype, device=scale.device), "mirror")
+        twice = constant(graph, constants, torch.stack([scale, scale]), "scale")
         mirrored = graph.call_function(torch.mul, (graph.call_method("unsqueeze", (x, -2)), signs))
         whole = graph.call_function(torch.layer_norm, (mirrored, (2, len(scale)), twice, None, eps))
-        _replace(old, graph.call_method("select", (whole, -2, 0)))
+        replace_node(old, graph.call_method("select", (whole, -2, 0)))
 
 
-def _only_user(node: Node, target: Any) -> Any:
+def only_user(node: Node, target: Any) -> Any:
+    """The node that reads this one, if it is the only one and calls the target; else None."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and _is(users[0], target) else None
+    return users[0] if len(users) == 1 and is_call(users[0], target) else None
 
 
 def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
     """``x * cos + cat(-second half, first half) * sin`` is ``x * cos + roll(x, half) * signed sin``, and the sines are signed once."""
     signed: dict[Node, Node] = {}
-    for turned in _calls(graph, _aten.cat.default):
+    for turned in calls(graph, _aten.cat.default):
         parts = turned.args[0]
-        if len(parts) != 2 or turned.args[1:] != (-1,) or not _is(parts[0], _aten.neg.default):
+        if len(parts) != 2 or turned.args[1:] != (-1,) or not is_call(parts[0], _aten.neg.default):
             continue
         x, half = _halved(parts[1], parts[0].args[0])
-        product = _only_user(turned, _aten.mul.Tensor)
-        total = None if product is None else _only_user(product, _aten.add.Tensor)
+        product = only_user(turned, _aten.mul.Tensor)
+        total = None if product is None else only_user(product, _aten.add.Tensor)
         if x is None or product is None or total is None or len(total.args) != 2 or total.kwargs:
             continue
         sine, straight = product.args[product.args[0] is turned], total.args[total.args[0] is product]
-        if not isinstance(sine, Node) or not _is(straight, _aten.mul.Tensor) or x not in straight.args or _value(sine).shape[-1] != 2 * half:
+        if not isinstance(sine, Node) or not is_call(straight, _aten.mul.Tensor) or x not in straight.args or value_of(sine).shape[-1] != 2 * half:
             continue
         if sine not in signed:
             with graph.inserting_after(sine):
-                signs = _constant(graph, constants, torch.cat([-torch.ones(half), torch.ones(half)]).to(_value(sine)), "signs")
+                signs = constant(graph, constants, torch.cat([-torch.ones(half), torch.ones(half)]).to(value_of(sine)), "signs")
             with graph.inserting_after(signs):
                 signed[sine] = graph.call_function(torch.mul, (sine, signs))
         with graph.inserting_before(total):
             rolled = graph.call_function(torch.roll, (x, half, -1))
-            _replace(total, graph.call_function(torch.addcmul, (straight, rolled, signed[sine])))
+            replace_node(total, graph.call_function(torch.addcmul, (straight, rolled, signed[sine])))
 
 
 def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
     """Queries and keys that are neighbours in a joined product and turn by the same angles are turned in one go, as if they were more heads."""
     before: dict[object, tuple[Any, int, Any]] = {}
-    for total in _calls(graph, torch.addcmul):
+    for total in calls(graph, torch.addcmul):
         straight, rolled, sine = total.args
         x = rolled.args[0]
-        seen: Any = x.args[0] if _is(x, _aten.transpose.int) and x.args[1:] == (1, 2) else None
-        part: Any = seen.args[0] if _is(seen, _aten.view.default, _aten.reshape.default) and len(seen.args[1]) == 4 else None
+        seen: Any = x.args[0] if is_call(x, _aten.transpose.int) and x.args[1:] == (1, 2) else None
+        part: Any = seen.args[0] if is_call(seen, _aten.view.default, _aten.reshape.default) and len(seen.args[1]) == 4 else None
         if (getattr(part, "op", None), getattr(part, "target", None)) != ("call_method", "narrow"):
             continue
-        (whole, _, start, length), heads = part.args, _value(x).shape[1]
+        (whole, _, start, length), heads = part.args, value_of(x).shape[1]
         cosine, (rows, columns, _, width) = straight.args[straight.args[0] is x], seen.args[1]
         key = (whole, rows, columns, width, cosine, sine, rolled.args[1:])
         if key not in before or before[key][1] != start:
@@ -286,8 +321,8 @@ def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
             straight = graph.call_function(torch.mul, (turned, cosine))
             joined = graph.call_function(torch.addcmul, (straight, graph.call_function(torch.roll, (turned, *rolled.args[1:])), sine))
             parts = [graph.call_method("narrow", (joined, 1, at, count)) for at, count in ((0, others), (others, heads))]
-        _replace(first, parts[0])
-        _replace(total, parts[1])
+        replace_node(first, parts[0])
+        replace_node(total, parts[1])
 
 
 def _halved(first: Any, second: Any) -> tuple[Any, int]:
@@ -295,12 +330,12 @@ def _halved(first: Any, second: Any) -> tuple[Any, int]:
     whole: Any = first.args[0] if isinstance(first, Node) and first.args else None
     if not isinstance(whole, Node) or not isinstance(second, Node) or second.args[0] is not whole:
         return None, 0
-    if _is(first, operator.getitem) and _is(second, operator.getitem):  # of a chunk into two
-        if not _is(whole, _aten.chunk.default) or whole.args[1:] != (2, -1) or (first.args[1], second.args[1]) != (0, 1):
+    if is_call(first, operator.getitem) and is_call(second, operator.getitem):  # of a chunk into two
+        if not is_call(whole, _aten.chunk.default) or whole.args[1:] != (2, -1) or (first.args[1], second.args[1]) != (0, 1):
             return None, 0
-        return whole.args[0], _value(whole.args[0]).shape[-1] // 2
-    size, last = _value(whole).shape[-1], _value(whole).ndim - 1
-    if not _is(first, _aten.slice.Tensor) or not _is(second, _aten.slice.Tensor) or not isinstance(size, int) or size % 2:
+        return whole.args[0], value_of(whole.args[0]).shape[-1] // 2
+    size, last = value_of(whole).shape[-1], value_of(whole).ndim - 1
+    if not is_call(first, _aten.slice.Tensor) or not is_call(second, _aten.slice.Tensor) or not isinstance(size, int) or size % 2:
         return None, 0
     fits = first.args[1:] == (last, 0, size // 2) and second.args[1:] in ((last, size // 2, sys.maxsize), (last, size // 2, size))
     return (whole, size // 2) if fits else (None, 0)
@@ -315,7 +350,7 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
     So queries, keys and values are one product, and so are gate and up. An addition behind a product becomes part of it.
     """
     groups: dict[object, list[Any]] = {}
-    for node in _calls(graph, _aten.linear.default):
+    for node in calls(graph, _aten.linear.default):
         weight = _constant_of(node.args[1], constants)
         if weight is not None:
             groups.setdefault(node.args[0] if len(node.args) == 2 else node, []).append(node)
@@ -327,10 +362,10 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
         ends = list(itertools.accumulate(len(weight) for weight in weights))
         with graph.inserting_before(nodes[0]):
             whole = graph.call_function(_aten.linear.default, nodes[0].args)
-            whole.meta["val"] = torch.cat([_value(node) for node in nodes], dim=-1)
+            whole.meta["val"] = torch.cat([value_of(node) for node in nodes], dim=-1)
             parts = [graph.call_method("narrow", (whole, -1, end - len(each), len(each))) for end, each in zip(ends, weights, strict=True)]
         for node, part in zip(nodes, parts, strict=True):
-            _replace(node, part)
+            replace_node(node, part)
         _lay_out(graph, constants, layouts, whole, weights)
 
 
@@ -345,24 +380,24 @@ def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
 
 
 def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:
-    x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, _value(node).shape
+    x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, value_of(node).shape
     kind = _layout(weights, one_row=all(size == 1 for size in shape[:-1]))
     if kind == "plain" and len(weights) == 1:
         return
-    total = _only_user(node, _aten.add.Tensor) if kind == "packed" else None
+    total = only_user(node, _aten.add.Tensor) if kind == "packed" else None
     other = None if total is None or len(total.args) != 2 or total.kwargs else total.args[total.args[0] is node]
-    if total is not None and isinstance(other, Node) and (_value(other).shape, _value(other).dtype) == (shape, weights[0].dtype):
+    if total is not None and isinstance(other, Node) and (value_of(other).shape, value_of(other).dtype) == (shape, weights[0].dtype):
         with graph.inserting_before(total):
-            weight = _constant(graph, constants, layouts.of(weights, kind), kind)
-            _replace(total, graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, other, weight, bias, "add")))
+            weight = constant(graph, constants, layouts.of(weights, kind), kind)
+            replace_node(total, graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, other, weight, bias, "add")))
         graph.erase_node(node)
         return
     with graph.inserting_before(node):
-        weight = _constant(graph, constants, layouts.of(weights, kind), kind)
+        weight = constant(graph, constants, layouts.of(weights, kind), kind)
         if kind == "packed":
-            _replace(node, graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], "")))
+            replace_node(node, graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], "")))
         else:
-            _replace(node, graph.call_function(torch._C._nn.linear, (x, weight, bias)))
+            replace_node(node, graph.call_function(torch._C._nn.linear, (x, weight, bias)))
 
 
 # ------------------------------------------------------------------------------ calls
@@ -389,18 +424,18 @@ _FUNCTIONS = {
 
 def _call_methods(graph: Graph, constants: dict[str, Any]) -> None:
     """Call plain functions and methods: through an operator's overload every call costs a microsecond or two more."""
-    for node in _calls(graph, *_METHODS, *_FUNCTIONS, _aten.slice.Tensor):
+    for node in calls(graph, *_METHODS, *_FUNCTIONS, _aten.slice.Tensor):
         if node.target in _METHODS and not node.kwargs:
             with graph.inserting_before(node):
-                _replace(node, graph.call_method(_METHODS[node.target], node.args))
+                replace_node(node, graph.call_method(_METHODS[node.target], node.args))
         elif node.target is _aten.slice.Tensor and len(node.args) == 4:
             source, dimension, start, stop = node.args
-            size = _value(node).shape[dimension]
+            size = value_of(node).shape[dimension]
             known = isinstance(size, int) and isinstance(start, int) and start >= 0
             if not known and not isinstance(stop, Node):
                 continue
             with graph.inserting_before(node):
                 length = size if known else stop if start == 0 else graph.call_function(operator.sub, (stop, start))
-                _replace(node, graph.call_method("narrow", (source, dimension, start, length)))
+                replace_node(node, graph.call_method("narrow", (source, dimension, start, length)))
         elif node.target in _FUNCTIONS:
             node.target = _FUNCTIONS[node.target]

@@ -167,12 +167,12 @@ class Target:
         """How many recordings were made until now, of the target's passes and of its heads'."""
         return self._layouts.recordings
 
-    def record(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = ()) -> Pass:
+    def record(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()) -> Pass:
         """A recording of a function, if this engine replays recordings; see ``TargetSpec``."""
         if self.engine == "eager":
             return function
         recorded = Recorded(function, moving, self._layouts)
-        return Captured(recorded, kept, self.device, self._layouts.count) if self.fixed else recorded
+        return Captured(recorded, kept, steady, self.device, self._layouts.count) if self.fixed else recorded
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""
@@ -281,7 +281,7 @@ class Target:
                 return whole(tokens, mask, depths + past, rows, storage)  # type: ignore[arg-type]
 
             if self.fixed:
-                self._passes[features] = self.record(of_fixed_shape, ((0,), (0, 1), (1,), (), (3,)), (4,))
+                self._passes[features] = self.record(of_fixed_shape, ((0,), (0, 1), (1,), (), (3,)), (4,), (1, 2))
             else:
                 self._passes[features] = self.record(whole, ((0,), (2, 3), (1,), (), (3,)))
         return self._passes[features]

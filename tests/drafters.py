@@ -45,4 +45,4 @@ class Oracle:
                 on_path.add(node)
             else:
                 tokens.append(self.draw.randrange(self.vocab_size))
-        return DraftTree(torch.tensor(tokens), shape)
+        return DraftTree(new.tokens.new_tensor(tokens), shape)

@@ -148,7 +148,7 @@ def test_arguments_are_copied_but_for_those_that_stay(device: str) -> None:
         return x + number, rows.sum()
 
     made: list[int] = []
-    captured = Captured(add, (2,), torch.device(device), lambda: made.append(1))
+    captured = Captured(add, (2,), (), torch.device(device), lambda: made.append(1))
     rows = torch.zeros(5, device=device)
     with torch.inference_mode():
         for count, number in ((3, 1), (4, 5), (3, 7), (4, -2)):
@@ -166,7 +166,7 @@ def test_arguments_are_copied_but_for_those_that_stay(device: str) -> None:
 
 def test_graphs_are_not_kept_without_end() -> None:
     made: list[int] = []
-    captured = Captured(lambda x: x * 2, (), torch.device("cpu"), lambda: made.append(1))
+    captured = Captured(lambda x: x * 2, (), (), torch.device("cpu"), lambda: made.append(1))
     for _ in range(2):
         for size in range(100):
             assert captured(torch.ones(size)).tolist() == [2.0] * size

@@ -36,7 +36,7 @@ def pair(folder: Path, config: Any = None, dtype: str = "float64", attention: st
 
 def verified(target: Target, tree: DraftTree, prompt: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     cache = target.new_cache(64)
-    target.prefill(torch.tensor(prompt), cache, (0, 1, -1))
+    target.prefill(torch.tensor(prompt, device=target.device), cache, (0, 1, -1))
     logits, hidden = target.verify(tree, cache, (0, 1, -1))
     return logits, hidden, cache.storage
 

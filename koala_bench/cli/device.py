@@ -43,7 +43,7 @@ def device_report(
     import torch
 
     import koala_bench
-    from koala_bench.device_costs import copy_bandwidth, model_cost, random_model
+    from koala_bench.device_costs import bandwidth, model_cost, random_model
     from koala_bench.device_report import DeviceReport, in_words
     from koala_bench.figures.nodes import write_nodes
     from koala_bench.files import write_text
@@ -61,10 +61,10 @@ def device_report(
     published = read_paper(paper)
     preset = preset_of("vicuna-7b", False, None)
     chosen = {name: (preset.method(name), preset.method(name).tree) for name in method_names(preset, methods) if name != "vanilla"}
-    bandwidth = copy_bandwidth(where, _COPIED[where.type])
     environment = machine(where)
     report = DeviceReport(
-        torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"], str(kind).removeprefix("torch."), bandwidth, dict(environment),
+        torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"], str(kind).removeprefix("torch."), bandwidth(where, _COPIED[where.type]),
+        dict(environment),
         dict(code_state(Path(koala_bench.__file__).parent)), (), {},
     )  # fmt: skip
     for size in wanted:

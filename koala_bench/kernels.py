@@ -1,0 +1,464 @@
+"""Triton kernels for passes in half precision on a GPU: what lies between the products costs a decoding step more than its arithmetic.
+
+A product of one row reads its weights once and does what stands before and behind it on the way. Attention over a tree reads the rows that there
+are, not those that there is room for. Where the GPU can start a kernel before the one before it has ended (programmatic dependent launch, compute
+capability 9.0), weights are read ahead. Sums are made in float32; results are rounded once, where the plain operations round at each step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+DTYPES = (torch.bfloat16, torch.float16)
+WIDTHS = (16, 32, 64, 128, 256)  # of attention heads
+MOST_RANKS = 32
+# Of the GPU tried, an H200. Of a product of one row: the rows and the columns of weights that a program reads at once, and its warps; plain and gated.
+_TILES = {False: (2, 1024, 4), True: (1, 1024, 4)}
+# Of attention, by the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at once, warps, stages.
+_SHARES = {16: (128, 128, 4, 1), 32: (512, 64, 4, 3), 64: (512, 64, 4, 3)}
+_HEADS = 8  # turned by one program
+_ROW = 128  # rows of a cache for each of the programs that share a head of a single query
+_PART = 2048  # logits of which one program finds the best
+_EARLY = hasattr(tl.extra.cuda, "gdc_wait")
+
+
+def _early(like: torch.Tensor) -> bool:
+    return _EARLY and like.device.type == "cuda" and torch.cuda.get_device_capability(like.device)[0] >= 9
+
+
+def _launching(like: torch.Tensor) -> dict[str, Any]:
+    early = _early(like)
+    return {"EARLY": early, "launch_pdl": early} if early else {"EARLY": False}
+
+
+# ------------------------------------------------------------------------------ norms and products
+
+
+@triton.jit
+def _rms_norm(x, gain, out, eps, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    scale = tl.load(gain + at, mask=at < width, other=0.0).to(tl.float32)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    value = tl.load(x + row * width + at, mask=at < width, other=0.0).to(tl.float32)
+    value = value * tl.rsqrt(tl.sum(value * value) / width + eps) * scale
+    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=at < width)
+
+
+def rms_norm(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root mean square norm of x [..., width], scaled by ``gain`` [width]."""
+    x, width = x.contiguous(), x.shape[-1]
+    out, block = torch.empty_like(x), triton.next_power_of_2(width)
+    _rms_norm[(x.numel() // width,)](x, gain, out, eps, width, BLOCK=block, num_warps=min(16, max(1, block // 256)), **_launching(x))
+    return out
+
+
+@triton.jit
+def _row_product(  # type: ignore[no-untyped-def]
+    x, weight, out, bias, residual, gain, eps, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    own = row < count
+    start_of = weight + row.to(tl.int64)[:, None] * WIDTH + at[None, :]
+    start_of_up = start_of + count.to(tl.int64) * WIDTH
+    # The first weights are asked for before it is known that the vector is there.
+    part = tl.load(start_of, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0)
+    up_part = tl.load(start_of_up, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0) if GATED else part
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    up_total = tl.zeros((ROWS, BLOCK), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        place = start + at
+        value = tl.load(x + place, mask=place < WIDTH, other=0.0).to(tl.float32)
+        if NORM:
+            squares += value * value
+            value *= tl.load(gain + place, mask=place < WIDTH, other=0.0).to(tl.float32)
+        here, there = part, up_part
+        if start + BLOCK < WIDTH:
+            known = own[:, None] & (place + BLOCK < WIDTH)[None, :]
+            part = tl.load(start_of + (start + BLOCK), mask=known, other=0.0)
+            if GATED:
+                up_part = tl.load(start_of_up + (start + BLOCK), mask=known, other=0.0)
+        total += here.to(tl.float32) * value[None, :]
+        if GATED:
+            up_total += there.to(tl.float32) * value[None, :]
+    result = tl.sum(total, 1)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(squares) / WIDTH + eps)
+        result *= scale
+    if GATED:
+        up = tl.sum(up_total, 1)
+        if NORM:
+            up *= scale
+        result = result / (1 + tl.exp(-result)) * up
+    if BIAS:
+        result += tl.load(bias + row, mask=own, other=0.0).to(tl.float32)
+    if ADD:
+        result += tl.load(residual + row, mask=own, other=0.0).to(tl.float32)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=own)
+
+
+def row_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None, gain: torch.Tensor | None = None,
+    eps: float = 0.0, gated: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """``weight @ norm(x) + bias + residual`` for a single row x [..., width].
+
+    Args:
+        weight: [rows, width].
+        residual: [..., rows].
+        gain: of a root mean square norm of x, which is left out where None; ``eps`` is its own.
+        gated: the first half of the weight's rows makes gates, and the result is SiLU(gate) times what the second half makes (no bias then).
+
+    Returns:
+        [..., rows], or half of them if gated.
+    """
+    x, weight = x.contiguous(), weight.contiguous()
+    width, count = x.shape[-1], len(weight) // 2 if gated else len(weight)
+    out = torch.empty(*x.shape[:-1], count, dtype=x.dtype, device=x.device)
+    rows, stretch, warps = _TILES[gated]
+    block = min(stretch, triton.next_power_of_2(width))
+    _row_product[(triton.cdiv(count, rows),)](
+        x, weight, out, weight if bias is None else bias, weight if residual is None else residual.contiguous(), weight if gain is None else gain, eps, count,
+        WIDTH=width, ROWS=rows, BLOCK=block, GATED=gated, NORM=gain is not None, BIAS=bias is not None, ADD=residual is not None,
+        num_warps=max(1, warps * block // stretch), **_launching(x),
+    )  # fmt: skip
+    return out
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+    """``x @ weight.T + bias + residual`` for any number of rows x [..., width], by the library's product, which adds the residual itself."""
+    rows = residual if bias is None else residual + bias
+    return torch.addmm(rows.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t()).view(residual.shape)
+
+
+def product_(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
+    """``product`` that takes the residual's place, which saves a copy of it."""
+    if bias is not None or not residual.is_contiguous():
+        return product(x, weight, bias, residual)
+    residual.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+    return residual
+
+
+@triton.jit
+def _gate(x, out, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    gate = tl.load(x + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
+    up = tl.load(x + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, (gate / (1 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=at < width)
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """SiLU of the first half of x [..., 2 * width] times its second half."""
+    x, width = x.contiguous(), x.shape[-1] // 2
+    out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
+    _gate[(out.numel() // width, triton.cdiv(width, 1024))](x, out, width, BLOCK=1024, num_warps=4, **_launching(x))
+    return out
+
+
+# ------------------------------------------------------------------------------ attention
+
+
+@triton.jit
+def _rotate(  # type: ignore[no-untyped-def]
+    x, x_head, x_row, v, v_head, v_row, cosine, cosine_row, sine, sine_row, numbers, queries, keys, key_head, key_row, values, value_head, value_row,
+    heads, kv_heads, shift, WIDTH: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    row, part, at = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH)[None, :]
+    turning = tl.cdiv(heads + kv_heads, HEADS)  # parts that are turned; the others are copied
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    number = tl.load(numbers + row)
+    if part < turning:
+        head = (part * HEADS + tl.arange(0, HEADS))[:, None]
+        there = head < heads + kv_heads
+        value = tl.load(x + head * x_head + row * x_row + at, mask=there, other=0.0)
+        other = tl.load(x + head * x_head + row * x_row + (at + WIDTH - shift) % WIDTH, mask=there, other=0.0)
+        straight = value.to(tl.float32) * tl.load(cosine + row * cosine_row + at).to(tl.float32)
+        straight = straight.to(value.dtype).to(tl.float32)  # as two operations round it
+        turned = (straight + other.to(tl.float32) * tl.load(sine + row * sine_row + at).to(tl.float32)).to(value.dtype)
+        tl.store(queries + (row * heads + head) * WIDTH + at, turned, mask=head < heads)
+        tl.store(keys + (head - heads) * key_head + number * key_row + at, turned, mask=(head >= heads) & there)
+    else:
+        head = ((part - turning) * HEADS + tl.arange(0, HEADS))[:, None]
+        tl.store(
+            values + head * value_head + number * value_row + at, tl.load(v + head * v_head + row * v_row + at, mask=head < kv_heads), mask=head < kv_heads
+        )
+
+
+def rotate(
+    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, shift: int, numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Turn queries and keys, and write keys and values into their rows.
+
+    Args:
+        x: [1, heads + kv_heads, rows, head_dim], queries and behind them keys.
+        v: [1, kv_heads, rows, head_dim].
+        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``.
+        numbers: of the rows of ``keys`` and ``values`` [1, kv_heads, capacity, head_dim] to be written, int64 [rows].
+
+    Returns:
+        the queries [1, heads, rows, head_dim], row by row in memory.
+    """
+    kv_heads, rows, width = keys.shape[1], x.shape[2], x.shape[3]
+    heads = x.shape[1] - kv_heads
+    queries = torch.empty(1, rows, heads, width, dtype=x.dtype, device=x.device)
+    turn, sign = (0 if each.shape[-2] == 1 else each.stride(-2) for each in (cosine, sine))
+    parts = triton.cdiv(heads + kv_heads, _HEADS) + triton.cdiv(kv_heads, _HEADS)
+    _rotate[(rows, parts)](
+        x, x.stride(1), x.stride(2), v, v.stride(1), v.stride(2), cosine, turn, sine, sign, numbers, queries,
+        keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2), heads, kv_heads, shift,
+        WIDTH=width, HEADS=_HEADS, num_warps=4, **_launching(x),
+    )  # fmt: skip
+    return queries.transpose(1, 2)
+
+
+@triton.jit
+def _attend(  # type: ignore[no-untyped-def]
+    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, hidden, hidden_row, past, out, high, mass, rows, columns, heads, scale,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    head, split = tl.program_id(0), tl.program_id(2)
+    row, at, each = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
+    keys += head // GROUP * key_head
+    values += head // GROUP * value_head
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    settled = tl.load(past).to(tl.int32)
+    every = settled + columns
+    length = tl.cdiv(tl.cdiv(every, SPLITS), BLOCK) * BLOCK
+    query = tl.load(q + head * q_head + row[:, None] * q_row + at[None, :], mask=row[:, None] < rows, other=0.0)
+    best = tl.full((ROWS,), float("-inf"), tl.float32)
+    sums = tl.zeros((ROWS,), tl.float32)
+    found = tl.zeros((ROWS, WIDTH), tl.float32)
+    first, last = split * length, tl.minimum((split + 1) * length, every)
+    plain = tl.maximum(first, first + (tl.minimum(last, settled) - first) // BLOCK * BLOCK)  # up to there all see all
+    for start in range(first, plain, BLOCK):
+        key = tl.load(keys + (start + each)[None, :] * key_row + at[:, None])
+        value = tl.load(values + (start + each)[:, None] * value_row + at[None, :])
+        score = tl.dot(query, key) * scale
+        higher = tl.maximum(best, tl.max(score, 1))
+        weight = tl.exp(score - higher[:, None])
+        fade = tl.exp(best - higher)
+        sums = sums * fade + tl.sum(weight, 1)
+        found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value)
+        best = higher
+    for start in range(plain, last, BLOCK):
+        place = start + each
+        there = place < last
+        key = tl.load(keys + place[None, :] * key_row + at[:, None], mask=there[None, :], other=0.0)
+        value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0)
+        asked = (row[:, None] < rows) & (there & (place >= settled))[None, :]
+        unseen = tl.load(hidden + row[:, None] * hidden_row + (place - settled)[None, :], mask=asked, other=0)
+        score = tl.where(there[None, :] & (unseen == 0), tl.dot(query, key) * scale, float("-inf"))
+        higher = tl.maximum(best, tl.max(score, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp(score - base[:, None])
+        fade = tl.exp(best - base)
+        sums = sums * fade + tl.sum(weight, 1)
+        found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value)
+        best = higher
+    target = (split * rows + row) * heads + head
+    if SPLITS == 1:
+        result = (found / sums[:, None]).to(out.dtype.element_ty)
+        tl.store(out + target[:, None] * WIDTH + at[None, :], result, mask=row[:, None] < rows)
+    else:
+        tl.store(out + target[:, None] * WIDTH + at[None, :], found, mask=row[:, None] < rows)
+        tl.store(high + target, best, mask=row < rows)
+        tl.store(mass + target, sums, mask=row < rows)
+
+
+@triton.jit
+def _gather(found, high, mass, out, count, WIDTH: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    place, at, split = tl.program_id(0), tl.arange(0, WIDTH), tl.arange(0, SPLITS)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    best = tl.load(high + split * count + place)
+    weight = tl.exp(best - tl.max(best, 0))
+    parts = tl.load(found + (split[:, None] * count + place) * WIDTH + at[None, :])
+    whole = tl.sum(weight * tl.load(mass + split * count + place), 0)
+    tl.store(out + place * WIDTH + at, (tl.sum(parts * weight[:, None], 0) / whole).to(out.dtype.element_ty))
+
+
+def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """Attention of a tree's nodes to all settled rows and to those of the tree's rows that they see.
+
+    Args:
+        q: [1, heads, rows, head_dim].
+        keys, values: [1, kv_heads, capacity, head_dim]; a multiple of them has as many heads as q.
+        hidden: bool [rows, columns], which rows from the first unsettled one on each node must not see; none sees those behind.
+        past: number of settled rows, int64 [].
+        scale: of the products; the root of the width's inverse where None.
+
+    Returns:
+        [1, heads, rows, head_dim], row by row in memory.
+    """
+    heads, rows, width = q.shape[1:]
+    most = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    split, block, warps, stages = _SHARES[most]
+    splits = triton.next_power_of_2(triton.cdiv(keys.shape[2], split))
+    out = torch.empty(1, rows, heads, width, dtype=q.dtype, device=q.device)
+    found, high, mass = out, out, out
+    if splits > 1:
+        found, high = q.new_empty(splits, rows, heads, width, dtype=torch.float32), q.new_empty(2, splits, rows, heads, dtype=torch.float32)
+        high, mass = high[0], high[1]
+    hidden = hidden.contiguous().view(torch.uint8)
+    _attend[(heads, triton.cdiv(rows, most), splits)](
+        q, q.stride(1), q.stride(2), keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2), hidden, hidden.stride(0), past,
+        found, high, mass, rows, hidden.shape[1], heads, width**-0.5 if scale is None else scale,
+        GROUP=heads // keys.shape[1], WIDTH=width, ROWS=most, BLOCK=block if width <= 128 else 32, SPLITS=splits, num_warps=warps,
+        num_stages=stages, **_launching(q),
+    )  # fmt: skip
+    if splits > 1:
+        _gather[(rows * heads,)](found, high, mass, out, rows * heads, WIDTH=width, SPLITS=splits, num_warps=1, **_launching(q))
+    return out.transpose(1, 2)
+
+
+@triton.jit
+def _attend_row(  # type: ignore[no-untyped-def]
+    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, hidden, past, out, found, high, mass, arrived,
+    columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    head, split, at, each = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
+    own = head // GROUP
+    keys += own * key_head
+    values += own * value_head
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    settled = tl.load(past).to(tl.int32)
+    number = tl.load(numbers).to(tl.int32)
+    every = settled + columns
+    parts = tl.cdiv(every, BLOCK)
+    if split < parts:
+        place = split * BLOCK + each
+        there = (place < every) & (place != number)
+        key = tl.load(keys + place[:, None] * key_row + at[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+        value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+        unseen = tl.load(hidden + (place - settled), mask=there & (place >= settled), other=0)
+        turn, sign, other = tl.load(cosine + at).to(tl.float32), tl.load(sine + at).to(tl.float32), (at + WIDTH - shift) % WIDTH
+        query = tl.load(x + head * x_head + at)
+        straight = (query.to(tl.float32) * turn).to(query.dtype).to(tl.float32)  # as two operations round it
+        turned = (straight + tl.load(x + head * x_head + other).to(tl.float32) * sign).to(query.dtype).to(tl.float32) * scale
+        score = tl.where(there & (unseen == 0), tl.sum(key * turned[None, :], 1), float("-inf"))
+        best, last, new = tl.max(score, 0), float("-inf"), tl.zeros((WIDTH,), tl.float32)
+        if split == number // BLOCK:
+            made = tl.load(x + (heads + own) * x_head + at)
+            straight = (made.to(tl.float32) * turn).to(made.dtype).to(tl.float32)
+            made = (straight + tl.load(x + (heads + own) * x_head + other).to(tl.float32) * sign).to(made.dtype)
+            given = tl.load(v + own * v_head + at)
+            if head % GROUP == 0:
+                tl.store(keys + number * key_row + at, made)
+                tl.store(values + number * value_row + at, given)
+            if tl.load(hidden + (number - settled)) == 0:
+                last = tl.sum(made.to(tl.float32) * turned, 0)
+            new = given.to(tl.float32)
+            best = tl.maximum(best, last)
+        base = tl.where(best == float("-inf"), 0.0, best)
+        weight, extra = tl.exp(score - base), tl.exp(last - base)
+        sums = tl.sum(weight, 0) + extra
+        result = tl.sum(value * weight[:, None], 0) + new * extra
+        target = split * heads + head
+        if parts == 1:
+            tl.store(out + head * WIDTH + at, (result / sums).to(out.dtype.element_ty))
+        else:
+            tl.store(found + target * WIDTH + at, result)
+            tl.store(high + target, best)
+            tl.store(mass + target, sums)
+            tl.debug_barrier()  # all threads of this program have written before it is counted
+            if tl.atomic_add(arrived + head, 1, sem="acq_rel") == parts - 1:  # the last one puts the parts together
+                tl.store(arrived + head, 0)
+                part = tl.arange(0, SPLITS)
+                present = part < parts
+                highs = tl.load(high + part * heads + head, mask=present, other=float("-inf"), cache_modifier=".cg")
+                weights = tl.exp(highs - tl.max(highs, 0))
+                masses = tl.load(mass + part * heads + head, mask=present, other=0.0, cache_modifier=".cg")
+                whole = tl.load(found + (part * heads + head)[:, None] * WIDTH + at[None, :], mask=present[:, None], other=0.0, cache_modifier=".cg")
+                total = tl.sum(whole * weights[:, None], 0) / tl.sum(weights * masses, 0)
+                tl.store(out + head * WIDTH + at, total.to(out.dtype.element_ty))
+
+
+def attend_row(
+    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, shift: int, numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+    hidden: torch.Tensor, past: torch.Tensor, scale: float | None, arrived: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """``rotate`` and ``attend`` for a single row at once: a node is turned, its key and value are written, and it attends.
+
+    Args:
+        arrived: zeros, int32 [heads], and zeros again afterwards; for one call at a time.
+        others: as there, with one row.
+    """
+    width, kv_heads = x.shape[3], keys.shape[1]
+    heads = x.shape[1] - kv_heads
+    splits = triton.next_power_of_2(triton.cdiv(keys.shape[2], _ROW))
+    out = torch.empty(1, 1, heads, width, dtype=x.dtype, device=x.device)
+    found = torch.empty(splits, heads, width, dtype=torch.float32, device=x.device)
+    high, mass = torch.empty(2, splits, heads, dtype=torch.float32, device=x.device)
+    _attend_row[(heads, splits)](
+        x, x.stride(1), v, v.stride(1), cosine, sine, numbers, keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2),
+        hidden.contiguous().view(torch.uint8), past, out, found, high, mass, arrived, hidden.shape[1], heads, shift,
+        width**-0.5 if scale is None else scale, GROUP=heads // kv_heads, WIDTH=width, BLOCK=_ROW, SPLITS=splits, num_warps=8, **_launching(x),
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+# ------------------------------------------------------------------------------ candidates
+
+
+@triton.jit
+def _best_of_part(x, values, places, width, COUNT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    part, row, own = tl.program_id(0), tl.program_id(1), tl.arange(0, BLOCK)
+    at = part * BLOCK + own
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    value = tl.load(x + row.to(tl.int64) * width + at, mask=at < width, other=float("-inf")).to(tl.float32)
+    target = (row * tl.num_programs(0) + part) * COUNT
+    for rank in range(COUNT):
+        best, place = tl.max(value, 0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(values + target + rank, best)
+        tl.store(places + target + rank, part * BLOCK + place)
+        value = tl.where(own == place, float("-inf"), value)
+
+
+@triton.jit
+def _best_of_parts(values, places, best_values, best_places, count, COUNT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, own = tl.program_id(0), tl.arange(0, BLOCK)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    value = tl.load(values + row * count + own, mask=own < count, other=float("-inf"))
+    for rank in range(COUNT):
+        best, place = tl.max(value, 0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(best_values + row * COUNT + rank, best.to(best_values.dtype.element_ty))
+        tl.store(best_places + row * COUNT + rank, tl.load(places + row * count + place).to(tl.int64))
+        value = tl.where(own == place, float("-inf"), value)
+
+
+def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` largest of each row of x [..., width] in falling order, of equal ones the first: values and places, int64, [..., count]."""
+    x, width = x.contiguous(), x.shape[-1]
+    rows, parts = x.numel() // width, triton.cdiv(width, _PART)
+    values = torch.empty(rows, parts * count, dtype=torch.float32, device=x.device)
+    places = torch.empty(rows, parts * count, dtype=torch.int32, device=x.device)
+    best_values = torch.empty(*x.shape[:-1], count, dtype=x.dtype, device=x.device)
+    best_places = torch.empty(*x.shape[:-1], count, dtype=torch.int64, device=x.device)
+    _best_of_part[(parts, rows)](x, values, places, width, COUNT=count, BLOCK=_PART, num_warps=4, **_launching(x))
+    block = triton.next_power_of_2(parts * count)
+    _best_of_parts[(rows,)](values, places, best_values, best_places, parts * count, COUNT=count, BLOCK=block, num_warps=1, **_launching(x))
+    return best_values, best_places

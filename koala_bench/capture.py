@@ -45,9 +45,7 @@ class Captured:
         KoalaBenchError: when called, if the function cannot be captured.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], kept: Sequence[int], steady: Sequence[int], device: torch.device, made: Callable[[], None]
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], kept: Sequence[int], steady: Sequence[int], device: torch.device, made: Callable[[], None]) -> None:
         self._function, self._kept, self._steady, self._device, self._made = function, frozenset(kept), frozenset(steady), device, made
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 

@@ -14,7 +14,7 @@ from koala_bench.cache import TreeCache
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, DraftHead
 from koala_bench.target import Target
-from koala_bench.timing import Stopwatch, synchronise
+from koala_bench.timing import Stopwatch, synchronise, without_collection
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, TreeTemplate
 
 Stop = Literal["eos", "limit", "context"]
@@ -102,6 +102,7 @@ def cut(settled: Sequence[int], room: int, stops: frozenset[int]) -> tuple[int, 
     return keep, stop
 
 
+@without_collection()
 @torch.inference_mode()
 def decode(
     target: Target,

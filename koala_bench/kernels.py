@@ -71,8 +71,7 @@ def _row_product(  # type: ignore[no-untyped-def]
     part = tl.load(start_of, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0)
     up_part = tl.load(start_of_up, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0) if GATED else part
     if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # and no earlier start for the next kernel: its programs would take room from these
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     up_total = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -174,7 +173,7 @@ def gate(x: torch.Tensor) -> torch.Tensor:
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
     x, x_head, x_row, v, v_head, v_row, cosine, cosine_row, sine, sine_row, numbers, queries, keys, key_head, key_row, values, value_head, value_row,
-    heads, kv_heads, shift, WIDTH: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
+    heads, kv_heads, shift, WIDTH: tl.constexpr, HEADS: tl.constexpr, SIGNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row, part, at = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH)[None, :]
     turning = tl.cdiv(heads + kv_heads, HEADS)  # parts that are turned; the others are copied
@@ -189,7 +188,10 @@ def _rotate(  # type: ignore[no-untyped-def]
         other = tl.load(x + head * x_head + row * x_row + (at + WIDTH - shift) % WIDTH, mask=there, other=0.0)
         straight = value.to(tl.float32) * tl.load(cosine + row * cosine_row + at).to(tl.float32)
         straight = straight.to(value.dtype).to(tl.float32)  # as two operations round it
-        turned = (straight + other.to(tl.float32) * tl.load(sine + row * sine_row + at).to(tl.float32)).to(value.dtype)
+        sign = tl.load(sine + row * sine_row + at).to(tl.float32)
+        if not SIGNED:
+            sign = tl.where(at < WIDTH // 2, -sign, sign)
+        turned = (straight + other.to(tl.float32) * sign).to(value.dtype)
         tl.store(queries + (row * heads + head) * WIDTH + at, turned, mask=head < heads)
         tl.store(keys + (head - heads) * key_head + number * key_row + at, turned, mask=(head >= heads) & there)
     else:
@@ -200,14 +202,16 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 def rotate(
-    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, shift: int, numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
+    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int, numbers: torch.Tensor, keys: torch.Tensor,
+    values: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
     """Turn queries and keys, and write keys and values into their rows.
 
     Args:
         x: [1, heads + kv_heads, rows, head_dim], queries and behind them keys.
         v: [1, kv_heads, rows, head_dim].
-        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``.
+        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``, and if the sines are not ``signed``, those of
+            the first half are taken negative.
         numbers: of the rows of ``keys`` and ``values`` [1, kv_heads, capacity, head_dim] to be written, int64 [rows].
 
     Returns:
@@ -221,7 +225,7 @@ def rotate(
     _rotate[(rows, parts)](
         x, x.stride(1), x.stride(2), v, v.stride(1), v.stride(2), cosine, turn, sine, sign, numbers, queries,
         keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2), heads, kv_heads, shift,
-        WIDTH=width, HEADS=_HEADS, num_warps=4, **_launching(x),
+        WIDTH=width, HEADS=_HEADS, SIGNED=signed, num_warps=4, **_launching(x),
     )  # fmt: skip
     return queries.transpose(1, 2)
 
@@ -332,7 +336,8 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: to
 @triton.jit
 def _attend_row(  # type: ignore[no-untyped-def]
     x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, hidden, past, out, found, high, mass, arrived,
-    columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+    columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SIGNED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     head, split, at, each = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
     own = head // GROUP
@@ -352,6 +357,8 @@ def _attend_row(  # type: ignore[no-untyped-def]
         value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0).to(tl.float32)
         unseen = tl.load(hidden + (place - settled), mask=there & (place >= settled), other=0)
         turn, sign, other = tl.load(cosine + at).to(tl.float32), tl.load(sine + at).to(tl.float32), (at + WIDTH - shift) % WIDTH
+        if not SIGNED:
+            sign = tl.where(at < WIDTH // 2, -sign, sign)
         query = tl.load(x + head * x_head + at)
         straight = (query.to(tl.float32) * turn).to(query.dtype).to(tl.float32)  # as two operations round it
         turned = (straight + tl.load(x + head * x_head + other).to(tl.float32) * sign).to(query.dtype).to(tl.float32) * scale
@@ -394,8 +401,8 @@ def _attend_row(  # type: ignore[no-untyped-def]
 
 
 def attend_row(
-    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, shift: int, numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-    hidden: torch.Tensor, past: torch.Tensor, scale: float | None, arrived: torch.Tensor,
+    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int, numbers: torch.Tensor, keys: torch.Tensor,
+    values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor, scale: float | None, arrived: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """``rotate`` and ``attend`` for a single row at once: a node is turned, its key and value are written, and it attends.
 
@@ -412,7 +419,8 @@ def attend_row(
     _attend_row[(heads, splits)](
         x, x.stride(1), v, v.stride(1), cosine, sine, numbers, keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2),
         hidden.contiguous().view(torch.uint8), past, out, found, high, mass, arrived, hidden.shape[1], heads, shift,
-        width**-0.5 if scale is None else scale, GROUP=heads // kv_heads, WIDTH=width, BLOCK=_ROW, SPLITS=splits, num_warps=8, **_launching(x),
+        width**-0.5 if scale is None else scale, GROUP=heads // kv_heads, WIDTH=width, BLOCK=_ROW, SPLITS=splits, SIGNED=signed,
+        num_warps=8, **_launching(x),
     )  # fmt: skip
     return out.transpose(1, 2)
 
@@ -462,3 +470,36 @@ def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     block = triton.next_power_of_2(parts * count)
     _best_of_parts[(rows,)](values, places, best_values, best_places, parts * count, COUNT=count, BLOCK=block, num_warps=1, **_launching(x))
     return best_values, best_places
+
+
+@triton.jit
+def _paired(  # type: ignore[no-untyped-def]
+    embeddings, tokens, places, states, state_row, parents, out, WIDTH: tl.constexpr, OTHER: tl.constexpr, PLACED: tl.constexpr, PICKED: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    row, at = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    place, parent = row.to(tl.int64), row.to(tl.int64)
+    if PLACED:
+        place = tl.load(places + row)
+    if PICKED:
+        parent = tl.load(parents + row)
+    token = tl.load(tokens + place)
+    first = tl.load(embeddings + token * WIDTH + at, mask=at < WIDTH, other=0.0)
+    second = tl.load(states + parent * state_row + (at - WIDTH), mask=(at >= WIDTH) & (at < WIDTH + OTHER), other=0.0)
+    tl.store(out + row * (WIDTH + OTHER) + at, tl.where(at < WIDTH, first, second), mask=at < WIDTH + OTHER)
+
+
+def paired(embeddings: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor | None, states: torch.Tensor, parents: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings of ``tokens[places]`` [rows, width] beside ``states[parents]`` [rows, other], in one tensor; all where no places or parents are given."""
+    states = states if states.stride(-1) == 1 else states.contiguous()
+    rows = len(tokens) if places is None else len(places)
+    width, other = embeddings.shape[1], states.shape[1]
+    out = torch.empty(rows, width + other, dtype=states.dtype, device=states.device)
+    _paired[(rows, triton.cdiv(width + other, 1024))](
+        embeddings.contiguous(), tokens, tokens if places is None else places, states, states.stride(0), tokens if parents is None else parents, out,
+        WIDTH=width, OTHER=other, PLACED=places is not None, PICKED=parents is not None, BLOCK=1024, num_warps=4, **_launching(states),
+    )  # fmt: skip
+    return out

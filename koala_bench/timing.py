@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,21 @@ def seconds_of(device: torch.device, run: Callable[[], object]) -> float:
     run()
     synchronise(device)
     return time.perf_counter() - before
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from running while this lasts, as ``timeit`` does; use it as a decorator for a whole function.
+
+    It looks through all objects there are, those of a loaded model included: on a GPU it took a tenth of a millisecond of every step.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Stopwatch:

@@ -11,6 +11,10 @@ import torch
 from koala_bench.target import Target
 from koala_bench.testing import save_tiny_target, tiny_target
 
+# Without a GPU Triton interprets its kernels; it decides so when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The models of the tests are so small that a second thread only adds waiting.
 torch.set_num_threads(1)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from koala_bench.cache import LENGTHS, TreeCache, hiding, windows
+from koala_bench.cache import LENGTHS, TreeCache, aligned, hiding, windows
 from koala_bench.capture import Captured
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import sha256_of
@@ -264,7 +264,7 @@ class Target:
             return self._recorded(features)(tokens, mask, positions, cache.past, cache.first_rows(cache.past + tokens.shape[0]))
         if self.engine == "graph" and not self.fixed:
             return self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
-        hidden = self._forward(tokens[None], mask, positions, cache, features)[0]
+        hidden = self._forward(tokens[None], mask if mask is None else aligned(mask), positions, cache, features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _recorded(self, features: tuple[int, ...]) -> Pass:

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from drafters import Oracle
 from test_capture import DEVICES, METHODS
 from test_decoding import CONFIGS, PROMPT
 
 from koala_bench import lowering
 from koala_bench.cache import hiding
-from koala_bench.decoding import decode
+from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
+from koala_bench.errors import KoalaBenchError
 from koala_bench.lowering import Layouts
 from koala_bench.presets import load_preset
-from koala_bench.replay import Recorded
+from koala_bench.replay import Recorded, _check
 from koala_bench.target import Target, load_target
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training import build_head
@@ -212,6 +214,26 @@ def test_heads_draft_with_kernels(tmp_path: Path, called: list[str], device: str
     same = sum(one == other for one, other in zip(*drafts, strict=True))
     assert same >= 0.8 * len(drafts[0])
     assert "topk" in called
+
+
+@everywhere
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_half_precision_stands_any_length(tmp_path: Path, device: str, dtype: torch.dtype, engine: str) -> None:
+    """The mask of a tree begins at another place in memory with each token; on a GPU attention once read it as if it were aligned."""
+    save_tiny_target(tmp_path, tiny_config(hidden_size=64, head_dim=64))
+    target = load_target(str(tmp_path), device, str(dtype).removeprefix("torch."), engine=engine)
+    truth = decode(target, Vanilla(), VANILLA_TREE, PROMPT, 70, ())
+    answer = decode(target, Oracle(truth.tokens, 259), load_template("4x3x1"), PROMPT, 70, ())
+    assert answer.tokens[:20] == truth.tokens[:20]  # ties may fall otherwise later
+    assert len(answer.tokens) == 70
+
+
+def test_tokens_of_half_precision_may_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = torch.arange(8), torch.arange(8).flip(0)
+    _check(one, other, half=True)
+    assert "0 of 8 tokens in common" in capsys.readouterr().err
+    with pytest.raises(KoalaBenchError, match="other tokens"):
+        _check(one, other, half=False)
 
 
 def test_a_residual_that_is_read_later_is_not_written_over(called: list[str]) -> None:

@@ -98,7 +98,7 @@ def device_report(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def pretrain(session: nox.Session) -> None:
-    """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one)."""
+    """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one; --source FOLDER reads conversations)."""
     install(session)
     session.run("koala-bench", "pretrain", *session.posargs)
 

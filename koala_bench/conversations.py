@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import random
 import re
 import zlib
 from collections import Counter
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from koala_bench.corpus import cached_corpus
+from koala_bench.corpus import Corpus, cached_corpus
 from koala_bench.dialogues import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.hub import HUB, fetch_dialogues
@@ -116,6 +117,20 @@ def read_conversations(source: str) -> Conversations:
         "left_out": dict(sorted(dropped.items())),
     }
     return Conversations(train, names, held_out, provenance, rows)
+
+
+def corpus_of(source: str) -> Corpus:
+    """What a target is trained on: the documentation, or conversations as ``read_conversations`` takes them, shuffled as the documentation is.
+
+    Raises:
+        KoalaBenchError: as ``read_conversations``.
+    """
+    if source == "documentation":
+        return cached_corpus()
+    found = read_conversations(source)
+    for part in (found.train, found.held_out):
+        random.Random(0).shuffle(part)
+    return Corpus(found.train, found.held_out, {}, provenance={**found.provenance, "source": source, "rows": found.rows})
 
 
 def counted(reasons: Counter[str]) -> str:

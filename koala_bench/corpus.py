@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import replacing
@@ -86,12 +87,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Dialogues about the installed libraries, and what they were made from."""
+    """Dialogues to train a target on, and what they were made from: the installed libraries, or files of conversations."""
 
     train: list[list[str]]  # each dialogue alternates user, assistant, user, assistant
     held_out: list[list[str]]
     versions: dict[str, str]
     missing: tuple[str, ...] = field(default=())
+    provenance: dict[str, Any] = field(default_factory=dict)  # of files of conversations; empty for the documentation
 
     @property
     def sha256(self) -> str:

@@ -126,7 +126,7 @@ def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) 
     manifest = (bundled_target(target.name) or Path(target.name)) / "pretraining.json"
     if "corpus_sha256" in provenance and manifest.is_file():
         made_with = json.loads(manifest.read_text(encoding="utf-8"))
-        if made_with["corpus_sha256"] != provenance["corpus_sha256"]:
+        if made_with.get("conversations") is None and made_with["corpus_sha256"] != provenance["corpus_sha256"]:
             theirs, ours = made_with["corpus_versions"], provenance["versions"]
             other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
             say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")

@@ -1,4 +1,4 @@
-"""Train a small target model on the documentation corpus, from nothing or from an earlier target, or a draft model for one.
+"""Train a small target model on a corpus of dialogues, from nothing or from an earlier target, or a draft model for one.
 
 Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which needs
 about half the tokens of AdamW at this size, embeddings and norms with AdamW. The learning rate is constant after
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from koala_bench.dialogues import ChatTemplate, chat_template, encode_dialogues
 from koala_bench.errors import KoalaBenchError
 from koala_bench.files import continue_log, make_folder, sha256_of, write_text
 from koala_bench.imitation import Imitated
+from koala_bench.pretrain_options import SHAPE, PretrainOptions
 from koala_bench.progress import progress, say
 from koala_bench.target_card import held_out_answers, model_card, repeated_ngrams
 from koala_bench.unlikelihood import draw_prompts, likelihood_loss, unlikelihood_loss
@@ -38,30 +39,6 @@ _ANSWER_ROWS = 32
 _ANSWER_TOKENS = 128
 _ANSWER_PROMPT_TOKENS = 192
 _ANSWER_NGRAM = 6
-
-
-@dataclass(frozen=True)
-class PretrainOptions:
-    """Shape of the target and how it is trained. Sizes are in tokens, layers and units."""
-
-    layers: int = 14
-    width: int = 192
-    intermediate: int = 512
-    attention_heads: int = 3
-    vocabulary: int = 4096
-    positions: int = 4096
-    row_tokens: int = 256  # rows are short while the rate is stable: attention is a third of the cost at 512
-    decay_row_tokens: int = 512  # and long while it falls, so that second turns lie at trained positions
-    step_tokens: int = 8192
-    steps: int = 2000
-    warmup_steps: int = 50
-    decay_fraction: float = 0.5
-    matrix_rate: float = 0.02
-    vector_rate: float = 3e-3
-    weight_decay: float = 0.01
-    rate: float = 1.0  # factor on both rates; less than one where an earlier target goes on
-    unlikelihood: float = 0.0  # weight of the unlikelihood of what the target's own answers repeat
-    seed: int = 0
 
 
 def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -149,6 +126,7 @@ def pretrain(
     interrupted run goes on.
 
     Args:
+        checkpoint_every: steps between two checkpoints.
         start: folder of an earlier target whose weights, shape and tokenizer this one begins with.
         compiled: train through ``torch.compile``, which needs a C++ compiler (on CUDA, Triton).
         imitate: a target to make a draft model for: it brings tokenizer, vocabulary and labels, and while the rate falls half of
@@ -163,8 +141,7 @@ def pretrain(
         options = replace(options, vocabulary=known.vocab_size, positions=known.max_position_embeddings)
     earlier = _earlier(start) if start is not None else None
     if earlier is not None:
-        shape = ("layers", "width", "intermediate", "attention_heads", "vocabulary", "positions")
-        options = replace(options, **{name: earlier["options"][name] for name in shape})
+        options = replace(options, **{name: earlier["options"][name] for name in SHAPE})
     work = out / "work"
     make_folder(work)
     torch.manual_seed(options.seed)
@@ -317,7 +294,9 @@ def pretrain(
     }  # fmt: skip
     if imitate is not None:
         manifest["imitates"] = {**imitate.identity, "agreement": final["agreement"]}
-    manifest["repeated_8grams"] = round(repeated_ngrams(held_out_answers(out, corpus, template_name)), 4)
+    if corpus.provenance:
+        manifest["conversations"] = corpus.provenance
+    manifest["repeated_8grams"] = round(repeated_ngrams(held_out_answers(out, corpus, template_name, device)), 4)
     write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
     write_text(out / "README.md", model_card(manifest))
     return out

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from koala_bench.answering import greedy_answers
 from koala_bench.corpus import Corpus
 from koala_bench.decoding import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues import chat_template, encode_prompt
+from koala_bench.pretrain_options import SHAPE, PretrainOptions, deviations
 from koala_bench.target import load_target
 
 _PROMPTS = 40
@@ -25,12 +30,18 @@ def repeated_ngrams(answers: Sequence[Sequence[int]], n: int = 8) -> float:
     return repeated / total if total else 0.0
 
 
-def held_out_answers(folder: Path, corpus: Corpus, template_name: str) -> list[list[int]]:
-    """Greedy answers of the finished target to the first questions of held-out dialogues."""
-    target = load_target(str(folder), "cpu", "float32")
+def held_out_answers(folder: Path, corpus: Corpus, template_name: str, device: torch.device) -> list[list[int]]:
+    """Greedy answers of the finished target to the first questions of held-out dialogues, but for questions that leave no room for one.
+
+    On the CPU one by one, so that they are the same whatever else is asked; on a GPU at once, where that takes a fortieth of the time.
+    """
+    target = load_target(str(folder), str(device), "float32")
     assert target.tokenizer is not None
-    template = chat_template(template_name, target.tokenizer)
-    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in corpus.held_out[:_PROMPTS]]
+    tokenizer, template = target.tokenizer, chat_template(template_name, target.tokenizer)
+    asked = (encode_prompt(template, tokenizer, turns[:1]) for turns in corpus.held_out)
+    prompts = list(islice((prompt for prompt in asked if len(prompt) + _TOKENS <= target.max_positions), _PROMPTS))
+    if device.type != "cpu" and prompts:
+        return greedy_answers(target.model, prompts, _TOKENS, target.stop_ids)
     return [decode(target, Vanilla(), VANILLA_TREE, prompt, _TOKENS, target.stop_ids).tokens for prompt in prompts]
 
 
@@ -40,10 +51,15 @@ def _command(manifest: dict[str, Any]) -> str:
     said = [f"--steps {options['steps']}", f"--seed {options['seed']}"]
     # Targets made before an option was there did without it.
     said += [f"--{name} {options[name]:g}" for name, usual in (("rate", 1.0), ("unlikelihood", 0.0)) if options.get(name, usual) != usual]
-    if (imitated := manifest.get("imitates")) is not None:
-        said += [f"--layers {options['layers']}"] if manifest.get("started_from") is None else []
+    imitated, started = manifest.get("imitates"), manifest.get("started_from") is not None
+    if (conversations := manifest.get("conversations")) is not None:
+        said += [f"--source {conversations['source']}"]
+    if not started and (imitated is not None or options["layers"] != PretrainOptions.layers):
+        said += [f"--layers {options['layers']}"]
+    if imitated is not None:
         said += [f"--imitate {imitated['name']}", *([f"--answers {imitated['answers']['source']}"] if imitated["answers"] else [])]
-    return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if manifest.get("started_from") is not None else [])])
+    said += [f"--set {setting}" for setting in deviations(options, without=SHAPE if started else ("vocabulary", "positions") if imitated else ())]
+    return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if started else [])])
 
 
 def _unlikelihood(options: dict[str, Any]) -> str:
@@ -54,7 +70,11 @@ def _unlikelihood(options: dict[str, Any]) -> str:
 
 def _subject(manifest: dict[str, Any]) -> tuple[str, str]:
     """Title and first sentences: what such a model is for."""
-    if (imitated := manifest.get("imitates")) is None:
+    if (imitated := manifest.get("imitates")) is None and manifest.get("conversations") is not None:
+        return "A small target model for koala-bench", (
+            "trained on conversations\nof others. It exists so that draft heads can be trained and measured without a model hub. What it says is not reliable."
+        )
+    if imitated is None:
         return "A small target model for koala-bench", (
             "that answers questions about Python\nlibraries in the style of their documentation. It exists so that draft heads can be trained and "
             "measured on a CPU without a\nmodel hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is "
@@ -73,6 +93,26 @@ def _imitated(manifest: dict[str, Any]) -> str:
     return f"| agreement | {imitated['agreement']:.1%} of the tokens of {place}: its best guess of the next one is the target's |\n"
 
 
+def _text(manifest: dict[str, Any]) -> str:
+    """What the corpus is, and what of it was held out."""
+    if (conversations := manifest.get("conversations")) is not None:
+        files = conversations.get("files_sha256") or {conversations["source"]: conversations.get("file_sha256", "")}
+        named = ", ".join(f"{name} (`{sha256[:12]}`)" for name, sha256 in sorted(files.items()))
+        return f"""The corpus is conversations that others wrote, not part of this folder: {named}.
+Each file has its own licence, some of which forbid to pass on what was trained on it.
+
+Held out is one conversation in forty, chosen by the hash of its text. Files hold variants of the same question, so "held out" means that
+a conversation was never seen as it stands, not that every sentence of it is new.
+"""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
+    return f"""The corpus is the docstrings and sources of installed packages, read at run time and not part of this folder: {versions}.
+Each package has its own licence; the weights hold no text of theirs beyond what such a small model remembers.
+
+Held out are whole entries, chosen by a hash of their names. Entries of one library share text, so "held out" means that a
+name was never seen, not that every sentence of its answer is new.
+"""
+
+
 def model_card(manifest: dict[str, Any]) -> str:
     """The card, Markdown with the hub's front matter, of a target with this manifest."""
     options = manifest["options"]
@@ -84,10 +124,10 @@ def model_card(manifest: dict[str, Any]) -> str:
         f"weights `{earlier['weights_sha256'][:12]}` |\n"
         for earlier in stages[1:]
     )
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest["corpus_versions"].items()))
+    apart, licence = ("entries", "apache-2.0") if manifest.get("conversations") is None else ("conversations", "other")
     title, purpose = _subject(manifest)
     return f"""---
-license: apache-2.0
+license: {licence}
 library_name: transformers
 ---
 
@@ -99,16 +139,11 @@ A Llama of {options["layers"]} layers and width {options["width"]}, {manifest["p
 |---|---|
 | command | `{_command(manifest)}` |
 {before}| tokens seen{" by this command" if before else ""} | {manifest["tokens_seen"]:,} (corpus: {manifest["corpus_tokens"]:,}) |
-| held-out loss | {manifest["held_out_loss"]} nats per token, entries never trained on |
+| held-out loss | {manifest["held_out_loss"]} nats per token, {apart} never trained on |
 | repeated 8-grams | {manifest["repeated_8grams"]:.1%} of those in {_PROMPTS} greedy answers of at most {_TOKENS} tokens to held-out questions |
 {_imitated(manifest)}{_unlikelihood(options)}| corpus sha256 | `{manifest["corpus_sha256"]}` |
 | optimiser | Muon for matrices, AdamW for the rest, in bfloat16 autocast; torch {manifest["torch"]} |
 | chat template | `{manifest["chat_template"]}` of fschat |
 | weights | bfloat16, safetensors |
 
-The corpus is the docstrings and sources of installed packages, read at run time and not part of this folder: {versions}.
-Each package has its own licence; the weights hold no text of theirs beyond what such a small model remembers.
-
-Held out are whole entries, chosen by a hash of their names. Entries of one library share text, so "held out" means that a
-name was never seen, not that every sentence of its answer is new.
-"""
+{_text(manifest)}"""

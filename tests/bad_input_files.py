@@ -88,6 +88,7 @@ TARGETS = [
     Case("no such attention", f"{TRAIN} --attention magic", "magic", "sdpa"),
     Case("a benchmark without CUDA", "benchmark --target target --device cuda:0", "'cuda:0'", "--device cpu", around=no_cuda),
     Case("a start that is not there", "pretrain --out out --start none", "none", "command has written"),
+    Case("conversations that are not there, for a target", "pretrain --out out --source none.jsonl", "none.jsonl", "data.source"),
     Case("a start of another kind", "pretrain --out out --start target", "target", "command has written"),
 ]
 

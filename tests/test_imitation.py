@@ -69,7 +69,7 @@ def test_a_draft_model_has_the_targets_tokens_and_its_own_shape(teacher: Path, t
     assert manifest["imitates"]["answers"] == {"source": "answers.jsonl"}
     assert manifest["options"]["layers"] == 1
     card = (out / "README.md").read_text()
-    assert f"--steps 6 --seed 0 --layers 1 --imitate {teacher} --answers answers.jsonl`" in card
+    assert f"--steps 6 --seed 0 --layers 1 --imitate {teacher} --answers answers.jsonl --set" in card
     assert card.count("A draft model") == 1 and f"{manifest['imitates']['agreement']:.1%} of the tokens of the target's answers" in card
 
 
@@ -123,6 +123,8 @@ def test_answers_that_fill_no_row_are_refused(teacher: Path, tmp_path: Path) -> 
         ("--imitate tiny --answers none.jsonl", "Cannot read none.jsonl"),
         ("--imitate tiny --unlikelihood 1", "Leave out --unlikelihood."),
         ("--layers 2 --start somewhere", "--start brings its own shape. Leave out --layers."),
+        ("--set width=64 --start somewhere", "--start brings its own shape. Leave out --set width."),
+        ("--imitate tiny --set vocabulary=512", "A draft model has its target's vocabulary and positions. Leave out --set vocabulary."),
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused(koala: Koala, tmp_path: Path, command: str, message: str) -> None:  # noqa: F811

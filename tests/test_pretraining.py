@@ -12,12 +12,15 @@ import pytest
 import torch
 from interrupting import interrupt_at
 from safetensors.torch import load_file
+from test_cli import Koala, koala  # noqa: F401
 
 import koala_bench.pretraining as pretraining
 import koala_bench.target_card as target_card
+from koala_bench.conversations import corpus_of
 from koala_bench.corpus import Corpus
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining import PretrainOptions, pretrain
+from koala_bench.pretrain_options import SETTABLE, PretrainOptions, deviations, with_settings
+from koala_bench.pretraining import pretrain
 from koala_bench.target import load_target
 from koala_bench.target_card import repeated_ngrams
 
@@ -199,3 +202,53 @@ def test_repeated_ngrams_tell_loops_from_text() -> None:
     assert repeated_ngrams([[1, 2] * 50]) > 0.9
     assert repeated_ngrams([list(range(20)), list(range(20))]) == 0  # each answer counts on its own
     assert repeated_ngrams([]) == repeated_ngrams([[1, 2, 3]]) == 0
+
+
+def conversations(folder: Path, count: int = 200) -> Path:
+    """A folder with a file of conversations, one of which is too long to be answered."""
+    rows = [
+        {"conversations": [{"from": "human", "value": f"How many are {i} and {i}?"}, {"from": "gpt", "value": f"They are {2 * i}." * (1 + i % 3)}]}
+        for i in range(count)
+    ]
+    rows.append({"split": "held_out", "conversations": [{"from": "human", "value": "why? " * 600}, {"from": "gpt", "value": "Because."}]})
+    folder.mkdir()
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_target_of_conversations_in_another_shape(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    conversations(tmp_path / "talk")
+    shape = "--layers 1 --set width=32 --set attention_heads=2 --set intermediate=48 --set vocabulary=300 --set positions=256"
+    rows = "--set row_tokens=64 --set decay_row_tokens=64 --set step_tokens=256 --set weight_decay=0.1"
+    command = f"pretrain --out out --source talk --device cpu --steps 3 --checkpoint-every 2 {shape} {rows}"
+    assert koala(*command.split()).code == 0
+    target = load_target(str(tmp_path / "out"), "cpu", "float32")
+    assert (target.layers, target.model.config.hidden_size, target.model.config.vocab_size, target.max_positions) == (1, 32, 300, 256)
+    manifest = json.loads((tmp_path / "out" / "pretraining.json").read_text())
+    assert manifest["conversations"]["source"] == "talk" and list(manifest["conversations"]["files_sha256"]) == ["sums.jsonl"]
+    assert manifest["corpus_sha256"] == corpus_of("talk").sha256
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in ("--source talk", "--layers 1", "--set width=32", "--set weight_decay=0.1", "sums.jsonl", "conversations never trained on", "license: other"):
+        assert text in card
+    assert "installed packages" not in card and "--set rate" not in card
+
+
+def test_conversations_come_shuffled_and_as_they_were_read(tmp_path: Path) -> None:
+    folder = conversations(tmp_path / "talk")
+    one, other = corpus_of(str(folder)), corpus_of(str(folder))
+    assert one.train == other.train != sorted(one.train)
+    assert len(one.train) + len(one.held_out) == 201
+    assert {len(turns) for turns in one.train} == {2}
+    assert one.provenance["rows"]["whole"] == 201
+
+
+def test_settings_say_what_differs_from_the_usual() -> None:
+    changed = with_settings(PretrainOptions(steps=7, seed=3), ["width=64", "attention_heads=2", "matrix_rate=0.01", "weight_decay=0"])
+    assert (changed.width, changed.matrix_rate, changed.weight_decay, changed.steps) == (64, 0.01, 0.0, 7)
+    assert deviations(dataclasses.asdict(changed)) == ["width=64", "attention_heads=2", "matrix_rate=0.01", "weight_decay=0.0"]
+    assert deviations(dataclasses.asdict(changed), without=["width", "attention_heads"]) == ["matrix_rate=0.01", "weight_decay=0.0"]
+    assert deviations({}) == deviations(dataclasses.asdict(PretrainOptions())) == []
+    assert {"steps", "seed", "rate", "unlikelihood", "layers"}.isdisjoint(SETTABLE)
+    with pytest.raises(KoalaBenchError, match="decay_fraction"):
+        with_settings(PretrainOptions(), ["decay_fraction=1.5"])

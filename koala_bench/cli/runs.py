@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")],
+    source: Annotated[str, typer.Option("--source", help="Text: 'documentation', or a file or folder of conversations.")] = "documentation",
     device: Device = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens. May be changed during the first half of a run.")] = 2000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens (step_tokens). May be changed during the first half of a run.")] = 2000,
     seed: Seed = None,
     start: Annotated[Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")] = None,
     rate: Annotated[float, typer.Option("--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start.")] = 1.0,
@@ -62,31 +63,41 @@ def pretrain(
         str | None, typer.Option("--answers", help="With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.")
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler.")] = False,
+    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")] = 50,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may be repeated."),
+    ] = None,
 ) -> None:
-    """Train a small target on the documentation of the installed packages, or with --imitate a draft model for one.
+    """Train a small target on the documentation of the installed packages or on conversations, or with --imitate a draft model for one.
 
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
-    from koala_bench.corpus import cached_corpus
+    from koala_bench.conversations import corpus_of
     from koala_bench.files import make_folder
     from koala_bench.imitation import load_imitated
-    from koala_bench.pretraining import PretrainOptions, pretrain
+    from koala_bench.pretrain_options import SHAPE, PretrainOptions, with_settings
+    from koala_bench.pretraining import pretrain
     from koala_bench.target import pick_device
 
-    if start is not None and layers is not None:
-        raise KoalaBenchError("--start brings its own shape.", "Leave out --layers.")
+    settled = {setting.partition("=")[0] for setting in settings or ()}
+    if start is not None and (layers is not None or settled & set(SHAPE)):
+        raise KoalaBenchError("--start brings its own shape.", "Leave out --layers." if layers is not None else f"Leave out --set {min(settled & set(SHAPE))}.")
+    if imitate is not None and settled & {"vocabulary", "positions"}:
+        raise KoalaBenchError("A draft model has its target's vocabulary and positions.", f"Leave out --set {min(settled & {'vocabulary', 'positions'})}.")
     if imitate is not None and unlikelihood:
         raise KoalaBenchError("A draft model learns from its target not to repeat itself.", "Leave out --unlikelihood.")
     if answers is not None and imitate is None:
         raise KoalaBenchError("--answers are those of a target.", "Name it with --imitate.")
     given = {name: value for name, value in (("seed", seed), ("layers", layers)) if value is not None}
-    options = PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **given)
+    options = with_settings(PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **given), settings or ())
     where = pick_device("auto" if device is None else device)
     if start is not None and not (start / "pretraining.json").is_file():
         raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written.")
     imitated = None if imitate is None else load_imitated(imitate, answers, where)
-    make_folder(out)  # reading the corpus takes a minute; a wrong --out should not wait for it
-    pretrain(cached_corpus(), options, out, where, start=start, compiled=compiled, imitate=imitated)
+    corpus = None if source == "documentation" else corpus_of(source)
+    make_folder(out)  # reading the documentation takes a minute; a wrong --out should not wait for it
+    pretrain(corpus or corpus_of(source), options, out, where, checkpoint_every=checkpoint_every, start=start, compiled=compiled, imitate=imitated)
     print(out)
 
 

@@ -79,7 +79,7 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
             new = graph.call_method("reshape", (new, list(shape)))
     if rotation is not None:
         for writer in writers:
-            graph.erase_node(writer)  # type: ignore[arg-type]
+            graph.erase_node(writer)
     replace_node(node, new)
 
 
@@ -89,11 +89,11 @@ def _arrivals(graph: Graph, constants: dict[str, Any], heads: int) -> Node:
     return constant(graph, constants, torch.zeros(heads, dtype=torch.int32, device=device), "arrived")
 
 
-def _rotation(constants: dict[str, Any], q: Any, keys: Any, values: Any, writers: list[Node | None]) -> tuple[Any, ...] | None:
+def _rotation(constants: dict[str, Any], q: Any, keys: Any, values: Any, writers: list[Any]) -> tuple[Any, ...] | None:
     """The arguments of ``kernels.rotate``, if queries and keys are turned as one and rows are written nowhere but where they are attended to."""
     if None in writers:
         return None
-    (_, place, numbers, k), (_, other, others, v) = (writer.args for writer in writers)  # type: ignore[union-attr]
+    (_, place, numbers, k), (_, other, others, v) = (writer.args for writer in writers)
     if (place, other) != (2, 2) or numbers is not others or not _method(q, "narrow") or not _method(k, "narrow") or len(k.users) > 1 or len(q.users) > 1:
         return None
     (whole, *first), (same, *second) = q.args, k.args
@@ -118,14 +118,14 @@ def _signs(constants: dict[str, Any], sine: Any, width: int) -> bool:
 
 def _unrepeated(rows: Any, attention: Node) -> tuple[Any, Node]:
     """Keys or values as they lie in the cache, and the node that reads them: repeated once for each query of a group, or the attention itself."""
-    spread = rows.args[0] if is_call(rows, _aten.reshape.default, _aten.view.default, _aten._unsafe_view.default) else None
-    apart = spread.args[0] if is_call(spread, _aten.expand.default) else None
+    spread: Any = rows.args[0] if is_call(rows, _aten.reshape.default, _aten.view.default, _aten._unsafe_view.default) else None
+    apart: Any = spread.args[0] if is_call(spread, _aten.expand.default) else None
     if not is_call(apart, _aten.unsqueeze.default) or apart.args[1] != 2 or len(value_of(rows).shape) != 4:
         return rows, attention
     return apart.args[0], apart
 
 
-def _writer(rows: Node, reader: Node) -> Node | None:
+def _writer(rows: Node, reader: Node) -> Any:
     """What writes into rows that are then attended to and asked for nothing else."""
     others = [user for user in rows.users if user is not reader]
     return others[0] if len(others) == 1 and is_call(others[0], _aten.index_copy_.default) and others[0].args[0] is rows else None

@@ -79,7 +79,9 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     constants = dict(constants)
     layouts.count()
     lay_out = partial(_lay_out_products, layouts=layouts)
-    steps = (_drop_modes, _share, _fold, _drop_idle, _share, _fuse_norms, _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods)
+    steps: tuple[Callable[[Graph, dict[str, Any]], None], ...] = (
+        _drop_modes, _share, _fold, _drop_idle, _share, _fuse_norms, _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods,
+    )  # fmt: skip
     for step in steps:
         step(graph, constants)
         graph.eliminate_dead_code(is_impure_node=writes)

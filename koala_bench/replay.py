@@ -114,7 +114,7 @@ def _check(called: Any, replayed: Any, half: bool) -> None:
         if not one.is_floating_point():
             same = int((one == other).sum())
             if half and 2 * same < one.numel():
-                say(f"koala-bench: a recorded draft has {same} of {one.numel()} tokens in common with the draft that was recorded, which half precision can do.")
+                say(f"koala-bench: a recorded draft has {same} of {one.numel()} tokens in common with the draft itself, which half precision can do.")
             elif 2 * same < one.numel():
                 raise KoalaBenchError("A recorded pass finds other tokens.", "Decode with --engine eager, and report this with the target's name.")
             continue

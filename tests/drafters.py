@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import torch
-
 from koala_bench.heads import Committed
 from koala_bench.tree import DraftTree, TreeTemplate
 

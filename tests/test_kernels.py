@@ -173,7 +173,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noting(graph: torch.fx.Graph, constants: dict[str, object]) -> None:
         fuse(graph, constants)
-        names.extend(node.target.__name__ for node in graph.nodes if getattr(node.target, "__module__", "") == kernels.__name__)
+        names.extend(node.target.__name__ for node in graph.nodes if str(getattr(node.target, "__module__", "")).startswith(kernels.__name__))
 
     monkeypatch.setattr(fusing, "fuse", noting)
     return names
@@ -198,10 +198,15 @@ def test_a_verification_with_kernels_is_the_models(tmp_path: Path, called: list[
         assert set(called) == {"rms_norm", "row_product", "attend_row", "rotate", "attend", "product_", "gate"}
 
 
-@everywhere
-@pytest.mark.parametrize("method", METHODS)
-def test_heads_draft_with_kernels(tmp_path: Path, called: list[str], device: str, dtype: torch.dtype, method: str) -> None:
-    """Rounded otherwise, a close candidate may win: most tokens of a draft are the same."""
+INTERPRETED = ["medusa", "eagle+koala", "eagle2"]  # the others have the same kernels
+
+
+@pytest.mark.parametrize(
+    ("device", "method"), [*(("cpu", method) for method in INTERPRETED), *(pytest.param("cuda", method, marks=DEVICES[1].marks) for method in METHODS)]
+)
+def test_heads_draft_with_kernels(tmp_path: Path, called: list[str], device: str, method: str) -> None:
+    """Rounded otherwise, a close candidate may win: most tokens of a draft are the same. In bfloat16 a random head's need not be."""
+    dtype = torch.float16
     eager, fixed = pair(tmp_path, device, dtype, tiny_config(hidden_size=64, num_hidden_layers=4))
     options = [f'methods.draft_model.options.model="{tmp_path}"'] if method == "draft_model" else []
     preset = load_preset("tiny", options).method(method)

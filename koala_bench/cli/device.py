@@ -62,11 +62,9 @@ def device_report(
     preset = preset_of("vicuna-7b", False, None)
     chosen = {name: (preset.method(name), preset.method(name).tree) for name in method_names(preset, methods) if name != "vanilla"}
     environment = machine(where)
-    report = DeviceReport(
-        torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"], str(kind).removeprefix("torch."), bandwidth(where, _COPIED[where.type]),
-        dict(environment),
-        dict(code_state(Path(koala_bench.__file__).parent)), (), {},
-    )  # fmt: skip
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"]
+    rates, code = bandwidth(where, _COPIED[where.type]), code_state(Path(koala_bench.__file__).parent)
+    report = DeviceReport(name, str(kind).removeprefix("torch."), rates, dict(environment), dict(code), (), {})
     for size in wanted:
         try:
             base = random_model(size, where, kind)

@@ -32,7 +32,7 @@ def write_nodes(models: Sequence[ModelCost], out_dir: Path) -> list[Path]:
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_ylim(bottom=0)
             grid_lines(axes)
-        absolute.legend(frameon=False)
+        figure.legend(*absolute.get_legend_handles_labels(), loc="outside upper center", ncols=len(models), frameon=False, columnspacing=1.2, handletextpad=0.4)
         return figure
 
     return save(draw, out_dir, "figure-nodes")

@@ -1,177 +1,22 @@
-"""Triton kernels for passes in half precision on a GPU: what lies between the products costs a decoding step more than its arithmetic.
-
-A product of one row reads its weights once and does what stands before and behind it on the way. Attention over a tree reads the rows that there
-are, not those that there is room for. Where the GPU can start a kernel before the one before it has ended (programmatic dependent launch, compute
-capability 9.0), weights are read ahead. Sums are made in float32; results are rounded once, where the plain operations round at each step.
-"""
+"""Attention of a tree's nodes: turned, written into the cache, and attending to the rows that there are, not those there is room for."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-DTYPES = (torch.bfloat16, torch.float16)
-WIDTHS = (16, 32, 64, 128, 256)  # of attention heads
-MOST_RANKS = 32
-# Of the GPU tried, an H200. Of a product of one row: the rows and the columns of weights that a program reads at once, and its warps; plain and gated.
-_TILES = {False: (2, 1024, 4), True: (1, 1024, 4)}
-# Of attention, by the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at once, warps, stages.
+from koala_bench.kernels.launching import launching
+
+WIDTHS = (16, 32, 64, 128, 256)  # of heads
+# By the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at once, warps, stages.
 _SHARES = {16: (128, 128, 4, 1), 32: (512, 64, 4, 3), 64: (512, 64, 4, 3)}
 _HEADS = 8  # turned by one program
 _ROW = 128  # rows of a cache for each of the programs that share a head of a single query
-_PART = 2048  # logits of which one program finds the best
-_EARLY = hasattr(tl.extra.cuda, "gdc_wait")
-
-
-def _early(like: torch.Tensor) -> bool:
-    return _EARLY and like.device.type == "cuda" and torch.cuda.get_device_capability(like.device)[0] >= 9
-
-
-def _launching(like: torch.Tensor) -> dict[str, Any]:
-    early = _early(like)
-    return {"EARLY": early, "launch_pdl": early} if early else {"EARLY": False}
-
-
-# ------------------------------------------------------------------------------ norms and products
 
 
 @triton.jit
-def _rms_norm(x, gain, out, eps, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
-    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    scale = tl.load(gain + at, mask=at < width, other=0.0).to(tl.float32)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    value = tl.load(x + row * width + at, mask=at < width, other=0.0).to(tl.float32)
-    value = value * tl.rsqrt(tl.sum(value * value) / width + eps) * scale
-    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=at < width)
-
-
-def rms_norm(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root mean square norm of x [..., width], scaled by ``gain`` [width]."""
-    x, width = x.contiguous(), x.shape[-1]
-    out, block = torch.empty_like(x), triton.next_power_of_2(width)
-    _rms_norm[(x.numel() // width,)](x, gain, out, eps, width, BLOCK=block, num_warps=min(16, max(1, block // 256)), **_launching(x))
-    return out
-
-
-@triton.jit
-def _row_product(  # type: ignore[no-untyped-def]
-    x, weight, out, bias, residual, gain, eps, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    own = row < count
-    start_of = weight + row.to(tl.int64)[:, None] * WIDTH + at[None, :]
-    start_of_up = start_of + count.to(tl.int64) * WIDTH
-    # The first weights are asked for before it is known that the vector is there.
-    part = tl.load(start_of, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0)
-    up_part = tl.load(start_of_up, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0) if GATED else part
-    if EARLY:
-        tl.extra.cuda.gdc_wait()  # and no earlier start for the next kernel: its programs would take room from these
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    up_total = tl.zeros((ROWS, BLOCK), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in tl.static_range(0, WIDTH, BLOCK):
-        place = start + at
-        value = tl.load(x + place, mask=place < WIDTH, other=0.0).to(tl.float32)
-        if NORM:
-            squares += value * value
-            value *= tl.load(gain + place, mask=place < WIDTH, other=0.0).to(tl.float32)
-        here, there = part, up_part
-        if start + BLOCK < WIDTH:
-            known = own[:, None] & (place + BLOCK < WIDTH)[None, :]
-            part = tl.load(start_of + (start + BLOCK), mask=known, other=0.0)
-            if GATED:
-                up_part = tl.load(start_of_up + (start + BLOCK), mask=known, other=0.0)
-        total += here.to(tl.float32) * value[None, :]
-        if GATED:
-            up_total += there.to(tl.float32) * value[None, :]
-    result = tl.sum(total, 1)
-    if NORM:
-        scale = tl.rsqrt(tl.sum(squares) / WIDTH + eps)
-        result *= scale
-    if GATED:
-        up = tl.sum(up_total, 1)
-        if NORM:
-            up *= scale
-        result = result / (1 + tl.exp(-result)) * up
-    if BIAS:
-        result += tl.load(bias + row, mask=own, other=0.0).to(tl.float32)
-    if ADD:
-        result += tl.load(residual + row, mask=own, other=0.0).to(tl.float32)
-    tl.store(out + row, result.to(out.dtype.element_ty), mask=own)
-
-
-def row_product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None, gain: torch.Tensor | None = None,
-    eps: float = 0.0, gated: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """``weight @ norm(x) + bias + residual`` for a single row x [..., width].
-
-    Args:
-        weight: [rows, width].
-        residual: [..., rows].
-        gain: of a root mean square norm of x, which is left out where None; ``eps`` is its own.
-        gated: the first half of the weight's rows makes gates, and the result is SiLU(gate) times what the second half makes (no bias then).
-
-    Returns:
-        [..., rows], or half of them if gated.
-    """
-    x, weight = x.contiguous(), weight.contiguous()
-    width, count = x.shape[-1], len(weight) // 2 if gated else len(weight)
-    out = torch.empty(*x.shape[:-1], count, dtype=x.dtype, device=x.device)
-    rows, stretch, warps = _TILES[gated]
-    block = min(stretch, triton.next_power_of_2(width))
-    _row_product[(triton.cdiv(count, rows),)](
-        x, weight, out, weight if bias is None else bias, weight if residual is None else residual.contiguous(), weight if gain is None else gain, eps, count,
-        WIDTH=width, ROWS=rows, BLOCK=block, GATED=gated, NORM=gain is not None, BIAS=bias is not None, ADD=residual is not None,
-        num_warps=max(1, warps * block // stretch), **_launching(x),
-    )  # fmt: skip
-    return out
-
-
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """``x @ weight.T + bias + residual`` for any number of rows x [..., width], by the library's product, which adds the residual itself."""
-    rows = residual if bias is None else residual + bias
-    return torch.addmm(rows.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t()).view(residual.shape)
-
-
-def product_(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """``product`` that takes the residual's place, which saves a copy of it."""
-    if bias is not None or not residual.is_contiguous():
-        return product(x, weight, bias, residual)
-    residual.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
-    return residual
-
-
-@triton.jit
-def _gate(x, out, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
-    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    gate = tl.load(x + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
-    up = tl.load(x + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, (gate / (1 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=at < width)
-
-
-def gate(x: torch.Tensor) -> torch.Tensor:
-    """SiLU of the first half of x [..., 2 * width] times its second half."""
-    x, width = x.contiguous(), x.shape[-1] // 2
-    out = torch.empty(*x.shape[:-1], width, dtype=x.dtype, device=x.device)
-    _gate[(out.numel() // width, triton.cdiv(width, 1024))](x, out, width, BLOCK=1024, num_warps=4, **_launching(x))
-    return out
-
-
-# ------------------------------------------------------------------------------ attention
-
-
-@triton.jit
-def _rotate(  # type: ignore[no-untyped-def]
+def _rotate(
     x, x_head, x_row, v, v_head, v_row, cosine, cosine_row, sine, sine_row, numbers, queries, keys, key_head, key_row, values, value_head, value_row,
     heads, kv_heads, shift, WIDTH: tl.constexpr, HEADS: tl.constexpr, SIGNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -225,13 +70,13 @@ def rotate(
     _rotate[(rows, parts)](
         x, x.stride(1), x.stride(2), v, v.stride(1), v.stride(2), cosine, turn, sine, sign, numbers, queries,
         keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2), heads, kv_heads, shift,
-        WIDTH=width, HEADS=_HEADS, SIGNED=signed, num_warps=4, **_launching(x),
+        WIDTH=width, HEADS=_HEADS, SIGNED=signed, num_warps=4, **launching(x),
     )  # fmt: skip
     return queries.transpose(1, 2)
 
 
 @triton.jit
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, hidden, hidden_row, past, out, high, mass, rows, columns, heads, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -287,7 +132,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gather(found, high, mass, out, count, WIDTH: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gather(found, high, mass, out, count, WIDTH: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr):
     place, at, split = tl.program_id(0), tl.arange(0, WIDTH), tl.arange(0, SPLITS)
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -326,15 +171,15 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: to
         q, q.stride(1), q.stride(2), keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2), hidden, hidden.stride(0), past,
         found, high, mass, rows, hidden.shape[1], heads, width**-0.5 if scale is None else scale,
         GROUP=heads // keys.shape[1], WIDTH=width, ROWS=most, BLOCK=block if width <= 128 else 32, SPLITS=splits, num_warps=warps,
-        num_stages=stages, **_launching(q),
+        num_stages=stages, **launching(q),
     )  # fmt: skip
     if splits > 1:
-        _gather[(rows * heads,)](found, high, mass, out, rows * heads, WIDTH=width, SPLITS=splits, num_warps=1, **_launching(q))
+        _gather[(rows * heads,)](found, high, mass, out, rows * heads, WIDTH=width, SPLITS=splits, num_warps=1, **launching(q))
     return out.transpose(1, 2)
 
 
 @triton.jit
-def _attend_row(  # type: ignore[no-untyped-def]
+def _attend_row(
     x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, hidden, past, out, found, high, mass, arrived,
     columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SIGNED: tl.constexpr,
     EARLY: tl.constexpr,
@@ -420,86 +265,6 @@ def attend_row(
         x, x.stride(1), v, v.stride(1), cosine, sine, numbers, keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2),
         hidden.contiguous().view(torch.uint8), past, out, found, high, mass, arrived, hidden.shape[1], heads, shift,
         width**-0.5 if scale is None else scale, GROUP=heads // kv_heads, WIDTH=width, BLOCK=_ROW, SPLITS=splits, SIGNED=signed,
-        num_warps=8, **_launching(x),
+        num_warps=8, **launching(x),
     )  # fmt: skip
     return out.transpose(1, 2)
-
-
-# ------------------------------------------------------------------------------ candidates
-
-
-@triton.jit
-def _best_of_part(x, values, places, width, COUNT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
-    part, row, own = tl.program_id(0), tl.program_id(1), tl.arange(0, BLOCK)
-    at = part * BLOCK + own
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    value = tl.load(x + row.to(tl.int64) * width + at, mask=at < width, other=float("-inf")).to(tl.float32)
-    target = (row * tl.num_programs(0) + part) * COUNT
-    for rank in range(COUNT):
-        best, place = tl.max(value, 0, return_indices=True, return_indices_tie_break_left=True)
-        tl.store(values + target + rank, best)
-        tl.store(places + target + rank, part * BLOCK + place)
-        value = tl.where(own == place, float("-inf"), value)
-
-
-@triton.jit
-def _best_of_parts(values, places, best_values, best_places, count, COUNT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
-    row, own = tl.program_id(0), tl.arange(0, BLOCK)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    value = tl.load(values + row * count + own, mask=own < count, other=float("-inf"))
-    for rank in range(COUNT):
-        best, place = tl.max(value, 0, return_indices=True, return_indices_tie_break_left=True)
-        tl.store(best_values + row * COUNT + rank, best.to(best_values.dtype.element_ty))
-        tl.store(best_places + row * COUNT + rank, tl.load(places + row * count + place).to(tl.int64))
-        value = tl.where(own == place, float("-inf"), value)
-
-
-def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` largest of each row of x [..., width] in falling order, of equal ones the first: values and places, int64, [..., count]."""
-    x, width = x.contiguous(), x.shape[-1]
-    rows, parts = x.numel() // width, triton.cdiv(width, _PART)
-    values = torch.empty(rows, parts * count, dtype=torch.float32, device=x.device)
-    places = torch.empty(rows, parts * count, dtype=torch.int32, device=x.device)
-    best_values = torch.empty(*x.shape[:-1], count, dtype=x.dtype, device=x.device)
-    best_places = torch.empty(*x.shape[:-1], count, dtype=torch.int64, device=x.device)
-    _best_of_part[(parts, rows)](x, values, places, width, COUNT=count, BLOCK=_PART, num_warps=4, **_launching(x))
-    block = triton.next_power_of_2(parts * count)
-    _best_of_parts[(rows,)](values, places, best_values, best_places, parts * count, COUNT=count, BLOCK=block, num_warps=1, **_launching(x))
-    return best_values, best_places
-
-
-@triton.jit
-def _paired(  # type: ignore[no-untyped-def]
-    embeddings, tokens, places, states, state_row, parents, out, WIDTH: tl.constexpr, OTHER: tl.constexpr, PLACED: tl.constexpr, PICKED: tl.constexpr,
-    BLOCK: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    row, at = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    place, parent = row.to(tl.int64), row.to(tl.int64)
-    if PLACED:
-        place = tl.load(places + row)
-    if PICKED:
-        parent = tl.load(parents + row)
-    token = tl.load(tokens + place)
-    first = tl.load(embeddings + token * WIDTH + at, mask=at < WIDTH, other=0.0)
-    second = tl.load(states + parent * state_row + (at - WIDTH), mask=(at >= WIDTH) & (at < WIDTH + OTHER), other=0.0)
-    tl.store(out + row * (WIDTH + OTHER) + at, tl.where(at < WIDTH, first, second), mask=at < WIDTH + OTHER)
-
-
-def paired(embeddings: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor | None, states: torch.Tensor, parents: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings of ``tokens[places]`` [rows, width] beside ``states[parents]`` [rows, other], in one tensor; all where no places or parents are given."""
-    states = states if states.stride(-1) == 1 else states.contiguous()
-    rows = len(tokens) if places is None else len(places)
-    width, other = embeddings.shape[1], states.shape[1]
-    out = torch.empty(rows, width + other, dtype=states.dtype, device=states.device)
-    _paired[(rows, triton.cdiv(width + other, 1024))](
-        embeddings.contiguous(), tokens, tokens if places is None else places, states, states.stride(0), tokens if parents is None else parents, out,
-        WIDTH=width, OTHER=other, PLACED=places is not None, PICKED=parents is not None, BLOCK=1024, num_warps=4, **_launching(states),
-    )  # fmt: skip
-    return out

@@ -165,6 +165,21 @@ def test_arguments_are_copied_but_for_those_that_stay(device: str) -> None:
     assert len(made) == 3  # two sizes, and other rows
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_nobody_changes_is_copied_where_another_one_came(device: str) -> None:
+    captured = Captured(lambda x, y: x + y, (), (1,), torch.device(device), lambda: None)
+    one, other = torch.ones(2, device=device), torch.full((2,), 5.0, device=device)
+    with torch.inference_mode():
+        for steady, wanted in ((one, 1.0), (one, 1.0), (other, 5.0), (one, 1.0)):
+            assert captured(torch.zeros(2, device=device), steady).tolist() == [wanted] * 2
+        (graph,) = captured._graphs.values()
+        own = graph.inputs[1]
+        assert own is not None
+        own.fill_(7.0)  # which the next call of the same would not undo
+        assert captured(torch.zeros(2, device=device), one).tolist() == [7.0, 7.0]
+        assert captured(torch.zeros(2, device=device), other).tolist() == [5.0, 5.0]
+
+
 def test_graphs_are_not_kept_without_end() -> None:
     made: list[int] = []
     captured = Captured(lambda x: x * 2, (), (), torch.device("cpu"), lambda: made.append(1))

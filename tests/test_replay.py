@@ -204,6 +204,31 @@ def test_the_layout_goes_by_the_size_of_the_weights(size: int, columns: int, one
     assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == ("turned" if one_row else "plain")
 
 
+def test_what_is_computed_twice_is_computed_once_but_for_what_is_written_between() -> None:
+    def read(x: torch.Tensor, rows: torch.Tensor, start: int) -> torch.Tensor:
+        places = start + torch.arange(2)
+        before, again = x.index_select(0, places), x.index_select(0, start + torch.arange(2))
+        first = rows.index_select(0, places)
+        rows.index_copy_(0, places, before + again)
+        second = rows.index_select(0, places + 0)
+        rows.index_copy_(0, places, first)  # so that the same happens when it is called again
+        return torch.stack([before, again, first, second])
+
+    recorded = Recorded(read, ((), (), ()), Layouts())
+    x = torch.arange(5.0)
+    for start in (0, 3):
+        rows = torch.full((5,), 9.0)
+        with torch.inference_mode():
+            found = recorded(x, rows, start)
+        own = x[start : start + 2]
+        assert found.tolist() == [own.tolist(), own.tolist(), [9.0, 9.0], (2 * own).tolist()]
+    ((replay, _),) = recorded._recordings.values()
+    code = replay.func.__code__  # type: ignore[attr-defined]
+    names = [each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_ATTR", "LOAD_METHOD")]
+    assert names.count("index_select") == 3
+    assert "arange" not in names
+
+
 def test_a_weight_that_changed_is_noticed() -> None:
     module = Small()
     recorded = Recorded(module, MOVING, Layouts())

@@ -91,9 +91,11 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
 
 
 def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]], None], ...]:
-    """The rewriting into kernels of our own, where they can be used: on a GPU, in half precision, with Triton."""
+    """The rewriting into kernels of our own, where they can be used: with Triton, on a GPU that it compiles for in both half precisions."""
     weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
+        return ()
+    if weights[0].device.type == "cuda" and torch.cuda.get_device_capability(weights[0].device) < (8, 0):
         return ()
     from koala_bench.fusing import fuse  # which needs Triton, which is not there without a GPU
 

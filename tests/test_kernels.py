@@ -135,6 +135,15 @@ def test_attention_over_a_tree(
     agree(kernels.attend(queries, keys, values, hidden, behind), wanted)
 
 
+@pytest.mark.parametrize(("device", "dtype"), HALF[:2])
+def test_attention_in_little_shared_memory(draw: torch.Generator, device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, (keys, values) = normal(draw, device, dtype, 1, 2, 9, 64), normal(draw, device, dtype, 2, 1, 2, 512, 64)
+    hidden, behind = torch.ones(9, 9, dtype=torch.bool, device=device).triu(1), torch.tensor(230, device=device)
+    found = kernels.attend(q, keys, values, hidden, behind)
+    monkeypatch.setattr("koala_bench.kernels.attention.cramped", lambda like: True)
+    agree(kernels.attend(q, keys, values, hidden, behind), found)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_best_candidates(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from koala_bench.kernels.launching import launching
+from koala_bench.kernels.launching import cramped, launching
 
 WIDTHS = (16, 32, 64, 128, 256)  # of heads
 # By the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at once, warps, stages.
@@ -160,6 +160,8 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: to
     heads, rows, width = q.shape[1:]
     most = 16 if rows <= 16 else 32 if rows <= 32 else 64
     split, block, warps, stages = _SHARES[most]
+    if cramped(q):
+        block, stages = min(block, 64), 1
     splits = triton.next_power_of_2(triton.cdiv(keys.shape[2], split))
     out = torch.empty(1, rows, heads, width, dtype=q.dtype, device=q.device)
     found, high, mass = out, out, out

@@ -8,6 +8,7 @@ import torch
 import triton.language as tl
 
 DTYPES = (torch.bfloat16, torch.float16)
+_ENOUGH = 160 << 10
 _EARLY = hasattr(tl.extra.cuda, "gdc_wait")
 
 
@@ -19,3 +20,10 @@ def launching(like: torch.Tensor) -> dict[str, Any]:
     """
     early = _EARLY and like.device.type == "cuda" and torch.cuda.get_device_capability(like.device)[0] >= 9
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+def cramped(like: torch.Tensor) -> bool:
+    """Whether a program gets less shared memory than the sizes chosen on an H200 take, as on cards for desks; not tried on one."""
+    if like.device.type != "cuda":
+        return False
+    return getattr(torch.cuda.get_device_properties(like.device), "shared_memory_per_block_optin", _ENOUGH) < _ENOUGH

@@ -55,7 +55,12 @@ class Rule(Protocol):
 # ------------------------------------------------------------------------------------ greedy
 
 
-def greedy(tree: DraftTree, logits: torch.Tensor) -> Accepted:
+def asked(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """All that ``greedy`` wants to know from the device: the drafted tokens and the target's most likely ones, int64 [2, nodes]."""
+    return torch.stack([tokens, logits.argmax(dim=-1)])
+
+
+def greedy(tree: DraftTree, logits: torch.Tensor, ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = asked) -> Accepted:
     """Follow the tree as long as a child carries the target's own most likely token.
 
     Walking from the root needs no padded candidate rows, so no padding can be mistaken for a token. Of siblings
@@ -63,8 +68,9 @@ def greedy(tree: DraftTree, logits: torch.Tensor) -> Accepted:
 
     Args:
         logits: [nodes, vocab_size].
+        ask: ``asked``, or a recording of it.
     """
-    drafted, likeliest = torch.stack([tree.tokens, logits.argmax(dim=-1)]).tolist()
+    drafted, likeliest = ask(tree.tokens, logits).tolist()
     children = tree.shape.children
     path, node = [0], 0
     while True:
@@ -79,7 +85,12 @@ class Greedy:
     """``greedy`` as a rule: the target's most likely tokens, whatever is drafted."""
 
     pick: Pick = staticmethod(best)
-    accept: Callable[[DraftTree, torch.Tensor], Accepted] = staticmethod(greedy)
+
+    def __init__(self, ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = asked) -> None:
+        self.ask = ask
+
+    def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
+        return greedy(tree, logits, self.ask)
 
 
 GREEDY = Greedy()

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
+from koala_bench.acceptance import GREEDY, Greedy, asked
 from koala_bench.cache import LENGTHS, TreeCache, aligned, hiding, windows
 from koala_bench.capture import Captured
 from koala_bench.errors import KoalaBenchError
@@ -120,6 +121,7 @@ class Target:
     fixed: bool = False
     threads: int | None = None
     _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False, compare=False)
+    _greedy: list[Greedy] = field(default_factory=list, init=False, repr=False, compare=False)
     _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @contextmanager
@@ -173,6 +175,12 @@ class Target:
             return function
         recorded = Recorded(function, moving, self._layouts)
         return Captured(recorded, kept, steady, self.device, self._layouts.count) if self.fixed else recorded
+
+    def greedy(self) -> Greedy:
+        """The greedy rule for what ``verify`` returns: where its passes are captured, what the rule asks the device is too."""
+        if not self._greedy:  # the logits of a captured pass lie where they lay before
+            self._greedy.append(Greedy(self.record(asked, ((0,), (0,)), (1,))) if self.engine == "graph" and self.fixed else GREEDY)
+        return self._greedy[0]
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""

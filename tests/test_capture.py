@@ -14,7 +14,7 @@ from test_decoding import CONFIGS, PROMPT, vanilla
 from test_replay import verified
 
 from koala_bench import lowering
-from koala_bench.acceptance import SpeculativeSampling
+from koala_bench.acceptance import GREEDY, SpeculativeSampling
 from koala_bench.cache import hiding, written
 from koala_bench.capture import Captured
 from koala_bench.decoding import decode
@@ -88,6 +88,9 @@ def test_decoding_is_lossless_and_captures_once_for_each_size(tmp_path: Path, de
     (captured,) = fixed._passes.values()
     assert isinstance(captured, Captured)
     assert len(captured._graphs) == 2  # six nodes and sixteen
+    ask = fixed.greedy().ask
+    assert isinstance(ask, Captured) and len(ask._graphs) == 2
+    assert eager.greedy() is GREEDY
     assert fixed.recordings >= len(captured._graphs)
 
 

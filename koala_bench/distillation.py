@@ -26,12 +26,13 @@ from koala_bench.target import Target, fingerprint
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """How much is answered. ``train`` and ``held_out`` count dialogues; ``rows`` are answered at once."""
+    """How much is answered. ``train`` and ``held_out`` count dialogues; ``rows`` are answered at once; ``turns`` of a dialogue, all where None."""
 
     train: int
     held_out: int
     max_new_tokens: int
     rows: int
+    turns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
         "source": conversations.provenance,
         "chat_template": template.sha256,
         "dtype": str(target.dtype).removeprefix("torch."),
-        "options": asdict(options),
+        "options": {name: value for name, value in asdict(options).items() if value is not None},
     }
     if out.exists():
         if _identity_of(out) != identity:
@@ -94,7 +95,7 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
         say(f"Reusing {out}: it was made by the same command.")
         return out
     asked = [
-        _Asked(f"{split}:{index}", split, turns[::2])
+        _Asked(f"{split}:{index}", split, turns[::2][: options.turns])
         for split, dialogues, count in (("train", conversations.train, options.train), ("held_out", conversations.held_out, options.held_out))
         for index, turns in enumerate(dialogues[:count])
     ]

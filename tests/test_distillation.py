@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def template(target64: Target) -> ChatTemplate:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_of_each_dialogue_so_many_questions_are_answered_as_asked_for(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+    whole = rows_of(distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS))
+    first = rows_of(distill(target64, template, asked(), tmp_path / "b.jsonl", replace(OPTIONS, turns=1)))
+    assert [row["conversations"] for row in first] == [row["conversations"][:2] for row in whole]
+    assert "turns" not in json.loads(manifest_of(tmp_path / "a.jsonl").read_text())["identity"]["options"]
+    assert json.loads(manifest_of(tmp_path / "b.jsonl").read_text())["identity"]["options"]["turns"] == 1
 
 
 def test_every_answer_is_what_the_target_says_to_its_own_conversation_so_far(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:

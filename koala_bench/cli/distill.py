@@ -21,6 +21,9 @@ def distill(
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")] = 256,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts answered at once.")] = 32,
+    turns: Annotated[
+        int | None, typer.Option("--turns", min=1, help="Questions of a dialogue that are answered at most; a long one keeps the others of its batch waiting.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     settings: Settings = None,
@@ -35,5 +38,5 @@ def distill(
     from koala_bench.experiment import load_preset_target
 
     loaded, template = load_preset_target(preset_of(preset, False, settings, target=target, device=device, dtype=dtype))
-    options = DistillOptions(train, held_out, max_new_tokens, rows)
+    options = DistillOptions(train, held_out, max_new_tokens, rows, turns)
     print(distill(loaded, template, read_conversations(source), out, options))

@@ -103,6 +103,8 @@ def _rotation(constants: dict[str, Any], q: Any, keys: Any, values: Any, writers
     straight, rolled, sine = whole.args
     if not is_call(straight, torch.mul) or not is_call(rolled, torch.roll) or straight.args[0] is not rolled.args[0] or rolled.args[2] != -1:
         return None
+    if any(size != 1 for each in (straight.args[1], sine) for size in value_of(each).shape[:-2]):
+        return None  # angles that differ from head to head
     signed = not _signs(constants, sine, value_of(q).shape[-1])
     return straight.args[0], v, straight.args[1], sine if signed else sine.args[0], signed, rolled.args[1], numbers, keys, values
 

@@ -297,6 +297,7 @@ def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
                 signs = constant(graph, constants, torch.cat([-torch.ones(half), torch.ones(half)]).to(value_of(sine)), "signs")
             with graph.inserting_after(signs):
                 signed[sine] = graph.call_function(torch.mul, (sine, signs))
+            signed[sine].meta["val"] = value_of(sine)
         with graph.inserting_before(total):
             rolled = graph.call_function(torch.roll, (x, half, -1))
             replace_node(total, graph.call_function(torch.addcmul, (straight, rolled, signed[sine])))

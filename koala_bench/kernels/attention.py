@@ -62,6 +62,7 @@ def rotate(
     Returns:
         the queries [1, heads, rows, head_dim], row by row in memory.
     """
+    x, v, cosine, sine = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, v, cosine, sine))
     kv_heads, rows, width = keys.shape[1], x.shape[2], x.shape[3]
     heads = x.shape[1] - kv_heads
     queries = torch.empty(1, rows, heads, width, dtype=x.dtype, device=x.device)
@@ -257,6 +258,7 @@ def attend_row(
         arrived: zeros, int32 [heads], and zeros again afterwards; for one call at a time.
         others: as there, with one row.
     """
+    x, v, cosine, sine = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, v, cosine, sine))
     width, kv_heads = x.shape[3], keys.shape[1]
     heads = x.shape[1] - kv_heads
     splits = triton.next_power_of_2(triton.cdiv(keys.shape[2], _ROW))

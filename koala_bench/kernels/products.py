@@ -40,7 +40,7 @@ def _row_product(
     row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     own = row < count
     start_of = weight + row.to(tl.int64)[:, None] * WIDTH + at[None, :]
-    start_of_up = start_of + count.to(tl.int64) * WIDTH
+    start_of_up = start_of + count * WIDTH
     # The first weights are asked for before it is known that the vector is there.
     part = tl.load(start_of, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0)
     up_part = tl.load(start_of_up, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0) if GATED else part

@@ -160,12 +160,13 @@ def _drop_modes(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _fold(graph: Graph, constants: dict[str, Any]) -> None:
-    """Compute now what depends on constants and known numbers alone."""
+    """Compute now what depends on constants and known numbers alone, but for what is written into later: it has to be made anew each time."""
+    written = _written(graph)
     for node in list(graph.nodes):
         inputs: list[Any] = node.all_input_nodes
         if node.op != "call_function" or not (inputs or node.target in _MADE) or writes(node) or any(each.op != "get_attr" for each in inputs):
             continue
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node in written or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue
         known = {each: constants[str(each.target)] for each in inputs}
         arguments, named = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
@@ -201,15 +202,21 @@ def _is_integer(node: Any) -> bool:
 def _share(graph: Graph, constants: dict[str, Any]) -> None:
     """The same view of the same tensor, and the same sum or selection of tensors that nobody writes into, is made once."""
     seen: dict[Any, Node] = {}
-    written = {base for node in graph.nodes if node.args and node.op not in ("placeholder", "output") and writes(node) for base in _bases(node.args[0])}
+    written = _written(graph)
     for node in calls(graph, *_VIEWS, *_PURE, *_MADE):
-        if node.target in _PURE and any(base in written for each in node.all_input_nodes for base in _bases(each)):
+        if node.target not in _VIEWS and any(base in written for each in (node, *node.all_input_nodes) for base in _bases(each)):
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))  # a node's repr is its name, which is unique
         if key in seen:
             replace_node(node, seen[key])
         else:
             seen[key] = node
+
+
+def _written(graph: Graph) -> set[Node]:
+    """What some operation writes into, and what that may be a view of."""
+    mutating = (node for node in graph.nodes if node.args and node.op not in ("placeholder", "output") and writes(node))
+    return {base for node in mutating for base in _bases(node.args[0])}
 
 
 def _bases(node: Any) -> Iterator[Node]:

@@ -229,6 +229,25 @@ def test_what_is_computed_twice_is_computed_once_but_for_what_is_written_between
     assert "arange" not in names
 
 
+def test_what_is_written_into_is_made_anew_each_time() -> None:
+    weight = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        ones, other = torch.ones(2), torch.ones(2)
+        first, second = x + 1, x + 1
+        known = weight + 1
+        ones.add_(x)
+        first.mul_(3)
+        known[:1].add_(x[:1])
+        return torch.stack([ones, other, first, second, known])
+
+    recorded = Recorded(count, ((),), Layouts())
+    x = torch.tensor([1.0, 2.0])
+    for _ in range(3):
+        with torch.inference_mode():
+            assert recorded(x).tolist() == [[2.0, 3.0], [1.0, 1.0], [6.0, 9.0], [2.0, 3.0], [3.0, 2.0]]
+
+
 def test_a_weight_that_changed_is_noticed() -> None:
     module = Small()
     recorded = Recorded(module, MOVING, Layouts())

@@ -151,7 +151,7 @@ def decode(
     # A prompt is a tree of its last token alone.
     _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     if rule is GREEDY:
-        rule = target.greedy()
+        rule = target.greedy
     synchronise(target.device)
     first_token = time.perf_counter()
 

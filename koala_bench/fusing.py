@@ -166,7 +166,7 @@ def _spent(node: Any, last: Node) -> bool:
 
 def _looks(node: Node) -> bool:
     """Whether what a node gives may be the memory of what it is given."""
-    return node.op != "call_function" or not is_call(node, _aten.add.Tensor, torch.rms_norm, *_LINEAR)
+    return not is_call(node, _aten.add.Tensor, torch.rms_norm, *_LINEAR)
 
 
 def _gate(graph: Graph, node: Any) -> None:

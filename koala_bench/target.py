@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +122,6 @@ class Target:
     fixed: bool = False
     threads: int | None = None
     _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False, compare=False)
-    _greedy: list[Greedy] = field(default_factory=list, init=False, repr=False, compare=False)
     _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @contextmanager
@@ -176,11 +176,12 @@ class Target:
         recorded = Recorded(function, moving, self._layouts)
         return Captured(recorded, kept, steady, self.device, self._layouts.count) if self.fixed else recorded
 
+    @cached_property
     def greedy(self) -> Greedy:
         """The greedy rule for what ``verify`` returns: where its passes are captured, what the rule asks the device is too."""
-        if not self._greedy:  # the logits of a captured pass lie where they lay before
-            self._greedy.append(Greedy(self.record(asked, ((0,), (0,)), (1,))) if self.engine == "graph" and self.fixed else GREEDY)
-        return self._greedy[0]
+        if self.engine == "eager" or not self.fixed:
+            return GREEDY
+        return Greedy(self.record(asked, ((0,), (0,)), (1,)))  # the logits of a captured pass lie where they lay before
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., hidden_size] of ids [...]."""

@@ -88,9 +88,9 @@ def test_decoding_is_lossless_and_captures_once_for_each_size(tmp_path: Path, de
     (captured,) = fixed._passes.values()
     assert isinstance(captured, Captured)
     assert len(captured._graphs) == 2  # six nodes and sixteen
-    ask = fixed.greedy().ask
+    ask = fixed.greedy.ask
     assert isinstance(ask, Captured) and len(ask._graphs) == 2
-    assert eager.greedy() is GREEDY
+    assert eager.greedy is GREEDY
     assert fixed.recordings >= len(captured._graphs)
 
 

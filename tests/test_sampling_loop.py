@@ -15,7 +15,7 @@ from test_sampling import LEAST, SAMPLES, drafts, fit
 from toy_worlds import Context, Law, World, world
 
 from koala_bench import acceptance
-from koala_bench.acceptance import GREEDY, Greedy, SpeculativeSampling
+from koala_bench.acceptance import GREEDY, SpeculativeSampling
 from koala_bench.candidates import Pick, best
 from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.heads import Committed
@@ -46,6 +46,7 @@ class ToyTarget:
     device = torch.device("cpu")
     max_positions = 1 << 30
     name = "toy"
+    greedy = GREEDY
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -53,9 +54,6 @@ class ToyTarget:
 
     def new_cache(self, capacity: int) -> ToyCache:
         return ToyCache()
-
-    def greedy(self) -> Greedy:
-        return GREEDY
 
     def prefill(self, ids: torch.Tensor, cache: ToyCache, features: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         cache.past = len(ids)

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from heads.drafting import Drafter, Memory, Scored, Text
-from heads.growth import UNBOUNDED, Grown
-from koala_bench.cache import windows
-from koala_bench.candidates import Pick, best
+from heads.common.drafting import Drafter, Memory, Scored, Text
+from heads.common.growth import UNBOUNDED, Grown
+from koala_bench.decoding.candidates import Pick, best
+from koala_bench.engine.cache import windows
+from koala_bench.engine.target import DTYPES, Target, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
-from koala_bench.target import DTYPES, Target, load_target
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template
 
 _REMEDY = "Give the option 'model': a causal LM with the target's own tokenizer, such as a smaller one of its family (bundled name, hub id or folder)."

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from heads.drafting import Drafter, Memory, Scored, Text
-from heads.growth import UNBOUNDED, Grown
-from heads.layers import DecoderLayer, LayerShape, rotary_table
-from heads.losses import judged
-from koala_bench.candidates import Pick, best
+from heads.common.drafting import Drafter, Memory, Scored, Text
+from heads.common.growth import UNBOUNDED, Grown
+from heads.common.layers import DecoderLayer, LayerShape, rotary_table
+from heads.common.losses import judged
+from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
 

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.drafting import Drafter, Memory, Scored, Text
-from heads.growth import UNBOUNDED, Grown
-from heads.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled, rotary_table
-from heads.losses import token_loss
-from koala_bench.candidates import Pick, best
+from heads.common.drafting import Drafter, Memory, Scored, Text
+from heads.common.growth import UNBOUNDED, Grown
+from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled, rotary_table
+from heads.common.losses import token_loss
+from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template

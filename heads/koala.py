@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from heads.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
+from heads.common.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
 
@@ -152,7 +152,7 @@ class Adversarial(nn.Module):
         """Let the discriminator, as it is after the step, judge the head on a micro-batch.
 
         Args:
-            agree: makes one number of what several processes would measure, see ``koala_bench.team``.
+            agree: makes one number of what several processes would measure, see ``koala_bench.common.process_group``.
         Returns:
             what to add to the supervised loss, or None for nothing, and values for the log.
         """

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.growth import Grown, draft, levels_of
-from heads.losses import token_loss
-from koala_bench.candidates import Pick, best
+from heads.common.growth import Grown, draft, levels_of
+from heads.common.losses import token_loss
+from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
 

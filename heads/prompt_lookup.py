@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from heads.continuations import drafted
+from heads.common.continuations import drafted
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
 from koala_bench.tree import DraftTree, Template

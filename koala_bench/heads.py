@@ -44,7 +44,7 @@ class TargetSpec:
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
         record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the same sizes, and call
-            what it gets back: with ``--engine graph`` that is a recording, see ``koala_bench.replay``. ``moving`` names for each
+            what it gets back: with ``--engine graph`` that is a recording, see ``koala_bench.engine.replay``. ``moving`` names for each
             argument the dimensions whose sizes differ from call to call, ``kept`` the arguments, by their places, that stay where they
             are in memory because the pass writes into them or because they are large.
         fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA graphs need; numbers are then
@@ -176,7 +176,7 @@ class DraftHead(Protocol):
         dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
         usual_tree: optional; name of the template to draft with where neither a preset nor an option names one.
         model_option: optional; the option that names a model whose weights the head loads and does not train.
-        pick: optional; how candidates are taken from scores, see ``koala_bench.candidates``. Heads that have it draw their drafts where
+        pick: optional; how candidates are taken from scores, see ``koala_bench.decoding.candidates``. Heads that have it draw their drafts where
             there is a temperature.
     """
 

@@ -41,7 +41,7 @@ class TargetPreset(_Strict):
     dtype: str = "auto"
     attention: str = "sdpa"
     engine: str = "auto"
-    threads: Positive | None = None  # of the CPU while decoding; see koala_bench.target.pick_threads
+    threads: Positive | None = None  # of the CPU while decoding; see koala_bench.engine.target.pick_threads
 
 
 class DataPreset(_Strict):

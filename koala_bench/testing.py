@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from koala_bench.target import DTYPES, Target, load_target
+from koala_bench.engine.target import DTYPES, Target, load_target
 
 _LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 

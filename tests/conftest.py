@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from koala_bench.target import Target
+from koala_bench.engine.target import Target
 from koala_bench.testing import save_tiny_target, tiny_target
 
 # Without a GPU Triton interprets its kernels; it decides so when it is first imported.

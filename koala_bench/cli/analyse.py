@@ -31,10 +31,10 @@ def analyse(
 
     Example: `koala-bench analyse vicuna-7b-v1.3-eagle-float16-temperature-0.0.jsonl vicuna-7b-v1.3-vanilla-float16-temp-0.0.jsonl`.
     """
-    from koala_bench.analysis import analyse, by_definition, to_csv, to_text
-    from koala_bench.files import write_text
+    from koala_bench.common.files import write_text
+    from koala_bench.dialogues.questions import find_questions, read_questions
     from koala_bench.interop.traces import read_traces, with_categories
-    from koala_bench.questions import find_questions, read_questions
+    from koala_bench.results.analysis import analyse, by_definition, to_csv, to_text
 
     seen: set[Path] = set()
     for path in files:

@@ -53,13 +53,13 @@ def audit(
 
     Example: `koala-bench audit --dtype float64 --tasks mt_bench,gsm8k --data-dir data`.
     """
-    from koala_bench import audit as auditing
-    from koala_bench.evaluation import evaluate
-    from koala_bench.experiment import load_preset_target
-    from koala_bench.files import write_text
-    from koala_bench.progress import say
-    from koala_bench.questions import find_questions, read_questions
-    from koala_bench.target import Target, load_target
+    from koala_bench.common.files import write_text
+    from koala_bench.common.progress import say
+    from koala_bench.dialogues.questions import find_questions, read_questions
+    from koala_bench.engine.target import Target, load_target
+    from koala_bench.evaluation.loop import evaluate
+    from koala_bench.gate import audit as auditing
+    from koala_bench.training.experiment import load_preset_target
 
     chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, tree=tree, max_new_tokens=max_new_tokens, limit=limit, engine=engine)
     names = method_names(chosen, methods)
@@ -92,8 +92,8 @@ def audit(
 
 
 def _tasks(tasks: str | None, preset: Preset, data_dir: Path | None) -> list[str]:
-    from koala_bench.datasets import data_folder
-    from koala_bench.questions import names_in
+    from koala_bench.dialogues.downloads import data_folder
+    from koala_bench.dialogues.questions import names_in
 
     if tasks is None:
         return [preset.evaluation.questions]

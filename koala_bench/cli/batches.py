@@ -35,13 +35,13 @@ def batches(
 
     Example: `koala-bench batches --methods vanilla,medusa,eagle --heads results/runs/table1-tiny/heads`.
     """
-    from koala_bench.batch_speed import batch_speeds, in_words
-    from koala_bench.dialogues import encode_prompt
-    from koala_bench.evaluation import load_methods, select_questions
-    from koala_bench.experiment import load_preset_target
-    from koala_bench.figures.batches import write_batches
-    from koala_bench.files import write_text
-    from koala_bench.questions import bundled_questions, read_questions
+    from koala_bench.common.files import write_text
+    from koala_bench.costs.batches import batch_speeds, in_words
+    from koala_bench.costs.figure_batches import write_batches
+    from koala_bench.dialogues.encoding import encode_prompt
+    from koala_bench.dialogues.questions import bundled_questions, read_questions
+    from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.training.experiment import load_preset_target
 
     counts = [int(each) if each.strip().isdigit() else 0 for each in sizes.split(",")]
     if not counts or any(count < 1 or _PROMPTS % count for count in counts):

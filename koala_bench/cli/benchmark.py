@@ -33,17 +33,17 @@ def benchmark(
     """
     from dataclasses import replace
 
-    from koala_bench import scaling
-    from koala_bench.benchmark import compare_with_generate
-    from koala_bench.conversations import read_conversations
-    from koala_bench.dialogues import encode_prompt
-    from koala_bench.evaluation import select_questions
-    from koala_bench.experiment import free_head, load_preset_target, training_streams
-    from koala_bench.figures.context import write_context
-    from koala_bench.files import write_text
-    from koala_bench.profiling import machine_in_words
-    from koala_bench.questions import bundled_questions, read_questions
-    from koala_bench.training_speed import training_speed
+    from koala_bench.common.files import write_text
+    from koala_bench.costs import scaling
+    from koala_bench.costs.figure_context import write_context
+    from koala_bench.costs.generate import compare_with_generate
+    from koala_bench.costs.profile import machine_in_words
+    from koala_bench.costs.training import training_speed
+    from koala_bench.dialogues.conversations import read_conversations
+    from koala_bench.dialogues.encoding import encode_prompt
+    from koala_bench.dialogues.questions import bundled_questions, read_questions
+    from koala_bench.evaluation.loop import select_questions
+    from koala_bench.training.experiment import free_head, load_preset_target, training_streams
 
     chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, engine=engine)
     names = [name for name in method_names(chosen, methods) if name != "vanilla"]

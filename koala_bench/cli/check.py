@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from koala_bench.cli.app import app
+from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
-from koala_bench.progress import say
 
 if TYPE_CHECKING:
-    from koala_bench.records import Run
+    from koala_bench.records.reading import Run
 
 
 @app.command()
@@ -33,12 +33,12 @@ def check(
 
     Example: `koala-bench check results/regression/baseline.jsonl results/runs/new/records.jsonl --junit check.xml`.
     """
-    from koala_bench.comparable import consistent
-    from koala_bench.files import write_texts
-    from koala_bench.junit import headline, to_junit, to_report
-    from koala_bench.records import read_runs
-    from koala_bench.regression import MARGIN
-    from koala_bench.regression import check as compare
+    from koala_bench.common.files import write_texts
+    from koala_bench.gate.comparable import consistent
+    from koala_bench.gate.junit import headline, to_junit, to_report
+    from koala_bench.gate.regression import MARGIN
+    from koala_bench.gate.regression import check as compare
+    from koala_bench.records.reading import read_runs
 
     new = read_runs([path for given in records for path in _records_in(given)])
     if update:
@@ -71,9 +71,9 @@ def _accept(baseline: Path, new: Sequence[Run]) -> None:
     In a folder the files of the old baseline go last, so that a kill leaves too many records rather than too few; the
     same command then finishes the work.
     """
-    from koala_bench.files import replacing
-    from koala_bench.records import read_runs
-    from koala_bench.regression import describe_update
+    from koala_bench.common.files import replacing
+    from koala_bench.gate.regression import describe_update
+    from koala_bench.records.reading import read_runs
 
     if len(new) > 1 and baseline.is_file():
         raise KoalaBenchError(f"{baseline} is a file, but {len(new)} records are to be the baseline.", "Name a folder as the baseline.")

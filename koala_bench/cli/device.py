@@ -42,15 +42,14 @@ def device_report(
 
     import torch
 
-    import koala_bench
-    from koala_bench.device_costs import bandwidth, model_cost, random_model
-    from koala_bench.device_report import DeviceReport, in_words
-    from koala_bench.figures.nodes import write_nodes
-    from koala_bench.files import write_text
-    from koala_bench.provenance import code_state
-    from koala_bench.published import read_paper
-    from koala_bench.shapes import SHAPES, VICUNA
-    from koala_bench.target import machine, pick_device, pick_dtype, pick_engine
+    from koala_bench.common.files import write_text
+    from koala_bench.common.provenance import code_state
+    from koala_bench.costs.device import bandwidth, model_cost, random_model
+    from koala_bench.costs.device_report import DeviceReport, in_words
+    from koala_bench.costs.figure_nodes import write_nodes
+    from koala_bench.engine.shapes import SHAPES, VICUNA
+    from koala_bench.engine.target import machine, pick_device, pick_dtype, pick_engine
+    from koala_bench.results.tables.published import read_paper
 
     where = pick_device(device or "auto")
     kind = pick_dtype(dtype or ("bfloat16" if where.type == "cuda" else "auto"), where)
@@ -63,7 +62,7 @@ def device_report(
     chosen = {name: (preset.method(name), preset.method(name).tree) for name in method_names(preset, methods) if name != "vanilla"}
     environment = machine(where)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"]
-    rates, code = bandwidth(where, _COPIED[where.type]), code_state(Path(koala_bench.__file__).parent)
+    rates, code = bandwidth(where, _COPIED[where.type]), code_state()
     report = DeviceReport(name, str(kind).removeprefix("torch."), rates, dict(environment), dict(code), (), {})
     for size in wanted:
         try:

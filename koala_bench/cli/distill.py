@@ -33,9 +33,9 @@ def distill(
     Example: `koala-bench distill --out answers.jsonl`, then `koala-bench train --set data.source=answers.jsonl`.
     Interrupted, the same command goes on.
     """
-    from koala_bench.conversations import read_conversations
-    from koala_bench.distillation import DistillOptions, distill
-    from koala_bench.experiment import load_preset_target
+    from koala_bench.dialogues.conversations import read_conversations
+    from koala_bench.dialogues.distillation import DistillOptions, distill
+    from koala_bench.training.experiment import load_preset_target
 
     loaded, template = load_preset_target(preset_of(preset, False, settings, target=target, device=device, dtype=dtype))
     options = DistillOptions(train, held_out, max_new_tokens, rows, turns)

@@ -9,8 +9,8 @@ import typer
 
 from koala_bench.cli.app import app
 from koala_bench.cli.options import Device, PresetName, Settings, TargetName, preset_of
+from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
-from koala_bench.progress import say
 
 
 @app.command("import")
@@ -27,8 +27,8 @@ def import_(
     Example: `koala-bench import medusa-vicuna-7b-v1.3 --preset vicuna-7b --out released/medusa`, then
     `koala-bench evaluate --preset vicuna-7b --methods vanilla,medusa --heads released`.
     """
-    from koala_bench.experiment import load_preset_target
     from koala_bench.interop.layouts import import_head
+    from koala_bench.training.experiment import load_preset_target
 
     loaded, _ = load_preset_target(preset_of(preset, False, settings, target=target, device=device))
     imported = import_head(folder, loaded, out)
@@ -54,9 +54,9 @@ def export(
 
     Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
     """
-    from koala_bench.experiment import load_preset_target
+    from koala_bench.engine.target import pick_dtype
     from koala_bench.interop.layouts import LAYOUTS, export_head
-    from koala_bench.target import pick_dtype
+    from koala_bench.training.experiment import load_preset_target
 
     if layout not in LAYOUTS:
         raise KoalaBenchError(f"There is no layout '{layout}'.", f"Use {' or '.join(LAYOUTS)}.")

@@ -35,9 +35,9 @@ from koala_bench.cli.options import (
     preset_of,
     typed_command,
 )
+from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import toml_value, usual_methods, with_heads
-from koala_bench.progress import say
 
 
 @app.command("new-head")
@@ -49,7 +49,7 @@ def new_head(
 
     Example: `koala-bench new-head my_head`.
     """
-    from koala_bench.scaffold import new_head
+    from koala_bench.contract.scaffold import new_head
 
     files = new_head(name, out)
     for path in files:
@@ -122,11 +122,11 @@ def compare(
 
     Example: `koala-bench compare --methods vanilla,medusa,eagle,my_head,my_head+koala`.
     """
-    from koala_bench.comparison import compare_heads, refuse_changed_code, verdict_table
-    from koala_bench.files import write_text
-    from koala_bench.published import read_table_spec
-    from koala_bench.records import read_run
-    from koala_bench.reproduction import RECIPES
+    from koala_bench.common.bundled import RECIPES
+    from koala_bench.common.files import write_text
+    from koala_bench.gate.comparison import compare_heads, refuse_changed_code, verdict_table
+    from koala_bench.records.reading import read_run
+    from koala_bench.results.tables.published import read_table_spec
 
     asked = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     paper = read_table_spec(RECIPES / "table1.toml").methods
@@ -165,10 +165,10 @@ def compare(
     judged = _judged(names, [given.get(name, name) for name in head or ()], paper)
     folder = output_folder(out, "compare", chosen, quick)
     say(f"Comparing {', '.join(judged)} with the preset '{preset}' in {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
-    from koala_bench.evaluation import evaluate
-    from koala_bench.experiment import load_preset_target, train_heads
+    from koala_bench.dialogues.questions import find_questions, read_questions
+    from koala_bench.evaluation.loop import evaluate
     from koala_bench.interop.answers import write_fastchat_answers
-    from koala_bench.questions import find_questions, read_questions
+    from koala_bench.training.experiment import load_preset_target, train_heads
 
     read_questions(find_questions(chosen.evaluation.questions, data_dir)[1])  # a wrong --questions should not wait for the training
     loaded, template = load_preset_target(chosen)

@@ -52,7 +52,7 @@ def plan(
 
     Example: `koala-bench plan --preset vicuna-7b --data-dir data`.
     """
-    from koala_bench.outlook import outlook
+    from koala_bench.planning.outlook import outlook
 
     chosen = preset_of(
         preset, quick, settings, target=target, device=device, dtype=dtype, layers=layers, max_new_tokens=max_new_tokens, questions=questions,

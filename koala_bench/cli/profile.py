@@ -30,13 +30,13 @@ def profile(
 
     Example: `koala-bench profile --methods vanilla,eagle --heads results/runs/table1-tiny/heads`.
     """
-    from koala_bench.dialogues import encode_prompt
-    from koala_bench.evaluation import load_methods, select_questions
-    from koala_bench.experiment import load_preset_target
-    from koala_bench.files import write_text
-    from koala_bench.profiling import in_words
-    from koala_bench.profiling import profile as measure
-    from koala_bench.questions import bundled_questions, read_questions
+    from koala_bench.common.files import write_text
+    from koala_bench.costs.profile import in_words
+    from koala_bench.costs.profile import profile as measure
+    from koala_bench.dialogues.encoding import encode_prompt
+    from koala_bench.dialogues.questions import bundled_questions, read_questions
+    from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.training.experiment import load_preset_target
 
     chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, tree=tree, attention=attention, engine=engine)
     loaded, template = load_preset_target(chosen)

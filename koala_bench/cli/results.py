@@ -9,26 +9,25 @@ import typer
 
 from koala_bench.cli.app import app
 from koala_bench.cli.options import DataDir
+from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
-
-_RECIPES = Path(__file__).parents[2] / "reproduce"
 
 
 @app.command()
 def table(
     records: Annotated[list[Path], typer.Argument(help="Run records: one per target; for Table 2 per question file, for Table 3 per training seed.")],
     spec: Annotated[Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")] = Path("table1"),
-    paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = _RECIPES / "paper.toml",
+    paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
 ) -> None:
     """Make a table (Markdown, LaTeX, CSV), with Table 1 its figure, from run records; needs no model.
 
     Example: `koala-bench table results/runs/table3-tiny/records.jsonl --spec table3`.
     """
-    from koala_bench.records import read_runs
-    from koala_bench.reproduction import TABLES, make_table
+    from koala_bench.records.reading import read_runs
+    from koala_bench.results.making import TABLES, make_table
 
-    recipe = _RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
+    recipe = RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
     for path in make_table(read_runs(records), out or records[0].parent, recipe, paper):
         print(path)
 
@@ -43,7 +42,7 @@ def figure(
 
     Example: `koala-bench figure prediction results/all-tiny`.
     """
-    from koala_bench.reproduction import FIGURES, drawable, make, make_figure, sources_in
+    from koala_bench.results.making import FIGURES, drawable, make, make_figure, sources_in
 
     if len(paths) == 1 and paths[0].is_dir():
         sources = sources_in(paths[0])
@@ -67,7 +66,7 @@ def report(
 
     Example: `koala-bench report results/all-tiny --out report.html`.
     """
-    from koala_bench.report import write_report
+    from koala_bench.results.report import write_report
 
     print(write_report(folder, out or folder / "report.html", data_dir))
 
@@ -81,7 +80,7 @@ def verify(
 
     Example: `koala-bench verify results/all-tiny`.
     """
-    from koala_bench.integrity import verify as checked
+    from koala_bench.results.integrity import verify as checked
 
     run, checks = checked(folder, data_dir)
     for check in checks:

@@ -35,12 +35,12 @@ from koala_bench.cli.options import (
     preset_of,
     typed_command,
 )
+from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
-from koala_bench.progress import say
 
 if TYPE_CHECKING:
-    from koala_bench.records import Run
+    from koala_bench.records.reading import Run
 
 
 @app.command()
@@ -73,12 +73,12 @@ def pretrain(
 
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
-    from koala_bench.conversations import corpus_of
-    from koala_bench.files import make_folder
-    from koala_bench.imitation import load_imitated
-    from koala_bench.pretrain_options import SHAPE, PretrainOptions, with_settings
-    from koala_bench.pretraining import pretrain
-    from koala_bench.target import pick_device
+    from koala_bench.common.files import make_folder
+    from koala_bench.dialogues.conversations import corpus_of
+    from koala_bench.engine.target import pick_device
+    from koala_bench.pretraining.imitation import load_imitated
+    from koala_bench.pretraining.loop import pretrain
+    from koala_bench.pretraining.options import SHAPE, PretrainOptions, with_settings
 
     settled = {setting.partition("=")[0] for setting in settings or ()}
     if start is not None and (layers is not None or settled & set(SHAPE)):
@@ -119,7 +119,7 @@ def train(
 
     Example: `koala-bench train --methods eagle,eagle+koala --set training.steps=200`.
     """
-    from koala_bench.experiment import load_preset_target, train_heads
+    from koala_bench.training.experiment import load_preset_target, train_heads
 
     chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, seed=seed, layers=layers, attention=attention)
     names = method_names(chosen, methods)
@@ -184,9 +184,9 @@ def evaluate(
 
 
 def _evaluate(chosen: Preset, name: str, methods: list[str], heads: Path, record: Path, data_dir: Path | None) -> Run:
-    from koala_bench.evaluation import evaluate
-    from koala_bench.experiment import load_preset_target
+    from koala_bench.evaluation.loop import evaluate
     from koala_bench.interop.answers import write_fastchat_answers
+    from koala_bench.training.experiment import load_preset_target
 
     loaded, template = load_preset_target(chosen)
     run = evaluate(chosen, name, methods, loaded, template, heads, record, data_dir, typed_command())
@@ -228,8 +228,8 @@ def reproduce(
     import resource
     import time
 
-    from koala_bench.recipes import RECIPE_NAMES, layers_of_variants, plan
-    from koala_bench.reproduction import make, sources_in
+    from koala_bench.results.making import make, sources_in
+    from koala_bench.results.recipes import RECIPE_NAMES, layers_of_variants, plan
 
     started = time.perf_counter()
     if what not in RECIPE_NAMES:
@@ -267,11 +267,11 @@ def reproduce(
     )
     for line in planned.remarks:
         say(line)
-    from koala_bench.evaluation import evaluate
-    from koala_bench.experiment import load_preset_target, train_heads
+    from koala_bench.dialogues.questions import find_questions, read_questions
+    from koala_bench.evaluation.loop import evaluate
     from koala_bench.interop.answers import write_fastchat_answers
-    from koala_bench.questions import find_questions, read_questions
-    from koala_bench.report import write_report
+    from koala_bench.results.report import write_report
+    from koala_bench.training.experiment import load_preset_target, train_heads
 
     for job in planned.jobs:  # a wrong --questions should not wait for the training
         read_questions(find_questions(job.preset.evaluation.questions, data_dir)[1])

@@ -9,8 +9,8 @@ import typer
 
 from koala_bench.cli.app import app
 from koala_bench.cli.options import Out, Settings
+from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
-from koala_bench.progress import say
 
 
 @app.command()
@@ -26,9 +26,9 @@ def sweep(
 
     Example: `koala-bench sweep reproduce/sweeps/eagle.toml --out results/runs/sweep-eagle`.
     """
-    from koala_bench.files import write_text
-    from koala_bench.sweep_grid import read_grid
-    from koala_bench.sweep_results import markdown, read_sweep, to_csv
+    from koala_bench.common.files import write_text
+    from koala_bench.sweeps.grid import read_grid
+    from koala_bench.sweeps.results import markdown, read_sweep, to_csv
 
     if (grid is None) == (records is None):
         raise KoalaBenchError("A sweep needs a grid to run, or --records to read, not both.", "Give e.g. reproduce/sweeps/eagle.toml.")
@@ -43,7 +43,7 @@ def sweep(
     assert grid is not None
     folder = out if out is not None else Path("results") / "runs" / f"sweep-{grid.stem}"
     wanted = read_grid(grid)
-    from koala_bench.sweep import run_sweep
+    from koala_bench.sweeps.loop import run_sweep
 
     say(f"Sweep of {wanted.method} against {wanted.baseline} in {folder}.")
     print(markdown(run_sweep(wanted, settings or [], folder)))

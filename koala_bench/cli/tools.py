@@ -49,7 +49,7 @@ def data(
 
     Example: `koala-bench data mt_bench --data-dir data`.
     """
-    from koala_bench.datasets import DATASETS, fetch, status
+    from koala_bench.dialogues.downloads import DATASETS, fetch, status
 
     folder = data_dir or (Path(os.environ["KOALA_BENCH_DATA"]) if os.environ.get("KOALA_BENCH_DATA") else None)
     if names or everything:

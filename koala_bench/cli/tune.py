@@ -38,11 +38,11 @@ def tune_tree(
 
     Example: `koala-bench tune-tree eagle --heads results/runs/table1-tiny/heads --out eagle-tree.json`.
     """
-    from koala_bench.conversations import held_out_prompts
-    from koala_bench.evaluation import load_methods
-    from koala_bench.experiment import load_preset_target
-    from koala_bench.files import write_text
-    from koala_bench.tree_tuning import in_words, tune
+    from koala_bench.common.files import write_text
+    from koala_bench.dialogues.conversations import held_out_prompts
+    from koala_bench.evaluation.loop import load_methods
+    from koala_bench.training.experiment import load_preset_target
+    from koala_bench.trees.tuning import in_words, tune
 
     if out.suffix != ".json":
         raise KoalaBenchError(f"{out} is no name for a tree.", "Let --out end in .json, so that --tree can read it.")

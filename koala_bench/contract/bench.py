@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from koala_bench.decoding import Decoded, capacity_for, decode
+from koala_bench.decoding.loop import Decoded, capacity_for, decode
+from koala_bench.engine.target import Target, load_target
 from koala_bench.heads import Committed, FeatureBatch
 from koala_bench.presets import MethodPreset
-from koala_bench.target import Target, load_target
 from koala_bench.testing import save_tiny_target, tiny_config
-from koala_bench.training import build_head
+from koala_bench.training.loop import build_head
 from koala_bench.tree import DraftTree, Template, TreeTemplate, load_template
 
 CIRCLE = tuple(range(40, 53))  # 13 tokens: prime, and longer than any draft is deep plus any likely slip

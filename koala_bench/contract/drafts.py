@@ -25,10 +25,10 @@ from koala_bench.contract.bench import (
     templates_of,
     train,
 )
-from koala_bench.decoding import VANILLA_TREE, Decoded, Vanilla, decode
-from koala_bench.definitions import acceptance_rate_by_depth
+from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
+from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch
-from koala_bench.target import Target
+from koala_bench.records.definitions import acceptance_rate_by_depth
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, load_template
 
 _LEARNT = 0.9  # of the drafts of a text learnt by heart that must be right, at each depth

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from koala_bench.checkpoints import load_head, save_head
 from koala_bench.contract.bench import Bench, BrokenError, answer, batch_of, listed, needs_loss, optimiser_of, random_ids, templates_of, train
 from koala_bench.heads import DraftHead, HeadLoss
+from koala_bench.training.checkpoints import load_head, save_head
 from koala_bench.tree import load_template
 
 

@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from koala_bench.files import write_text
-from koala_bench.records import Run
-from koala_bench.schema import TurnLine, key_of
+from koala_bench.common.files import write_text
+from koala_bench.records.reading import Run
+from koala_bench.records.schema import TurnLine, key_of
 
 
 def write_fastchat_answers(run: Run, folder: Path) -> list[Path]:

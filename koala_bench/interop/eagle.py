@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
 from koala_bench.interop.llama import Shapes, check_embedding, layer_fields, layer_options, layer_shapes, target_fields
-from koala_bench.target import Target
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 

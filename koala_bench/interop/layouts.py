@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from koala_bench.checkpoints import load_head, read_config, read_weights, save_head, write_tensors
+from koala_bench.common.files import sha256_of, write_text
+from koala_bench.common.progress import say
+from koala_bench.engine.target import Target, fingerprint
 from koala_bench.errors import KoalaBenchError
-from koala_bench.files import sha256_of, write_text
 from koala_bench.heads import TargetSpec
 from koala_bench.interop import eagle, eagle3, hydra, medusa
 from koala_bench.interop.checkpoints import Exported, Imported, first_of, make_head, read_tensors
 from koala_bench.presets import MethodPreset
-from koala_bench.progress import say
-from koala_bench.target import Target, fingerprint
+from koala_bench.training.checkpoints import load_head, read_config, read_weights, save_head, write_tensors
 
 # Head -> layout -> what writes it, given the built head, its tensors and its target.
 _Writer = Callable[[Any, Mapping[str, torch.Tensor], Target], Exported]

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop.checkpoints import Fields
-from koala_bench.target import Target
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, count_of, first_of, read_json, read_tensors
-from koala_bench.target import Target
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 

@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records import read_run
+from koala_bench.records.reading import read_run
 
 PREFILL_AND_DECODING = "prefill and decoding"
 DECODING = "decoding"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from koala_bench.decoding import Decoded, decode
+from koala_bench.decoding.loop import Decoded, decode
 from koala_bench.heads import Committed
 from koala_bench.interop.checkpoints import Fields
 from koala_bench.parity.shared import Check, Drafter, first_difference, judge

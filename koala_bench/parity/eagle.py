@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from koala_bench.engine.target import Target
 from koala_bench.heads import Committed, FeatureBatch
 from koala_bench.interop.checkpoints import Fields, Imported, make_head
 from koala_bench.interop.llama import FIXED_ROPE_BASE
@@ -32,7 +33,6 @@ from koala_bench.parity.shared import (
     states_of,
 )
 from koala_bench.parity.trees import compare_buffers, excuse_misdrafted, leaf_rows, template_of
-from koala_bench.target import Target
 from koala_bench.tree import DraftTree, DynamicTemplate, TreeTemplate
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from koala_bench.acceptance import TypicalAcceptance, greedy
+from koala_bench.decoding.acceptance import TypicalAcceptance, greedy
+from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch
 from koala_bench.interop.checkpoints import Fields, Imported, make_head
 from koala_bench.interop.medusa import tied_heads
@@ -32,7 +33,6 @@ from koala_bench.parity.shared import (
     states_of,
 )
 from koala_bench.parity.trees import compare_buffers, leaf_rows, row_of, template_of
-from koala_bench.target import Target
 from koala_bench.tree import DraftTree, TreeShape, TreeTemplate
 
 

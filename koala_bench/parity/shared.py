@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
+from koala_bench.engine.target import Target, load_target
 from koala_bench.heads import FeatureBatch
 from koala_bench.interop import eagle, medusa
 from koala_bench.interop.checkpoints import Fields, Imported, read_json, read_tensors
-from koala_bench.target import Target, load_target
 from koala_bench.tree import Template
 
 # Tolerances of the recordings' README.

@@ -1,0 +1,186 @@
+"""Discriminators of the adversarial objective: what they are shown of a draft, and the networks that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+from heads.common.losses import slices
+from koala_bench.heads import FeatureBatch, Prediction, TargetSpec
+
+DISCRIMINATORS = ("feature", "embedding", "sequence")
+DESCRIPTIONS = ("feature", "embedding")
+
+
+def normalised(states: torch.Tensor) -> torch.Tensor:
+    """States [..., width] with mean 0 and variance 1, so that scale alone betrays nothing."""
+    return F.layer_norm(states, states.shape[-1:])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the discriminator is shown at once; all normalised, only ``fake`` carries a gradient.
+
+    Attributes:
+        context: the target's state that the head drafted from, [rows, width].
+        token: embedding of the last token that comes with each description, [rows, width] or [rows, places, width].
+        real, fake: the target's and the head's description, of the same shape as ``token``.
+        depth: drafting depth of the (first) description.
+    """
+
+    context: torch.Tensor
+    token: torch.Tensor
+    real: torch.Tensor
+    fake: torch.Tensor
+    depth: int
+
+
+class View:
+    """Shows a head's predictions, and the target's states in their place, to a discriminator.
+
+    Args:
+        kind: ``feature`` or ``embedding``: each predicted token by itself; ``sequence``: runs of them.
+        described: what a run is made of, ``feature`` or ``embedding``; of single tokens it is ``kind``.
+        window: length of a run where the head predicts one depth only.
+    """
+
+    def __init__(self, spec: TargetSpec, kind: str, described: str, window: int) -> None:
+        self.kind, self.window = kind, window
+        self.described = described if kind == "sequence" else kind
+        self._embed, self._vocab_size = spec.embed, spec.vocab_size
+
+    def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
+        """One piece per depth, or one of all runs; empty if no answer of the batch is long enough for a run."""
+        if self.kind == "sequence":
+            return self._runs(batch, sorted(predictions, key=lambda prediction: prediction.depth))
+        hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
+        found = []
+        for each in predictions:
+            token = self._embed(ids[each.rows + each.depth]).float()
+            real, fake = self._describe(batch, each)
+            found.append(Shown(normalised(hidden[each.rows]), normalised(token), normalised(real), normalised(fake), each.depth))
+        return found
+
+    def _describe(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's and the head's description of the token, each [rows, width]."""
+        hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
+        if self.described == "feature":
+            return hidden[prediction.rows + prediction.depth], prediction.feature
+        table = self._embed(torch.arange(self._vocab_size, device=hidden.device)).float()
+        probabilities, scored = batch.target_probabilities.flatten(0, 1), prediction.scored
+
+        def head(rows: slice) -> torch.Tensor:
+            logits = scored[rows] if isinstance(scored, torch.Tensor) else scored(rows)
+            return torch.softmax(logits.float(), dim=-1) @ table
+
+        pieces = slices(len(prediction.rows), self._vocab_size)
+        with torch.no_grad():
+            real = torch.cat([probabilities[prediction.rows[rows] + prediction.depth] @ table for rows in pieces])
+        if isinstance(scored, torch.Tensor):
+            return real, head(slice(None))
+        # Distributions of a large vocabulary are made again for their gradients, as in the head's own loss.
+        return real, torch.cat([checkpoint(head, rows, use_reentrant=False) for rows in pieces])
+
+    def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
+        """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that looks one token ahead.
+
+        A run shows one state of the target, the first: the states between would be the true descriptions themselves. The token
+        at each place is the last one that the head knew there: Medusa knows none between its drafts, EAGLE reads each.
+        """
+        tokens, size = batch.ids.shape[1], batch.ids.numel()
+        order = []
+        for each in predictions:
+            places = each.rows.new_full((size,), -1)
+            places[each.rows] = torch.arange(len(each.rows), device=places.device)
+            order.append(places)
+        described = [self._describe(batch, each) for each in predictions]
+        if len(predictions) > 1:
+            index = torch.stack(order, dim=1)
+            index = index[(index >= 0).all(dim=1)]
+            real, fake = (torch.stack([of[side][index[:, place]] for place, of in enumerate(described)], dim=1) for side in (0, 1))
+            rows = predictions[0].rows[index[:, :1]].expand_as(index)
+        else:
+            # Runs do not overlap, and where they begin moves from step to step, so that every border is seen from within.
+            starts = torch.arange(size, device=batch.ids.device)
+            column = starts % tokens
+            starts = starts[((column + batch.seed % self.window) % self.window == 0) & (column + self.window <= tokens)]
+            index = order[0][starts[:, None] + torch.arange(self.window, device=starts.device)]
+            index = index[(index >= 0).all(dim=1)]
+            real, fake = (side[index] for side in described[0])
+            rows = predictions[0].rows[index]
+        if not len(index):
+            return []
+        hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
+        token = self._embed(batch.ids.flatten()[rows + 1]).float()
+        return [Shown(normalised(hidden[rows[:, 0]]), normalised(token), normalised(real), normalised(fake), predictions[0].depth)]
+
+
+class Discriminator(nn.Module):
+    """Hidden layers that answer one logit: does this description of the next token come from the target?"""
+
+    def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
+        super().__init__()
+        self.into = nn.Linear(3 * width, hidden)
+        self.depth = nn.Embedding(depths, hidden)
+        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
+        """Logits [rows] from three normalised tensors [rows, width]; positive means target."""
+        x = F.leaky_relu(self.into(torch.cat([context, token, described], dim=-1)) + self.depth.weight[depth - 1], 0.2)
+        for layer in self.middle:
+            x = F.leaky_relu(layer(x), 0.2)
+        logits: torch.Tensor = self.out(x)[:, 0]
+        return logits
+
+
+class SequenceDiscriminator(nn.Module):
+    """Reads a run of descriptions in order and answers one logit for the whole: does this draft come from the target?
+
+    A recurrent layer written out (cuDNN's kernels have no second derivative, which a gradient penalty needs) begins with
+    the context; the mean of its states goes through the other hidden layers, so that every place is near the answer.
+    """
+
+    def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, hidden)
+        self.into = nn.Linear(2 * width, hidden)
+        self.depth = nn.Embedding(depths, hidden)
+        self.again = nn.Linear(hidden, hidden, bias=False)
+        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
+        """Logits [runs] from a context [runs, width] and tokens and descriptions [runs, places, width]; positive means target."""
+        read = self.into(torch.cat([token, described], dim=-1)) + self.depth.weight[depth - 1 : depth - 1 + token.shape[1]]
+        state = torch.tanh(self.first(context))
+        states = []
+        for place in range(token.shape[1]):
+            state = torch.tanh(read[:, place] + self.again(state))
+            states.append(state)
+        x = torch.stack(states).mean(dim=0)
+        for layer in self.middle:
+            x = F.leaky_relu(layer(x), 0.2)
+        logits: torch.Tensor = self.out(x)[:, 0]
+        return logits
+
+
+def make_discriminator(kind: str, width: int, hidden: int, depths: int, layers: int, spectral: bool) -> nn.Module:
+    """A fresh discriminator for a ``View`` of a kind; its weights come from the global random generator.
+
+    Args:
+        hidden, layers: width and number of the hidden layers.
+        spectral: divide every weight matrix by its largest singular value (Miyato et al. 2018), which bounds how steep the answer can be.
+    """
+    network = (SequenceDiscriminator if kind == "sequence" else Discriminator)(width, hidden, depths, layers)
+    if spectral:
+        for module in list(network.modules()):
+            if isinstance(module, nn.Linear):
+                spectral_norm(module)
+    return network

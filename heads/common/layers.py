@@ -1,0 +1,208 @@
+"""Parts that several heads are built from: RMS norm, rotary positions, and Llama decoder layers with their own rows.
+
+The layers compute what Llama's do (Touvron et al. 2023), under the same parameter names, so that official
+EAGLE checkpoints fit. They keep no state: the caller owns the key and value rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from koala_bench.engine.cache import written
+
+# Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states' first.
+Unrolled = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of a target's decoder layers, for heads whose layers are of the same shape."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    eps: float
+    rope_base: float
+
+    @classmethod
+    def of(
+        cls, config: Any, heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None, eps: float | None = None,
+        base: float | None = None,
+    ) -> LayerShape:  # fmt: skip
+        """Read them from a Hugging Face configuration, but for those that are given; the width is always the target's."""
+        heads = heads or config.num_attention_heads
+        kv_heads = kv_heads or getattr(config, "num_key_value_heads", None) or heads
+        eps = eps or float(getattr(config, "rms_norm_eps", 1e-6))
+        return cls(config.hidden_size, heads, kv_heads, intermediate or config.intermediate_size, eps, base or rope_base(config))
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head; all heads together are as wide as the layer."""
+        return self.width // self.heads
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, float]:
+        """The first arguments of a layer."""
+        return self.width, self.heads, self.kv_heads, self.head_dim, self.intermediate, self.eps
+
+
+def rope_base(config: Any) -> float:
+    """Base of a target's rotary positions, wherever this version of transformers keeps it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm, computed in float32 as Llama does."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rotary_table(positions: int, dim: int, base: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines and sines of rotary position embedding (Su et al. 2021), [2, positions, dim]."""
+    frequencies = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies)
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def _rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * table[0] + torch.cat([-second, first], dim=-1) * table[1]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention without biases.
+
+    ``rows`` are the caller's buffers [2, batch, kv_heads, capacity, head_dim]; the new keys and values are written at
+    ``start`` and everything up to their end is attended to, under ``mask``. If ``start`` is a tensor [new] with the number of each new
+    row, all rows are attended to, and the mask hides what is behind. ``sources`` is how many vectors of the layer's width the input
+    is made of.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, sources: int = 1) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.q_proj = nn.Linear(sources * width, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0, mask: torch.Tensor | None = None,
+        steps: Unrolled | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Attend from x to what the caller keeps and to x itself.
+
+        Args:
+            x: [batch, new, sources * width].
+            table: [2, new, head_dim].
+            mask: additive, a column for each row that is attended to, or None for causal (or one row).
+            steps: where the pass is one of an unrolled one over the same tokens, the steps before it; this one's keys and values
+                are added. A token then sees the first step's up to its own place, and of the later ones its own alone.
+        """
+        batch, new, _ = x.shape
+        q = _rotate(self.q_proj(x).view(batch, new, self.heads, self.head_dim).transpose(1, 2), table)
+        k = _rotate(self.k_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2), table)
+        v = self.v_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
+        if steps is not None:
+            steps.append((k, v))
+        if rows is not None:
+            k, v = written(rows, start, k, v)
+        if steps is not None and len(steps) > 1:
+            out = _attend_unrolled(q, steps)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and bool(new > 1), enable_gqa=self.heads != self.kv_heads)
+        projected: torch.Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, new, -1))
+        return projected
+
+
+def _attend_unrolled(q: torch.Tensor, steps: Unrolled) -> torch.Tensor:
+    """Attention of EAGLE-3's training-time test (upstream ``traineagle3/cnets.py``), [batch, heads, tokens, head_dim].
+
+    As if each token had drafted on by itself: it sees the true states up to its own, and its own drafts after them.
+    """
+    (first_k, first_v), later = steps[0], steps[1:]
+    groups = q.shape[1] // first_k.shape[1]
+    q = q.unflatten(1, (-1, groups)) * q.shape[-1] ** -0.5  # [batch, kv_heads, groups, tokens, head_dim]
+    tokens = q.shape[3]
+    true = q @ first_k[:, :, None].transpose(-1, -2)
+    true = true.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
+    own = [(q * k[:, :, None]).sum(-1, keepdim=True) for k, _ in later]
+    weights = torch.softmax(torch.cat([true, *own], dim=-1), dim=-1).to(first_v.dtype)
+    out = weights[..., :tokens] @ first_v[:, :, None]
+    for index, (_, v) in enumerate(later):
+        out = out + weights[..., tokens + index, None] * v[:, :, None]
+    return out.flatten(1, 2)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU feed-forward layer (Shazeer 2020)."""
+
+    def __init__(self, width: int, intermediate: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, intermediate, bias=False)
+        self.up_proj = nn.Linear(width, intermediate, bias=False)
+        self.down_proj = nn.Linear(intermediate, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        down: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return down
+
+
+class DecoderLayer(nn.Module):
+    """A Llama decoder layer; ``input_norm=False`` leaves out the norm before attention, as EAGLE's first layer does."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, eps: float, input_norm: bool = True) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, kv_heads, head_dim)
+        self.mlp = GatedMLP(width, intermediate)
+        self.input_layernorm = RMSNorm(width, eps) if input_norm else None
+        self.post_attention_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0, mask: torch.Tensor | None = None,
+        steps: Unrolled | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Same arguments as ``Attention``; returns [batch, new, width]."""
+        normed = x if self.input_layernorm is None else self.input_layernorm(x)
+        x = x + self.self_attn(normed, table, rows, start, mask, steps)
+        added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return added
+
+
+class PairLayer(nn.Module):
+    """A decoder layer that attends from pairs of a token's embedding and a state, each with a norm of its own, as EAGLE-3's does.
+
+    Only the state goes on along the residual path.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, kv_heads, head_dim, sources=2)
+        self.mlp = GatedMLP(width, intermediate)
+        self.hidden_norm = RMSNorm(width, eps)
+        self.input_layernorm = RMSNorm(width, eps)  # upstream's name: of the embedding
+        self.post_attention_layernorm = RMSNorm(width, eps)
+
+    def forward(
+        self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
+        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new, width]."""
+        pair = torch.cat([self.input_layernorm(embedded), self.hidden_norm(x)], dim=-1)
+        x = x + self.self_attn(pair, table, rows, start, mask, steps)
+        added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return added

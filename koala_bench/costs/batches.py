@@ -1,0 +1,73 @@
+"""Throughput against batch size: how many tokens a second each method makes of several answers at once, and what is left of its speedup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from koala_bench.common.progress import progress
+from koala_bench.decoding.batching import decode_batch
+from koala_bench.engine.target import Target
+from koala_bench.evaluation.loop import Method
+
+
+@dataclass(frozen=True)
+class BatchSpeed:
+    """One method at one batch size.
+
+    Attributes:
+        tokens_per_s: of all answers of a batch together, prompts left out.
+        speedup: over vanilla at the same batch size.
+        step_ms: milliseconds of a pass with everything around it, drafting included.
+    """
+
+    method: str
+    size: int
+    tokens_per_s: float
+    speedup: float
+    step_ms: float
+
+
+def batch_speeds(
+    target: Target, methods: Sequence[Method], prompts: Sequence[Sequence[int]], sizes: Sequence[int], tokens: int, rounds: int
+) -> list[BatchSpeed]:
+    """Answer the same prompts with every method in batches of every size, all in turn.
+
+    Args:
+        methods: vanilla first; their heads have not begun to draft.
+        prompts: as many as the largest size is a divisor of.
+        tokens: length of every answer; end-of-sequence tokens do not end it.
+    """
+    spent = {(method.name, size): [0.0, 0, 0] for method in methods for size in sizes}
+    with progress("batches", (rounds + 1) * len(sizes) * len(methods), "runs") as advance:
+        for turn in range(-1, rounds):  # the first warms up
+            for size in sizes:
+                for place in range(len(methods)):
+                    method = methods[(place + turn) % len(methods)]
+                    for first in range(0, len(prompts), size):
+                        found = decode_batch(target, method.head, method.template, prompts[first : first + size], tokens, ())
+                        if turn >= 0:
+                            total = spent[method.name, size]
+                            total[0] += found.decode_s
+                            total[1] += sum(len(answer) - 1 for answer in found.tokens)
+                            total[2] += found.steps
+                    advance(1, f"{method.name}, {size} at once")
+    rates = {key: settled / seconds for key, (seconds, settled, _) in spent.items()}
+    base = methods[0].name
+    return [
+        BatchSpeed(name, size, rates[name, size], rates[name, size] / rates[base, size], 1000 * spent[name, size][0] / spent[name, size][2])
+        for name, size in spent
+    ]
+
+
+def in_words(speeds: Sequence[BatchSpeed]) -> str:
+    """A table in Markdown: a row for each method, and for each batch size tokens a second and speedup."""
+    sizes = list(dict.fromkeys(each.size for each in speeds))
+    lines = [
+        "| Method | " + " | ".join(f"{size} at once: tokens/s | speedup (x)" for size in sizes) + " |",
+        "| :-- |" + " --: | --: |" * len(sizes),
+    ]
+    for name in dict.fromkeys(each.method for each in speeds):
+        cells = [f"{each.tokens_per_s:.0f} | {each.speedup:.2f}" for each in speeds if each.method == name]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""Where the time of a decoding step goes: drafting, the model's own pass, what the harness puts around it, and reads from the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from koala_bench.common.progress import progress
+from koala_bench.decoding.loop import capacity_for, decode
+from koala_bench.engine.cache import TreeCache
+from koala_bench.engine.target import Target
+from koala_bench.engine.timing import Stopwatch
+from koala_bench.evaluation.loop import Method
+
+PARTS = ("draft", "model", "verify", "accept", "commit", "rest")
+# What makes the host wait for the device, by the name that Python calls it by.
+_READS = frozenset({"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One method's steps.
+
+    Attributes:
+        steps, tokens: of all answers, the first token of each left out.
+        seconds: of all steps by part, see ``PARTS``: ``model`` is the target's decoder and output layer, ``verify`` what else its pass takes.
+        reads: from the device, a step.
+    """
+
+    method: str
+    steps: int
+    tokens: int
+    seconds: dict[str, float]
+    reads: float
+
+    @property
+    def step_ms(self) -> float:
+        """Milliseconds of a step."""
+        return 1000 * sum(self.seconds.values()) / self.steps
+
+    @property
+    def outside(self) -> float:
+        """Share of a step that is neither drafting nor the model's own pass."""
+        return 1 - (self.seconds["draft"] + self.seconds["model"]) / sum(self.seconds.values())
+
+
+class _Watched(Target):
+    """A target that times the model's own part of each verification."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(**{each.name: getattr(target, each.name) for each in fields(Target) if each.init})
+        object.__setattr__(self, "inner", target)  # whose recordings are used
+        object.__setattr__(self, "watch", Stopwatch(target.device))
+
+    def run(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.watch.mark("between")  # type: ignore[attr-defined]
+        found: tuple[torch.Tensor, torch.Tensor] = self.inner.run(tokens, mask, positions, cache, features)  # type: ignore[attr-defined]
+        self.watch.mark("model")  # type: ignore[attr-defined]
+        return found
+
+
+class _Counter(TorchFunctionMode):
+    """Counts reads from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") in _READS
+        return func(*args, **(kwargs or {}))
+
+
+def profile(target: Target, methods: Sequence[Method], prompts: Sequence[Sequence[int]], tokens: int) -> list[Profile]:
+    """Answer every prompt with every method in turn, greedily, and split the time of the steps.
+
+    Args:
+        tokens: length of every answer; end-of-sequence tokens do not end it.
+    """
+    longest, widest = max(map(len, prompts)), max(method.template.nodes for method in methods)
+    cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))
+    seconds = {method.name: dict.fromkeys(PARTS, 0.0) for method in methods}
+    steps = dict.fromkeys(seconds, 0)
+    settled = dict.fromkeys(seconds, 0)
+    with progress("profile", len(methods) * (len(prompts) + 1), "answers") as advance:
+        for turn, prompt in enumerate([prompts[0], *prompts]):  # the first pass warms up
+            for place in range(len(methods)):
+                method = methods[(place + turn) % len(methods)]
+                watched = _Watched(target)
+                answer = decode(watched, method.head, method.template, prompt, tokens, (), cache)
+                advance(1, method.name)
+                if not turn:
+                    continue
+                model = watched.watch.seconds().get("model", 0.0)  # type: ignore[attr-defined]
+                own = {**answer.parts_s, "model": model, "verify": answer.verify_s - model}
+                for part in PARTS:
+                    seconds[method.name][part] += own.get(part, 0.0)
+                steps[method.name] += len(answer.accepted)
+                settled[method.name] += len(answer.tokens) - 1
+    return [
+        Profile(method.name, steps[method.name], settled[method.name], seconds[method.name], _reads(target, method, prompts[0], tokens, cache))
+        for method in methods
+    ]
+
+
+def _reads(target: Target, method: Method, prompt: Sequence[int], tokens: int, cache: TreeCache) -> float:
+    """Reads of a step: those of an answer, less those of the prefill."""
+    counts, steps = [], 0
+    for length in (1, tokens):
+        with _Counter() as counter:
+            steps = len(decode(target, method.head, method.template, prompt, length, (), cache).accepted)
+        counts.append(counter.count)
+    return (counts[1] - counts[0]) / steps
+
+
+def machine_in_words(target: Target) -> str:
+    """What computes and how, for the head of a report."""
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    return f"{device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}"
+
+
+def in_words(profiles: Sequence[Profile], target: Target) -> str:
+    """A table in Markdown."""
+    lines = [
+        f"Milliseconds of a decoding step on {machine_in_words(target)}.",
+        "",
+        "| Method | Tokens a step | Step | Draft | Model's pass | Around it | Accept | Commit | Rest | Outside of draft and model (%) | Reads a step |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for each in profiles:
+        parts = " | ".join(f"{1000 * each.seconds[part] / each.steps:.3f}" for part in PARTS)
+        lines.append(f"| {each.method} | {each.tokens / each.steps:.2f} | {each.step_ms:.2f} | {parts} | {100 * each.outside:.1f} | {each.reads:.1f} |")
+    return "\n".join(lines)

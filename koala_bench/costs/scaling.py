@@ -1,0 +1,78 @@
+"""How the time of a step grows with the tokens behind it and with the nodes it verifies, and how much of that is the attention itself."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from koala_bench.common.progress import progress
+from koala_bench.engine.target import Target
+from koala_bench.engine.timing import seconds_of
+from koala_bench.tree import DraftTree, TreeShape
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One verification.
+
+    Attributes:
+        context: settled tokens behind which it ran.
+        nodes: of the tree, a chain; 1 is a vanilla step.
+        step_s: seconds of the whole pass, median.
+        attention_s: of the attention of all layers by itself, over the same keys and values, median.
+    """
+
+    context: int
+    nodes: int
+    step_s: float
+    attention_s: float
+
+
+@torch.inference_mode()
+def step_costs(target: Target, contexts: Sequence[int], nodes: Sequence[int], rounds: int = 9) -> list[StepCost]:
+    """Time verifications behind prefixes of one text drawn at random, all sizes in turn, ``rounds`` times."""
+    draw = torch.Generator().manual_seed(0)
+    longest = min(max(contexts), target.max_positions - max(nodes))
+    places = sorted({min(context, longest) for context in contexts})
+    ids = torch.randint(target.model.config.vocab_size, (longest,), generator=draw).to(target.device)
+    cache = target.new_cache(longest + max(nodes))
+    target.prefill(ids, cache)
+    chains = {count: DraftTree(ids[:count].clone(), TreeShape(tuple(range(-1, count - 1)))) for count in nodes}
+    steps: dict[tuple[int, int], list[float]] = {(context, count): [] for context in places for count in nodes}
+    attention: dict[tuple[int, int], list[float]] = {key: [] for key in steps}
+    with progress("steps", rounds + 1, "rounds") as advance:
+        for turn in range(rounds + 1):  # the first warms up
+            for context in places:
+                cache.past = context  # the rows behind are another text's tree, as good as any
+                for count, chain in chains.items():
+                    for _ in range(2):  # the second finds in a processor's cache what it finds there in decoding
+                        spent = seconds_of(target.device, lambda chain=chain: target.verify(chain, cache))  # type: ignore[misc]
+                    alone = seconds_of(target.device, lambda context=context, count=count: _attend(target, cache.storage, context, count))  # type: ignore[misc]
+                    if turn:
+                        steps[context, count].append(spent)
+                        attention[context, count].append(alone)
+            advance(1)
+    return [StepCost(*key, statistics.median(steps[key]), statistics.median(attention[key])) for key in steps]
+
+
+def _attend(target: Target, storage: torch.Tensor, context: int, nodes: int) -> None:
+    """The attention of every layer, on queries that are all zero."""
+    heads = target.model.config.num_attention_heads
+    queries = storage.new_zeros(1, heads, nodes, storage.shape[-1])
+    mask = storage.new_zeros(nodes, context + nodes) if nodes > 1 else None
+    for layer in storage[:, :, :, : context + nodes]:
+        F.scaled_dot_product_attention(queries, layer[0:1], layer[1:2], mask, enable_gqa=heads != storage.shape[2])
+
+
+def in_words(costs: Sequence[StepCost]) -> str:
+    """A table in Markdown."""
+    lines = ["| Tokens behind | Nodes | Step (ms) | Attention alone (ms) | The rest (ms) |", "| --: | --: | --: | --: | --: |"]
+    lines += [
+        f"| {each.context:,} | {each.nodes} | {1000 * each.step_s:.2f} | {1000 * each.attention_s:.2f} | {1000 * (each.step_s - each.attention_s):.2f} |"
+        for each in costs
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""Several answers at once: their trees are one forest, verified in one pass, and each keeps as many tokens as it gets.
+
+All sequences share one cache, in which a row belongs to one of them; the mask hides the rows of the others. So a batch needs no padding and
+no rule about who accepts how much, and the target is the same as for one sequence. Sequences that have ended leave the batch; their
+rows stay, unseen. What this costs is attention over rows that are masked: fine for a few sequences, not for hundreds.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from koala_bench.decoding.acceptance import GREEDY
+from koala_bench.decoding.loop import capacity_for, cut
+from koala_bench.engine.cache import TreeCache
+from koala_bench.engine.target import Target
+from koala_bench.engine.timing import synchronise
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed
+from koala_bench.tree import DraftTree, Template
+
+
+@dataclass
+class _Sequence:
+    """One answer in the making."""
+
+    head: Any
+    new: Committed
+    tokens: list[int]
+    length: int  # settled tokens, the prompt's included, those of which rows are in the cache
+    ended: bool
+
+
+@dataclass(frozen=True)
+class BatchDecoded:
+    """What a batch of answers took.
+
+    Attributes:
+        tokens: of each answer.
+        steps: verification passes; the tokens of each answer but its first come from them.
+        decode_s: seconds of all of them, prompts left out.
+    """
+
+    tokens: list[list[int]] = field(default_factory=list)
+    steps: int = 0
+    decode_s: float = 0.0
+
+
+@torch.inference_mode()
+def decode_batch(target: Target, head: Any, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int]) -> BatchDecoded:
+    """Answer several prompts greedily and losslessly, all of them in every pass.
+
+    Args:
+        head: one that has not begun to draft; each sequence gets a copy of it, which shares its weights.
+
+    Raises:
+        KoalaBenchError: a prompt is empty or leaves no room for its answer in the target's context.
+    """
+    for prompt in prompts:
+        if not prompt or len(prompt) + max_new_tokens > target.max_positions:
+            raise KoalaBenchError(
+                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not go into a context of {target.max_positions}.",
+                "Use shorter prompts or answers.",
+            )
+    stops = frozenset(stop_ids)
+    room = sum(capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts)
+    cache = target.new_cache(room)
+    owners = torch.full((room,), -1, device=target.device)  # of each settled row
+    sequences = []
+    for number, prompt in enumerate(prompts):
+        sequences.append(_begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number))
+    synchronise(target.device)
+    started, steps = time.perf_counter(), 0
+    while active := [number for number, each in enumerate(sequences) if not each.ended]:
+        steps += 1
+        trees: list[DraftTree] = [sequences[number].head.draft(sequences[number].new) for number in active]
+        logits, hidden = _verify(target, trees, [sequences[number].length for number in active], active, cache, owners, head.features)
+        path_of_all: list[int] = []
+        owner_of_all: list[int] = []
+        first = 0
+        for number, tree in zip(active, trees, strict=True):
+            one, last = sequences[number], first + tree.shape.nodes
+            path, settled, _ = GREEDY.accept(tree, logits[first:last])
+            keep, stop = cut(settled, max_new_tokens - len(one.tokens), stops)
+            one.tokens += settled[:keep]
+            one.ended = stop is not None
+            one.new = Committed(tree.tokens.new_tensor(settled), hidden[first:last][list(path)], one.length)
+            one.length += len(path)
+            path_of_all += [first + node for node in path]
+            owner_of_all += [number] * len(path)
+            first = last
+        owners[cache.past : cache.past + len(path_of_all)] = owners.new_tensor(owner_of_all)
+        cache.commit(path_of_all)
+    synchronise(target.device)
+    return BatchDecoded([each.tokens for each in sequences], steps, time.perf_counter() - started)
+
+
+def _begin(
+    target: Target, head: Any, template: Template, prompt: Sequence[int], limit: int, stops: frozenset[int], cache: TreeCache, owners: torch.Tensor, number: int
+) -> _Sequence:
+    """Read a prompt behind those of the other sequences, as a chain of its tokens."""
+    ids = torch.tensor(list(prompt), device=target.device)
+    count, past = len(ids), cache.past
+    least = torch.finfo(target.dtype).min
+    mask = torch.full((count, past + count), least, dtype=target.dtype, device=target.device)
+    mask[:, past:].triu_(1)
+    positions = torch.arange(count, device=target.device)[None]
+    logits, hidden = target.run(ids, mask[None, None], positions, cache, head.features) if past else _first(target, ids, cache, head.features)
+    owners[past : past + count] = number
+    cache.past = past + count
+    head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
+    bonus = int(logits[-1].argmax())
+    new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
+    return _Sequence(head, new, [bonus], count, bonus in stops or limit == 1)
+
+
+def _first(target: Target, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, hidden = target.prefill(ids, cache, features)
+    return logits[None], hidden
+
+
+def _verify(
+    target: Target,
+    trees: Sequence[DraftTree],
+    lengths: Sequence[int],
+    numbers: Sequence[int],
+    cache: TreeCache,
+    owners: torch.Tensor,
+    features: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """One pass over a forest: each node attends to the rows of its own sequence and to the nodes above it."""
+    counts = [tree.shape.nodes for tree in trees]
+    device, total, past = target.device, sum(counts), cache.past
+    owner = torch.repeat_interleave(torch.tensor(list(numbers), device=device), torch.tensor(counts, device=device))
+    seen = torch.zeros(total, past + total, dtype=torch.bool, device=device)
+    seen[:, :past] = owners[:past] == owner[:, None]
+    first = 0
+    for tree in trees:
+        last = first + tree.shape.nodes
+        seen[first:last, past + first : past + last] = tree.shape.ancestors.to(device)
+        first = last
+    mask = torch.zeros(seen.shape, dtype=target.dtype, device=device).masked_fill_(~seen, torch.finfo(target.dtype).min)
+    depths = [length + depth for tree, length in zip(trees, lengths, strict=True) for depth in tree.shape.depths]
+    tokens = torch.cat([tree.tokens for tree in trees])
+    return target.run(tokens, mask[None, None], torch.tensor([depths], device=device), cache, features)

@@ -1,0 +1,262 @@
+"""Where training dialogues come from: the documentation corpus, files of conversations, or those of a data set on the hub.
+
+A file is a JSON array of rows or has one a line, plain or gzip-compressed. A row is ShareGPT's and FastChat's
+``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, OpenAI's
+``{"messages": [{"role": "user", "content": ...}, ...]}`` or Alpaca's ``{"instruction": ..., "input": ..., "output": ...}``. It may say
+``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from koala_bench.common.bundled import PACKAGE
+from koala_bench.common.progress import say
+from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
+from koala_bench.dialogues.hub import HUB, fetch_dialogues
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.pretraining.corpus import Corpus, cached_corpus
+
+BUNDLED = "bundled"
+MANIFEST = ".manifest.json"  # how the names of manifests end that ``distill`` writes beside its answers
+_HELD_OUT_ONE_IN = 40
+# JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
+_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
+# Why a row was not read as a whole, and, with the last three, why not at all.
+_ANSWER_FIRST, _NO_TEXT, _OUT_OF_TURN, _NO_ANSWER = (
+    "an answer comes first", "a message is empty or no text", "the speakers do not alternate", "the last question has no answer"
+)  # fmt: skip
+_NO_FORM, _NO_MESSAGE, _NO_QUESTION = "the row has no form that is known", "there is no message", "nobody asks"
+_ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1, "bing": 1, "bard": 1}
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Dialogues of alternating turns, user first, answer last, with a name for each.
+
+    Attributes:
+        provenance: what they were read from, for the manifest; what was made of it by ``distill`` is known by it.
+        rows: how many were read as a whole, in part and not at all, the latter two by reason; empty for the corpus.
+    """
+
+    train: list[list[str]]
+    train_names: list[str]
+    held_out: list[list[str]]
+    provenance: dict[str, Any]
+    rows: dict[str, Any] = field(default_factory=dict)
+
+
+def bundled_answers() -> Path:
+    """The answers of the bundled target to questions of its training corpus, made by ``koala-bench distill``."""
+    return PACKAGE / "targets" / "tiny" / "answers.jsonl.gz"
+
+
+def read_conversations(source: str) -> Conversations:
+    """Read ``documentation``, the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
+
+    Of a folder all its ``.json`` and ``.jsonl`` files are read, plain or ``.gz``, in the order of their names, but not what lies deeper.
+
+    Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out. The corpus holds out
+    whole entries.
+
+    Raises:
+        KoalaBenchError: the file is missing, damaged, or holds no dialogue.
+    """
+    if source == "documentation":
+        say("Reading the documentation of the installed packages ...")
+        corpus = cached_corpus()
+        if corpus.missing:
+            say(f"Not installed, so missing from the corpus: {', '.join(corpus.missing)}.")
+        provenance: dict[str, Any] = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
+        return Conversations(corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance)
+    path = bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
+    train: list[list[str]] = []
+    names: list[str] = []
+    held_out: list[list[str]] = []
+    dropped: Counter[str] = Counter()
+    shortened: Counter[str] = Counter()
+    paths = files_of(path)
+    for name, row in itertools.chain.from_iterable(map(_rows, paths)):
+        turns, reason = _turns(row)
+        if turns and reason is not None:
+            shortened[reason] += 1
+        if not turns:
+            dropped[str(reason)] += 1
+        elif _is_held_out(row, turns):
+            held_out.append(turns)
+        else:
+            train.append(turns)
+            names.append(name)
+    if not train or not held_out:
+        why = f" {dropped.total():,} rows are of no use: {counted(dropped)}." if dropped else ""
+        raise KoalaBenchError(
+            f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.{why}", "Give a file with more conversations."
+        )
+    if dropped:
+        say(f"{path.name}: {dropped.total():,} rows without a question followed by an answer are left out: {counted(dropped)}.")
+    if shortened:
+        say(f"{path.name}: {shortened.total():,} rows are read in part: {counted(shortened)}.")
+    provenance = {
+        "source": source if source.startswith(HUB) else path.name, **_hashes(paths, paths != [path]),
+        "dropped": dropped.total(), "shortened": dict(sorted(shortened.items())),
+    }  # fmt: skip
+    rows = {
+        "whole": len(train) + len(held_out) - shortened.total(),
+        "in_part": dict(sorted(shortened.items())),
+        "left_out": dict(sorted(dropped.items())),
+    }
+    return Conversations(train, names, held_out, provenance, rows)
+
+
+def corpus_of(source: str) -> Corpus:
+    """What a target is trained on: the documentation, or conversations as ``read_conversations`` takes them, shuffled as the documentation is.
+
+    Raises:
+        KoalaBenchError: as ``read_conversations``.
+    """
+    if source == "documentation":
+        return cached_corpus()
+    found = read_conversations(source)
+    for part in (found.train, found.held_out):
+        random.Random(0).shuffle(part)
+    return Corpus(found.train, found.held_out, {}, provenance={**found.provenance, "source": source, "rows": found.rows})
+
+
+def counted(reasons: Counter[str]) -> str:
+    """Reasons with how often each was met, the commonest first."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common())
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of conversations that a path means: itself, or those of a folder but for manifests of ``distill``.
+
+    Raises:
+        KoalaBenchError: a folder holds none.
+    """
+    try:
+        inside = sorted(path.iterdir())
+    except OSError:  # a file, or nothing that there is: opening it tells
+        return [path]
+    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and not each.name.endswith(MANIFEST) and each.is_file()]
+    if not paths:
+        raise KoalaBenchError(f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source.")
+    return paths
+
+
+def _hashes(paths: Sequence[Path], several: bool) -> dict[str, Any]:
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {"files_sha256": hashes} if several else {"file_sha256": hashes[paths[0].name]}
+
+
+def _is_held_out(row: dict[str, Any], turns: Sequence[str]) -> bool:
+    split = row.get("split")
+    if split in ("train", "held_out"):
+        return bool(split == "held_out")
+    return hashlib.sha256("\0".join(turns).encode()).digest()[0] * _HELD_OUT_ONE_IN < 256
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of a file with a name for each: file and line, or file and index in an array."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
+    except OSError as error:
+        raise KoalaBenchError(
+            f"Cannot read {path}: {error.strerror}.",
+            "Check --set data.source: 'documentation', 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
+        ) from error
+    if text.lstrip().startswith("["):
+        try:
+            yield from ((f"{path.name}[{index}]", row) for index, row in enumerate(json.loads(text)))
+        except (ValueError, RecursionError) as error:
+            raise KoalaBenchError(f"{path} is not valid JSON: {error}.", "Mend the file.") from error
+        return
+    # Not splitlines(): a text may hold U+2028 and others that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{path.name}:{number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise KoalaBenchError(f"{path}, line {number} is not valid JSON: {error}.", "Mend the line.") from error
+
+
+def _messages(row: Any) -> list[tuple[int | None, Any]] | None:
+    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has; None if it has none that is known."""
+    if not isinstance(row, dict):
+        return None
+    if isinstance(row.get("instruction"), str) and "output" in row:
+        more = row.get("input")
+        question = f"{row['instruction']}\n\n{more}" if isinstance(more, str) and more.strip() else row["instruction"]
+        return [(0, question), (1, row["output"])]
+    for name, role, text in (("conversations", "from", "value"), ("messages", "role", "content"), ("conversation", "role", "content")):
+        if isinstance(messages := row.get(name), list):
+            return [(_ROLES.get(str(each.get(role))), _text(each.get(text))) if isinstance(each, dict) else (None, None) for each in messages]
+    return None
+
+
+def _text(content: Any) -> Any:
+    """What OpenAI's messages say in parts, as one text where all of them are text."""
+    if isinstance(content, list) and content and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _turns(row: Any) -> tuple[list[str], str | None]:
+    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some or all were left out."""
+    messages = _messages(row)
+    if not messages:
+        return [], _NO_FORM if messages is None else _NO_MESSAGE
+    turns: list[str] = []
+    before = ended = empty = None
+    for role, text in messages:
+        good = isinstance(text, str) and text.strip() and not _LONE_SURROGATE.search(text)
+        if not good or role != len(turns) % 2:
+            if not turns:
+                before = _ANSWER_FIRST if role == 1 else before
+                empty = empty if good else _NO_TEXT
+                continue  # a system message, or an answer to a question that is not there
+            ended = _NO_TEXT if not good else _OUT_OF_TURN
+            break
+        turns.append(text.strip())
+    if len(turns) > 1:
+        return turns[: len(turns) // 2 * 2], ended or before or (_NO_ANSWER if len(turns) % 2 else None)
+    if turns:
+        return [], ended or _NO_ANSWER
+    return [], empty or before or _NO_QUESTION
+
+
+def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
+    """Token ids and answer masks of dialogues.
+
+    Raises:
+        KoalaBenchError: the target came without a tokenizer.
+    """
+    if target.tokenizer is None:
+        raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
+    return encode_dialogues(template, target.tokenizer, dialogues)
+
+
+def held_out_prompts(target: Target, template: ChatTemplate, source: str, count: int, longest: int) -> list[list[int]]:
+    """First questions of held-out dialogues as token ids, the first ``count`` that are shorter than ``longest``; there may be fewer.
+
+    Raises:
+        KoalaBenchError: as ``read_conversations``, or the target came without a tokenizer.
+    """
+    if target.tokenizer is None:
+        raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
+    prompts = (list(encode_prompt(template, target.tokenizer, turns[:1])) for turns in read_conversations(source).held_out)
+    return list(itertools.islice((prompt for prompt in prompts if len(prompt) < longest), count))

@@ -1,0 +1,195 @@
+"""Losslessness, judged: every answer that is not vanilla's is a numerical tie or a defect.
+
+Greedy decoding with a draft head must give the target's own greedy tokens. A tree pass and a one-token pass add in
+different orders, so in float32 and below two tokens whose logits are closer than the rounding error can change
+places. Whether that is what happened is not guessed from the size of a gap: the target computes the same position
+once more in its working precision and in float64, and the difference of the two is the rounding error there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
+from koala_bench.dialogues.questions import Question
+from koala_bench.engine.target import Target
+from koala_bench.records.reading import Run
+from koala_bench.records.schema import TurnLine
+from koala_bench.records.summaries import VANILLA, Difference, first_difference
+
+# Each of two passes may be off by the error of one, and a tree pass is not the pass whose error is measured.
+TIE_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A difference with the logits of the target at its place and what follows from them.
+
+    Attributes:
+        gap: distance of the target's two largest logits there, in the working precision.
+        exact_gap: the same in float64.
+        between: float64 logit of vanilla's token minus that of the method's; NaN where an answer had ended.
+        rounding: largest error of a logit there in the working precision; for float64 estimated from float32's.
+    """
+
+    method: str
+    difference: Difference
+    gap: float
+    exact_gap: float
+    between: float
+    rounding: float
+    verdict: Literal["numerical tie", "defect"]
+
+
+@dataclass(frozen=True)
+class Count:
+    """Answers of one method on one task: compared with vanilla's, equal, differing by a tie, by a defect, and failed turns."""
+
+    method: str
+    compared: int
+    equal: int
+    ties: int
+    defects: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit of one run found."""
+
+    task: str
+    dtype: str
+    counts: tuple[Count, ...]
+    judged: tuple[Judged, ...]
+
+    @property
+    def defects(self) -> int:
+        """Differences that rounding does not explain, over all methods."""
+        return sum(count.defects for count in self.counts)
+
+
+def _next_logits(target: Target, ids: Sequence[int]) -> torch.Tensor:
+    """Logits of the token after ``ids``, float64, shape [vocab_size]."""
+    logits, _ = target.prefill(torch.tensor(list(ids), device=target.device), target.new_cache(len(ids)))
+    return logits.double().cpu()
+
+
+def judge(method: str, difference: Difference, context: Sequence[int], target: Target, lower: Target | None, exact: Target) -> Judged:
+    """Judge one difference.
+
+    Args:
+        context: the prompt and the tokens that both answers share.
+        target: the target in the precision of the run.
+        lower: the target in float32 if the run's precision is float64, whose own error cannot be seen; else None.
+        exact: the target in float64.
+    """
+    working, reference = _next_logits(target, context), _next_logits(exact, context)
+    if lower is None:
+        rounding = float((working - reference).abs().max())
+    else:
+        scale = torch.finfo(torch.float64).eps / torch.finfo(lower.dtype).eps
+        rounding = float((_next_logits(lower, context) - reference).abs().max()) * scale
+    (first, second), exact_best = working.topk(2).values.tolist(), reference.topk(2)
+    ended = difference.token is None or difference.vanilla_token is None
+    between = float("nan") if ended else float(reference[difference.vanilla_token] - reference[difference.token])
+    # Only the two best tokens can change places, and only if their exact logits are within the error of both passes.
+    tie = not ended and {difference.token, difference.vanilla_token} == set(exact_best.indices.tolist()) and abs(between) <= TIE_FACTOR * rounding
+    exact_gap = float(exact_best.values[0] - exact_best.values[1])
+    return Judged(method, difference, first - second, exact_gap, between, rounding, "numerical tie" if tie else "defect")
+
+
+def audit(
+    run: Run, questions: Iterable[Question], template: ChatTemplate, target: Target, in_precision: Callable[[str], Target], methods: Sequence[str] | None = None
+) -> Audit:
+    """Compare every answer of a run with vanilla's and judge the differences.
+
+    Args:
+        run: a record that holds vanilla.
+        questions: those of the run, to make the prompts again.
+        target: the target in the precision of the run.
+        in_precision: loads the same target in another one; called only if there is a difference to judge.
+        methods: which ones; None takes all beside vanilla. Lossy ones are passed over.
+    """
+    texts = {question.question_id: question.turns for question in questions}
+    vanilla = {(turn["question_id"], turn["turn"], turn["repeat"]): turn for turn in run.turns_of(VANILLA)}
+    exact = lower = None
+    counts, judged = [], []
+    for name in methods if methods is not None else run.methods:
+        if name == VANILLA or not run.methods[name]["lossless"]:
+            continue
+        verdicts: list[str] = []
+        turns = run.turns_of(name)
+        failed = 0
+        for turn in turns:
+            place = (turn["question_id"], turn["turn"], turn["repeat"])
+            base = vanilla.get(place)
+            if turn["error"] is not None or base is None or base["error"] is not None:
+                failed += 1
+                continue
+            found = first_difference(turn, base)
+            if found is None:
+                verdicts.append("equal")
+                continue
+            if exact is None:
+                exact = target if target.dtype == torch.float64 else in_precision("float64")
+                lower = in_precision("float32") if target.dtype == torch.float64 else None
+            context = _prompt(texts[place[0]], vanilla, place, template, target) + (base["new_token_ids"] or [])[: found.position]
+            judged.append(judge(name, found, context, target, lower, exact))
+            verdicts.append(judged[-1].verdict)
+        counts.append(Count(name, len(verdicts), verdicts.count("equal"), verdicts.count("numerical tie"), verdicts.count("defect"), failed))
+    return Audit(run.header["questions"]["name"], run.header["target"]["dtype"], tuple(counts), tuple(judged))
+
+
+def _prompt(
+    texts: Sequence[str], vanilla: Mapping[tuple[int, int, int], TurnLine], place: tuple[int, int, int], template: ChatTemplate, target: Target
+) -> list[int]:
+    """The prompt of a turn: the questions up to it, each earlier one with vanilla's answer, as the evaluation shows it."""
+    question, number, repeat = place
+    turns: list[str] = []
+    for earlier in range(number):
+        turns += [texts[earlier], vanilla[question, earlier, repeat]["text"] or ""]
+    assert target.tokenizer is not None
+    return encode_prompt(template, target.tokenizer, [*turns, texts[number]])
+
+
+# ---------------------------------------------------------------------------------------------- in words
+
+
+def to_markdown(audits: Sequence[Audit]) -> str:
+    """The counts per task, precision and method, and every difference with its numbers."""
+    lines = [
+        "# Losslessness audit",
+        "",
+        "| task | precision | method | answers | equal to vanilla's | numerical ties | defects | failed turns |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {each.task} | {each.dtype} | {count.method} | {count.compared} | {count.equal} | {count.ties} | {count.defects} | {count.failed} |"
+        for each in audits
+        for count in each.counts
+    ]
+    totals = [sum(getattr(count, name) for each in audits for count in each.counts) for name in ("compared", "equal", "ties", "defects", "failed")]
+    lines += [f"| **all** | | | {' | '.join(map(str, totals))} |", ""]
+    lines.append(
+        f"A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64 logits are at most {TIE_FACTOR:g} times "
+        "the rounding error apart, which is the largest difference there between the logits in the run's precision and in float64. All else is a defect."
+    )
+    listed = [(each, one) for each in audits for one in each.judged]
+    if listed:
+        lines += [
+            "",
+            "| task | precision | method | question | turn | position | token | vanilla's | gap | gap in float64 | rounding | verdict |",
+            "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        ]
+    for each, one in listed:
+        at = one.difference
+        token, other = ("end" if value is None else str(value) for value in (at.token, at.vanilla_token))
+        lines.append(
+            f"| {each.task} | {each.dtype} | {one.method} | {at.question_id} | {at.turn} | {at.position} | {token} | {other} | "
+            f"{one.gap:.2e} | {one.exact_gap:.2e} | {one.rounding:.2e} | {one.verdict} |"
+        )
+    return "\n".join(lines) + "\n"

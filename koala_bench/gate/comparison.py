@@ -1,0 +1,164 @@
+"""A head of one's own against the baselines: verdicts with intervals from a run record, as a table to paste.
+
+Also a guard for the folder that a comparison works in: heads that were trained by other code are not reused silently.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from koala_bench.common.files import sha256_of, write_text
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset
+from koala_bench.records import statistics
+from koala_bench.records.reading import Run
+from koala_bench.records.statistics import Interval
+from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.registry import HEADS, load
+from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
+from koala_bench.results.tables.rendering import Grid, Note, label_of, to_markdown, with_interval
+
+Verdict = Literal["better", "worse", "not distinguishable"]
+_VERDICTS: dict[str, Verdict] = {"above zero": "better", "below zero": "worse", "not distinguishable from zero": "not distinguishable"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One head against one baseline, on the turns that all compared methods finished.
+
+    Attributes:
+        head, baseline: numbers of the two methods.
+        length, speed: change of the acceptance length and of the tokens per second from the baseline to the head, in percent.
+    """
+
+    head: Summary
+    baseline: Summary
+    length: Interval
+    speed: Interval
+
+    @property
+    def length_verdict(self) -> Verdict:
+        """Of the acceptance length."""
+        return _VERDICTS[statistics.against_zero(self.length)]
+
+    @property
+    def speed_verdict(self) -> Verdict:
+        """Of the speed."""
+        return _VERDICTS[statistics.against_zero(self.speed)]
+
+
+def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None = None) -> list[Comparison]:
+    """Compare each head with every method that is none of ``heads``, and ``HEAD+OBJECTIVE`` with ``HEAD`` besides.
+
+    Args:
+        heads: whose verdicts are wanted.
+        methods: what takes part; vanilla always does. None takes all of the run.
+
+    Raises:
+        KoalaBenchError: a method is not in the record or finished no turn, there is nothing to compare, or see ``summarise``.
+    """
+    names = list(dict.fromkeys([VANILLA, *(run.methods if methods is None else methods), *heads]))
+    for name in names:
+        if name not in run.methods:
+            raise KoalaBenchError(f"{run.path} has no method '{name}'.", f"It has {', '.join(run.methods)}.")
+    summaries = {summary.name: summary for summary in summarise(run, names)}
+    done = {name: {(t["question_id"], t["turn"], t["repeat"]): t for t in run.turns_of(name) if t["error"] is None} for name in names}
+    for name, turns in done.items():
+        if not turns:
+            raise KoalaBenchError(f"{name} finished no turn in {run.path}.", "Leave it out of --methods, or let the evaluation go on.")
+    common = set.intersection(*(set(turns) for turns in done.values()))
+    totals = {name: statistics.totals(turn for place, turn in turns.items() if place in common) for name, turns in done.items()}
+    weights = statistics.resample_weights(len(totals[VANILLA].question_ids))
+    lengths = {name: statistics.length(each) for name, each in totals.items()}
+    speeds = {name: statistics.speedup_of_totals(each, totals[VANILLA]) for name, each in totals.items()}
+    found = []
+    for head in heads:
+        plain = head.rpartition("+")[0]
+        for baseline in (name for name in names if name not in heads or name == plain):
+            changes = (statistics.change_percent(of[head], of[baseline]) for of in (lengths, speeds))
+            found.append(Comparison(summaries[head], summaries[baseline], *(statistics.interval(change, weights) for change in changes)))
+    if not found:
+        raise KoalaBenchError("There is nothing to compare the heads with.", "Name the heads in question with --head, and the baselines in --methods.")
+    return found
+
+
+def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
+    """The comparisons as Markdown, with what the verdicts mean and what they rest on."""
+    headings = ["Head", "Against", "Acceptance length τ", "Change of τ (%)", "Verdict on τ", "Speedup (x)", "Change of speed (%)", "Verdict on speed"]
+    rows = []
+    for each in comparisons:
+        pairs = (each.head.acceptance_length, each.baseline.acceptance_length), (each.head.speedup, each.baseline.speedup)
+        values = [f"{new.value:.2f} vs {old.value:.2f}" for new, old in pairs]
+        changes = [with_interval(change.value, change.low, change.high, 1, sign=True) for change in (each.length, each.speed)]
+        names = [label_of(each.head), label_of(each.baseline)]
+        rows.append([*names, values[0], changes[0], each.length_verdict, values[1], changes[1], each.speed_verdict])
+    right = [False, False, True, True, False, True, True, False]
+    table = Grid(headings, rows, right, frozenset(), frozenset())
+    heads = ", ".join(dict.fromkeys(label_of(each.head) for each in comparisons))
+    return to_markdown(table, f"{heads} on {run.header['target']['name']}", [_meaning(run, comparisons), _basis(run, comparisons)])
+
+
+def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
+    questions = comparisons[0].head.questions
+    lines = [
+        f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero; not distinguishable: it does not.",
+        f"Intervals: paired bootstrap over {counted(questions, 'question')} ({statistics.RESAMPLES:,} resamples); with a single question there are none.",
+        f"Each head was trained once, from seed {run.header['seed']}: the verdicts are about these weights, and another seed may move the numbers.",
+    ]
+    if len(comparisons) > 1:
+        lines.append(
+            f"{2 * len(comparisons)} verdicts, each by an interval of its own: "
+            f"where nothing differs, about one in {1 / (1 - statistics.CONFIDENCE):.0f} says that it does."
+        )
+    return Note("What the verdicts mean", tuple(lines))
+
+
+def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
+    header, one = run.header, comparisons[0].head
+    methods = {summary.name: summary for each in comparisons for summary in (each.head, each.baseline)}
+    most = max(summary.turns for summary in methods.values())
+    if header["acceptance"]["rule"] == "greedy":
+        equal = [f"{label_of(each)} {each.compared - len(each.differing)}/{each.compared}" for name, each in methods.items() if name != VANILLA]
+        answers = f"Answers equal to vanilla's, token by token: {', '.join(equal)}."
+    else:
+        answers = draws_line(list(methods.values()))
+    lines = [
+        f"{one.counted} of {most} turns, finished by every method, of {header['questions']['name']}; at most {header['limits']['max_new_tokens']} new tokens.",
+        answers,
+        *lossy_lines(list(methods.values()), header["target"]["name"]),
+        f"Preset {header['preset']['name']}, {header['target']['dtype']} on {header['environment']['gpu'] or header['environment']['cpu']}; "
+        f"run {header['run_id']}, {header['created']}.",
+    ]
+    if not run.finished:
+        lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
+    return Note("What they rest on", tuple(lines))
+
+
+def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) -> Callable[[], None]:
+    """Refuse to go on with other code than the heads in a folder were trained by.
+
+    Heads are told apart by the file that their class is in; what that file imports is not looked at.
+
+    Returns:
+        what notes the code of today in the folder, to be called when the training begins.
+
+    Raises:
+        KoalaBenchError: a file has changed since its head was trained in ``folder``, or the note of it is damaged.
+    """
+    note = folder / "sources.json"
+    now = {name: sha256_of(Path(inspect.getfile(load(HEADS, preset.method(name).head)))) for name in methods if name != VANILLA}
+    try:
+        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise KoalaBenchError(f"{note} is damaged.", "Choose another --out, or delete the folder to start again.") from error
+    if changed:
+        raise KoalaBenchError(
+            f"The code of {', '.join(changed)} is not the one that was trained in {folder}.", "Choose another --out, or delete the folder to start again."
+        )
+    return lambda: write_text(note, json.dumps({**before, **now}, indent=2) + "\n")

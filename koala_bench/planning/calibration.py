@@ -1,0 +1,173 @@
+"""How long a preset would take on this machine, from about a minute of measuring: its own steps where the target is here, else the machine's limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from koala_bench.common.process_group import ALONE
+from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
+from koala_bench.dialogues.streams import TokenBatch
+from koala_bench.engine.target import Target
+from koala_bench.engine.timing import seconds_of
+from koala_bench.planning.requirements import Needs, dtype_of
+from koala_bench.presets import Preset
+from koala_bench.training.experiment import VANILLA, free_head
+from koala_bench.training.features import features_of_each
+from koala_bench.training.loop import make_arm, train_step
+from koala_bench.tree import Template, load_template
+
+# NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and float16, 19.5 in float32.
+NAMED_GPU = "A100 80GB"
+_NAMED_BYTES, _NAMED_FLOP, _NAMED_SINGLE_FLOP = 2.0e12, 312e12, 19.5e12
+FLOP_SHARE = 0.4  # of these, an assumption: what training large models mostly gets
+_PROMPT, _ANSWER = 64, 16  # tokens
+_ROW = 256  # tokens of a dialogue in the measured batch
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of single steps.
+
+    Attributes:
+        target: of the target's pass over one micro-batch.
+        heads: of the update of each trained head, adversarial term included.
+        steps: of one decoding step of each method: draft and verification.
+    """
+
+    target: float
+    heads: Mapping[str, float]
+    steps: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device does at best.
+
+    Attributes:
+        bytes_per_s: read and written by a copy.
+        flop_per_s: of a large matrix product in the target's dtype.
+    """
+
+    bytes_per_s: float
+    flop_per_s: float
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Expected times in hours; ``decoding`` at an acceptance length of 1 (nothing accepted) and of 2."""
+
+    training: float
+    decoding: tuple[float, float]
+
+
+def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds: float = 60.0) -> Pace:
+    """Time training and decoding steps with fresh heads on random tokens; what they say does not change what they cost.
+
+    Args:
+        seconds: to spend, about.
+
+    Raises:
+        KoalaBenchError: a mistake in the methods or their options.
+    """
+    names = [name for name in methods if name != VANILLA]
+    owners = dict.fromkeys(preset.trained_as(name) for name in names)
+    trained = [name for name in owners if free_head(preset.method(name), target) is None]
+    each = seconds / (1 + len(trained) + 1 + len(names))
+    arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
+    heads: dict[str, float] = {}
+    pass_s = 0.0
+    if arms:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=preset.training.precision, cpu=target.device.type == "cpu")
+        wanted = [arm.head.features for arm in arms.values()]
+        batch = _batch(preset, target)
+        pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))
+        features = features_of_each(target, batch, wanted, seed=0)
+        last = preset.training.steps - 1  # when everything that sets in late has done so
+        for name, arm in arms.items():
+            own = [features[arm.head.features]] * preset.training.micro_batches
+            spent = _time(target.device, each, lambda arm=arm, own=own: train_step(accelerator, arm, own, preset.training, 1e-6, last, ALONE))  # type: ignore[misc]
+            heads[name] = spent / preset.training.micro_batches
+    with target.computing():
+        steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
+        for name in names:
+            wanted_method = preset.method(name)
+            head = free_head(wanted_method, target)
+            if head is None:
+                head = arms[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
+            steps[name] = _step(target, head, load_template(wanted_method.tree), each)
+    return Pace(pass_s, heads, steps)
+
+
+def hours_at(pace: Pace, preset: Preset, needs: Needs) -> Hours:
+    """Times of the whole run at a measured pace."""
+    steps = preset.training.steps * preset.training.micro_batches if pace.heads else 0
+    training = steps * (pace.target + sum(pace.heads.values()))
+    drafted = sum(step for name, step in pace.steps.items() if name != VANILLA)
+    first, second = (needs.answer_tokens * (pace.steps[VANILLA] + drafted / length) for length in (1, 2))
+    return Hours(training / 3600, (first / 3600, second / 3600))
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype, seconds: float = 10.0) -> Limits:
+    """Copy bandwidth and matrix throughput of a device."""
+    size = 2**28 if device.type == "cuda" else 2**25
+    source, place = torch.ones(size, device=device, dtype=torch.float32), torch.empty(size, device=device, dtype=torch.float32)
+    copied = _time(device, seconds / 2, lambda: place.copy_(source))
+    width = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.ones(width, width, device=device, dtype=dtype) for _ in range(2))
+    multiplied = _time(device, seconds / 2, lambda: a @ b)
+    return Limits(2 * 4 * size / copied, 2 * width**3 / multiplied)
+
+
+def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
+    """What ``NAMED_GPU`` does by its data sheet, with ``FLOP_SHARE`` of its operations; nothing of it is measured."""
+    return Limits(_NAMED_BYTES, FLOP_SHARE * (_NAMED_FLOP if dtype.itemsize == 2 else _NAMED_SINGLE_FLOP))
+
+
+def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
+    """What the run takes at least: two operations a parameter and token for the target, six for what is trained; decoding reads all weights a step."""
+    trained = sum(head.parameters + head.judge for head in needs.heads if head.shares is None)
+    training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
+    step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s
+    drafting = len([name for name in methods if name != VANILLA])
+    first, second = (needs.answer_tokens * step * (1 + drafting / length) for length in (1, 2))
+    return Hours(training / 3600, (first / 3600, second / 3600))
+
+
+def _batch(preset: Preset, target: Target) -> TokenBatch:
+    length = min(_ROW, preset.data.max_tokens, preset.training.batch_tokens)
+    rows = max(1, preset.training.batch_tokens // length)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(target.model.config.vocab_size, (rows, length), generator=draw)
+    supervised = torch.ones(rows, length, dtype=torch.bool)
+    supervised[:, : length // 4] = False
+    return TokenBatch(ids, supervised, tuple(range(rows)), torch.full((rows,), length))
+
+
+def _step(target: Target, head: object, template: Template, seconds: float) -> float:
+    """Seconds of a decoding step, the median over answers to one prompt."""
+    draw = torch.Generator().manual_seed(0)
+    prompt = torch.randint(target.model.config.vocab_size, (_PROMPT,), generator=draw).tolist()
+    cache = target.new_cache(capacity_for(_PROMPT, _ANSWER, template.nodes, target.max_positions))
+    found: list[float] = []
+    stop = time.perf_counter() + seconds
+    while len(found) < 2 or (time.perf_counter() < stop and len(found) < 200):
+        answer = decode(target, head, template, prompt, _ANSWER, (), cache)  # type: ignore[arg-type]
+        found.append(answer.decode_s / len(answer.accepted))
+    return sorted(found[1:])[len(found[1:]) // 2]
+
+
+def _time(device: torch.device, seconds: float, run: Callable[[], object]) -> float:
+    """Median seconds of a call; the first one only warms up."""
+    run()
+    found: list[float] = []
+    stop = time.perf_counter() + seconds
+    while not found or (time.perf_counter() < stop and len(found) < 50):
+        found.append(seconds_of(device, run))
+    return sorted(found)[len(found) // 2]

@@ -1,0 +1,106 @@
+"""What ``plan`` prints: the needs of a run and its expected hours, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from koala_bench.common.progress import say
+from koala_bench.engine.target import pick_device, pick_dtype
+from koala_bench.planning.calibration import FLOP_SHARE, NAMED_GPU, Hours, hours_at, least_hours, limits_of_named_gpu, measure_limits, measure_pace
+from koala_bench.planning.requirements import HeadNeeds, Needs, Place, dtype_of, find_models, find_target, gibibytes, missing_for, needs_of, turns_of
+from koala_bench.presets import Preset
+from koala_bench.training.experiment import load_preset_target
+
+# What least_hours counts.
+_WITHOUT = (
+    "Counted are two operations a parameter and token of the target, six of what is trained, and one reading of the target's weights a step; no drafting."
+)
+
+
+def outlook(preset: Preset, methods: Sequence[str], data_dir: Path | None, out: Path, seconds: float) -> tuple[str, bool]:
+    """The report, and whether the run can begin here.
+
+    Args:
+        out: where the run would write.
+        seconds: to spend on measuring.
+
+    Raises:
+        KoalaBenchError: a mistake in the preset or methods, or the target is unknown.
+    """
+    place = find_target(preset)
+    turns = turns_of(preset, data_dir)
+    models = find_models(preset, methods)
+    needs = needs_of(preset, methods, place, turns, models)
+    missing = missing_for(preset, place, needs, turns, out, models)
+    hours, basis = _hours(preset, methods, place, models, needs, seconds)
+    lines = [
+        f"# What {preset.target.name} takes with {', '.join(methods)}",
+        "",
+        f"Target: {needs.target_parameters / 1e6:,.2f} M parameters; {place.words}.",
+        "",
+    ]
+    lines += ["| Head | Trained parameters (M) | Discriminator (M) |", "| :-- | --: | --: |"]
+    lines += [_row(head, needs) for head in needs.heads]
+    asked = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
+    lines += [
+        "",
+        f"- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients, moments, states of a step), "
+        f"beside the activations of one head at a time; {gibibytes(needs.decoding_memory)} for decoding.",
+        f"- Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there), heads and records"
+        f"{f'; {gibibytes(needs.download)} to download' if needs.download else ''}.",
+        f"- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded by each method ({asked}).",
+        f"- Time: {_of(hours.training)} of training; {_of(hours.decoding[0])} of decoding if no draft is accepted, {_of(hours.decoding[1])} at an acceptance "
+        f"length of 2. {basis}",
+        "",
+    ]
+    if missing:
+        lines += ["**Missing here**", "", *(f"- {each}" for each in missing)]
+    else:
+        lines += ["Nothing is missing: it can run here."]
+    return "\n".join(lines), not missing
+
+
+def _row(head: HeadNeeds, needs: Needs) -> str:
+    if head.shares:
+        return f"| {head.name} | that of {head.shares} | \u2013 |"
+    if head.model:
+        count = needs.models.get(head.model)
+        return f"| {head.name} | none; {head.model} has {f'{count / 1e6:,.2f}' if count else 'an unknown number'} | \u2013 |"
+    counts = [f"{count / 1e6:,.2f}" if count else "\u2013" for count in (head.parameters, head.judge)]
+    return f"| {head.name} | {counts[0]} | {counts[1]} |"
+
+
+def _hours(preset: Preset, methods: Sequence[str], place: Place, models: Mapping[str, Place], needs: Needs, seconds: float) -> tuple[Hours, str]:
+    wanted = preset.target.device
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        limits = limits_of_named_gpu(dtype_of(preset))
+        which = (
+            f"Not measured, for there is no GPU here: at least so long on one {NAMED_GPU}, by arithmetic from its data sheet, if all of "
+            f"{limits.bytes_per_s / 1e12:.1f} TB/s and {FLOP_SHARE:.0%} of {limits.flop_per_s / FLOP_SHARE / 1e12:,.0f} TFLOP/s are got."
+        )
+        return least_hours(limits, preset, methods, needs), f"{which} {_WITHOUT}"
+    if place.at_hand:
+        lacking = {name for name in (head.name for head in needs.heads if head.model and not models[head.model].at_hand) if name in methods}
+        say(f"Measuring for about {seconds:.0f} seconds ...")
+        target, _ = load_preset_target(preset)
+        pace = measure_pace(preset, [name for name in methods if name not in lacking], target, seconds)
+        without = f" Without {', '.join(sorted(lacking))}, whose model is not here." if lacking else ""
+        return hours_at(pace, preset, needs), f"From steps measured here, on {target.device.type} in {str(target.dtype).removeprefix('torch.')}.{without}"
+    device = pick_device(wanted)
+    say(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")
+    dtype = pick_dtype(preset.target.dtype, device)
+    limits = measure_limits(device, dtype, min(seconds, 10.0))
+    which = (
+        f"this {'GPU' if device.type == 'cuda' else 'CPU'} copies {limits.bytes_per_s / 1e9:,.0f} GB/s and multiplies {limits.flop_per_s / 1e9:,.1f} GFLOP/s "
+        f"in {str(dtype).removeprefix('torch.')}"
+    )
+    return least_hours(limits, preset, methods, needs), f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}"
+
+
+def _of(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:,.0f} s"
+    return f"{hours * 60:,.0f} min" if hours < 2 else f"{hours:,.1f} h"

@@ -1,0 +1,327 @@
+"""What a preset needs before anything is downloaded or trained: parameters, memory, disk and tokens, and what is missing for it here."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.dialogues.conversations import BUNDLED, files_of
+from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
+from koala_bench.dialogues.questions import find_questions, read_questions
+from koala_bench.engine.shapes import known_shape
+from koala_bench.engine.target import Target, bundled_target, pick_dtype, pick_engine
+from koala_bench.errors import KoalaBenchError
+from koala_bench.evaluation.loop import select_questions
+from koala_bench.presets import MethodPreset, Preset
+from koala_bench.registry import HEADS, load
+from koala_bench.training.experiment import VANILLA
+from koala_bench.training.loop import make_arm
+
+_TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
+# On disk at most: three checkpoints of itself with both moments, for while one is written the last and the one before it are there. The finished
+# heads come when the third is gone, and take less.
+_KEPT_BYTES = 3 * 12
+_WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+_STORED_BYTES = 2  # a parameter of a checkpoint on the hub, which is in half precision
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model's configuration and weights come from.
+
+    Attributes:
+        config: the Hugging Face configuration; None of a draft model whose shape nobody knows.
+        at_hand: whether the weights are on this machine.
+        words: where they are, or where the sizes come from.
+        reached: whether the hub answers, as far as it was asked.
+    """
+
+    config: Any
+    at_hand: bool
+    words: str
+    reached: bool = True
+
+
+@dataclass(frozen=True)
+class HeadNeeds:
+    """Sizes of a method's head.
+
+    Attributes:
+        parameters, judge: number of trained parameters of the head and of its objective; 0 where there is nothing to train.
+        shares: the method whose head it decodes with, or None. That one is listed too, even if it is not run itself.
+        model: what it drafts with and does not train, or None.
+    """
+
+    name: str
+    parameters: int
+    judge: int
+    shares: str | None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Sizes of a whole run; bytes and counts of tokens.
+
+    Attributes:
+        training_memory: target, heads with gradients and moments, states of a step, distributions of one micro-batch; not the activations.
+        decoding_memory: target, heads, draft models and caches.
+        download, disk: of the target and draft models that are not here; of heads, checkpoints and records.
+        training_tokens, answer_tokens: at most, all heads together see the former once; the latter are those of one method.
+        models: number of parameters of each draft model, by name; None where nobody knows its shape.
+    """
+
+    target_parameters: int
+    heads: tuple[HeadNeeds, ...]
+    training_memory: int
+    decoding_memory: int
+    download: int
+    disk: int
+    training_tokens: int
+    answer_tokens: int
+    models: Mapping[str, int | None] = field(default_factory=dict)
+
+
+def find_target(preset: Preset) -> Place:
+    """Look for a target without downloading its weights; of one on the hub only the configuration is asked for.
+
+    Raises:
+        KoalaBenchError: it is not here, the hub cannot be asked, and nobody knows its shape.
+    """
+    found = _find(preset.target.name, preset.target.revision, "Check --target")
+    if found.config is None:
+        raise KoalaBenchError(
+            f"{preset.target.name} is not on this machine, and its configuration could not be read from the hub.",
+            "Check --target, or give the path of a downloaded copy.",
+        )
+    return found
+
+
+def find_models(preset: Preset, methods: Sequence[str]) -> dict[str, Place]:
+    """Look for the models that methods draft with, in the same way; by name.
+
+    Raises:
+        KoalaBenchError: a folder is not there or holds none.
+    """
+    found: dict[str, Place] = {}
+    for name in methods:
+        if name != VANILLA and (model := _drafts_with(preset.method(name))) is not None and model[0] not in found:
+            found[model[0]] = _find(*model, f"Check the option 'model' of {name}")
+    return found
+
+
+def _drafts_with(method: MethodPreset) -> tuple[str, str | None] | None:
+    """Name and revision of the model whose weights a method's head loads, if it loads one."""
+    cls = load(HEADS, method.head)
+    if (option := getattr(cls, "model_option", None)) is None:
+        return None
+    usual = inspect.signature(cls).parameters[option].default
+    name, revision = method.options.get(option, usual), method.options.get("revision")
+    return (name, revision) if isinstance(name, str) else None
+
+
+def _find(name: str, revision: str | None, check: str) -> Place:
+    folder = bundled_target(name) or Path(name).expanduser()
+    if folder.is_dir():
+        try:
+            return Place(AutoConfig.from_pretrained(folder), True, "bundled" if bundled_target(name) else f"in {name}")
+        except (OSError, ValueError) as error:
+            raise KoalaBenchError(f"{name} holds no configuration that can be read.", f"{check}.") from error
+    if os.sep in name and name.startswith((".", "/", "~")):
+        raise KoalaBenchError(f"There is no folder {name}.", f"{check}.")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)
+        if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in _WEIGHT_FILES):
+            return Place(config, True, "in the hub's cache")
+    except (OSError, ValueError):
+        config = None
+    answer = ask_hub(name, "model", revision)
+    if answer.refusal is None:
+        try:
+            return Place(config or AutoConfig.from_pretrained(name, revision=revision), False, "on the hub, to be downloaded")
+        except HUB_ERRORS as error:
+            answer = replace(answer, refusal=first_line(error))
+    shape = config or known_shape(name)
+    what = f"the hub refuses it ({answer.refusal})" if answer.reached else "the hub does not answer"
+    return Place(shape, False, f"not on this machine, and {what}{'; its shape is known' if shape is not None else ''}", answer.reached)
+
+
+def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: int | None, models: Mapping[str, Place] | None = None) -> Needs:
+    """Sizes of a run, from models that have shapes and no weights.
+
+    Args:
+        questions: number of turns that are asked, or None if the question file is not here; then MT-bench's.
+        models: where the draft models are, see ``find_models``.
+
+    Raises:
+        KoalaBenchError: a mistake in the methods or their options.
+    """
+    names = [name for name in methods if name != VANILLA]
+    # A method that decodes with another's head has that one trained.
+    listed = list(dict.fromkeys(each for name in names for each in ((name,) if preset.trained_as(name) in names else (preset.trained_as(name), name))))
+    config, device = place.config, torch.device("cpu")
+    # Fake tensors have a shape and no memory. They cannot be moved, and there is nowhere to move them to.
+    with FakeTensorMode(), patch.object(nn.Module, "to", lambda self, *_, **__: self):
+        model = AutoModelForCausalLM.from_config(config)
+        target = Target(preset.target.name, model, None, device, torch.float32, int(getattr(config, "max_position_embeddings", None) or 2048))
+        parameters = target.parameters
+        drafting = {
+            name: None if each.config is None else AutoModelForCausalLM.from_config(each.config).num_parameters() for name, each in (models or {}).items()
+        }
+        heads, features = [], 1
+        for name in listed:
+            wanted, owner = preset.method(name), preset.trained_as(name)
+            if not hasattr(load(HEADS, wanted.head), "loss"):
+                loaded = _drafts_with(wanted)
+                heads.append(HeadNeeds(name, 0, 0, owner if owner != name else None, loaded[0] if loaded else None))
+                continue
+            arm = make_arm(target, name, preset.method(owner), preset.training.model_copy(update={"precision": "no"}))
+            judge = sum(p.numel() for p in arm.objective.parameters()) if arm.objective is not None else 0
+            heads.append(HeadNeeds(name, arm.parameters, judge, owner if owner != name else None))
+            features = max(features, len(arm.head.features))
+    size = dtype_of(preset).itemsize
+    trained = [head for head in heads if head.shares is None]
+    weights = sum(head.parameters + head.judge for head in trained)
+    tokens = preset.training.batch_tokens
+    # Of a step all micro-batches' states are held, and the distributions of one.
+    batch = tokens * (config.hidden_size * features * size * preset.training.micro_batches + config.vocab_size * 4)
+    context = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
+    shapes = [config, *(each.config for each in (models or {}).values() if each.config is not None)]
+    cache = sum(_row_of(each) for each in shapes) * context * size
+    loaded_weights = sum(count or 0 for count in drafting.values())
+    absent = sum(drafting[name] or 0 for name, each in (models or {}).items() if not each.at_hand)
+    # On the CPU recordings have the weights in layouts of their own: one in float32, else one for a single row and one for several.
+    where = _decodes_on(preset)
+    recorded = where.type == "cpu" and pick_engine(preset.target.engine, where) == "graph"
+    copies = (2 if dtype_of(preset) == torch.float32 else 3) if recorded else 1
+    asked = (160 if questions is None else questions) * preset.evaluation.repeats
+    return Needs(
+        target_parameters=parameters,
+        heads=tuple(heads),
+        training_memory=parameters * size + weights * _TRAINED_BYTES + batch,
+        decoding_memory=(parameters + loaded_weights + sum(head.parameters for head in trained)) * size * copies + cache,
+        download=((0 if place.at_hand else parameters) + absent) * _STORED_BYTES,
+        disk=weights * _KEPT_BYTES + asked * (len(names) + 1) * preset.evaluation.max_new_tokens * 16,
+        training_tokens=preset.training.steps * tokens * preset.training.micro_batches if weights else 0,
+        answer_tokens=asked * preset.evaluation.max_new_tokens,
+        models=drafting,
+    )
+
+
+def _row_of(config: Any) -> int:
+    """Numbers that a cache keeps of one token."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head_dim)
+
+
+def dtype_of(preset: Preset) -> torch.dtype:
+    """What the target computes in where the preset runs as it says: on a GPU it asks for, whether there is one here or not."""
+    return pick_dtype(preset.target.dtype, _decodes_on(preset))
+
+
+def _decodes_on(preset: Preset) -> torch.device:
+    wanted = preset.target.device
+    on_gpu = wanted.startswith("cuda") or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def turns_of(preset: Preset, data_dir: Path | None) -> int | None:
+    """Number of turns that are asked, or None where the question file is not here or cannot be read."""
+    try:
+        questions = read_questions(find_questions(preset.evaluation.questions, data_dir)[1])
+    except KoalaBenchError:
+        return None
+    return sum(len(question.turns) for question in select_questions(questions, preset.evaluation.limit))
+
+
+def missing_for(preset: Preset, place: Place, needs: Needs, turns: int | None, out: Path, models: Mapping[str, Place] | None = None) -> list[str]:
+    """What keeps the preset from running here, a sentence each with what to do about it."""
+    found = []
+    wanted = preset.target.device
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    need = max(needs.training_memory, needs.decoding_memory)
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        found.append(f"A CUDA device with at least {gibibytes(need)}: there is none. Run it where there is one, or on a smaller target with --device cpu.")
+    elif wanted.startswith(("cuda", "auto")) and 0 < total < need:
+        found.append(f"Memory: it takes at least {gibibytes(need)}, the GPU has {gibibytes(total)}. Use fewer --methods at a time or a smaller target.")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if memory < need:
+            found.append(f"Memory: it takes at least {gibibytes(need)}, this machine has {gibibytes(memory)}. Use a smaller target.")
+    if not place.at_hand:
+        found.append(f"The weights of {preset.target.name}, {gibibytes(needs.target_parameters * _STORED_BYTES)}. {_how(place, '--target')}")
+    for name, each in (models or {}).items():
+        if not each.at_hand:
+            count = needs.models.get(name)
+            size = gibibytes(count * _STORED_BYTES) if count else "whose size nobody here knows"
+            found.append(f"The weights of the draft model {name}, {size}. {_how(each, 'the option model of its method')}")
+    if needs.training_tokens and (lacking := missing_conversations(preset.data.source)) is not None:
+        found.append(lacking)
+    if turns is None:
+        found.append(f"The questions {preset.evaluation.questions}. Get them: koala-bench data {preset.evaluation.questions} --data-dir data.")
+    there = next(parent for parent in (out, *out.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needs.disk + needs.download:
+        found.append(f"Disk: {gibibytes(needs.disk + needs.download)}, and {there} has {gibibytes(free)}. Free some, or choose another --out.")
+    if preset.target.chat_template.startswith("vicuna") and importlib.util.find_spec("fastchat") is None:
+        found.append("The package fschat, for the chat template. Install koala-bench with its dependencies.")
+    return found
+
+
+def _how(place: Place, option: str) -> str:
+    """How to come by weights that are not here."""
+    if not place.reached:
+        return f"The hub does not answer: allow access to huggingface.co, or give the path of a copy with {option}; set HF_TOKEN for a gated model."
+    if "refuses" in place.words:
+        return f"They are {place.words}: check the name, set HF_TOKEN for a gated model, or give the path of a copy with {option}."
+    return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for a gated model."
+
+
+def missing_conversations(source: str) -> str | None:
+    """What is missing of the conversations to train on, with what to do about it, or None if they are here."""
+    if source in (BUNDLED, "documentation"):
+        return None
+    if not source.startswith(HUB):
+        try:
+            if all(path.is_file() for path in files_of(Path(source))):
+                return None
+        except KoalaBenchError as error:
+            return f"Conversations: {error}"
+        return (
+            f"The conversations {source}. Download some in the form of ShareGPT, FastChat, OpenAI's messages or Alpaca (.json or .jsonl, also .gz, or a folder "
+            "of these), or let the target answer questions: koala-bench distill; then --set data.source=FILE."
+        )
+    if dialogues_at_hand(source):
+        return None
+    try:
+        answer, size = dialogues_on_hub(source)
+    except KoalaBenchError as error:
+        return f"The conversations {source}. {error}"
+    if answer.refusal is None:
+        return f"The conversations {source}, {gibibytes(size)}. The hub answers; they are downloaded at the first use."
+    if answer.reached:
+        return f"The conversations {source}. The hub refuses them ({answer.refusal}): check the name, set HF_TOKEN for a gated one, or give a downloaded file."
+    return (
+        f"The conversations {source}. They have to be downloaded, and the hub does not answer: allow access to huggingface.co, or fetch the file elsewhere "
+        "and give --set data.source=FILE."
+    )
+
+
+def gibibytes(count: float) -> str:
+    """A number of bytes for a person."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 0.95 * 2**30 else f"{count / 2**20:,.0f} MiB"

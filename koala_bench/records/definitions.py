@@ -1,0 +1,315 @@
+"""Acceptance length and acceptance rates as each project defines them, all from the same per-step records.
+
+One decoding, many numbers: what counts as a step, whether the target's own (bonus) token and the prefill's token
+are in, and what is averaged over differ from project to project. Here are all of them, so that a number can be
+compared with one published elsewhere.
+
+A record's step settles its accepted drafts and one bonus token. The first token of an answer comes from the
+prefill and belongs to no step. Medusa's and EAGLE's loops count the other way round: a step settles its root
+(for the first step the prefill's token) and its accepted drafts, and the last bonus token is dropped. Root and
+bonus are one token per step either way, so the counts per step are the same. Two things remain different in their
+files: nothing is cut at the end of an answer (of Spec-Bench's methods, EAGLE and PLD are cut, Medusa and Hydra are
+not), and an end token that is the bonus takes them one step more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from koala_bench.records.schema import TurnLine
+
+_Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DepthRate:
+    """How often the draft was right at one depth, of the steps that count as its trials.
+
+    Attributes:
+        depth: 1 for the children of the root.
+        accepted: steps that settled a node at this depth.
+        trials: given its parent: steps that settled a node one level up and were offered this depth;
+            unconditional: steps that drafted.
+    """
+
+    depth: int
+    accepted: int
+    trials: int
+
+    @property
+    def rate(self) -> float:
+        """accepted / trials; NaN without a trial."""
+        return self.accepted / self.trials if self.trials else math.nan
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one answer.
+
+    Attributes:
+        question_id: which question it answers; its other turns and repeats have the same.
+        accepted: draft tokens that each step settled, [steps].
+        drafted_depth: the deepest level that each step was offered, [steps]; None if that was not recorded.
+        prefill_tokens: tokens of the answer that no step settled: 1 for the prefill's, 0 where it is not recorded.
+    """
+
+    question_id: int
+    accepted: tuple[int, ...]
+    drafted_depth: tuple[int, ...] | None
+    prefill_tokens: int
+
+
+def steps_of(turns: Iterable[TurnLine]) -> list[Steps]:
+    """The steps of a record's turns, in their order; failed turns are left out."""
+    found = []
+    for turn in turns:
+        accepted, offered, tokens = turn["accepted"], turn["drafted_depth"], turn["new_token_ids"]
+        if accepted is not None and offered is not None and tokens is not None:
+            found.append(Steps(turn["question_id"], tuple(accepted), tuple(offered), len(tokens) - sum(accepted) - len(accepted)))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- rates by depth
+
+
+def acceptance_length(accepted: Sequence[int]) -> float:
+    """Tokens per verification step (tau), bonus token included: vanilla decoding has 1.
+
+    This is Spec-Bench's "#Mean accepted tokens" (the mean of its ``accept_lengths``) and the acceptance length in
+    EAGLE's text (SafeAILab/EAGLE#195). For other definitions see ``LENGTH_DEFINITIONS``.
+
+    Args:
+        accepted: draft tokens that each step settled.
+    """
+    if not accepted:
+        raise ValueError("no step")
+    return sum(accepted) / len(accepted) + 1.0
+
+
+def acceptance_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[int]) -> list[DepthRate]:
+    """P(depth d accepted | depth d - 1 accepted and depth d offered), for d = 1 .. the deepest one offered.
+
+    Conditional on the parent, like EAGLE's n-alpha (EAGLE-1, utils_alpha.py and alpha.py), and the same for a chain.
+    In a tree n-alpha tries depth d only where the chosen path goes on; a record knows the tree's depth, not whether
+    the accepted node had children, so a leaf above that depth is a trial here and none there.
+
+    Args:
+        accepted: draft tokens that each step settled.
+        drafted_depth: the deepest level that each step was offered.
+    """
+    settled, offered = _of_steps(accepted, drafted_depth)
+    trials = [int(np.count_nonzero((settled >= depth - 1) & (offered >= depth))) for depth in _depths(offered)]
+    return [DepthRate(depth, int(np.count_nonzero(settled >= depth)), count) for depth, count in zip(_depths(offered), trials, strict=True)]
+
+
+def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[int]) -> list[DepthRate]:
+    """P(depth d accepted) over all steps that drafted, for d = 1 .. the deepest one offered.
+
+    speculators' accepted at position i / drafts (scripts/evaluate/perf_utils.py). It is the product of the conditional
+    rates up to d if every step offers the same depth.
+
+    Args:
+        accepted: draft tokens that each step settled.
+        drafted_depth: the deepest level that each step was offered.
+    """
+    settled, offered = _of_steps(accepted, drafted_depth)
+    drafts = int(np.count_nonzero(offered))
+    return [DepthRate(depth, int(np.count_nonzero(settled >= depth)), drafts) for depth in _depths(offered)]
+
+
+def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_Counts, _Counts]:
+    settled, offered = np.asarray(accepted, dtype=np.int64), np.asarray(drafted_depth, dtype=np.int64)
+    if settled.shape != offered.shape:
+        raise ValueError(f"{settled.size} steps in accepted, {offered.size} in drafted_depth")
+    return settled, offered
+
+
+def _depths(offered: _Counts) -> range:
+    return range(1, int(offered.max(initial=0)) + 1)
+
+
+RATE_DEFINITIONS: Mapping[str, Callable[[Sequence[int], Sequence[int]], list[DepthRate]]] = {
+    "given the parent": acceptance_rate_by_depth,
+    "unconditional": unconditional_rate_by_depth,
+}
+
+
+def accepted_share(answers: Iterable[Steps]) -> float:
+    """Accepted / drafted tokens of a chain, NeMo Automodel's acceptance rate (PR #2912); NaN without a recorded draft.
+
+    Of a tree only one child of a node can win, so accepted / nodes would fall with the tree's width (Spec-Bench#8);
+    levels are counted here instead of nodes.
+    """
+    known = [answer for answer in answers if answer.drafted_depth is not None]
+    return _ratio(sum(sum(answer.accepted) for answer in known), sum(sum(answer.drafted_depth or ()) for answer in known))
+
+
+# ---------------------------------------------------------------------------------------------- lengths
+
+
+@dataclass(frozen=True)
+class LengthDefinition:
+    """One way to say how many tokens a step is worth.
+
+    Attributes:
+        meaning: the formula, in one line.
+        source: who counts so, and where.
+        bonus: whether the target's own token of each step is in.
+        prefill: what becomes of the token that the prefill gave.
+        value: of the answers of one method, in tokens per step; NaN where it does not exist.
+    """
+
+    meaning: str
+    source: str
+    bonus: bool
+    prefill: str
+    value: Callable[[Sequence[Steps]], float]
+
+
+_LEFT_OUT = "left out"
+_ROOT = "there the first step's root, with the last bonus token dropped instead; here left out, which counts as many"
+_COUNTED = "counted, though no step made it"
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _accepted(answers: Sequence[Steps]) -> list[int]:
+    return [count for answer in answers for count in answer.accepted]
+
+
+def _steps(answers: Sequence[Steps]) -> int:
+    return sum(len(answer.accepted) for answer in answers)
+
+
+def _settled(answers: Sequence[Steps]) -> int:
+    return sum(_accepted(answers)) + _steps(answers)
+
+
+def _recorded(answers: Sequence[Steps]) -> tuple[list[int], list[int]]:
+    """Accepted and offered depth of the steps whose offered depth was recorded."""
+    known = [answer for answer in answers if answer.drafted_depth is not None]
+    return _accepted(known), [depth for answer in known for depth in answer.drafted_depth or ()]
+
+
+def _tokens_per_step(answers: Sequence[Steps]) -> float:
+    return _ratio(_settled(answers), _steps(answers))
+
+
+def _drafts_per_step(answers: Sequence[Steps]) -> float:
+    return _ratio(sum(_accepted(answers)), _steps(answers))
+
+
+def _eagle(answers: Sequence[Steps]) -> float:
+    return _drafts_per_step(answers) + 1.0
+
+
+def _spec_bench(answers: Sequence[Steps]) -> float:
+    accept_lengths = [count + 1 for count in _accepted(answers)]
+    return _ratio(math.fsum(accept_lengths), len(accept_lengths))
+
+
+def _medusa(answers: Sequence[Steps]) -> float:
+    # An answer without a step has idxs -1 in a file of ours; Medusa's loop always makes one step.
+    stepped = [answer for answer in answers if answer.accepted]
+    return _ratio(_settled(stepped), sum(len(answer.accepted) - 1 for answer in stepped))
+
+
+def _completion_per_verification(answers: Sequence[Steps]) -> float:
+    return _ratio(_settled(answers) + sum(answer.prefill_tokens for answer in answers), _steps(answers))
+
+
+def _per_draft(answers: Sequence[Steps]) -> float:
+    accepted, offered = _recorded(answers)
+    return 1.0 + _ratio(sum(accepted), sum(depth > 0 for depth in offered))
+
+
+def _from_rates(answers: Sequence[Steps]) -> float:
+    rates = [each.rate for each in acceptance_rate_by_depth(*_recorded(answers)) if each.trials]
+    return float(np.cumprod(rates).sum()) if rates else math.nan
+
+
+def _mean_over_questions(answers: Sequence[Steps]) -> float:
+    questions: dict[int, list[Steps]] = {}
+    for answer in answers:
+        questions.setdefault(answer.question_id, []).append(answer)
+    lengths = [_tokens_per_step(each) for each in questions.values() if _steps(each)]
+    return _ratio(math.fsum(lengths), len(lengths))
+
+
+LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
+    "tokens per step": LengthDefinition(
+        "tokens that the steps settled / steps, both totalled",
+        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's files with new_tokens / (idxs + 1)",
+        True,
+        _LEFT_OUT,
+        _tokens_per_step,
+    ),
+    "drafts per step": LengthDefinition(
+        "accepted drafts / steps, both totalled",
+        "the question whether the +1 is in (EAGLE#147)",
+        False,
+        _LEFT_OUT,
+        _drafts_per_step,
+    ),
+    "EAGLE": LengthDefinition(
+        "accepted drafts per drafting-verification cycle + 1, averaged over cycles",
+        "EAGLE#195, #146, #132; of Medusa too (EAGLE#147)",
+        True,
+        _ROOT,
+        _eagle,
+    ),
+    "Spec-Bench": LengthDefinition(
+        "mean of accept_lengths, the tokens appended per step, over the steps of all turns and questions",
+        "#Mean accepted tokens of Spec-Bench's evaluation/eval.py and speed.py",
+        True,
+        _ROOT,
+        _spec_bench,
+    ),
+    "Medusa, new_tokens / idxs": LengthDefinition(
+        "tokens of the steps / (steps - 1), both totalled: idxs is the last step's index and counts from 0",
+        "what users compute from Medusa's and EAGLE's answer files (EAGLE#153, #235); too large by one step per turn",
+        True,
+        _ROOT,
+        _medusa,
+    ),
+    "SpecForge benchmark": LengthDefinition(
+        "completion_tokens / spec_verify_ct: all new tokens / steps",
+        "SpecForge benchmarks/benchmarker/utils.py; that the server's completion_tokens hold the prefill's is inferred",
+        True,
+        _COUNTED,
+        _completion_per_verification,
+    ),
+    "speculators, NeMo Automodel": LengthDefinition(
+        "1 + accepted drafts / drafts: a step that was offered nothing is no draft",
+        "speculators scripts/evaluate/perf_utils.py (Prometheus counters of vLLM); NeMo Automodel PR #2912",
+        True,
+        _LEFT_OUT,
+        _per_draft,
+    ),
+    "SpecForge evaluator": LengthDefinition(
+        "simulated_acc_len: a1 + a1 a2 + ..., from the rates by depth given the parent",
+        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here they are those of the decoding",
+        False,
+        _LEFT_OUT,
+        _from_rates,
+    ),
+    "mean over questions": LengthDefinition(
+        "tokens per step of each question, averaged over questions: a short answer counts like a long one",
+        "the mean of ratios, where 'tokens per step' is the ratio of totals",
+        True,
+        _LEFT_OUT,
+        _mean_over_questions,
+    ),
+}
+
+
+def lengths_by_definition(answers: Sequence[Steps]) -> dict[str, float]:
+    """The acceptance length of one method by every definition, in the order of ``LENGTH_DEFINITIONS``."""
+    return {name: definition.value(answers) for name, definition in LENGTH_DEFINITIONS.items()}

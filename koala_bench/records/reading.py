@@ -1,0 +1,187 @@
+"""Reading run records, the one file that tables, figures and gates are made from, and comparing their headers.
+
+What is written is validated first, so that a reader can rely on it; a reader still checks every line, because
+files get edited and disks fail.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.records.schema import (
+    SCHEMA,
+    Key,
+    MethodInfo,
+    RunHeader,
+    TurnLine,
+    depths_by_method,
+    end_problem,
+    header_problem,
+    key_of,
+    of_today,
+    turn_problem,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record as read.
+
+    Attributes:
+        path: the file.
+        header: its first line.
+        turns: its turn lines in the order of the file, failed ones included.
+        finished: whether the end line is there.
+    """
+
+    path: Path
+    header: RunHeader
+    turns: list[TurnLine]
+    finished: bool
+
+    @property
+    def methods(self) -> dict[str, MethodInfo]:
+        """The methods by name, in the order of the header."""
+        return {method["name"]: method for method in self.header["methods"]}
+
+    def turns_of(self, method: str) -> list[TurnLine]:
+        """The turn lines of a method, failed ones included."""
+        return [turn for turn in self.turns if turn["method"] == method]
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def _damaged(path: Path, line: int, problem: str) -> KoalaBenchError:
+    return KoalaBenchError(f"{path}:{line}: {problem}.", "Restore the record from a copy, or delete it and run the evaluation again.")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a record that should be there."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read the run record {path}: {error.strerror or error}.", "Name the .jsonl file that an evaluation wrote.") from error
+
+
+def _complete_lines(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of the complete lines, and how many bytes of the file they take.
+
+    A process that is killed while it writes leaves a last line without its end or with part of its text; such a
+    line is left out. The same anywhere else is damage.
+    """
+    lines = content.split(b"\n")
+    complete, length = lines[:-1], len(content) - len(lines[-1])
+    objects: list[dict[str, Any]] = []
+    for number, line in enumerate(complete, 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits or of brackets
+            if number == len(complete) and number > 1:
+                return objects, length - len(line) - 1
+            raise _damaged(path, number, "not a line of JSON") from error
+        if not isinstance(value, dict):
+            raise _damaged(path, number, "not a JSON object")
+        objects.append(value)
+    return objects, length
+
+
+def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
+    if header.get("kind") != "run":
+        raise KoalaBenchError(f"{path} is not a run record: its first line is not a 'run' line.", "Name the .jsonl file that an evaluation wrote.")
+    if header.get("schema") != SCHEMA:
+        code = header.get("code")
+        version = code.get("version") if isinstance(code, dict) else None
+        raise KoalaBenchError(
+            f"{path} has record schema {header.get('schema')}; this version reads schemas 3 and {SCHEMA}.",
+            f"Read it with koala-bench {version}, which wrote it, or run the evaluation again." if version else "Run the evaluation again with this version.",
+        )
+    problem = header_problem(header)
+    if problem:
+        raise _damaged(path, 1, problem)
+    return header  # type: ignore[return-value]
+
+
+def parse(path: Path, content: bytes) -> tuple[Run, int]:
+    """The record in ``content`` and the length of its complete lines in bytes."""
+    objects, length = _complete_lines(path, content)
+    if not objects:
+        raise KoalaBenchError(f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote.")
+    older = objects[0].get("schema") == 3
+    objects = [of_today(line) for line in objects] if older else objects
+    header = _checked_header(path, objects[0])
+    methods = depths_by_method(header)
+    turns: list[TurnLine] = []
+    seen: dict[Key, int] = {}
+    finished = False
+    for number, line in enumerate(objects[1:], 2):
+        if finished:
+            raise _damaged(path, number, "a line after the end line")
+        if line.get("kind") == "end":
+            if problem := end_problem(line):
+                raise _damaged(path, number, problem)
+            if line["turns"] != len(turns):
+                raise _damaged(path, number, f"the end line counts {line['turns']} turns, but there are {len(turns)}")
+            finished = True
+            continue
+        problem = turn_problem(line, methods)
+        if problem:
+            raise _damaged(path, number, problem)
+        turn: TurnLine = line  # type: ignore[assignment]
+        key = key_of(turn)
+        if key in seen:
+            raise _damaged(path, number, f"the same method, question, turn and repeat as line {seen[key]}")
+        seen[key] = number
+        turns.append(turn)
+    return Run(path, header, turns, finished), length
+
+
+def read_run(path: Path) -> Run:
+    """Read a record, finished or not; a half-written last line is left out.
+
+    Raises:
+        KoalaBenchError: no such file, no run record, another schema version, or a damaged line (named).
+    """
+    return parse(path, read_bytes(path))[0]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read several records; see ``read_run``."""
+    return [read_run(path) for path in paths]
+
+
+# ---------------------------------------------------------------------------------------------- comparing headers
+
+# What makes numbers comparable; the paths of files are left out because their hashes are in.
+_EXPERIMENT = ("preset", "target", "methods", "acceptance", "questions", "chat_template", "limits", "seed", "measure")
+_CIRCUMSTANCES = ("environment", "code")
+_NOT_COMPARED = ("preset.resolved.", "target.path", "measure.processes", "environment.platform", "environment.memory_bytes")
+
+
+def _flat(value: Any, place: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{place}.{key}").items()}
+    if isinstance(value, list):
+        return {name: leaf for index, inner in enumerate(value) for name, leaf in _flat(inner, f"{place}.{index}").items()}
+    return {place: value}
+
+
+def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = True) -> list[str]:
+    """Names of the fields in which two runs are not comparable, e.g. ``limits.max_new_tokens``.
+
+    Args:
+        circumstances: compare the machine, the versions and the code too, without which times do not compare.
+    """
+    names = _EXPERIMENT + (_CIRCUMSTANCES if circumstances else ())
+    left: dict[str, Any] = {}
+    right: dict[str, Any] = {}
+    for name in names:
+        left |= _flat(first[name], name)  # type: ignore[literal-required]
+        right |= _flat(second[name], name)  # type: ignore[literal-required]
+    different = [place for place in left | right if (place in left) != (place in right) or left[place] != right[place]]
+    return [place for place in different if not place.startswith(_NOT_COMPARED) and not place.endswith(".checkpoint")]

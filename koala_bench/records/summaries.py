@@ -1,0 +1,259 @@
+"""A run in numbers: one summary per method, with intervals, differences from vanilla and changes by KOALA.
+
+All methods of a run are compared on the same turns: those that every one of them finished. Runs of several training
+seeds are summarised together, on the turns that every method finished in every run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.records import statistics
+from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth
+from koala_bench.records.reading import Run
+from koala_bench.records.schema import MethodInfo, TurnLine
+from koala_bench.records.statistics import Interval, SeedWeights, Statistic, Totals
+
+VANILLA = "vanilla"
+_KOALA = "+koala"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A lossless method's answer that is not vanilla's: where, and how close the target's two best tokens were.
+
+    A token is None where that answer had ended; the gap is None if the record has none.
+    """
+
+    question_id: int
+    turn: int
+    repeat: int
+    position: int
+    token: int | None
+    vanilla_token: int | None
+    top2_gap: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method of one run, or of the runs of several training seeds, in numbers; NaN or None stands for what the record does not hold.
+
+    Attributes:
+        original: the method that the changes are against, if there is one.
+        turns: turn lines, failed ones included.
+        counted: turns that the numbers are from; the same for all methods.
+        compared, differing: answers compared with vanilla's, and those that differ.
+        change_x, change_percent, length_change: against the original head, of the speedup in x and in percent, and
+            of the acceptance length in tokens per step.
+        distance: of a lossy method, how far what it settles is from the target's distribution: total variation, mean over the turns.
+    """
+
+    target: str
+    method: MethodInfo
+    original: str | None
+    turns: int
+    failed: tuple[TurnLine, ...]
+    counted: int
+    questions: int
+    compared: int
+    differing: tuple[Difference, ...]
+    tokens_per_s: float
+    speedup: Interval
+    speedup_of_means: float
+    mean_of_speedups: float
+    acceptance_length: Interval
+    depths: tuple[DepthRate, ...]
+    draft_overhead: float | None
+    change_x: Interval | None
+    change_percent: Interval | None
+    length_change: Interval | None
+    distance: float | None
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.method["name"]
+
+    @property
+    def is_koala(self) -> bool:
+        """Whether the row is one that KOALA's claims are about."""
+        return self.name.endswith(_KOALA)
+
+
+_Place = tuple[int, int, int]  # question_id, turn, repeat
+
+
+def _place(turn: TurnLine) -> _Place:
+    return turn["question_id"], turn["turn"], turn["repeat"]
+
+
+def _original(method: MethodInfo, names: Sequence[str]) -> str | None:
+    name = method["name"].removesuffix(_KOALA) if method["name"].endswith(_KOALA) else method["head"]
+    return name if name in names and name != method["name"] else None
+
+
+def first_difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
+    """Compare the tokens themselves; what the run said about the place is only used for the logits."""
+    ids, base = turn["new_token_ids"] or [], vanilla["new_token_ids"] or []
+    if ids == base:
+        return None
+    position = next((i for i, (a, b) in enumerate(zip(ids, base, strict=False)) if a != b), min(len(ids), len(base)))
+    said = turn["first_difference"]
+    gap = said["top2_gap"] if said is not None and said["position"] == position else None
+    token, vanilla_token = (tokens[position] if position < len(tokens) else None for tokens in (ids, base))
+    return Difference(*_place(turn), position, token, vanilla_token, gap)
+
+
+_NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The turns that numbers are from, and how they are resampled.
+
+    Attributes:
+        names: the methods that were asked for, in that order.
+        finished: of each run, the turns that each method finished, by place.
+        common: places of the turns that every method finished in every run.
+        totals: of each method that finished anything, per question, the runs stacked.
+        weights: of the questions, or of training seeds and questions where there are several runs.
+    """
+
+    runs: tuple[Run, ...]
+    names: tuple[str, ...]
+    finished: tuple[dict[str, dict[_Place, TurnLine]], ...]
+    common: frozenset[_Place]
+    totals: dict[str, Totals]
+    weights: NDArray[np.float64] | SeedWeights
+
+    @property
+    def questions(self) -> int:
+        """How many questions the numbers are from, however many runs answered them."""
+        return len({question for question, _, _ in self.common})
+
+    def turns(self, name: str) -> list[TurnLine]:
+        """The turns of a method that its numbers are from."""
+        return [turn for finished in self.finished for place, turn in finished[name].items() if place in self.common]
+
+    def interval(self, statistic: Statistic) -> Interval:
+        """A statistic with its interval over the questions, and over the training seeds where there are several runs."""
+        if isinstance(self.weights, SeedWeights):
+            return statistics.hierarchical_interval(statistic, self.weights)
+        return statistics.interval(statistic, self.weights)
+
+    def value(self, statistic: Statistic) -> float:
+        """A statistic of the sample itself."""
+        return float(statistic(np.ones(len(self.totals[VANILLA].question_ids))))
+
+    def speedup(self, name: str) -> Statistic:
+        """The speedup of a method over vanilla."""
+        return statistics.speedup_of_totals(self.totals[name], self.totals[VANILLA])
+
+    def length(self, name: str) -> Statistic:
+        """The acceptance length of a method."""
+        return statistics.length(self.totals[name])
+
+
+def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
+    """Choose the turns that every method finished, so that all methods answer the same questions.
+
+    A method without any finished turn is left out of that rule and has no numbers.
+
+    Args:
+        runs: one, or one per training seed, which answer the same questions with the same methods.
+        methods: which ones, in which order (those that the first run does not have are passed over); None takes all.
+
+    Raises:
+        KoalaBenchError: none of the methods, no vanilla to compare with, or not one turn that all methods finished.
+    """
+    first = runs[0]
+    names = [name for name in (methods if methods is not None else first.methods) if name in first.methods]
+    if not names:
+        raise KoalaBenchError(f"{first.path} has none of the methods {', '.join(methods or [])}.", f"It has {', '.join(first.methods)}.")
+    done = []
+    for run in runs:
+        finished = {name: {_place(turn): turn for turn in run.turns_of(name) if turn["error"] is None} for name in {*names, VANILLA}}
+        if not finished[VANILLA] and VANILLA in run.methods:
+            raise KoalaBenchError(f"{run.path} holds no answer of vanilla decoding to compare with.", "Let the evaluation go on, or run it again.")
+        if not finished[VANILLA]:
+            raise KoalaBenchError(f"{run.path} has no vanilla decoding to compare with.", "Evaluate with vanilla among --methods.")
+        done.append(finished)
+    answered = [name for name in {*names, VANILLA} if all(finished[name] for finished in done)]
+    common = frozenset(set.intersection(*(set(finished[name]) for finished in done for name in answered)))
+    if not common:
+        raise KoalaBenchError(f"{first.path} has no turn that every method finished.", "Let the evaluation go on; it resumes.")
+    each = {name: [statistics.totals(turn for place, turn in finished[name].items() if place in common) for finished in done] for name in answered}
+    totals = {name: parts[0] if len(parts) == 1 else statistics.stacked(parts) for name, parts in each.items()}
+    questions = len(each[VANILLA][0].question_ids)
+    weights = statistics.resample_weights(questions) if len(runs) == 1 else statistics.resample_seeds(len(runs), questions)
+    return Sample(tuple(runs), tuple(names), tuple(done), common, totals, weights)
+
+
+def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:
+    """The numbers of a run, one summary per method.
+
+    Args:
+        methods: which ones, in which order (those that the run does not have are passed over); None takes all.
+
+    Raises:
+        KoalaBenchError: see ``sample``.
+    """
+    return summaries_of(sample([run], methods))
+
+
+def summaries_of(chosen: Sample) -> list[Summary]:
+    """The numbers of a sample, one summary per method."""
+    names, runs = chosen.names, chosen.runs
+    base = chosen.totals[VANILLA]
+    summaries = []
+    for name in names:
+        method, here, turns = runs[0].methods[name], chosen.totals.get(name), chosen.turns(name)
+        comparable = name != VANILLA and runs[0].header["acceptance"]["rule"] == "greedy"  # draws are not expected to be equal
+        pairs = [(turn, finished[VANILLA].get(place)) for finished in chosen.finished for place, turn in finished[name].items()] if comparable else []
+        compared = [(turn, vanilla) for turn, vanilla in pairs if vanilla is not None]
+        found = [first_difference(turn, vanilla) for turn, vanilla in compared]
+        timed = [(turn["draft_s"], turn["verify_s"]) for turn in turns if turn["draft_s"] is not None and turn["verify_s"] is not None]
+        draft_s, verify_s = (math.fsum(part) for part in zip(*timed, strict=True)) if timed else (0.0, 0.0)
+        original = _original(method, names)
+        versus = original if original in chosen.totals and here is not None else None
+        every = [turn for run in runs for turn in run.turns_of(name)]
+        summaries.append(
+            Summary(
+                target=runs[0].header["target"]["name"],
+                method=method,
+                original=original,
+                turns=len(every),
+                failed=tuple(turn for turn in every if turn["error"] is not None),
+                counted=len(chosen.common) * len(runs),
+                questions=chosen.questions,
+                compared=len(compared),
+                differing=tuple(sorted((d for d in found if d is not None), key=lambda d: (d.question_id, d.turn, d.repeat))),
+                tokens_per_s=float(here.tokens.sum() / here.decode_s.sum()) if here else math.nan,
+                speedup=chosen.interval(chosen.speedup(name)) if here else _NOTHING,
+                speedup_of_means=chosen.value(statistics.speedup_of_means(here, base)) if here else math.nan,
+                mean_of_speedups=chosen.value(statistics.mean_of_speedups(here, base)) if here else math.nan,
+                acceptance_length=chosen.interval(chosen.length(name)) if here else _NOTHING,
+                depths=tuple(
+                    acceptance_rate_by_depth(
+                        [count for turn in turns for count in turn["accepted"] or []],
+                        [depth for turn in turns for depth in turn["drafted_depth"] or []],
+                    )
+                ),
+                draft_overhead=statistics.draft_overhead(draft_s, verify_s) if draft_s + verify_s > 0 and method["head"] is not None else None,
+                change_x=chosen.interval(statistics.change(chosen.speedup(name), chosen.speedup(versus))) if versus else None,
+                change_percent=chosen.interval(statistics.change_percent(chosen.speedup(name), chosen.speedup(versus))) if versus else None,
+                length_change=chosen.interval(statistics.change(chosen.length(name), chosen.length(versus))) if versus else None,
+                distance=_mean([turn["distance"] for turn in turns if turn["distance"] is not None]),
+            )
+        )
+    return summaries

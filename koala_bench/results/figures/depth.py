@@ -1,0 +1,101 @@
+"""Figure of the acceptance rate by depth: given that the parent was accepted, and of all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
+from koala_bench.errors import KoalaBenchError
+from koala_bench.results.figures.style import ROW_INCHES, WIDTH_INCHES, curve_with_intervals, grid_lines, looks, save
+from koala_bench.results.tables.notes import labels
+from koala_bench.records.reading import Run
+from koala_bench.records.statistics import Array, Interval, Statistic
+from koala_bench.records.summaries import VANILLA, Sample, sample
+
+_DODGE = 0.08  # methods stand beside each other, so that their intervals can be told apart
+
+
+@dataclass(frozen=True)
+class _Curve:
+    method: str
+    depths: list[int]
+    rates: list[Interval]
+
+
+def _ratio(accepted: Array, trials: Array) -> Statistic:
+    def of(weights: Array) -> Array:
+        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a trial has no rate
+            return (weights @ accepted) / (weights @ trials)
+
+    return of
+
+
+def _curve(chosen: Sample, method: str, conditional: bool) -> _Curve:
+    questions = chosen.totals[VANILLA].question_ids
+    steps: dict[int, tuple[list[int], list[int]]] = {question: ([], []) for question in questions}
+    for turn in chosen.turns(method):
+        steps[turn["question_id"]][0].extend(turn["accepted"] or [])
+        steps[turn["question_id"]][1].extend(turn["drafted_depth"] or [])
+    of = acceptance_rate_by_depth if conditional else unconditional_rate_by_depth
+    every = of([a for accepted, _ in steps.values() for a in accepted], [o for _, offered in steps.values() for o in offered])
+    by_question: list[dict[int, DepthRate]] = [{rate.depth: rate for rate in of(*steps[question])} for question in questions]
+    depths = [rate.depth for rate in every if rate.trials]
+    rates = []
+    for depth in depths:
+        found = [each.get(depth, DepthRate(depth, 0, 0)) for each in by_question]
+        counts = [np.array([getattr(rate, field) for rate in found], dtype=np.float64) for field in ("accepted", "trials")]
+        rates.append(chosen.interval(_ratio(*counts)))
+    return _Curve(method, depths, rates)
+
+
+def _draw(axes: Axes, curves: Sequence[_Curve], label: str) -> None:
+    for place, (curve, look) in enumerate(zip(curves, looks([curve.method for curve in curves]), strict=True)):
+        across = [depth + _DODGE * (place - (len(curves) - 1) / 2) for depth in curve.depths]
+        curve_with_intervals(axes, across, curve.rates, look, look.dashed, curve.method)
+    deepest = max(depth for curve in curves for depth in curve.depths)
+    axes.set_xlim(0.6, deepest + 0.4)
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("depth in the draft tree (tokens)")
+    axes.set_ylabel(label)
+    grid_lines(axes)
+
+
+def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> list[Path]:
+    """``figure-depth.pdf`` and ``.png``: acceptance rate by depth with 95 % intervals over questions, one row of panels per record.
+
+    At the left given that the parent was accepted, at the right of all steps that drafted.
+
+    Args:
+        methods: which ones, in which order; those that a record does not have are passed over.
+
+    Raises:
+        KoalaBenchError: see ``summaries.sample``, or a record without a method that drafts.
+    """
+    shown = []
+    for label, run in zip(labels(runs), runs, strict=True):
+        chosen = sample([run], methods)
+        names = [name for name in chosen.names if name != VANILLA and name in chosen.totals]
+        panels = [[curve for curve in (_curve(chosen, name, conditional) for name in names) if curve.depths] for conditional in (True, False)]
+        if not panels[0]:
+            raise KoalaBenchError(f"{run.path} has no method that drafts.", "Evaluate with more --methods.")
+        shown.append((label, panels))
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(shown) + 0.3), layout="constrained")
+        rows = figure.subplots(len(shown), 2, squeeze=False)
+        for (left, right), (label, (conditional, every)) in zip(rows, shown, strict=True):
+            target = f"{label}\n" if len(shown) > 1 else ""
+            _draw(left, conditional, f"{target}acceptance rate given the parent")
+            _draw(right, every, f"{target}acceptance rate of all steps")
+        figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown[0][1][0]), frameon=False)
+        return figure
+
+    return save(draw, out_dir, "figure-depth")

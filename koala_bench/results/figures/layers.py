@@ -1,0 +1,125 @@
+"""Figure of the speedup, the acceptance length and the draft overhead against the number of layers K."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, Look, curve_with_intervals, grid_lines, looks, save
+from koala_bench.records.reading import Run
+from koala_bench.records.statistics import Interval
+from koala_bench.records.summaries import Summary, summarise
+
+_CURVE = 3  # numbers of layers
+_DODGE = 0.07  # curves stand beside each other, so that their intervals can be told apart
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A head of one target with several numbers of layers, with or without its adversarial term."""
+
+    target: str
+    head: str
+    adversarial: bool
+    points: list[Summary]  # by ascending K
+
+    @property
+    def label(self) -> str:
+        """What the legend says."""
+        return f"{self.head}, adversarial" if self.adversarial else self.head
+
+
+def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
+    """The curves over K that records hold, whether one record has all K or each has its own.
+
+    Args:
+        heads: names of original methods, whose head is meant.
+
+    Raises:
+        KoalaBenchError: two methods are the same head with the same K, or no head has two K.
+    """
+    found: dict[tuple[str, str, bool], dict[int, Summary]] = {}
+    for run in runs:
+        for summary in summarise(run):
+            method = summary.method
+            if method["head"] not in heads or math.isnan(summary.speedup.value):
+                continue
+            points = found.setdefault((summary.target, str(method["head"]), method["adversarial"]), {})
+            if method["layers"] in points:
+                raise KoalaBenchError(
+                    f"{run.path}: {summary.name} has K = {method['layers']}, as {points[method['layers']].name} has.", "Name records with other --layers."
+                )
+            points[method["layers"]] = summary
+    # Two points, such as of the ablation's adversarial methods, are no curve beside longer ones.
+    fewest = min(_CURVE, max((len(points) for points in found.values()), default=0))
+    drawn = [Curve(*key, [points[k] for k in sorted(points)]) for key, points in found.items() if len(points) >= fewest]
+    if fewest < 2:
+        raise KoalaBenchError(
+            f"{runs[0].path} has no head with several numbers of layers.", "Use `koala-bench reproduce figures`, or name records made with several --layers."
+        )
+    return sorted(drawn, key=lambda curve: (curve.target, heads.index(curve.head), curve.adversarial))
+
+
+def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
+    """Whether records hold a head with several numbers of layers."""
+    kinds = {(run.header["target"]["name"], method["head"], method["adversarial"], method["layers"]) for run in runs for method in run.header["methods"]}
+    curves_of = [kind[:3] for kind in kinds if kind[1] in heads]
+    return len(curves_of) > len(set(curves_of))
+
+
+def _line(axes: Axes, curve: Curve, look: Look, measured: Sequence[Interval], aside: float) -> None:
+    across = [point.method["layers"] + aside for point in curve.points]
+    curve_with_intervals(axes, across, measured, look, curve.adversarial, curve.label)
+
+
+def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:
+    """``figure-layers.pdf`` and ``.png``: against K the speedup and the acceptance length with 95 % intervals, and the draft overhead.
+
+    Args:
+        runs: of one or several targets, a row of panels each; every record has its own vanilla decoding.
+        heads: see ``curves``.
+
+    Raises:
+        KoalaBenchError: see ``curves`` and ``summaries.summarise``.
+    """
+    drawn = curves(runs, heads)
+    targets = list(dict.fromkeys(curve.target for curve in drawn))
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(WIDTH_INCHES, (ROW_INCHES - 0.2) * len(targets) + 0.3), layout="constrained")
+        panels = figure.subplots(len(targets), 3, squeeze=False)
+        for row, target in zip(panels, targets, strict=True):
+            here = [curve for curve in drawn if curve.target == target]
+            paired = any(curve.adversarial for curve in here)  # without, the darker of the two hues is free for the one there is
+            styles = looks([f"{curve.head}+" if curve.adversarial or not paired else curve.head for curve in here])
+            for place, (curve, look) in enumerate(zip(here, styles, strict=True)):
+                aside = _DODGE * (place - (len(here) - 1) / 2)
+                _line(row[0], curve, look, [point.speedup for point in curve.points], aside)
+                _line(row[1], curve, look, [point.acceptance_length for point in curve.points], aside)
+                shares = [math.nan if point.draft_overhead is None else 100.0 * point.draft_overhead for point in curve.points]
+                _line(row[2], curve, look, [Interval(share, math.nan, math.nan) for share in shares], aside)
+            row[0].axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            row[0].annotate(
+                "vanilla", (1.0, 1.0), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", color=GREY, fontsize=7, ha="right"
+            )
+            most = max(point.method["layers"] for curve in here for point in curve.points)
+            prefix = f"{target}\n" if len(targets) > 1 else ""
+            for axes, label in zip(row, ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)"), strict=True):
+                axes.set_ylabel(prefix + label)
+                axes.set_xlabel("layers K")
+                axes.set_xticks(sorted({point.method["layers"] for curve in here for point in curve.points}))
+                axes.margins(x=0.08, y=0.12)
+                grid_lines(axes)
+            row[0].set_xlim(0.6, most + 0.22 * most)  # room for the word at its right
+            row[2].set_ylim(bottom=0)
+        labels = {label: handle for row in panels for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
+        figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=len(labels), frameon=False)
+        return figure
+
+    return save(draw, out_dir, "figure-layers")

@@ -1,0 +1,110 @@
+"""One style for all figures, and writing them without dates or versions.
+
+The colour-blind-safe palette of Okabe and Ito (2008), no title inside, and sizes that stay readable when a figure is
+set across the text width of a paper (7 inches). Original heads are light, their variants dark in the same hue, so that
+a pair reads as one, in grey print too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from koala_bench.common.files import replacing
+from koala_bench.records.statistics import Interval
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same on every machine
+    "font.size": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 200,
+}
+WIDTH_INCHES, ROW_INCHES = 7.0, 2.7
+GREY = "#444444"
+
+# Light and dark of one hue, after Okabe and Ito's blue, vermilion, green, purple and orange.
+_PAIRS = (("#8CC4E8", "#0072B2"), ("#F2B38A", "#D55E00"), ("#8FD3BC", "#009E73"), ("#E3BBD2", "#A8487F"), ("#F7D58B", "#C98A00"))
+_MARKERS = "os^Dv"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn."""
+
+    colour: str
+    marker: str
+    dashed: bool
+
+
+def head_of(method: str) -> str:
+    """The original head that a method's name begins with: ``eagle`` of ``eagle+koala`` and of ``eagle@3``."""
+    return re.split(r"[+@]", method)[0]
+
+
+def looks(methods: Sequence[str]) -> list[Look]:
+    """A look for each method by name; several variants of a head differ by their marker."""
+    hues = list(dict.fromkeys(head_of(method) for method in methods))
+    found: list[Look] = []
+    for place, method in enumerate(methods):
+        head, is_variant = head_of(method), head_of(method) != method
+        earlier = sum(1 for other in methods[:place] if head_of(other) == head and other != head)
+        marker = _MARKERS[(1 + earlier) % len(_MARKERS)] if is_variant else _MARKERS[0]
+        found.append(Look(_PAIRS[hues.index(head) % len(_PAIRS)][is_variant], marker, is_variant))
+    return found
+
+
+def ends(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Intervals as matplotlib's error bars, below and above their values; NaN where there is none."""
+    return [[each.value - each.low for each in intervals], [each.high - each.value for each in intervals]]
+
+
+def grid_lines(axes: Axes) -> None:
+    """Thin horizontal lines behind everything."""
+    axes.yaxis.grid(True, color="#DDDDDD", linewidth=0.5)
+
+
+def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
+    """Write PDF and PNG without dates or versions in them; returns the two paths."""
+    # After a reset, so that whatever style the user has set elsewhere changes nothing.
+    with style.context(_STYLE, after_reset=True):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        metadata = {"pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+        written = []
+        for kind, without in metadata.items():
+            path = out_dir / f"{name}.{kind}"
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=kind, metadata=without)
+            written.append(path)
+    return written
+
+
+def curve_with_intervals(axes: Axes, across: Sequence[float], measured: Sequence[Interval], look: Look, dashed: bool, label: str) -> None:
+    """Draw a line through measured values, each with its interval."""
+    axes.errorbar(
+        across,
+        [each.value for each in measured],
+        yerr=ends(measured),
+        color=look.colour,
+        marker=look.marker,
+        markersize=4,
+        linewidth=1.2,
+        linestyle="--" if dashed else "-",
+        elinewidth=0.9,
+        capsize=2,
+        label=label,
+    )

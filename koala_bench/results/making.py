@@ -1,0 +1,191 @@
+"""Tables and figures from run records: what ``table``, ``figure``, ``reproduce`` and ``verify`` make alike.
+
+A folder of results has the record of its main run, those of other training seeds and of Table 2's question files below
+it, and the log of the training; what a table or figure in it is made from follows from that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from koala_bench.common.bundled import RECIPES
+from koala_bench.errors import KoalaBenchError
+from koala_bench.results.figures import write_categories, write_depth, write_figure1, write_layers, write_prediction, write_training
+from koala_bench.results.figures.layers import has_curves
+from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
+from koala_bench.records.reading import Run, read_runs
+from koala_bench.records.summaries import VANILLA
+from koala_bench.results.tables.building import SetTable, set_table, write_table
+
+RECORD = "records.jsonl"
+TABLES = ("table1", "table2", "table3", "leaderboard")
+FIGURES = ("depth", "layers", "categories", "training", "prediction")
+_KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that the tables and figures of a folder are made from.
+
+    Attributes:
+        main: the record of the folder itself, if there is one; on the preset's own questions.
+        seeds: records of other training seeds, for Table 3.
+        tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes their place.
+        log: of the training of the main record's heads.
+    """
+
+    main: Path | None
+    seeds: tuple[Path, ...] = ()
+    tasks: tuple[Path, ...] = ()
+    log: Path | None = None
+
+    @property
+    def records(self) -> list[Path]:
+        """All records."""
+        return [*([self.main] if self.main else []), *self.seeds, *self.tasks]
+
+    def of(self, name: str) -> list[Path]:
+        """The files that a table or figure is made from; empty if they are not there."""
+        if name == "training":
+            return [self.log] if self.log else []
+        main = [self.main] if self.main else []
+        if name in ("table2", "leaderboard", "categories"):
+            return list(self.tasks) or main
+        return [*main, *self.seeds] if name == "table3" else main
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Where the heads and the record of another training seed lie."""
+    return folder / f"seed-{seed}"
+
+
+def task_folder(folder: Path, questions: str) -> Path:
+    """Where the record of a question file of a table by task lies."""
+    return folder / "tasks" / questions
+
+
+def sources_in(folder: Path) -> Sources:
+    """What a folder of results holds to make tables and figures from."""
+    main, logs = folder / RECORD, (folder / "training.jsonl", folder / "heads" / "training.jsonl")
+    return Sources(
+        main if main.is_file() else None,
+        tuple(sorted(folder.glob(f"seed-*/{RECORD}"))),
+        tuple(sorted(folder.glob(f"tasks/*/{RECORD}"))),
+        next((log for log in logs if log.is_file()), None),
+    )
+
+
+def make_table1(runs: Sequence[Run], out: Path, spec: Path = RECIPES / "table1.toml", paper: Path = RECIPES / "paper.toml") -> list[Path]:
+    """Write Table 1 (Markdown, LaTeX, CSV) and its figure (PDF, PNG); see ``make_table``."""
+    return make_table(runs, out, spec, paper)
+
+
+def make_table(runs: Sequence[Run], out: Path, spec: Path, paper: Path = RECIPES / "paper.toml") -> list[Path]:
+    """Write a table (Markdown, LaTeX, CSV), and beside Table 1 its figure (PDF, PNG); returns the files.
+
+    Args:
+        spec: what the table shows. Methods of a record that no recipe names stand below the others in Tables 1 and 2.
+        paper: published values.
+
+    Raises:
+        KoalaBenchError: a record has nothing to compare, or see ``write_table``.
+    """
+    wanted = _with_others(read_table_spec(spec), runs)
+    for run in runs:  # before anything is written: a table without its figure helps nobody
+        if set(run.methods) <= {VANILLA}:
+            raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
+    figure = write_figure1 if wanted.by == "target" else None
+    return [*write_table(runs, out, wanted, read_paper(paper)), *(figure(runs, out, wanted.methods) if figure else [])]
+
+
+def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
+    return spec if spec.by == "part" else spec.model_copy(update={"methods": _and_others(spec.methods, runs)})
+
+
+def _and_others(methods: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
+    """The methods, and those of the records that belong to no recipe: a head of one's own, but not a part of KOALA or another K."""
+    elsewhere = set(read_table_spec(RECIPES / "table3.toml").methods)
+    others = [name for run in runs for name in run.methods if name not in methods and name not in elsewhere and "@" not in name]
+    return (*methods, *dict.fromkeys(others))
+
+
+def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
+    """Write a figure (PDF, PNG) from records, or from a training's log; returns the files.
+
+    Args:
+        name: out of ``FIGURES``.
+        paths: run records; for ``training`` one ``training.jsonl``.
+
+    Raises:
+        KoalaBenchError: there is no such figure, or see the figure's function.
+    """
+    if name not in FIGURES:  # before a record is read
+        raise KoalaBenchError(f"There is no figure '{name}'.", f"The figures are {', '.join(FIGURES)}.")
+    spec = read_figure_spec(RECIPES / f"figure-{name}.toml")
+    if name == "training":
+        if len(paths) != 1:
+            raise KoalaBenchError(f"The figure of the training is of one log, not of {len(paths)} files.", "Name one training.jsonl.")
+        return write_training(paths[0], out, spec.methods)
+    runs = read_runs(paths)
+    if name == "layers":
+        return write_layers(runs, out, spec.methods)
+    methods = _and_others(spec.methods, runs)
+    if name == "categories":
+        return write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
+    draw = write_depth if name == "depth" else write_prediction
+    return draw(runs, out, methods)
+
+
+def make(name: str, sources: Sources, out: Path) -> list[Path]:
+    """Write a table or figure of a folder of results; returns the files.
+
+    Raises:
+        KoalaBenchError: there is nothing to make it from, or see ``make_table`` and ``make_figure``.
+    """
+    paths = sources.of(name)
+    if not paths and name in (*TABLES, *FIGURES):
+        raise KoalaBenchError(f"There is nothing to make {name} from.", "Use `koala-bench reproduce`, or name the records.")
+    return make_table(read_runs(paths), out, RECIPES / f"{name}.toml") if name in TABLES else make_figure(name, paths, out)
+
+
+def drawable(sources: Sources) -> list[str]:
+    """The figures that there are records for; the curve over K needs several K, the prediction steps that were timed in parts.
+
+    Raises:
+        KoalaBenchError: a record is damaged, or there is none.
+    """
+    names = [name for name in FIGURES if sources.of(name)]
+    if not names:
+        raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
+    heads = read_figure_spec(RECIPES / "figure-layers.toml").methods
+    runs = read_runs([sources.main] if sources.main else [])
+    absent = {"layers"} if not has_curves(runs, heads) else set()
+    if not any(turn["verify_s"] is not None for run in runs for turn in run.turns_of(VANILLA)):
+        absent |= {"prediction"}
+    return [name for name in names if name not in absent]
+
+
+def tabulable(sources: Sources) -> list[str]:
+    """The tables that there are records for: the ablation needs a method with one part of KOALA alone, Table 2 its question files.
+
+    Raises:
+        KoalaBenchError: a record is damaged.
+    """
+    usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
+    has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
+    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts, "leaderboard": False}  # Table 2 again, turned round
+    return [name for name in TABLES if there[name]]
+
+
+def read_table(name: str, sources: Sources) -> SetTable:
+    """A table of a folder of results, to be set elsewhere than in a file of its own; errors as ``make_table``."""
+    runs = read_runs(sources.of(name))
+    return set_table(runs, _with_others(read_table_spec(RECIPES / f"{name}.toml"), runs), read_paper(RECIPES / "paper.toml"))
+
+
+def made_in(folder: Path) -> list[str]:
+    """The tables and figures that lie in a folder, in whole or in part."""
+    files = {path.stem for path in folder.iterdir() if path.suffix in _KINDS} if folder.is_dir() else set()
+    return [name for name in (*TABLES, *FIGURES) if {name, f"figure-{name}", *(["figure1"] if name == "table1" else [])} & files]

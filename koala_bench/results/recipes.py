@@ -1,0 +1,178 @@
+"""What each recipe runs: which heads from which seeds, on which questions, and into which folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from koala_bench.dialogues.downloads import data_folder, places_of
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset, load_preset, usual_methods
+from koala_bench.results.tables.published import read_figure_spec, read_table_spec
+from koala_bench.common.bundled import RECIPES
+from koala_bench.results.making import FIGURES, RECORD, TABLES, seed_folder, task_folder
+
+RECIPE_NAMES = (*TABLES, "figures", "all")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation.
+
+    Attributes:
+        record: the file that it writes.
+        heads: folder of its trained heads.
+    """
+
+    record: Path
+    heads: Path
+    preset: Preset
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to run and to make.
+
+    Attributes:
+        jobs: in their order; the first is that of the folder itself where it has one.
+        products: tables and figures, as ``reproduction.make`` calls them.
+        remarks: sentences on what runs otherwise than its recipe says.
+    """
+
+    jobs: tuple[Job, ...]
+    products: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def trainings(self) -> dict[Path, tuple[Preset, list[str]]]:
+        """The preset and all methods of each folder of heads: heads of one folder are trained together, on the same batches."""
+        found: dict[Path, tuple[Preset, list[str]]] = {}
+        for job in self.jobs:
+            _, methods = found.setdefault(job.heads, (job.preset, []))
+            methods += [name for name in job.methods if name not in methods]
+        return found
+
+
+def layers_of_variants(preset: str, layers: int) -> list[str]:
+    """Overrides that give another K to a preset's variants with more layers than the same head otherwise has; the other methods stay as they are."""
+    methods = load_preset(preset).methods
+    single = [(method.head, method.options) for method in methods.values() if method.layers == 1]
+    return [f'methods."{name}".layers={layers}' for name, method in methods.items() if method.layers > 1 and (method.head, method.options) in single]
+
+
+def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> tuple[Preset, list[str]]:
+    """The same heads with other numbers of layers, for a curve over K.
+
+    A method that the preset lists with these settings already keeps its name, so that its trained head serves both;
+    any other is called ``HEAD@K``.
+
+    Args:
+        heads: methods of the preset.
+        counts: K of each curve.
+
+    Returns:
+        the preset with these methods, and their names, head by head.
+
+    Raises:
+        KoalaBenchError: the preset has no such method.
+    """
+    methods, names = dict(preset.methods), []
+    for head in heads:
+        for count in counts:
+            wanted = preset.method(head).model_copy(update={"layers": count})
+            alike = (name for name, method in preset.methods.items() if method.model_copy(update={"usual": wanted.usual}) == wanted)
+            name = next(alike, f"{head}@{count}")
+            methods[name] = wanted
+            names.append(name)
+    return preset.model_copy(update={"methods": methods}), names
+
+
+def plan(what: str, preset: Preset, name: str, folder: Path, data_dir: Path | None, *, methods: Sequence[str] | None, asked: bool, seeds: bool) -> Plan:
+    """Lay out a recipe.
+
+    Args:
+        what: out of ``RECIPE_NAMES``. ``all`` trains and decodes what several tables need once.
+        name: of the preset, which may have a smaller share of the questions of a table by task.
+        folder: for the results.
+        methods: what to run in place of the recipe's methods; None for those.
+        asked: whether the questions were named on the command line, so that they take the place of the tasks' files.
+        seeds: whether Table 3's other training seeds are run too.
+
+    Raises:
+        KoalaBenchError: the preset lacks a method of the recipe.
+    """
+    wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
+    products = [product for each in wanted for product in (FIGURES if each == "figures" else [each])]
+    main: list[str] = []
+    remarks: list[str] = []
+    curve = read_figure_spec(RECIPES / "figure-layers.toml")
+    extended = preset
+    of_curve: list[str] = []
+    if "layers" in products:
+        heads = [head for head in curve.methods if head in (preset.methods if methods is None else methods)]
+        extended, of_curve = with_layers(preset, heads, curve.layers)
+        if not of_curve:
+            products.remove("layers")
+            remarks.append(f"No curve over K: none of {', '.join(curve.methods)} is among the methods.")
+    usual = usual_methods(preset) if methods is None else ["vanilla", *methods]
+    parts = [*read_table_spec(RECIPES / "table3.toml").methods] if methods is None else ["vanilla", *methods]
+    if what == "leaderboard":
+        usual, said = _ranked(preset) if methods is None else (usual, [])
+        remarks += said
+    by_task = next((table for table in ("table2", "leaderboard") if table in wanted), None)
+    files, said = _question_files(by_task, name, preset, data_dir) if by_task and not asked else ([], [])
+    remarks += said
+    if "table1" in wanted or "figures" in wanted or (by_task and not files):
+        main += usual
+    if "table3" in wanted:
+        main += parts
+    main = list(dict.fromkeys([*main, *(of_curve if "figures" in wanted else [])]))
+    for method in (*main, *usual):
+        if method != "vanilla":
+            extended.method(method)
+
+    jobs = [Job(folder / RECORD, folder / "heads", extended, tuple(main))] if main else []
+    if "table3" in wanted and seeds:
+        for seed in (seed for seed in read_table_spec(RECIPES / "table3.toml").seeds if seed != preset.training.seed):
+            other = extended.model_copy(update={"training": extended.training.model_copy(update={"seed": seed})})
+            below = seed_folder(folder, seed)
+            jobs.append(Job(below / RECORD, below / "heads", other, tuple(dict.fromkeys(parts))))
+    for questions, limit in files:
+        evaluation = extended.evaluation.model_copy(update={"questions": questions, "limit": limit})
+        job = Job(task_folder(folder, questions) / RECORD, folder / "heads", extended, tuple(dict.fromkeys(usual)))
+        jobs.append(replace(job, preset=extended.model_copy(update={"evaluation": evaluation})))
+    return Plan(tuple(jobs), tuple(products), tuple(remarks))
+
+
+def _ranked(preset: Preset) -> tuple[list[str], list[str]]:
+    """The methods of the leaderboard that the preset lists and its temperature allows, and what to say about the others."""
+    named = read_table_spec(RECIPES / "leaderboard.toml").methods
+    listed = [name for name in named if name == "vanilla" or name in preset.methods]
+    lossy = [name for name in listed if name != "vanilla" and preset.method(name).typical is not None] if not preset.evaluation.temperature else []
+    remarks = [f"Not in the preset: {', '.join(missing)}."] if (missing := [name for name in named if name not in listed]) else []
+    remarks += [f"Left out at temperature 0, where typical acceptance has no meaning: {', '.join(lossy)}."] if lossy else []
+    return [name for name in listed if name not in lossy], remarks
+
+
+def _question_files(table: str, name: str, preset: Preset, data_dir: Path | None) -> tuple[list[tuple[str, int | None]], list[str]]:
+    """The question files of a table by task that are there, each with its limit per category; and what to say about the others."""
+    spec = read_table_spec(RECIPES / f"{table}.toml")
+    title = "Table 2" if table == "table2" else "The leaderboard"
+    wanted = list(dict.fromkeys(task.questions for task in spec.tasks))
+    try:
+        place = data_folder(data_dir)
+    except KoalaBenchError:
+        place = None
+    if place is not None and not place.is_dir():
+        raise KoalaBenchError(f"There is no data folder {place}.", "Correct --data-dir or KOALA_BENCH_DATA, or unset it to use the preset's own questions.")
+    found = [questions for questions in wanted if place is not None and any(path.is_file() for path in places_of(questions, place))]
+    limit = preset.evaluation.limit or spec.limit.get(name)
+    if not found:
+        why = "no data folder is set" if place is None else f"{place} has none of {', '.join(wanted)}"
+        return [], [f"{title} is by the categories of the questions '{preset.evaluation.questions}': {why} (`koala-bench data` fetches the tasks' files)."]
+    remarks = [f"Left out of {title}: {', '.join(sorted(set(wanted) - set(found)))}, not in {place}."] if len(found) < len(wanted) else []
+    if limit is not None:
+        remarks.append(f"{title} is on the first {limit} questions of each category.")
+    return [(questions, limit) for questions in found], remarks

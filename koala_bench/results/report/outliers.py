@@ -1,0 +1,74 @@
+"""The questions on which a method did worst and best, with the text of their answers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from koala_bench.records.reading import Run
+from koala_bench.records.schema import TurnLine
+from koala_bench.records.summaries import VANILLA, sample
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """One question under one method.
+
+    Attributes:
+        speedup: of this question alone, over all its turns and repeats.
+        turns: what was asked and answered, turn by turn; a question is None where its file is not at hand.
+    """
+
+    question_id: int
+    category: str
+    speedup: float
+    acceptance_length: float
+    tokens: int
+    turns: Sequence[tuple[str | None, str]]
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The slowest and the fastest questions of a method, and where its middle lies."""
+
+    method: str
+    median: float
+    slowest: Sequence[Outlier]
+    fastest: Sequence[Outlier]
+
+
+def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3) -> list[Outliers]:
+    """Of every method but vanilla the questions with the smallest and the largest speedup.
+
+    Args:
+        questions: the turns of every question by id; empty if the file is not at hand.
+        most: how many of each; fewer where a run has few questions, so that none is on both sides.
+    """
+    chosen = sample([run])
+    base = dict(zip(chosen.totals[VANILLA].question_ids, chosen.totals[VANILLA].tokens / chosen.totals[VANILLA].decode_s, strict=True))
+    found = []
+    for name in chosen.names:
+        if name == VANILLA or name not in chosen.totals:
+            continue
+        turns: dict[int, list[TurnLine]] = {}
+        for turn in sorted(chosen.turns(name), key=lambda turn: (turn["turn"], turn["repeat"])):
+            turns.setdefault(turn["question_id"], []).append(turn)
+        here = chosen.totals[name]
+        each = [
+            Outlier(question, turns[question][0]["category"], rate / base[question], tokens / steps, int(tokens), _texts(turns[question], questions))
+            for question, rate, tokens, steps in zip(here.question_ids, here.tokens / here.decode_s, here.tokens, here.steps, strict=True)
+            if steps and base[question]
+        ]
+        ranked = sorted(each, key=lambda one: (one.speedup, one.question_id))
+        if ranked:
+            count = min(most, len(ranked) // 2)
+            found.append(Outliers(name, statistics.median(one.speedup for one in ranked), ranked[:count], ranked[len(ranked) - count :][::-1]))
+    return found
+
+
+def _texts(turns: Sequence[TurnLine], questions: Mapping[int, Sequence[str]]) -> list[tuple[str | None, str]]:
+    """What was asked and answered, the first repeat of each turn."""
+    asked = questions.get(turns[0]["question_id"], ())
+    first = {turn["turn"]: turn for turn in reversed(turns)}
+    return [(asked[place] if place < len(asked) else None, first[place]["text"] or "") for place in sorted(first)]

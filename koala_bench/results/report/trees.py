@@ -1,0 +1,104 @@
+"""Draft trees with the acceptance of every node, counted from a record and laid out to be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from koala_bench.records.reading import Run
+from koala_bench.records.schema import MethodInfo, node_depths
+
+_ACROSS, _DOWN, _MARGIN = 96, 21, 16  # pixels between levels and between leaves, and around
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a drawn tree.
+
+    Attributes:
+        path: child ranks from the root, such as ``0.1``; ``root`` for the root.
+        x, y: its place in pixels.
+        parent: the place of its parent, None for the root.
+        share: of the steps, those whose accepted path goes through it.
+        given_parent: the same of those steps whose path goes through its parent; None if there was none.
+        steps: how many it was accepted in.
+    """
+
+    path: str
+    x: int
+    y: int
+    parent: tuple[int, int] | None
+    share: float
+    given_parent: float | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class TreeDrawing:
+    """A method's tree, ready to be drawn.
+
+    Attributes:
+        steps: that drafted it.
+        width, height: pixels.
+    """
+
+    method: str
+    name: str
+    steps: int
+    nodes: Sequence[Node]
+    width: int
+    height: int
+
+
+def draw_trees(run: Run) -> list[TreeDrawing]:
+    """The trees of a record's methods; of those whose steps say which node they kept, and that draft anything."""
+    found = []
+    for name, method in run.methods.items():
+        ends = [
+            pair for turn in run.turns_of(name) if turn["kept_node"] is not None for pair in zip(turn["kept_node"], turn["drafted_depth"] or [], strict=True)
+        ]
+        kept = [node for node, depth in ends if depth]  # a step without room for a draft says nothing about the tree
+        if kept and method["tree"] is not None and method["tree"]["parents"] is not None:
+            found.append(_drawing(method, method["tree"]["parents"], kept))
+    return found
+
+
+def _drawing(method: MethodInfo, parents: Sequence[int], kept: Sequence[int]) -> TreeDrawing:
+    through = [0] * len(parents)
+    for node in kept:
+        through[node] += 1
+    for node in range(len(parents) - 1, 0, -1):  # parents come before children
+        through[parents[node]] += through[node]
+    depths, children = node_depths(parents), [[child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))]
+    rows = _rows(children)
+    paths = [""] * len(parents)
+    for node, below in enumerate(children):
+        for rank, child in enumerate(below):
+            paths[child] = f"{paths[node]}.{rank}".lstrip(".")
+    places = [(_MARGIN + _ACROSS * depth, round(_MARGIN + _DOWN * row)) for depth, row in zip(depths, rows, strict=True)]
+    nodes = [
+        Node(
+            paths[node] or "root", *places[node], places[parents[node]] if node else None, through[node] / len(kept),
+            through[node] / through[parents[node]] if node and through[parents[node]] else None, through[node],
+        )
+        for node in range(len(parents))
+    ]  # fmt: skip
+    tree = method["tree"]
+    assert tree is not None
+    return TreeDrawing(method["name"], tree["name"], len(kept), nodes, _ACROSS * (max(depths) + 1) + _MARGIN, round(_DOWN * max(rows)) + 2 * _MARGIN)
+
+
+def _rows(children: Sequence[Sequence[int]]) -> list[float]:
+    """The row of each node: leaves one below the other, a parent in the middle of its children."""
+    rows, leaves = [0.0] * len(children), 0
+    order, stack = [], [0]
+    while stack:
+        order.append(node := stack.pop())
+        stack += reversed(children[node])
+    for node in order:
+        if not children[node]:
+            rows[node], leaves = float(leaves), leaves + 1
+    for node in reversed(order):
+        if children[node]:
+            rows[node] = (rows[children[node][0]] + rows[children[node][-1]]) / 2
+    return rows

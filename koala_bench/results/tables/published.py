@@ -1,0 +1,195 @@
+"""Published values and the shape of a table: strict models of ``reproduce/*.toml``, and reading them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.records.reading import Run
+from koala_bench.results.tables.rendering import COLUMNS
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(_Strict):
+    """A task of Table 2: some or all categories of a question file."""
+
+    name: str
+    questions: str  # as for --questions
+    categories: tuple[str, ...] = ()  # none: the whole file
+
+
+class TableSpec(_Strict):
+    """What to run for a table and what it shows: ``reproduce/table*.toml``.
+
+    Attributes:
+        by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA; the leaderboard has
+            a row per method and a column per task.
+        methods: rows of each group, in this order.
+        questions: the question set of the paper's table.
+        columns: names out of ``COLUMNS``.
+        tasks: groups of a table by task, columns of one by method.
+        limit: questions of each category, by the name of a preset that cannot afford all of them.
+        seeds: of the trainings that a table by part is pooled over.
+        systems: of a leaderboard, published name -> method that stands for it, to compare their order.
+    """
+
+    by: Literal["target", "task", "part", "method"] = "target"
+    methods: tuple[str, ...]
+    questions: str | None = None
+    columns: tuple[str, ...]
+    tasks: tuple[Task, ...] = ()
+    limit: dict[str, int] = {}
+    seeds: tuple[int, ...] = ()
+    systems: dict[str, str] = {}
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether its numbers are of tasks, each of some question file."""
+        return self.by in ("task", "method")
+
+
+class FigureSpec(_Strict):
+    """What to run for a figure and what it draws: ``reproduce/figure-*.toml``.
+
+    Attributes:
+        methods: what is drawn, in this order, of what a record has.
+        layers: numbers of layers K that each method is run with.
+    """
+
+    methods: tuple[str, ...]
+    layers: tuple[int, ...] = ()
+
+
+class Claim(_Strict):
+    """A published range and where it stands."""
+
+    low: float
+    high: float
+    source: str
+
+
+class KoalaClaims(_Strict):
+    """What KOALA claims over all its targets."""
+
+    citation: str
+    targets: tuple[str, ...]
+    speedup_change_x: Claim
+    speedup_change_percent: Claim
+
+
+Value = float | Literal["unknown"]
+
+
+class PaperCell(_Strict):
+    """KOALA's own numbers for one target and method."""
+
+    target: str
+    method: str
+    speedup: Value
+    acceptance_length: Value | None
+
+
+class PaperTasks(_Strict):
+    """KOALA's own speedups for one target and method, by task."""
+
+    target: str
+    method: str
+    speedup: dict[str, Value]
+
+
+class OwnClaim(_Strict):
+    """What the authors of a head published for it, on MT-bench."""
+
+    system: str
+    target: str
+    speedup: Value
+    temperature: str
+    source: str
+
+
+class TaskClaim(_Strict):
+    """Speedups by task that others than KOALA's authors published; ``all tasks`` is the whole benchmark."""
+
+    system: str
+    target: str
+    device: str
+    speedup: dict[str, float]
+    acceptance_length: float | None = None  # over all tasks
+    source: str
+
+
+class Paper(_Strict):
+    """Published values: ``reproduce/paper.toml``."""
+
+    koala: KoalaClaims
+    table1: tuple[PaperCell, ...]
+    table2: tuple[PaperTasks, ...] = ()
+    table3: tuple[PaperCell, ...] = ()
+    own_claims: tuple[OwnClaim, ...]
+    by_task: tuple[TaskClaim, ...] = ()
+    leaderboard: tuple[TaskClaim, ...] = ()  # of Spec-Bench's systems that are not in ``by_task``
+
+
+_Model = TypeVar("_Model", bound=_Strict)
+
+
+def _read_toml(path: Path, model: type[_Model]) -> _Model:
+    try:
+        with open(path, "rb") as handle:
+            return model.model_validate(tomllib.load(handle))
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Name a file of the folder reproduce/.") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise KoalaBenchError(f"{path}: {place}: {first['msg']}.", "Correct that entry; reproduce/ of the repository has an example.") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits or of brackets
+        raise KoalaBenchError(f"{path} is not TOML: {error}.", "Correct that line.") from error
+
+
+def read_table_spec(path: Path) -> TableSpec:
+    """Read a ``reproduce/table*.toml``.
+
+    Raises:
+        KoalaBenchError: no such file, not TOML, a misspelt key, a column that does not exist, or a table by task without
+            tasks.
+    """
+    spec = _read_toml(path, TableSpec)
+    unknown = [name for name in spec.columns if name not in COLUMNS]
+    if unknown:
+        raise KoalaBenchError(f"{path}: unknown column '{unknown[0]}'.", f"The columns are {', '.join(COLUMNS)}.")
+    if not spec.has_tasks and spec.questions is None:
+        raise KoalaBenchError(f"{path}: questions: missing.", "Name the question set of the paper's table; the table says so when a record is of another.")
+    if spec.has_tasks != bool(spec.tasks):
+        raise KoalaBenchError(f'{path}: tasks go with by = "task" or "method", and only with these.', "Correct `by`, or list the [[tasks]].")
+    return spec
+
+
+def read_figure_spec(path: Path) -> FigureSpec:
+    """Read a ``reproduce/figure-*.toml``.
+
+    Raises:
+        KoalaBenchError: no such file, not TOML, or a misspelt key.
+    """
+    return _read_toml(path, FigureSpec)
+
+
+def read_paper(path: Path) -> Paper:
+    """Read ``reproduce/paper.toml``.
+
+    Raises:
+        KoalaBenchError: no such file, not TOML, a misspelt key, or a value that is neither a number nor "unknown".
+    """
+    return _read_toml(path, Paper)
+
+
+def paper_names(run: Run) -> tuple[str, str]:
+    """The names under which published values may list a run's target: its preset's and its own."""
+    return run.header["preset"]["name"], run.header["target"]["name"]

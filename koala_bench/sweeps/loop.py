@@ -1,0 +1,243 @@
+"""A sweep: trains every trial of a grid from one stream per seed, decodes held-out prompts with each, and tells the best apart.
+
+Everything is in append-only lines and can be stopped at any moment: a training goes on from its checkpoint, the
+measuring after its last prompt. A trial that is added to the grid later is trained beside those that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from koala_bench.common.files import write_texts
+from koala_bench.common.progress import progress, say
+from koala_bench.common.provenance import code_state, environment
+from koala_bench.decoding.loop import capacity_for, decode
+from koala_bench.dialogues.conversations import held_out_prompts
+from koala_bench.dialogues.encoding import ChatTemplate
+from koala_bench.engine.target import Target, fingerprint
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset, load_preset
+from koala_bench.sweeps.grid import SweepGrid, Trial, trials_of
+from koala_bench.sweeps.results import SCHEMA, SweepLog, markdown, open_sweep, to_csv, winner
+from koala_bench.training.checkpoints import load_head
+from koala_bench.training.experiment import load_preset_target, train_heads
+from koala_bench.training.loop import Arm, make_arm
+from koala_bench.tree import load_template
+
+_BYTES_PER_PARAMETER = 16  # float32: the weight, its gradient, and Adam's two moments
+_SHARE_OF_MEMORY = 0.5  # the rest is for the activations of the one head that is at work, and the target's states
+
+
+@dataclass
+class _Sweep:
+    """What every part of a sweep needs."""
+
+    preset: Preset
+    target: Target
+    template: ChatTemplate
+    trials: dict[str, Trial]
+    prompts: list[list[int]]
+    grid: SweepGrid
+    together: int
+    out: Path
+    log: SweepLog
+    heads_done: int = 0
+    started: float = 0.0
+
+
+def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
+    """Train and measure whatever of a grid is not there yet in ``out``, and write ``sweep.md`` and ``sweep.csv``.
+
+    Args:
+        settings: overrides of the preset besides the grid's own.
+
+    Raises:
+        KoalaBenchError: a mistake in the grid, the preset or the data, or the folder holds another sweep.
+    """
+    preset = load_preset(grid.preset, [*grid.overrides, *settings])
+    baseline, trials = trials_of(grid, preset)
+    target, template = load_preset_target(preset)
+    target = replace(target, engine="eager")  # a recording for every trial would cost more than it saves
+    every = [baseline, *trials]
+    together = _fitting(target, preset, every, grid.arms)
+    prompts = _held_out_prompts(preset, grid, target, template)
+    log = open_sweep(out / "sweep.jsonl", _header(preset, grid, target, template, prompts))
+    wanted = {
+        "kind": "grid", "preset": grid.preset, "method": grid.method, "seeds": list(grid.seeds), "confirm_seeds": list(grid.confirm_seeds),
+        "prompts": grid.prompts, "confirm_prompts": grid.confirm_prompts, "baseline": _as_line(baseline),
+        "trials": [_as_line(trial) for trial in every],
+    }  # fmt: skip
+    if log.grid != wanted:
+        log.append(wanted)
+    sweep = _Sweep(preset, target, template, {trial.name: trial for trial in every}, prompts, grid, together, out, log, started=time.perf_counter())
+    for seed in grid.seeds:
+        _seed(sweep, every, seed)
+        _write(log, out)
+    best = winner(log)
+    for seed in grid.confirm_seeds if best else ():
+        _seed(sweep, [trial for trial in every if trial.name in (baseline.name, best)], seed)
+        _write(log, out)
+    return log
+
+
+def _write(log: SweepLog, out: Path) -> None:
+    write_texts({out / "sweep.md": markdown(log), out / "sweep.csv": to_csv(log)})
+
+
+def _as_line(trial: Trial) -> dict[str, Any]:
+    return {"name": trial.name, "label": trial.label, "method": trial.preset.model_dump(mode="json")}
+
+
+def _header(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What all numbers of a sweep have in common; ``identity`` must be the same to go on."""
+    training = preset.training.model_dump(mode="json", exclude={"seed"})
+    data = preset.data.model_dump(mode="json", exclude={"source"})
+    identity = {
+        "target": fingerprint(target), "data": {**data, "source": Path(preset.data.source).name}, "training": training, "chat_template": template.sha256,
+        "prompts": hashlib.sha256(json.dumps(prompts[: grid.prompts]).encode()).hexdigest(), "new_tokens": grid.new_tokens, "depth": grid.depth,
+    }  # fmt: skip
+    gpu = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else None
+    return {
+        "kind": "sweep", "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"), "target": Path(preset.target.name).name,
+        "identity": identity, "environment": environment(torch.get_num_threads(), gpu), "code": code_state(),
+    }  # fmt: skip
+
+
+def _held_out_prompts(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate) -> list[list[int]]:
+    """First turns of held-out dialogues that leave room for an answer: those of the search, then those of the confirmation."""
+    wanted = grid.prompts + (grid.confirm_prompts if grid.confirm_seeds else 0)
+    found = held_out_prompts(target, template, preset.data.source, wanted, min(preset.data.max_tokens, target.max_positions - grid.new_tokens))
+    if len(found) == wanted:
+        return found
+    raise KoalaBenchError(f"The grid decodes {wanted} held-out prompts, the data has {len(found)}.", "Lower prompts or confirm_prompts in the grid.")
+
+
+# ---------------------------------------------------------------------------------------------- how many at once
+
+
+def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: int | None) -> int:
+    """How many heads to train together: ``wanted``, or as many as fit in half of the free memory, all if nobody knows what is free.
+
+    Together they share one pass of the target per batch. Each costs 16 bytes a trained parameter, its discriminator's
+    included, as long as the training lasts; activations are those of one head at a time.
+    """
+    # Built one after the other, which also tells a wrong setting of any before the first is trained.
+    largest = max(arm_bytes(make_arm(target, trial.name, trial.preset, preset.training)) for trial in trials)
+    free = _free_bytes(target.device)
+    fitting = len(trials) if free is None else max(1, int(_SHARE_OF_MEMORY * free / largest))
+    count = min(len(trials), wanted or fitting)
+    known = "unknown" if free is None else f"{free / 1e9:.1f} GB"
+    say(f"{len(trials)} heads of at most {largest / 1e6:.0f} MB in training (weights, gradients, Adam); free memory {known}: {count} at a time.")
+    return count
+
+
+def arm_bytes(arm: Arm) -> int:
+    """Memory that a head, its objective and their optimisers hold during training, activations apart."""
+    modules = [arm.head] + ([arm.objective] if isinstance(arm.objective, torch.nn.Module) else [])
+    return _BYTES_PER_PARAMETER * sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- one seed
+
+
+def _seed(sweep: _Sweep, trials: Sequence[Trial], seed: int) -> None:
+    """Train and measure the trials of one seed, group by group."""
+    log = sweep.log
+    pending = [trial.name for trial in trials if not log.measured(trial.name, seed)]
+    groups = []
+    for group in log.groups.get(seed, []):  # begun earlier: they go on as they were, whatever the grid and the memory are now
+        if set(group["trials"]) <= sweep.trials.keys() and set(group["trials"]) & set(pending):
+            groups.append(group)
+            pending = [name for name in pending if name not in group["trials"]]
+    for group in groups:
+        _train_and_measure(sweep, group)
+    for start in range(0, len(pending), sweep.together):
+        names = pending[start : start + sweep.together]
+        group = {"kind": "group", "seed": seed, "name": f"group-{len(log.groups.get(seed, []))}", "trials": names}
+        log.append(group)
+        _train_and_measure(sweep, group)
+
+
+def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
+    seed, names = group["seed"], group["trials"]
+    folder = sweep.out / "heads" / f"seed-{seed}" / group["name"]
+    methods = {name: sweep.trials[name].preset for name in names}
+    preset = sweep.preset.model_copy(update={"training": sweep.preset.training.model_copy(update={"seed": seed}), "methods": methods})
+    say(f"Seed {seed}, {group['name']}: {len(names)} heads.")
+    train_heads(preset, names, sweep.target, sweep.template, folder)
+    logged = _logged(folder / "training.jsonl", sweep.preset.training.steps)
+    for name in names:
+        if (name, seed) not in sweep.log.trained:
+            sweep.log.append({"kind": "trained", "trial": name, "seed": seed, "logged": logged.get(name, {})})
+        _measure(sweep, name, seed, folder / name)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)  # the heads are finished; Adam's moments are most of a sweep's disk space
+
+
+def _logged(path: Path, steps: int) -> dict[str, dict[str, float]]:
+    """What each head's training logged, as means over the last quarter of its steps."""
+    found: dict[str, dict[str, list[float]]] = {}
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise KoalaBenchError(f"The log {path} is missing or damaged.", "Delete its folder to train these heads again.") from error
+    logged = [line for line in lines if line["kind"] == "step"]
+    since = min(0.75 * steps, max((line["step"] for line in logged), default=0))  # a very short training logs its first step alone
+    for line in logged:
+        if line["step"] >= since:
+            for key, value in line.items():
+                if isinstance(value, int | float) and math.isfinite(value) and key not in ("step", "rate"):
+                    found.setdefault(line["method"], {}).setdefault(key, []).append(value)
+    return {name: {key: round(math.fsum(each) / len(each), 5) for key, each in values.items()} for name, values in found.items()}
+
+
+def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
+    """Decode the prompts that are not there yet with one head, as chains."""
+    log, grid, target = sweep.log, sweep.grid, sweep.target
+    done = log.answers.get((name, seed), {})
+    missing = [prompt for prompt in log.prompts(seed) if prompt not in done]
+    if not missing:
+        return
+    head = load_head(folder, target)[0]
+    chain = load_template(f"chain-{min(grid.depth, head.max_depth)}")
+    longest = max(len(sweep.prompts[prompt]) for prompt in missing)
+    cache = target.new_cache(capacity_for(longest, grid.new_tokens, chain.nodes, target.max_positions))
+    with progress(f"decode {sweep.trials[name].label}", len(missing), "prompts") as advance:
+        for prompt in missing:
+            answer = decode(target, head, chain, sweep.prompts[prompt], grid.new_tokens, target.stop_ids, cache)
+            line = {"kind": "answer", "trial": name, "seed": seed, "prompt": prompt, "accepted": answer.accepted, "decode_s": round(answer.decode_s, 6)}
+            log.append(line)
+            advance()
+    sweep.heads_done += 1
+    _tell(sweep)
+
+
+def _tell(sweep: _Sweep) -> None:
+    """How far the sweep is, at what rate, and how long the rest will take."""
+    grid, log = sweep.grid, sweep.log
+    total = len(sweep.trials) * len(grid.seeds) + 2 * len(grid.confirm_seeds)
+    done = sum(log.measured(name, seed) for name in sweep.trials for seed in (*grid.seeds, *grid.confirm_seeds))
+    rate = sweep.heads_done / max(time.perf_counter() - sweep.started, 1e-9)
+    minutes = max(total - done, 0) / rate / 60
+    say(f"Sweep: {done} of {total} heads, {60 * rate:.1f} heads a minute, about {minutes:.0f} min left.")

@@ -1,0 +1,190 @@
+"""Trained heads on disk: one folder with ``config.json``, ``model.safetensors`` and ``training.json``."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from koala_bench.common.files import replacing, sha256_of, write_text
+from koala_bench.common.progress import say
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import MethodPreset
+from koala_bench.registry import HEADS, build
+
+_WEIGHTS = "model.safetensors"
+# How torch refuses a file; which of these it is depends on where the damage is.
+_DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
+
+
+def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
+    """Write a head; the weights come last, so a folder with weights is complete."""
+    config = {
+        "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective, "objective_options": preset.objective_options,
+        "target": {"name": target.name, "hidden_size": target.model.config.hidden_size, "vocab_size": target.model.config.vocab_size},
+    }  # fmt: skip
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
+    save_weights(folder / _WEIGHTS, head)
+
+
+def save_weights(path: Path, head: nn.Module) -> None:
+    """Write the tensors of a head atomically.
+
+    Raises:
+        KoalaBenchError: the folder cannot be written, or the disk is full.
+    """
+    write_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()})
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors atomically, pickled where the name does not end in ``.safetensors``; ``metadata`` has a place there only.
+
+    Raises:
+        KoalaBenchError: the folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary, _telling_of_a_full_disk():
+        if path.suffix == ".safetensors":
+            save_file(tensors, temporary, metadata)
+        else:
+            torch.save(tensors, temporary)
+
+
+@contextmanager
+def _telling_of_a_full_disk() -> Iterator[None]:
+    """The writers of safetensors and of torch raise errors of their own there."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(str(error)) from error
+
+
+def earlier(path: Path) -> Path:
+    """Where the state before the last one is kept."""
+    return path.with_name(f"{path.stem}.earlier{path.suffix}")
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last good state of an interrupted training, or None if there is none yet; a damaged one is passed over for the one before it.
+
+    Raises:
+        KoalaBenchError: whatever is there is damaged.
+    """
+    before = earlier(path)
+    if not path.exists():  # a kill between two renames leaves the earlier one alone
+        return _read_state(before, device) if before.exists() else None
+    try:
+        return _read_state(path, device)
+    except KoalaBenchError as error:
+        if not before.exists():
+            raise
+        state = _read_state(before, device)
+        say(f"{error.message} Going on from the one before it, {before}.")
+        return state
+
+
+def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """A state as ``torch.save`` wrote it; only tensors and plain values are unpickled."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except _DAMAGE as error:
+        raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise KoalaBenchError(f"{path} is no checkpoint of a training.", "Delete it to start the training again.")
+    return state
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of a training atomically; the one that was there becomes the earlier one.
+
+    Raises:
+        KoalaBenchError: the folder cannot be written, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        with _telling_of_a_full_disk():
+            torch.save(state, temporary)
+        if path.exists():
+            path.replace(earlier(path))
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a finished head was trained with, or None if there is no finished head."""
+    if not (folder / _WEIGHTS).exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a head as they are stored.
+
+    Raises:
+        KoalaBenchError: the file is missing or damaged.
+    """
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise KoalaBenchError(f"{folder / _WEIGHTS} is missing or damaged.", "Train the head again.") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a head was built from: its name, layers, options, objective and target.
+
+    Raises:
+        KoalaBenchError: there is no such file, or it is damaged or of something else.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, layers = config["head"], config["layers"]
+        config |= {name: dict(config[name]) for name in ("target", "options")}
+        if not isinstance(kind, str) or type(layers) is not int or layers < 1 or not isinstance(config["objective"], str | None):
+            raise ValueError("a field of the wrong kind")
+    except OSError as error:
+        raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KoalaBenchError(f"{folder / 'config.json'} is damaged.", "Train the head again.") from error
+    return config
+
+
+def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
+    """Read a head for a target.
+
+    Returns:
+        the head in the target's dtype and on its device, its configuration, and the hash of its weights.
+
+    Raises:
+        KoalaBenchError: the folder or a file is missing or damaged, or the head was made for another target.
+    """
+    config = read_config(folder)
+    wanted, kind, layers, own_options = config["target"], config["head"], config["layers"], config["options"]
+    own = target.model.config
+    if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
+        raise KoalaBenchError(
+            f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')} tokens, "
+            f"{target.name} has {own.hidden_size} and {own.vocab_size}.",
+            "Use the target it was trained for, or train a head for this one.",
+        )
+    head = build(HEADS, kind, target.spec(), {**own_options, **({"layers": layers} if layers != 1 else {})})
+    tensors = read_weights(folder)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise KoalaBenchError(
+            f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}", "Train the head again."
+        ) from error
+    head.to(device=target.device, dtype=target.dtype).eval()
+    if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise KoalaBenchError(f"The weights in {folder} are not finite.", "Train the head again.")
+    return head, config, sha256_of(folder / _WEIGHTS)

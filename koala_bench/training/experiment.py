@@ -1,0 +1,198 @@
+"""From a preset to trained heads: loads the target, reads the dialogues, and trains what is not trained yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from koala_bench.common.files import make_folder
+from koala_bench.common.process_group import find_team
+from koala_bench.common.progress import say
+from koala_bench.dialogues.conversations import BUNDLED, Conversations, bundled_answers, encode_all, files_of, read_conversations
+from koala_bench.dialogues.distillation import answering_target
+from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
+from koala_bench.dialogues.hub import HUB
+from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
+from koala_bench.engine.target import Target, bundled_target, fingerprint, load_target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import MethodPreset, Preset
+from koala_bench.registry import HEADS, load
+from koala_bench.training.checkpoints import read_manifest
+from koala_bench.training.held_out import HeldOut
+from koala_bench.training.loop import build_head, make_arm, train
+from koala_bench.tree import load_template
+
+VANILLA = "vanilla"
+_OF_DECODING = {"tree", "head_of", "typical", "usual"}  # what a trained head does not depend on
+
+
+def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
+    """The preset's target and chat template.
+
+    Raises:
+        KoalaBenchError: as ``load_target`` and ``chat_template``.
+    """
+    wanted = preset.target
+    disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
+    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention, engine=wanted.engine, threads=wanted.threads)
+    if target.tokenizer is None:
+        raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
+    return target, chat_template(wanted.chat_template, target.tokenizer)
+
+
+def methods_with_heads(preset: Preset, methods: Sequence[str]) -> list[str]:
+    """The methods that have a head, in the order given, each checked against the preset."""
+    names = [name for name in methods if name != VANILLA]
+    for name in names:
+        preset.method(name)
+    return names
+
+
+def free_head(preset: MethodPreset, target: Target) -> Any | None:
+    """The head of a method that has nothing to train, ready to decode; None for any other.
+
+    Raises:
+        KoalaBenchError: there is no such head, an option is not its own, or it is no module.
+    """
+    if preset.objective is not None or hasattr(load(HEADS, preset.head), "loss"):
+        return None
+    head = build_head(target, preset, seed=0)
+    return head if next(head.parameters(), None) is None else None
+
+
+def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path, begin: Callable[[], None] = lambda: None) -> None:
+    """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
+
+    If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches. Methods
+    whose heads have nothing to train are passed over.
+
+    Args:
+        begin: called once everything is checked that can be, before the first thing is written.
+
+    Raises:
+        KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
+    """
+    owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
+    names = [name for name in owners if free_head(preset.method(name), target) is None]
+    if not names:
+        begin()
+        return
+    identity = {
+        "target": fingerprint(target),
+        "data": preset.data.model_dump(mode="json"),
+        "training": preset.training.model_dump(mode="json"),
+        "chat_template": template.sha256,
+    }
+    identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names}
+    if all(_same(read_manifest(out / name), identity, name) for name in names):
+        begin()
+        say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
+        return
+    # Before the data, which takes a while: a mistake in heads or trees should be told at once.
+    target = replace(target, engine="eager")  # recordings of weights that change would be made again at each evaluation
+    team = find_team(target.device)
+    if preset.training.micro_batches % team.size:
+        raise KoalaBenchError(
+            f"A step of {preset.training.micro_batches} micro-batches cannot be shared out to {team.size} processes.",
+            f"Set training.micro_batches to a multiple of {team.size}.",
+        )
+    arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
+    for arm in arms:
+        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
+    conversations = read_conversations(preset.data.source)
+    _notice_other_data(target, preset.data.source, conversations.provenance)
+    stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
+    manifest = {
+        **identity,
+        "provenance": {**conversations.provenance, **({"rows": conversations.rows} if conversations.rows else {}), "dialogues": lengths},
+        "stream_sha256": stream.sha256,
+        "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
+        "dialogues": len(stream.dialogues),
+    }
+    begin()
+    make_folder(out)
+    for arm in arms:
+        say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team)
+
+
+def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) -> None:
+    """Say so if the documentation read here is not what a target was trained on, or the answers are another target's."""
+    manifest = (bundled_target(target.name) or Path(target.name)) / "pretraining.json"
+    if "corpus_sha256" in provenance and manifest.is_file():
+        made_with = json.loads(manifest.read_text(encoding="utf-8"))
+        if made_with.get("conversations") is None and made_with["corpus_sha256"] != provenance["corpus_sha256"]:
+            theirs, ours = made_with["corpus_versions"], provenance["versions"]
+            other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
+            say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
+            say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
+    for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
+        answering = answering_target(path)
+        if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
+            say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
+
+
+def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:
+    """Whether a finished head was trained as ``identity`` says, whatever other heads were trained beside it."""
+    if manifest is None:
+        return False
+    shared = all(manifest.get(key) == value for key, value in identity.items() if key != "methods")
+    return shared and manifest.get("methods", {}).get(name) == identity["methods"][name]
+
+
+def training_streams(
+    preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
+) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
+    """What heads are trained on, the name of each dialogue, what is held out, and how many dialogues of both were too long.
+
+    Raises:
+        KoalaBenchError: no dialogue has an answer within the preset's length.
+    """
+    limit = preset.data.limit or len(conversations.train)
+    say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
+    longest = preset.data.max_tokens
+    encoded, names, lengths = _answered(encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, "")
+    stream = make_stream(encoded, names, preset.training.batch_tokens, longest, preset.training.seed)
+    apart = conversations.held_out[: preset.data.held_out]
+    encoded, held_names, apart_lengths = _answered(encode_all(target, template, apart), [f"held-out:{i}" for i in range(len(apart))], longest, " held-out")
+    held = make_stream(encoded, held_names, preset.training.batch_tokens, longest, 0)
+    batches: list[TokenBatch] = []
+    covered = 0
+    while covered < len(held.dialogues):
+        batch = held.batch(len(batches))
+        covered += len(batch.samples)
+        batches.append(batch)
+    assert target.tokenizer is not None
+    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]]
+    probes = [prompt for prompt in prompts if len(prompt) < longest]
+    counts = {"train": {**lengths, "not_taken": len(conversations.train[limit:])}, "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)}}
+    return stream, names, HeldOut(batches, probes), counts
+
+
+def _answered(
+    dialogues: Sequence[EncodedDialogue], names: Sequence[str], max_tokens: int, which: str
+) -> tuple[list[EncodedDialogue], list[str], dict[str, int]]:
+    """The dialogues with something to learn once they are cut, and counts; in real conversations a question alone may be longer."""
+    kept = [index for index, dialogue in enumerate(dialogues) if any(dialogue.supervised[: max_tokens - 1])]
+    if not kept:
+        raise KoalaBenchError(f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.", "Raise --set data.max_tokens.")
+    left_out = sorted(set(range(len(dialogues))) - set(kept))
+    over = [len(dialogues[index].ids) - max_tokens for index in kept if len(dialogues[index].ids) > max_tokens]
+    if over or left_out:
+        parts = [f"{len(over):,} are cut there, which loses {sum(over):,} tokens"] if over else []
+        parts += [f"{len(left_out):,} are left out, having no answer token before, such as {names[left_out[0]]}"] if left_out else []
+        say(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
+    counts = {
+        "whole": len(kept) - len(over),
+        "over_long_and_cut": len(over),
+        "over_long_and_left_out": sum(len(dialogues[index].ids) > max_tokens for index in left_out),
+        "without_answer_token": sum(len(dialogues[index].ids) <= max_tokens for index in left_out),
+        "tokens": sum(min(len(dialogues[index].ids), max_tokens) for index in kept),
+        "tokens_cut_off": sum(over),
+    }
+    return [dialogues[index] for index in kept], [names[index] for index in kept], counts

@@ -1,0 +1,292 @@
+"""Training many heads from one stream: one pass of the target per batch feeds the loss of every head.
+
+All heads therefore see the same batches in the same order with the same hidden states, and the target is paid for once.
+Each head has its own optimiser, schedule and clipping. The state of a run is one checkpoint; resumed on the CPU, a run
+ends in the same weights bit for bit, because nothing draws from a global random generator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from koala_bench.common.files import continue_log
+from koala_bench.common.process_group import Team
+from koala_bench.common.progress import progress, say
+from koala_bench.dialogues.streams import Stream, TokenBatch
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import FeatureBatch, HeadLoss, TrainableHead
+from koala_bench.presets import MethodPreset, TrainingPreset
+from koala_bench.registry import HEADS, OBJECTIVES, build
+from koala_bench.training.checkpoints import earlier, read_state, save_head, write_state
+from koala_bench.training.features import features_of_each
+from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
+
+_LOG_EVERY = 10
+
+
+@dataclass
+class Arm:
+    """One head in training.
+
+    Attributes:
+        name: of the method.
+        head, objective: what is trained, and what is added to its supervised loss if anything.
+        learning_rate: at the top of the schedule.
+    """
+
+    name: str
+    preset: MethodPreset
+    head: Any  # a TrainableHead that is an nn.Module
+    objective: Any | None
+    learning_rate: float
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters of the head."""
+        return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
+
+
+def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:
+    """A fresh head of a method, on the target's device, in float32; equal seeds give equal weights.
+
+    Raises:
+        KoalaBenchError: unknown head or option, or the class is no module.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build(HEADS, preset.head, target.spec(), {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})})
+    if not isinstance(head, nn.Module):
+        raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
+    return head.to(target.device)
+
+
+def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingPreset) -> Arm:
+    """Build a method's head, objective and optimiser.
+
+    Raises:
+        KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
+    """
+    head = build_head(target, preset, options.seed)
+    if not isinstance(head, TrainableHead):
+        raise KoalaBenchError(f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it.")
+    objective = build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
+    rate = preset.learning_rate or options.learning_rate
+    module: nn.Module = head
+    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+    return Arm(name, preset, head, objective, rate, optimiser)
+
+
+def schedule(step: int, options: TrainingPreset) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to the final fraction."""
+    warmup = max(1, round(options.warmup_fraction * options.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, options.steps - warmup)
+    return options.final_rate_fraction + (1 - options.final_rate_fraction) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
+    if not batch.supervised.any():
+        raise KoalaBenchError(f"No token of dialogue {names[batch.samples[0]]} and its batch belongs to an answer.", "Check the chat template and the data.")
+
+
+def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
+    state = read_state(path, device)
+    if state is None:
+        return None
+    for key, value in identity.items():
+        if state["identity"].get(key) != value:
+            raise KoalaBenchError(
+                f"The checkpoint {path} belongs to another run: its {key} differs.", "Choose another --out, or delete the folder to start again."
+            )
+    return state
+
+
+def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[int, int]:
+    """Put all arms into the state of a checkpoint; returns its step and the tokens seen until then."""
+    try:
+        for arm in arms:
+            saved = state["arms"][arm.name]
+            arm.head.load_state_dict(saved["head"])
+            arm.optimiser.load_state_dict(saved["optimiser"])
+            if arm.objective is not None:
+                arm.objective.load_state_dict(saved["objective"])
+        return int(state["step"]), int(state["tokens"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
+
+
+def train(
+    target: Target,
+    arms: Sequence[Arm],
+    stream: Stream,
+    names: Sequence[str],
+    held_out: HeldOut,
+    options: TrainingPreset,
+    out: Path,
+    manifest: dict[str, Any],
+    team: Team,
+) -> None:
+    """Train all arms together and write each as ``out/<method>/``.
+
+    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the team; the update is the same
+    whoever computed them.
+
+    Args:
+        names: what to call each dialogue of the stream in an error.
+        manifest: hashes and settings of the run; it becomes ``training.json`` beside every head, and a checkpoint of
+            another manifest is refused.
+
+    Raises:
+        KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory runs out.
+    """
+    AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
+    accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    state = _read_checkpoint(checkpoint, manifest, target.device)
+    first, seen = 0, 0
+    if state:
+        first, seen = _restore(checkpoint, state, arms)
+        say(f"Resuming the training after step {first:,} of {options.steps:,}.")
+
+    def save(step: int) -> None:
+        states = {
+            arm.name: {
+                "head": arm.head.state_dict(),
+                "optimiser": arm.optimiser.state_dict(),
+                "objective": arm.objective.state_dict() if arm.objective is not None else None,
+            }
+            for arm in arms
+        }
+        write_state(checkpoint, {"identity": manifest, "step": step, "tokens": seen, "arms": states})
+
+    evaluate_at = {round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)}
+    timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
+    started, seen_before = time.perf_counter(), seen
+    log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
+    with log_file as log, progress("train", options.steps, "steps", first) as advance:
+
+        def write(line: dict[str, Any]) -> None:
+            log.write(json.dumps(line) + "\n")
+
+        for step in range(first, options.steps):
+            numbers = range(step * options.micro_batches, (step + 1) * options.micro_batches)
+            micro_batches = [stream.batch(number) for number in numbers]
+            for tokens in micro_batches:
+                _check_batch(tokens, names)
+            factor = schedule(step, options)
+            before = time.perf_counter()
+            own = [
+                features_of_each(target, micro_batches[index], (arm.head.features for arm in arms), seed=options.seed * 1_000_003 + numbers[index])
+                for index in team.own(options.micro_batches)
+            ]
+            timings["target_s"] += time.perf_counter() - before
+            for arm in arms:
+                before = time.perf_counter()
+                line = train_step(accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team)
+                timings[arm.name] += time.perf_counter() - before
+                if line is None:
+                    worst = ", ".join(names[i] for tokens in micro_batches for i in tokens.samples[:4])
+                    raise KoalaBenchError(
+                        f"The loss of {arm.name} is not finite at step {step + 1}, on dialogues {worst} ...",
+                        "Lower its learning rate; the last checkpoint is kept.",
+                    )
+                if (step + 1) % _LOG_EVERY == 0 or step == 0:
+                    write({"kind": "step", "step": step + 1, "method": arm.name, "rate": round(arm.learning_rate * factor, 8), **line})
+            seen += sum(int(tokens.lengths.sum()) for tokens in micro_batches)
+            if step + 1 in evaluate_at and team.first:
+                for arm in arms:
+                    write(
+                        {
+                            "kind": "held_out",
+                            "step": step + 1,
+                            "method": arm.name,
+                            **held_out_losses(target, arm.head, held_out),
+                            **held_out_acceptance(target, arm.head, held_out),
+                        }
+                    )
+            log.flush()
+            if team.first and ((step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps):
+                save(step + 1)
+            rate = (seen - seen_before) / max(time.perf_counter() - started, 1e-9)
+            advance(1, f"{rate:,.0f} tokens/s")
+    if first < options.steps:
+        spent = sum(timings.values())
+        parts = ", ".join(f"{name.removesuffix('_s')} {seconds / spent:.0%}" for name, seconds in timings.items())
+        say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
+    for arm in arms if team.first else ():
+        save_head(out / arm.name, arm.head, arm.preset, target, {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name})
+    if team.first:
+        earlier(checkpoint).unlink(missing_ok=True)
+    team.wait()  # nobody looks for a head that is not written yet
+
+
+def train_step(
+    accelerator: Accelerator, arm: Arm, batches: Sequence[FeatureBatch], options: TrainingPreset, factor: float, step: int, team: Team
+) -> dict[str, float] | None:
+    """One update of one head; returns what is logged, or None if the loss or the gradient is not finite.
+
+    Args:
+        batches: this process's micro-batches of the step. All processes' together make the update.
+    """
+    for group in arm.optimiser.param_groups:
+        group["lr"] = arm.learning_rate * factor
+    share, done = 1.0 / options.micro_batches, step / options.steps
+    objective = arm.objective if arm.objective is not None and arm.objective.active(done) else None
+    kept: HeadLoss | None = None
+    learned: list[dict[str, torch.Tensor]] = [{} for _ in batches]
+    if objective is not None:
+        for index, batch in enumerate(batches):
+            kept = _loss(accelerator, arm, batch)
+            learned[index] = objective.learn(batch, kept, done, share)
+            if len(batches) > 1:
+                batch.forget()
+        team.sum_gradients(objective.parameters(), torch.zeros(0, device=batches[0].hidden.device))
+        objective.step(done)
+        if len(batches) > 1:
+            kept = None  # for memory's sake each is computed again
+    logs = []
+    for batch, told in zip(batches, learned, strict=True):
+        found = kept or _loss(accelerator, arm, batch)
+        extra, parts = (None, {}) if objective is None else objective.term(batch, found, done, team.agree)
+        total = found.total if extra is None else found.total + extra
+        accelerator.backward(total if share == 1.0 else total * share)
+        logs.append({"loss": found.total.detach(), **found.parts, **told, **parts})
+        if len(batches) > 1:
+            batch.forget()  # what a step holds should not grow with its micro-batches, and a distribution is soon made again
+    loss = team.sum_gradients(arm.head.parameters(), share * torch.stack([each["loss"] for each in logs]).sum()[None])
+    norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
+    if not torch.isfinite(norm) or not torch.isfinite(loss):
+        return None
+    arm.optimiser.step()
+    arm.optimiser.zero_grad(set_to_none=True)
+    if (step + 1) % _LOG_EVERY and step:
+        return {}
+    # The loss is that of the whole step; what it is made of is told of this process's first micro-batch.
+    values = {**logs[0], "loss": loss, "gradient_norm": norm}
+    order = ["loss", "gradient_norm", *(name for name in values if name not in ("loss", "gradient_norm"))]
+    return {name: round(float(values[name]), 5) for name in order}
+
+
+def _loss(accelerator: Accelerator, arm: Arm, batch: FeatureBatch) -> HeadLoss:
+    with accelerator.autocast(), warnings.catch_warnings():
+        # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        found: HeadLoss = arm.head.loss(batch)
+    return found

@@ -1,0 +1,57 @@
+"""Profiles: the parts of a step add up, reads are counted, and watching a target changes nothing that it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from koala_bench.costs.profile import PARTS, Profile, in_words, profile
+from koala_bench.decoding.loop import decode
+from koala_bench.evaluation.loop import load_methods
+from tests.cli.test_cli import Koala, koala
+from tests.evaluation.test_evaluation import Bench, bench
+
+__all__ = ["bench", "koala"]
+
+
+@pytest.fixture(scope="module")
+def profiles(bench: Bench) -> list[Profile]:
+    methods = load_methods(bench.preset(), ["vanilla", "medusa", "eagle"], bench.target, bench.heads)
+    return profile(bench.target, methods, [[1, 2, 3, 4], [5, 6, 7]], tokens=9)
+
+
+def test_parts_are_those_of_a_step_and_add_up(profiles: list[Profile]) -> None:
+    assert [each.method for each in profiles] == ["vanilla", "medusa", "eagle"]
+    for each in profiles:
+        assert tuple(each.seconds) == PARTS and all(spent > 0 for spent in each.seconds.values())
+        assert each.step_ms == pytest.approx(1000 * sum(each.seconds.values()) / each.steps)
+        assert 0 < each.outside < 1
+        assert each.tokens == 2 * 8
+    assert profiles[0].steps == 2 * 8 and profiles[1].steps <= 16
+
+
+def test_a_step_reads_from_the_device_once_whatever_drafts(profiles: list[Profile]) -> None:
+    assert [each.reads for each in profiles] == [1.0, 1.0, 1.0]
+
+
+def test_a_watched_target_says_the_same(bench: Bench) -> None:
+    from koala_bench.costs.profile import _Watched
+
+    (_, eagle) = load_methods(bench.preset(), ["vanilla", "eagle"], bench.target, bench.heads)
+    prompt = [1, 2, 3, 4]
+    plain = decode(bench.target, eagle.head, eagle.template, prompt, 9, ())
+    assert decode(_Watched(bench.target), eagle.head, eagle.template, prompt, 9, ()).tokens == plain.tokens
+
+
+def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profile]) -> None:
+    text = in_words(profiles, bench.target)
+    assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == ["| vanilla", "| medusa", "| eagle"]
+    assert "float64" in text
+
+
+def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
+    at = ["--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--tokens", "4", "--tree", "2x1"]
+    done = koala("profile", *at, "--methods", "vanilla,eagle", "--out", str(tmp_path / "profile.md"))
+    assert done.code == 0, done.err
+    assert (tmp_path / "profile.md").read_text() == done.out

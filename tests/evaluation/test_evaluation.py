@@ -1,0 +1,410 @@
+"""Evaluation: one record for all methods, equal answers, exact resume. What goes wrong is in test_evaluation_failures.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import koala_bench.evaluation.loop as evaluation
+from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
+from koala_bench.dialogues.encoding import ChatTemplate, chat_template, encode_prompt
+from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
+from koala_bench.engine.target import Target, fingerprint, load_target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.evaluation.loop import evaluate, load_methods, select_questions
+from koala_bench.interop.answers import write_fastchat_answers
+from koala_bench.presets import Preset
+from koala_bench.records.reading import Run, read_run
+from koala_bench.records.schema import TurnLine, key_of
+from koala_bench.testing import save_tiny_target
+from koala_bench.training.experiment import train_heads
+from koala_bench.tree import load_template
+from tests.training.test_training import conversations, preset_for
+
+METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
+TREE = "48x2x1"
+QUESTIONS = [("words", ["count 5", "and 6"]), ("numbers", ["Write the letters of the alphabet.", "Again, please."]), ("words", ["3, 4, 5", "go on"])]
+
+
+def write_questions(path: Path, questions: Sequence[tuple[str, list[str]]]) -> Path:
+    rows = [{"question_id": 81 + i, "category": category, "turns": turns} for i, (category, turns) in enumerate(questions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@dataclasses.dataclass
+class Bench:
+    """Trained heads of a tiny target, a target in float64, and a short way to evaluate them."""
+
+    folder: Path
+    heads: Path
+    target: Target
+    template: ChatTemplate
+
+    def preset(self, *more: str) -> Preset:
+        questions = f"evaluation.questions='{self.folder / 'questions.jsonl'}'"
+        sizes = ("training.steps=4", "evaluation.max_new_tokens=12", "evaluation.warmup=0")
+        # Heads trained for so short guess badly; a wide tree is right now and then all the same.
+        trees = [f"methods.{method}.tree='{TREE}'" for method in METHODS[1:]]
+        return preset_for(self.folder / "target", self.folder / "conversations.jsonl", questions, *sizes, *trees, *more)
+
+    def run(self, record: Path, methods: Sequence[str] = METHODS, *more: str, target: Target | None = None) -> Run:
+        return evaluate(self.preset(*more), "tiny", methods, target or self.target, self.template, self.heads, record, None, ["koala-bench", "evaluate"])
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    save_tiny_target(folder / "target")
+    conversations(folder)
+    write_questions(folder / "questions.jsonl", QUESTIONS)
+    exact = load_target(str(folder / "target"), "cpu", "float64")
+    assert exact.tokenizer is not None
+    made = Bench(folder, folder / "heads", exact, chat_template("vicuna_v1.1", exact.tokenizer))
+    train_heads(made.preset(), METHODS, load_target(str(folder / "target"), "cpu", "float32"), made.template, made.heads)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(bench: Bench) -> Run:
+    return bench.run(bench.folder / "whole.jsonl")
+
+
+def by_turn(run: Run) -> dict[tuple[int, int, int], dict[str, TurnLine]]:
+    found: dict[tuple[int, int, int], dict[str, TurnLine]] = {}
+    for turn in run.turns:
+        found.setdefault((turn["question_id"], turn["turn"], turn["repeat"]), {})[turn["method"]] = turn
+    return found
+
+
+# ------------------------------------------------------------------------------ what is recorded
+
+
+def test_every_method_answers_every_turn_once(run: Run) -> None:
+    assert run.finished
+    assert len(run.turns) == len(METHODS) * len(QUESTIONS) * 2
+    assert {key_of(turn) for turn in run.turns} == {(method, 81 + i, turn, 0) for method in METHODS for i in range(len(QUESTIONS)) for turn in (0, 1)}
+    assert [turn["error"] for turn in run.turns] == [None] * len(run.turns)
+
+
+def test_every_answer_is_vanillas_in_float64(run: Run) -> None:
+    for answers in by_turn(run).values():
+        for method in METHODS:
+            assert answers[method]["new_token_ids"] == answers["vanilla"]["new_token_ids"], method
+            assert answers[method]["text"] == answers["vanilla"]["text"]
+            assert answers[method]["first_difference"] is None
+
+
+def test_decoding_takes_the_threads_of_the_preset_and_says_so(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    taken = set()
+
+    def watched(*rest: Any, **more: Any) -> Decoded:
+        taken.add(torch.get_num_threads())
+        return decode(*rest, **more)
+
+    monkeypatch.setattr(evaluation, "decode", watched)
+    for name, target in (("given", dataclasses.replace(bench.target, threads=before + 1)), ("torch's", bench.target)):
+        run = bench.run(tmp_path / f"{name}.jsonl", ["vanilla", "medusa"], "evaluation.limit=1", "evaluation.max_new_tokens=3", target=target)
+        assert taken == {run.header["environment"]["threads"]} == {target.threads or before}
+        taken.clear()
+    assert torch.get_num_threads() == before
+
+
+def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> None:
+    for turn in run.turns:
+        assert turn["new_token_ids"] is not None and turn["accepted"] is not None and turn["drafted_depth"] is not None
+        assert len(turn["new_token_ids"]) == 1 + sum(turn["accepted"]) + len(turn["accepted"])
+        assert all(kept <= depth for kept, depth in zip(turn["accepted"], turn["drafted_depth"], strict=True))
+        assert turn["prefill_s"] and turn["decode_s"] and turn["decode_s"] >= (turn["draft_s"] or 0) + (turn["verify_s"] or 0)
+
+
+def test_a_record_says_which_node_each_step_kept(run: Run) -> None:
+    shapes = {name: load_template(TREE).shape for name in METHODS[1:]}
+    for turn in run.turns:
+        assert turn["kept_node"] is not None
+        if turn["method"] != "vanilla":
+            assert [shapes[turn["method"]].depths[node] for node in turn["kept_node"]] == turn["accepted"]
+    # In a wide tree some accepted path leaves the best guesses.
+    firsts = {node for turn in run.turns for node in turn["kept_node"] or []}
+    assert len(firsts) > 4
+
+
+def test_the_heads_do_draft(run: Run) -> None:
+    assert {depth for turn in run.turns if turn["method"] != "vanilla" for depth in turn["drafted_depth"] or []} == {3}
+    for method in METHODS[1:]:
+        assert sum(sum(turn["accepted"] or []) for turn in run.turns_of(method)) > 0, method
+
+
+def test_vanilla_accepts_nothing_and_is_the_engines_own(bench: Bench, run: Run) -> None:
+    for turn in run.turns_of("vanilla"):
+        assert set(turn["accepted"] or []) == set(turn["drafted_depth"] or []) == {0}
+    assert bench.target.tokenizer is not None
+    for question in read_questions(bench.folder / "questions.jsonl"):
+        prompt = encode_prompt(bench.template, bench.target.tokenizer, question.turns[:1])
+        answer = decode(bench.target, Vanilla(), VANILLA_TREE, prompt, 12, bench.target.stop_ids)
+        line = by_turn(run)[question.question_id, 0, 0]["vanilla"]
+        assert (line["new_token_ids"], line["stop"]) == (answer.tokens, answer.stop)
+
+
+def test_second_turns_show_vanillas_first_answer(bench: Bench, run: Run) -> None:
+    assert bench.target.tokenizer is not None
+    turns = by_turn(run)
+    for question in read_questions(bench.folder / "questions.jsonl"):
+        said = turns[question.question_id, 0, 0]["vanilla"]["text"]
+        assert said
+        expected = len(encode_prompt(bench.template, bench.target.tokenizer, [question.turns[0], said, question.turns[1]]))
+        assert {line["prompt_tokens"] for line in turns[question.question_id, 1, 0].values()} == {expected}
+
+
+def test_a_head_that_answers_wrongly_does_not_change_anyones_second_prompt(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[int]]] = []
+
+    def wrong(target: Target, head: Any, template: Any, prompt: Sequence[int], *rest: Any, **more: Any) -> Decoded:
+        answer = decode(target, head, template, prompt, *rest, **more)
+        asked.append((type(head).__name__, list(prompt)))
+        return answer if isinstance(head, Vanilla) else dataclasses.replace(answer, tokens=[70, *answer.tokens[1:]])
+
+    monkeypatch.setattr(evaluation, "decode", wrong)
+    bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"])
+    prompts = {name: [prompt for who, prompt in asked if who == name] for name in ("Vanilla", "Medusa", "Eagle")}
+    assert prompts["Vanilla"] == prompts["Medusa"] == prompts["Eagle"]
+    assert len(prompts["Vanilla"]) == 6
+
+
+def test_the_order_of_methods_rotates_from_question_to_question(run: Run) -> None:
+    order: dict[int, list[str]] = {}
+    for turn in run.turns:
+        if turn["turn"] == 0:
+            order.setdefault(turn["question_id"], []).append(turn["method"])
+    assert list(order.values()) == [METHODS[i:] + METHODS[:i] for i in range(len(QUESTIONS))]
+
+
+def test_repeats_ask_again_in_another_order(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "eagle"], "evaluation.repeats=2", "evaluation.limit=1", "evaluation.max_new_tokens=4")
+    first = [(turn["method"], turn["repeat"]) for turn in run.turns if turn["question_id"] == 81 and turn["turn"] == 0]
+    assert first == [("vanilla", 0), ("eagle", 0), ("eagle", 1), ("vanilla", 1)]
+    assert len(run.turns) == 2 * 2 * 2 * 2  # methods, questions, turns, repeats
+
+
+def test_warm_up_answers_are_not_recorded(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_decodes(monkeypatch)
+    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.warmup=2", "evaluation.limit=1", "evaluation.max_new_tokens=2")
+    assert len(run.turns) == 8
+    assert len(calls) == 8 + 2 * 2
+
+
+def test_the_header_says_what_was_measured(bench: Bench, run: Run) -> None:
+    header, prints = run.header, fingerprint(bench.target)
+    assert header["command"] == ["koala-bench", "evaluate"]
+    assert header["preset"]["sha256"] == bench.preset().sha256
+    assert (header["target"]["weights_sha256"], header["target"]["dtype"]) == (prints["weights_sha256"], "float64")
+    assert header["questions"] == {"name": "questions", "sha256": questions_sha256(bench.folder / "questions.jsonl"), "count": 3}
+    assert header["limits"] == {"max_new_tokens": 12, "stop_ids": [2]}
+    assert [(m["name"], m["head"], m["layers"], m["adversarial"]) for m in header["methods"]] == [
+        ("vanilla", None, 0, False),
+        ("medusa", "medusa", 1, False),
+        ("medusa+koala", "medusa", 2, True),
+        ("eagle", "eagle", 1, False),
+        ("eagle+koala", "eagle", 2, True),
+    ]
+    parents = list(load_template(TREE).shape.parents)
+    tree = {"name": TREE, "nodes": 241, "depth": 3, "parents": parents}
+    assert all(m["tree"] == tree and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
+    assert header["methods"][0]["tree"] == {"name": "root", "nodes": 1, "depth": 0, "parents": [-1]}
+
+
+def test_vanilla_is_measured_even_if_it_is_not_asked_for(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.limit=1", "evaluation.max_new_tokens=2")
+    assert list(run.methods) == ["vanilla", "eagle"]
+
+
+def test_a_limit_takes_the_first_questions_of_each_category() -> None:
+    questions = [Question(i, category, ("?",)) for i, category in enumerate("aabbab")]
+    assert [q.question_id for q in select_questions(questions, 2)] == [0, 1, 2, 3]
+    assert [q.question_id for q in select_questions(questions, None)] == list(range(6))
+
+
+def test_answers_are_written_as_fastchat_reads_them(run: Run, tmp_path: Path) -> None:
+    files = write_fastchat_answers(run, tmp_path)
+    assert [path.name for path in files] == [f"target-{method}.jsonl" for method in METHODS]
+    for method, path in zip(METHODS, files, strict=True):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["question_id"] for row in rows] == [81, 82, 83]
+        for row in rows:
+            lines = [by_turn(run)[row["question_id"], turn, 0][method] for turn in (0, 1)]
+            assert row["choices"][0]["turns"] == [line["text"] for line in lines]
+            assert row["choices"][0]["new_tokens"] == [len(line["new_token_ids"] or []) for line in lines]
+
+
+def test_heads_below_the_working_folder_are_named_from_there(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(bench.heads.parent)
+    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == f"{bench.heads.name}/eagle"
+    monkeypatch.chdir(tmp_path)
+    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == str(bench.heads.absolute() / "eagle")
+
+
+def test_no_time_of_a_record_has_a_recording_in_it(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a warm-up the first answers make recordings; they are given again, and the record has the second ones."""
+    target = dataclasses.replace(bench.target, engine="graph")
+    made: list[tuple[int, Decoded]] = []
+
+    def counted(*arguments: Any, **named: Any) -> Decoded:
+        before = target.recordings
+        answer = decode(*arguments, **named)
+        made.append((target.recordings - before, answer))
+        return answer
+
+    monkeypatch.setattr(evaluation, "decode", counted)
+    run = bench.run(tmp_path / "records.jsonl", METHODS, "evaluation.warmup=0", target=target)
+    clean = {answer.decode_s for count, answer in made if not count}
+    assert any(count for count, _ in made)
+    assert {turn["decode_s"] for turn in run.turns} <= clean
+
+
+# ------------------------------------------------------------------------------ stop and go on
+
+
+def count_decodes(monkeypatch: pytest.MonkeyPatch, die_at: int | None = None) -> list[str]:
+    """Count the calls of ``decode``, and have one of them interrupted."""
+    calls: list[str] = []
+
+    def counted(target: Target, head: Any, *rest: Any, **more: Any) -> Decoded:
+        calls.append(type(head).__name__)
+        if len(calls) == die_at:
+            raise KeyboardInterrupt
+        return decode(target, head, *rest, **more)
+
+    monkeypatch.setattr(evaluation, "decode", counted)
+    return calls
+
+
+def tokens(run: Run) -> dict[Any, Any]:
+    return {key_of(turn): (turn["new_token_ids"], turn["accepted"], turn["prompt_tokens"]) for turn in run.turns}
+
+
+@pytest.mark.parametrize("die_at", [1, 14, 30])
+def test_an_interrupted_run_goes_on_where_it_was(
+    bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], die_at: int
+) -> None:
+    record = tmp_path / "record.jsonl"
+    count_decodes(monkeypatch, die_at)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(record)
+    half = read_run(record)
+    assert not half.finished
+    calls = count_decodes(monkeypatch)
+    whole = bench.run(record)
+    assert whole.finished
+    assert whole.turns[: len(half.turns)] == half.turns  # what was there stays, times and all
+    assert len(calls) == len(run.turns) - len(half.turns)
+    assert tokens(whole) == tokens(run)
+    assert len(whole.turns) == len(run.turns)
+    assert (f"Resuming {record}: {len(half.turns)} of 30 turns are there." in capsys.readouterr().err) == bool(half.turns)
+
+
+def test_a_half_written_line_is_decoded_again(bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "record.jsonl"
+    lines = run.path.read_bytes().splitlines(keepends=True)
+    record.write_bytes(b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2])  # the kill came within a turn of five methods
+    calls = count_decodes(monkeypatch)
+    whole = bench.run(record)
+    assert len(calls) == 30 - 8
+    assert tokens(whole) == tokens(run)
+
+
+def test_a_finished_record_is_reused_and_says_so(bench: Bench, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run.path.read_bytes()
+    calls = count_decodes(monkeypatch)
+    again = bench.run(run.path)
+    assert calls == []
+    assert again == run
+    assert run.path.read_bytes() == before
+    assert f"Reusing the finished record {run.path}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [("evaluation.max_new_tokens=5", "limits.max_new_tokens"), ("evaluation.limit=1", "questions.count"), ("training.seed=1", "seed")]
+)
+def test_a_record_of_other_settings_is_refused(bench: Bench, run: Run, change: str, words: str) -> None:
+    before = run.path.read_bytes()
+    with pytest.raises(KoalaBenchError, match=rf"holds another run.*{words}"):
+        bench.run(run.path, METHODS, change)
+    assert run.path.read_bytes() == before
+
+
+def test_a_record_of_another_target_is_refused(bench: Bench, run: Run, tmp_path: Path) -> None:
+    before = run.path.read_bytes()
+    other = load_target(str(save_tiny_target(tmp_path / "target", seed=1)), "cpu", "float64")
+    with pytest.raises(KoalaBenchError, match=r"holds another run.*target\.weights_sha256"):
+        bench.run(run.path, target=other)
+    assert run.path.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------ with a temperature
+
+WARM = ("evaluation.temperature=0.7", "evaluation.top_k=20", "evaluation.top_p=0.95")
+SHARED = ("methods.wide.head_of=medusa", "methods.wide.tree='3x2'")
+LOSSY = ("methods.typical.head_of=medusa", "methods.typical.typical.threshold=0.2")
+
+
+def test_a_draw_depends_on_the_seed_and_its_place_alone(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bench.run(tmp_path / "whole.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
+    assert whole.header["acceptance"] == {"rule": "speculative sampling", "temperature": 0.7, "top_k": 20, "top_p": 0.95}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        count_decodes(patch, die_at=8)
+        bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
+    assert tokens(bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)) == tokens(whole)
+    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *WARM, "training.seed=1")
+    assert tokens(other) != {key: value for key, value in tokens(whole).items() if key[0] != "medusa"}
+    assert {turn["distance"] for turn in whole.turns} == {None}
+    assert {turn["first_difference"] for turn in whole.turns} == {None}, "draws are not held against vanilla's"
+
+
+def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "wide"], *SHARED)
+    medusa, wide = run.methods["medusa"], run.methods["wide"]
+    assert (wide["checkpoint"], wide["weights_sha256"], wide["head"]) == (medusa["checkpoint"], medusa["weights_sha256"], "medusa")
+    assert wide["tree"] is not None and wide["tree"]["name"] == "3x2"
+    for answers in by_turn(run).values():
+        assert answers["wide"]["new_token_ids"] == answers["vanilla"]["new_token_ids"]
+
+
+def test_typical_acceptance_is_called_lossy_and_says_how_far_off_it_is(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "typical"], *LOSSY, "evaluation.temperature=0.7")
+    assert (run.methods["typical"]["lossless"], run.methods["typical"]["typical"]) == (False, {"threshold": 0.2, "alpha": 0.3})
+    assert (run.methods["medusa"]["lossless"], run.methods["medusa"]["typical"]) == (True, None)
+    for turn in run.turns:
+        assert (turn["distance"] is not None) == (turn["method"] == "typical")
+        assert turn["distance"] is None or 0 < turn["distance"] < 1
+    with pytest.raises(KoalaBenchError, match="typical accepts what is typical of a distribution, and temperature 0 has none"):
+        bench.run(tmp_path / "greedy.jsonl", ["vanilla", "typical"], *LOSSY)
+
+
+def test_where_one_token_is_left_to_sample_each_distance_is_0_or_1(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "typical"], *LOSSY, "evaluation.temperature=0.7", "evaluation.top_k=1")
+    turns = [turn for turn in run.turns_of("typical") if turn["distance"] is not None]
+    assert len(turns) == len(run.turns_of("typical")) > 0
+    for turn in turns:
+        differing = (turn["distance"] or 0) * len(turn["new_token_ids"] or [])
+        assert differing == pytest.approx(round(differing), abs=1e-9)
+
+
+def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run.path.read_text().splitlines()]
+    lines[0]["schema"] = 3
+    for name in ("top_k", "top_p"):
+        del lines[0]["acceptance"][name]
+    for method in lines[0]["methods"]:
+        del method["typical"]
+    for line in lines[1:-1]:
+        del line["distance"]
+    older = tmp_path / "older.jsonl"
+    older.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (read_run(older).header, read_run(older).turns) == (run.header, run.turns)

@@ -1,0 +1,133 @@
+"""The leaderboard: a row per method and a column per task, the published rows below, and what a lossy or sampled method is called."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from tests.support.synthetic_run import make_header, write_run
+from tests.results.test_tasks import CATEGORIES, spec_bench
+
+from koala_bench.results.tables.published import TableSpec, read_paper, read_table_spec
+from koala_bench.records.reading import Run, read_run
+from koala_bench.records.schema import TurnLine
+from koala_bench.results.tables.building import set_table, write_table
+
+REPRODUCE = Path(__file__).parents[2] / "reproduce"
+PAPER = read_paper(REPRODUCE / "paper.toml")
+
+
+@pytest.fixture
+def spec() -> TableSpec:
+    return read_table_spec(REPRODUCE / "leaderboard.toml")
+
+
+def sampled(path: Path, lossy: str = "medusa") -> Run:
+    """A run at temperature 0.7 in which one method accepts what is typical."""
+    header = make_header()
+    header["questions"] = {"name": "spec_bench", "sha256": "77" * 32, "count": 8}
+    header["acceptance"] = {"rule": "speculative sampling", "temperature": 0.7, "top_k": 40, "top_p": 0.9}
+    for method in header["methods"]:
+        if method["name"] == lossy:
+            method["lossless"], method["typical"] = False, {"threshold": 0.09, "alpha": 0.3}
+
+    def change(turn: TurnLine) -> TurnLine:
+        far = {"distance": 0.25 if turn["turn"] else 0.35} if turn["method"] == lossy else {}
+        return turn | {"category": CATEGORIES[turn["question_id"]], "new_token_ids": [turn["question_id"]] * len(turn["new_token_ids"] or []), **far}  # type: ignore[return-value]
+
+    return read_run(write_run(path, change, header=header))
+
+
+def test_a_cell_is_that_of_the_table_by_task(tmp_path: Path, spec: TableSpec) -> None:
+    run = spec_bench(tmp_path / "s.jsonl")
+    board = set_table([run], spec, PAPER)
+    by_task = set_table([run], read_table_spec(REPRODUCE / "table2.toml"), PAPER)
+    assert board.grid.headings[:4] == ["Target", "Method", "Multi-turn conversation (x)", "Translation (x)"]
+    assert board.grid.headings[-2:] == ["Acceptance length τ", "Overall (x)"]
+    assert [row[1] for row in board.grid.rows] == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
+    speedups = {(row[1].capitalize(), row[3]): row[4] for row in by_task.grid.rows}
+    for row in board.grid.rows:
+        for heading, cell in zip(board.grid.headings[2:-2], row[2:-2], strict=True):
+            assert cell == speedups[heading.removesuffix(" (x)"), row[1]]
+        assert row[-1] == speedups["All tasks", row[1]]
+    best = {column: board.grid.rows[row][1] for row, column in board.grid.best}
+    assert set(best) == {*range(2, len(board.grid.headings) - 2), len(board.grid.headings) - 1}
+    assert set(best.values()) == {"eagle+koala"}
+
+
+def test_the_files_hold_every_number_and_the_published_rows(tmp_path: Path, spec: TableSpec) -> None:
+    files = write_table([spec_bench(tmp_path / "s.jsonl")], tmp_path, spec, PAPER)
+    assert [path.name for path in files] == ["leaderboard.md", "leaderboard.tex", "leaderboard.csv"]
+    markdown, latex, table = (path.read_text(encoding="utf-8") for path in files)
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert {row["task"] for row in rows} == {"multi-turn conversation", "translation", "question answering", "retrieval-augmented generation", "all tasks"}
+    assert all(float(row["speedup_low"]) <= float(row["speedup"]) <= float(row["speedup_high"]) for row in rows)
+    assert r"\label{tab:leaderboard}" in latex
+    below = [line.split(" | ") for line in markdown.splitlines() if "Spec-Bench Leaderboard.md" in line]
+    assert {line[0].removeprefix("| ") for line in below} == {"SpS", "PLD", "Medusa", "Hydra", "EAGLE", "EAGLE2", "EAGLE3"}
+    for claim in (claim for claim in (*PAPER.leaderboard, *PAPER.by_task) if claim.source.endswith("Leaderboard.md")):
+        (line,) = [line for line in below if line[:3] == [f"| {claim.system}", claim.target, claim.device]]
+        assert line[3] == f"{claim.speedup['multi-turn conversation']:.2f}"
+        assert line[-3:-1] == [f"{claim.acceptance_length:.2f}", f"{claim.speedup['all tasks']:.2f}"]
+
+
+def test_the_published_columns_stand_in_the_order_of_the_measured_ones(tmp_path: Path, spec: TableSpec) -> None:
+    board = set_table([spec_bench(tmp_path / "s.jsonl")], spec, PAPER)
+    assert board.below is not None
+    measured = [heading.removesuffix(" (x)").replace("Overall", "All tasks") for heading in board.grid.headings[2:]]
+    assert [heading for heading in board.below[1].headings if heading in measured] == measured  # that knows more tasks
+
+
+def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path, spec: TableSpec) -> None:
+    run = sampled(tmp_path / "s.jsonl")
+    markdown, _, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, PAPER))
+    assert "| tiny | medusa (lossy, total variation 0.30) |" in markdown
+    assert "LOSSY: medusa does not keep the distribution of tiny by typical acceptance (threshold 0.09, \N{GREEK SMALL LETTER ALPHA} 0.3)." in markdown
+    assert "speculative sampling, temperature 0.7, top-k 40, top-p 0.9" in markdown
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(table)) if row["task"] == "all tasks"}
+    assert (rows["medusa"]["lossless"], float(rows["medusa"]["total_variation"])) == ("false", pytest.approx(0.3))
+    assert (rows["eagle"]["lossless"], rows["eagle"]["total_variation"]) == ("true", "")
+
+
+def test_draws_are_not_held_against_vanillas(tmp_path: Path, spec: TableSpec) -> None:
+    markdown = write_table([sampled(tmp_path / "s.jsonl")], tmp_path, spec, PAPER)[0].read_text(encoding="utf-8")
+    assert "equal to vanilla's" not in markdown
+    assert "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution by speculative sampling." in markdown
+
+
+def test_published_orders_are_held_against_the_measured_ones(tmp_path: Path, spec: TableSpec) -> None:
+    """In the synthetic run EAGLE accepts more than Medusa and is faster, as is published; with the names swapped that is contradicted."""
+    run = spec_bench(tmp_path / "s.jsonl")
+    for systems, verdict in (({"Medusa": "medusa", "EAGLE": "eagle"}, "confirmed"), ({"Medusa": "eagle", "EAGLE": "medusa"}, "contradicted")):
+        notes = {note.title: note.lines for note in set_table([run], spec.model_copy(update={"systems": systems}), PAPER).notes}
+        lines = notes["Which published order of methods this bears out"]
+        for what in ("acceptance length", "overall speedup"):
+            assert any(line.startswith(f"By {what}, of 1 pairs") and f"1 {verdict}" in line for line in lines)
+            assert any(line.startswith(f"{verdict.capitalize()} by {what}: EAGLE over Medusa (") for line in lines)
+
+
+def test_systems_whose_order_differs_from_place_to_place_are_no_pair(tmp_path: Path, spec: TableSpec) -> None:
+    """EAGLE is faster than Hydra on Vicuna 7B and 33B and slower on 13B."""
+    run = spec_bench(tmp_path / "s.jsonl")
+    notes = set_table([run], spec.model_copy(update={"systems": {"Hydra": "medusa", "EAGLE": "eagle"}}), PAPER).notes
+    lines = next(note.lines for note in notes if note.title.startswith("Which published order"))
+    assert any("By acceptance length, of 1 pairs" in line for line in lines)
+    assert not any("speedup" in line for line in lines)
+
+
+def test_one_lossless_method_keeps_and_none_is_not_named(tmp_path: Path, spec: TableSpec) -> None:
+    def note(*shown: str) -> str:
+        few = spec.model_copy(update={"methods": shown})
+        return write_table([sampled(tmp_path / f"{len(shown)}.jsonl")], tmp_path, few, PAPER)[0].read_text(encoding="utf-8")
+
+    assert "Answers are draws, so they differ; eagle keeps the target's distribution by speculative sampling." in note("vanilla", "medusa", "eagle")
+    assert "Answers are draws, so they differ.\n" in note("vanilla", "medusa")
+
+
+def test_the_best_is_a_lossless_one(tmp_path: Path, spec: TableSpec) -> None:
+    run = sampled(tmp_path / "s.jsonl", lossy="eagle+koala")
+    for table in (set_table([run], spec, PAPER), set_table([run], read_table_spec(REPRODUCE / "table2.toml"), PAPER)):
+        place = table.grid.headings.index("Method")
+        assert {table.grid.rows[row][place] for row, _ in table.grid.best} == {"eagle"}

@@ -1,0 +1,439 @@
+"""Table 1 against numbers worked out by hand, and what it says when a record is not whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.synthetic_run import QUESTIONS, failed, make_header, make_turn, steps_of, write_run
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.results.tables.notes import verdicts
+from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
+from koala_bench.records.reading import Run, read_run
+from koala_bench.results.tables.rendering import COLUMNS, tex
+from koala_bench.records.schema import TurnLine, key_of
+from koala_bench.records.statistics import Interval
+from koala_bench.records.summaries import Summary, summarise
+from koala_bench.results.tables.building import table_frame, write_table
+
+REPRODUCE = Path(__file__).parents[2] / "reproduce"
+
+
+@pytest.fixture
+def spec() -> TableSpec:
+    return read_table_spec(REPRODUCE / "table1.toml")
+
+
+@pytest.fixture
+def paper() -> Paper:
+    return read_paper(REPRODUCE / "paper.toml")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return read_run(write_run(tmp_path / "run.jsonl"))
+
+
+def changed(path: Path, change: Callable[[TurnLine], TurnLine | None], **options: Any) -> Run:
+    return read_run(write_run(path, change, **options))
+
+
+def by_name(summaries: list[Summary]) -> dict[str, Summary]:
+    return {summary.name: summary for summary in summaries}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def test_numbers_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+    # Two questions of one turn. vanilla: 6 tokens in 6 steps, 10 tokens/s. eagle: steps of 1 + 3 and 1 + 1 tokens.
+    def change(turn: TurnLine) -> TurnLine | None:
+        if turn["question_id"] > 82 or turn["turn"] or turn["method"] not in ("vanilla", "eagle"):
+            return None
+        vanilla = turn["method"] == "vanilla"
+        accepted, seconds = ([0] * 6, 0.6) if vanilla else ([3, 1], 0.2 if turn["question_id"] == 81 else 0.4)
+        turn |= {"accepted": accepted, "drafted_depth": [0] * 6 if vanilla else [4, 4], "new_token_ids": [5, 6, 7, 8, 9, 2]}
+        return turn | {"decode_s": seconds, "draft_s": None if vanilla else 0.1, "verify_s": None if vanilla else 0.3}
+
+    eagle = by_name(summarise(changed(tmp_path / "run.jsonl", change, header=make_header(["vanilla", "eagle"]))))["eagle"]
+    assert eagle.speedup.value == pytest.approx((12 / 0.6) / (12 / 1.2))
+    assert eagle.tokens_per_s == pytest.approx(20.0)
+    assert eagle.speedup_of_means == pytest.approx(((6 / 0.2 + 6 / 0.4) / 2) / 10)
+    assert eagle.mean_of_speedups == pytest.approx((3.0 + 1.5) / 2)
+    # With two questions a quarter of the resamples are of the first alone (3x) and a quarter of the second (1.5x).
+    assert (eagle.speedup.low, eagle.speedup.high) == pytest.approx((1.5, 3.0))
+    assert eagle.acceptance_length.value == 3.0
+    assert [(rate.depth, rate.accepted, rate.trials) for rate in eagle.depths] == [(1, 4, 4), (2, 2, 4), (3, 2, 2), (4, 0, 2)]
+    assert eagle.draft_overhead == pytest.approx(0.25)
+
+
+def test_the_change_is_against_the_same_head_without_koala(run: Run) -> None:
+    summaries = by_name(summarise(run))
+    assert {name: summary.original for name, summary in summaries.items()} == {
+        "vanilla": None,
+        "medusa": None,
+        "medusa+koala": "medusa",
+        "eagle": None,
+        "eagle+koala": "eagle",
+    }
+    eagle, koala = summaries["eagle"], summaries["eagle+koala"]
+    assert koala.change_x
+    assert koala.change_percent
+    assert koala.length_change
+    assert koala.change_x.value == pytest.approx(koala.speedup.value - eagle.speedup.value)
+    assert koala.change_percent.value == pytest.approx(100 * (koala.speedup.value / eagle.speedup.value - 1))
+    assert koala.length_change.value == pytest.approx(koala.acceptance_length.value - eagle.acceptance_length.value)
+    assert koala.change_x.low < koala.change_x.value < koala.change_x.high
+
+
+def test_vanilla_is_one_by_definition(run: Run) -> None:
+    vanilla = summarise(run)[0]
+    assert vanilla.speedup == Interval(1.0, 1.0, 1.0)
+    assert vanilla.acceptance_length == Interval(1.0, 1.0, 1.0)
+    assert vanilla.draft_overhead is None
+
+
+def test_repeats_change_the_total_and_not_the_number_of_questions(tmp_path: Path, run: Run) -> None:
+    header = make_header()
+    header["measure"]["repeats"] = 2
+    path = tmp_path / "repeated.jsonl"
+    write_run(path, finish=False, header=header)
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write("".join(line.replace('"repeat":0', '"repeat":1') for line in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]))
+    once, twice = summarise(run)[3], summarise(read_run(path))[3]
+    assert twice.questions == once.questions == len(QUESTIONS)
+    assert twice.counted == 2 * once.counted
+    assert (twice.speedup.low, twice.speedup.high) == pytest.approx((once.speedup.low, once.speedup.high))
+
+
+def test_parts_that_were_not_timed_leave_the_overhead_empty(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+    run = changed(tmp_path / "run.jsonl", lambda turn: turn | {"draft_s": None, "verify_s": None})
+    assert summarise(run)[1].draft_overhead is None
+    rows = rows_of(write_table([run], tmp_path, spec, paper)[2])
+    assert rows[1]["draft_overhead_percent"] == ""
+
+
+# ---------------------------------------------------------------------------------------------- failed and missing turns
+
+
+def test_a_failed_turn_is_counted_and_no_part_of_any_number(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+    place = ("eagle", 83, 1, 0)
+    with_failure = changed(tmp_path / "a.jsonl", lambda turn: failed(turn) if key_of(turn) == place else turn)
+    without = changed(tmp_path / "b.jsonl", lambda turn: None if key_of(turn)[1:] == place[1:] else turn)
+    for one, other in zip(summarise(with_failure), summarise(without), strict=True):
+        assert (one.speedup, one.acceptance_length, one.depths, one.change_x) == (other.speedup, other.acceptance_length, other.depths, other.change_x)
+    text = write_table([with_failure], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "**This table is incomplete**" in text
+    assert "1 turn of tiny failed (eagle 1). A failed turn has no numbers." in text
+    assert "Failed: eagle, question 83, turn 1, repeat 0: `RuntimeError: out of memory`" in text
+    assert "The numbers of tiny are from the 15 of 16 turns that every method finished." in text
+    assert "eagle 15/15 turns" in text
+    assert [row["turns_failed"] for row in rows_of(tmp_path / "table1.csv")] == ["0", "0", "0", "1", "0"]
+
+
+def test_a_method_that_failed_throughout_has_no_numbers_and_takes_none_from_the_others(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    broken = changed(tmp_path / "a.jsonl", lambda turn: failed(turn) if turn["method"] == "eagle" else turn)
+    summaries = by_name(summarise(broken))
+    assert math.isnan(summaries["eagle"].speedup.value)
+    assert summaries["eagle+koala"].change_x is None
+    assert summaries["medusa"].speedup == by_name(summarise(run))["medusa"].speedup
+    text = write_table([broken], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "eagle finished no turn and has no numbers." in text
+    assert "6 more failures in the record." in text
+    assert rows_of(tmp_path / "table1.csv")[3]["speedup"] == ""
+    assert "nan" not in text
+    assert "None" not in text
+
+
+def test_an_unfinished_record_says_so(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+    run = changed(tmp_path / "run.jsonl", lambda turn: None if turn["question_id"] > 85 else turn, finish=False)
+    for path in write_table([run], tmp_path, spec, paper)[:2]:
+        assert "The record of tiny is unfinished: it holds 50 turns and no end line." in path.read_text(encoding="utf-8")
+
+
+def test_a_whole_record_has_no_such_note(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    assert "incomplete" not in write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "methods", "message"),
+    [
+        (lambda turn: failed(turn) if turn["method"] == "vanilla" else turn, None, "holds no answer of vanilla decoding"),
+        (lambda turn: turn if (turn["method"] == "vanilla") == (turn["question_id"] == 81) else None, None, "has no turn that every method finished"),
+        (lambda turn: turn, ["hydra"], "has none of the methods hydra"),
+    ],
+)
+def test_a_record_without_a_comparison_is_refused(
+    tmp_path: Path, change: Callable[[TurnLine], TurnLine | None], methods: list[str] | None, message: str
+) -> None:
+    run = changed(tmp_path / "run.jsonl", change)
+    with pytest.raises(KoalaBenchError, match=f"{run.path} {message}"):
+        summarise(run, methods)
+
+
+# ---------------------------------------------------------------------------------------------- losslessness
+
+
+def test_each_difference_is_listed_with_its_place_tokens_and_gap(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+    def change(turn: TurnLine) -> TurnLine:
+        if key_of(turn) == ("medusa", 84, 1, 0):
+            ids = [*(turn["new_token_ids"] or [])]
+            ids[9] = 7
+            return turn | {"new_token_ids": ids, "first_difference": {"position": 9, "token": 7, "vanilla_token": 1009, "top2_gap": 3.1e-7}}
+        if key_of(turn) == ("eagle", 81, 0, 0):
+            return turn | {"new_token_ids": [1000] * 36}  # the record itself has not noticed
+        return turn
+
+    run = changed(tmp_path / "run.jsonl", change)
+    markdown, latex, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, paper))
+    assert "medusa 15/16 turns, medusa+koala 16/16 turns, eagle 15/16 turns, eagle+koala 16/16 turns." in markdown
+    assert "2 differences, each listed in the Markdown version" in latex
+    assert "- Different: medusa, question 84, turn 1, repeat 0, position 9: token 7, vanilla 1009, top-2 gap 3.10e-07." in markdown
+    assert "- Different: eagle, question 81, turn 0, repeat 0, position 1: token 1000, vanilla 1001, top-2 gap not recorded." in markdown
+    assert list(csv.DictReader(io.StringIO(table)))[1]["turns_equal_to_vanilla"] == "15"
+
+
+def test_an_answer_that_ends_early_differs_where_it_ends(tmp_path: Path) -> None:
+    def change(turn: TurnLine) -> TurnLine:
+        if key_of(turn) != ("medusa", 84, 1, 0):
+            return turn
+        return turn | {"new_token_ids": [1000, 1001], "accepted": [1], "drafted_depth": [4]}
+
+    (found,) = by_name(summarise(changed(tmp_path / "run.jsonl", change)))["medusa"].differing
+    assert (found.position, found.token, found.vanilla_token, found.top2_gap) == (2, None, 1002, None)
+
+
+def test_a_lossy_method_is_labelled_and_its_differences_are_not_listed(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+    header = make_header()
+    header["methods"][1]["lossless"] = False
+    run = changed(tmp_path / "run.jsonl", lambda turn: turn | {"new_token_ids": [3] * 36} if turn["method"] == "medusa" else turn, header=header)
+    text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "medusa 0/16 turns (lossy by design), medusa+koala 16/16 turns," in text
+    assert "Different:" not in text
+
+
+# ---------------------------------------------------------------------------------------------- verdicts
+
+
+def with_change(run: Run, x: Interval, percent: Interval) -> Summary:
+    from dataclasses import replace
+
+    return replace(by_name(summarise(run))["eagle+koala"], change_x=x, change_percent=percent)
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (Interval(0.3, 0.25, 0.4), "confirms the paper's range of +0.24 to +0.41 x: the whole interval lies in it."),
+        (Interval(0.1, 0.05, 0.15), "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies below it."),
+        (Interval(0.5, 0.45, 0.55), "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies above it."),
+        (Interval(0.3, 0.15, 0.45), "is not distinguishable from the paper's range of +0.24 to +0.41 x: the interval lies only partly in it."),
+        (Interval(0.3, math.nan, math.nan), "is not distinguishable from the paper's range of +0.24 to +0.41 x: there is no interval."),
+    ],
+)
+def test_the_verdict_on_the_claim_follows_from_the_interval(run: Run, paper: Paper, x: Interval, sentence: str) -> None:
+    assert verdicts(with_change(run, x, Interval(12.0, 11.0, 13.0)), paper)[1].endswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (Interval(0.3, 0.25, 0.4), "by +0.300 [+0.250, +0.400] x, above zero (faster than the original head)"),
+        (Interval(-0.1, -0.2, -0.05), "by -0.100 [-0.200, -0.050] x, below zero (slower than the original head)"),
+        (Interval(0.0, -0.2, 0.2), "by +0.000 [-0.200, +0.200] x, not distinguishable from zero (zero is within its interval)"),
+    ],
+)
+def test_the_verdict_on_the_sign_follows_from_the_interval(run: Run, paper: Paper, x: Interval, words: str) -> None:
+    assert words in verdicts(with_change(run, x, x), paper)[0]
+
+
+def test_only_koala_rows_are_judged(run: Run, paper: Paper) -> None:
+    assert [summary.name for summary in summarise(run) if verdicts(summary, paper)] == ["medusa+koala", "eagle+koala"]
+
+
+# ---------------------------------------------------------------------------------------------- the files
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    first = write_table([run], tmp_path / "one", spec, paper)
+    second = write_table([read_run(run.path)], tmp_path / "two", spec, paper)
+    assert [path.name for path in first] == ["table1.md", "table1.tex", "table1.csv"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_csv_holds_the_numbers_in_full(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    rows = rows_of(write_table([run], tmp_path, spec, paper)[2])
+    koala, row = by_name(summarise(run))["eagle+koala"], rows[4]
+    assert [row["method"] for row in rows] == list(spec.methods)
+    assert koala.change_percent
+    for name, value in {
+        "speedup": koala.speedup.value,
+        "speedup_low": koala.speedup.low,
+        "speedup_high": koala.speedup.high,
+        "acceptance_length": koala.acceptance_length.value,
+        "acceptance_rate_given_parent_depth_1": koala.depths[0].rate,
+        "draft_overhead_percent": 25.0,
+        "speedup_change_percent_low": koala.change_percent.low,
+        "claim_speedup_change_percent_high": 14.09,
+    }.items():
+        assert float(row[name]) == pytest.approx(value, rel=1e-11)
+    assert (row["layers"], row["adversarial"], row["parameters"], row["original"]) == ("2", "true", "820000", "eagle")
+    assert float(row["acceptance_length"]) == pytest.approx(
+        sum(sum(steps_of("eagle+koala", q)) + len(steps_of("eagle+koala", q)) for q in QUESTIONS) / sum(len(steps_of("eagle+koala", q)) for q in QUESTIONS)
+    )
+    assert rows[0]["layers"] == rows[0]["speedup_change_x"] == ""
+
+
+def test_the_markdown_marks_the_best_and_says_how_it_was_measured(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    (best,) = [line for line in text.splitlines() if "**" in line and line.startswith("|")]
+    assert best.startswith("| tiny | eagle+koala | 2 | yes | 0.82 | **2.47** [")
+    assert "+0.24 to +0.41 x; +10.57 to +14.09 %" in best
+    for words in (
+        "Machine: Example CPU @ 2.0 GHz, 2 cores, 2 threads, 8.0 GiB of memory; no GPU",
+        "float32 on cpu, attention sdpa",
+        "Questions: bundled (8 questions, sha256 444444444444)",
+        "greedy, at most 64 new tokens, 1 warm-up, 1 repeat, seed 0",
+        "eagle mc_sim_7b_63 (26 nodes, depth 4)",
+        "commit 0123456789ab.",
+        "Command: `koala-bench evaluate --preset tiny --out 'results/a b'`",
+        "the target's own (bonus) token included",
+        "conditional on the parent",
+        "The paper's table is on mt_bench; these numbers are on bundled.",
+        "about this measurement, not about those targets",
+    ):
+        assert words in text
+
+
+def test_a_dirty_or_unknown_commit_is_said(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+    for commit, dirty, words in (("ab" * 20, True, "commit abababababab with uncommitted changes"), (None, None, "commit unknown (not a checkout)")):
+        header = make_header()
+        header["code"] |= {"commit": commit, "dirty": dirty}
+        path = tmp_path / f"{dirty}.jsonl"
+        assert words in write_table([read_run(write_run(path, header=header))], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+
+
+def test_the_latex_is_balanced_and_escaped(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    text = write_table([run], tmp_path, spec, paper)[1].read_text(encoding="utf-8")
+    plain = text.replace("\\{", "").replace("\\}", "").replace("\\$", "")
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {12}
+    assert r"\textbf{2.47} [" in body
+    assert "\N{GREEK SMALL LETTER ALPHA}" not in text
+    assert text.isascii()
+
+
+def test_text_is_escaped_for_latex() -> None:
+    assert tex("50 % of a_b & {c} #1 ~ ^ \\ -0.05, +0.1 [-1] vicuna-7b") == (
+        r"50 \% of a\_b \& \{c\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{} $-$0.05, $+$0.1 [$-$1] vicuna-7b"
+    )
+    assert tex("run `a --b_c x/y`") == r"run \texttt{a -{}-{}b\_c x/\allowbreak{}y}"
+
+
+def test_columns_are_those_that_the_file_lists(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    fewer = spec.model_copy(update={"columns": ("method", "speedup"), "methods": ("vanilla", "eagle", "hydra")})
+    markdown, _, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, fewer, paper))
+    assert "| Method | Speedup (x) |" in markdown
+    assert "The record of tiny has no hydra." in markdown
+    assert "Also in the record, not in this table: medusa, medusa+koala, eagle+koala." in markdown
+    assert table.splitlines()[0].startswith("method,speedup,speedup_low,speedup_high,speedup_ratio_of_means,speedup_mean_of_ratios,decode_tokens_per_s,")
+    assert set(spec.columns) <= set(COLUMNS)
+
+
+# ---------------------------------------------------------------------------------------------- several targets, paper values
+
+
+def test_targets_stand_below_each_other_with_the_papers_values(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    other = read_run(write_run(tmp_path / "b.jsonl", header=make_header(target="vicuna-7b")))
+    frame = table_frame([run, other], spec, paper)
+    assert list(frame["target"]) == ["tiny"] * 5 + ["vicuna-7b"] * 5
+    assert list(frame["paper_speedup"]) == [None] * 6 + ["unknown"] * 4
+    cells = tuple(cell.model_copy(update={"speedup": 2.5}) if (cell.target, cell.method) == ("vicuna-7b", "eagle") else cell for cell in paper.table1)
+    markdown, latex, _ = (p.read_text(encoding="utf-8") for p in write_table([run, other], tmp_path, spec, paper.model_copy(update={"table1": cells})))
+    assert "| 2.50; unknown |" in markdown
+    assert "Published by its authors for vicuna-7b on MT-bench: EAGLE 2.90x (temperature 0; SafeAILab/EAGLE figs/benchmark.png)." in markdown
+    assert latex.count(r"\midrule") == 2
+    assert markdown.count("**2.47**") == 2
+
+
+def test_records_that_do_not_compare_are_refused(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    header = make_header(target="vicuna-7b")
+    header["limits"]["max_new_tokens"] = 128
+    other = read_run(write_run(tmp_path / "b.jsonl", header=header))
+    with pytest.raises(KoalaBenchError, match=r"differ in limits\.max_new_tokens"):
+        write_table([run, other], tmp_path, spec, paper)
+    with pytest.raises(KoalaBenchError, match="of the same target"):
+        write_table([run, run], tmp_path, spec, paper)
+    with pytest.raises(KoalaBenchError, match="no record"):
+        write_table([], tmp_path, spec, paper)
+    assert not (tmp_path / "table1.md").exists()
+
+
+def test_records_of_other_machines_or_code_do_not_mix_silently(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    alike = make_header(target="vicuna-7b")
+    alike["preset"] = run.header["preset"]
+    same = read_run(write_run(tmp_path / "same.jsonl", header=alike))
+    header = make_header(target="vicuna-13b")
+    header["preset"] = run.header["preset"]
+    header["environment"]["gpu"] = "Another GPU"
+    header["code"]["commit"] = "f" * 40
+    other = read_run(write_run(tmp_path / "other.jsonl", header=header))
+    markdown = write_table([run, same, other], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "tiny and vicuna-13b do not share their environment and code: speedups compare, times do not." in markdown
+    assert "tiny and vicuna-7b do not share" not in markdown
+
+
+def test_the_note_says_which_heads_were_trained_on_the_same_tokens(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    markdown = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "Trained on the same 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala, eagle, eagle+koala." in markdown
+    header = make_header()
+    header["methods"][1]["training"] = {"stream_sha256": "12" * 32, "order_sha256": "ef" * 32, "steps": 5, "tokens": 5_000, "seed": 0}
+    other = read_run(write_run(tmp_path / "b.jsonl", header=header))
+    markdown = write_table([other], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    assert "Trained on the same 5,000 tokens (stream sha256 121212121212, order efefefefefef): medusa." in markdown
+
+
+def test_the_published_values_are_those_of_the_abstract(paper: Paper) -> None:
+    x, percent = paper.koala.speedup_change_x, paper.koala.speedup_change_percent
+    assert (x.low, x.high, percent.low, percent.high) == (0.24, 0.41, 10.57, 14.09)
+    assert {(cell.speedup, cell.acceptance_length) for cell in paper.table1} == {("unknown", "unknown")}
+    assert len(paper.table1) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods = [", "is not TOML"),
+        ('methods = []\nquestions = "mt_bench"\ncolumns = ["speed"]', "unknown column 'speed'. The columns are target, task, questions, method,"),
+        ('methods = []\nquestions = "mt_bench"\ncolumns = []\ntitle = "x"', "title: Extra inputs are not permitted"),
+        ("methods = []\ncolumns = []", "questions: missing"),
+        ('by = "task"\nmethods = []\ncolumns = []', "tasks go with by"),
+        ('methods = []\nquestions = "mt_bench"\ncolumns = []\n[[tasks]]\nname = "a"\nquestions = "b"', "tasks go with by"),
+        ('by = "task"\nmethods = []\ncolumns = []\n[[tasks]]\nname = "a"\nfile = "b"', "tasks.0.questions: Field required"),
+    ],
+)
+def test_a_wrong_table_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(KoalaBenchError) as caught:
+        read_table_spec(tmp_path / "t.toml")
+    assert "t.toml" in str(caught.value)
+    assert message in str(caught.value)
+    with pytest.raises(KoalaBenchError, match="Cannot read"):
+        read_paper(tmp_path / "none.toml")
+
+
+def test_a_synthetic_turn_is_what_the_tests_take_it_for() -> None:
+    assert sum(steps_of("eagle", 81)) + len(steps_of("eagle", 81)) == len(make_turn("eagle", 81, 0)["new_token_ids"] or []) == 36

@@ -1,0 +1,306 @@
+"""Training: one stream for all heads, exact resume, lambda = 0 changes nothing, errors that name the sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from koala_bench.dialogues.encoding import chat_template
+from koala_bench.engine.target import Target, load_target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import FeatureBatch, HeadLoss
+from koala_bench.presets import Preset, load_preset
+from koala_bench.testing import save_tiny_target, tiny_config
+from koala_bench.training import loop as training
+from koala_bench.training.checkpoints import load_head, read_manifest
+from koala_bench.training.experiment import train_heads
+
+
+def conversations(folder: Path, count: int = 120) -> Path:
+    rows = [
+        {"id": f"c{i}", "conversations": [{"from": "human", "value": f"count {i}"}, {"from": "gpt", "value": " ".join(str(i + j) for j in range(3 + i % 9))}]}
+        for i in range(count)
+    ]
+    path = folder / "conversations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def preset_for(target_folder: Path, data: Path, *more: str) -> Preset:
+    return load_preset(
+        "tiny",
+        [
+            f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
+            "training.steps=12", "training.checkpoint_every=4", "training.held_out_evaluations=1", "training.learning_rate=1e-3", *more,
+        ],
+    )  # fmt: skip
+
+
+def run(preset: Preset, methods: list[str], out: Path) -> None:
+    target = load_target(preset.target.name, "cpu", "float32")
+    assert target.tokenizer is not None
+    train_heads(preset, methods, target, chat_template("vicuna_v1.1", target.tokenizer), out)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def equal(first: Path, second: Path) -> bool:
+    one, two = weights(first), weights(second)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_trainings_of_one_process_may_differ_in_precision(target_folder: Path, tmp_path: Path) -> None:
+    data = conversations(tmp_path)
+    for precision in ("no", "bf16", "no"):
+        out = tmp_path / f"{precision}-{len(list(tmp_path.iterdir()))}"
+        run(preset_for(target_folder, data, "training.steps=2", f"training.precision={precision}"), ["eagle"], out)
+    plain, mixed, again = sorted(tmp_path.glob("no-*"))[0], next(tmp_path.glob("bf16-*")), sorted(tmp_path.glob("no-*"))[1]
+    assert equal(plain / "eagle", again / "eagle") and not equal(plain / "eagle", mixed / "eagle")
+
+
+def test_heads_learn_and_leave_the_target_alone(target_folder: Path, tmp_path: Path) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=30")
+    target = load_target(str(target_folder), "cpu", "float32")
+    before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
+    assert target.tokenizer is not None
+    train_heads(preset, ["medusa", "eagle"], target, chat_template("vicuna_v1.1", target.tokenizer), tmp_path / "out")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.model.state_dict().items())
+    lines = [json.loads(line) for line in (tmp_path / "out" / "training.jsonl").read_text().splitlines()]
+    for method in ("medusa", "eagle"):
+        losses = [line["loss"] for line in lines if line["method"] == method and line["kind"] == "step"]
+        assert losses[-1] < losses[0]
+        held = [line for line in lines if line["method"] == method and line["kind"] == "held_out"]
+        assert held[-1]["acceptance_length"] >= 1.0
+        assert "top1_1" in held[-1]
+        assert held[-1]["teacher_forced_rate_by_depth"] == held[-1]["decoded_rate_by_depth"]
+
+
+def test_a_manifest_holds_the_hashes_of_what_went_in(target_folder: Path, tmp_path: Path) -> None:
+    run(preset_for(target_folder, conversations(tmp_path), "training.steps=2"), ["eagle"], tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out" / "eagle")
+    assert manifest is not None
+    assert {"stream_sha256", "order_sha256", "chat_template"} <= manifest.keys()
+    assert {"weights_sha256", "tokenizer_sha256", "config_sha256"} <= manifest["target"].keys()
+
+
+def test_a_head_does_not_depend_on_which_others_train_beside_it(target_folder: Path, tmp_path: Path) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path))
+    run(preset, ["eagle"], tmp_path / "alone")
+    # medusa+koala looks at the target's distributions outside of autocast, eagle within.
+    run(preset, ["medusa", "medusa+koala", "eagle+koala", "eagle"], tmp_path / "together")
+    assert equal(tmp_path / "alone" / "eagle", tmp_path / "together" / "eagle")
+
+
+def test_heads_that_read_different_layers_train_from_one_pass(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=4")
+    passes: list[int] = []
+    real = Target.states
+    monkeypatch.setattr(Target, "states", lambda *arguments, **options: passes.append(1) or real(*arguments, **options))
+    counts = []
+    for methods, folder in ((["eagle"], "eagle"), (["eagle3"], "eagle3"), (["eagle3", "eagle"], "together")):
+        passes.clear()
+        run(preset, methods, tmp_path / folder)
+        counts.append(len(passes))
+    for method in ("eagle", "eagle3"):
+        assert equal(tmp_path / method / method, tmp_path / "together" / method)
+    assert counts[2] == counts[0] + counts[1] - 4 - 1, "each of the four steps has one pass for both, and so has the look at a loaded target"
+
+
+@pytest.mark.parametrize("head", ["medusa", "eagle"])
+def test_lambda_zero_is_the_supervised_run_bit_for_bit(target_folder: Path, tmp_path: Path, head: str) -> None:
+    data = conversations(tmp_path)
+    name = f"{head}+koala"
+    run(preset_for(target_folder, data, f'methods."{name}".objective_options.weight=0.0'), [name], tmp_path / "zero")
+    supervised = preset_for(target_folder, data, f"methods.{head}.layers=2")
+    run(supervised, [head], tmp_path / "supervised")
+    run(preset_for(target_folder, data), [name], tmp_path / "adversarial")
+    assert equal(tmp_path / "zero" / name, tmp_path / "supervised" / head)
+    assert not equal(tmp_path / "zero" / name, tmp_path / "adversarial" / name)
+
+
+def test_an_interrupted_run_ends_in_the_same_weights_and_log(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path))
+    methods = ["medusa+koala", "eagle+koala"]
+    run(preset, methods, tmp_path / "whole")
+
+    real = training.train_step
+    calls = 0
+
+    def dies(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 15:  # in the middle of step 8, after the checkpoint of step 4
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(preset, methods, tmp_path / "broken")
+    assert not (tmp_path / "broken" / "eagle+koala").exists()
+    monkeypatch.setattr(training, "train_step", real)
+    run(preset, methods, tmp_path / "broken")
+    for method in methods:
+        assert equal(tmp_path / "whole" / method, tmp_path / "broken" / method)
+    assert (tmp_path / "whole" / "training.jsonl").read_text() == (tmp_path / "broken" / "training.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_weights(target_folder: Path, tmp_path: Path) -> None:
+    data = conversations(tmp_path)
+    preset = preset_for(target_folder, data, "training.steps=60")
+    run(preset, ["eagle+koala"], tmp_path / "whole")
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, torch
+        torch.set_num_threads(1)
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from pathlib import Path
+        from tests.training.test_training import preset_for, run
+        run(preset_for(Path({str(target_folder)!r}), Path({str(data)!r}), "training.steps=60"), ["eagle+koala"], Path({str(tmp_path / "killed")!r}))
+        """)
+    )
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, str(script)], check=True, stderr=subprocess.DEVNULL)
+    assert equal(tmp_path / "whole" / "eagle+koala", tmp_path / "killed" / "eagle+koala")
+
+
+def test_a_finished_run_is_reused(target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=2")
+    run(preset, ["medusa", "eagle"], tmp_path / "out")
+    stamp = (tmp_path / "out" / "eagle" / "model.safetensors").stat().st_mtime_ns
+    run(preset, ["eagle"], tmp_path / "out")
+    assert (tmp_path / "out" / "eagle" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert "Reusing the trained heads" in capsys.readouterr().err
+
+
+def test_another_run_in_the_same_folder_is_refused_and_nothing_is_lost(target_folder: Path, tmp_path: Path) -> None:
+    data = conversations(tmp_path)
+    run(preset_for(target_folder, data, "training.steps=2"), ["eagle"], tmp_path / "out")
+    before = weights(tmp_path / "out" / "eagle")
+    with pytest.raises(KoalaBenchError, match="belongs to another run: its training differs"):
+        run(preset_for(target_folder, data, "training.steps=3"), ["eagle"], tmp_path / "out")
+    assert all(torch.equal(before[key], tensor) for key, tensor in weights(tmp_path / "out" / "eagle").items())
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(target_folder: Path, tmp_path: Path) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=2")
+    run(preset, ["eagle"], tmp_path / "out")
+    (tmp_path / "out" / "eagle" / "model.safetensors").unlink()
+    checkpoint = tmp_path / "out" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(KoalaBenchError, match=r"checkpoint\.pt is damaged"):
+        run(preset, ["eagle"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["cut", "renamed"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=7", "training.checkpoint_every=2")
+    run(preset, ["eagle"], tmp_path / "whole")
+    real = training.train_step
+
+    def dies(accelerator: Any, arm: Any, batches: Any, options: Any, factor: float, step: int, team: Any) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return real(accelerator, arm, batches, options, factor, step, team)
+
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(preset, ["eagle"], tmp_path / "out")
+    monkeypatch.setattr(training, "train_step", real)
+    checkpoint, before = tmp_path / "out" / "checkpoint.pt", tmp_path / "out" / "checkpoint.earlier.pt"
+    if damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    else:  # as a kill between two renames leaves it
+        checkpoint.unlink()
+    run(preset, ["eagle"], tmp_path / "out")
+    assert "Resuming the training after step 2 of 7" in capsys.readouterr().err
+    assert equal(tmp_path / "whole" / "eagle", tmp_path / "out" / "eagle")
+    assert not before.exists()
+
+
+def test_a_step_holds_the_distributions_of_one_micro_batch(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the largest part of what a head asks for, and gradient accumulation is there to save memory."""
+    preset = preset_for(target_folder, conversations(tmp_path), "training.steps=1", "training.micro_batches=4")
+    held: list[int] = []
+    real, batches = training._loss, []
+
+    def watched(accelerator: Any, arm: Any, batch: FeatureBatch) -> HeadLoss:
+        batches.append(batch)
+        found = real(accelerator, arm, batch)
+        held.append(sum("target_probabilities" in whole.__dict__ for whole in {id(each.whole or each): each.whole or each for each in batches}.values()))
+        return found
+
+    monkeypatch.setattr(training, "_loss", watched)
+    run(preset, ["eagle", "medusa+koala"], tmp_path / "out")
+    assert len({id(batch.whole or batch) for batch in batches}) == 4
+    assert max(held) == 1
+
+
+def test_a_loss_that_is_not_finite_names_step_and_dialogues(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = training.features_of_each
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        batches = real(*arguments, **options)
+        for batch in batches.values():
+            batch.hidden[:] = float("nan")
+        return batches
+
+    monkeypatch.setattr(training, "features_of_each", spoilt)
+    with pytest.raises(KoalaBenchError, match=r"not finite at step 1, on dialogues conversations\.jsonl:\d+"):
+        run(preset_for(target_folder, conversations(tmp_path)), ["eagle"], tmp_path / "out")
+
+
+def test_a_head_of_another_target_is_refused(target_folder: Path, tmp_path: Path) -> None:
+    run(preset_for(target_folder, conversations(tmp_path), "training.steps=2"), ["eagle"], tmp_path / "out")
+    other: Target = load_target(str(save_tiny_target(tmp_path / "other", tiny_config(hidden_size=64))), "cpu", "float32")
+    with pytest.raises(KoalaBenchError, match="for a target of width 32"):
+        load_head(tmp_path / "out" / "eagle", other)
+
+
+@pytest.mark.parametrize("damage", ["config", "weights", "missing"])
+def test_a_damaged_head_is_one_clear_error(target_folder: Path, tmp_path: Path, damage: str) -> None:
+    run(preset_for(target_folder, conversations(tmp_path), "training.steps=2"), ["eagle"], tmp_path / "out")
+    folder = tmp_path / "out" / "eagle"
+    if damage == "config":
+        (folder / "config.json").write_text("{")
+    elif damage == "weights":
+        (folder / "model.safetensors").write_bytes(b"not weights")
+    else:
+        (folder / "config.json").unlink()
+    with pytest.raises(KoalaBenchError, match="eagle"):
+        load_head(folder, load_target(str(target_folder), "cpu", "float32"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.stepz=3", "stepz"), ("training.steps=0", "training.steps"), ("training.steps='many'", "training.steps"),
+        ("methods.eagle.options.lairs=2", "layers"),
+        ('methods."eagle+koala".objective="coala"', "koala"), ("methods.eagle.head='eagel'", "eagle"), ("methods.eagle.head='./none.py:Head'", "none.py"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_clear_error(target_folder: Path, tmp_path: Path, setting: str, words: str) -> None:
+    with pytest.raises(KoalaBenchError, match=words):
+        run(preset_for(target_folder, conversations(tmp_path), setting), ["eagle", "eagle+koala"], tmp_path / "out")

@@ -19,14 +19,18 @@ def install(session: nox.Session, *extras: str) -> None:
 
 @nox.session
 def reproduce_table1(session: nox.Session) -> None:
-    """Table 1: train the heads, decode the questions, write table, figure and records (-- --quick, -- --preset vicuna-7b)."""
+    """Table 1: train the heads, decode the questions, write table, figure and records (-- --quick, -- --preset
+    vicuna-7b).
+    """
     install(session)
     session.run("koala-bench", "reproduce", "table1", *session.posargs)
 
 
 @nox.session
 def reproduce_table2(session: nox.Session) -> None:
-    """Table 2, by task: on the files of a data folder (-- --data-dir data), or by the categories of the preset's own questions."""
+    """Table 2, by task: on the files of a data folder (-- --data-dir data), or by the categories of the preset's own
+    questions.
+    """
     install(session)
     session.run("koala-bench", "reproduce", "table2", *session.posargs)
 
@@ -61,7 +65,9 @@ def reproduce_all(session: nox.Session) -> None:
 
 @nox.session
 def compare(session: nox.Session) -> None:
-    """A head of your own beside the baselines, with a verdict (-- --methods vanilla,medusa,eagle,./my_head.py:MyHead --quick)."""
+    """A head of your own beside the baselines, with a verdict (-- --methods vanilla,medusa,eagle,./my_head.py:MyHead
+    --quick).
+    """
     install(session)
     session.run("koala-bench", "compare", *session.posargs)
 
@@ -84,21 +90,27 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Vanilla against transformers' generate, steps against context, heads trained together against each alone; five minutes at most."""
+    """Vanilla against transformers' generate, steps against context, heads trained together against each alone; five
+    minutes at most.
+    """
     install(session)
     session.run("koala-bench", "benchmark", *session.posargs)
 
 
 @nox.session
 def device_report(session: nox.Session) -> None:
-    """What a GPU makes of vanilla steps, verifications and drafts, with random weights of Vicuna's shapes (-- --device cpu tries it without one)."""
+    """What a GPU makes of vanilla steps, verifications and drafts, with random weights of Vicuna's shapes (-- --device
+    cpu tries it without one).
+    """
     install(session)
     session.run("koala-bench", "device-report", *session.posargs)
 
 
 @nox.session(default=False)
 def pretrain(session: nox.Session) -> None:
-    """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one; --source FOLDER reads conversations)."""
+    """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one;
+    --source FOLDER reads conversations).
+    """
     install(session)
     session.run("koala-bench", "pretrain", *session.posargs)
 
@@ -110,7 +122,29 @@ def regression(session: nox.Session) -> None:
     folder = "results/runs/regression"
     if Path(folder).exists():
         shutil.rmtree(folder)  # a finished record would be reused, and nothing new would be checked
-    methods = ("--methods", "vanilla,eagle,eagle+koala", "--limit", "2", "--max-new-tokens", "64", "--device", "cpu", "--dtype", "float32", "--engine", "eager")
+    methods = (
+        "--methods",
+        "vanilla,eagle,eagle+koala",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "64",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--engine",
+        "eager",
+    )
     session.run("koala-bench", "evaluate", "--heads", "results/regression/heads", *methods, "--out", folder)
-    reports = () if "--update" in session.posargs else ("--junit", f"{folder}/junit.xml", "--markdown", f"{folder}/report.md")
-    session.run("koala-bench", "check", "results/regression/baseline.jsonl", f"{folder}/records.jsonl", *reports, *session.posargs)
+    reports = (
+        () if "--update" in session.posargs else ("--junit", f"{folder}/junit.xml", "--markdown", f"{folder}/report.md")
+    )
+    session.run(
+        "koala-bench",
+        "check",
+        "results/regression/baseline.jsonl",
+        f"{folder}/records.jsonl",
+        *reports,
+        *session.posargs,
+    )

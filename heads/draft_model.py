@@ -1,8 +1,9 @@
-"""Speculative decoding with a small draft model (Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318).
+"""Speculative decoding with a small draft model (Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv
+2302.01318).
 
-Any causal LM that shares the target's tokenizer guesses what the target says; Spec-Bench calls the method SpS. Nothing of it is
-trained here: the model is loaded as it is, and reads nothing but the settled tokens. Published implementations draft chains;
-ours grows whatever tree it is asked for.
+Any causal LM that shares the target's tokenizer guesses what the target says; Spec-Bench calls the method SpS. Nothing
+of it is trained here: the model is loaded as it is, and reads nothing but the settled tokens. Published implementations
+draft chains; ours grows whatever tree it is asked for.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template
 
-_REMEDY = "Give the option 'model': a causal LM with the target's own tokenizer, such as a smaller one of its family (bundled name, hub id or folder)."
+_REMEDY = (
+    "Give the option 'model': a causal LM with the target's own tokenizer, such as a smaller one of its family (bundled"
+    " name, hub id or folder)."
+)
 
 
 class DraftModel(nn.Module):
     """Drafts with another causal LM, on the target's device and in its dtype.
 
-    A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled tokens
-    (the accepted ones once more, in the same pass as the new root) and scores the first level, then each level but the last is
-    one pass over those of its nodes that have children. ``chain-4`` is 4 passes, ``4x2x1`` is 3, ``dynamic-5x8x25`` is 6. The first
-    of an answer reads the whole prompt.
+    A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled
+    tokens (the accepted ones once more, in the same pass as the new root) and scores the first level, then each level
+    but the last is one pass over those of its nodes that have children. ``chain-4`` is 4 passes, ``4x2x1`` is 3,
+    ``dynamic-5x8x25`` is 6. The first of an answer reads the whole prompt.
 
-    The draft model's output layer may be padded to another length than the target's: ids that only one of the two has are never
-    proposed. Where its context ends before the target's, nothing is drafted any more.
+    The draft model's output layer may be padded to another length than the target's: ids that only one of the two has
+    are never proposed. Where its context ends before the target's, nothing is drafted any more.
 
     Args:
         model: bundled name, hub id or folder of the draft model.
@@ -100,7 +104,9 @@ class DraftModel(nn.Module):
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""
         count = new.tokens.shape[0]
-        states = self._states(new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory)[-1:]
+        states = self._states(
+            new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory
+        )[-1:]
         return self._logits(states), states
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
@@ -112,20 +118,32 @@ class DraftModel(nn.Module):
 
     # ------------------------------------------------------------------------------ the model
 
-    def _states(self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: Any, memory: Memory) -> torch.Tensor:
+    def _states(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: Any, memory: Memory
+    ) -> torch.Tensor:
         """Last states [tokens, width] of tokens at positions ``places`` [1, tokens]."""
         if self._own < self._vocab_size:
-            tokens = tokens.clamp(max=self._own - 1)  # padding of the target's output layer, which it never says in earnest
+            tokens = tokens.clamp(
+                max=self._own - 1
+            )  # padding of the target's output layer, which it never says in earnest
         cache = windows(memory.buffers.squeeze(2), start, tokens.shape[0])
         wide = None if mask is None else mask[None, None]
-        found = self._model.decoder(input_ids=tokens[None], attention_mask=wide, position_ids=places, past_key_values=cache, use_cache=True)
+        found = self._model.decoder(
+            input_ids=tokens[None], attention_mask=wide, position_ids=places, past_key_values=cache, use_cache=True
+        )
         states: torch.Tensor = found.last_hidden_state[0]
         return states
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits over the target's ids; those that the draft model lacks are impossible, and its own surplus is cut off."""
+        """Logits over the target's ids; those that the draft model lacks are impossible, and its own surplus is cut
+        off.
+        """
         logits = self._model.output(states)[:, : self._known]
-        return F.pad(logits, (0, self._vocab_size - self._known), value=-torch.inf) if self._known < self._vocab_size else logits
+        return (
+            F.pad(logits, (0, self._vocab_size - self._known), value=-torch.inf)
+            if self._known < self._vocab_size
+            else logits
+        )
 
 
 def _load(spec: TargetSpec, name: str, revision: str | None) -> Target:
@@ -138,12 +156,15 @@ def _load(spec: TargetSpec, name: str, revision: str | None) -> Target:
         if problem := _difference(spec.tokenizer, model.tokenizer):
             raise KoalaBenchError(f"The draft model {name} has another tokenizer than the target: {problem}.", _REMEDY)
     elif model.model.config.vocab_size != spec.vocab_size:
-        raise KoalaBenchError(f"The draft model {name} has {model.model.config.vocab_size} tokens, the target {spec.vocab_size}.", _REMEDY)
+        raise KoalaBenchError(
+            f"The draft model {name} has {model.model.config.vocab_size} tokens, the target {spec.vocab_size}.", _REMEDY
+        )
     return model
 
 
 def _difference(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> str | None:
-    """How two tokenizers differ in what an id means, or None. Either may have added tokens that the other lacks, such as one for padding.
+    """How two tokenizers differ in what an id means, or None. Either may have added tokens that the other lacks, such
+    as one for padding.
 
     Only ids are exchanged, so how text becomes ids is the target's business alone.
     """

@@ -1,4 +1,5 @@
-"""EAGLE-1 and EAGLE-2 (Li et al. 2024, arXiv 2401.15077, 2406.16858): an autoregressive head over the target's hidden states.
+"""EAGLE-1 and EAGLE-2 (Li et al. 2024, arXiv 2401.15077, 2406.16858): an autoregressive head over the target's hidden
+states.
 
 The state at ``t`` and the embedding of token ``t + 1`` go through one linear layer and K decoder layers, and come out
 as a guess of the state at ``t + 1``; the target's own output layer turns it into token ``t + 2``. Several layers
@@ -31,8 +32,8 @@ class Eagle(nn.Module):
         attention_heads, kv_heads, intermediate, rope_base, norm_eps: shape of a layer; the target's own where None.
         bias: whether the first linear layer has one.
         noise: range of the uniform noise on the input states in training (upstream ``AddUniformNoise``: 0.2).
-        checkpointing: in training keep only what goes into each layer and compute the rest again for the gradients, as upstream does; costs
-            another forward pass of the layers and saves most of their memory.
+        checkpointing: in training keep only what goes into each layer and compute the rest again for the gradients, as
+            upstream does; costs another forward pass of the layers and saves most of their memory.
         regression_weight, classification_weight: of the smooth-L1 and the soft cross-entropy (upstream: 1.0 and 0.1).
     """
 
@@ -75,19 +76,36 @@ class Eagle(nn.Module):
         return self._drafter.draft(self._text, new, self.pick)
 
     def read(self, new: Committed, memory: Memory) -> Scored:
-        """Write the rows of the settled pairs, which hold true states of the target; carries the state predicted of the last one."""
+        """Write the rows of the settled pairs, which hold true states of the target; carries the state predicted of the
+        last one.
+        """
         count = new.tokens.shape[0]
-        state = self._run(new.tokens, new.hidden[:, -1], memory.positions(0, count), memory.rows(0, count), memory.causal(count), memory.buffers)[-1:]
+        state = self._run(
+            new.tokens,
+            new.hidden[:, -1],
+            memory.positions(0, count),
+            memory.rows(0, count),
+            memory.causal(count),
+            memory.buffers,
+        )[-1:]
         return self._output(state), state
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
         table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
-        states = self._run(level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers)
+        states = self._run(
+            level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers
+        )
         return self._output(states), states
 
     def _run(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: Any, mask: torch.Tensor | None, buffers: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        states: torch.Tensor,
+        table: torch.Tensor,
+        start: Any,
+        mask: torch.Tensor | None,
+        buffers: torch.Tensor,
     ) -> torch.Tensor:
         """Predicted states [new, width] after (state, next token) pairs, whose rows are written from row ``start`` on."""
         x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
@@ -108,23 +126,33 @@ class Eagle(nn.Module):
         x = self.fc(torch.cat([self._embed(ids).to(states.dtype), states], dim=-1))
         table = rotary_table(ids.shape[1], self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
         for layer in self.layers:
-            x = checkpoint(layer, x, table, use_reentrant=False) if self.checkpointing and torch.is_grad_enabled() else layer(x, table)
+            x = (
+                checkpoint(layer, x, table, use_reentrant=False)
+                if self.checkpointing and torch.is_grad_enabled()
+                else layer(x, table)
+            )
         return x
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
-        """Smooth-L1 on the next state and soft cross-entropy on the next distribution (upstream ``eagle/train/main.py``).
+        """Smooth-L1 on the next state and soft cross-entropy on the next distribution (upstream
+        ``eagle/train/main.py``).
 
-        As there, position ``t`` counts where token ``t`` belongs to an answer, and the last token of a dialogue never does.
+        As there, position ``t`` counts where token ``t`` belongs to an answer, and the last token of a dialogue never
+        does.
         """
         hidden = batch.hidden[:, :, -1].float()
         noisy = hidden
         if self.noise and self.training:
             draw = torch.Generator(device=hidden.device).manual_seed(batch.seed)
             scale = self.noise * 512.0 / batch.lengths.float()
-            noisy = hidden + (torch.rand(hidden.shape, generator=draw, device=hidden.device) - 0.5) * scale[:, None, None]
+            noisy = (
+                hidden + (torch.rand(hidden.shape, generator=draw, device=hidden.device) - 0.5) * scale[:, None, None]
+            )
         predicted = self(batch.ids[:, 1:], noisy[:, :-1])
         # Behind a row's last token stands padding, which has no state worth predicting.
-        counted = batch.supervised[:, :-1] & (torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None])
+        counted = batch.supervised[:, :-1] & (
+            torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
+        )
         rows_short = counted.flatten().nonzero()[:, 0]
         tokens = batch.ids.shape[1]
         rows = rows_short // (tokens - 1) * tokens + rows_short % (tokens - 1)

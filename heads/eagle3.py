@@ -1,14 +1,16 @@
-"""EAGLE-3 (Li et al. 2025, arXiv 2503.01840): an autoregressive head that reads three layers of the target and predicts tokens alone.
+"""EAGLE-3 (Li et al. 2025, arXiv 2503.01840): an autoregressive head that reads three layers of the target and predicts
+tokens alone.
 
-The target's states of a low, a middle and a high layer at ``t`` are fused by one linear layer; with the embedding of token ``t + 1``
-they go through a decoder layer that attends from both, K - 1 ordinary ones, a norm and an output layer of the head's own, which guesses
-token ``t + 2``. What comes out of the last layer takes the place of the fused states at drafted tokens. No loss asks it to resemble a
-state of the target; instead training unrolls the head over its own output, as drafting does (training-time test).
+The target's states of a low, a middle and a high layer at ``t`` are fused by one linear layer; with the embedding of
+token ``t + 1`` they go through a decoder layer that attends from both, K - 1 ordinary ones, a norm and an output layer
+of the head's own, which guesses token ``t + 2``. What comes out of the last layer takes the place of the fused states
+at drafted tokens. No loss asks it to resemble a state of the target; instead training unrolls the head over its own
+output, as drafting does (training-time test).
 
-Published heads hold the same tensors: ``fc``, ``norm``, ``lm_head`` and ``midlayer.{self_attn.*_proj, mlp.*_proj, hidden_norm, input_layernorm,
-post_attention_layernorm}`` under these names. Many draft only the 32,000 commonest tokens of a larger vocabulary; their ids, which ``d2t``
-and ``t2d`` say there, are ``draft_vocabulary`` here, and without it the head has the target's whole vocabulary. ``layers`` is this
-project's, for K above 1.
+Published heads hold the same tensors: ``fc``, ``norm``, ``lm_head`` and ``midlayer.{self_attn.*_proj, mlp.*_proj,
+hidden_norm, input_layernorm, post_attention_layernorm}`` under these names. Many draft only the 32,000 commonest tokens
+of a larger vocabulary; their ids, which ``d2t`` and ``t2d`` say there, are ``draft_vocabulary`` here, and without it
+the head has the target's whole vocabulary. ``layers`` is this project's, for K above 1.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ _FUSED = 3
 
 
 def fused_layers(layers: int) -> tuple[int, ...]:
-    """Which hidden states of a target to read: three to be fused, and at the end the last state, as the harness asks of every head.
+    """Which hidden states of a target to read: three to be fused, and at the end the last state, as the harness asks of
+    every head.
 
-    The input of layers 2, n/2 and n - 3 (upstream ``modeling_llama_kv.py``). With fewer than seven layers there are no such three
-    in order; then the states after about a third and two thirds of the layers, and the last one.
+    The input of layers 2, n/2 and n - 3 (upstream ``modeling_llama_kv.py``). With fewer than seven layers there are no
+    such three in order; then the states after about a third and two thirds of the layers, and the last one.
     """
     if layers >= 7:
         return 2, layers // 2, layers - 3, -1
@@ -53,8 +56,9 @@ class Eagle3(nn.Module):
         steps: how far training unrolls (upstream: 7, for trees 8 deep; each costs as much as the first).
         decay: weight of a step's loss over that of the step before (upstream: 0.8).
         attention_heads, kv_heads, intermediate, rope_base, norm_eps: shape of a layer; the target's own where None.
-        draft_vocabulary: how many of the target's tokens it can draft, all if None. Which these are is a buffer of the same name [count],
-            saved with the head; in a new head they are the first, in an imported one those of its file. The others are never proposed.
+        draft_vocabulary: how many of the target's tokens it can draft, all if None. Which these are is a buffer of the
+            same name [count], saved with the head; in a new head they are the first, in an imported one those of its
+            file. The others are never proposed.
 
     Raises:
         KoalaBenchError: there are no layers, no steps, no tokens to draft or more than the target has.
@@ -74,7 +78,10 @@ class Eagle3(nn.Module):
                 raise KoalaBenchError(f"EAGLE-3's number of {name} is {count}.", "It must be at least 1.")
         drafted = spec.vocab_size if draft_vocabulary is None else draft_vocabulary
         if type(drafted) is not int or not 1 <= drafted <= spec.vocab_size:
-            raise KoalaBenchError(f"EAGLE-3's draft_vocabulary is {drafted!r}.", f"It must be a number of tokens from 1 to the target's {spec.vocab_size}.")
+            raise KoalaBenchError(
+                f"EAGLE-3's draft_vocabulary is {drafted!r}.",
+                f"It must be a number of tokens from 1 to the target's {spec.vocab_size}.",
+            )
         self.features = fused_layers(spec.layers)
         self.steps, self.decay = steps, decay
         self.pick: Pick = best
@@ -119,19 +126,36 @@ class Eagle3(nn.Module):
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Write the rows of settled tokens from fused states of the target; carries what came out of the last one."""
         count = new.tokens.shape[0]
-        x = self._run(new.tokens, self._fused(new.hidden), memory.positions(0, count), memory.rows(0, count), memory.causal(count), memory.buffers)[-1:]
+        x = self._run(
+            new.tokens,
+            self._fused(new.hidden),
+            memory.positions(0, count),
+            memory.rows(0, count),
+            memory.causal(count),
+            memory.buffers,
+        )[-1:]
         return self._scores(x), x
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
         """Write the rows of a level; a node pairs its token with what came out above it."""
         table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
-        x = self._run(level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers)
+        x = self._run(
+            level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers
+        )
         return self._scores(x), x
 
     def _run(
-        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: Any, mask: torch.Tensor | None, buffers: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        states: torch.Tensor,
+        table: torch.Tensor,
+        start: Any,
+        mask: torch.Tensor | None,
+        buffers: torch.Tensor,
     ) -> torch.Tensor:
-        """What the last layer makes [new, width] of pairs of a state and the token after it, whose rows begin at ``start``."""
+        """What the last layer makes [new, width] of pairs of a state and the token after it, whose rows begin at
+        ``start``.
+        """
         own = buffers.unbind(0)
         x = self.midlayer(self._embed(tokens)[None], states[None], table, own[0], start, mask)
         for layer, rows in zip(self.layers, own[1:], strict=True):
@@ -143,19 +167,23 @@ class Eagle3(nn.Module):
         return self._spread(self.lm_head(self.norm(states)))
 
     def _spread(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [rows, draft vocabulary] among all tokens of the target [rows, vocab_size]; what it cannot draft is impossible."""
+        """Scores [rows, draft vocabulary] among all tokens of the target [rows, vocab_size]; what it cannot draft is
+        impossible.
+        """
         if self.draft_vocabulary is None:
             return scores
-        return scores.new_full((scores.shape[0], self._vocab_size), -torch.inf).index_copy(1, self.draft_vocabulary, scores)
+        return scores.new_full((scores.shape[0], self._vocab_size), -torch.inf).index_copy(
+            1, self.draft_vocabulary, scores
+        )
 
     # ------------------------------------------------------------------------------ training
 
     def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """What the last layer makes of whole sequences [batch, tokens, width], at each step of the unrolled pass.
 
-        At step ``i`` place ``t`` reads its own output of step ``i - 1`` and token ``ids[:, t + i]``, and attends to the pairs of the
-        target's states up to ``t`` and to its own of the steps since: to what drafting from ``t`` on would see along the text.
-        Places without such a token read token 0 and come out as whatever; no other place sees them.
+        At step ``i`` place ``t`` reads its own output of step ``i - 1`` and token ``ids[:, t + i]``, and attends to the
+        pairs of the target's states up to ``t`` and to its own of the steps since: to what drafting from ``t`` on would
+        see along the text. Places without such a token read token 0 and come out as whatever; no other place sees them.
 
         Args:
             ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose states are ``hidden[:, t]``.
@@ -176,11 +204,12 @@ class Eagle3(nn.Module):
         return outs
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
-        """Cross-entropy against the target's distribution at each step, weighted by powers of ``decay`` (upstream ``traineagle3``).
+        """Cross-entropy against the target's distribution at each step, weighted by powers of ``decay`` (upstream
+        ``traineagle3``).
 
-        As there, a prediction from ``t`` at step ``i`` counts where token ``t + i`` belongs to an answer. Here the mean is over those
-        that count, there over all places of the batch. Also as there, a smaller draft vocabulary learns the target's distribution
-        restricted to it, and nothing where the target's likeliest token is outside.
+        As there, a prediction from ``t`` at step ``i`` counts where token ``t + i`` belongs to an answer. Here the mean
+        is over those that count, there over all places of the batch. Also as there, a smaller draft vocabulary learns
+        the target's distribution restricted to it, and nothing where the target's likeliest token is outside.
         """
         own = self.fc.weight.dtype
         outs = self(batch.ids[:, 1:], batch.hidden[:, :-1].to(own))
@@ -197,14 +226,25 @@ class Eagle3(nn.Module):
             rows = row * tokens + place
             feature = self.norm(out[row, place])
             vocabulary = self.lm_head.out_features
-            loss, right, scored = token_loss(self.lm_head, feature, targets[rows + depth], likeliest[rows + depth], vocabulary, own)
+            loss, right, scored = token_loss(
+                self.lm_head, feature, targets[rows + depth], likeliest[rows + depth], vocabulary, own
+            )
             total = total + self.decay**step * loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, self._spread(scored) if isinstance(scored, torch.Tensor) else _then(scored, self._spread)))
+            predictions.append(
+                Prediction(
+                    depth,
+                    rows,
+                    feature,
+                    self._spread(scored) if isinstance(scored, torch.Tensor) else _then(scored, self._spread),
+                )
+            )
         return HeadLoss(total, parts, tuple(predictions))
 
     def _wanted(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What to learn of the target's distributions [rows, vocab_size]: [rows, draft vocabulary], and the likeliest token's place in it or -1."""
+        """What to learn of the target's distributions [rows, vocab_size]: [rows, draft vocabulary], and the likeliest
+        token's place in it or -1.
+        """
         likeliest = targets.argmax(-1)
         if self.draft_vocabulary is None:
             return targets, likeliest
@@ -218,7 +258,9 @@ class Eagle3(nn.Module):
 
 
 def _check_draft_vocabulary(head: Eagle3, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
-    """Have ``load_state_dict`` refuse ids that are no places of different tokens: what is scored by them would fail, or be lost."""
+    """Have ``load_state_dict`` refuse ids that are no places of different tokens: what is scored by them would fail, or
+    be lost.
+    """
     ids = state.get(f"{prefix}draft_vocabulary")
     if ids is None or head.draft_vocabulary is None:
         return  # missing or too many, which is found without us
@@ -231,6 +273,8 @@ def _check_draft_vocabulary(head: Eagle3, state: dict[str, torch.Tensor], prefix
         faults.append("draft_vocabulary holds an id more than once.")
 
 
-def _then(compute: Callable[[slice], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[slice], torch.Tensor]:
+def _then(
+    compute: Callable[[slice], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[slice], torch.Tensor]:
     """What computes the one of a slice of the rows and changes it then."""
     return lambda rows: change(compute(rows))

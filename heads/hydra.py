@@ -1,15 +1,18 @@
-"""Hydra (Ankner et al. 2024, arXiv 2402.05109): Medusa's heads made sequential, each reads the tokens drafted before its own.
+"""Hydra (Ankner et al. 2024, arXiv 2402.05109): Medusa's heads made sequential, each reads the tokens drafted before
+its own.
 
-Head ``i`` takes the target's state and the embeddings of the root and of the ``i`` tokens drafted after it, and guesses the token
-``i + 2`` places after the state's: a first block from all of them to one width, with a linear layer instead of the residual path
-that Medusa's blocks have, K - 1 residual blocks, and a projection to the vocabulary with a bias. ``prefix`` is Hydra++'s: the heads
-read what a decoder layer of their own makes of all states so far, instead of the last state itself.
+Head ``i`` takes the target's state and the embeddings of the root and of the ``i`` tokens drafted after it, and guesses
+the token ``i + 2`` places after the state's: a first block from all of them to one width, with a linear layer instead
+of the residual path that Medusa's blocks have, K - 1 residual blocks, and a projection to the vocabulary with a bias.
+``prefix`` is Hydra++'s: the heads read what a decoder layer of their own makes of all states so far, instead of the
+last state itself.
 
-The K blocks are distinct; the official code repeats one block K - 1 times, as Medusa's does. Its ``hydra_lm_head.pt`` holds the same
-tensors. With a prefix: ``hydra_mlp.{i}.1.linear`` and ``.res_connection`` are here ``heads.{i}.first.linear`` and ``.residual``,
-``hydra_mlp.{i}.3.linear`` (and 5, 7, ..., one tensor under several names) is ``heads.{i}.blocks.{k}.linear``, ``hydra_lm_head.{i}.1`` is
-``heads.{i}.output``, ``prefix_embeding_layer.layers.0`` and ``.norm`` are ``prefix.layer`` and ``prefix.norm``. Without one there is no
-dropout between them: ``hydra_mlp.{i}.0``, ``hydra_mlp.{i}.1`` and on, and ``hydra_lm_head.{i}``.
+The K blocks are distinct; the official code repeats one block K - 1 times, as Medusa's does. Its ``hydra_lm_head.pt``
+holds the same tensors. With a prefix: ``hydra_mlp.{i}.1.linear`` and ``.res_connection`` are here
+``heads.{i}.first.linear`` and ``.residual``, ``hydra_mlp.{i}.3.linear`` (and 5, 7, ..., one tensor under several names)
+is ``heads.{i}.blocks.{k}.linear``, ``hydra_lm_head.{i}.1`` is ``heads.{i}.output``, ``prefix_embeding_layer.layers.0``
+and ``.norm`` are ``prefix.layer`` and ``prefix.norm``. Without one there is no dropout between them:
+``hydra_mlp.{i}.0``, ``hydra_mlp.{i}.1`` and on, and ``hydra_lm_head.{i}``.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ from koala_bench.tree import DraftTree, Template
 
 
 class _Block(nn.Module):
-    """``x + SiLU(W x + b)``; where several vectors come in, a linear layer takes them to the width of one in the place of ``x``."""
+    """``x + SiLU(W x + b)``; where several vectors come in, a linear layer takes them to the width of one in the place
+    of ``x``.
+    """
 
     def __init__(self, width: int, sources: int = 1) -> None:
         super().__init__()
@@ -58,7 +63,9 @@ class _Head(nn.Module):
             self.output.weight.copy_(output_weight)
 
     def feature(self, known: torch.Tensor) -> torch.Tensor:
-        """What the projection reads, [rows, width], from a state and the tokens' embeddings [rows, (1 + tokens) * width]."""
+        """What the projection reads, [rows, width], from a state and the tokens' embeddings [rows, (1 + tokens) *
+        width].
+        """
         x: torch.Tensor = self.first(known)
         for block in self.blocks:
             x = block(x)
@@ -84,14 +91,15 @@ class _Prefix(nn.Module):
 class Hydra(nn.Module):
     """``heads`` dependent guessers with ``layers`` blocks each.
 
-    Blocks and projections start as the official code's: the blocks' W at zero, the projections as copies of the target's output
-    layer, the linear layer on the residual path as PyTorch draws it. Its dropout of 0.2 is left out.
+    Blocks and projections start as the official code's: the blocks' W at zero, the projections as copies of the
+    target's output layer, the linear layer on the residual path as PyTorch draws it. Its dropout of 0.2 is left out.
 
     Args:
         heads: how many tokens ahead it drafts.
         layers: blocks a head (KOALA's K).
         prefix: whether the heads read states through a decoder layer of the target's shape (Hydra++).
-        labels: what they are trained on: ``data``, the data's tokens, as Medusa is and plain Hydra; or ``target``, the target's distribution (Hydra++).
+        labels: what they are trained on: ``data``, the data's tokens, as Medusa is and plain Hydra; or ``target``, the
+            target's distribution (Hydra++).
 
     Raises:
         KoalaBenchError: there are no heads, no layers or no such labels.
@@ -99,7 +107,9 @@ class Hydra(nn.Module):
 
     features = (-1,)
 
-    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1, prefix: bool = False, labels: str = "data") -> None:
+    def __init__(
+        self, spec: TargetSpec, heads: int = 4, layers: int = 1, prefix: bool = False, labels: str = "data"
+    ) -> None:
         super().__init__()
         for name, count in (("heads", heads), ("layers", layers)):
             if count < 1:
@@ -165,8 +175,8 @@ class Hydra(nn.Module):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Sum over heads of the cross-entropy on answer tokens, against the data's tokens or the target's distribution.
 
-        The latter is the teacher loss that Hydra++ is trained with (upstream ``hydra/train/train.py`` with a teacher weight of 1 and
-        an LM weight of 0). Heads read the data's tokens, whatever was drafted before them.
+        The latter is the teacher loss that Hydra++ is trained with (upstream ``hydra/train/train.py`` with a teacher
+        weight of 1 and an LM weight of 0). Heads read the data's tokens, whatever was drafted before them.
         """
         own = self._head(0).output.weight.dtype
         hidden = batch.hidden[:, :, -1].to(own)

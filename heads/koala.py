@@ -1,7 +1,7 @@
 """KOALA's adversarial objective (Zhang et al. 2024, arXiv 2408.08146): the head against a discriminator.
 
-The paper's text beyond its abstract was not at hand, so everything below "the head is the generator, a discriminator tells
-its tokens from the target's, both are trained in turn beside the supervised loss" is this project's own choice.
+The paper's text beyond its abstract was not at hand, so everything below "the head is the generator, a discriminator
+tells its tokens from the target's, both are trained in turn beside the supervised loss" is this project's own choice.
 The objective wraps any head that reports its predictions; K layers are an option of the heads themselves.
 """
 
@@ -22,7 +22,9 @@ from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
 
 RATE_SCHEDULES = ("constant", "cosine")
 _RATIO_EVERY = 8  # steps between two looks at the gradients' norms, which cost two backward passes and change slowly
-_NOISE_STREAM = 0x6B6F616C61  # sets the discriminator's noise apart from that of a head, which starts from the same seed
+_NOISE_STREAM = (
+    0x6B6F616C61  # sets the discriminator's noise apart from that of a head, which starts from the same seed
+)
 
 
 def _alone(measure: Callable[[], float | None]) -> float | None:
@@ -34,11 +36,12 @@ class Adversarial(nn.Module):
 
     Args:
         discriminator: what D sees: ``feature``, the target's next state against the head's; ``embedding``, the expected
-            embedding under the target's and the head's distribution; or ``sequence``, a run of descriptions judged as a whole:
-            all depths drafted from one state, or ``window`` neighbouring predictions of a head that looks one token ahead.
+            embedding under the target's and the head's distribution; or ``sequence``, a run of descriptions judged as a
+            whole: all depths drafted from one state, or ``window`` neighbouring predictions of a head that looks one
+            token ahead.
         weight: lambda. Zero leaves the supervised run as it is, bit for bit.
-        balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's output,
-            which is measured at every eighth step.
+        balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's
+            output, which is measured at every eighth step.
         start, ramp: fractions of training after which the term sets in, and over which it grows to ``weight``.
         hidden, hidden_layers: width and number of D's hidden layers.
         learning_rate: D's own, for Adam with betas (0.5, 0.9).
@@ -47,9 +50,11 @@ class Adversarial(nn.Module):
         window: length of a ``sequence`` where the head predicts one depth only.
         spectral: spectral normalisation of D's weights (Miyato et al. 2018).
         r1: gamma of the penalty gamma/2 |dD/dx|^2 on the target's descriptions (R1, Mescheder et al. 2018).
-        noise: standard deviation of the noise on descriptions, target's and head's, whose own is 1 (instance noise, Soenderby et al. 2016).
+        noise: standard deviation of the noise on descriptions, target's and head's, whose own is 1 (instance noise,
+            Soenderby et al. 2016).
         noise_until: fraction of training at which that noise, falling linearly from ``start`` on, has come to nothing.
-        rate_schedule: ``constant``, or ``cosine``: D's rate falls along half a cosine from ``start`` to zero at the end.
+        rate_schedule: ``constant``, or ``cosine``: D's rate falls along half a cosine from ``start`` to zero at the
+            end.
     """
 
     def __init__(
@@ -58,7 +63,11 @@ class Adversarial(nn.Module):
         window: int = 4, spectral: bool = False, r1: float = 0.0, noise: float = 0.0, noise_until: float = 1.0, rate_schedule: str = "constant",
     ) -> None:  # fmt: skip
         super().__init__()
-        choices = (("discriminator", discriminator, DISCRIMINATORS), ("description", described, DESCRIPTIONS), ("schedule", rate_schedule, RATE_SCHEDULES))
+        choices = (
+            ("discriminator", discriminator, DISCRIMINATORS),
+            ("description", described, DESCRIPTIONS),
+            ("schedule", rate_schedule, RATE_SCHEDULES),
+        )
         for what, value, known in choices:
             if value not in known:
                 raise KoalaBenchError(f"Unknown {what} '{value}'.", f"Use one of {', '.join(known)}.")
@@ -71,7 +80,10 @@ class Adversarial(nn.Module):
         if not 2 <= window <= depths:
             raise KoalaBenchError(f"The discriminator's window is {window}.", f"It must be 2 to {depths} (its depths).")
         if noise and noise_until <= start:
-            raise KoalaBenchError(f"The noise ends at {noise_until}, before the adversarial term sets in at {start}.", "Raise noise_until.")
+            raise KoalaBenchError(
+                f"The noise ends at {noise_until}, before the adversarial term sets in at {start}.",
+                "Raise noise_until.",
+            )
         self.weight, self.balanced, self.start, self.ramp = weight, balanced, start, ramp
         self.learning_rate, self.rate_schedule = learning_rate, rate_schedule
         self.r1, self.noise, self.noise_until = r1, noise, noise_until
@@ -79,7 +91,9 @@ class Adversarial(nn.Module):
         # A generator of its own: the heads' random numbers must not depend on whether there is a discriminator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral)
+            self.discriminator = make_discriminator(
+                discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral
+            )
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
         self._turns = 0  # steps so far
@@ -96,7 +110,9 @@ class Adversarial(nn.Module):
         self.optimiser.load_state_dict(state["optimiser"])
         self._turns, self._ratio = state["turns"], state["ratio"]
 
-    def learn(self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float = 1.0) -> dict[str, torch.Tensor]:
+    def learn(
+        self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float = 1.0
+    ) -> dict[str, torch.Tensor]:
         """Add to the discriminator's gradients what it has to learn from a micro-batch.
 
         Args:
@@ -115,7 +131,10 @@ class Adversarial(nn.Module):
             return {}
         # All noise of a step comes from the batch, so that a resumed run draws the same.
         noisy = self._noise(batch, progress, _NOISE_STREAM)
-        real_inputs, fake_inputs = [noisy(each.real.detach()) for each in shown], [noisy(each.fake.detach()) for each in shown]
+        real_inputs, fake_inputs = (
+            [noisy(each.real.detach()) for each in shown],
+            [noisy(each.fake.detach()) for each in shown],
+        )
         for inputs in real_inputs:
             inputs.requires_grad_(self.r1 > 0)
         self.discriminator.train(first)  # one power iteration a step, however many micro-batches it has
@@ -147,7 +166,11 @@ class Adversarial(nn.Module):
         self._turns += 1
 
     def term(
-        self, batch: FeatureBatch, found: HeadLoss, progress: float, agree: Callable[[Callable[[], float | None]], float | None] = _alone
+        self,
+        batch: FeatureBatch,
+        found: HeadLoss,
+        progress: float,
+        agree: Callable[[Callable[[], float | None]], float | None] = _alone,
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """Let the discriminator, as it is after the step, judge the head on a micro-batch.
 
@@ -163,8 +186,12 @@ class Adversarial(nn.Module):
         adversarial = None
         if shown:
             noisy = self._noise(batch, progress, _NOISE_STREAM + 1)
-            self.discriminator.requires_grad_(False).eval()  # eval: the head's turn must not move the state of the spectral norm
-            adversarial = torch.stack([F.softplus(-self._judge(each, noisy(each.fake))).mean() for each in shown]).mean()
+            self.discriminator.requires_grad_(
+                False
+            ).eval()  # eval: the head's turn must not move the state of the spectral norm
+            adversarial = torch.stack(
+                [F.softplus(-self._judge(each, noisy(each.fake))).mean() for each in shown]
+            ).mean()
             self.discriminator.requires_grad_(True)
         if self._due:
             judged = adversarial
@@ -173,12 +200,17 @@ class Adversarial(nn.Module):
         if adversarial is None:
             return None, {}
         logs = {"adversarial": adversarial.detach()}
-        scale: float | torch.Tensor = self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
+        scale: float | torch.Tensor = (
+            self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
+        )
         if self._ratio is not None:
             logs["gradient_ratio"] = torch.tensor(self._ratio)
         if self.balanced:
             if self._ratio is None:
-                raise KoalaBenchError("This head's losses do not go through the states it reports, so there is nothing to balance by.", "Set balanced=false.")
+                raise KoalaBenchError(
+                    "This head's losses do not go through the states it reports, so there is nothing to balance by.",
+                    "Set balanced=false.",
+                )
             scale = scale / torch.tensor(self._ratio).clamp(min=1e-6)
         return scale * adversarial, logs
 
@@ -192,16 +224,25 @@ class Adversarial(nn.Module):
             return self._seen[1]
         predictions = [p for p in found.predictions if len(p.rows)]
         if not predictions:
-            raise KoalaBenchError("This head reports no predictions.", "Adversarial training needs HeadLoss.predictions; train the head without +koala.")
+            raise KoalaBenchError(
+                "This head reports no predictions.",
+                "Adversarial training needs HeadLoss.predictions; train the head without +koala.",
+            )
         self._seen = found, self.view(batch, predictions)
         return self._seen[1]
 
     def _noise(self, batch: FeatureBatch, progress: float, stream: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        spread = self.noise * max(0.0, 1.0 - (progress - self.start) / (self.noise_until - self.start)) if self.noise else 0.0
+        spread = (
+            self.noise * max(0.0, 1.0 - (progress - self.start) / (self.noise_until - self.start))
+            if self.noise
+            else 0.0
+        )
         if not spread:
             return lambda descriptions: descriptions
         draw = torch.Generator(device=batch.hidden.device).manual_seed(batch.seed ^ stream)
-        return lambda descriptions: descriptions + spread * torch.randn(descriptions.shape, generator=draw, device=descriptions.device)
+        return lambda descriptions: (
+            descriptions + spread * torch.randn(descriptions.shape, generator=draw, device=descriptions.device)
+        )
 
     def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)
@@ -209,8 +250,14 @@ class Adversarial(nn.Module):
 
     @staticmethod
     def _gradient_ratio(found: HeadLoss, adversarial: torch.Tensor) -> float | None:
-        """Norm of the adversarial over that of the supervised gradient, at the head's predicted states; None if either does not reach them."""
-        features = [prediction.feature for prediction in found.predictions if len(prediction.rows) and prediction.feature.requires_grad]
+        """Norm of the adversarial over that of the supervised gradient, at the head's predicted states; None if either
+        does not reach them.
+        """
+        features = [
+            prediction.feature
+            for prediction in found.predictions
+            if len(prediction.rows) and prediction.feature.requires_grad
+        ]
         norms = []
         for loss in (adversarial, found.total):
             found_there = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()

@@ -24,15 +24,16 @@ from koala_bench.tree import DraftTree, Template, TreeTemplate
 class Medusa(nn.Module):
     """``heads`` independent guessers with ``layers`` residual blocks each.
 
-    The blocks start near the identity (W = 0, b as PyTorch draws it) and the projections as copies of the target's output
-    layer, as in Medusa v0.1. All heads' weights are stacked, so that a draft is K + 1 batched products whatever
+    The blocks start near the identity (W = 0, b as PyTorch draws it) and the projections as copies of the target's
+    output layer, as in Medusa v0.1. All heads' weights are stacked, so that a draft is K + 1 batched products whatever
     the number of heads.
 
     Args:
         heads: tokens that are guessed ahead, one head for each.
         layers: residual blocks of a head (KOALA's K).
-        own_output: whether each head has a projection of its own; if not, all go through the target's output layer, which stays as it
-            is (upstream's trainer since version 2, where that layer is trained by accident but not saved).
+        own_output: whether each head has a projection of its own; if not, all go through the target's output layer,
+            which stays as it is (upstream's trainer since version 2, where that layer is trained by accident but not
+            saved).
     """
 
     features = (-1,)
@@ -43,7 +44,9 @@ class Medusa(nn.Module):
         self.max_depth = heads
         self.block_weight = nn.Parameter(torch.zeros(layers, heads, width, width))
         self.block_bias = nn.Parameter(torch.empty(layers, heads, width).uniform_(-(width**-0.5), width**-0.5))
-        self.output_weight = nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1)) if own_output else None
+        self.output_weight = (
+            nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1)) if own_output else None
+        )
         self._output, self._vocab_size = spec.output, spec.vocab_size
         self._guess = spec.record(self._guessing, ((),))
         self._record = spec.record
@@ -68,7 +71,9 @@ class Medusa(nn.Module):
         if isinstance(template, TreeTemplate) and template not in self._fill:
             places = [(len(path) - 1) * template.widest_rank + path[-1] for path in template.paths]
             where = torch.tensor(places, dtype=torch.int64, device=device)
-            self._fill[template] = self._record(partial(self._filling, template.depth, template.widest_rank, where), ((), ()))
+            self._fill[template] = self._record(
+                partial(self._filling, template.depth, template.widest_rank, where), ((), ())
+            )
 
     def draft(self, new: Committed) -> DraftTree:
         """Fill the tree with every head's best tokens; a node's scores depend on its depth only."""
@@ -78,10 +83,13 @@ class Medusa(nn.Module):
             return draft(self, new, self._levels, self.pick)
         return DraftTree(self._fill[template](new.tokens[-1:], new.hidden[-1:, -1]), template.shape)
 
-    def _filling(self, depth: int, ranks: int, places: torch.Tensor, root: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def _filling(
+        self, depth: int, ranks: int, places: torch.Tensor, root: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
         """Tokens [nodes] of a static tree from the root's [1] and the state before it [1, hidden_size].
 
-        The best tokens are the same below every node of a level, so one search finds them for all; draws would have to differ.
+        The best tokens are the same below every node of a level, so one search finds them for all; draws would have to
+        differ.
         """
         candidates, _ = best(self._guessing(state.expand(depth, 1, -1)), ranks)  # [depth, ranks]
         return torch.cat([root, candidates.flatten().index_select(0, places)])
@@ -110,7 +118,9 @@ class Medusa(nn.Module):
         return self._logits[level.depth].expand(len(level.tokens), -1)
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
-        """Sum over heads of the cross-entropy against the data's token, on answer tokens (Medusa-1, upstream v0.1 ``train.py``)."""
+        """Sum over heads of the cross-entropy against the data's token, on answer tokens (Medusa-1, upstream v0.1
+        ``train.py``).
+        """
         hidden = batch.hidden[:, :, -1].float()
         total = hidden.new_zeros(())
         parts: dict[str, torch.Tensor] = {}

@@ -1,7 +1,8 @@
 """Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): drafts without a model.
 
-Where the last few tokens stood in the text before, what followed there is proposed again. Ours looks in prompt and answer
-alike, takes the longest match first and among equally long ones the latest, and fills a tree where the text went on differently.
+Where the last few tokens stood in the text before, what followed there is proposed again. Ours looks in prompt and
+answer alike, takes the longest match first and among equally long ones the latest, and fills a tree where the text went
+on differently.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _PLACES = 16  # continuations looked at; more than the ranks of any tree that pa
 class PromptLookup(nn.Module):
     """Proposes what followed the last ``ngram`` or fewer tokens before.
 
-    A step costs a few dictionary look-ups whatever the length of the text: every n-gram's places are kept as the text grows.
+    A step costs a few dictionary look-ups whatever the length of the text: every n-gram's places are kept as the text
+    grows.
 
     Args:
         ngram: tokens of the longest match that is looked for (the original's usual 3).
@@ -54,6 +56,8 @@ class PromptLookup(nn.Module):
                 self._places.setdefault(tuple(text[-length:]), []).append(len(text))
         found: dict[int, None] = {}
         for length in range(min(self.ngram, len(text)), 0, -1):
-            for place in self._places[tuple(text[-length:])][-2 : -_PLACES - 2 : -1]:  # the last one is the text's own end
+            for place in self._places[tuple(text[-length:])][
+                -2 : -_PLACES - 2 : -1
+            ]:  # the last one is the text's own end
                 found.setdefault(place)
         return drafted(text, list(found)[:_PLACES], self._paths, self._device)

@@ -1,7 +1,7 @@
 """Suffix lookup: drafts what followed the longest suffix of the text that stood in it before, however long.
 
-The suffix automaton of Blumer et al. (1985) grows with the text, a token in nearly constant time, as SAM decoding uses it
-(Hu et al. 2024, arXiv 2411.10666); shorter suffixes, along its links, fill the further ranks of a tree.
+The suffix automaton of Blumer et al. (1985) grows with the text, a token in nearly constant time, as SAM decoding uses
+it (Hu et al. 2024, arXiv 2411.10666); shorter suffixes, along its links, fill the further ranks of a tree.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _UPDATED = 64  # suffixes whose latest place is kept up to date at each token
 class SuffixAutomaton:
     """All substrings of a growing text, and the longest suffix of it that stood in it before.
 
-    State 0 is the empty string. Of each state: ``length`` of its longest string, ``link`` to the state of the longest suffix that
-    is in another one, and ``end``, the place behind an occurrence of its strings, the latest but the text's own end.
+    State 0 is the empty string. Of each state: ``length`` of its longest string, ``link`` to the state of the longest
+    suffix that is in another one, and ``end``, the place behind an occurrence of its strings, the latest but the text's
+    own end.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,9 @@ class SuffixAutomaton:
             before = self._link[before]
 
     def matches(self) -> list[tuple[int, int]]:
-        """(length, place behind an occurrence) of the longest suffix that stood before, and of shorter ones that stood elsewhere too."""
+        """(length, place behind an occurrence) of the longest suffix that stood before, and of shorter ones that stood
+        elsewhere too.
+        """
         found, state, length = [], self._state, self._matched
         while state > 0:
             found.append((length, self._end[state]))

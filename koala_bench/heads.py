@@ -23,10 +23,14 @@ Pass = Callable[..., Any]  # of tensors, numbers and None
 class Record(Protocol):
     """Makes a recording of a decoding pass, or leaves it as it is; see ``TargetSpec.record``."""
 
-    def __call__(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()) -> Pass: ...
+    def __call__(
+        self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()
+    ) -> Pass: ...
 
 
-def as_it_is(function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()) -> Pass:
+def as_it_is(
+    function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()
+) -> Pass:
     """Recorded nowhere, called as it is."""
     return function
 
@@ -43,12 +47,13 @@ class TargetSpec:
         config: the target's Hugging Face configuration.
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
-        record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the same sizes, and call
-            what it gets back: with ``--engine graph`` that is a recording, see ``koala_bench.engine.replay``. ``moving`` names for each
-            argument the dimensions whose sizes differ from call to call, ``kept`` the arguments, by their places, that stay where they
-            are in memory because the pass writes into them or because they are large.
-        fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA graphs need; numbers are then
-            handed to it as tensors [] on the device.
+        record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the
+            same sizes, and call what it gets back: with ``--engine graph`` that is a recording, see
+            ``koala_bench.engine.replay``. ``moving`` names for each argument the dimensions whose sizes differ from
+            call to call, ``kept`` the arguments, by their places, that stay where they are in memory because the pass
+            writes into them or because they are large.
+        fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA
+            graphs need; numbers are then handed to it as tensors [] on the device.
     """
 
     hidden_size: int
@@ -74,8 +79,8 @@ class Committed:
         tokens: settled tokens, int64 [new]; the last one is the root of the next tree.
         hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``.
         position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
-        first: after the prefill the sequence's first token, int64 [1], which no state predicted and ``tokens`` therefore lacks;
-            None at every other step, and from callers that do not know it.
+        first: after the prefill the sequence's first token, int64 [1], which no state predicted and ``tokens``
+            therefore lacks; None at every other step, and from callers that do not know it.
     """
 
     tokens: torch.Tensor
@@ -135,8 +140,9 @@ class Prediction:
         depth: 1 for the token after the root, 2 for the one after that, ...
         rows: int64 [rows], indices into the flattened [batch * tokens] of the states drafted from.
         feature: predicted target state [rows, hidden_size], to be compared with the state ``depth`` tokens later.
-        scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what computes those of a
-            slice of the rows: of a large vocabulary they should be made only where they are asked for, and a piece at a time.
+        scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what
+            computes those of a slice of the rows: of a large vocabulary they should be made only where they are asked
+            for, and a piece at a time.
     """
 
     depth: int
@@ -176,8 +182,8 @@ class DraftHead(Protocol):
         dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
         usual_tree: optional; name of the template to draft with where neither a preset nor an option names one.
         model_option: optional; the option that names a model whose weights the head loads and does not train.
-        pick: optional; how candidates are taken from scores, see ``koala_bench.decoding.candidates``. Heads that have it draw their drafts where
-            there is a temperature.
+        pick: optional; how candidates are taken from scores, see ``koala_bench.decoding.candidates``. Heads that have
+            it draw their drafts where there is a temperature.
     """
 
     features: tuple[int, ...]
@@ -186,7 +192,8 @@ class DraftHead(Protocol):
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence and prepare for another of at most ``capacity`` positions.
 
-        A head that cannot grow a dynamic tree needs not ask: a template of that kind has no ``paths`` and no ``shape``, and says so.
+        A head that cannot grow a dynamic tree needs not ask: a template of that kind has no ``paths`` and no ``shape``,
+        and says so.
         """
 
     def draft(self, new: Committed) -> DraftTree:
@@ -205,14 +212,17 @@ class TrainableHead(DraftHead, Protocol):
 
 
 class Objective(Protocol):
-    """What is added to a head's supervised loss: a module with parameters of its own that learn beside the head, or none.
+    """What is added to a head's supervised loss: a module with parameters of its own that learn beside the head, or
+    none.
 
-    A step has one or more micro-batches, which several processes may share out. For each of them comes first ``learn``, then one ``step``
-    for all, then for each ``term``.
+    A step has one or more micro-batches, which several processes may share out. For each of them comes first ``learn``,
+    then one ``step`` for all, then for each ``term``.
     """
 
     def active(self, progress: float) -> bool:
-        """Whether there is anything to add; ``progress`` is the fraction of the training steps already done. Else nothing more is asked."""
+        """Whether there is anything to add; ``progress`` is the fraction of the training steps already done. Else
+        nothing more is asked.
+        """
 
     def learn(self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float) -> dict[str, torch.Tensor]:
         """Add to its own parameters' gradients, ``share`` times those of this micro-batch; returns values for the log."""
@@ -221,10 +231,15 @@ class Objective(Protocol):
         """Update its own parameters, by the gradients of all micro-batches."""
 
     def term(
-        self, batch: FeatureBatch, found: HeadLoss, progress: float, agree: Callable[[Callable[[], float | None]], float | None]
+        self,
+        batch: FeatureBatch,
+        found: HeadLoss,
+        progress: float,
+        agree: Callable[[Callable[[], float | None]], float | None],
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """What to add to a micro-batch's loss, or None for nothing, and values for the log.
 
         Args:
-            agree: turns a number that each process would measure into the first one's; to be called equally often in all.
+            agree: turns a number that each process would measure into the first one's; to be called equally often in
+                all.
         """

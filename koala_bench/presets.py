@@ -126,7 +126,9 @@ class Preset(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _same_head(cls, values: Any) -> Any:
-        """A method that decodes with another's head has all of that one's settings, but for its tree and its acceptance."""
+        """A method that decodes with another's head has all of that one's settings, but for its tree and its
+        acceptance.
+        """
         methods = values.get("methods") if isinstance(values, dict) else None
         if not isinstance(methods, dict):
             return values
@@ -151,7 +153,10 @@ class Preset(_Strict):
         if name not in self.methods:
             known = ["vanilla", *self.methods]
             close = difflib.get_close_matches(name, known, n=3)
-            raise KoalaBenchError(f"Unknown method '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"The preset has: {', '.join(known)}.")
+            raise KoalaBenchError(
+                f"Unknown method '{name}'.",
+                f"Did you mean {', '.join(close)}?" if close else f"The preset has: {', '.join(known)}.",
+            )
         return self.methods[name]
 
 
@@ -177,7 +182,9 @@ _PLACES = {("quick",), ("target", "name"), ("data", "source"), ("evaluation", "q
 def resolved_sha256(resolved: dict[str, Any]) -> str:
     """Hash of a preset's values as a record keeps them, without the names of files and models."""
     values = {
-        section: {key: value for key, value in content.items() if (section, key) not in _PLACES} if isinstance(content, dict) else content
+        section: {key: value for key, value in content.items() if (section, key) not in _PLACES}
+        if isinstance(content, dict)
+        else content
         for section, content in resolved.items()
         if (section,) not in _PLACES
     }
@@ -186,7 +193,11 @@ def resolved_sha256(resolved: dict[str, Any]) -> str:
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the project."""
-    return sorted(path.name.removesuffix(".toml") for path in (resources.files("koala_bench") / "presets").iterdir() if path.name.endswith(".toml"))
+    return sorted(
+        path.name.removesuffix(".toml")
+        for path in (resources.files("koala_bench") / "presets").iterdir()
+        if path.name.endswith(".toml")
+    )
 
 
 def usual_methods(preset: Preset) -> list[str]:
@@ -194,15 +205,18 @@ def usual_methods(preset: Preset) -> list[str]:
     return ["vanilla", *(name for name, method in preset.methods.items() if method.usual)]
 
 
-def with_heads(preset: Preset, names: Sequence[str], layers: int | None = None, tree: str | None = None) -> tuple[Preset, list[str]]:
+def with_heads(
+    preset: Preset, names: Sequence[str], layers: int | None = None, tree: str | None = None
+) -> tuple[Preset, list[str]]:
     """Let methods be named that the preset does not list: any head, alone or with ``+OBJECTIVE``.
 
-    Where neither an option nor a listed sibling says otherwise, they get what the preset's own methods have in common: their
-    usual tree, or a smaller one for a head that drafts less deep, and the layers and options that go with the objective.
+    Where neither an option nor a listed sibling says otherwise, they get what the preset's own methods have in common:
+    their usual tree, or a smaller one for a head that drafts less deep, and the layers and options that go with the
+    objective.
 
     Args:
-        names: of methods; a head is an installed name, ``package.module:Class`` or ``./file.py:Class``, and the method of
-            the latter two is named after the class.
+        names: of methods; a head is an installed name, ``package.module:Class`` or ``./file.py:Class``, and the method
+            of the latter two is named after the class.
         layers, tree: of the added methods.
 
     Returns:
@@ -218,7 +232,14 @@ def with_heads(preset: Preset, names: Sequence[str], layers: int | None = None, 
             called.append(name)  # whether it is known is asked later
             continue
         base, plus, objective = rest.partition("+")
-        added = _added(preset, methods.get(base) if not colon else None, place + colon + base, objective if plus else None, layers, tree)
+        added = _added(
+            preset,
+            methods.get(base) if not colon else None,
+            place + colon + base,
+            objective if plus else None,
+            layers,
+            tree,
+        )
         if rest == "vanilla" or methods.get(rest, added) != added:
             raise KoalaBenchError(f"There is a method '{rest}' besides {name}.", "Give the class another name.")
         methods[rest] = added
@@ -230,8 +251,12 @@ def _is_head(preset: Preset, name: str) -> bool:
     return name in preset.methods or name in installed(HEADS)
 
 
-def _added(preset: Preset, sibling: MethodPreset | None, head: str, objective: str | None, layers: int | None, tree: str | None) -> MethodPreset:
-    """Settings of a method that the preset does not list; ``sibling`` is the same head without the objective, if listed."""
+def _added(
+    preset: Preset, sibling: MethodPreset | None, head: str, objective: str | None, layers: int | None, tree: str | None
+) -> MethodPreset:
+    """Settings of a method that the preset does not list; ``sibling`` is the same head without the objective, if
+    listed.
+    """
     from koala_bench.tree import load_template  # with torch, like the head itself
 
     if objective is not None:
@@ -250,7 +275,11 @@ def _added(preset: Preset, sibling: MethodPreset | None, head: str, objective: s
         layers=layers or 1,
         options=sibling.options if sibling else {},
         objective=objective,
-        objective_options={key: value for key, value in settings[0].items() if all(each.get(key) == value for each in settings)} if settings else {},
+        objective_options={
+            key: value for key, value in settings[0].items() if all(each.get(key) == value for each in settings)
+        }
+        if settings
+        else {},
         tree=tree or (sibling.tree if sibling else str(getattr(cls, "usual_tree", usual[0]))),
         learning_rate=sibling.learning_rate if sibling else None,
     )
@@ -267,7 +296,9 @@ def toml_value(text: str) -> Any:
 def _override(values: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
-        raise KoalaBenchError(f"'{assignment}' is not an override.", "Write --set section.key=value, e.g. --set training.steps=200.")
+        raise KoalaBenchError(
+            f"'{assignment}' is not an override.", "Write --set section.key=value, e.g. --set training.steps=200."
+        )
     parts = _key_parts(key.strip())
     for part in parts[:-1]:
         values = values.setdefault(part, {})
@@ -283,7 +314,9 @@ def _key_parts(key: str) -> list[str]:
     try:
         found = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError as error:
-        raise KoalaBenchError(f"'{key}' is not a key: {error}.", "Quote a method as in --set 'methods.\"eagle+koala\".layers=2'.") from error
+        raise KoalaBenchError(
+            f"'{key}' is not a key: {error}.", "Quote a method as in --set 'methods.\"eagle+koala\".layers=2'."
+        ) from error
     parts = []
     while isinstance(found, dict):
         part, found = next(iter(found.items()))
@@ -311,17 +344,22 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
     else:
         close = difflib.get_close_matches(name, preset_names(), n=3)
         raise KoalaBenchError(
-            f"Unknown preset '{name}'.", f"Did you mean {', '.join(close)}?" if close else f"Use {', '.join(preset_names())} or a .toml file."
+            f"Unknown preset '{name}'.",
+            f"Did you mean {', '.join(close)}?" if close else f"Use {', '.join(preset_names())} or a .toml file.",
         )
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # no TOML, thousands of digits or of brackets
         raise KoalaBenchError(f"The preset {name} is not valid TOML: {error}.", "Mend the file.") from error
     if quick and not values.get("quick"):
-        raise KoalaBenchError(f"The preset {name} has no quick form.", "Leave --quick away, or shrink it with --set and --limit.")
+        raise KoalaBenchError(
+            f"The preset {name} has no quick form.", "Leave --quick away, or shrink it with --set and --limit."
+        )
     own = values.get("quick", []) if quick else []
     if not isinstance(own, list) or not all(isinstance(assignment, str) for assignment in own):
-        raise KoalaBenchError(f"Preset {name}: quick is no list of overrides.", 'Write quick = ["section.key=value", ...].')
+        raise KoalaBenchError(
+            f"Preset {name}: quick is no list of overrides.", 'Write quick = ["section.key=value", ...].'
+        )
     for assignment in [*own, *overrides]:
         _override(values, assignment)
     try:
@@ -330,4 +368,6 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
-        raise KoalaBenchError(f"Preset {name}{f', {place}' if place else ''}: {said}.", "Correct the file or the --set option.") from error
+        raise KoalaBenchError(
+            f"Preset {name}{f', {place}' if place else ''}: {said}.", "Correct the file or the --set option."
+        ) from error

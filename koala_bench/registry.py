@@ -1,7 +1,8 @@
-"""Finding draft heads and training objectives: by installed name, by ``package.module:Class``, or by ``./file.py:Class``.
+"""Finding draft heads and training objectives: by installed name, by ``package.module:Class``, or by
+``./file.py:Class``.
 
-Installed names come from the entry-point groups ``koala_bench.heads`` and ``koala_bench.objectives``; the bundled ones use
-them like anyone's. Listing reads metadata only, nothing is imported until it is asked for.
+Installed names come from the entry-point groups ``koala_bench.heads`` and ``koala_bench.objectives``; the bundled ones
+use them like anyone's. Listing reads metadata only, nothing is imported until it is asked for.
 """
 
 from __future__ import annotations
@@ -46,16 +47,24 @@ def load(group: str, name: str) -> type[Any]:
                 spec.loader.exec_module(module)
             except SyntaxError as error:  # no Python at all; what a file raises while it runs is for its author to see
                 del sys.modules[spec.name]
-                raise KoalaBenchError(f"{place}, line {error.lineno or 1} is not Python: {error.msg}.", "Mend the file.") from error
+                raise KoalaBenchError(
+                    f"{place}, line {error.lineno or 1} is not Python: {error.msg}.", "Mend the file."
+                ) from error
         else:
             try:
                 if not all(map(str.isidentifier, place.split("."))):
-                    raise ModuleNotFoundError(name=place)  # empty or relative, which import_module() takes for our mistake
+                    raise ModuleNotFoundError(
+                        name=place
+                    )  # empty or relative, which import_module() takes for our mistake
                 module = importlib.import_module(place)
             except ModuleNotFoundError as error:
                 if error.name != place and not place.startswith(f"{error.name}."):
-                    raise KoalaBenchError(f"'{place}' needs the module '{error.name}', which is not installed.", "Install it.") from error
-                raise KoalaBenchError(f"There is no module '{place}'.", f"Install the package of the {what}, or give ./file.py:Class.") from error
+                    raise KoalaBenchError(
+                        f"'{place}' needs the module '{error.name}', which is not installed.", "Install it."
+                    ) from error
+                raise KoalaBenchError(
+                    f"There is no module '{place}'.", f"Install the package of the {what}, or give ./file.py:Class."
+                ) from error
         found = getattr(module, attribute, None)
         if not isinstance(found, type):
             raise KoalaBenchError(f"{place} has no class '{attribute}'.", f"Write the {what} as package.module:Class.")
@@ -63,7 +72,11 @@ def load(group: str, name: str) -> type[Any]:
     points = installed(group)
     if name not in points:
         close = difflib.get_close_matches(name, points, n=3)
-        hint = f"Did you mean {', '.join(close)}?" if close else f"Installed: {', '.join(sorted(points)) or 'none; run pip install -e .'}."
+        hint = (
+            f"Did you mean {', '.join(close)}?"
+            if close
+            else f"Installed: {', '.join(sorted(points)) or 'none; run pip install -e .'}."
+        )
         raise KoalaBenchError(f"Unknown {what} '{name}'.", hint)
     loaded: type[Any] = points[name].load()
     return loaded
@@ -81,9 +94,15 @@ def build(group: str, name: str, first: Any, options: dict[str, Any]) -> Any:
     for option, value in options.items():
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
-            raise KoalaBenchError(f"'{name}' has no option '{option}'.", f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}.")
+            raise KoalaBenchError(
+                f"'{name}' has no option '{option}'.",
+                f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}.",
+            )
         if not _is_like(value, parameters[option].default):
-            raise KoalaBenchError(f"'{name}': {option} is {value!r}, its default is {parameters[option].default!r}.", "Give a value of the same kind.")
+            raise KoalaBenchError(
+                f"'{name}': {option} is {value!r}, its default is {parameters[option].default!r}.",
+                "Give a value of the same kind.",
+            )
     try:
         return cls(first, **options)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -100,4 +119,11 @@ def _is_like(value: Any, default: Any) -> bool:
         return True
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
-    return isinstance(value, (int, float) if isinstance(default, float) else (list, tuple) if isinstance(default, (list, tuple)) else type(default))
+    return isinstance(
+        value,
+        (int, float)
+        if isinstance(default, float)
+        else (list, tuple)
+        if isinstance(default, (list, tuple))
+        else type(default),
+    )

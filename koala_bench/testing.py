@@ -21,7 +21,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
 
 
 def tiny_config(**changes: Any) -> LlamaConfig:
@@ -44,7 +46,9 @@ def tiny_config(**changes: Any) -> LlamaConfig:
 
 
 def save_tiny_target(folder: Path, config: PretrainedConfig | None = None, seed: int = 0) -> Path:
-    """Write a random model of a configuration (``tiny_config()`` by default) and the tiny tokenizer; returns the folder."""
+    """Write a random model of a configuration (``tiny_config()`` by default) and the tiny tokenizer; returns the
+    folder.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config or tiny_config())
@@ -53,7 +57,9 @@ def save_tiny_target(folder: Path, config: PretrainedConfig | None = None, seed:
     return folder
 
 
-def tiny_target(folder: Path, config: PretrainedConfig | None = None, dtype: str = "float32", seed: int = 0, attention: str = "sdpa") -> Target:
+def tiny_target(
+    folder: Path, config: PretrainedConfig | None = None, dtype: str = "float32", seed: int = 0, attention: str = "sdpa"
+) -> Target:
     """A tiny random target on the CPU, loaded through the same code as any other."""
     assert dtype in DTYPES
     return load_target(str(save_tiny_target(folder, config, seed)), "cpu", dtype, attention=attention)

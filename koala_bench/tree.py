@@ -40,8 +40,14 @@ class TreeShape:
     parents: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.parents or self.parents[0] != -1 or any(not 0 <= parent < node for node, parent in enumerate(self.parents[1:], start=1)):
-            raise ValueError(f"a draft tree starts with its root and lists parents before children, got parents {self.parents}")
+        if (
+            not self.parents
+            or self.parents[0] != -1
+            or any(not 0 <= parent < node for node, parent in enumerate(self.parents[1:], start=1))
+        ):
+            raise ValueError(
+                f"a draft tree starts with its root and lists parents before children, got parents {self.parents}"
+            )
 
     @property
     def nodes(self) -> int:
@@ -90,7 +96,9 @@ class TreeShape:
     def ancestors(self) -> torch.Tensor:
         """Boolean matrix [nodes, nodes]: whether the column's node is the row's node or above it."""
         matrix = torch.eye(self.nodes, dtype=torch.bool)
-        rows = matrix.numpy()  # the same memory: dynamic trees come here at each step, and numpy is quicker with short rows
+        rows = (
+            matrix.numpy()
+        )  # the same memory: dynamic trees come here at each step, and numpy is quicker with short rows
         for node, parent in enumerate(self.parents[1:], start=1):
             rows[node] |= rows[parent]
         return matrix
@@ -106,9 +114,9 @@ class DraftTree:
     Attributes:
         tokens: token of each node, int64 [nodes], on the target's device; ``tokens[0]`` is the root.
         shape: the tree; a static template shares one shape among all steps.
-        proposals: [inner nodes, vocab_size]; row ``i`` is the distribution that the children of node ``shape.inner[i]`` were
-            drawn from, one after the other without replacement, in the order of the siblings. None where the tokens were
-            not drawn at all (the best ones, lookups): each is then a certain proposal, q = 1 as in EAGLE-2.
+        proposals: [inner nodes, vocab_size]; row ``i`` is the distribution that the children of node ``shape.inner[i]``
+            were drawn from, one after the other without replacement, in the order of the siblings. None where the
+            tokens were not drawn at all (the best ones, lookups): each is then a certain proposal, q = 1 as in EAGLE-2.
     """
 
     tokens: torch.Tensor
@@ -117,9 +125,13 @@ class DraftTree:
 
     def __post_init__(self) -> None:
         if self.tokens.shape != (self.shape.nodes,):
-            raise ValueError(f"a tree of {self.shape.nodes} nodes needs as many tokens, got shape {tuple(self.tokens.shape)}")
+            raise ValueError(
+                f"a tree of {self.shape.nodes} nodes needs as many tokens, got shape {tuple(self.tokens.shape)}"
+            )
         if self.proposals is not None and len(self.proposals) != len(self.shape.inner):
-            raise ValueError(f"a tree of {len(self.shape.inner)} inner nodes needs as many proposals, got {len(self.proposals)}")
+            raise ValueError(
+                f"a tree of {len(self.shape.inner)} inner nodes needs as many proposals, got {len(self.proposals)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,8 @@ class DynamicTemplate:
         """Check the sizes and name the template after them.
 
         Raises:
-            KoalaBenchError: one is below 1 or beyond what can be decoded, or more nodes are to be kept than are ever drafted.
+            KoalaBenchError: one is below 1 or beyond what can be decoded, or more nodes are to be kept than are ever
+                drafted.
         """
         name = f"dynamic-{expansions}x{width}x{drafted}"
         most = width + expansions * width * width
@@ -215,11 +228,15 @@ class DynamicTemplate:
             raise KoalaBenchError(f"Tree '{name}' has a size below 1.", _DYNAMIC_REMEDY)
         if expansions >= _LONGEST_CHAIN or width > _WIDEST:
             raise KoalaBenchError(
-                f"Tree '{name}' grows {width} nodes {expansions} times; at most {_WIDEST} nodes can be grown {_LONGEST_CHAIN - 1} times.", _DYNAMIC_REMEDY
+                f"Tree '{name}' grows {width} nodes {expansions} times; at most {_WIDEST} nodes can be grown"
+                f" {_LONGEST_CHAIN - 1} times.",
+                _DYNAMIC_REMEDY,
             )
         if drafted > most:
             raise KoalaBenchError(
-                f"Tree '{name}' is to keep {drafted} nodes, but {width} candidates and {expansions} times {width}x{width} are only {most}.", _DYNAMIC_REMEDY
+                f"Tree '{name}' is to keep {drafted} nodes, but {width} candidates and {expansions} times"
+                f" {width}x{width} are only {most}.",
+                _DYNAMIC_REMEDY,
             )
         if drafted >= _MOST_NODES:
             raise KoalaBenchError(f"Tree '{name}' has more than {_MOST_NODES} nodes.", "Choose a smaller --tree.")
@@ -240,7 +257,8 @@ class DynamicTemplate:
         """There is none before a draft.
 
         Raises:
-            KoalaBenchError: always; whoever asks can work with static templates only, and says so with this in one line.
+            KoalaBenchError: always; whoever asks can work with static templates only, and says so with this in one
+                line.
         """
         raise self._shapeless()
 
@@ -251,7 +269,8 @@ class DynamicTemplate:
 
     def _shapeless(self) -> KoalaBenchError:
         return KoalaBenchError(
-            f"The tree '{self.name}' takes another shape at each step; a tree of one shape is needed here.", "Choose a static --tree such as chain-4 or 4x2x1."
+            f"The tree '{self.name}' takes another shape at each step; a tree of one shape is needed here.",
+            "Choose a static --tree such as chain-4 or 4x2x1.",
         )
 
     def check(self, *, depth: int, candidates: int) -> None:
@@ -270,10 +289,14 @@ _DYNAMIC_REMEDY = "Write dynamic-DxKxN: D expansions of the best K nodes, N node
 def _check(name: str, depth: int, most_depth: int, candidates: int, most_candidates: int) -> None:
     if depth > most_depth:
         raise KoalaBenchError(
-            f"Tree '{name}' is {depth} levels deep, the head drafts only {most_depth}.", "Choose a shallower --tree, or train the head with more heads."
+            f"Tree '{name}' is {depth} levels deep, the head drafts only {most_depth}.",
+            "Choose a shallower --tree, or train the head with more heads.",
         )
     if candidates > most_candidates:
-        raise KoalaBenchError(f"Tree '{name}' needs {candidates} candidates a node, there are only {most_candidates} tokens.", "Choose a narrower --tree.")
+        raise KoalaBenchError(
+            f"Tree '{name}' needs {candidates} candidates a node, there are only {most_candidates} tokens.",
+            "Choose a narrower --tree.",
+        )
 
 
 def _bundled() -> dict[str, dict[str, Any]]:
@@ -323,9 +346,15 @@ def load_template(name: str) -> Template:
         except OSError as error:
             raise KoalaBenchError(f"Cannot read the tree {name}: {error.strerror}.", "Check --tree.") from error
         except (ValueError, TypeError, RecursionError) as error:
-            raise KoalaBenchError(f"{name} is not a list of child-rank paths.", "Write for example [[0], [1], [0, 0]].") from error
+            raise KoalaBenchError(
+                f"{name} is not a list of child-rank paths.", "Write for example [[0], [1], [0, 0]]."
+            ) from error
     close = difflib.get_close_matches(name, bundled, n=3)
     raise KoalaBenchError(
         f"Unknown tree '{name}'.",
-        f"Did you mean {', '.join(close)}?" if close else f"Use chain-N, WxWxW, dynamic-DxKxN, a .json file, or one of: {', '.join(sorted(bundled))}.",
+        (
+            f"Did you mean {', '.join(close)}?"
+            if close
+            else f"Use chain-N, WxWxW, dynamic-DxKxN, a .json file, or one of: {', '.join(sorted(bundled))}."
+        ),
     )

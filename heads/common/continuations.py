@@ -9,11 +9,14 @@ import torch
 from koala_bench.tree import DraftTree, TreeShape
 
 
-def drafted(text: Sequence[int], places: Sequence[int], paths: Sequence[tuple[int, ...]], device: torch.device) -> DraftTree:
-    """Fill a template with what followed at ``places``; nodes for which nothing followed are left out, with what hangs below.
+def drafted(
+    text: Sequence[int], places: Sequence[int], paths: Sequence[tuple[int, ...]], device: torch.device
+) -> DraftTree:
+    """Fill a template with what followed at ``places``; nodes for which nothing followed are left out, with what hangs
+    below.
 
-    The children of a node are the different tokens that come next in the continuations through it, in the order of the places;
-    the child of rank r gets the r-th of them.
+    The children of a node are the different tokens that come next in the continuations through it, in the order of the
+    places; the child of rank r gets the r-th of them.
 
     Args:
         text: all settled tokens, the root of the tree last.

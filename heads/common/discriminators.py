@@ -64,7 +64,9 @@ class View:
         for each in predictions:
             token = self._embed(ids[each.rows + each.depth]).float()
             real, fake = self._describe(batch, each)
-            found.append(Shown(normalised(hidden[each.rows]), normalised(token), normalised(real), normalised(fake), each.depth))
+            found.append(
+                Shown(normalised(hidden[each.rows]), normalised(token), normalised(real), normalised(fake), each.depth)
+            )
         return found
 
     def _describe(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,10 +90,12 @@ class View:
         return real, torch.cat([checkpoint(head, rows, use_reentrant=False) for rows in pieces])
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
-        """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that looks one token ahead.
+        """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that
+        looks one token ahead.
 
-        A run shows one state of the target, the first: the states between would be the true descriptions themselves. The token
-        at each place is the last one that the head knew there: Medusa knows none between its drafts, EAGLE reads each.
+        A run shows one state of the target, the first: the states between would be the true descriptions themselves.
+        The token at each place is the last one that the head knew there: Medusa knows none between its drafts, EAGLE
+        reads each.
         """
         tokens, size = batch.ids.shape[1], batch.ids.numel()
         order = []
@@ -103,10 +107,13 @@ class View:
         if len(predictions) > 1:
             index = torch.stack(order, dim=1)
             index = index[(index >= 0).all(dim=1)]
-            real, fake = (torch.stack([of[side][index[:, place]] for place, of in enumerate(described)], dim=1) for side in (0, 1))
+            real, fake = (
+                torch.stack([of[side][index[:, place]] for place, of in enumerate(described)], dim=1) for side in (0, 1)
+            )
             rows = predictions[0].rows[index[:, :1]].expand_as(index)
         else:
-            # Runs do not overlap, and where they begin moves from step to step, so that every border is seen from within.
+            # Runs do not overlap, and where they begin moves from step to step, so that every border is seen from
+            # within.
             starts = torch.arange(size, device=batch.ids.device)
             column = starts % tokens
             starts = starts[((column + batch.seed % self.window) % self.window == 0) & (column + self.window <= tokens)]
@@ -118,7 +125,15 @@ class View:
             return []
         hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
         token = self._embed(batch.ids.flatten()[rows + 1]).float()
-        return [Shown(normalised(hidden[rows[:, 0]]), normalised(token), normalised(real), normalised(fake), predictions[0].depth)]
+        return [
+            Shown(
+                normalised(hidden[rows[:, 0]]),
+                normalised(token),
+                normalised(real),
+                normalised(fake),
+                predictions[0].depth,
+            )
+        ]
 
 
 class Discriminator(nn.Module):
@@ -143,8 +158,9 @@ class Discriminator(nn.Module):
 class SequenceDiscriminator(nn.Module):
     """Reads a run of descriptions in order and answers one logit for the whole: does this draft come from the target?
 
-    A recurrent layer written out (cuDNN's kernels have no second derivative, which a gradient penalty needs) begins with
-    the context; the mean of its states goes through the other hidden layers, so that every place is near the answer.
+    A recurrent layer written out (cuDNN's kernels have no second derivative, which a gradient penalty needs) begins
+    with the context; the mean of its states goes through the other hidden layers, so that every place is near the
+    answer.
     """
 
     def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
@@ -157,8 +173,12 @@ class SequenceDiscriminator(nn.Module):
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
-        """Logits [runs] from a context [runs, width] and tokens and descriptions [runs, places, width]; positive means target."""
-        read = self.into(torch.cat([token, described], dim=-1)) + self.depth.weight[depth - 1 : depth - 1 + token.shape[1]]
+        """Logits [runs] from a context [runs, width] and tokens and descriptions [runs, places, width]; positive means
+        target.
+        """
+        read = (
+            self.into(torch.cat([token, described], dim=-1)) + self.depth.weight[depth - 1 : depth - 1 + token.shape[1]]
+        )
         state = torch.tanh(self.first(context))
         states = []
         for place in range(token.shape[1]):
@@ -176,7 +196,8 @@ def make_discriminator(kind: str, width: int, hidden: int, depths: int, layers: 
 
     Args:
         hidden, layers: width and number of the hidden layers.
-        spectral: divide every weight matrix by its largest singular value (Miyato et al. 2018), which bounds how steep the answer can be.
+        spectral: divide every weight matrix by its largest singular value (Miyato et al. 2018), which bounds how steep
+            the answer can be.
     """
     network = (SequenceDiscriminator if kind == "sequence" else Discriminator)(width, hidden, depths, layers)
     if spectral:

@@ -1,7 +1,9 @@
-"""What heads share that grow a tree token by token: what they remember of a text, and one recorded pass for a whole draft.
+"""What heads share that grow a tree token by token: what they remember of a text, and one recorded pass for a whole
+draft.
 
-Such a head computes; it keeps nothing. Its ``read`` and ``grow`` get what is remembered as an argument and write new rows into it, so that
-from the settled tokens to the tokens of the tree a draft is one function, which ``--engine graph`` records as a whole.
+Such a head computes; it keeps nothing. Its ``read`` and ``grow`` get what is remembered as an argument and write new
+rows into it, so that from the settled tokens to the tokens of the tree a draft is one function, which ``--engine
+graph`` records as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from koala_bench.heads import Committed, TargetSpec
 from koala_bench.tree import DraftTree, DynamicTemplate, Template, TreeShape
 
 Scored = tuple[torch.Tensor, torch.Tensor]
-_ROWS = 512  # of which a memory holds a multiple: few different sizes come up, and attention kernels want masks of even sizes
+# of which a memory holds a multiple: few different sizes come up, and attention kernels want masks of even sizes
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Memory:
 
     Attributes:
         buffers: [layers, 2, 1, kv_heads, capacity, head_dim]; each layer takes its own as ``rows``.
-        table: what the layers want to know of positions, [any, positions, ...], as the rotary table [2, positions, head_dim].
-        settled: number of settled rows; a tensor [] where all shapes have to stay the same, see ``TargetSpec.fixed_shapes``.
+        table: what the layers want to know of positions, [any, positions, ...], as the rotary table [2, positions,
+            head_dim].
+        settled: number of settled rows; a tensor [] where all shapes have to stay the same, see
+            ``TargetSpec.fixed_shapes``.
     """
 
     buffers: Any
@@ -42,9 +47,15 @@ class Memory:
 
     @classmethod
     def of(cls, shape: LayerShape, layers: int, capacity: int, like: torch.Tensor) -> Memory:
-        """An empty one of ``capacity`` rows, where ``like`` is and of its dtype; positions reach as much further as a draft can."""
-        buffers = torch.zeros(layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=like.dtype, device=like.device)
-        return cls(buffers, rotary_table(capacity + UNBOUNDED, shape.head_dim, shape.rope_base, like.device, like.dtype), 0)
+        """An empty one of ``capacity`` rows, where ``like`` is and of its dtype; positions reach as much further as a
+        draft can.
+        """
+        buffers = torch.zeros(
+            layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=like.dtype, device=like.device
+        )
+        return cls(
+            buffers, rotary_table(capacity + UNBOUNDED, shape.head_dim, shape.rope_base, like.device, like.dtype), 0
+        )
 
     def fits(self, capacity: int, dtype: torch.dtype) -> bool:
         """Whether there are as many rows, in this dtype."""
@@ -55,7 +66,9 @@ class Memory:
         return replace(self, settled=self.settled + count)
 
     def rows(self, first: int, count: int) -> Any:
-        """Where ``count`` new rows go, ``first`` behind the settled ones: the number of the first, or the numbers [count] as a tensor."""
+        """Where ``count`` new rows go, ``first`` behind the settled ones: the number of the first, or the numbers
+        [count] as a tensor.
+        """
         start = self.settled + first
         return start + torch.arange(count, device=start.device) if isinstance(start, torch.Tensor) else start
 
@@ -71,12 +84,16 @@ class Memory:
 
         None where no mask is needed: one token sees everything, and behind no rows the attention is plainly causal.
         """
-        if not isinstance(self.settled, torch.Tensor) and (count == 1 or (isinstance(self.settled, int) and not self.settled)):
+        if not isinstance(self.settled, torch.Tensor) and (
+            count == 1 or (isinstance(self.settled, int) and not self.settled)
+        ):
             return None
         return self._mask(torch.ones(count, count, dtype=torch.bool, device=self.buffers.device).tril())
 
     def seeing(self, seen: torch.Tensor) -> torch.Tensor:
-        """Mask of a level, from which of the nodes grown in this draft each of its nodes sees, bool [nodes, grown]; see ``Grown``."""
+        """Mask of a level, from which of the nodes grown in this draft each of its nodes sees, bool [nodes, grown]; see
+        ``Grown``.
+        """
         return self._mask(seen)
 
     def _mask(self, seen: torch.Tensor) -> torch.Tensor:
@@ -90,7 +107,8 @@ class Remembering(Protocol):
         """Write the rows of newly settled tokens.
 
         Returns:
-            scores [1, vocab_size] of what follows the last of them, the root, and what ``grow`` wants to have of it, [1, any].
+            scores [1, vocab_size] of what follows the last of them, the root, and what ``grow`` wants to have of it,
+            [1, any].
         """
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
@@ -101,7 +119,8 @@ class Remembering(Protocol):
             memory: with the new tokens settled.
 
         Returns:
-            scores [nodes, vocab_size] of what follows each node, and what the next level wants to have of them, [nodes, any].
+            scores [nodes, vocab_size] of what follows each node, and what the next level wants to have of them, [nodes,
+            any].
         """
 
 
@@ -139,7 +158,8 @@ class Text:
 class Drafter:
     """Drafts for a head. Texts apart it keeps nothing but recordings, so that copies of a head may share it.
 
-    Drafts of the best tokens are one pass. Where candidates are drawn, which takes the host's random numbers, each level is one.
+    Drafts of the best tokens are one pass. Where candidates are drawn, which takes the host's random numbers, each
+    level is one.
     """
 
     def __init__(self, head: Remembering, spec: TargetSpec) -> None:
@@ -147,8 +167,16 @@ class Drafter:
         self._prepared: dict[tuple[Template, torch.device], tuple[Levels, Callable[..., Any]]] = {}
         self._passes = _Passes(head, spec)
 
-    def begin(self, text: Text | None, template: Template, capacity: int, like: torch.Tensor, empty: Callable[[int], Memory] | None) -> Text:
-        """A text of at most ``capacity`` tokens of which nothing is known yet; buffers of the one before are kept while they fit.
+    def begin(
+        self,
+        text: Text | None,
+        template: Template,
+        capacity: int,
+        like: torch.Tensor,
+        empty: Callable[[int], Memory] | None,
+    ) -> Text:
+        """A text of at most ``capacity`` tokens of which nothing is known yet; buffers of the one before are kept while
+        they fit.
 
         Args:
             like: a tensor of the head's dtype, where the head is.
@@ -183,10 +211,21 @@ class Drafter:
         key = (template, device)
         if key not in self._prepared:
             levels = levels_of(template, device)
-            self._prepared[key] = levels, self._record(partial(self._whole, levels), ((0,), (0,), (), (4,), (1,)), (3, 4))
+            self._prepared[key] = (
+                levels,
+                self._record(partial(self._whole, levels), ((0,), (0,), (), (4,), (1,)), (3, 4)),
+            )
         return self._prepared[key]
 
-    def _whole(self, levels: Levels, tokens: torch.Tensor, hidden: torch.Tensor, settled: int, buffers: torch.Tensor, table: torch.Tensor) -> Any:
+    def _whole(
+        self,
+        levels: Levels,
+        tokens: torch.Tensor,
+        hidden: torch.Tensor,
+        settled: int,
+        buffers: torch.Tensor,
+        table: torch.Tensor,
+    ) -> Any:
         """Tokens [nodes] of a tree of the best ones, and of a dynamic tree also the nodes' parents."""
         live, new = _Live(self._head, Memory(buffers, table, settled)), Committed(tokens, hidden, 0)
         if isinstance(levels.template, DynamicTemplate):
@@ -208,11 +247,17 @@ class _Passes:
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
         if level.depth not in self._grow:
-            self._grow[level.depth] = self._record(partial(self._growing, level.depth), ((0,), (0,), (0, 1), (0,), (), (4,), (1,)), (5, 6))
-        scores, carried = self._grow[level.depth](level.tokens, level.parents, level.seen, carried, memory.settled, memory.buffers, memory.table)
+            self._grow[level.depth] = self._record(
+                partial(self._growing, level.depth), ((0,), (0,), (0, 1), (0,), (), (4,), (1,)), (5, 6)
+            )
+        scores, carried = self._grow[level.depth](
+            level.tokens, level.parents, level.seen, carried, memory.settled, memory.buffers, memory.table
+        )
         return scores, carried
 
-    def _reading(self, tokens: torch.Tensor, hidden: torch.Tensor, settled: int, buffers: torch.Tensor, table: torch.Tensor) -> Scored:
+    def _reading(
+        self, tokens: torch.Tensor, hidden: torch.Tensor, settled: int, buffers: torch.Tensor, table: torch.Tensor
+    ) -> Scored:
         return self._head.read(Committed(tokens, hidden, 0), Memory(buffers, table, settled))
 
     def _growing(

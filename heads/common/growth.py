@@ -1,7 +1,7 @@
 """Draft trees that are grown level by level, static ones and EAGLE-2's, for any head whose scores depend on the path.
 
-Such a head implements ``Grows``: ``read`` settles the new tokens and scores the children of the root, ``grow`` takes a level of nodes and
-scores their children. What to grow is decided here, for all heads alike.
+Such a head implements ``Grows``: ``read`` settles the new tokens and scores the children of the root, ``grow`` takes a
+level of nodes and scores their children. What to grow is decided here, for all heads alike.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ class Grown:
     """Nodes of one level that are to be grown: their children's scores are wanted.
 
     Attributes:
-        depth: of these nodes, 1 for children of the root. The token of a node at depth d stands d places behind the root's.
+        depth: of these nodes, 1 for children of the root. The token of a node at depth d stands d places behind the
+            root's.
         tokens: int64 [nodes].
-        parents: for each node the index of its parent among the nodes of the ``grow`` call before, int64 [nodes]; all 0 at depth 1,
-            where the parent is the root and ``read`` came before.
-        seen: bool [nodes, before + nodes], which of the nodes grown in this draft, these included, each one attends to: those above
-            it and itself. Nodes are counted in the order they were grown in; everything settled is seen besides.
+        parents: for each node the index of its parent among the nodes of the ``grow`` call before, int64 [nodes]; all 0
+            at depth 1, where the parent is the root and ``read`` came before.
+        seen: bool [nodes, before + nodes], which of the nodes grown in this draft, these included, each one attends to:
+            those above it and itself. Nodes are counted in the order they were grown in; everything settled is seen
+            besides.
         before: number of nodes grown before these in this draft.
     """
 
@@ -61,8 +63,8 @@ class Level:
         depth: of the nodes that are created, 1 for the root's children.
         ranks: candidates wanted of each inner node above.
         by_rank: where the new nodes' tokens stand in the flattened candidates [inner nodes above * ranks].
-        by_turn: the same if candidates are drawn: a template may skip ranks, but the n-th sibling must be the n-th draw, or the
-            siblings would not be draws without replacement from one distribution.
+        by_turn: the same if candidates are drawn: a template may skip ranks, but the n-th sibling must be the n-th
+            draw, or the siblings would not be draws without replacement from one distribution.
         grown: which of the new nodes have children themselves.
         parents, seen, before: of those, as in ``Grown``.
     """
@@ -120,7 +122,9 @@ def levels_of(template: Template, device: torch.device) -> Levels:
         grown = [path for path in nodes if path in prefixes]
         before = len(drafted)
         drafted += grown
-        seen = torch.tensor([[path[: len(row)] == row for row in drafted] for path in grown], dtype=torch.bool, device=device)
+        seen = torch.tensor(
+            [[path[: len(row)] == row for row in drafted] for path in grown], dtype=torch.bool, device=device
+        )
         places = {path: index for index, path in enumerate(nodes)}
         values = (by_rank, by_turn, [places[path] for path in grown], [above[path[:-1]] for path in grown])
         index = [torch.tensor(each, dtype=torch.int64, device=device) for each in values]
@@ -131,7 +135,11 @@ def levels_of(template: Template, device: torch.device) -> Levels:
 
 def draft(head: Grows, new: Committed, levels: Levels, pick: Pick) -> DraftTree:
     """Draft a tree of either kind, see ``fill`` and ``expand``; ``pick`` is for static ones."""
-    return expand(head, new, levels.template) if isinstance(levels.template, DynamicTemplate) else fill(head, new, levels, pick)
+    return (
+        expand(head, new, levels.template)
+        if isinstance(levels.template, DynamicTemplate)
+        else fill(head, new, levels, pick)
+    )
 
 
 # ------------------------------------------------------------------------------ static trees
@@ -150,7 +158,9 @@ def fill(head: Grows, new: Committed, levels: Levels, pick: Pick) -> DraftTree:
         chosen = ids.flatten().index_select(0, level.by_rank if drawn_from is None else level.by_turn)
         pieces.append(chosen)
         if level.count:
-            logits = head.grow(Grown(level.depth, chosen.index_select(0, level.grown), level.parents, level.seen, level.before))
+            logits = head.grow(
+                Grown(level.depth, chosen.index_select(0, level.grown), level.parents, level.seen, level.before)
+            )
     return DraftTree(torch.cat(pieces), levels.template.shape, torch.cat(proposals) if proposals else None)
 
 
@@ -166,9 +176,10 @@ def expand(head: Grows, new: Committed, template: DynamicTemplate) -> DraftTree:
 def expanded(head: Grows, new: Committed, template: DynamicTemplate) -> tuple[torch.Tensor, torch.Tensor]:
     """EAGLE-2's tree (upstream ``Model.topK_genrate``): nodes are ranked by the log-probability of their path.
 
-    Of each level the best ``width`` nodes of all are grown. In the end the best ``drafted`` nodes of all levels are kept, in the order
-    in which they were scored: by level, then by parent, then by rank. A node is never less likely than what hangs below it, and
-    of equals the earlier is taken, so the parent of a kept node is kept. The candidates are not drawn.
+    Of each level the best ``width`` nodes of all are grown. In the end the best ``drafted`` nodes of all levels are
+    kept, in the order in which they were scored: by level, then by parent, then by rank. A node is never less likely
+    than what hangs below it, and of equals the earlier is taken, so the parent of a kept node is kept. The candidates
+    are not drawn.
 
     Returns:
         tokens [nodes] and the parents [nodes - 1] of all nodes but the root.
@@ -178,7 +189,8 @@ def expanded(head: Grows, new: Committed, template: DynamicTemplate) -> tuple[to
     tokens, scores = found.indices[0], found.values[0]  # of the nodes to grow, [width]
     own = torch.eye(width, dtype=torch.bool, device=tokens.device)
     above, seen = torch.zeros_like(tokens), own
-    # Every node ever scored, level by level: its token and score; and for each ``width`` of them the number of their parent, 0 for the root.
+    # Every node ever scored, level by level: its token and score; and for each ``width`` of them the number of their
+    # parent, 0 for the root.
     all_tokens, all_scores, all_parents = [tokens], [scores], [above[:1]]
     numbers = torch.arange(1, width + 1, device=tokens.device)
     first = 1 + width  # number of the next level's first node

@@ -15,7 +15,8 @@ from torch import nn
 
 from koala_bench.engine.cache import written
 
-# Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states' first.
+# Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states'
+# first.
 Unrolled = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -39,7 +40,14 @@ class LayerShape:
         heads = heads or config.num_attention_heads
         kv_heads = kv_heads or getattr(config, "num_key_value_heads", None) or heads
         eps = eps or float(getattr(config, "rms_norm_eps", 1e-6))
-        return cls(config.hidden_size, heads, kv_heads, intermediate or config.intermediate_size, eps, base or rope_base(config))
+        return cls(
+            config.hidden_size,
+            heads,
+            kv_heads,
+            intermediate or config.intermediate_size,
+            eps,
+            base or rope_base(config),
+        )
 
     @property
     def head_dim(self) -> int:
@@ -87,9 +95,9 @@ class Attention(nn.Module):
     """Grouped-query attention without biases.
 
     ``rows`` are the caller's buffers [2, batch, kv_heads, capacity, head_dim]; the new keys and values are written at
-    ``start`` and everything up to their end is attended to, under ``mask``. If ``start`` is a tensor [new] with the number of each new
-    row, all rows are attended to, and the mask hides what is behind. ``sources`` is how many vectors of the layer's width the input
-    is made of.
+    ``start`` and everything up to their end is attended to, under ``mask``. If ``start`` is a tensor [new] with the
+    number of each new row, all rows are attended to, and the mask hides what is behind. ``sources`` is how many vectors
+    of the layer's width the input is made of.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, sources: int = 1) -> None:
@@ -110,8 +118,9 @@ class Attention(nn.Module):
             x: [batch, new, sources * width].
             table: [2, new, head_dim].
             mask: additive, a column for each row that is attended to, or None for causal (or one row).
-            steps: where the pass is one of an unrolled one over the same tokens, the steps before it; this one's keys and values
-                are added. A token then sees the first step's up to its own place, and of the later ones its own alone.
+            steps: where the pass is one of an unrolled one over the same tokens, the steps before it; this one's keys
+                and values are added. A token then sees the first step's up to its own place, and of the later ones its
+                own alone.
         """
         batch, new, _ = x.shape
         q = _rotate(self.q_proj(x).view(batch, new, self.heads, self.head_dim).transpose(1, 2), table)
@@ -124,7 +133,14 @@ class Attention(nn.Module):
         if steps is not None and len(steps) > 1:
             out = _attend_unrolled(q, steps)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and bool(new > 1), enable_gqa=self.heads != self.kv_heads)
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None and bool(new > 1),
+                enable_gqa=self.heads != self.kv_heads,
+            )
         projected: torch.Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, new, -1))
         return projected
 
@@ -165,7 +181,16 @@ class GatedMLP(nn.Module):
 class DecoderLayer(nn.Module):
     """A Llama decoder layer; ``input_norm=False`` leaves out the norm before attention, as EAGLE's first layer does."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, eps: float, input_norm: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        intermediate: int,
+        eps: float,
+        input_norm: bool = True,
+    ) -> None:
         super().__init__()
         self.self_attn = Attention(width, heads, kv_heads, head_dim)
         self.mlp = GatedMLP(width, intermediate)
@@ -184,7 +209,8 @@ class DecoderLayer(nn.Module):
 
 
 class PairLayer(nn.Module):
-    """A decoder layer that attends from pairs of a token's embedding and a state, each with a norm of its own, as EAGLE-3's does.
+    """A decoder layer that attends from pairs of a token's embedding and a state, each with a norm of its own, as
+    EAGLE-3's does.
 
     Only the state goes on along the residual path.
     """
@@ -201,7 +227,9 @@ class PairLayer(nn.Module):
         self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
         mask: torch.Tensor | None = None, steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new, width]."""
+        """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new,
+        width].
+        """
         pair = torch.cat([self.input_layernorm(embedded), self.hidden_norm(x)], dim=-1)
         x = x + self.self_attn(pair, table, rows, start, mask, steps)
         added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))

@@ -1,4 +1,6 @@
-"""What the losses of heads that guess tokens share: scores of a vocabulary, judged a piece of the rows at a time where it is large."""
+"""What the losses of heads that guess tokens share: scores of a vocabulary, judged a piece of the rows at a time where
+it is large.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ Score = Callable[[torch.Tensor], torch.Tensor]
 Judge = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 Scored = torch.Tensor | Callable[[slice], torch.Tensor]
 
-# Logits held at a time: 64 MiB in float32, a few times that with what a loss needs of them. 2,048 tokens of a vocabulary of 32,000 are four times as many.
+# Logits held at a time: 64 MiB in float32, a few times that with what a loss needs of them. 2,048 tokens of a
+# vocabulary of 32,000 are four times as many.
 _AT_ONCE = 1 << 24
 
 
@@ -22,8 +25,11 @@ def slices(rows: int, vocabulary: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, max(rows, 1), size)]
 
 
-def judged(score: Score, states: torch.Tensor, vocabulary: int, judge: Judge) -> tuple[torch.Tensor, torch.Tensor, Scored]:
-    """Judge the scores of states [rows, width]; where they are many, piece by piece, and each piece is computed again for its gradients.
+def judged(
+    score: Score, states: torch.Tensor, vocabulary: int, judge: Judge
+) -> tuple[torch.Tensor, torch.Tensor, Scored]:
+    """Judge the scores of states [rows, width]; where they are many, piece by piece, and each piece is computed again
+    for its gradients.
 
     Args:
         score: states [n, width] -> logits [n, vocab_size].
@@ -45,7 +51,12 @@ def judged(score: Score, states: torch.Tensor, vocabulary: int, judge: Judge) ->
 
 
 def token_loss(
-    score: Score, states: torch.Tensor, wanted: torch.Tensor, likeliest: torch.Tensor, vocabulary: int, dtype: torch.dtype
+    score: Score,
+    states: torch.Tensor,
+    wanted: torch.Tensor,
+    likeliest: torch.Tensor,
+    vocabulary: int,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, Scored]:
     """Cross-entropy of scores, mean over the rows, and the share of rows whose best guess is the wanted one.
 

@@ -1,4 +1,6 @@
-"""The command line: ``koala-bench COMMAND``. Thin, and torch is imported inside the commands, so that --help is instant."""
+"""The command line: ``koala-bench COMMAND``. Thin, and torch is imported inside the commands, so that --help is
+instant.
+"""
 
 from koala_bench.cli import (
     analyse,

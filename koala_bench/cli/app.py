@@ -12,7 +12,9 @@ from koala_bench.errors import KoalaBenchError
 
 HELP = "Benchmark and reproduce draft heads of speculative decoding."
 
-app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP)
+app = typer.Typer(
+    add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP
+)
 
 _TOGETHER = ("train", "evaluate", "reproduce")  # commands that several processes can run together
 _INTERRUPTED = 130  # typer turns Ctrl-C into this exit code
@@ -26,7 +28,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if sys.argv[1:2] and sys.argv[1] not in _TOGETHER:
-            _refuse(f"{sys.argv[1]} runs in one process. Start it without a launcher; these can be launched: {', '.join(_TOGETHER)}.")
+            _refuse(
+                f"{sys.argv[1]} runs in one process. Start it without a launcher; these can be launched:"
+                f" {', '.join(_TOGETHER)}."
+            )
         if os.environ.get("RANK", "0") != "0":  # the first one prints the result
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -39,8 +44,16 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        # What a command does with files says more where it can; this is for places where only a broken disk or folder can fail.
-        _refuse(str(KoalaBenchError(f"Cannot use {error.filename}: {error.strerror}.", "Check the path, its permissions and the space on its disk.")))
+        # What a command does with files says more where it can; this is for places where only a broken disk or folder
+        # can fail.
+        _refuse(
+            str(
+                KoalaBenchError(
+                    f"Cannot use {error.filename}: {error.strerror}.",
+                    "Check the path, its permissions and the space on its disk.",
+                )
+            )
+        )
     else:
         if code == _INTERRUPTED:
             print("koala-bench: stopped; the same command goes on where it was.", file=sys.stderr)

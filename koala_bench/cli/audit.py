@@ -41,10 +41,17 @@ def audit(
     tree: Tree = None,
     engine: EngineName = None,
     max_new_tokens: MaxNewTokens = None,
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated question sets, or all of the data folder; the preset's by default.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", help="Comma-separated question sets, or all of the data folder; the preset's by default."
+        ),
+    ] = None,
     limit: Limit = None,
     data_dir: DataDir = None,
-    heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; that of reproduce table1 by default.")] = None,
+    heads: Annotated[
+        Path | None, typer.Option("--heads", help="Folder of trained heads; that of reproduce table1 by default.")
+    ] = None,
     out: Out = None,
     quick: Quick = False,
     settings: Settings = None,
@@ -61,21 +68,47 @@ def audit(
     from koala_bench.gate import audit as auditing
     from koala_bench.training.experiment import load_preset_target
 
-    chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, tree=tree, max_new_tokens=max_new_tokens, limit=limit, engine=engine)
+    chosen = preset_of(
+        preset,
+        quick,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        tree=tree,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        engine=engine,
+    )
     names = method_names(chosen, methods)
     if names == ["vanilla"] or "vanilla" not in names:
-        raise KoalaBenchError("An audit compares methods with vanilla.", "Name vanilla and at least one other method in --methods.")
+        raise KoalaBenchError(
+            "An audit compares methods with vanilla.", "Name vanilla and at least one other method in --methods."
+        )
     if chosen.evaluation.temperature:
-        raise KoalaBenchError("An audit compares answers token by token, and with a temperature they are draws.", "Leave evaluation.temperature at 0.")
+        raise KoalaBenchError(
+            "An audit compares answers token by token, and with a temperature they are draws.",
+            "Leave evaluation.temperature at 0.",
+        )
     sources = {name: find_questions(name, data_dir) for name in _tasks(tasks, chosen, data_dir)}
-    questions = {name: read_questions(path) for name, (_, path) in sources.items()}  # a wrong file should be told before the first hour
+    questions = {
+        name: read_questions(path) for name, (_, path) in sources.items()
+    }  # a wrong file should be told before the first hour
     folder = out or output_folder(None, "audit", chosen, quick)
     trained = heads or output_folder(None, "table1", chosen, quick) / "heads"
     loaded, template = load_preset_target(chosen)
 
     def in_precision(name: str) -> Target:
         wanted = chosen.target
-        return load_target(wanted.name, wanted.device, name, wanted.revision, wanted.attention, engine=wanted.engine, threads=wanted.threads)
+        return load_target(
+            wanted.name,
+            wanted.device,
+            name,
+            wanted.revision,
+            wanted.attention,
+            engine=wanted.engine,
+            threads=wanted.threads,
+        )
 
     found = []
     for name, asked in questions.items():
@@ -83,7 +116,10 @@ def audit(
         record = folder / f"{sources[name][0]}-{str(loaded.dtype).removeprefix('torch.')}.jsonl"
         run = evaluate(task, preset, names, loaded, template, trained, record, data_dir, typed_command())
         found.append(auditing.audit(run, asked, template, loaded, in_precision))
-        say(f"{name}: {sum(count.equal for count in found[-1].counts)} of {sum(count.compared for count in found[-1].counts)} answers equal to vanilla's.")
+        say(
+            f"{name}: {sum(count.equal for count in found[-1].counts)} of"
+            f" {sum(count.compared for count in found[-1].counts)} answers equal to vanilla's."
+        )
     text = auditing.to_markdown(found)
     write_text(folder / "audit.md", text)
     print(text)
@@ -101,7 +137,9 @@ def _tasks(tasks: str | None, preset: Preset, data_dir: Path | None) -> list[str
         folder = data_folder(data_dir)
         if names := names_in(folder):
             return names
-        raise KoalaBenchError(f"{folder} has no question files.", "Fetch them with `koala-bench data --all`, or name --tasks.")
+        raise KoalaBenchError(
+            f"{folder} has no question files.", "Fetch them with `koala-bench data --all`, or name --tasks."
+        )
     if names := [name.strip() for name in tasks.split(",") if name.strip()]:
         return list(dict.fromkeys(names))
     raise KoalaBenchError(f"--tasks '{tasks}' names no question set.", "Name some, separated by commas, or all.")

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import AttentionName, Device, Dtype, EngineName, Methods, PresetName, Settings, TargetName, Tree, method_names, preset_of
+from koala_bench.cli.options import (
+    AttentionName,
+    Device,
+    Dtype,
+    EngineName,
+    Methods,
+    PresetName,
+    Settings,
+    TargetName,
+    Tree,
+    method_names,
+    preset_of,
+)
 from koala_bench.errors import KoalaBenchError
 
 _PROMPTS = 8
@@ -16,7 +28,9 @@ _PROMPTS = 8
 
 @app.command()
 def batches(
-    heads: Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")] = Path("results/runs/table1-tiny/heads"),
+    heads: Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")] = Path(
+        "results/runs/table1-tiny/heads"
+    ),
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
@@ -25,13 +39,18 @@ def batches(
     tree: Tree = None,
     attention: AttentionName = None,
     engine: EngineName = None,
-    sizes: Annotated[str, typer.Option("--sizes", help="Comma-separated: how many answers at once; divisors of 8.")] = "1,2,4,8",
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="Comma-separated: how many answers at once; divisors of 8.")
+    ] = "1,2,4,8",
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is timed.")] = 2,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for batches.md and the figure of speedup against batch size.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for batches.md and the figure of speedup against batch size.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets; greedy and lossless.
+    """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets;
+    greedy and lossless.
 
     Example: `koala-bench batches --methods vanilla,medusa,eagle --heads results/runs/table1-tiny/heads`.
     """
@@ -46,7 +65,17 @@ def batches(
     counts = [int(each) if each.strip().isdigit() else 0 for each in sizes.split(",")]
     if not counts or any(count < 1 or _PROMPTS % count for count in counts):
         raise KoalaBenchError(f"--sizes {sizes} are not divisors of {_PROMPTS}.", "Use some of 1,2,4,8.")
-    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, tree=tree, attention=attention, engine=engine)
+    chosen = preset_of(
+        preset,
+        False,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        tree=tree,
+        attention=attention,
+        engine=engine,
+    )
     loaded, template = load_preset_target(chosen)
     assert loaded.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import Device, Dtype, EngineName, Methods, PresetName, Settings, TargetName, method_names, preset_of
+from koala_bench.cli.options import (
+    Device,
+    Dtype,
+    EngineName,
+    Methods,
+    PresetName,
+    Settings,
+    TargetName,
+    method_names,
+    preset_of,
+)
 
 _CONTEXTS, _NODES = (64, 256, 1024, 2048, 4096), (1, 8)
 
@@ -24,10 +34,13 @@ def benchmark(
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 96,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every prompt is timed.")] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps to time.")] = 12,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for benchmark.md and the figure of step time against context.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for benchmark.md and the figure of step time against context.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Time vanilla decoding against transformers' generate, steps against context length, and training heads together against each alone.
+    """Time vanilla decoding against transformers' generate, steps against context length, and training heads together
+    against each alone.
 
     Example: `koala-bench benchmark --rounds 5`.
     """
@@ -49,13 +62,18 @@ def benchmark(
     names = [name for name in method_names(chosen, methods) if name != "vanilla"]
     loaded, template = load_preset_target(chosen)
     assert loaded.tokenizer is not None
-    prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
+    prompts = [
+        encode_prompt(template, loaded.tokenizer, question.turns[:1])
+        for question in select_questions(read_questions(bundled_questions()), 1)
+    ]
     with loaded.computing():
         place = machine_in_words(loaded)
         found = compare_with_generate(loaded, prompts, tokens, rounds)
         costs = scaling.step_costs(loaded, _CONTEXTS, _NODES)
     eager = replace(loaded, engine="eager")
-    trained = [name for name in dict.fromkeys(map(chosen.trained_as, names)) if free_head(chosen.method(name), eager) is None]
+    trained = [
+        name for name in dict.fromkeys(map(chosen.trained_as, names)) if free_head(chosen.method(name), eager) is None
+    ]
     stream, *_ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
     speed = training_speed(chosen, trained, eager, stream, steps)
     alone = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speed.alone.items())

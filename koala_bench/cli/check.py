@@ -20,11 +20,24 @@ if TYPE_CHECKING:
 @app.command()
 def check(
     baseline: Annotated[Path, typer.Argument(help="The accepted record, or a folder with one per training seed.")],
-    records: Annotated[list[Path], typer.Argument(help="The new record; of retrained heads one per seed, or a folder of them.")],
-    margin: Annotated[float | None, typer.Option("--margin", min=0.0, max=50.0, help="Loss of acceptance length to accept, in percent; 3 by default.")] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here, one test case per method.")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the report here, for a comment on a pull request.")] = None,
-    update: Annotated[bool, typer.Option("--update", help="Accept the records as the new baseline and say what changed.")] = False,
+    records: Annotated[
+        list[Path], typer.Argument(help="The new record; of retrained heads one per seed, or a folder of them.")
+    ],
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            "--margin", min=0.0, max=50.0, help="Loss of acceptance length to accept, in percent; 3 by default."
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Write JUnit XML here, one test case per method.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the report here, for a comment on a pull request.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept the records as the new baseline and say what changed.")
+    ] = False,
 ) -> None:
     """Hold the acceptance length of new records against a baseline. Exit code 0, 1 on a regression, 2 on bad input.
 
@@ -43,7 +56,10 @@ def check(
     new = read_runs([path for given in records for path in _records_in(given)])
     if update:
         if junit or markdown or margin is not None:
-            raise KoalaBenchError("--update accepts the records without a verdict.", "Leave out --margin, --junit and --markdown, or check first.")
+            raise KoalaBenchError(
+                "--update accepts the records without a verdict.",
+                "Leave out --margin, --junit and --markdown, or check first.",
+            )
         consistent(new)
         _accept(baseline, new)
         return
@@ -61,7 +77,10 @@ def _records_in(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.glob("*.jsonl") if each.is_file())
     if not found:
-        raise KoalaBenchError(f"The folder {path} holds no record: no file in it ends in .jsonl.", "Name the .jsonl file that an evaluation wrote.")
+        raise KoalaBenchError(
+            f"The folder {path} holds no record: no file in it ends in .jsonl.",
+            "Name the .jsonl file that an evaluation wrote.",
+        )
     return found
 
 
@@ -76,7 +95,9 @@ def _accept(baseline: Path, new: Sequence[Run]) -> None:
     from koala_bench.records.reading import read_runs
 
     if len(new) > 1 and baseline.is_file():
-        raise KoalaBenchError(f"{baseline} is a file, but {len(new)} records are to be the baseline.", "Name a folder as the baseline.")
+        raise KoalaBenchError(
+            f"{baseline} is a file, but {len(new)} records are to be the baseline.", "Name a folder as the baseline."
+        )
     folder = len(new) > 1 or baseline.is_dir()
     stale = sorted(baseline.glob("*.jsonl")) if baseline.is_dir() else [baseline] if baseline.exists() else []
     try:
@@ -85,7 +106,9 @@ def _accept(baseline: Path, new: Sequence[Run]) -> None:
         say(f"The old baseline cannot be read, so what changed is not known: {error.message}")
         old = []
     changes = describe_update(old, new)
-    places = [baseline / f"seed-{run.header['seed']}-{run.header['run_id'][:8]}.jsonl" if folder else baseline for run in new]
+    places = [
+        baseline / f"seed-{run.header['seed']}-{run.header['run_id'][:8]}.jsonl" if folder else baseline for run in new
+    ]
     for run, place in zip(new, places, strict=True):
         with replacing(place) as temporary:
             shutil.copyfile(run.path, temporary)

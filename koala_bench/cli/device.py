@@ -17,24 +17,37 @@ _COPIED = {"cuda": 1 << 31, "cpu": 1 << 28}  # bytes: far beyond any cache
 
 @app.command("device-report")
 def device_report(
-    sizes: Annotated[str | None, typer.Option("--sizes", help="Comma-separated: 160m, 7b, 13b, 33b. On CUDA the last three, else the first.")] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", help="Comma-separated: 160m, 7b, 13b, 33b. On CUDA the last three, else the first."),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     methods: Methods = None,
     engines: Annotated[
-        str, typer.Option("--engines", help="Comma-separated: eager calls the models, graph replays recorded passes (CUDA graphs).")
+        str,
+        typer.Option(
+            "--engines", help="Comma-separated: eager calls the models, graph replays recorded passes (CUDA graphs)."
+        ),
     ] = "eager,graph",
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 32,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Answers timed of each method, and rounds of each step.")] = 3,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Answers timed of each method, and rounds of each step.")
+    ] = 3,
     paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = Path("reproduce/paper.toml"),
-    out: Annotated[Path, typer.Option("--out", help="Folder for device-report.json, device-report.md and the figure of step time against nodes.")] = Path(
-        "results/runs/device"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for device-report.json, device-report.md and the figure of step time against nodes."
+        ),
+    ] = Path("results/runs/device"),
 ) -> None:
-    """Measure what steps, verifications and drafts cost on a device, with random weights of the papers' shapes in bfloat16.
+    """Measure what steps, verifications and drafts cost on a device, with random weights of the papers' shapes in
+    bfloat16.
 
-    No weights, data or network are needed. Acceptance means nothing then: the report states latencies, how close vanilla decoding is to the memory's
-    limit, and for each method the acceptance length from which it pays and that published speedups would need.
+    No weights, data or network are needed. Acceptance means nothing then: the report states latencies, how close
+    vanilla decoding is to the memory's limit, and for each method the acceptance length from which it pays and that
+    published speedups would need.
 
     Example: `koala-bench device-report --sizes 7b --engines graph`.
     """
@@ -59,7 +72,11 @@ def device_report(
     picked = [pick_engine(each.strip(), where) for each in engines.split(",")]
     published = read_paper(paper)
     preset = preset_of("vicuna-7b", False, None)
-    chosen = {name: (preset.method(name), preset.method(name).tree) for name in method_names(preset, methods) if name != "vanilla"}
+    chosen = {
+        name: (preset.method(name), preset.method(name).tree)
+        for name in method_names(preset, methods)
+        if name != "vanilla"
+    }
     environment = machine(where)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"]
     rates, code = bandwidth(where, _COPIED[where.type]), code_state()
@@ -81,5 +98,8 @@ def device_report(
         if report.models:
             write_nodes(report.models, out)
     if not report.models:
-        raise KoalaBenchError(f"Nothing could be measured: {next(iter(report.missing.values()))}", "Use smaller --sizes, or another --device.")
+        raise KoalaBenchError(
+            f"Nothing could be measured: {next(iter(report.missing.values()))}",
+            "Use smaller --sizes, or another --device.",
+        )
     print(in_words(report, published), end="")

@@ -16,13 +16,20 @@ def distill(
     out: Annotated[Path, typer.Option("--out", help="File of conversations to write: .jsonl, or .jsonl.gz.")],
     preset: PresetName = "tiny",
     target: TargetName = None,
-    source: Annotated[str, typer.Option("--source", help="Whose questions: 'documentation', or a file of conversations.")] = "documentation",
+    source: Annotated[
+        str, typer.Option("--source", help="Whose questions: 'documentation', or a file of conversations.")
+    ] = "documentation",
     train: Annotated[int, typer.Option("--limit", min=1, help="Number of dialogues to answer.")] = 4000,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")] = 256,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts answered at once.")] = 32,
     turns: Annotated[
-        int | None, typer.Option("--turns", min=1, help="Questions of a dialogue that are answered at most; a long one keeps the others of its batch waiting.")
+        int | None,
+        typer.Option(
+            "--turns",
+            min=1,
+            help="Questions of a dialogue that are answered at most; a long one keeps the others of its batch waiting.",
+        ),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,

@@ -16,13 +16,20 @@ from koala_bench.errors import KoalaBenchError
 @app.command("import")
 def import_(
     folder: Annotated[Path, typer.Argument(help="A downloaded Medusa, Hydra, EAGLE-1 or EAGLE-3 head: its folder.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`.",
+        ),
+    ],
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
     settings: Settings = None,
 ) -> None:
-    """Read a released Medusa, Hydra, EAGLE-1 or EAGLE-3 head strictly: whatever is missing, too many or made for another target is named.
+    """Read a released Medusa, Hydra, EAGLE-1 or EAGLE-3 head strictly: whatever is missing, too many or made for
+    another target is named.
 
     Example: `koala-bench import medusa-vicuna-7b-v1.3 --preset vicuna-7b --out released/medusa`, then
     `koala-bench evaluate --preset vicuna-7b --methods vanilla,medusa --heads released`.
@@ -32,7 +39,10 @@ def import_(
 
     loaded, _ = load_preset_target(preset_of(preset, False, settings, target=target, device=device))
     imported = import_head(folder, loaded, out)
-    options = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in imported.options.items())
+    options = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in imported.options.items()
+    )
     say(f"A head '{imported.head}': {options}.")
     for note in imported.notes:
         say(note)
@@ -41,16 +51,22 @@ def import_(
 
 @app.command()
 def export(
-    head: Annotated[Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")],
+    head: Annotated[
+        Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     layout: Annotated[str, typer.Option("--layout", help="official, or vllm.")] = "official",
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default."),
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa or EAGLE-1 as vLLM does.
+    """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa or EAGLE-1
+    as vLLM does.
 
     Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
     """

@@ -60,7 +60,9 @@ def new_head(
 @app.command("check-head")
 def check_head(
     name: Annotated[str, typer.Argument(help="An installed head, package.module:Class, or ./file.py:Class.")],
-    option: Annotated[list[str] | None, typer.Option("--option", help="Option of the head, key=value; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Option of the head, key=value; may be repeated.")
+    ] = None,
 ) -> None:
     """Check a draft head against the contract on tiny random targets; takes seconds. Exit code 0 or 1.
 
@@ -82,7 +84,9 @@ def _options(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise KoalaBenchError(f"'{assignment}' is not an option of a head.", "Write --option key=value, e.g. --option layers=2.")
+            raise KoalaBenchError(
+                f"'{assignment}' is not an option of a head.", "Write --option key=value, e.g. --option layers=2."
+            )
         options[key.strip()] = toml_value(text.strip())
     return options
 
@@ -91,9 +95,14 @@ def _options(assignments: list[str]) -> dict[str, Any]:
 def compare(
     methods: Methods = None,
     head: Annotated[
-        list[str] | None, typer.Option("--head", help="Method to judge; may be repeated. All that are not in the paper's table by default.")
+        list[str] | None,
+        typer.Option(
+            "--head", help="Method to judge; may be repeated. All that are not in the paper's table by default."
+        ),
     ] = None,
-    records: Annotated[Path | None, typer.Option("--records", help="Judge a run record that is there, and train nothing.")] = None,
+    records: Annotated[
+        Path | None, typer.Option("--records", help="Judge a run record that is there, and train nothing.")
+    ] = None,
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
@@ -117,8 +126,8 @@ def compare(
 ) -> None:
     """Train and measure a head of your own beside the baselines on the same data, and judge it against each.
 
-    A method may be an installed head, package.module:Class or ./file.py:Class, each also with +koala. Interrupted, the same
-    command goes on.
+    A method may be an installed head, package.module:Class or ./file.py:Class, each also with +koala. Interrupted, the
+    same command goes on.
 
     Example: `koala-bench compare --methods vanilla,medusa,eagle,my_head,my_head+koala`.
     """
@@ -164,17 +173,24 @@ def compare(
     given = dict(zip(asked, called, strict=True))
     judged = _judged(names, [given.get(name, name) for name in head or ()], paper)
     folder = output_folder(out, "compare", chosen, quick)
-    say(f"Comparing {', '.join(judged)} with the preset '{preset}' in {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
+    say(
+        f"Comparing {', '.join(judged)} with the preset '{preset}' in"
+        f" {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}."
+    )
     from koala_bench.dialogues.questions import find_questions, read_questions
     from koala_bench.evaluation.loop import evaluate
     from koala_bench.interop.answers import write_fastchat_answers
     from koala_bench.training.experiment import load_preset_target, train_heads
 
-    read_questions(find_questions(chosen.evaluation.questions, data_dir)[1])  # a wrong --questions should not wait for the training
+    read_questions(
+        find_questions(chosen.evaluation.questions, data_dir)[1]
+    )  # a wrong --questions should not wait for the training
     loaded, template = load_preset_target(chosen)
     note_code = refuse_changed_code(chosen, names, folder)
     train_heads(chosen, names, loaded, template, folder / "heads", note_code)
-    run = evaluate(chosen, preset, names, loaded, template, folder / "heads", folder / "records.jsonl", data_dir, typed_command())
+    run = evaluate(
+        chosen, preset, names, loaded, template, folder / "heads", folder / "records.jsonl", data_dir, typed_command()
+    )
     write_fastchat_answers(run, folder / "answers")
     text = verdict_table(run, compare_heads(run, judged, names))
     write_text(folder / "verdict.md", text)
@@ -188,7 +204,10 @@ def _judged(methods: list[str], heads: list[str] | None, paper: tuple[str, ...])
         raise KoalaBenchError(f"--head {unknown[0]} is not one of --methods.", f"They are {', '.join(methods)}.")
     judged = heads or [name for name in methods if name not in paper]
     if not judged:
-        raise KoalaBenchError("Every one of the methods is in the paper's table.", "Name a head of your own in --methods, or choose one with --head.")
+        raise KoalaBenchError(
+            "Every one of the methods is in the paper's table.",
+            "Name a head of your own in --methods, or choose one with --head.",
+        )
     if "vanilla" in judged:
         raise KoalaBenchError("Vanilla decoding is what the others are compared with.", "Choose another --head.")
     return judged

@@ -13,26 +13,69 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset, preset_names, usual_methods
 
 PresetName = Annotated[str, typer.Option("--preset", help=f"{', '.join(preset_names())}, or a .toml file.")]
-TargetName = Annotated[str | None, typer.Option("--target", help="Hub id or folder of any causal LM, in place of the preset's.")]
+TargetName = Annotated[
+    str | None, typer.Option("--target", help="Hub id or folder of any causal LM, in place of the preset's.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise.")]
-Methods = Annotated[str | None, typer.Option("--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise."),
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default."
+    ),
+]
 Layers = Annotated[int | None, typer.Option("--layers", min=1, help="K, the number of layers of every head.")]
-Tree = Annotated[str | None, typer.Option("--tree", help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.")]
+Tree = Annotated[
+    str | None,
+    typer.Option(
+        "--tree",
+        help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.",
+    ),
+]
 MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")]
-Questions = Annotated[str | None, typer.Option("--questions", help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format.")]
+Questions = Annotated[
+    str | None,
+    typer.Option(
+        "--questions", help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format."
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first questions of each category.")]
 Repeats = Annotated[int | None, typer.Option("--repeats", min=1, help="How often every question is answered.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", min=0, help="0 decodes greedily; above, drafts and target are sampled from, losslessly.")]
-TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Of target and drafts alike, where there is a temperature: only the k likeliest tokens.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Of both, where there is a temperature: the fewest tokens that together have this probability.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder of question files; KOALA_BENCH_DATA by default.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature", min=0, help="0 decodes greedily; above, drafts and target are sampled from, losslessly."
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k", min=0, help="Of target and drafts alike, where there is a temperature: only the k likeliest tokens."
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", help="Of both, where there is a temperature: the fewest tokens that together have this probability."
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of question files; KOALA_BENCH_DATA by default.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for heads, records and tables.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The same at reduced size: shows that everything works, no more.")]
 AttentionName = Annotated[str | None, typer.Option("--attention", help="sdpa or eager.")]
-EngineName = Annotated[str | None, typer.Option("--engine", help="eager calls the model, graph replays recorded passes; auto: graph on the CPU.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="eager calls the model, graph replays recorded passes; auto: graph on the CPU."),
+]
 
 
 def preset_of(
@@ -72,7 +115,11 @@ def preset_of(
         "evaluation.top_k": top_k,
         "evaluation.top_p": top_p,
     }
-    overrides = [f"{key}={value}" if isinstance(value, (int, float)) else f"{key}={_quoted(value)}" for key, value in direct.items() if value is not None]
+    overrides = [
+        f"{key}={value}" if isinstance(value, (int, float)) else f"{key}={_quoted(value)}"
+        for key, value in direct.items()
+        if value is not None
+    ]
     methods = load_preset(name).methods if layers is not None or tree is not None else {}
     for method in methods:
         overrides += [f'methods."{method}".layers={layers}'] if layers is not None else []
@@ -87,9 +134,13 @@ def _quoted(text: str) -> str:
 
 def method_names(preset: Preset, methods: str | None) -> list[str]:
     """The methods of --methods, or the usual ones of the preset."""
-    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else usual_methods(preset)
+    names = (
+        [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else usual_methods(preset)
+    )
     if not names:
-        raise KoalaBenchError(f"--methods '{methods}' names no method.", f"The preset has: {', '.join(['vanilla', *preset.methods])}.")
+        raise KoalaBenchError(
+            f"--methods '{methods}' names no method.", f"The preset has: {', '.join(['vanilla', *preset.methods])}."
+        )
     if len(set(names)) != len(names):
         raise KoalaBenchError(f"--methods {methods} names a method twice.", "Name each once.")
     for name in names:
@@ -103,7 +154,9 @@ def output_folder(out: Path | None, kind: str, preset: Preset, quick: bool) -> P
     if out is not None:
         return out
     target = Path(preset.target.name).name
-    questions = "" if preset.evaluation.questions == _usual_questions(preset) else f"-{Path(preset.evaluation.questions).stem}"
+    questions = (
+        "" if preset.evaluation.questions == _usual_questions(preset) else f"-{Path(preset.evaluation.questions).stem}"
+    )
     sampled = f"-t{preset.evaluation.temperature:g}" if preset.evaluation.temperature else ""
     return Path("results") / "runs" / f"{kind}-{target}{questions}{sampled}{'-quick' if quick else ''}"
 

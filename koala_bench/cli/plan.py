@@ -44,11 +44,14 @@ def plan(
     out: Out = None,
     quick: Quick = False,
     settings: Settings = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="How long to measure; longer is more exact.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="How long to measure; longer is more exact.")
+    ] = 60.0,
 ) -> None:
     """Say what a run takes: parameters, memory, disk, tokens, hours on this machine, and what is missing for it.
 
-    Nothing is downloaded but the configurations of the target and of draft models. Exit code 0 if it can run here, 1 if something is missing.
+    Nothing is downloaded but the configurations of the target and of draft models. Exit code 0 if it can run here, 1 if
+    something is missing.
 
     Example: `koala-bench plan --preset vicuna-7b --data-dir data`.
     """

@@ -8,12 +8,26 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import app
-from koala_bench.cli.options import AttentionName, Device, Dtype, EngineName, Methods, PresetName, Settings, TargetName, Tree, method_names, preset_of
+from koala_bench.cli.options import (
+    AttentionName,
+    Device,
+    Dtype,
+    EngineName,
+    Methods,
+    PresetName,
+    Settings,
+    TargetName,
+    Tree,
+    method_names,
+    preset_of,
+)
 
 
 @app.command()
 def profile(
-    heads: Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")] = Path("results/runs/table1-tiny/heads"),
+    heads: Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")] = Path(
+        "results/runs/table1-tiny/heads"
+    ),
     preset: PresetName = "tiny",
     target: TargetName = None,
     device: Device = None,
@@ -38,11 +52,24 @@ def profile(
     from koala_bench.evaluation.loop import load_methods, select_questions
     from koala_bench.training.experiment import load_preset_target
 
-    chosen = preset_of(preset, False, settings, target=target, device=device, dtype=dtype, tree=tree, attention=attention, engine=engine)
+    chosen = preset_of(
+        preset,
+        False,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        tree=tree,
+        attention=attention,
+        engine=engine,
+    )
     loaded, template = load_preset_target(chosen)
     assert loaded.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)
-    prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in select_questions(read_questions(bundled_questions()), 1)]
+    prompts = [
+        encode_prompt(template, loaded.tokenizer, question.turns[:1])
+        for question in select_questions(read_questions(bundled_questions()), 1)
+    ]
     with loaded.computing():
         text = in_words(measure(loaded, ready, prompts, tokens), loaded)
     if out is not None:

@@ -15,8 +15,15 @@ from koala_bench.errors import KoalaBenchError
 
 @app.command()
 def table(
-    records: Annotated[list[Path], typer.Argument(help="Run records: one per target; for Table 2 per question file, for Table 3 per training seed.")],
-    spec: Annotated[Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")] = Path("table1"),
+    records: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run records: one per target; for Table 2 per question file, for Table 3 per training seed."
+        ),
+    ],
+    spec: Annotated[
+        Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")
+    ] = Path("table1"),
     paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
 ) -> None:
@@ -35,10 +42,13 @@ def table(
 @app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="depth, layers, categories, training, prediction, or all.")],
-    paths: Annotated[list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Folder; that of the first path by default.")] = None,
 ) -> None:
-    """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the records for.
+    """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the
+    records for.
 
     Example: `koala-bench figure prediction results/all-tiny`.
     """
@@ -51,7 +61,9 @@ def figure(
                 print(path)
         return
     if name == "all":
-        raise KoalaBenchError("All figures are drawn from a folder of results.", f"Name one folder, or one of {', '.join(FIGURES)}.")
+        raise KoalaBenchError(
+            "All figures are drawn from a folder of results.", f"Name one folder, or one of {', '.join(FIGURES)}."
+        )
     for path in make_figure(name, paths, out or paths[0].parent):
         print(path)
 
@@ -59,10 +71,13 @@ def figure(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The HTML file; report.html in the folder by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; report.html in the folder by default.")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers, environment.
+    """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers,
+    environment.
 
     Example: `koala-bench report results/all-tiny --out report.html`.
     """
@@ -76,7 +91,8 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl and what was made from it.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Compute hashes and tables of a folder of results once more and say whether they match its record. Exit code 0 or 1.
+    """Compute hashes and tables of a folder of results once more and say whether they match its record. Exit code 0 or
+    1.
 
     Example: `koala-bench verify results/all-tiny`.
     """

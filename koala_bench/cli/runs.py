@@ -45,31 +45,80 @@ if TYPE_CHECKING:
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")],
-    source: Annotated[str, typer.Option("--source", help="Text: 'documentation', or a file or folder of conversations.")] = "documentation",
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")
+    ],
+    source: Annotated[
+        str, typer.Option("--source", help="Text: 'documentation', or a file or folder of conversations.")
+    ] = "documentation",
     device: Device = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of 8,192 tokens (step_tokens). May be changed during the first half of a run.")] = 2000,
+    steps: Annotated[
+        int,
+        typer.Option(
+            "--steps", min=1, help="Steps of 8,192 tokens (step_tokens). May be changed during the first half of a run."
+        ),
+    ] = 2000,
     seed: Seed = None,
-    start: Annotated[Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")] = None,
-    rate: Annotated[float, typer.Option("--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start.")] = 1.0,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")
+    ] = None,
+    rate: Annotated[
+        float,
+        typer.Option(
+            "--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start."
+        ),
+    ] = 1.0,
     unlikelihood: Annotated[
-        float, typer.Option("--unlikelihood", min=0, help="Weight of the unlikelihood of what the target's own answers repeat; 1 ends most loops.")
+        float,
+        typer.Option(
+            "--unlikelihood",
+            min=0,
+            help="Weight of the unlikelihood of what the target's own answers repeat; 1 ends most loops.",
+        ),
     ] = 0.0,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model.")] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model."),
+    ] = None,
     imitate: Annotated[
-        str | None, typer.Option("--imitate", help="Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its distributions.")
+        str | None,
+        typer.Option(
+            "--imitate",
+            help=(
+                "Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its"
+                " distributions."
+            ),
+        ),
     ] = None,
     answers: Annotated[
-        str | None, typer.Option("--answers", help="With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.")
+        str | None,
+        typer.Option(
+            "--answers",
+            help="With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.",
+        ),
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler.")] = False,
-    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")] = 50,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler."
+        ),
+    ] = False,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")
+    ] = 50,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may be repeated."),
+        typer.Option(
+            "--set",
+            help=(
+                "Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may be"
+                " repeated."
+            ),
+        ),
     ] = None,
 ) -> None:
-    """Train a small target on the documentation of the installed packages or on conversations, or with --imitate a draft model for one.
+    """Train a small target on the documentation of the installed packages or on conversations, or with --imitate a
+    draft model for one.
 
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
@@ -82,9 +131,15 @@ def pretrain(
 
     settled = {setting.partition("=")[0] for setting in settings or ()}
     if start is not None and (layers is not None or settled & set(SHAPE)):
-        raise KoalaBenchError("--start brings its own shape.", "Leave out --layers." if layers is not None else f"Leave out --set {min(settled & set(SHAPE))}.")
+        raise KoalaBenchError(
+            "--start brings its own shape.",
+            "Leave out --layers." if layers is not None else f"Leave out --set {min(settled & set(SHAPE))}.",
+        )
     if imitate is not None and settled & {"vocabulary", "positions"}:
-        raise KoalaBenchError("A draft model has its target's vocabulary and positions.", f"Leave out --set {min(settled & {'vocabulary', 'positions'})}.")
+        raise KoalaBenchError(
+            "A draft model has its target's vocabulary and positions.",
+            f"Leave out --set {min(settled & {'vocabulary', 'positions'})}.",
+        )
     if imitate is not None and unlikelihood:
         raise KoalaBenchError("A draft model learns from its target not to repeat itself.", "Leave out --unlikelihood.")
     if answers is not None and imitate is None:
@@ -93,11 +148,22 @@ def pretrain(
     options = with_settings(PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **given), settings or ())
     where = pick_device("auto" if device is None else device)
     if start is not None and not (start / "pretraining.json").is_file():
-        raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written.")
+        raise KoalaBenchError(
+            f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written."
+        )
     imitated = None if imitate is None else load_imitated(imitate, answers, where)
     corpus = None if source == "documentation" else corpus_of(source)
     make_folder(out)  # reading the documentation takes a minute; a wrong --out should not wait for it
-    pretrain(corpus or corpus_of(source), options, out, where, checkpoint_every=checkpoint_every, start=start, compiled=compiled, imitate=imitated)
+    pretrain(
+        corpus or corpus_of(source),
+        options,
+        out,
+        where,
+        checkpoint_every=checkpoint_every,
+        start=start,
+        compiled=compiled,
+        imitate=imitated,
+    )
     print(out)
 
 
@@ -121,7 +187,17 @@ def train(
     """
     from koala_bench.training.experiment import load_preset_target, train_heads
 
-    chosen = preset_of(preset, quick, settings, target=target, device=device, dtype=dtype, seed=seed, layers=layers, attention=attention)
+    chosen = preset_of(
+        preset,
+        quick,
+        settings,
+        target=target,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        layers=layers,
+        attention=attention,
+    )
     names = method_names(chosen, methods)
     folder = output_folder(out, "table1", chosen, quick)
     loaded, template = load_preset_target(chosen)
@@ -149,7 +225,9 @@ def evaluate(
     data_dir: DataDir = None,
     attention: AttentionName = None,
     engine: EngineName = None,
-    heads: Annotated[Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")] = None,
+    heads: Annotated[
+        Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")
+    ] = None,
     out: Out = None,
     quick: Quick = False,
     settings: Settings = None,
@@ -179,7 +257,9 @@ def evaluate(
         engine=engine,
     )
     folder = output_folder(out, "table1", chosen, quick)
-    _evaluate(chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir)
+    _evaluate(
+        chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir
+    )
     print(folder / "records.jsonl")
 
 
@@ -221,7 +301,8 @@ def reproduce(
 ) -> None:
     """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
 
-    With --layers, only the methods that have several layers get others where originals stand beside them (table3, figures, all).
+    With --layers, only the methods that have several layers get others where originals stand beside them (table3,
+    figures, all).
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
     """
@@ -261,9 +342,19 @@ def reproduce(
     folder = output_folder(out, what, chosen, quick)
     titles = {"figures": "All figures", "leaderboard": "The leaderboard", "all": "All tables and figures"}
     title = titles.get(what, f"Table {what[-1]}")
-    say(f"{title} with the preset '{preset}' into {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}.")
+    say(
+        f"{title} with the preset '{preset}' into"
+        f" {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}."
+    )
     planned = plan(
-        what, chosen, preset, folder, data_dir, methods=names if methods is not None else None, asked=questions is not None, seeds=seed is None and not quick
+        what,
+        chosen,
+        preset,
+        folder,
+        data_dir,
+        methods=names if methods is not None else None,
+        asked=questions is not None,
+        seeds=seed is None and not quick,
     )
     for line in planned.remarks:
         say(line)
@@ -281,7 +372,9 @@ def reproduce(
         del loaded
     loaded, template = load_preset_target(chosen)
     for job in planned.jobs:
-        run = evaluate(job.preset, preset, job.methods, loaded, template, job.heads, job.record, data_dir, typed_command())
+        run = evaluate(
+            job.preset, preset, job.methods, loaded, template, job.heads, job.record, data_dir, typed_command()
+        )
         write_fastchat_answers(run, job.record.parent / "answers")
     sources = sources_in(folder)
     if missing := [name for name in planned.products if not sources.of(name)]:
@@ -293,5 +386,8 @@ def reproduce(
         print(path.read_text(encoding="utf-8"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     minutes = (time.perf_counter() - started) / 60
-    names_of = f"{', '.join(path.name for path in written)} and {', '.join(str(job.record.relative_to(folder)) for job in planned.jobs)}"
+    names_of = (
+        f"{', '.join(path.name for path in written)} and"
+        f" {', '.join(str(job.record.relative_to(folder)) for job in planned.jobs)}"
+    )
     say(f"Wrote {names_of} to {folder}; {minutes:.1f} minutes, at most {peak:.1f} GiB of memory.")

@@ -15,8 +15,12 @@ from koala_bench.errors import KoalaBenchError
 
 @app.command()
 def sweep(
-    grid: Annotated[Path | None, typer.Argument(help="The grid, a TOML file such as reproduce/sweeps/eagle.toml.")] = None,
-    records: Annotated[Path | None, typer.Option("--records", help="Write the table of this sweep.jsonl again, and train nothing.")] = None,
+    grid: Annotated[
+        Path | None, typer.Argument(help="The grid, a TOML file such as reproduce/sweeps/eagle.toml.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option("--records", help="Write the table of this sweep.jsonl again, and train nothing.")
+    ] = None,
     out: Out = None,
     settings: Settings = None,
 ) -> None:
@@ -31,7 +35,9 @@ def sweep(
     from koala_bench.sweeps.results import markdown, read_sweep, to_csv
 
     if (grid is None) == (records is None):
-        raise KoalaBenchError("A sweep needs a grid to run, or --records to read, not both.", "Give e.g. reproduce/sweeps/eagle.toml.")
+        raise KoalaBenchError(
+            "A sweep needs a grid to run, or --records to read, not both.", "Give e.g. reproduce/sweeps/eagle.toml."
+        )
     if records is not None:
         log = read_sweep(records)
         text = markdown(log)

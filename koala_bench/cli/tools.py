@@ -58,7 +58,10 @@ def data(
         return
     states = {found.dataset.name: found.state for found in status(folder)} if folder is not None else {}
     for dataset in DATASETS:
-        print(f"{dataset.name:<14}{states.get(dataset.name, 'no data folder set'):<20}{dataset.rows:>4} rows  sha256 {dataset.sha256}")
+        print(
+            f"{dataset.name:<14}{states.get(dataset.name, 'no data folder set'):<20}{dataset.rows:>4} rows  sha256"
+            f" {dataset.sha256}"
+        )
         print(f"{'':<14}{dataset.repository}@{dataset.commit[:12]} {dataset.path}")
     if folder is None:
         print("Set --data-dir or KOALA_BENCH_DATA to the folder that holds them.")

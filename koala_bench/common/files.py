@@ -22,7 +22,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot make the folder {path}: {error.strerror or error}.", "Choose another folder with --out.") from error
+        raise KoalaBenchError(
+            f"Cannot make the folder {path}: {error.strerror or error}.", "Choose another folder with --out."
+        ) from error
 
 
 @contextmanager
@@ -41,7 +43,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.", "Free space or choose another folder with --out; what was there is unchanged."
+            f"Cannot write {path}: {error.strerror or error}.",
+            "Free space or choose another folder with --out; what was there is unchanged.",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -96,7 +99,9 @@ def continue_log(path: Path, done: int) -> Iterator[TextIO]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise KoalaBenchError(f"The log {path} is damaged: {error}.", "Delete it; the training itself goes on from its checkpoint.") from error
+            raise KoalaBenchError(
+                f"The log {path} is damaged: {error}.", "Delete it; the training itself goes on from its checkpoint."
+            ) from error
         for line in text.splitlines():
             try:
                 if json.loads(line)["step"] <= done:
@@ -110,4 +115,7 @@ def continue_log(path: Path, done: int) -> Iterator[TextIO]:
     except OSError as error:  # what is buffered may be refused as late as here
         if path.is_file() and not path.stat().st_size:
             path.unlink()  # it says nothing
-        raise KoalaBenchError(f"Cannot write {path}: {error.strerror or error}.", "Free space and start again; it goes on from the last checkpoint.") from error
+        raise KoalaBenchError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            "Free space and start again; it goes on from the last checkpoint.",
+        ) from error

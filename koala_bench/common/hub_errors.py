@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from huggingface_hub.errors import HfHubHTTPError
 
-# What the client of huggingface_hub raises: httpx's errors or httpx2's, as its version has it, and a refused connection among them is no OSError.
-# Its own are OSErrors, and a name that can be none is a ValueError.
+# What the client of huggingface_hub raises: httpx's errors or httpx2's, as its version has it, and a refused connection
+# among them is no OSError. Its own are OSErrors, and a name that can be none is a ValueError.
 HUB_ERRORS: tuple[type[Exception], ...] = (
     OSError, ValueError, *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
 )  # fmt: skip

@@ -1,6 +1,8 @@
-"""The processes that train or decode together under ``accelerate launch`` or ``torchrun``; by far the usual team is one process.
+"""The processes that train or decode together under ``accelerate launch`` or ``torchrun``; by far the usual team is one
+process.
 
-A step's micro-batches and a record's questions are dealt out in turn, so that what comes out does not depend on how many there are.
+A step's micro-batches and a record's questions are dealt out in turn, so that what comes out does not depend on how
+many there are.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Team:
         if self.size == 1:
             return measure()
         value = measure() if self.first else None
-        told = torch.tensor([float("nan") if value is None else value], dtype=torch.float64, device=PartialState().device)
+        told = torch.tensor(
+            [float("nan") if value is None else value], dtype=torch.float64, device=PartialState().device
+        )
         torch.distributed.broadcast(told, src=0)
         return None if told.isnan() else float(told)
 
@@ -62,7 +66,12 @@ class Team:
         for parameter in wanted:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        message = torch.cat([losses.detach().float(), *(parameter.grad.flatten().float() for parameter in wanted if parameter.grad is not None)])
+        message = torch.cat(
+            [
+                losses.detach().float(),
+                *(parameter.grad.flatten().float() for parameter in wanted if parameter.grad is not None),
+            ]
+        )
         torch.distributed.all_reduce(message)
         pieces = message.split([losses.numel(), *(parameter.numel() for parameter in wanted)])
         for parameter, piece in zip(wanted, pieces[1:], strict=True):
@@ -82,17 +91,28 @@ def find_team(device: torch.device) -> Team:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    if device.type == "cuda" and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (gpus := torch.cuda.device_count()):
-        raise KoalaBenchError(f"{local} processes were started for {gpus} GPUs.", f"Launch at most {gpus}, or use --device cpu.")
+    if device.type == "cuda" and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (
+        gpus := torch.cuda.device_count()
+    ):
+        raise KoalaBenchError(
+            f"{local} processes were started for {gpus} GPUs.", f"Launch at most {gpus}, or use --device cpu."
+        )
     try:
         state = PartialState(cpu=device.type == "cpu")
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise KoalaBenchError(f"The processes of this run cannot find each other: {first}", "Start it again with `accelerate launch` or `torchrun`.") from error
+        raise KoalaBenchError(
+            f"The processes of this run cannot find each other: {first}",
+            "Start it again with `accelerate launch` or `torchrun`.",
+        ) from error
     return Team(state.process_index, state.num_processes)
 
 
 def local_device(device: torch.device) -> torch.device:
     """This process's own GPU, where several share a machine."""
     local = os.environ.get("LOCAL_RANK")
-    return torch.device("cuda", int(local)) if device.type == "cuda" and device.index is None and local is not None else device
+    return (
+        torch.device("cuda", int(local))
+        if device.type == "cuda" and device.index is None and local is not None
+        else device
+    )

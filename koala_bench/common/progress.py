@@ -12,7 +12,9 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 def say(text: str) -> None:
-    """Print a status line to standard error, which keeps standard output for results; of a team of processes the first one speaks."""
+    """Print a status line to standard error, which keeps standard output for results; of a team of processes the first
+    one speaks.
+    """
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
@@ -33,7 +35,14 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
     """
     if sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") and os.environ.get("RANK", "0") == "0":
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = [
             TextColumn("{task.description}"),
@@ -75,6 +84,9 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
         rate = count / max(now - started, 1e-9)
         left = max(total - done - count, 0.0) / rate if rate > 0 else 0.0
         times = f"{_clock(now - started)} elapsed, {_clock(left)} left"
-        say(f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s, {times}{'  ' + note if note else ''}")
+        say(
+            f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s,"
+            f" {times}{'  ' + note if note else ''}"
+        )
 
     yield advance_plain

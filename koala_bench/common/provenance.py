@@ -68,7 +68,9 @@ def driver_version() -> str | None:
     """Version of the graphics driver, as nvidia-smi tells it."""
     if not (tool := shutil.which("nvidia-smi")):
         return None
-    answer = subprocess.run([tool, "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [tool, "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
     return answer.stdout.split("\n")[0].strip() or None
 
 
@@ -105,7 +107,9 @@ def code_state(package_dir: Path = PACKAGE) -> CodeState:
 
     def git(*arguments: str) -> str | None:
         try:
-            answer = subprocess.run(["git", "-C", str(package_dir), *arguments], capture_output=True, text=True, env=variables, check=False)
+            answer = subprocess.run(
+                ["git", "-C", str(package_dir), *arguments], capture_output=True, text=True, env=variables, check=False
+            )
         except OSError:
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None

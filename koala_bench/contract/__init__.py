@@ -1,6 +1,8 @@
-"""Whether a head keeps the contract of ``koala_bench.heads``: quick checks on tiny random targets, for authors of heads.
+"""Whether a head keeps the contract of ``koala_bench.heads``: quick checks on tiny random targets, for authors of
+heads.
 
-Each check looks for one mistake that otherwise shows up as a poor number, hours later. In a test of a head's own package::
+Each check looks for one mistake that otherwise shows up as a poor number, hours later. In a test of a head's own
+package::
 
     from koala_bench.contract import check_head
 
@@ -22,7 +24,15 @@ import torch
 import koala_bench
 from koala_bench.contract.bench import Bench, BrokenError, NotApplicableError
 from koala_bench.contract.drafts import batches, forgetting, losslessness, positions, predictions, trees
-from koala_bench.contract.module import determinism, form, frozen_parts, gradients, half_precision, saving, target_unchanged
+from koala_bench.contract.module import (
+    determinism,
+    form,
+    frozen_parts,
+    gradients,
+    half_precision,
+    saving,
+    target_unchanged,
+)
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 
@@ -64,7 +74,8 @@ def check_head(head: str | type[Any], options: Mapping[str, Any] | None = None) 
     """Run all checks on a head; takes a few seconds and leaves no trace.
 
     Args:
-        head: an installed name, ``package.module:Class``, ``./file.py:Class``, or a class at the top of an imported module.
+        head: an installed name, ``package.module:Class``, ``./file.py:Class``, or a class at the top of an imported
+            module.
         options: of the head, as a preset would give them.
 
     Raises:
@@ -94,7 +105,11 @@ def _run(name: str, check: Callable[[Bench], str], bench: Bench) -> CheckResult:
         if isinstance(error, KoalaBenchError) and check is form:
             raise
         others = (Path(koala_bench.__file__).parent, Path(torch.__file__).parent)
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not any(map(Path(frame.filename).is_relative_to, others))]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not any(map(Path(frame.filename).is_relative_to, others))
+        ]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         message = (str(error).strip().splitlines() or [""])[0]
         return CheckResult(name, "failed", f"{type(error).__name__}: {message}{where}")

@@ -1,7 +1,8 @@
-"""What the checks of a head share: their findings, tiny targets, batches, a training step, and drafts along a given text.
+"""What the checks of a head share: their findings, tiny targets, batches, a training step, and drafts along a given
+text.
 
-One of the targets counts in a circle: its next token is known by construction, so a head can learn its whole language in
-a second, and a token that a head drafts tells by itself for which position it was meant.
+One of the targets counts in a circle: its next token is known by construction, so a head can learn its whole language
+in a second, and a token that a head drafts tells by itself for which position it was meant.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Bench:
         self._made: dict[str, tuple[Target, dict[str, torch.Tensor]]] = {}
 
     def target(self, kind: str = "float32") -> Target:
-        """A tiny random target: ``float32``, ``float64``, ``bfloat16``, ``tied`` (output layer and embedding), or ``circle``."""
+        """A tiny random target: ``float32``, ``float64``, ``bfloat16``, ``tied`` (output layer and embedding), or
+        ``circle``.
+        """
         if kind not in self._made:
             target = self._make(kind)
             self._made[kind] = target, {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
@@ -85,8 +88,8 @@ class Bench:
 def _teach_circle(target: Target) -> None:
     """Make a random target continue each token of the circle with the next one, whatever came before.
 
-    Without what attention and feed-forward layers add, the last state is the normalised embedding of the last token; the
-    output layer then maps the state of each token of the circle to its successor, and knows no other token.
+    Without what attention and feed-forward layers add, the last state is the normalised embedding of the last token;
+    the output layer then maps the state of each token of the circle to its successor, and knows no other token.
     """
     with torch.no_grad():
         for name, weight in target.model.named_parameters():
@@ -106,14 +109,18 @@ def circle_ids(rows: int, tokens: int) -> torch.Tensor:
 
 def random_ids(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
     """Ordinary tokens without any pattern, int64 [rows, tokens]."""
-    return torch.randint(_FIRST_ORDINARY, tiny_config().vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        _FIRST_ORDINARY, tiny_config().vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def batch_of(target: Target, ids: torch.Tensor, features: tuple[int, ...]) -> FeatureBatch:
     """A batch without padding in which all but the first two tokens belong to answers."""
     supervised = torch.ones_like(ids, dtype=torch.bool)
     supervised[:, :2] = False
-    return FeatureBatch(ids, supervised, target.states(ids, features).clone(), 0, target.output, torch.full((len(ids),), ids.shape[1]))
+    return FeatureBatch(
+        ids, supervised, target.states(ids, features).clone(), 0, target.output, torch.full((len(ids),), ids.shape[1])
+    )
 
 
 def optimiser_of(head: nn.Module) -> torch.optim.Optimizer:
@@ -121,7 +128,9 @@ def optimiser_of(head: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=0.0)
 
 
-def train(head: Any, batch: FeatureBatch, steps: int, optimiser: torch.optim.Optimizer | None = None, seed: int = 0) -> float:
+def train(
+    head: Any, batch: FeatureBatch, steps: int, optimiser: torch.optim.Optimizer | None = None, seed: int = 0
+) -> float:
     """Some steps on one batch, whose seed changes from ``seed`` on as in training; returns the last loss."""
     optimiser = optimiser or optimiser_of(head)
     loss = 0.0
@@ -137,8 +146,11 @@ def train(head: Any, batch: FeatureBatch, steps: int, optimiser: torch.optim.Opt
 
 
 @torch.inference_mode()
-def drafts_along(head: Any, target: Target, template: Template, ids: Sequence[int], first: int) -> Iterator[tuple[int, DraftTree]]:
-    """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth + 1 at a time.
+def drafts_along(
+    head: Any, target: Target, template: Template, ids: Sequence[int], first: int
+) -> Iterator[tuple[int, DraftTree]]:
+    """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth +
+    1 at a time.
 
     Yields:
         the place of each tree's root in the text, and the tree.

@@ -1,4 +1,6 @@
-"""Checks of what a head drafts and learns: trees, memory, losslessness, and that draft and loss mean the same positions."""
+"""Checks of what a head drafts and learns: trees, memory, losslessness, and that draft and loss mean the same
+positions.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,22 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
     if tokens[0] != root:
         return f"the root is {tokens[0]}, the last settled token is {root}: it is new.tokens[-1]"
     if not all(0 <= token < vocabulary for token in tokens):
-        return f"token {next(token for token in tokens if not 0 <= token < vocabulary)} is not one of the vocabulary's {vocabulary}"
+        return (
+            f"token {next(token for token in tokens if not 0 <= token < vocabulary)} is not one of the vocabulary's"
+            f" {vocabulary}"
+        )
     if tree.shape == ROOT_ONLY:
         return None  # nothing to propose this time
     if dynamic and (tree.shape.nodes > template.nodes or tree.shape.depth > template.depth):
-        return f"{tree.shape.nodes} nodes, {tree.shape.depth} deep: more than the template's {template.nodes} and {template.depth}"
+        return (
+            f"{tree.shape.nodes} nodes, {tree.shape.depth} deep: more than the template's {template.nodes} and"
+            f" {template.depth}"
+        )
     if not dynamic and tree.shape != template.shape:
-        return f"{tree.shape.nodes} nodes, {tree.shape.depth} deep, parents {tree.shape.parents}; the template's are {template.shape.parents}"
+        return (
+            f"{tree.shape.nodes} nodes, {tree.shape.depth} deep, parents {tree.shape.parents}; the template's are"
+            f" {template.shape.parents}"
+        )
     for parent, children in enumerate(tree.shape.children):
         if len({tokens[child] for child in children}) < len(children):
             return f"two children of node {parent} are the same token: the candidate of a node is the one of its rank"
@@ -66,7 +77,9 @@ def trees(bench: Bench) -> str:
     for template in templates:
         drafted = 0
         for root, tree in drafts_along(head, target, template, ids, 16):
-            if problem := _problem(tree, ids[root], template, target.model.config.vocab_size, getattr(head, "dynamic", False)):
+            if problem := _problem(
+                tree, ids[root], template, target.model.config.vocab_size, getattr(head, "dynamic", False)
+            ):
                 raise BrokenError(f"with the template {template.name}: {problem}")
             drafted += tree.shape.nodes - 1
         if not drafted and hasattr(head, "loss"):
@@ -86,8 +99,13 @@ def forgetting(bench: Bench) -> str:
         torch.manual_seed(0)  # a head that draws at random is the concern of another check
         runs.append(answer(target, head, template, 24).steps)
     if runs[0] != runs[1] or runs[0] != runs[2]:
-        step = next((i for i, steps in enumerate(zip(*runs, strict=False)) if steps[0] != steps[1] or steps[0] != steps[2]), 0)
-        raise BrokenError(f"the same prompt is drafted otherwise after another one, from step {step + 1} on: begin() must reset all that draft() keeps")
+        step = next(
+            (i for i, steps in enumerate(zip(*runs, strict=False)) if steps[0] != steps[1] or steps[0] != steps[2]), 0
+        )
+        raise BrokenError(
+            f"the same prompt is drafted otherwise after another one, from step {step + 1} on: begin() must reset all"
+            " that draft() keeps"
+        )
     return "drafts after begin() do not depend on the sequence before"
 
 
@@ -103,9 +121,13 @@ def losslessness(bench: Bench) -> str:
         for template in templates_of(head.max_depth)[::3]:
             found = answer(target, head, template, tokens, prompt).tokens
             if found != expected:
-                place = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+                place = next(
+                    (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
+                    min(len(found), len(expected)),
+                )
                 raise BrokenError(
-                    f"with the template {template.name} the answer leaves vanilla's at token {place}: the root is new.tokens[-1], and inputs stay as they are"
+                    f"with the template {template.name} the answer leaves vanilla's at token {place}: the root is"
+                    " new.tokens[-1], and inputs stay as they are"
                 )
     return "answers equal vanilla's in float64"
 
@@ -120,7 +142,10 @@ def positions(bench: Bench) -> str:
     optimiser = optimiser_of(head)
     prompt = circle_ids(1, 9)[0].tolist()
     template = load_template("x".join("22"[:depth]))
-    best = (0, *(1 + template.paths.index((0,) * level) for level in range(1, template.depth + 1)))  # the nodes of rank 0
+    best = (
+        0,
+        *(1 + template.paths.index((0,) * level) for level in range(1, template.depth + 1)),
+    )  # the nodes of rank 0
     losses: list[float] = []
     for done, steps in zip((0, *_LOOKS), _LOOKS, strict=False):
         losses.append(train(head, batch, steps - done, optimiser, done))
@@ -128,14 +153,19 @@ def positions(bench: Bench) -> str:
         chain = answer(target, head, load_template(f"chain-{depth}"), 50, prompt)
         # The last step of an answer is cut at its limit.
         rates = acceptance_rate_by_depth(chain.accepted[:-1], chain.drafted_depth[:-1])
-        wrong = next((rate.depth for rate in rates if not rate.rate >= _LEARNT), None if len(rates) == depth else len(rates) + 1)
+        wrong = next(
+            (rate.depth for rate in rates if not rate.rate >= _LEARNT), None if len(rates) == depth else len(rates) + 1
+        )
         paths = Counter(step.path for step in answer(target, head, template, 50, prompt).steps[:-1])
         if wrong is None and paths[best] >= _LEARNT * paths.total():
             return f"{depth} tokens ahead are right after {steps} steps on a text to learn by heart"
     if wrong is not None:
         raise BrokenError(_misplaced(chain, wrong, losses))
     usual = paths.most_common(1)[0][0]
-    raise BrokenError(f"chains are right, but in the tree {template.name} the accepted nodes are mostly {usual}, not {best}: the best guess belongs at rank 0")
+    raise BrokenError(
+        f"chains are right, but in the tree {template.name} the accepted nodes are mostly {usual}, not {best}: the best"
+        " guess belongs at rank 0"
+    )
 
 
 def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
@@ -152,10 +182,17 @@ def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
     total = slips.total()
     slip, count = slips.most_common(1)[0]
     if slip and count > total / 2:
-        where = f"{count} of {total} tokens drafted at depth {depth} belong {abs(slip)} place{'s' * (abs(slip) > 1)} {'later' if slip > 0 else 'earlier'}"
-        return f"{where}: compare the states and labels of loss() with what draft() reads (hidden[i] predicted tokens[i]); {learnt}"
+        where = (
+            f"{count} of {total} tokens drafted at depth {depth} belong {abs(slip)} place{'s' * (abs(slip) > 1)}"
+            f" {'later' if slip > 0 else 'earlier'}"
+        )
+        return (
+            f"{where}: compare the states and labels of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
+            f" {learnt}"
+        )
     return (
-        f"at depth {depth} only {slips[0]} of {total} drafts are right, and the others are no one place off: does draft() read what loss() trains on? {learnt}"
+        f"at depth {depth} only {slips[0]} of {total} drafts are right, and the others are no one place off: does"
+        f" draft() read what loss() trains on? {learnt}"
     )
 
 
@@ -172,12 +209,25 @@ def predictions(bench: Bench) -> str:
     for each in predictions:
         count = len(each.rows)
         if each.feature.shape != (count, target.model.config.hidden_size) or each.logits.shape != (count, vocabulary):
-            raise BrokenError(f"at depth {each.depth} {count} rows come with features {tuple(each.feature.shape)} and logits {tuple(each.logits.shape)}")
+            raise BrokenError(
+                f"at depth {each.depth} {count} rows come with features {tuple(each.feature.shape)} and logits"
+                f" {tuple(each.logits.shape)}"
+            )
         if not (each.feature.requires_grad and each.logits.requires_grad):
-            raise BrokenError(f"at depth {each.depth} the feature or the logits carry no gradient, so an objective could not train the head")
+            raise BrokenError(
+                f"at depth {each.depth} the feature or the logits carry no gradient, so an objective could not train"
+                " the head"
+            )
         if not ((each.rows >= 0) & (each.rows < ids.numel()) & (each.rows % tokens + each.depth < tokens)).all():
-            raise BrokenError(f"rows of depth {each.depth} reach beyond their dialogue: rows + depth must still lie in it")
-    said = {row: logits.detach() for each in predictions if each.depth == 1 for row, logits in zip(each.rows.tolist(), each.logits, strict=True)}
+            raise BrokenError(
+                f"rows of depth {each.depth} reach beyond their dialogue: rows + depth must still lie in it"
+            )
+    said = {
+        row: logits.detach()
+        for each in predictions
+        if each.depth == 1
+        for row, logits in zip(each.rows.tolist(), each.logits, strict=True)
+    }
     compared, different = 0, 0
     for row, text in enumerate(ids.tolist()):
         for root, tree in drafts_along(head, target, load_template("chain-1"), text, 10):
@@ -186,10 +236,14 @@ def predictions(bench: Bench) -> str:
                 compared += 1
                 different += bool(logits.max() - logits[tree.tokens[1]] > 1e-4 * (logits.max() - logits.min()))
     if not compared:
-        raise BrokenError("no prediction of depth 1 stands where draft() would be asked: rows are the places of the states drafted from")
+        raise BrokenError(
+            "no prediction of depth 1 stands where draft() would be asked: rows are the places of the states drafted"
+            " from"
+        )
     if different:
         raise BrokenError(
-            f"draft() says another token than the loss at {different} of {compared} places: they read other states or tokens, or rows are shifted"
+            f"draft() says another token than the loss at {different} of {compared} places: they read other states or"
+            " tokens, or rows are shifted"
         )
     return f"depths {', '.join(str(each.depth) for each in predictions)}; draft() says the same at {compared} places"
 
@@ -197,7 +251,9 @@ def predictions(bench: Bench) -> str:
 def _rows(target: Target, features: tuple[int, ...], rows: list[torch.Tensor], width: int) -> FeatureBatch:
     """Dialogues padded to a width; ids and states of the padding are arbitrary and differ from width to width."""
     ids = random_ids(len(rows), width, seed=width)
-    hidden = torch.randn(len(rows), width, len(features), target.model.config.hidden_size, generator=torch.Generator().manual_seed(width))
+    hidden = torch.randn(
+        len(rows), width, len(features), target.model.config.hidden_size, generator=torch.Generator().manual_seed(width)
+    )
     lengths = torch.tensor([len(row) for row in rows])
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
@@ -207,7 +263,9 @@ def _rows(target: Target, features: tuple[int, ...], rows: list[torch.Tensor], w
 
 
 def batches(bench: Bench) -> str:
-    """The loss is of the dialogues, not of what stands behind or below them; and a batch may have nothing at some depth."""
+    """The loss is of the dialogues, not of what stands behind or below them; and a batch may have nothing at some
+    depth.
+    """
     target = bench.target()
     head = bench.trained(target).eval()
     needs_loss(head)
@@ -218,13 +276,19 @@ def batches(bench: Bench) -> str:
     )
     for loss, what in ((wide, "with more padding"), (swapped, "with its dialogues in another order")):
         if abs(loss - plain) > 1e-4 * abs(plain) + 1e-6:
-            raise BrokenError(f"the loss of a batch is {plain:.6g}, {what} {loss:.6g}: a label or state is taken from behind a dialogue's end (batch.lengths)")
+            raise BrokenError(
+                f"the loss of a batch is {plain:.6g}, {what} {loss:.6g}: a label or state is taken from behind a"
+                " dialogue's end (batch.lengths)"
+            )
     batch = _rows(target, head.features, [long, short], 18)
     for place in (2, 17):
         only = torch.zeros_like(batch.supervised)
         only[0, place] = True
         total = head.train().loss(replace(batch, supervised=only)).total
         if not torch.isfinite(total):
-            raise BrokenError(f"the loss is {float(total.detach())} where only token {place} of {batch.ids.shape[1]} is supervised: divide by max(rows, 1)")
+            raise BrokenError(
+                f"the loss is {float(total.detach())} where only token {place} of {batch.ids.shape[1]} is supervised:"
+                " divide by max(rows, 1)"
+            )
         total.backward()
     return "neither padding nor order changes the loss, and answers of one token do not break it"

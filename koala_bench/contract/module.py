@@ -7,7 +7,18 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from koala_bench.contract.bench import Bench, BrokenError, answer, batch_of, listed, needs_loss, optimiser_of, random_ids, templates_of, train
+from koala_bench.contract.bench import (
+    Bench,
+    BrokenError,
+    answer,
+    batch_of,
+    listed,
+    needs_loss,
+    optimiser_of,
+    random_ids,
+    templates_of,
+    train,
+)
 from koala_bench.heads import DraftHead, HeadLoss
 from koala_bench.training.checkpoints import load_head, save_head
 from koala_bench.tree import load_template
@@ -21,12 +32,23 @@ def form(bench: Bench) -> str:
     if not isinstance(head, DraftHead):
         missing = [member for member in ("features", "max_depth", "begin", "draft") if not hasattr(head, member)]
         raise BrokenError(f"it has no {listed(missing)}: see DraftHead in koala_bench/heads.py")
-    if not isinstance(head.features, tuple) or head.features[-1:] != (-1,) or not all(type(index) is int for index in head.features):
-        raise BrokenError(f"features is {head.features!r}: it is a tuple of indices of states that ends with -1, the last state")
+    if (
+        not isinstance(head.features, tuple)
+        or head.features[-1:] != (-1,)
+        or not all(type(index) is int for index in head.features)
+    ):
+        raise BrokenError(
+            f"features is {head.features!r}: it is a tuple of indices of states that ends with -1, the last state"
+        )
     if type(head.max_depth) is not int or head.max_depth < 1:
-        raise BrokenError(f"max_depth is {head.max_depth!r}: it is a whole number, how many tokens ahead the head can draft")
+        raise BrokenError(
+            f"max_depth is {head.max_depth!r}: it is a whole number, how many tokens ahead the head can draft"
+        )
     if hasattr(head, "loss") and not trained:
-        raise BrokenError("it has a loss and no parameter to train: layers belong into attributes or an nn.ModuleList, not into a plain list")
+        raise BrokenError(
+            "it has a loss and no parameter to train: layers belong into attributes or an nn.ModuleList, not into a"
+            " plain list"
+        )
     return f"{sum(trained):,} trained parameters here, drafts {head.max_depth} deep"
 
 
@@ -41,7 +63,9 @@ def frozen_parts(bench: Bench) -> str:
         if tensor.numel() and tensor.untyped_storage().data_ptr() in theirs
     ]
     if shared:
-        raise BrokenError(f"{listed(shared)}: call spec.embed and spec.output, or start from a clone of spec.output_weight")
+        raise BrokenError(
+            f"{listed(shared)}: call spec.embed and spec.output, or start from a clone of spec.output_weight"
+        )
     return "embedding and output layer of the target are not part of the head"
 
 
@@ -63,7 +87,10 @@ def gradients(bench: Bench) -> str:
         waiting -= {name for name, p in head.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
         optimiser.step()
     if waiting:
-        raise BrokenError(f"no gradient reaches {listed(sorted(waiting))}: unused in loss(), or behind a detach() or an argmax; freeze what is not trained")
+        raise BrokenError(
+            f"no gradient reaches {listed(sorted(waiting))}: unused in loss(), or behind a detach() or an argmax;"
+            " freeze what is not trained"
+        )
     return f"all {count} trained tensors"
 
 
@@ -77,7 +104,10 @@ def target_unchanged(bench: Bench) -> str:
         changed = [name for name, tensor in target.model.state_dict().items() if not torch.equal(tensor, before[name])]
         learning = [name for name, p in target.model.named_parameters() if p.requires_grad or p.grad is not None]
         if changed or learning:
-            raise BrokenError(f"{listed(changed or learning)} of the target {'changed' if changed else 'is trained'}: the target is frozen, work on clones")
+            raise BrokenError(
+                f"{listed(changed or learning)} of the target {'changed' if changed else 'is trained'}: the target is"
+                " frozen, work on clones"
+            )
     return "bit for bit, with tied and untied output layers"
 
 
@@ -89,7 +119,11 @@ def saving(bench: Bench) -> str:
     torch.manual_seed(12345)  # what is not saved is drawn anew
     loaded, _, _ = load_head(bench.folder / "saved", target)
     before, after = head.state_dict(), loaded.state_dict()
-    different = [name for name in before.keys() | after.keys() if name not in before or name not in after or not torch.equal(before[name], after[name])]
+    different = [
+        name
+        for name in before.keys() | after.keys()
+        if name not in before or name not in after or not torch.equal(before[name], after[name])
+    ]
     if different:
         raise BrokenError(f"{listed(sorted(different))} comes back otherwise than it was saved")
     template = templates_of(head.max_depth)[-1]
@@ -98,9 +132,14 @@ def saving(bench: Bench) -> str:
     for each in (head, loaded):
         torch.manual_seed(0)  # a head that draws at random is the concern of another check
         drafts.append(answer(target, each, template, 24).steps)
-    losses = [float(each.loss(batch).total.detach()) for each in (head, loaded)] if hasattr(head, "loss") else [0.0, 0.0]
+    losses = (
+        [float(each.loss(batch).total.detach()) for each in (head, loaded)] if hasattr(head, "loss") else [0.0, 0.0]
+    )
     if drafts[0] != drafts[1] or losses[0] != losses[1]:
-        raise BrokenError("a loaded head drafts or scores otherwise: something it depends on is neither parameter nor buffer, so state_dict() leaves it out")
+        raise BrokenError(
+            "a loaded head drafts or scores otherwise: something it depends on is neither parameter nor buffer, so"
+            " state_dict() leaves it out"
+        )
     return f"{len(before)} tensors come back bit for bit"
 
 
@@ -115,8 +154,13 @@ def determinism(bench: Bench) -> str:
             losses.append(train(head, batch_of(target, random_ids(2, 24), head.features), 3))
         weights.append({name: tensor.clone() for name, tensor in head.state_dict().items()})
         drafts.append(answer(target, head.eval(), templates_of(head.max_depth)[-1], 24).steps)
-    if losses[:1] != losses[1:] or any(not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()):
-        raise BrokenError("two trainings from one seed differ: draw noise from a generator seeded with batch.seed; dropout uses the global one")
+    if losses[:1] != losses[1:] or any(
+        not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()
+    ):
+        raise BrokenError(
+            "two trainings from one seed differ: draw noise from a generator seeded with batch.seed; dropout uses the"
+            " global one"
+        )
     if drafts[0] != drafts[1]:
         raise BrokenError("the same head drafts the same prompt in two ways: draft() must not draw at random")
     return "weights, training and drafts repeat bit for bit"
@@ -127,7 +171,9 @@ def half_precision(bench: Bench) -> str:
     target = bench.target("bfloat16")
     head = bench.trained(target)
     if not all(torch.isfinite(p).all() for p in head.parameters()):
-        raise BrokenError("the weights are not finite after three steps: compute the loss in float32, batch.hidden[...].float()")
+        raise BrokenError(
+            "the weights are not finite after three steps: compute the loss in float32, batch.hidden[...].float()"
+        )
     head.to(target.dtype).eval()
     for template in templates_of(head.max_depth)[::3]:
         answer(target, head, template, 12)

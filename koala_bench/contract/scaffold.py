@@ -1,4 +1,6 @@
-"""A new draft head as a package to start from: module, entry point, test and README, written by ``koala-bench new-head``."""
+"""A new draft head as a package to start from: module, entry point, test and README, written by ``koala-bench
+new-head``.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,15 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed
 
 # File of the package -> template in koala_bench/contract/new_head.
-_FILES = {"pyproject.toml": "pyproject.toml.txt", "README.md": "README.md.txt", "@NAME@.py": "head.py.txt", "test_@NAME@.py": "test.py.txt"}
-_NAME = re.compile(r"[a-z][a-z0-9_]*[a-z0-9]")  # a module for Python and a project for pip, which wants a letter or digit at the end
+_FILES = {
+    "pyproject.toml": "pyproject.toml.txt",
+    "README.md": "README.md.txt",
+    "@NAME@.py": "head.py.txt",
+    "test_@NAME@.py": "test.py.txt",
+}
+_NAME = re.compile(
+    r"[a-z][a-z0-9_]*[a-z0-9]"
+)  # a module for Python and a project for pip, which wants a letter or digit at the end
 
 
 def new_head(name: str, folder: Path | None = None) -> list[Path]:
@@ -51,7 +60,9 @@ def new_head(name: str, folder: Path | None = None) -> list[Path]:
             write_text(unfinished / filled(file), filled((templates / template).read_text(encoding="utf-8")))
         unfinished.rename(folder)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot write {folder}: {error.strerror or error}.", "Choose another folder with --out.") from error
+        raise KoalaBenchError(
+            f"Cannot write {folder}: {error.strerror or error}.", "Choose another folder with --out."
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return [folder / filled(file) for file in _FILES]
@@ -60,13 +71,16 @@ def new_head(name: str, folder: Path | None = None) -> list[Path]:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise KoalaBenchError(
-            f"'{name}' cannot be the name of a head.", "Use two or more lower-case letters, digits and inner underscores, e.g. koala-bench new-head my_head."
+            f"'{name}' cannot be the name of a head.",
+            "Use two or more lower-case letters, digits and inner underscores, e.g. koala-bench new-head my_head.",
         )
     taken = f"'{name}' is taken by {{}}."
     for group, what in ((HEADS, "an installed head"), (OBJECTIVES, "an installed objective")):
         if name in installed(group):
             raise KoalaBenchError(taken.format(f"{what}, {installed(group)[name].value}"), "Choose another name.")
     found = importlib.util.find_spec(name)
-    if name == "vanilla" or (found is not None and found.origin is not None):  # a folder that only happens to lie here has no origin
+    if name == "vanilla" or (
+        found is not None and found.origin is not None
+    ):  # a folder that only happens to lie here has no origin
         owner = "decoding without a head" if found is None or found.origin is None else f"the module {found.origin}"
         raise KoalaBenchError(taken.format(owner), "Choose another name.")

@@ -1,4 +1,6 @@
-"""Throughput against batch size: how many tokens a second each method makes of several answers at once, and what is left of its speedup."""
+"""Throughput against batch size: how many tokens a second each method makes of several answers at once, and what is
+left of its speedup.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ class BatchSpeed:
 
 
 def batch_speeds(
-    target: Target, methods: Sequence[Method], prompts: Sequence[Sequence[int]], sizes: Sequence[int], tokens: int, rounds: int
+    target: Target,
+    methods: Sequence[Method],
+    prompts: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    tokens: int,
+    rounds: int,
 ) -> list[BatchSpeed]:
     """Answer the same prompts with every method in batches of every size, all in turn.
 
@@ -45,7 +52,9 @@ def batch_speeds(
                 for place in range(len(methods)):
                     method = methods[(place + turn) % len(methods)]
                     for first in range(0, len(prompts), size):
-                        found = decode_batch(target, method.head, method.template, prompts[first : first + size], tokens, ())
+                        found = decode_batch(
+                            target, method.head, method.template, prompts[first : first + size], tokens, ()
+                        )
                         if turn >= 0:
                             total = spent[method.name, size]
                             total[0] += found.decode_s
@@ -55,7 +64,13 @@ def batch_speeds(
     rates = {key: settled / seconds for key, (seconds, settled, _) in spent.items()}
     base = methods[0].name
     return [
-        BatchSpeed(name, size, rates[name, size], rates[name, size] / rates[base, size], 1000 * spent[name, size][0] / spent[name, size][2])
+        BatchSpeed(
+            name,
+            size,
+            rates[name, size],
+            rates[name, size] / rates[base, size],
+            1000 * spent[name, size][0] / spent[name, size][2],
+        )
         for name, size in spent
     ]
 

@@ -1,7 +1,9 @@
-"""What decoding costs on a device, measured with random weights: steps, verifications and drafts of models of the papers' shapes.
+"""What decoding costs on a device, measured with random weights: steps, verifications and drafts of models of the
+papers' shapes.
 
-With random weights hardly a drafted token is accepted, which does not change what a step takes. So this gives latencies, and what acceptance
-length a method needs for them to pay; it says nothing about the acceptance length that a trained head reaches.
+With random weights hardly a drafted token is accepted, which does not change what a step takes. So this gives
+latencies, and what acceptance length a method needs for them to pay; it says nothing about the acceptance length that a
+trained head reaches.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class MethodCost:
     """One method's step, from answers interleaved with vanilla's.
 
     Attributes:
-        head: name of its head; ``layers`` how many layers it has, ``objective`` what it is trained with on top of its own loss.
+        head: name of its head; ``layers`` how many layers it has, ``objective`` what it is trained with on top of its
+            own loss.
         nodes, depth: of its tree.
         step_s, draft_s, verify_s: seconds of a step and of two of its parts, medians over answers.
         vanilla_s: seconds of vanilla's step in the answers between.
@@ -67,8 +70,8 @@ class ModelCost:
 
     Attributes:
         parameters: of the model.
-        bytes_per_token: that a vanilla step must read at least: the weights, of the input embedding only a row, and the cache's rows in the
-            middle of an answer.
+        bytes_per_token: that a vanilla step must read at least: the weights, of the input embedding only a row, and the
+            cache's rows in the middle of an answer.
         vanilla_s: seconds of a vanilla step.
         steps: verifications of chains of different lengths.
     """
@@ -127,15 +130,33 @@ def random_model(size: str, device: torch.device, dtype: torch.dtype) -> Target:
         needed = sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters()) * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > 0.95 * free:
-        raise KoalaBenchError(f"A model of {size} needs {needed / _GIB:.1f} GiB, {free / _GIB:.1f} are free.", "Measure smaller ones with --sizes.")
+        raise KoalaBenchError(
+            f"A model of {size} needs {needed / _GIB:.1f} GiB, {free / _GIB:.1f} are free.",
+            "Measure smaller ones with --sizes.",
+        )
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
-    return Target(f"llama-{size}, random weights", model, None, device, dtype, config.max_position_embeddings, fixed=device.type == "cuda")
+    return Target(
+        f"llama-{size}, random weights",
+        model,
+        None,
+        device,
+        dtype,
+        config.max_position_embeddings,
+        fixed=device.type == "cuda",
+    )
 
 
-def model_cost(target: Target, size: str, methods: dict[str, tuple[MethodPreset, str]], nodes: Sequence[int], tokens: int, rounds: int) -> ModelCost:
+def model_cost(
+    target: Target,
+    size: str,
+    methods: dict[str, tuple[MethodPreset, str]],
+    nodes: Sequence[int],
+    tokens: int,
+    rounds: int,
+) -> ModelCost:
     """Measure vanilla steps, verifications and methods; what is compared is interleaved.
 
     Args:
@@ -146,7 +167,9 @@ def model_cost(target: Target, size: str, methods: dict[str, tuple[MethodPreset,
     steps = step_costs(target, (_PROMPT,), nodes, rounds)
     draw = torch.Generator().manual_seed(0)
     prompt = torch.randint(3, target.model.config.vocab_size, (_PROMPT,), generator=draw).tolist()
-    found = [_method_cost(target, name, preset, tree, prompt, tokens, rounds) for name, (preset, tree) in methods.items()]
+    found = [
+        _method_cost(target, name, preset, tree, prompt, tokens, rounds) for name, (preset, tree) in methods.items()
+    ]
     weights = target.parameters - target.model.get_input_embeddings().weight.numel()
     config = target.model.config
     row = 2 * target.layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
@@ -157,10 +180,14 @@ def model_cost(target: Target, size: str, methods: dict[str, tuple[MethodPreset,
 
 def _vanilla(target: Target, prompt: list[int], tokens: int, rounds: int) -> float:
     cache = target.new_cache(capacity_for(len(prompt), tokens, 1, target.max_positions))
-    return statistics.median([_step_s(decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, (), cache)) for _ in range(rounds + 1)][1:])
+    return statistics.median(
+        [_step_s(decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, (), cache)) for _ in range(rounds + 1)][1:]
+    )
 
 
-def _method_cost(target: Target, name: str, preset: MethodPreset, tree: str, prompt: list[int], tokens: int, rounds: int) -> MethodCost:
+def _method_cost(
+    target: Target, name: str, preset: MethodPreset, tree: str, prompt: list[int], tokens: int, rounds: int
+) -> MethodCost:
     template: Template = load_template(tree)
     # Its recordings are a target's of its own, so that their weights go when the head goes.
     with target.device:  # where numbers for a large head are drawn soonest

@@ -1,4 +1,6 @@
-"""The device report: what was measured with random weights, beside the device's own limit and what published speedups would ask for."""
+"""The device report: what was measured with random weights, beside the device's own limit and what published speedups
+would ask for.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,16 @@ def in_words(report: DeviceReport, paper: Paper) -> str:
     lines = [
         "# Device report",
         "",
-        f"{report.device}, {report.dtype}, torch {versions['torch']}, transformers {versions['transformers']}, {report.environment['threads']} host threads. "
-        f"A copy reads and writes {report.bandwidth.copied / 1e9:,.0f} GB/s, a sum reads {report.bandwidth.read / 1e9:,.0f} GB/s.",
+        (
+            f"{report.device}, {report.dtype}, torch {versions['torch']}, transformers {versions['transformers']},"
+            f" {report.environment['threads']} host threads. A copy reads and writes"
+            f" {report.bandwidth.copied / 1e9:,.0f} GB/s, a sum reads {report.bandwidth.read / 1e9:,.0f} GB/s."
+        ),
         "",
-        "Weights are random, so acceptance means nothing here and is not reported: these are latencies, and what acceptance length they ask for.",
+        (
+            "Weights are random, so acceptance means nothing here and is not reported: these are latencies, and what"
+            " acceptance length they ask for."
+        ),
         "",
         "## Vanilla steps",
         "",
@@ -62,13 +70,16 @@ def in_words(report: DeviceReport, paper: Paper) -> str:
     for each in report.models:
         limit = limit_s(report, each)
         lines.append(
-            f"| {each.size} | {each.parameters / 1e9:.2f} | {each.engine} | {1000 * each.vanilla_s:.2f} | {1 / each.vanilla_s:.1f} | {1000 * limit:.2f} | "
-            f"{100 * limit / each.vanilla_s:.0f} |"
+            f"| {each.size} | {each.parameters / 1e9:.2f} | {each.engine} | {1000 * each.vanilla_s:.2f} |"
+            f" {1 / each.vanilla_s:.1f} | {1000 * limit:.2f} | {100 * limit / each.vanilla_s:.0f} |"
         )
     lines += [f"| {size} | | not measured: {why} | | | | |" for size, why in report.missing.items()]
     lines += ["", "## Verification", "", "In verifications of one node, behind 256 tokens.", ""]
     counts = sorted({step.nodes for each in report.models for step in each.steps})
-    lines += ["| Model | Engine | One node (ms) | " + " | ".join(f"{count} nodes" for count in counts[1:]) + " |", "| :-- | :-- |" + " --: |" * len(counts)]
+    lines += [
+        "| Model | Engine | One node (ms) | " + " | ".join(f"{count} nodes" for count in counts[1:]) + " |",
+        "| :-- | :-- |" + " --: |" * len(counts),
+    ]
     for each in report.models:
         one = next(step.step_s for step in each.steps if step.nodes == counts[0])
         ratios = " | ".join(f"{ratio:.2f}" if (ratio := each.verification(count)) else "" for count in counts[1:])
@@ -77,11 +88,17 @@ def in_words(report: DeviceReport, paper: Paper) -> str:
         "",
         "## Methods",
         "",
-        "In vanilla steps, of answers interleaved with vanilla's. The break-even acceptance length is the whole step: from there on the method is faster "
-        "than vanilla. Beside it what published speedups would need here: an original head's is its authors' own on MT-bench, KOALA's that and the "
-        "increase that its abstract claims.",
+        (
+            "In vanilla steps, of answers interleaved with vanilla's. The break-even acceptance length is the whole"
+            " step: from there on the method is faster than vanilla. Beside it what published speedups would need here:"
+            " an original head's is its authors' own on MT-bench, KOALA's that and the increase that its abstract"
+            " claims."
+        ),
         "",
-        "| Model | Engine | Method | Tree | Nodes | Draft | Verification | Break-even acceptance length | Published speedup (x) | Needs acceptance length |",
+        (
+            "| Model | Engine | Method | Tree | Nodes | Draft | Verification | Break-even acceptance length | Published"
+            " speedup (x) | Needs acceptance length |"
+        ),
         "| :-- | :-- | :-- | :-- | --: | --: | --: | --: | --: | --: |",
     ]
     for each in report.models:
@@ -90,15 +107,20 @@ def in_words(report: DeviceReport, paper: Paper) -> str:
             claimed = " to ".join(f"{value:.2f}" for value in speedups) or "unknown"
             needed = " to ".join(f"{value * method.break_even:.2f}" for value in speedups) or "unknown"
             lines.append(
-                f"| {each.size} | {each.engine} | {method.method} | {method.tree} | {method.nodes} | {method.draft_s / method.vanilla_s:.2f} | "
-                f"{method.verify_s / method.vanilla_s:.2f} | {method.break_even:.2f} | {claimed} | {needed} |"
+                f"| {each.size} | {each.engine} | {method.method} | {method.tree} | {method.nodes} |"
+                f" {method.draft_s / method.vanilla_s:.2f} | {method.verify_s / method.vanilla_s:.2f} |"
+                f" {method.break_even:.2f} | {claimed} | {needed} |"
             )
     return "\n".join(lines) + "\n"
 
 
 def published_speedups(paper: Paper, size: str, method: MethodCost) -> list[float]:
     """What a method is said to reach with a model of this size: one value, or a range; nothing if there is none."""
-    own = [claim for claim in paper.own_claims if claim.target == f"vicuna-{size}" and re.match("[a-z]+", claim.system.lower())[0] == method.head]  # type: ignore[index]
+    own = [
+        claim
+        for claim in paper.own_claims
+        if claim.target == f"vicuna-{size}" and re.split("[^a-z]", claim.system.lower())[0] == method.head
+    ]
     values = [claim.speedup for claim in own if isinstance(claim.speedup, float)]
     altered = (method.layers > 1) + (method.objective is not None)
     if not values or altered == 1:  # nothing is published of either part of KOALA alone

@@ -12,7 +12,9 @@ from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, gr
 
 
 def write_batches(speeds: Sequence[BatchSpeed], out_dir: Path) -> list[Path]:
-    """``figure-batches.pdf`` and ``.png``: left tokens a second of a whole batch, right the speedup over vanilla at the same batch size."""
+    """``figure-batches.pdf`` and ``.png``: left tokens a second of a whole batch, right the speedup over vanilla at the
+    same batch size.
+    """
     names = list(dict.fromkeys(each.method for each in speeds))
     sizes = list(dict.fromkeys(each.size for each in speeds))
 
@@ -24,7 +26,13 @@ def write_batches(speeds: Sequence[BatchSpeed], out_dir: Path) -> list[Path]:
             here = [each for each in speeds if each.method == name]
             look = styles.get(name)
             colour, marker = (look.colour, look.marker) if look else (GREY, ".")
-            line = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2, "linestyle": "--" if look is None else "-"}
+            line = {
+                "color": colour,
+                "marker": marker,
+                "markersize": 4,
+                "linewidth": 1.2,
+                "linestyle": "--" if look is None else "-",
+            }
             rate.plot(sizes, [each.tokens_per_s for each in here], label=name, **line)
             speedup.plot(sizes, [each.speedup for each in here], **line)
         for axes, label in ((rate, "tokens per second, all answers"), (speedup, "speedup over vanilla (x)")):

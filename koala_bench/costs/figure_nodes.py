@@ -13,7 +13,9 @@ from koala_bench.results.figures.style import ROW_INCHES, WIDTH_INCHES, grid_lin
 
 
 def write_nodes(models: Sequence[ModelCost], out_dir: Path) -> list[Path]:
-    """``figure-nodes.pdf`` and ``.png``: left milliseconds, right in verifications of one node; a line for each model and engine."""
+    """``figure-nodes.pdf`` and ``.png``: left milliseconds, right in verifications of one node; a line for each model
+    and engine.
+    """
 
     def draw() -> Figure:
         figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES), layout="constrained")
@@ -23,7 +25,15 @@ def write_nodes(models: Sequence[ModelCost], out_dir: Path) -> list[Path]:
             across = [step.nodes for step in each.steps]
             times = [1000 * step.step_s for step in each.steps]
             for axes, values in ((absolute, times), (relative, [value / times[0] for value in times])):
-                axes.plot(across, values, color=look.colour, marker=look.marker, markersize=4, linewidth=1.2, label=f"{each.size}, {each.engine}")
+                axes.plot(
+                    across,
+                    values,
+                    color=look.colour,
+                    marker=look.marker,
+                    markersize=4,
+                    linewidth=1.2,
+                    label=f"{each.size}, {each.engine}",
+                )
         absolute.set_ylabel("milliseconds")
         relative.set_ylabel("verifications of one node")
         for axes in (absolute, relative):
@@ -32,7 +42,14 @@ def write_nodes(models: Sequence[ModelCost], out_dir: Path) -> list[Path]:
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.set_ylim(bottom=0)
             grid_lines(axes)
-        figure.legend(*absolute.get_legend_handles_labels(), loc="outside upper center", ncols=len(models), frameon=False, columnspacing=1.2, handletextpad=0.4)
+        figure.legend(
+            *absolute.get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=len(models),
+            frameon=False,
+            columnspacing=1.2,
+            handletextpad=0.4,
+        )
         return figure
 
     return save(draw, out_dir, "figure-nodes")

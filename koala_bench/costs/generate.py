@@ -74,4 +74,12 @@ def compare_with_generate(target: Target, prompts: Sequence[Sequence[int]], toke
                     advance()
     ratios = [theirs / ours for ours, theirs in zip(times["vanilla"], times["generate"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Comparison(tokens / statistics.median(times["vanilla"]), tokens / statistics.median(times["generate"]), middle, low, high, equal, len(ratios))
+    return Comparison(
+        tokens / statistics.median(times["vanilla"]),
+        tokens / statistics.median(times["generate"]),
+        middle,
+        low,
+        high,
+        equal,
+        len(ratios),
+    )

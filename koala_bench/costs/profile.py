@@ -1,4 +1,6 @@
-"""Where the time of a decoding step goes: drafting, the model's own pass, what the harness puts around it, and reads from the device."""
+"""Where the time of a decoding step goes: drafting, the model's own pass, what the harness puts around it, and reads
+from the device.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Profile:
 
     Attributes:
         steps, tokens: of all answers, the first token of each left out.
-        seconds: of all steps by part, see ``PARTS``: ``model`` is the target's decoder and output layer, ``verify`` what else its pass takes.
+        seconds: of all steps by part, see ``PARTS``: ``model`` is the target's decoder and output layer, ``verify``
+            what else its pass takes.
         reads: from the device, a step.
     """
 
@@ -57,7 +60,12 @@ class _Watched(Target):
         object.__setattr__(self, "watch", Stopwatch(target.device))
 
     def run(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: TreeCache,
+        features: tuple[int, ...],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.watch.mark("between")  # type: ignore[attr-defined]
         found: tuple[torch.Tensor, torch.Tensor] = self.inner.run(tokens, mask, positions, cache, features)  # type: ignore[attr-defined]
@@ -104,7 +112,13 @@ def profile(target: Target, methods: Sequence[Method], prompts: Sequence[Sequenc
                 steps[method.name] += len(answer.accepted)
                 settled[method.name] += len(answer.tokens) - 1
     return [
-        Profile(method.name, steps[method.name], settled[method.name], seconds[method.name], _reads(target, method, prompts[0], tokens, cache))
+        Profile(
+            method.name,
+            steps[method.name],
+            settled[method.name],
+            seconds[method.name],
+            _reads(target, method, prompts[0], tokens, cache),
+        )
         for method in methods
     ]
 
@@ -122,7 +136,11 @@ def _reads(target: Target, method: Method, prompt: Sequence[int], tokens: int, c
 def machine_in_words(target: Target) -> str:
     """What computes and how, for the head of a report."""
     threads = torch.get_num_threads()
-    device = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    device = (
+        torch.cuda.get_device_name(target.device)
+        if target.device.type == "cuda"
+        else f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    )
     return f"{device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}"
 
 
@@ -131,10 +149,16 @@ def in_words(profiles: Sequence[Profile], target: Target) -> str:
     lines = [
         f"Milliseconds of a decoding step on {machine_in_words(target)}.",
         "",
-        "| Method | Tokens a step | Step | Draft | Model's pass | Around it | Accept | Commit | Rest | Outside of draft and model (%) | Reads a step |",
+        (
+            "| Method | Tokens a step | Step | Draft | Model's pass | Around it | Accept | Commit | Rest | Outside of"
+            " draft and model (%) | Reads a step |"
+        ),
         "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for each in profiles:
         parts = " | ".join(f"{1000 * each.seconds[part] / each.steps:.3f}" for part in PARTS)
-        lines.append(f"| {each.method} | {each.tokens / each.steps:.2f} | {each.step_ms:.2f} | {parts} | {100 * each.outside:.1f} | {each.reads:.1f} |")
+        lines.append(
+            f"| {each.method} | {each.tokens / each.steps:.2f} | {each.step_ms:.2f} | {parts} |"
+            f" {100 * each.outside:.1f} | {each.reads:.1f} |"
+        )
     return "\n".join(lines)

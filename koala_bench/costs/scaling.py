@@ -1,10 +1,13 @@
-"""How the time of a step grows with the tokens behind it and with the nodes it verifies, and how much of that is the attention itself."""
+"""How the time of a step grows with the tokens behind it and with the nodes it verifies, and how much of that is the
+attention itself.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +54,7 @@ def step_costs(target: Target, contexts: Sequence[int], nodes: Sequence[int], ro
                 for count, chain in chains.items():
                     for _ in range(2):  # the second finds in a processor's cache what it finds there in decoding
                         spent = seconds_of(target.device, lambda chain=chain: target.verify(chain, cache))  # type: ignore[misc]
-                    alone = seconds_of(target.device, lambda context=context, count=count: _attend(target, cache.storage, context, count))  # type: ignore[misc]
+                    alone = seconds_of(target.device, partial(_attend, target, cache.storage, context, count))
                     if turn:
                         steps[context, count].append(spent)
                         attention[context, count].append(alone)
@@ -70,9 +73,13 @@ def _attend(target: Target, storage: torch.Tensor, context: int, nodes: int) -> 
 
 def in_words(costs: Sequence[StepCost]) -> str:
     """A table in Markdown."""
-    lines = ["| Tokens behind | Nodes | Step (ms) | Attention alone (ms) | The rest (ms) |", "| --: | --: | --: | --: | --: |"]
+    lines = [
+        "| Tokens behind | Nodes | Step (ms) | Attention alone (ms) | The rest (ms) |",
+        "| --: | --: | --: | --: | --: |",
+    ]
     lines += [
-        f"| {each.context:,} | {each.nodes} | {1000 * each.step_s:.2f} | {1000 * each.attention_s:.2f} | {1000 * (each.step_s - each.attention_s):.2f} |"
+        f"| {each.context:,} | {each.nodes} | {1000 * each.step_s:.2f} | {1000 * each.attention_s:.2f} |"
+        f" {1000 * (each.step_s - each.attention_s):.2f} |"
         for each in costs
     ]
     return "\n".join(lines)

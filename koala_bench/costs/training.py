@@ -1,4 +1,6 @@
-"""What training several heads from one stream saves against training each alone: the target is asked once for all of them."""
+"""What training several heads from one stream saves against training each alone: the target is asked once for all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +71,15 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
                 synchronise(target.device)
                 between = time.perf_counter()
                 for arm in arms:
-                    train_step(accelerator, arm, [features[arm.head.features]], options, 1e-3, step + options.steps // 2, team)
+                    train_step(
+                        accelerator, arm, [features[arm.head.features]], options, 1e-3, step + options.steps // 2, team
+                    )
                 synchronise(target.device)
                 if step >= 2:
                     spent[name].append(time.perf_counter() - started)
                     asked += [between - started] if not name else []
             advance(1)
     together, *alone = (statistics.median(each) for each in spent.values())
-    return TrainingSpeed(together, statistics.median(asked), dict(zip(names, alone, strict=True)), statistics.mean(tokens[2:]))
+    return TrainingSpeed(
+        together, statistics.median(asked), dict(zip(names, alone, strict=True)), statistics.mean(tokens[2:])
+    )

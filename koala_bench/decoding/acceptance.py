@@ -1,7 +1,8 @@
 """Acceptance rules: which path of a verified tree is kept, and the token that the target itself adds.
 
-Three rules. ``Greedy`` and ``SpeculativeSampling`` are lossless: the former gives the target's own most likely tokens, the
-latter tokens distributed as the target's own samples. ``TypicalAcceptance`` is not: its tokens are likely ones, no more.
+Three rules. ``Greedy`` and ``SpeculativeSampling`` are lossless: the former gives the target's own most likely tokens,
+the latter tokens distributed as the target's own samples. ``TypicalAcceptance`` is not: its tokens are likely ones, no
+more.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Accepted(NamedTuple):
     Attributes:
         path: node indices from the root to the deepest accepted node.
         tokens: tokens of the path without the root, then the bonus token; as many as the path has nodes.
-        distances: for each of the tokens how far the rule is from the target, as the total variation in [0, 1] between what it
-            settles there and the target's distribution; None for a lossless rule.
+        distances: for each of the tokens how far the rule is from the target, as the total variation in [0, 1] between
+            what it settles there and the target's distribution; None for a lossless rule.
     """
 
     path: tuple[int, ...]
@@ -56,7 +57,11 @@ class Rule(Protocol):
 # ------------------------------------------------------------------------------------ greedy
 
 
-def greedy(tree: DraftTree, logits: torch.Tensor, ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest) -> Accepted:
+def greedy(
+    tree: DraftTree,
+    logits: torch.Tensor,
+    ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest,
+) -> Accepted:
     """Follow the tree as long as a child carries the target's own most likely token.
 
     Walking from the root needs no padded candidate rows, so no padding can be mistaken for a token. Of siblings
@@ -130,24 +135,28 @@ def after_rejection(p: Row, q: Row | None, token: int) -> tuple[Row, Row | None]
 class SpeculativeSampling:
     """Samples from the target at a temperature; lossless for chains and trees.
 
-    The rule of Leviathan et al. 2023 (arXiv 2211.17192) and Chen et al. 2023 (arXiv 2302.01318), in EAGLE's form for trees whose
-    siblings are drawn without replacement (Li et al. 2024, arXiv 2401.15077): go down from the root, try the children in their
-    order, take ``x`` with probability min(1, p(x) / q(x)); after a rejection p becomes norm(max(p - q, 0)) and q loses ``x``.
-    Where no child is taken the bonus token is drawn from what p has become, at a leaf from p itself. p is always the
-    processed distribution, at the leaf too, where EAGLE v1 forgot temperature, top-k and top-p.
+    The rule of Leviathan et al. 2023 (arXiv 2211.17192) and Chen et al. 2023 (arXiv 2302.01318), in EAGLE's form for
+    trees whose siblings are drawn without replacement (Li et al. 2024, arXiv 2401.15077): go down from the root, try
+    the children in their order, take ``x`` with probability min(1, p(x) / q(x)); after a rejection p becomes norm(max(p
+    - q, 0)) and q loses ``x``. Where no child is taken the bonus token is drawn from what p has become, at a leaf from
+    p itself. p is always the processed distribution, at the leaf too, where EAGLE v1 forgot temperature, top-k and
+    top-p.
 
-    What holds: the settled tokens are distributed exactly as tokens sampled from the target one by one, up to rounding, if
+    What holds: the settled tokens are distributed exactly as tokens sampled from the target one by one, up to rounding,
+    if
 
-    - in a tree with ``proposals`` the children of a node are the first tokens drawn there, in the order drawn: to leave one out,
-      or to choose among them by what they are, as a dynamic tree that keeps the best would, spoils the chances. What was drawn
-      for a depth may serve at several of its nodes;
+    - in a tree with ``proposals`` the children of a node are the first tokens drawn there, in the order drawn: to leave
+      one out, or to choose among them by what they are, as a dynamic tree that keeps the best would, spoils the
+      chances. What was drawn for a depth may serve at several of its nodes;
     - a tree without ``proposals`` was made without looking at the random numbers of this rule. This covers the best
-      candidates of EAGLE-2 and lookups: to accept ``x`` with probability p(x) and otherwise to go on with p without ``x`` is
-      to draw from p, asking for the tokens one by one, and that is right for any list of tokens, repeated ones included.
+      candidates of EAGLE-2 and lookups: to accept ``x`` with probability p(x) and otherwise to go on with p without
+      ``x`` is to draw from p, asking for the tokens one by one, and that is right for any list of tokens, repeated ones
+      included.
 
-    A step costs one read from the device, of the logits at all nodes and of the proposals: on a GPU a copy of 64 nodes of
-    32,000 tokens in half precision is 4 MB. Only the nodes on the path are processed then, on the CPU: with 4,096
-    tokens some 20 us a node and 10 us a rejected sibling, with 32,000 tokens 100 and 50 us; top-p adds as much to a node.
+    A step costs one read from the device, of the logits at all nodes and of the proposals: on a GPU a copy of 64 nodes
+    of 32,000 tokens in half precision is 4 MB. Only the nodes on the path are processed then, on the CPU: with 4,096
+    tokens some 20 us a node and 10 us a rejected sibling, with 32,000 tokens 100 and 50 us; top-p adds as much to a
+    node.
 
     Args:
         generator: on the CPU; whoever seeds it determines all that is drawn, by the head's ``pick`` too.
@@ -210,14 +219,18 @@ def on_cpu(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 
 def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """All bytes of some tensors in one, the widest numbers first so that each part starts at a multiple of its own width."""
+    """All bytes of some tensors in one, the widest numbers first so that each part starts at a multiple of its own
+    width.
+    """
     return torch.cat([each.contiguous().flatten().view(torch.uint8) for each in _by_width(tensors)])
 
 
 def unpacked(block: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The tensors out of a block; ``like`` are tensors of the same dtypes and shapes."""
     pieces = block.split([each.numel() * each.element_size() for each in _by_width(like)])
-    found = {id(each): piece.view(each.dtype).view(each.shape) for each, piece in zip(_by_width(like), pieces, strict=True)}
+    found = {
+        id(each): piece.view(each.dtype).view(each.shape) for each, piece in zip(_by_width(like), pieces, strict=True)
+    }
     return [found[id(each)] for each in like]
 
 
@@ -229,21 +242,25 @@ def _by_width(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class TypicalAcceptance:
-    """Keeps drafts that are typical of the target's distribution (Cai et al. 2024, Medusa, arXiv 2401.10774). NOT lossless.
+    """Keeps drafts that are typical of the target's distribution (Cai et al. 2024, Medusa, arXiv 2401.10774). NOT
+    lossless.
 
     A token is accepted if its probability exceeds min(threshold, alpha * exp(-H)), with H the entropy of the target's
-    distribution at the node above, at the temperature; the longest accepted path wins, of several the one with the largest sum of
-    log-probabilities, of these the first. The bonus token, and with it every root, is the target's most likely
-    token. Nothing is random: the settled text is neither greedy decoding's nor a sample, and how far each token is from a sample is
-    told in ``Accepted.distances``: 1 - q(token), the total variation between settling the token for certain and drawing from q, the
-    distribution that a lossless method samples from. Unlike what accepts, q is cut by top-k and top-p; Medusa knows neither.
+    distribution at the node above, at the temperature; the longest accepted path wins, of several the one with the
+    largest sum of log-probabilities, of these the first. The bonus token, and with it every root, is the target's most
+    likely token. Nothing is random: the settled text is neither greedy decoding's nor a sample, and how far each token
+    is from a sample is told in ``Accepted.distances``: 1 - q(token), the total variation between settling the token for
+    certain and drawing from q, the distribution that a lossless method samples from. Unlike what accepts, q is cut by
+    top-k and top-p; Medusa knows neither.
 
-    Equal to upstream's deterministic variant (``evaluate_posterior`` with ``fast=True``), whose 1e-5 inside the logarithm of the
-    entropy is kept, except that padding of candidate paths cannot be accepted, because there is none. One read from the device.
+    Equal to upstream's deterministic variant (``evaluate_posterior`` with ``fast=True``), whose 1e-5 inside the
+    logarithm of the entropy is kept, except that padding of candidate paths cannot be accepted, because there is none.
+    One read from the device.
 
     Args:
         temperature: of both distributions.
-        threshold, alpha: upstream's ``posterior_threshold`` and ``posterior_alpha``, with the values of its ``medusa_generate``.
+        threshold, alpha: upstream's ``posterior_threshold`` and ``posterior_alpha``, with the values of its
+            ``medusa_generate``.
         top_k, top_p: of the distribution that distances are from, see ``Sampling``; they change no decision.
 
     Raises:
@@ -252,11 +269,16 @@ class TypicalAcceptance:
 
     pick: Pick = staticmethod(best)
 
-    def __init__(self, temperature: float, threshold: float = 0.09, alpha: float = 0.3, top_k: int = 0, top_p: float = 1.0) -> None:
+    def __init__(
+        self, temperature: float, threshold: float = 0.09, alpha: float = 0.3, top_k: int = 0, top_p: float = 1.0
+    ) -> None:
         self.accepting, self.sampled = Sampling(temperature), Sampling(temperature, top_k, top_p)
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if not 0 < value < math.inf:
-                raise KoalaBenchError(f"Typical acceptance with {name} {value}.", "Give a number above 0; Medusa uses threshold 0.09 and alpha 0.3.")
+                raise KoalaBenchError(
+                    f"Typical acceptance with {name} {value}.",
+                    "Give a number above 0; Medusa uses threshold 0.09 and alpha 0.3.",
+                )
         self.threshold, self.alpha = threshold, alpha
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
@@ -264,7 +286,9 @@ class TypicalAcceptance:
         shape = tree.shape
         p = self.accepting.probabilities(logits)
         q = p if self.sampled == self.accepting else self.sampled.probabilities(logits)
-        inner = p if shape.nodes == 1 else p[list(shape.inner)]  # a leaf accepts nothing, and logarithms are most of the work
+        inner = (
+            p if shape.nodes == 1 else p[list(shape.inner)]
+        )  # a leaf accepts nothing, and logarithms are most of the work
         entropy = -torch.log(inner + 1e-5).mul_(inner).sum(-1)
         limit = torch.clamp(self.alpha * torch.exp(-entropy), max=self.threshold)
         place = {node: index for index, node in enumerate(shape.inner)}

@@ -1,8 +1,9 @@
 """Several answers at once: their trees are one forest, verified in one pass, and each keeps as many tokens as it gets.
 
-All sequences share one cache, in which a row belongs to one of them; the mask hides the rows of the others. So a batch needs no padding and
-no rule about who accepts how much, and the target is the same as for one sequence. Sequences that have ended leave the batch; their
-rows stay, unseen. What this costs is attention over rows that are masked: fine for a few sequences, not for hundreds.
+All sequences share one cache, in which a row belongs to one of them; the mask hides the rows of the others. So a batch
+needs no padding and no rule about who accepts how much, and the target is the same as for one sequence. Sequences that
+have ended leave the batch; their rows stay, unseen. What this costs is attention over rows that are masked: fine for a
+few sequences, not for hundreds.
 """
 
 from __future__ import annotations
@@ -52,7 +53,14 @@ class BatchDecoded:
 
 
 @torch.inference_mode()
-def decode_batch(target: Target, head: Any, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int]) -> BatchDecoded:
+def decode_batch(
+    target: Target,
+    head: Any,
+    template: Template,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+) -> BatchDecoded:
     """Answer several prompts greedily and losslessly, all of them in every pass.
 
     Args:
@@ -64,7 +72,8 @@ def decode_batch(target: Target, head: Any, template: Template, prompts: Sequenc
     for prompt in prompts:
         if not prompt or len(prompt) + max_new_tokens > target.max_positions:
             raise KoalaBenchError(
-                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not go into a context of {target.max_positions}.",
+                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not go into a context of"
+                f" {target.max_positions}.",
                 "Use shorter prompts or answers.",
             )
     stops = frozenset(stop_ids)
@@ -73,13 +82,17 @@ def decode_batch(target: Target, head: Any, template: Template, prompts: Sequenc
     owners = torch.full((room,), -1, device=target.device)  # of each settled row
     sequences = []
     for number, prompt in enumerate(prompts):
-        sequences.append(_begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number))
+        sequences.append(
+            _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
+        )
     synchronise(target.device)
     started, steps = time.perf_counter(), 0
     while active := [number for number, each in enumerate(sequences) if not each.ended]:
         steps += 1
         trees: list[DraftTree] = [sequences[number].head.draft(sequences[number].new) for number in active]
-        logits, hidden = _verify(target, trees, [sequences[number].length for number in active], active, cache, owners, head.features)
+        logits, hidden = _verify(
+            target, trees, [sequences[number].length for number in active], active, cache, owners, head.features
+        )
         path_of_all: list[int] = []
         owner_of_all: list[int] = []
         first = 0
@@ -101,7 +114,15 @@ def decode_batch(target: Target, head: Any, template: Template, prompts: Sequenc
 
 
 def _begin(
-    target: Target, head: Any, template: Template, prompt: Sequence[int], limit: int, stops: frozenset[int], cache: TreeCache, owners: torch.Tensor, number: int
+    target: Target,
+    head: Any,
+    template: Template,
+    prompt: Sequence[int],
+    limit: int,
+    stops: frozenset[int],
+    cache: TreeCache,
+    owners: torch.Tensor,
+    number: int,
 ) -> _Sequence:
     """Read a prompt behind those of the other sequences, as a chain of its tokens."""
     ids = torch.tensor(list(prompt), device=target.device)
@@ -110,7 +131,11 @@ def _begin(
     mask = torch.full((count, past + count), least, dtype=target.dtype, device=target.device)
     mask[:, past:].triu_(1)
     positions = torch.arange(count, device=target.device)[None]
-    logits, hidden = target.run(ids, mask[None, None], positions, cache, head.features) if past else _first(target, ids, cache, head.features)
+    logits, hidden = (
+        target.run(ids, mask[None, None], positions, cache, head.features)
+        if past
+        else _first(target, ids, cache, head.features)
+    )
     owners[past : past + count] = number
     cache.past = past + count
     head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
@@ -119,7 +144,9 @@ def _begin(
     return _Sequence(head, new, [bonus], count, bonus in stops or limit == 1)
 
 
-def _first(target: Target, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _first(
+    target: Target, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits, hidden = target.prefill(ids, cache, features)
     return logits[None], hidden
 

@@ -61,8 +61,8 @@ class Decoded:
         drafted_depth: how deep the tree of each step was.
         kept_node: the node at which each step's accepted path ends, after the same cutting; 0 is the root.
         prefill_s, decode_s: seconds up to and after the first token.
-        parts_s: seconds of the parts of ``decode_s``: ``draft``; ``verify``, the target's passes; ``accept``, which paths to keep;
-            ``commit``, their rows in the cache; ``rest``, the answer's own bookkeeping.
+        parts_s: seconds of the parts of ``decode_s``: ``draft``; ``verify``, the target's passes; ``accept``, which
+            paths to keep; ``commit``, their rows in the cache; ``rest``, the answer's own bookkeeping.
         steps: trees and paths, only where asked for.
     """
 
@@ -194,4 +194,6 @@ def decode(
         watch.mark("rest")
     seconds = watch.seconds()
     decode_s = time.perf_counter() - first_token
-    return Decoded(tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, seconds, steps, distances)
+    return Decoded(
+        tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, seconds, steps, distances
+    )

@@ -1,8 +1,9 @@
-"""Where training dialogues come from: the documentation corpus, files of conversations, or those of a data set on the hub.
+"""Where training dialogues come from: the documentation corpus, files of conversations, or those of a data set on the
+hub.
 
 A file is a JSON array of rows or has one a line, plain or gzip-compressed. A row is ShareGPT's and FastChat's
-``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, OpenAI's
-``{"messages": [{"role": "user", "content": ...}, ...]}`` or Alpaca's ``{"instruction": ..., "input": ..., "output": ...}``. It may say
+``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, OpenAI's ``{"messages":
+[{"role": "user", "content": ...}, ...]}`` or Alpaca's ``{"instruction": ..., "input": ..., "output": ...}``. It may say
 ``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
 """
 
@@ -64,9 +65,11 @@ def bundled_answers() -> Path:
 
 
 def read_conversations(source: str) -> Conversations:
-    """Read ``documentation``, the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
+    """Read ``documentation``, the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if
+    there are several.
 
-    Of a folder all its ``.json`` and ``.jsonl`` files are read, plain or ``.gz``, in the order of their names, but not what lies deeper.
+    Of a folder all its ``.json`` and ``.jsonl`` files are read, plain or ``.gz``, in the order of their names, but not
+    what lies deeper.
 
     Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out. The corpus holds out
     whole entries.
@@ -80,8 +83,12 @@ def read_conversations(source: str) -> Conversations:
         if corpus.missing:
             say(f"Not installed, so missing from the corpus: {', '.join(corpus.missing)}.")
         provenance: dict[str, Any] = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
-        return Conversations(corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance)
-    path = bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
+        return Conversations(
+            corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance
+        )
+    path = (
+        bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
+    )
     train: list[list[str]] = []
     names: list[str] = []
     held_out: list[list[str]] = []
@@ -102,10 +109,14 @@ def read_conversations(source: str) -> Conversations:
     if not train or not held_out:
         why = f" {dropped.total():,} rows are of no use: {counted(dropped)}." if dropped else ""
         raise KoalaBenchError(
-            f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.{why}", "Give a file with more conversations."
+            f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.{why}",
+            "Give a file with more conversations.",
         )
     if dropped:
-        say(f"{path.name}: {dropped.total():,} rows without a question followed by an answer are left out: {counted(dropped)}.")
+        say(
+            f"{path.name}: {dropped.total():,} rows without a question followed by an answer are left out:"
+            f" {counted(dropped)}."
+        )
     if shortened:
         say(f"{path.name}: {shortened.total():,} rows are read in part: {counted(shortened)}.")
     provenance = {
@@ -121,7 +132,8 @@ def read_conversations(source: str) -> Conversations:
 
 
 def corpus_of(source: str) -> Corpus:
-    """What a target is trained on: the documentation, or conversations as ``read_conversations`` takes them, shuffled as the documentation is.
+    """What a target is trained on: the documentation, or conversations as ``read_conversations`` takes them, shuffled
+    as the documentation is.
 
     Raises:
         KoalaBenchError: as ``read_conversations``.
@@ -131,7 +143,9 @@ def corpus_of(source: str) -> Corpus:
     found = read_conversations(source)
     for part in (found.train, found.held_out):
         random.Random(0).shuffle(part)
-    return Corpus(found.train, found.held_out, {}, provenance={**found.provenance, "source": source, "rows": found.rows})
+    return Corpus(
+        found.train, found.held_out, {}, provenance={**found.provenance, "source": source, "rows": found.rows}
+    )
 
 
 def counted(reasons: Counter[str]) -> str:
@@ -149,9 +163,17 @@ def files_of(path: Path) -> list[Path]:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells
         return [path]
-    paths = [each for each in inside if each.name.removesuffix(".gz").endswith((".json", ".jsonl")) and not each.name.endswith(MANIFEST) and each.is_file()]
+    paths = [
+        each
+        for each in inside
+        if each.name.removesuffix(".gz").endswith((".json", ".jsonl"))
+        and not each.name.endswith(MANIFEST)
+        and each.is_file()
+    ]
     if not paths:
-        raise KoalaBenchError(f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source.")
+        raise KoalaBenchError(
+            f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source."
+        )
     return paths
 
 
@@ -177,7 +199,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise KoalaBenchError(
             f"Cannot read {path}: {error.strerror}.",
-            "Check --set data.source: 'documentation', 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
+            "Check --set data.source: 'documentation', 'bundled', a file or folder of conversations, or"
+            " 'hub:OWNER/NAME'.",
         ) from error
     if text.lstrip().startswith("["):
         try:
@@ -195,28 +218,43 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _messages(row: Any) -> list[tuple[int | None, Any]] | None:
-    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has; None if it has none that is known."""
+    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has; None if it
+    has none that is known.
+    """
     if not isinstance(row, dict):
         return None
     if isinstance(row.get("instruction"), str) and "output" in row:
         more = row.get("input")
         question = f"{row['instruction']}\n\n{more}" if isinstance(more, str) and more.strip() else row["instruction"]
         return [(0, question), (1, row["output"])]
-    for name, role, text in (("conversations", "from", "value"), ("messages", "role", "content"), ("conversation", "role", "content")):
+    for name, role, text in (
+        ("conversations", "from", "value"),
+        ("messages", "role", "content"),
+        ("conversation", "role", "content"),
+    ):
         if isinstance(messages := row.get(name), list):
-            return [(_ROLES.get(str(each.get(role))), _text(each.get(text))) if isinstance(each, dict) else (None, None) for each in messages]
+            return [
+                (_ROLES.get(str(each.get(role))), _text(each.get(text))) if isinstance(each, dict) else (None, None)
+                for each in messages
+            ]
     return None
 
 
 def _text(content: Any) -> Any:
     """What OpenAI's messages say in parts, as one text where all of them are text."""
-    if isinstance(content, list) and content and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if (
+        isinstance(content, list)
+        and content
+        and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
+    ):
         return "".join(part["text"] for part in content)
     return content
 
 
 def _turns(row: Any) -> tuple[list[str], str | None]:
-    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some or all were left out."""
+    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some or all
+    were left out.
+    """
     messages = _messages(row)
     if not messages:
         return [], _NO_FORM if messages is None else _NO_MESSAGE
@@ -251,12 +289,15 @@ def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Seque
 
 
 def held_out_prompts(target: Target, template: ChatTemplate, source: str, count: int, longest: int) -> list[list[int]]:
-    """First questions of held-out dialogues as token ids, the first ``count`` that are shorter than ``longest``; there may be fewer.
+    """First questions of held-out dialogues as token ids, the first ``count`` that are shorter than ``longest``; there
+    may be fewer.
 
     Raises:
         KoalaBenchError: as ``read_conversations``, or the target came without a tokenizer.
     """
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
-    prompts = (list(encode_prompt(template, target.tokenizer, turns[:1])) for turns in read_conversations(source).held_out)
+    prompts = (
+        list(encode_prompt(template, target.tokenizer, turns[:1])) for turns in read_conversations(source).held_out
+    )
     return list(itertools.islice((prompt for prompt in prompts if len(prompt) < longest), count))

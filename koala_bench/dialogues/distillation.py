@@ -1,8 +1,8 @@
 """Self-distillation: the target answers the questions of conversations itself, for heads to be trained on what it says.
 
-Heads are accepted where they guess the target's own greedy tokens, which other people's answers show them only as far as
-the target fits those (Cai et al. 2024, arXiv 2401.10774, "self-distillation"). The result is a file of conversations in
-ShareGPT's form, with a manifest beside it.
+Heads are accepted where they guess the target's own greedy tokens, which other people's answers show them only as far
+as the target fits those (Cai et al. 2024, arXiv 2401.10774, "self-distillation"). The result is a file of conversations
+in ShareGPT's form, with a manifest beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from koala_bench.errors import KoalaBenchError
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """How much is answered. ``train`` and ``held_out`` count dialogues; ``rows`` are answered at once; ``turns`` of a dialogue, all where None."""
+    """How much is answered. ``train`` and ``held_out`` count dialogues; ``rows`` are answered at once; ``turns`` of a
+    dialogue, all where None.
+    """
 
     train: int
     held_out: int
@@ -50,7 +52,8 @@ def manifest_of(answers: Path) -> Path:
 
 
 def answering_target(source: Path) -> dict[str, str] | None:
-    """Name and hashes of the target whose answers a file of conversations holds; None if no manifest of ``distill`` lies beside it.
+    """Name and hashes of the target whose answers a file of conversations holds; None if no manifest of ``distill``
+    lies beside it.
 
     Raises:
         KoalaBenchError: the manifest is damaged.
@@ -67,17 +70,20 @@ def answering_target(source: Path) -> dict[str, str] | None:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KoalaBenchError(
-            f"{manifest} does not say whose answers {source.name} holds: it is damaged.", "Delete it, or make the answers again with koala-bench distill."
+            f"{manifest} does not say whose answers {source.name} holds: it is damaged.",
+            "Delete it, or make the answers again with koala-bench distill.",
         ) from error
     return dict(target)
 
 
-def distill(target: Target, template: ChatTemplate, conversations: Conversations, out: Path, options: DistillOptions) -> Path:
+def distill(
+    target: Target, template: ChatTemplate, conversations: Conversations, out: Path, options: DistillOptions
+) -> Path:
     """Answer the first dialogues of both splits into ``out``, JSON lines, gzip-compressed if its name ends in ``.gz``.
 
     Second questions see the target's own first answers. An answer that reaches ``max_new_tokens`` is kept as it is and
-    counted; a dialogue ends where an answer is empty or the context is full. What is done lies in ``out`` + ``.partial``
-    until all is: the same command goes on from there, and ends in the same bytes.
+    counted; a dialogue ends where an answer is empty or the context is full. What is done lies in ``out`` +
+    ``.partial`` until all is: the same command goes on from there, and ends in the same bytes.
 
     Raises:
         KoalaBenchError: ``out`` is there and was made otherwise, cannot be written, or the target answered nothing.
@@ -96,7 +102,10 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
         return out
     asked = [
         _Asked(f"{split}:{index}", split, turns[::2][: options.turns])
-        for split, dialogues, count in (("train", conversations.train, options.train), ("held_out", conversations.held_out, options.held_out))
+        for split, dialogues, count in (
+            ("train", conversations.train, options.train),
+            ("held_out", conversations.held_out, options.held_out),
+        )
         for index, turns in enumerate(dialogues[:count])
     ]
     partial = out.with_name(out.name + ".partial")
@@ -105,7 +114,10 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
     if rows:
         say(f"Resuming after {len(rows):,} of {len(asked):,} dialogues.")
     try:
-        with open(partial, "a", encoding="utf-8") as handle, progress("distill", len(asked), "dialogues", len(rows)) as advance:
+        with (
+            open(partial, "a", encoding="utf-8") as handle,
+            progress("distill", len(asked), "dialogues", len(rows)) as advance,
+        ):
             for first in range(len(rows), len(asked), options.rows):
                 group = asked[first : first + options.rows]
                 answered = _answer(target, template, group, options.max_new_tokens)
@@ -114,23 +126,39 @@ def distill(target: Target, template: ChatTemplate, conversations: Conversations
                 rows += answered
                 advance(len(group))
     except OSError as error:
-        raise KoalaBenchError(f"Cannot write {partial}: {error.strerror or error}.", "Free space and repeat the command: it goes on.") from error
+        raise KoalaBenchError(
+            f"Cannot write {partial}: {error.strerror or error}.", "Free space and repeat the command: it goes on."
+        ) from error
     kept = [row for row in rows if row["conversations"]]
     if not kept:
-        raise KoalaBenchError(f"{target.name} answered none of {len(asked):,} questions.", "Check the chat template: --set target.chat_template.")
+        raise KoalaBenchError(
+            f"{target.name} answered none of {len(asked):,} questions.",
+            "Check the chat template: --set target.chat_template.",
+        )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
     data = gzip.compress(text, mtime=0) if out.name.endswith(".gz") else text
     answers = [message for row in kept for message in row["conversations"] if message["from"] == "gpt"]
-    counts = {"dialogues": len(kept), "unanswered": len(rows) - len(kept), "answers": len(answers), "cut_answers": sum("cut" in one for one in answers)}
+    counts = {
+        "dialogues": len(kept),
+        "unanswered": len(rows) - len(kept),
+        "answers": len(answers),
+        "cut_answers": sum("cut" in one for one in answers),
+    }
     # First the manifest: killed in between, the same command goes on from what is partial and writes both again.
-    write_text(manifest_of(out), json.dumps({"identity": identity, "counts": counts, "sha256": hashlib.sha256(data).hexdigest()}, indent=2) + "\n")
+    write_text(
+        manifest_of(out),
+        json.dumps({"identity": identity, "counts": counts, "sha256": hashlib.sha256(data).hexdigest()}, indent=2)
+        + "\n",
+    )
     with replacing(out) as temporary:
         temporary.write_bytes(data)
     partial.unlink()
     return out
 
 
-def _answer(target: Target, template: ChatTemplate, group: Sequence[_Asked], max_new_tokens: int) -> list[dict[str, Any]]:
+def _answer(
+    target: Target, template: ChatTemplate, group: Sequence[_Asked], max_new_tokens: int
+) -> list[dict[str, Any]]:
     """One row for each dialogue of the group, turn by turn."""
     assert target.tokenizer is not None
     turns: list[list[str]] = [[] for _ in group]
@@ -145,7 +173,9 @@ def _answer(target: Target, template: ChatTemplate, group: Sequence[_Asked], max
                     prompts.append(prompt)
         if not active:
             break
-        for index, answer in zip(active, greedy_answers(target.model, prompts, max_new_tokens, target.stop_ids), strict=True):
+        for index, answer in zip(
+            active, greedy_answers(target.model, prompts, max_new_tokens, target.stop_ids), strict=True
+        ):
             ended = answer[-1] in target.stop_ids
             text = str(target.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)).strip()
             if text:
@@ -156,7 +186,8 @@ def _answer(target: Target, template: ChatTemplate, group: Sequence[_Asked], max
             "id": one.name,
             "split": one.split,
             "conversations": [
-                {"from": ("human", "gpt")[place % 2], "value": text, **({"cut": True} if place in ended else {})} for place, text in enumerate(said)
+                {"from": ("human", "gpt")[place % 2], "value": text, **({"cut": True} if place in ended else {})}
+                for place, text in enumerate(said)
             ],
         }
         for one, said, ended in zip(group, turns, cut, strict=True)
@@ -173,7 +204,8 @@ def _identity_of(out: Path) -> Any:
 
 
 def _finished_rows(partial: Path, identity: dict[str, Any], rows: int) -> list[dict[str, Any]]:
-    """Rows of the whole groups that an interrupted run has left; the file is cut to them. A new file gets its first line.
+    """Rows of the whole groups that an interrupted run has left; the file is cut to them. A new file gets its first
+    line.
 
     Groups, not rows: what a batch answers may depend on its padding, and a resumed run shall end in the same bytes.
     """
@@ -185,7 +217,9 @@ def _finished_rows(partial: Path, identity: dict[str, Any], rows: int) -> list[d
         except (OSError, ValueError, RecursionError) as error:
             raise KoalaBenchError(f"{partial} is damaged: {error}.", "Delete it to start again.") from error
         if values and values[0] != identity:
-            raise KoalaBenchError(f"{partial} belongs to another run.", "Choose another --out, or delete it to start again.")
+            raise KoalaBenchError(
+                f"{partial} belongs to another run.", "Choose another --out, or delete it to start again."
+            )
         found = values[1 : 1 + (len(values) - 1) // rows * rows]
     write_text(partial, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in [identity, *found]))
     return found

@@ -120,7 +120,9 @@ def data_folder(data_dir: Path | None) -> Path:
         return data_dir
     value = os.environ.get(DATA_DIR_VARIABLE, "")
     if not value:
-        raise KoalaBenchError("No data folder is set.", f"Name it with --data-dir or in the environment variable {DATA_DIR_VARIABLE}.")
+        raise KoalaBenchError(
+            "No data folder is set.", f"Name it with --data-dir or in the environment variable {DATA_DIR_VARIABLE}."
+        )
     return Path(value)
 
 
@@ -183,13 +185,17 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     known = {dataset.name: dataset for dataset in datasets}
     for name in names:
         if name not in known:
-            raise KoalaBenchError(f"There is no public question file {name!r}.", f"{did_you_mean(name, list(known))}Known are: {', '.join(known)}.")
+            raise KoalaBenchError(
+                f"There is no public question file {name!r}.",
+                f"{did_you_mean(name, list(known))}Known are: {', '.join(known)}.",
+            )
     folder = data_folder(data_dir)
     found = {name: _status_of(known[name], folder) for name in dict.fromkeys(names)}
     for one in found.values():
         if one.state == "different hash":
             raise KoalaBenchError(
-                f"{one.place} is not the pinned file: its sha256 is {one.found_sha256}, that of {one.dataset.url} is {one.dataset.sha256}.",
+                f"{one.place} is not the pinned file: its sha256 is {one.found_sha256}, that of {one.dataset.url} is"
+                f" {one.dataset.sha256}.",
                 "Move it away to fetch the pinned file, or give its path to --questions to use it as it is.",
             )
     missing = [one for one in found.values() if one.state == "missing"]
@@ -201,12 +207,16 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
         except (OSError, http.client.HTTPException) as error:
             by_hand = "; ".join(f"{left.dataset.url} as {left.place}" for left in missing[index:])
             reason = error.reason if type(error) is urllib.error.URLError else error
-            raise KoalaBenchError(f"Cannot download {dataset.name} from {dataset.url}: {reason}.", f"Download by hand and save: {by_hand}") from error
+            raise KoalaBenchError(
+                f"Cannot download {dataset.name} from {dataset.url}: {reason}.", f"Download by hand and save: {by_hand}"
+            ) from error
         arrived = hashlib.sha256(content).hexdigest()
         if arrived != dataset.sha256:
             raise KoalaBenchError(
-                f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected {dataset.sha256}.",
-                f"The download was cut, or a proxy or sign-in page answered: try again, or download it by hand and save it as {one.place}.",
+                f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected"
+                f" {dataset.sha256}.",
+                "The download was cut, or a proxy or sign-in page answered: try again, or download it by hand and save"
+                f" it as {one.place}.",
             )
         with replacing(one.place) as temporary:
             temporary.write_bytes(content)

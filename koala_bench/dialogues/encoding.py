@@ -21,8 +21,8 @@ from koala_bench.errors import KoalaBenchError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Dialogues that are given to a tokenizer together: it works on several threads, and one call each costs more than the work. What it returns
-# for a token takes a hundred times what is kept of it.
+# Dialogues that are given to a tokenizer together: it works on several threads, and one call each costs more than the
+# work. What it returns for a token takes a hundred times what is kept of it.
 _AT_ONCE = 1024
 
 
@@ -66,16 +66,24 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
     """
     if name == "tokenizer":
         if not tokenizer.chat_template:
-            raise KoalaBenchError("This tokenizer has no chat template of its own.", "Name one of fschat's, e.g. --set target.chat_template=vicuna_v1.1.")
+            raise KoalaBenchError(
+                "This tokenizer has no chat template of its own.",
+                "Name one of fschat's, e.g. --set target.chat_template=vicuna_v1.1.",
+            )
 
         from jinja2 import TemplateError
 
         def render_own(turns: Sequence[str]) -> str:
             messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
             try:
-                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1))
+                return str(
+                    tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1)
+                )
             except TemplateError as error:
-                raise KoalaBenchError(f"The tokenizer's own chat template fails: {error}.", "Name one of fschat's: --set target.chat_template=NAME.") from error
+                raise KoalaBenchError(
+                    f"The tokenizer's own chat template fails: {error}.",
+                    "Name one of fschat's: --set target.chat_template=NAME.",
+                ) from error
 
         return ChatTemplate(name, render_own)
 
@@ -87,7 +95,8 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
 
         close = difflib.get_close_matches(name, conv_templates, n=3)
         raise KoalaBenchError(
-            f"Unknown chat template '{name}'.", f"Did you mean {', '.join(close)}?" if close else "Use a name of fastchat.conversation, or 'tokenizer'."
+            f"Unknown chat template '{name}'.",
+            f"Did you mean {', '.join(close)}?" if close else "Use a name of fastchat.conversation, or 'tokenizer'.",
         )
 
     def render(turns: Sequence[str]) -> str:
@@ -126,7 +135,9 @@ def _answer_spans(template: ChatTemplate, turns: Sequence[str], text: str) -> li
     return spans
 
 
-def encode_dialogues(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
+def encode_dialogues(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[str]]
+) -> list[EncodedDialogue]:
     """Token ids and answer masks of dialogues, each with an even number of turns.
 
     Raises:
@@ -134,14 +145,19 @@ def encode_dialogues(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase,
             answer's place in the text is not defined; or the tokenizer reports no offsets.
     """
     if not tokenizer.is_fast:
-        raise KoalaBenchError("This tokenizer cannot say which characters a token covers.", "Use a checkpoint that has a tokenizer.json (a fast tokenizer).")
+        raise KoalaBenchError(
+            "This tokenizer cannot say which characters a token covers.",
+            "Use a checkpoint that has a tokenizer.json (a fast tokenizer).",
+        )
     if not dialogues:
         return []
     found = []
     for first in range(0, len(dialogues), _AT_ONCE):
         some = dialogues[first : first + _AT_ONCE]
         texts = [template.render(turns) for turns in some]
-        encoded = tokenizer(texts, add_special_tokens=not _starts_itself(tokenizer, texts[0]), return_offsets_mapping=True)
+        encoded = tokenizer(
+            texts, add_special_tokens=not _starts_itself(tokenizer, texts[0]), return_offsets_mapping=True
+        )
         for turns, text, ids, offsets in zip(some, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             starts, ends = np.asarray(offsets).reshape(-1, 2).T
             supervised = np.zeros(len(ids), dtype=np.int8)
@@ -153,6 +169,8 @@ def encode_dialogues(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase,
     return found
 
 
-def encode_dialogue(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> EncodedDialogue:
+def encode_dialogue(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]
+) -> EncodedDialogue:
     """Token ids and answer mask of one dialogue; see ``encode_dialogues``."""
     return encode_dialogues(template, tokenizer, [turns])[0]

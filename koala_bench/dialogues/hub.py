@@ -1,4 +1,6 @@
-"""Conversations from data sets on the Hugging Face hub: ``hub:OWNER/NAME``, or ``hub:OWNER/NAME:FILE`` where there are several files."""
+"""Conversations from data sets on the Hugging Face hub: ``hub:OWNER/NAME``, or ``hub:OWNER/NAME:FILE`` where there are
+several files.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def fetch_dialogues(source: str) -> Path:
         return Path(hf_hub_download(name, file, repo_type="dataset"))
     except HUB_ERRORS as error:
         raise KoalaBenchError(
-            f"Cannot fetch {source}: {first_line(error)}", "Check the name and the network, log in with HF_TOKEN for a gated one, or give a downloaded file."
+            f"Cannot fetch {source}: {first_line(error)}",
+            "Check the name and the network, log in with HF_TOKEN for a gated one, or give a downloaded file.",
         ) from error
 
 
@@ -94,7 +97,10 @@ def _name_and_file(source: str) -> tuple[str, str]:
 def _only_file(name: str, files: Sequence[str]) -> str:
     found = [each for each in files if each.endswith(_KINDS)]
     if len(found) != 1:
-        raise KoalaBenchError(f"The data set {name} has {len(found)} files of conversations: {_some(found)}.", f"Name one: data.source={HUB}{name}:FILE.")
+        raise KoalaBenchError(
+            f"The data set {name} has {len(found)} files of conversations: {_some(found)}.",
+            f"Name one: data.source={HUB}{name}:FILE.",
+        )
     return found[0]
 
 

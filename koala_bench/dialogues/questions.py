@@ -63,7 +63,10 @@ def _turns(value: Any, where: str) -> tuple[str, ...]:
             turn.encode("utf-8")
         except UnicodeEncodeError as error:
             # JSON can spell half of a surrogate pair, which no tokenizer takes.
-            raise KoalaBenchError(f"{where}: turn {number} has a lone surrogate at character {error.start + 1}.", "Repair the text at its source.") from error
+            raise KoalaBenchError(
+                f"{where}: turn {number} has a lone surrogate at character {error.start + 1}.",
+                "Repair the text at its source.",
+            ) from error
     return tuple(value)
 
 
@@ -71,7 +74,9 @@ def _question(line: str, where: str) -> Question:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise KoalaBenchError(f"{where}: not valid JSON ({error.msg} at character {error.pos + 1}).", _FORMAT) from error
+        raise KoalaBenchError(
+            f"{where}: not valid JSON ({error.msg} at character {error.pos + 1}).", _FORMAT
+        ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
         raise KoalaBenchError(f"{where}: JSON that Python cannot read ({error}).", _FORMAT) from error
     if not isinstance(row, dict):
@@ -84,7 +89,9 @@ def _question(line: str, where: str) -> Question:
         raise KoalaBenchError(f"{where}: 'category' is {_kind(category)}, not a text.", 'Use "" for none.')
     held_out = row.get("held_out", False)
     if not isinstance(held_out, bool):
-        raise KoalaBenchError(f"{where}: 'held_out' is {_kind(held_out)}, not true or false.", "Correct it or leave the key out.")
+        raise KoalaBenchError(
+            f"{where}: 'held_out' is {_kind(held_out)}, not true or false.", "Correct it or leave the key out."
+        )
     return Question(question_id, category.strip() or "all", _turns(_field(row, "turns", where), where), held_out)
 
 
@@ -100,7 +107,9 @@ def read_questions(path: Path) -> list[Question]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise KoalaBenchError(f"There is no question file {path}.", "Check the path, or use a name: `koala-bench data` lists them.") from error
+        raise KoalaBenchError(
+            f"There is no question file {path}.", "Check the path, or use a name: `koala-bench data` lists them."
+        ) from error
     except IsADirectoryError as error:
         inside = path / "question.jsonl"
         remedy = f"Use {inside}." if inside.is_file() else "Name the question file inside it."
@@ -111,7 +120,9 @@ def read_questions(path: Path) -> list[Question]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line_number = content.count(b"\n", 0, error.start) + 1
-        raise KoalaBenchError(f"{path}, line {line_number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8.") from error
+        raise KoalaBenchError(
+            f"{path}, line {line_number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8."
+        ) from error
     questions: list[Question] = []
     line_of: dict[int, int] = {}
     # Not splitlines(): a text may hold U+2028 and others that it takes for line ends.
@@ -121,7 +132,8 @@ def read_questions(path: Path) -> list[Question]:
         question = _question(line, f"{path}, line {number}")
         if question.question_id in line_of:
             raise KoalaBenchError(
-                f"{path}, line {number}: the question_id {question.question_id} was used in line {line_of[question.question_id]}.",
+                f"{path}, line {number}: the question_id {question.question_id} was used in line"
+                f" {line_of[question.question_id]}.",
                 "Give every question an id of its own.",
             )
         line_of[question.question_id] = number
@@ -142,7 +154,9 @@ def bundled_questions() -> Path:
 
 def names_in(data_dir: Path) -> list[str]:
     """The names under which a data folder holds question files."""
-    names = {path.parent.name for pattern in ("eval/*/question.jsonl", "*/question.jsonl") for path in data_dir.glob(pattern)}
+    names = {
+        path.parent.name for pattern in ("eval/*/question.jsonl", "*/question.jsonl") for path in data_dir.glob(pattern)
+    }
     return sorted(names | {path.stem for path in data_dir.glob("*.jsonl")})
 
 
@@ -167,7 +181,9 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     if name and (len(path.parts) != 1 or path.suffix == ".jsonl" or name in (".", "..") or path.is_file()):
         shown = path.resolve().parent.name if path.name == "question.jsonl" else path.stem
         if not path.exists():
-            raise KoalaBenchError(f"There is no question file {path}.", "Check the path, or use a name: `koala-bench data` lists them.")
+            raise KoalaBenchError(
+                f"There is no question file {path}.", "Check the path, or use a name: `koala-bench data` lists them."
+            )
         return shown or path.name, path
     public = [dataset.name for dataset in DATASETS]
     try:
@@ -187,9 +203,13 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     if name in public:
         raise KoalaBenchError(
             f"{folder} has no questions {name!r}.",
-            f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}. Available are: {', '.join(available)}.",
+            f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}. Available are:"
+            f" {', '.join(available)}.",
         )
-    raise KoalaBenchError(f"There are no questions {name!r} in {folder}.", f"{did_you_mean(name, [*available, *public])}Available are: {', '.join(available)}.")
+    raise KoalaBenchError(
+        f"There are no questions {name!r} in {folder}.",
+        f"{did_you_mean(name, [*available, *public])}Available are: {', '.join(available)}.",
+    )
 
 
 def questions_sha256(path: Path) -> str:
@@ -201,4 +221,6 @@ def questions_sha256(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.") from error
+        raise KoalaBenchError(
+            f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions."
+        ) from error

@@ -38,15 +38,20 @@ class Stream:
     """Encoded dialogues, each at most ``max_tokens`` long, served in batches of about ``batch_tokens``.
 
     Neighbours in a batch have similar lengths, so little is padding; which dialogues share a batch, and the order of
-    the batches, is drawn anew each epoch. Batch ``step`` is a function of the seed and ``step``, which makes resuming exact.
+    the batches, is drawn anew each epoch. Batch ``step`` is a function of the seed and ``step``, which makes resuming
+    exact.
     """
 
     dialogues: Sequence[EncodedDialogue]
     batch_tokens: int
     max_tokens: int
     seed: int
-    _starts: list[int] = field(default_factory=lambda: [0], repr=False)  # first step of each epoch, as far as they are known
-    _epochs: dict[int, list[tuple[int, ...]]] = field(default_factory=dict, repr=False)  # the one that was asked for last
+    _starts: list[int] = field(
+        default_factory=lambda: [0], repr=False
+    )  # first step of each epoch, as far as they are known
+    _epochs: dict[int, list[tuple[int, ...]]] = field(
+        default_factory=dict, repr=False
+    )  # the one that was asked for last
 
     def _length(self, index: int) -> int:
         return min(len(self.dialogues[index].ids), self.max_tokens)
@@ -56,7 +61,9 @@ class Stream:
             draw = np.random.default_rng([self.seed, epoch])
             order = draw.permutation(len(self.dialogues))
             batches: list[tuple[int, ...]] = []
-            for start in range(0, len(order), 1024):  # sorting within pieces keeps long and short dialogues mixed over time
+            for start in range(
+                0, len(order), 1024
+            ):  # sorting within pieces keeps long and short dialogues mixed over time
                 batch: list[int] = []
                 for index in sorted(order[start : start + 1024].tolist(), key=self._length):
                     if batch and self._length(index) * (len(batch) + 1) > self.batch_tokens:
@@ -105,10 +112,14 @@ def collate(dialogues: Sequence[EncodedDialogue], samples: Sequence[int], max_to
         count = min(len(dialogues[index].ids), max_tokens)
         ids[row, :count] = torch.from_numpy(np.asarray(dialogues[index].ids[:count], dtype=np.int64))
         supervised[row, :count] = torch.from_numpy(np.asarray(dialogues[index].supervised[:count], dtype=bool))
-    return TokenBatch(ids, supervised, tuple(samples), torch.tensor([min(len(dialogues[i].ids), max_tokens) for i in samples]))
+    return TokenBatch(
+        ids, supervised, tuple(samples), torch.tensor([min(len(dialogues[i].ids), max_tokens) for i in samples])
+    )
 
 
-def make_stream(dialogues: Sequence[EncodedDialogue], names: Sequence[str], batch_tokens: int, max_tokens: int, seed: int) -> Stream:
+def make_stream(
+    dialogues: Sequence[EncodedDialogue], names: Sequence[str], batch_tokens: int, max_tokens: int, seed: int
+) -> Stream:
     """Check the dialogues and make a stream of them.
 
     Args:
@@ -120,8 +131,13 @@ def make_stream(dialogues: Sequence[EncodedDialogue], names: Sequence[str], batc
     if not dialogues:
         raise KoalaBenchError("There is no dialogue to train on.", "Check --set data.source.")
     if max_tokens > batch_tokens:
-        raise KoalaBenchError(f"data.max_tokens is {max_tokens}, a batch holds only {batch_tokens}.", "Raise --set training.batch_tokens.")
+        raise KoalaBenchError(
+            f"data.max_tokens is {max_tokens}, a batch holds only {batch_tokens}.", "Raise --set training.batch_tokens."
+        )
     for name, dialogue in zip(names, dialogues, strict=True):
         if len(dialogue.ids) < _SHORTEST or not any(dialogue.supervised[: max_tokens - 1]):
-            raise KoalaBenchError(f"Dialogue {name} has no answer token within its first {max_tokens} tokens.", "Remove it, or raise --set data.max_tokens.")
+            raise KoalaBenchError(
+                f"Dialogue {name} has no answer token within its first {max_tokens} tokens.",
+                "Remove it, or raise --set data.max_tokens.",
+            )
     return Stream(dialogues, batch_tokens, max_tokens, seed)

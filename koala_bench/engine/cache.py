@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import TreeShape
 
-# Trees whose masks are kept, the latest ones. A dynamic tree's shape hardly comes again and pushes out others; making one anew costs
-# some 40 microseconds, which is nothing beside a pass of a target.
+# Trees whose masks are kept, the latest ones. A dynamic tree's shape hardly comes again and pushes out others; making
+# one anew costs some 40 microseconds, which is nothing beside a pass of a target.
 _SHAPES = 64
 LENGTHS = 512  # rows that a pass of fixed shape may see are a multiple of this
 
@@ -29,7 +29,9 @@ class _Rows(DynamicLayer):
         super().__init__()
         self.owner, self.index = owner, index
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.keys, self.values = self.owner.allocate(self.index, key_states, value_states)
             self.is_initialized = True
@@ -58,12 +60,16 @@ class _Rows(DynamicLayer):
 class _Window(DynamicLayer):
     """One layer's rows during a single pass, cut out before it; ``update`` writes the new ones and returns all."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor, past: int) -> None:
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor, past: int
+    ) -> None:
         super().__init__()
         self.keys, self.values, self._new_keys, self._new_values, self._past = keys, values, new_keys, new_values, past
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self._new_keys.copy_(key_states)
         self._new_values.copy_(value_states)
         assert self.keys is not None and self.values is not None
@@ -78,7 +84,9 @@ class _Window(DynamicLayer):
 
 
 class _Indexed(DynamicLayer):
-    """One layer's rows during a single pass whose shapes do not depend on how many are settled; ``update`` returns all there are."""
+    """One layer's rows during a single pass whose shapes do not depend on how many are settled; ``update`` returns all
+    there are.
+    """
 
     def __init__(self, rows: torch.Tensor, numbers: torch.Tensor) -> None:
         super().__init__()
@@ -86,7 +94,9 @@ class _Indexed(DynamicLayer):
         self.keys, self.values = rows[0], rows[1]
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return written(self._rows, self._numbers, key_states, value_states)
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
@@ -96,13 +106,15 @@ class _Indexed(DynamicLayer):
         return self._rows.shape[-2], 0
 
 
-def written(rows: torch.Tensor, start: Any, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def written(
+    rows: torch.Tensor, start: Any, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Write new rows, and return those that are then to be attended to, keys and values.
 
     Args:
         rows: [2, batch, kv_heads, capacity, head_dim].
-        start: number of the first new row, and those up to the last new one come back; or the numbers of the new rows as a tensor
-            [new], and all rows come back, so that no shape depends on it.
+        start: number of the first new row, and those up to the last new one come back; or the numbers of the new rows
+            as a tensor [new], and all rows come back, so that no shape depends on it.
         keys, values: [batch, kv_heads, new, head_dim].
     """
     if isinstance(start, torch.Tensor):
@@ -132,7 +144,9 @@ def hiding(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.dtype) -
 
 
 def aligned(mask: torch.Tensor) -> torch.Tensor:
-    """An additive mask as it is, or on CUDA a copy whose rows begin at multiples of 16 elements: fused attention faults on others in half precision."""
+    """An additive mask as it is, or on CUDA a copy whose rows begin at multiples of 16 elements: fused attention faults
+    on others in half precision.
+    """
     if mask.device.type != "cuda":
         return mask
     width = mask.shape[-1]
@@ -141,7 +155,9 @@ def aligned(mask: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("koala_bench::hide", mutates_args=())
 def hide(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
-    """``hiding`` for a number of settled rows that is a tensor: one operation, so that a kernel that needs no mask finds what it stands for."""
+    """``hiding`` for a number of settled rows that is a tensor: one operation, so that a kernel that needs no mask
+    finds what it stands for.
+    """
     least = torch.finfo(dtype).min
     places = torch.arange(capacity, device=hidden.device) - past
     block = F.pad(hidden.to(dtype) * least, (0, 1), value=least)
@@ -158,14 +174,16 @@ def windows(storage: torch.Tensor, start: Any, new: int) -> Cache:
 
     Args:
         storage: of a ``TreeCache``, [layers, 2, kv_heads, capacity, head_dim]; the new rows are written there.
-        start: number of settled rows, behind which they go; or the numbers of the new rows as a tensor [new], see ``written``: the
-            pass then needs a mask as wide as the cache.
+        start: number of settled rows, behind which they go; or the numbers of the new rows as a tensor [new], see
+            ``written``: the pass then needs a mask as wide as the cache.
     """
     if isinstance(start, torch.Tensor):
         return Cache(layers=[_Indexed(rows, start) for rows in storage.unsqueeze(2).unbind(0)])
     every = storage.flatten(0, 1).unsqueeze(1)
     rows, added = every[:, :, :, : start + new].unbind(0), every[:, :, :, start : start + new].unbind(0)
-    return Cache(layers=[_Window(rows[at], rows[at + 1], added[at], added[at + 1], start) for at in range(0, len(rows), 2)])
+    return Cache(
+        layers=[_Window(rows[at], rows[at + 1], added[at], added[at + 1], start) for at in range(0, len(rows), 2)]
+    )
 
 
 class TreeCache(Cache):
@@ -180,7 +198,8 @@ class TreeCache(Cache):
         self.past = 0
         self.capacity = capacity
         self._storage: torch.Tensor | None = None  # [layers, 2, kv_heads, capacity, head_dim]
-        # One mask, wide enough for all settled rows there can be, takes on the part that depends on the tree when the tree changes.
+        # One mask, wide enough for all settled rows there can be, takes on the part that depends on the tree when the
+        # tree changes.
         self._wide = torch.empty(0, 0)
         self._blocks: dict[TreeShape, tuple[torch.Tensor, torch.Tensor]] = {}  # that part, and the depths
         self._shown: TreeShape | None = None
@@ -192,7 +211,9 @@ class TreeCache(Cache):
         _, heads, _, dim = keys.shape
         if self._storage is None:
             # Zeros, not garbage: a row that is masked out still enters the product with weight 0, and 0 * nan is nan.
-            self._storage = torch.zeros(len(self.layers), 2, heads, self.capacity, dim, dtype=keys.dtype, device=keys.device)
+            self._storage = torch.zeros(
+                len(self.layers), 2, heads, self.capacity, dim, dtype=keys.dtype, device=keys.device
+            )
         if keys.shape[0] != 1 or keys.shape != values.shape or self._storage.shape[2:] != (heads, self.capacity, dim):
             raise KoalaBenchError(
                 "This target's attention layers differ in shape from one another.",
@@ -220,26 +241,33 @@ class TreeCache(Cache):
         self.past += count
 
     def unseen(self, shape: TreeShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which nodes of a tree each node does not attend to, bool [nodes, nodes], and the nodes' depths, int64 [1, nodes]."""
+        """Which nodes of a tree each node does not attend to, bool [nodes, nodes], and the nodes' depths, int64 [1,
+        nodes].
+        """
         if shape not in self._blocks:
             if len(self._blocks) == _SHAPES:  # a head that draws its tree anew at each step must not fill the memory
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[shape] = (~shape.ancestors.to(device), torch.tensor([shape.depths], device=device))
         return self._blocks[shape]
 
-    def tree_buffers(self, shape: TreeShape, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def tree_buffers(
+        self, shape: TreeShape, dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention mask and depths of a tree behind the settled rows.
 
         Returns:
-            the additive mask [1, 1, nodes, past + nodes], a view on a buffer that holds until the next tree is asked for, and
-            the depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
+            the additive mask [1, 1, nodes, past + nodes], a view on a buffer that holds until the next tree is asked
+            for, and the depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager
+            attention.
         """
         if shape != self._shown:
             hidden, self._depths = self.unseen(shape, device)
             if len(self._wide) < shape.nodes:
                 self._wide = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
             mask = self._wide[: shape.nodes, : self.capacity + shape.nodes]
-            mask[:, self.capacity :] = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+            mask[:, self.capacity :] = torch.zeros_like(hidden, dtype=dtype).masked_fill_(
+                hidden, torch.finfo(dtype).min
+            )
             self._shown, self._mask = shape, mask[None, None]
         return self._mask[..., self.capacity - self.past :], self._depths
 

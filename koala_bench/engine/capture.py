@@ -1,8 +1,8 @@
 """CUDA graphs: a function's kernels, captured once for each set of shapes and started together from then on.
 
-A graph reads and writes where it did when it was captured. So arguments are copied into inputs of the graph's own, but for those that stay
-where they are, and what comes back is overwritten by the next call. On the CPU, where there are no graphs, the same function is
-called on the same inputs: what a graph needs of a function can be tried there.
+A graph reads and writes where it did when it was captured. So arguments are copied into inputs of the graph's own, but
+for those that stay where they are, and what comes back is overwritten by the next call. On the CPU, where there are no
+graphs, the same function is called on the same inputs: what a graph needs of a function can be tried there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _WARM_UP = 2  # calls before a capture, in which libraries set themselves up
 
 @dataclass(frozen=True)
 class _Graph:
-    """One captured call; ``inputs`` are its own but for those that stay where they are, ``copied`` what they were copied from last."""
+    """One captured call; ``inputs`` are its own but for those that stay where they are, ``copied`` what they were
+    copied from last.
+    """
 
     inputs: tuple[torch.Tensor | None, ...]
     copied: list[Argument]
@@ -33,11 +35,12 @@ class _Graph:
 class Captured:
     """A function of tensors, numbers and None, replayed as a graph where one of its shapes was captured before.
 
-    No shape inside the function may depend on the value of a number, and nothing that it does on the host is done again. Numbers reach
-    it as int64 tensors []. It must do the same if it is called again with the same arguments.
+    No shape inside the function may depend on the value of a number, and nothing that it does on the host is done
+    again. Numbers reach it as int64 tensors []. It must do the same if it is called again with the same arguments.
 
     Args:
-        kept: places of the arguments that stay where they are, because the function writes into them or because they are large.
+        kept: places of the arguments that stay where they are, because the function writes into them or because they
+            are large.
         steady: places of tensors that nobody changes once they are made: copied only where another one came before.
         made: called for each graph that is captured.
 
@@ -45,8 +48,21 @@ class Captured:
         KoalaBenchError: when called, if the function cannot be captured.
     """
 
-    def __init__(self, function: Callable[..., Any], kept: Sequence[int], steady: Sequence[int], device: torch.device, made: Callable[[], None]) -> None:
-        self._function, self._kept, self._steady, self._device, self._made = function, frozenset(kept), frozenset(steady), device, made
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        kept: Sequence[int],
+        steady: Sequence[int],
+        device: torch.device,
+        made: Callable[[], None],
+    ) -> None:
+        self._function, self._kept, self._steady, self._device, self._made = (
+            function,
+            frozenset(kept),
+            frozenset(steady),
+            device,
+            made,
+        )
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 
     def __call__(self, *arguments: Argument) -> Any:
@@ -58,7 +74,12 @@ class Captured:
             graph = self._graphs[key] = self._capture(arguments)
             self._made()
         for place, (own, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
-            if own is None or argument is None or place in self._kept or (place in self._steady and argument is graph.copied[place]):
+            if (
+                own is None
+                or argument is None
+                or place in self._kept
+                or (place in self._steady and argument is graph.copied[place])
+            ):
                 continue
             graph.copied[place] = argument if place in self._steady else None
             if isinstance(argument, torch.Tensor):
@@ -85,7 +106,9 @@ class Captured:
             if argument is None:
                 inputs.append(None)
             elif isinstance(argument, torch.Tensor):
-                inputs.append(argument if place in self._kept else argument.clone(memory_format=torch.contiguous_format))
+                inputs.append(
+                    argument if place in self._kept else argument.clone(memory_format=torch.contiguous_format)
+                )
             else:
                 inputs.append(torch.tensor(argument, device=self._device))
         own = tuple(inputs)
@@ -105,7 +128,9 @@ class Captured:
             raise
         except RuntimeError as error:  # a model may ask the device for a value, or wait for it
             first = str(error).strip().splitlines()[0]
-            raise KoalaBenchError(f"A pass cannot be captured as a CUDA graph: {first}", "Decode with --engine eager.") from error
+            raise KoalaBenchError(
+                f"A pass cannot be captured as a CUDA graph: {first}", "Decode with --engine eager."
+            ) from error
         return _Graph(own, [None] * len(own), outputs, graph.replay)
 
     def _called(self, own: tuple[torch.Tensor | None, ...]) -> _Graph:

@@ -1,7 +1,9 @@
-"""Rewriting recorded operations into the kernels of ``koala_bench.engine.kernels``: the last step of ``koala_bench.engine.lowering`` on a GPU.
+"""Rewriting recorded operations into the kernels of ``koala_bench.engine.kernels``: the last step of
+``koala_bench.engine.lowering`` on a GPU.
 
-As there, nothing here knows a model. What surrounds a product of one row becomes part of it; an attention whose mask says which nodes of a tree
-see which is made without the mask, and the rotation and the writing of rows before it are one kernel.
+As there, nothing here knows a model. What surrounds a product of one row becomes part of it; an attention whose mask
+says which nodes of a tree see which is made without the mask, and the rotation and the writing of rows before it are
+one kernel.
 """
 
 from __future__ import annotations
@@ -58,10 +60,20 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
     hidden, past = mask.args[:2]
     (keys, reads_keys), (values, reads_values) = _unrepeated(keys, node), _unrepeated(values, node)
     shape = value_of(q).shape
-    if is_call(q, _aten.reshape.default, _aten.view.default) and _method(q.args[0], "narrow") and value_of(q.args[0]).shape[2] == 1:
+    if (
+        is_call(q, _aten.reshape.default, _aten.view.default)
+        and _method(q.args[0], "narrow")
+        and value_of(q.args[0]).shape[2] == 1
+    ):
         q = q.args[0]  # queries of a group stood there as rows
     (batch, heads, rows, width), (_, kv_heads, *_) = value_of(q).shape, value_of(keys).shape
-    if not _half(q) or batch != 1 or width not in kernels.WIDTHS or heads % kv_heads or value_of(hidden).shape[0] != rows:
+    if (
+        not _half(q)
+        or batch != 1
+        or width not in kernels.WIDTHS
+        or heads % kv_heads
+        or value_of(hidden).shape[0] != rows
+    ):
         return
     writers = [_writer(keys, reads_keys), _writer(values, reads_values)]
     rotation = _rotation(constants, q, keys, values, writers)
@@ -85,28 +97,59 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
 
 def _arrivals(graph: Graph, constants: dict[str, Any], heads: int) -> Node:
     """Counters for ``kernels.attend_row``, which runs once at a time."""
-    device = next(value.device for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point())
+    device = next(
+        value.device for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()
+    )
     return constant(graph, constants, torch.zeros(heads, dtype=torch.int32, device=device), "arrived")
 
 
 def _rotation(constants: dict[str, Any], q: Any, keys: Any, values: Any, writers: list[Any]) -> tuple[Any, ...] | None:
-    """The arguments of ``kernels.rotate``, if queries and keys are turned as one and rows are written nowhere but where they are attended to."""
+    """The arguments of ``kernels.rotate``, if queries and keys are turned as one and rows are written nowhere but where
+    they are attended to.
+    """
     if None in writers:
         return None
     (_, place, numbers, k), (_, other, others, v) = (writer.args for writer in writers)
-    if (place, other) != (2, 2) or numbers is not others or not _method(q, "narrow") or not _method(k, "narrow") or len(k.users) > 1 or len(q.users) > 1:
+    if (
+        (place, other) != (2, 2)
+        or numbers is not others
+        or not _method(q, "narrow")
+        or not _method(k, "narrow")
+        or len(k.users) > 1
+        or len(q.users) > 1
+    ):
         return None
     (whole, *first), (same, *second) = q.args, k.args
     heads, kv_heads = value_of(q).shape[1], value_of(keys).shape[1]
-    if whole is not same or first != [1, 0, heads] or second != [1, heads, kv_heads] or not is_call(whole, torch.addcmul):
+    if (
+        whole is not same
+        or first != [1, 0, heads]
+        or second != [1, heads, kv_heads]
+        or not is_call(whole, torch.addcmul)
+    ):
         return None
     straight, rolled, sine = whole.args
-    if not is_call(straight, torch.mul) or not is_call(rolled, torch.roll) or straight.args[0] is not rolled.args[0] or rolled.args[2] != -1:
+    if (
+        not is_call(straight, torch.mul)
+        or not is_call(rolled, torch.roll)
+        or straight.args[0] is not rolled.args[0]
+        or rolled.args[2] != -1
+    ):
         return None
     if any(size != 1 for each in (straight.args[1], sine) for size in value_of(each).shape[:-2]):
         return None  # angles that differ from head to head
     signed = not _signs(constants, sine, value_of(q).shape[-1])
-    return straight.args[0], v, straight.args[1], sine if signed else sine.args[0], signed, rolled.args[1], numbers, keys, values
+    return (
+        straight.args[0],
+        v,
+        straight.args[1],
+        sine if signed else sine.args[0],
+        signed,
+        rolled.args[1],
+        numbers,
+        keys,
+        values,
+    )
 
 
 def _signs(constants: dict[str, Any], sine: Any, width: int) -> bool:
@@ -119,8 +162,12 @@ def _signs(constants: dict[str, Any], sine: Any, width: int) -> bool:
 
 
 def _unrepeated(rows: Any, attention: Node) -> tuple[Any, Node]:
-    """Keys or values as they lie in the cache, and the node that reads them: repeated once for each query of a group, or the attention itself."""
-    spread: Any = rows.args[0] if is_call(rows, _aten.reshape.default, _aten.view.default, _aten._unsafe_view.default) else None
+    """Keys or values as they lie in the cache, and the node that reads them: repeated once for each query of a group,
+    or the attention itself.
+    """
+    spread: Any = (
+        rows.args[0] if is_call(rows, _aten.reshape.default, _aten.view.default, _aten._unsafe_view.default) else None
+    )
     apart: Any = spread.args[0] if is_call(spread, _aten.expand.default) else None
     if not is_call(apart, _aten.unsqueeze.default) or apart.args[1] != 2 or len(value_of(rows).shape) != 4:
         return rows, attention
@@ -130,7 +177,11 @@ def _unrepeated(rows: Any, attention: Node) -> tuple[Any, Node]:
 def _writer(rows: Node, reader: Node) -> Any:
     """What writes into rows that are then attended to and asked for nothing else."""
     others = [user for user in rows.users if user is not reader]
-    return others[0] if len(others) == 1 and is_call(others[0], _aten.index_copy_.default) and others[0].args[0] is rows else None
+    return (
+        others[0]
+        if len(others) == 1 and is_call(others[0], _aten.index_copy_.default) and others[0].args[0] is rows
+        else None
+    )
 
 
 # ------------------------------------------------------------------------------ products
@@ -144,7 +195,10 @@ def _product(graph: Graph, constants: dict[str, Any], node: Any) -> None:
     one = all(size == 1 for size in value_of(node).shape[:-1])
     total = only_user(node, _aten.add.Tensor)
     residual = None if total is None or len(total.args) != 2 or total.kwargs else total.args[total.args[0] is node]
-    if not isinstance(residual, Node) or (value_of(residual).shape, value_of(residual).dtype) != (value_of(node).shape, value_of(node).dtype):
+    if not isinstance(residual, Node) or (value_of(residual).shape, value_of(residual).dtype) != (
+        value_of(node).shape,
+        value_of(node).dtype,
+    ):
         residual = None
     old = node if residual is None else total
     if residual is None and not one:
@@ -157,11 +211,17 @@ def _product(graph: Graph, constants: dict[str, Any], node: Any) -> None:
 
 
 def _spent(node: Any, last: Node) -> bool:
-    """Whether a tensor was made in this pass for nobody who reads it after the last reader named: it may be written over."""
+    """Whether a tensor was made in this pass for nobody who reads it after the last reader named: it may be written
+    over.
+    """
     made = is_call(node, kernels.product, kernels.product_, _aten.embedding.default, *_LINEAR) or (
         is_call(node, _aten.unsqueeze.default) and len(node.args[0].users) == 1 and is_call(node.args[0], *_LINEAR)
     )
-    return made and all(user is last or user < last for user in node.users) and not any(_looks(user) for user in node.users)
+    return (
+        made
+        and all(user is last or user < last for user in node.users)
+        and not any(_looks(user) for user in node.users)
+    )
 
 
 def _looks(node: Node) -> bool:
@@ -178,7 +238,12 @@ def _gate(graph: Graph, node: Any) -> None:
         return
     low = silu.args[0]
     whole, width = up.args[0], value_of(node).shape[-1]
-    if not _half(node) or low.args != (whole, -1, 0, width) or up.args[1:] != (-1, width, width) or value_of(whole).shape[-1] != 2 * width:
+    if (
+        not _half(node)
+        or low.args != (whole, -1, 0, width)
+        or up.args[1:] != (-1, width, width)
+        or value_of(whole).shape[-1] != 2 * width
+    ):
         return
     alone = set(whole.users) == {low, up} and all(len(each.users) == 1 for each in (low, up, silu))
     with graph.inserting_before(node):
@@ -191,13 +256,15 @@ def _gate(graph: Graph, node: Any) -> None:
 def _norm(graph: Graph, node: Any) -> None:
     """A norm becomes part of the gated products of one row that read it, or a kernel of its own.
 
-    Every program of a product makes the norm anew. Two rows of weights to each element of x pay for that; with one a kernel more is faster
-    (measured on an H200, 12,288 rows of 4,096: 29 us, against 25 and 3).
+    Every program of a product makes the norm anew. Two rows of weights to each element of x pay for that; with one a
+    kernel more is faster (measured on an H200, 12,288 rows of 4,096: 29 us, against 25 and 3).
     """
     x, shape, gain, eps = node.args
     if not _half(node) or len(shape) != 1 or value_of(gain).dtype not in kernels.DTYPES or not isinstance(eps, float):
         return
-    if node.users and all(is_call(user, kernels.row_product) and user.args[0] is node and user.kwargs.get("gated") for user in node.users):
+    if node.users and all(
+        is_call(user, kernels.row_product) and user.args[0] is node and user.kwargs.get("gated") for user in node.users
+    ):
         for user in list(node.users):
             user.args, user.kwargs = (x, *user.args[1:]), {**user.kwargs, "gain": gain, "eps": eps}
         return
@@ -208,7 +275,13 @@ def _norm(graph: Graph, node: Any) -> None:
 def _topk(graph: Graph, node: Any) -> None:
     x, count, *rest = node.args
     width = value_of(x).shape[-1]
-    if rest not in ([], [-1]) or node.kwargs or not isinstance(count, int) or not isinstance(width, int) or count > min(width, kernels.MOST_RANKS):
+    if (
+        rest not in ([], [-1])
+        or node.kwargs
+        or not isinstance(count, int)
+        or not isinstance(width, int)
+        or count > min(width, kernels.MOST_RANKS)
+    ):
         return
     if value_of(x).dtype in (*kernels.DTYPES, torch.float32):
         with graph.inserting_before(node):
@@ -218,7 +291,13 @@ def _topk(graph: Graph, node: Any) -> None:
 def _pair(graph: Graph, node: Any) -> None:
     """Embeddings of some tokens beside states of others: what an autoregressive head reads."""
     parts, *rest = node.args
-    if len(parts) != 2 or rest != [-1] or not is_call(parts[0], _aten.embedding.default) or len(parts[0].users) > 1 or not _half(node):
+    if (
+        len(parts) != 2
+        or rest != [-1]
+        or not is_call(parts[0], _aten.embedding.default)
+        or len(parts[0].users) > 1
+        or not _half(node)
+    ):
         return
     weight, tokens = parts[0].args[:2]
     if value_of(tokens).ndim != 1 or value_of(parts[1]).ndim != 2 or value_of(weight).dtype != value_of(parts[1]).dtype:

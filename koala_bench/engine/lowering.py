@@ -1,7 +1,8 @@
-"""Rewriting recorded operations into fewer and faster ones that compute the same: products packed and joined, norms and rotations fused.
+"""Rewriting recorded operations into fewer and faster ones that compute the same: products packed and joined, norms and
+rotations fused.
 
-Every rewrite is an identity of real numbers; in floating point the order of some sums changes, as it does between one kernel
-and another. Nothing here knows a model: what is not recognised stays as it was recorded.
+Every rewrite is an identity of real numbers; in floating point the order of some sums changes, as it does between one
+kernel and another. Nothing here knows a model: what is not recognised stays as it was recorded.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch.fx import Graph, Node
 
 _aten = torch.ops.aten
 _USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
-# Elements of weights up to which oneDNN's layout costs more than it saves, on cores of AMD EPYC. That all numbers of rows agree on one keeps the
-# weights once in memory and in the processor's cache.
+# Elements of weights up to which oneDNN's layout costs more than it saves, on cores of AMD EPYC. That all numbers of
+# rows agree on one keeps the weights once in memory and in the processor's cache.
 _SMALL = 50_000
 _MADE = frozenset({_aten.arange.default, _aten.ones.default})  # out of numbers alone
 Layout = Literal["plain", "turned", "packed"]
@@ -32,7 +33,8 @@ _PURE = frozenset({_aten.add.Tensor, _aten.mul.Tensor, _aten.index_select.defaul
 
 
 class Layouts:
-    """Weights in the layouts that products want, shared by all recordings: what several of them read should lie in a processor's cache once.
+    """Weights in the layouts that products want, shared by all recordings: what several of them read should lie in a
+    processor's cache once.
 
     Attributes:
         recordings: how many there are.
@@ -91,7 +93,9 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
 
 
 def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]], None], ...]:
-    """The rewriting into kernels of our own, where they can be used: with Triton, on a GPU that it compiles for in both half precisions."""
+    """The rewriting into kernels of our own, where they can be used: with Triton, on a GPU that it compiles for in both
+    half precisions.
+    """
     weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
         return ()
@@ -160,11 +164,18 @@ def _drop_modes(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _fold(graph: Graph, constants: dict[str, Any]) -> None:
-    """Compute now what depends on constants and known numbers alone, but for what is written into later: it has to be made anew each time."""
+    """Compute now what depends on constants and known numbers alone, but for what is written into later: it has to be
+    made anew each time.
+    """
     written = _written(graph)
     for node in list(graph.nodes):
         inputs: list[Any] = node.all_input_nodes
-        if node.op != "call_function" or not (inputs or node.target in _MADE) or writes(node) or any(each.op != "get_attr" for each in inputs):
+        if (
+            node.op != "call_function"
+            or not (inputs or node.target in _MADE)
+            or writes(node)
+            or any(each.op != "get_attr" for each in inputs)
+        ):
             continue
         if node in written or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue
@@ -177,8 +188,18 @@ def _fold(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _drop_idle(graph: Graph, constants: dict[str, Any]) -> None:
-    """Conversions to what a tensor is already, slices of the whole, products with one, sums with zero, dropout that is off."""
-    for node in calls(graph, _aten.to.dtype, _aten.to.device, _aten.slice.Tensor, _aten.mul.Tensor, _aten.add.Tensor, _aten.dropout.default):
+    """Conversions to what a tensor is already, slices of the whole, products with one, sums with zero, dropout that is
+    off.
+    """
+    for node in calls(
+        graph,
+        _aten.to.dtype,
+        _aten.to.device,
+        _aten.slice.Tensor,
+        _aten.mul.Tensor,
+        _aten.add.Tensor,
+        _aten.dropout.default,
+    ):
         source, rest = node.args[0], node.args[1:]
         if node.target is _aten.slice.Tensor:
             idle = rest[1:] == (0, sys.maxsize)
@@ -196,7 +217,9 @@ def _drop_idle(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _is_integer(node: Any) -> bool:
-    return isinstance(node, Node) and isinstance(value_of(node), torch.Tensor) and not value_of(node).is_floating_point()
+    return (
+        isinstance(node, Node) and isinstance(value_of(node), torch.Tensor) and not value_of(node).is_floating_point()
+    )
 
 
 def _share(graph: Graph, constants: dict[str, Any]) -> None:
@@ -204,7 +227,9 @@ def _share(graph: Graph, constants: dict[str, Any]) -> None:
     seen: dict[Any, Node] = {}
     written = _written(graph)
     for node in calls(graph, *_VIEWS, *_PURE, *_MADE):
-        if node.target not in _VIEWS and any(base in written for each in (node, *node.all_input_nodes) for base in _bases(each)):
+        if node.target not in _VIEWS and any(
+            base in written for each in (node, *node.all_input_nodes) for base in _bases(each)
+        ):
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))  # a node's repr is its name, which is unique
         if key in seen:
@@ -230,9 +255,11 @@ def _bases(node: Any) -> Iterator[Node]:
 
 
 def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
-    """``w * (x * rsqrt(mean(x ** 2) + eps))`` is the norm of a layer whose mean is zero: that of x and -x together, half of which is kept.
+    """``w * (x * rsqrt(mean(x ** 2) + eps))`` is the norm of a layer whose mean is zero: that of x and -x together,
+    half of which is kept.
 
-    PyTorch has one kernel for that norm on the CPU, and seven for the root mean square's. On a GPU it has one for this norm too.
+    PyTorch has one kernel for that norm on the CPU, and seven for the root mean square's. On a GPU it has one for this
+    norm too.
     """
     for node in calls(graph, _aten.rms_norm.default):
         x, shape, weight, eps = (*node.args, None, None)[:4]
@@ -243,18 +270,28 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
         if not is_call(raised, _aten.add.Tensor) or not isinstance(raised.args[1], float):
             continue
         mean = raised.args[0]
-        if not is_call(mean, _aten.mean.dim) or mean.args[1] != [-1] or not is_call(mean.args[0], _aten.pow.Tensor_Scalar) or mean.args[0].args[1] != 2:
+        if (
+            not is_call(mean, _aten.mean.dim)
+            or mean.args[1] != [-1]
+            or not is_call(mean.args[0], _aten.pow.Tensor_Scalar)
+            or mean.args[0].args[1] != 2
+        ):
             continue
         x = mean.args[0].args[0]
         scaled = only_user(root, _aten.mul.Tensor)
         if scaled is None or x not in scaled.args:
             continue
-        # In half precision the square is taken of a copy in float32, and what is scaled is rounded before it is weighed.
+        # In half precision the square is taken of a copy in float32, and what is scaled is rounded before it is
+        # weighed.
         rounded = only_user(scaled, _aten.to.dtype)
         inner = scaled if rounded is None else rounded
         outer = only_user(inner, _aten.mul.Tensor)
         weight = None if outer is None else outer.args[1] if outer.args[0] is inner else outer.args[0]
-        if rounded is not None and is_call(x, _aten.to.dtype) and value_of(x.args[0]).dtype.itemsize < value_of(x).dtype.itemsize:
+        if (
+            rounded is not None
+            and is_call(x, _aten.to.dtype)
+            and value_of(x.args[0]).dtype.itemsize < value_of(x).dtype.itemsize
+        ):
             x = x.args[0]
         if outer is None or _constant_of(weight, constants) is None or value_of(outer).dtype != value_of(x).dtype:
             continue
@@ -271,7 +308,9 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
             replace_node(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
         return
     with graph.inserting_before(old):
-        signs = constant(graph, constants, torch.tensor([[1.0], [-1.0]], dtype=scale.dtype, device=scale.device), "mirror")
+        signs = constant(
+            graph, constants, torch.tensor([[1.0], [-1.0]], dtype=scale.dtype, device=scale.device), "mirror"
+        )
         twice = constant(graph, constants, torch.stack([scale, scale]), "scale")
         mirrored = graph.call_function(torch.mul, (graph.call_method("unsqueeze", (x, -2)), signs))
         whole = graph.call_function(torch.layer_norm, (mirrored, (2, len(scale)), twice, None, eps))
@@ -285,7 +324,9 @@ def only_user(node: Node, target: Any) -> Any:
 
 
 def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
-    """``x * cos + cat(-second half, first half) * sin`` is ``x * cos + roll(x, half) * signed sin``, and the sines are signed once."""
+    """``x * cos + cat(-second half, first half) * sin`` is ``x * cos + roll(x, half) * signed sin``, and the sines are
+    signed once.
+    """
     signed: dict[Node, Node] = {}
     for turned in calls(graph, _aten.cat.default):
         parts = turned.args[0]
@@ -297,11 +338,18 @@ def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
         if x is None or product is None or total is None or len(total.args) != 2 or total.kwargs:
             continue
         sine, straight = product.args[product.args[0] is turned], total.args[total.args[0] is product]
-        if not isinstance(sine, Node) or not is_call(straight, _aten.mul.Tensor) or x not in straight.args or value_of(sine).shape[-1] != 2 * half:
+        if (
+            not isinstance(sine, Node)
+            or not is_call(straight, _aten.mul.Tensor)
+            or x not in straight.args
+            or value_of(sine).shape[-1] != 2 * half
+        ):
             continue
         if sine not in signed:
             with graph.inserting_after(sine):
-                signs = constant(graph, constants, torch.cat([-torch.ones(half), torch.ones(half)]).to(value_of(sine)), "signs")
+                signs = constant(
+                    graph, constants, torch.cat([-torch.ones(half), torch.ones(half)]).to(value_of(sine)), "signs"
+                )
             with graph.inserting_after(signs):
                 signed[sine] = graph.call_function(torch.mul, (sine, signs))
             signed[sine].meta["val"] = value_of(sine)
@@ -311,13 +359,19 @@ def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
-    """Queries and keys that are neighbours in a joined product and turn by the same angles are turned in one go, as if they were more heads."""
+    """Queries and keys that are neighbours in a joined product and turn by the same angles are turned in one go, as if
+    they were more heads.
+    """
     before: dict[object, tuple[Any, int, Any]] = {}
     for total in calls(graph, torch.addcmul):
         straight, rolled, sine = total.args
         x = rolled.args[0]
         seen: Any = x.args[0] if is_call(x, _aten.transpose.int) and x.args[1:] == (1, 2) else None
-        part: Any = seen.args[0] if is_call(seen, _aten.view.default, _aten.reshape.default) and len(seen.args[1]) == 4 else None
+        part: Any = (
+            seen.args[0]
+            if is_call(seen, _aten.view.default, _aten.reshape.default) and len(seen.args[1]) == 4
+            else None
+        )
         if (getattr(part, "op", None), getattr(part, "target", None)) != ("call_method", "narrow"):
             continue
         (whole, _, start, length), heads = part.args, value_of(x).shape[1]
@@ -329,10 +383,16 @@ def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
         first, end, (start, others) = before.pop(key)
         with graph.inserting_before(first):
             both = graph.call_method("narrow", (whole, -1, start, end + length - start))
-            turned = graph.call_method("transpose", (graph.call_method("reshape", (both, [rows, columns, others + heads, width])), 1, 2))
+            turned = graph.call_method(
+                "transpose", (graph.call_method("reshape", (both, [rows, columns, others + heads, width])), 1, 2)
+            )
             straight = graph.call_function(torch.mul, (turned, cosine))
-            joined = graph.call_function(torch.addcmul, (straight, graph.call_function(torch.roll, (turned, *rolled.args[1:])), sine))
-            parts = [graph.call_method("narrow", (joined, 1, at, count)) for at, count in ((0, others), (others, heads))]
+            joined = graph.call_function(
+                torch.addcmul, (straight, graph.call_function(torch.roll, (turned, *rolled.args[1:])), sine)
+            )
+            parts = [
+                graph.call_method("narrow", (joined, 1, at, count)) for at, count in ((0, others), (others, heads))
+            ]
         replace_node(first, parts[0])
         replace_node(total, parts[1])
 
@@ -343,13 +403,25 @@ def _halved(first: Any, second: Any) -> tuple[Any, int]:
     if not isinstance(whole, Node) or not isinstance(second, Node) or second.args[0] is not whole:
         return None, 0
     if is_call(first, operator.getitem) and is_call(second, operator.getitem):  # of a chunk into two
-        if not is_call(whole, _aten.chunk.default) or whole.args[1:] != (2, -1) or (first.args[1], second.args[1]) != (0, 1):
+        if (
+            not is_call(whole, _aten.chunk.default)
+            or whole.args[1:] != (2, -1)
+            or (first.args[1], second.args[1]) != (0, 1)
+        ):
             return None, 0
         return whole.args[0], value_of(whole.args[0]).shape[-1] // 2
     size, last = value_of(whole).shape[-1], value_of(whole).ndim - 1
-    if not is_call(first, _aten.slice.Tensor) or not is_call(second, _aten.slice.Tensor) or not isinstance(size, int) or size % 2:
+    if (
+        not is_call(first, _aten.slice.Tensor)
+        or not is_call(second, _aten.slice.Tensor)
+        or not isinstance(size, int)
+        or size % 2
+    ):
         return None, 0
-    fits = first.args[1:] == (last, 0, size // 2) and second.args[1:] in ((last, size // 2, sys.maxsize), (last, size // 2, size))
+    fits = first.args[1:] == (last, 0, size // 2) and second.args[1:] in (
+        (last, size // 2, sys.maxsize),
+        (last, size // 2, size),
+    )
     return (whole, size // 2) if fits else (None, 0)
 
 
@@ -359,7 +431,8 @@ def _halved(first: Any, second: Any) -> tuple[Any, int]:
 def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> None:
     """Products with constant weights: those of one input in one, in the layout that is fastest for the number of rows.
 
-    So queries, keys and values are one product, and so are gate and up. An addition behind a product becomes part of it.
+    So queries, keys and values are one product, and so are gate and up. An addition behind a product becomes part of
+    it.
     """
     groups: dict[object, list[Any]] = {}
     for node in calls(graph, _aten.linear.default):
@@ -375,7 +448,10 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
         with graph.inserting_before(nodes[0]):
             whole = graph.call_function(_aten.linear.default, nodes[0].args)
             whole.meta["val"] = torch.cat([value_of(node) for node in nodes], dim=-1)
-            parts = [graph.call_method("narrow", (whole, -1, end - len(each), len(each))) for end, each in zip(ends, weights, strict=True)]
+            parts = [
+                graph.call_method("narrow", (whole, -1, end - len(each), len(each)))
+                for end, each in zip(ends, weights, strict=True)
+            ]
         for node, part in zip(nodes, parts, strict=True):
             replace_node(node, part)
         _lay_out(graph, constants, layouts, whole, weights)
@@ -385,29 +461,43 @@ def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
     """The layout that is fastest on the processors tried; elsewhere the libraries pick by themselves."""
     if not _on_processor(weights[0]):
         return "plain"
-    packs = weights[0].dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    packs = (
+        weights[0].dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
     if packs and sum(weight.numel() for weight in weights) > _SMALL:
         return "packed"
     return "turned" if packs or one_row else "plain"
 
 
-def _lay_out(graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]) -> None:
+def _lay_out(
+    graph: Graph, constants: dict[str, Any], layouts: Layouts, node: Any, weights: tuple[torch.Tensor, ...]
+) -> None:
     x, bias, shape = node.args[0], node.args[2] if len(node.args) > 2 else None, value_of(node).shape
     kind = _layout(weights, one_row=all(size == 1 for size in shape[:-1]))
     if kind == "plain" and len(weights) == 1:
         return
     total = only_user(node, _aten.add.Tensor) if kind == "packed" else None
     other = None if total is None or len(total.args) != 2 or total.kwargs else total.args[total.args[0] is node]
-    if total is not None and isinstance(other, Node) and (value_of(other).shape, value_of(other).dtype) == (shape, weights[0].dtype):
+    if (
+        total is not None
+        and isinstance(other, Node)
+        and (value_of(other).shape, value_of(other).dtype) == (shape, weights[0].dtype)
+    ):
         with graph.inserting_before(total):
             weight = constant(graph, constants, layouts.of(weights, kind), kind)
-            replace_node(total, graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, other, weight, bias, "add")))
+            replace_node(
+                total, graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, other, weight, bias, "add"))
+            )
         graph.erase_node(node)
         return
     with graph.inserting_before(node):
         weight = constant(graph, constants, layouts.of(weights, kind), kind)
         if kind == "packed":
-            replace_node(node, graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], "")))
+            replace_node(
+                node, graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], ""))
+            )
         else:
             replace_node(node, graph.call_function(torch._C._nn.linear, (x, weight, bias)))
 

@@ -7,9 +7,15 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-# Width, layers, attention heads: Touvron et al. 2023 (arXiv 2302.13971), Table 2; width of the feed-forward layers: the released config.json.
-# That of 160m: the configuration of JackFram/llama-160m (Miao et al. 2023, arXiv 2305.09781), small enough for any machine.
-_LLAMA = {"160m": (768, 12, 12, 3072), "7b": (4096, 32, 32, 11008), "13b": (5120, 40, 40, 13824), "33b": (6656, 60, 52, 17920)}
+# Width, layers, attention heads: Touvron et al. 2023 (arXiv 2302.13971), Table 2; width of the feed-forward layers: the
+# released config.json. That of 160m: the configuration of JackFram/llama-160m (Miao et al. 2023, arXiv 2305.09781),
+# small enough for any machine.
+_LLAMA = {
+    "160m": (768, 12, 12, 3072),
+    "7b": (4096, 32, 32, 11008),
+    "13b": (5120, 40, 40, 13824),
+    "33b": (6656, 60, 52, 17920),
+}
 SHAPES = tuple(_LLAMA)
 # Of the draft model that Spec-Bench takes for Vicuna, which is a tuned JackFram/llama-68m (also of arXiv 2305.09781).
 _DRAFTS = {"double7/vicuna-68m": (768, 2, 12, 3072)}

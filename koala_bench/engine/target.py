@@ -38,14 +38,16 @@ from koala_bench.tree import DraftTree
 _UNLOADABLE: tuple[type[Exception], ...] = (
     *HUB_ERRORS, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
-# Bytes of weights up to which a second thread gains a tenth at most on an idle machine, and costs several times as much beside any other process.
+# Bytes of weights up to which a second thread gains a tenth at most on an idle machine, and costs several times as much
+# beside any other process.
 _FEW = 64 << 20
 Engine = Literal["eager", "graph"]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists; of several GPUs each process of a team gets its own.
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists; of several GPUs each process of a team
+    gets its own.
 
     Raises:
         KoalaBenchError: CUDA is asked for and there is none, or the name is no device.
@@ -59,7 +61,10 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise KoalaBenchError(f"Decoding on '{name}' has not been tried.", "Use --device auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise KoalaBenchError(f"There is no CUDA device '{name}' on this machine.", "Use --device cpu, or install a CUDA build of torch and a driver.")
+        raise KoalaBenchError(
+            f"There is no CUDA device '{name}' on this machine.",
+            "Use --device cpu, or install a CUDA build of torch and a driver.",
+        )
     return device
 
 
@@ -68,7 +73,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     if name not in DTYPES:
-        raise KoalaBenchError(f"'{name}' is not a dtype that decoding knows.", f"Use --dtype auto, {', '.join(DTYPES)}.")
+        raise KoalaBenchError(
+            f"'{name}' is not a dtype that decoding knows.", f"Use --dtype auto, {', '.join(DTYPES)}."
+        )
     return DTYPES[name]
 
 
@@ -86,10 +93,12 @@ def pick_engine(name: str, device: torch.device) -> Engine:
 
 
 def pick_threads(wanted: int | None, device: torch.device, weights: int) -> int | None:
-    """CPU threads to decode with, None for all that torch takes: with more than one every operation waits for the slowest core.
+    """CPU threads to decode with, None for all that torch takes: with more than one every operation waits for the
+    slowest core.
 
-    A target of some millions of parameters is decoded on one, unless another number is wanted: on two cores with one busy process
-    beside it a step of 7 million parameters was measured at three times its time with two threads, and at its usual time with one.
+    A target of some millions of parameters is decoded on one, unless another number is wanted: on two cores with one
+    busy process beside it a step of 7 million parameters was measured at three times its time with two threads, and at
+    its usual time with one.
 
     Args:
         weights: size of the target in bytes.
@@ -98,7 +107,8 @@ def pick_threads(wanted: int | None, device: torch.device, weights: int) -> int 
 
 
 def drafted_and_likeliest(tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """What greedy verification reads from the device: drafted tokens [nodes] and the target's likeliest ones, int64 [2, nodes].
+    """What greedy verification reads from the device: drafted tokens [nodes] and the target's likeliest ones, int64 [2,
+    nodes].
 
     Args:
         tokens: int64 [nodes].
@@ -115,9 +125,10 @@ class Target:
         name: hub id or path, as asked for.
         model: the stock model in evaluation mode.
         tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
-        engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see ``koala_bench.engine.replay``.
-        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures them, as CUDA graphs
-            on a GPU; see ``koala_bench.engine.capture``.
+        engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see
+            ``koala_bench.engine.replay``.
+        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures
+            them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
         threads: CPU threads to decode with, see ``computing`` and ``pick_threads``; all that torch takes where None.
     """
 
@@ -178,7 +189,9 @@ class Target:
         """How many recordings were made until now, of the target's passes and of its heads'."""
         return self._layouts.recordings
 
-    def record(self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()) -> Pass:
+    def record(
+        self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()
+    ) -> Pass:
         """A recording of a function, if this engine replays recordings; see ``TargetSpec``."""
         if self.engine == "eager":
             return function
@@ -221,19 +234,34 @@ class Target:
         """
         config = self.model.config
         window = getattr(config, "sliding_window", None)
-        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]) and getattr(config, "use_sliding_window", True)
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]) and getattr(
+            config, "use_sliding_window", True
+        )
         if window and slides and capacity > window:
             raise KoalaBenchError(
-                f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.", "Lower --max-new-tokens or use shorter prompts."
+                f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.",
+                "Lower --max-new-tokens or use shorter prompts.",
             )
         if self.fixed:  # another cache is another graph: few different ones should come up
             capacity = -(-capacity // LENGTHS) * LENGTHS
         return TreeCache(self.layers, capacity)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache | None, features: tuple[int, ...]) -> torch.Tensor:
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: Cache | None,
+        features: tuple[int, ...],
+    ) -> torch.Tensor:
         every = features != (-1,)
         found = self.decoder(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, output_hidden_states=every
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            output_hidden_states=every,
         )
         if not every:
             hidden: torch.Tensor = found.last_hidden_state.unsqueeze(2)
@@ -242,7 +270,9 @@ class Target:
         return torch.stack(states, dim=2)
 
     @torch.inference_mode()
-    def prefill(self, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...] = (-1,)) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefill(
+        self, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...] = (-1,)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Read a prompt into an empty cache.
 
         Args:
@@ -254,10 +284,14 @@ class Target:
         positions = torch.arange(len(ids), device=self.device)[None]
         hidden = self._forward(ids[None], None, positions, cache, features)[0]
         cache.past = len(ids)
-        return self.output(hidden[-1, -1]) if features[-1] == -1 else self.output(hidden[-1, features.index(-1)]), hidden
+        return (
+            self.output(hidden[-1, -1]) if features[-1] == -1 else self.output(hidden[-1, features.index(-1)])
+        ), hidden
 
     @torch.inference_mode()
-    def verify(self, tree: DraftTree, cache: TreeCache, features: tuple[int, ...] = (-1,)) -> tuple[torch.Tensor, torch.Tensor]:
+    def verify(
+        self, tree: DraftTree, cache: TreeCache, features: tuple[int, ...] = (-1,)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One forward pass over all nodes of a tree, each attending to the settled tokens and its ancestors.
 
         Returns:
@@ -270,16 +304,23 @@ class Target:
         return self.run(tree.tokens, mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)
 
     def run(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: TreeCache,
+        features: tuple[int, ...],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The model's own part of ``verify``: decoder and output layer.
 
         Args:
-            mask, positions: as ``TreeCache.tree_buffers`` makes the mask, None for a root alone; or both as ``TreeCache.unseen`` does, for a pass
-                of fixed shape.
+            mask, positions: as ``TreeCache.tree_buffers`` makes the mask, None for a root alone; or both as
+                ``TreeCache.unseen`` does, for a pass of fixed shape.
         """
         if self.fixed and mask is not None and mask.dtype == torch.bool:
-            return self._recorded(features)(tokens, mask, positions, cache.past, cache.first_rows(cache.past + tokens.shape[0]))
+            return self._recorded(features)(
+                tokens, mask, positions, cache.past, cache.first_rows(cache.past + tokens.shape[0])
+            )
         if self.engine == "graph" and not self.fixed:
             return self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
         hidden = self._forward(tokens[None], mask if mask is None else aligned(mask), positions, cache, features)[0]
@@ -289,11 +330,25 @@ class Target:
         """The pass of ``verify`` that reads these features, with everything that it depends on as an argument."""
         if features not in self._passes:
 
-            def whole(tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, past: int, storage: torch.Tensor) -> Any:
-                hidden = self._forward(tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features)[0]
+            def whole(
+                tokens: torch.Tensor,
+                mask: torch.Tensor | None,
+                positions: torch.Tensor,
+                past: int,
+                storage: torch.Tensor,
+            ) -> Any:
+                hidden = self._forward(
+                    tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features
+                )[0]
                 return self.output(hidden[:, features.index(-1)]), hidden
 
-            def of_fixed_shape(tokens: torch.Tensor, unseen: torch.Tensor, depths: torch.Tensor, past: torch.Tensor, storage: torch.Tensor) -> Any:
+            def of_fixed_shape(
+                tokens: torch.Tensor,
+                unseen: torch.Tensor,
+                depths: torch.Tensor,
+                past: torch.Tensor,
+                storage: torch.Tensor,
+            ) -> Any:
                 rows = past + torch.arange(tokens.shape[0], device=tokens.device)
                 mask = hiding(unseen, past, storage.shape[3], storage.dtype)[None, None]
                 return whole(tokens, mask, depths + past, rows, storage)  # type: ignore[arg-type]
@@ -315,12 +370,16 @@ class Target:
 
 
 def _refuse_unsupported(name: str, config: Any) -> None:
-    remedy = "Use a decoder-only causal LM with ordinary attention in every layer, such as Llama, Vicuna, Qwen or Mistral."
+    remedy = (
+        "Use a decoder-only causal LM with ordinary attention in every layer, such as Llama, Vicuna, Qwen or Mistral."
+    )
     if getattr(config, "is_encoder_decoder", False):
         raise KoalaBenchError(f"{name} is an encoder-decoder model.", remedy)
     kinds = set(getattr(config, "layer_types", None) or ())
     if other := kinds - {"full_attention", "sliding_attention"}:
-        raise KoalaBenchError(f"{name} has layers of kind {', '.join(sorted(other))}, which keep no rows that a tree could share.", remedy)
+        raise KoalaBenchError(
+            f"{name} has layers of kind {', '.join(sorted(other))}, which keep no rows that a tree could share.", remedy
+        )
 
 
 def bundled_target(name: str) -> Path | None:
@@ -348,23 +407,34 @@ def load_target(
         config = AutoConfig.from_pretrained(source, revision=revision)
         _refuse_unsupported(name, config)
         reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
-        model, loaded = reader.from_pretrained(source, revision=revision, dtype=picked, attn_implementation=attention, output_loading_info=True)
+        model, loaded = reader.from_pretrained(
+            source, revision=revision, dtype=picked, attn_implementation=attention, output_loading_info=True
+        )
         found = _load_tokenizer(source, revision) if tokenizer else None
         model = model.to(where)
     except torch.cuda.OutOfMemoryError as error:
-        raise KoalaBenchError(f"{name} does not fit into the memory of {where}.", "Use a smaller target, --dtype float16, or another --device.") from error
+        raise KoalaBenchError(
+            f"{name} does not fit into the memory of {where}.",
+            "Use a smaller target, --dtype float16, or another --device.",
+        ) from error
     except _UNLOADABLE as error:
         raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", remedy) from error
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
-        raise KoalaBenchError(f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.", "Use a complete checkpoint.")
+        raise KoalaBenchError(
+            f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.",
+            "Use a complete checkpoint.",
+        )
     if found is not None and found.vocab_size > config.vocab_size:
         raise KoalaBenchError(
-            f"The tokenizer of {name} has {found.vocab_size} tokens, the model knows only {config.vocab_size}.", "Use the tokenizer that belongs to the model."
+            f"The tokenizer of {name} has {found.vocab_size} tokens, the model knows only {config.vocab_size}.",
+            "Use the tokenizer that belongs to the model.",
         )
     model.eval().requires_grad_(False)
     context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    target = Target(name, model, found, where, picked, context, driven, where.type == "cuda", pick_threads(threads, where, weights))
+    target = Target(
+        name, model, found, where, picked, context, driven, where.type == "cuda", pick_threads(threads, where, weights)
+    )
     _check_output(target)
     return target
 
@@ -411,5 +481,7 @@ def fingerprint(target: Target) -> dict[str, str]:
         weights = digest.hexdigest()
     found = {"config_sha256": config, "weights_sha256": weights}
     if target.tokenizer is not None:
-        found["tokenizer_sha256"] = hashlib.sha256(repr(sorted(target.tokenizer.get_vocab().items())).encode()).hexdigest()
+        found["tokenizer_sha256"] = hashlib.sha256(
+            repr(sorted(target.tokenizer.get_vocab().items())).encode()
+        ).hexdigest()
     return found

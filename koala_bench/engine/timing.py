@@ -28,9 +28,11 @@ def seconds_of(device: torch.device, run: Callable[[], object]) -> float:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from running while this lasts, as ``timeit`` does; use it as a decorator for a whole function.
+    """Keep Python's garbage collector from running while this lasts, as ``timeit`` does; use it as a decorator for a
+    whole function.
 
-    It looks through all objects there are, those of a loaded model included: on a GPU it took a tenth of a millisecond of every step.
+    It looks through all objects there are, those of a loaded model included: on a GPU it took a tenth of a millisecond
+    of every step.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -44,10 +46,11 @@ def without_collection() -> Iterator[None]:
 class Stopwatch:
     """Splits a decode into named parts.
 
-    ``mark(name)`` ends the part since the previous mark and gives it a name. On the CPU it costs one reading of the clock, some 50 ns, against
-    milliseconds for a step, so whole and parts come from the same pass. On CUDA a mark records an event, some 8 us of the host's time, and waits
-    for nothing; ``mark(name, waited=True)``, where the host has just waited for the device, reads the host's clock alone. What the host asks of
-    the device between such a mark and the next event may end later than the host thinks: it is then counted where the host waits next.
+    ``mark(name)`` ends the part since the previous mark and gives it a name. On the CPU it costs one reading of the
+    clock, some 50 ns, against milliseconds for a step, so whole and parts come from the same pass. On CUDA a mark
+    records an event, some 8 us of the host's time, and waits for nothing; ``mark(name, waited=True)``, where the host
+    has just waited for the device, reads the host's clock alone. What the host asks of the device between such a mark
+    and the next event may end later than the host thinks: it is then counted where the host waits next.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -68,11 +71,15 @@ class Stopwatch:
         """Total seconds of each name, after waiting for the device."""
         synchronise(self.device)
         totals: dict[str, float] = {}
-        _, asked, first = self._marks[0]  # when the last event was recorded that follows no other without a wait, and that event
+        _, asked, first = self._marks[
+            0
+        ]  # when the last event was recorded that follows no other without a wait, and that event
         for (_, before, earlier), (name, after, event) in zip(self._marks, self._marks[1:], strict=False):
             if earlier is not None and event is not None:
                 span = earlier.elapsed_time(event) / 1000.0
-            elif earlier is not None and first is not None:  # the host waited: the device took what the events before do not account for
+            elif (
+                earlier is not None and first is not None
+            ):  # the host waited: the device took what the events before do not account for
                 span = max(0.0, after - asked - first.elapsed_time(earlier) / 1000.0)
             else:
                 span = after - before

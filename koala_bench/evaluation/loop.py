@@ -1,7 +1,8 @@
 """Measuring methods: every question is answered by all of them in turn, so that drift of the machine cancels.
 
-Vanilla decoding is one of the methods and runs through the same loop, cache, dtype and stopping rule. The order of the methods
-rotates from question to question. Every method is given the same prompts: the second turn shows vanilla's first answer.
+Vanilla decoding is one of the methods and runs through the same loop, cache, dtype and stopping rule. The order of the
+methods rotates from question to question. Every method is given the same prompts: the second turn shows vanilla's first
+answer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ from koala_bench.evaluation.shards import merge_parts, place_for
 from koala_bench.heads import DraftHead
 from koala_bench.presets import EvaluationPreset, MethodPreset, Preset
 from koala_bench.records.reading import Run, read_run
-from koala_bench.records.schema import SCHEMA, AcceptanceInfo, MeasureInfo, MethodInfo, RunHeader, TrainingInfo, TreeInfo, TurnLine, TypicalInfo
+from koala_bench.records.schema import (
+    SCHEMA,
+    AcceptanceInfo,
+    MeasureInfo,
+    MethodInfo,
+    RunHeader,
+    TrainingInfo,
+    TreeInfo,
+    TurnLine,
+    TypicalInfo,
+)
 from koala_bench.training.checkpoints import load_head, read_manifest
 from koala_bench.training.experiment import VANILLA, free_head, methods_with_heads
 from koala_bench.tree import Template, load_template
@@ -55,7 +66,9 @@ class Method:
 
 
 def _seen_from_here(place: Path) -> str:
-    """A folder below the working one by its relative path, however it was named: where that one lies is this machine's business."""
+    """A folder below the working one by its relative path, however it was named: where that one lies is this machine's
+    business.
+    """
     try:
         return str(place.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -93,7 +106,10 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         head, config, weights = load_head(place, target)
         trained_on, training = _training(place)
         if trained_on not in (None, prints["weights_sha256"]):
-            say(f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be worse than they could be.")
+            say(
+                f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be"
+                " worse than they could be."
+            )
         template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
         info: MethodInfo = {
             "name": name,
@@ -112,7 +128,9 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
     return methods
 
 
-def _free_method(name: str, preset: MethodPreset, head: DraftHead, template: Template, target: Target, evaluation: EvaluationPreset) -> Method:
+def _free_method(
+    name: str, preset: MethodPreset, head: DraftHead, template: Template, target: Target, evaluation: EvaluationPreset
+) -> Method:
     """A method that has nothing to train, hence nothing to load."""
     template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
     info: MethodInfo = {
@@ -133,7 +151,10 @@ def _typical(name: str, preset: MethodPreset, evaluation: EvaluationPreset) -> T
     if preset.typical is None:
         return None
     if evaluation.temperature == 0:
-        raise KoalaBenchError(f"{name} accepts what is typical of a distribution, and temperature 0 has none.", "Give a --temperature such as 0.7.")
+        raise KoalaBenchError(
+            f"{name} accepts what is typical of a distribution, and temperature 0 has none.",
+            "Give a --temperature such as 0.7.",
+        )
     return {"threshold": preset.typical.threshold, "alpha": preset.typical.alpha}
 
 
@@ -143,7 +164,8 @@ def _acceptance(evaluation: EvaluationPreset) -> AcceptanceInfo:
 
 
 def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
-    """Hash of the target that a head was trained on, and what a record keeps of its training; None for an imported head.
+    """Hash of the target that a head was trained on, and what a record keeps of its training; None for an imported
+    head.
 
     Raises:
         KoalaBenchError: the manifest beside the head is damaged.
@@ -226,7 +248,11 @@ class _Session:
 
     def __init__(self, preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[Method]) -> None:
         self.target, self.template, self.methods = target, template, methods
-        self.limit, self.evaluation, self.seed = preset.evaluation.max_new_tokens, preset.evaluation, preset.training.seed
+        self.limit, self.evaluation, self.seed = (
+            preset.evaluation.max_new_tokens,
+            preset.evaluation,
+            preset.training.seed,
+        )
         self.widest = max(method.template.nodes for method in methods)
         self.cache: TreeCache | None = None
 
@@ -235,20 +261,28 @@ class _Session:
         return encode_prompt(self.template, self.target.tokenizer, turns)
 
     def rule(self, method: Method, question: int, turn: int, repeat: int) -> Rule:
-        """How a method accepts; what it draws at random follows from the seed and the place alone, so that resuming changes nothing."""
+        """How a method accepts; what it draws at random follows from the seed and the place alone, so that resuming
+        changes nothing.
+        """
         if self.evaluation.temperature == 0:
             return GREEDY
         if (typical := method.info["typical"]) is not None:
-            return TypicalAcceptance(self.evaluation.temperature, **typical, top_k=self.evaluation.top_k, top_p=self.evaluation.top_p)
+            return TypicalAcceptance(
+                self.evaluation.temperature, **typical, top_k=self.evaluation.top_k, top_p=self.evaluation.top_p
+            )
         drawn = hashlib.sha256(f"{self.seed} {method.name} {question} {turn} {repeat}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "little"))
-        return SpeculativeSampling(Sampling(self.evaluation.temperature, self.evaluation.top_k, self.evaluation.top_p), generator)
+        return SpeculativeSampling(
+            Sampling(self.evaluation.temperature, self.evaluation.top_k, self.evaluation.top_p), generator
+        )
 
     def answer(self, method: Method, prompt: Sequence[int], rule: Rule) -> Decoded:
         needed = capacity_for(len(prompt), self.limit, self.widest, self.target.max_positions)
         if self.cache is None or self.cache.capacity < needed:
             self.cache = self.target.new_cache(-(-needed // _CACHE_ROUNDING) * _CACHE_ROUNDING)
-        return decode(self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache, rule=rule)
+        return decode(
+            self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache, rule=rule
+        )
 
     def text(self, tokens: Sequence[int]) -> str:
         assert self.target.tokenizer is not None
@@ -288,7 +322,15 @@ def _unmeasured(method: str, question: Question, turn: int, repeat: int, prompt:
     }
 
 
-def _line(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int], answer: Decoded) -> TurnLine:
+def _line(
+    session: _Session,
+    method: Method,
+    question: Question,
+    turn: int,
+    repeat: int,
+    prompt: Sequence[int],
+    answer: Decoded,
+) -> TurnLine:
     return {
         **_unmeasured(method.name, question, turn, repeat, prompt),
         "new_token_ids": answer.tokens,
@@ -305,17 +347,26 @@ def _line(session: _Session, method: Method, question: Question, turn: int, repe
     }
 
 
-def _failure(method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception) -> TurnLine:
+def _failure(
+    method: str, question: Question, turn: int, repeat: int, prompt: Sequence[int] | None, error: Exception
+) -> TurnLine:
     first = str(error).strip().splitlines()
-    return {**_unmeasured(method, question, turn, repeat, prompt), "error": {"type": type(error).__name__, "message": first[0] if first else ""}}
+    return {
+        **_unmeasured(method, question, turn, repeat, prompt),
+        "error": {"type": type(error).__name__, "message": first[0] if first else ""},
+    }
 
 
-def _try(session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]) -> TurnLine:
+def _try(
+    session: _Session, method: Method, question: Question, turn: int, repeat: int, prompt: Sequence[int]
+) -> TurnLine:
     """One answer, or the record of why there is none: a question too long or too large must not end the run."""
     try:
         known = session.target.recordings
         answer = session.answer(method, prompt, session.rule(method, question.question_id, turn, repeat))
-        if session.target.recordings > known:  # making one takes longer than an answer, and is no part of it: the same answer again, from the same draws
+        if (
+            session.target.recordings > known
+        ):  # making one takes longer than an answer, and is no part of it: the same answer again, from the same draws
             answer = session.answer(method, prompt, session.rule(method, question.question_id, turn, repeat))
         return _line(session, method, question, turn, repeat, prompt, answer)
     except (KoalaBenchError, RuntimeError) as error:  # torch reports a lack of memory as a RuntimeError
@@ -328,15 +379,28 @@ def _compare(session: _Session, line: TurnLine, vanilla: TurnLine, prompt: Seque
     mine, theirs = line["new_token_ids"], vanilla["new_token_ids"]
     if mine is None or theirs is None or mine == theirs:
         return
-    position = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+    position = next(
+        (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+    )
     if position == min(len(mine), len(theirs)):
         return  # one answer ended where the other goes on: no two tokens to compare, and no gap that could explain it
     gap = session.top2_gap(prompt, theirs[:position])
-    line["first_difference"] = {"position": position, "token": mine[position], "vanilla_token": theirs[position], "top2_gap": gap}
+    line["first_difference"] = {
+        "position": position,
+        "token": mine[position],
+        "vanilla_token": theirs[position],
+        "top2_gap": gap,
+    }
 
 
 def _ask(
-    session: _Session, writer: RecordWriter, kept: dict[tuple[str, int, int, int], TurnLine], question: Question, place: int, repeat: int, advance: Any
+    session: _Session,
+    writer: RecordWriter,
+    kept: dict[tuple[str, int, int, int], TurnLine],
+    question: Question,
+    place: int,
+    repeat: int,
+    advance: Any,
 ) -> None:
     """All turns of one question by all methods, except what the record has already."""
     count = len(session.methods)
@@ -390,7 +454,8 @@ def evaluate(
     data_dir: Path | None,
     command: Sequence[str],
 ) -> Run:
-    """Decode the preset's questions with all methods into one record; a finished record is reused, a partial one continued.
+    """Decode the preset's questions with all methods into one record; a finished record is reused, a partial one
+    continued.
 
     Processes that were started together share the questions out; their times are of one machine's GPUs side by side.
 
@@ -410,7 +475,11 @@ def evaluate(
         header = _header(preset, name, target, template, ready, questions, source, command, team)
     started = time.perf_counter()
     path = place_for(record, team, len(questions))
-    own = list(enumerate(questions)) if path == record else [(place, questions[place]) for place in team.own(len(questions))]
+    own = (
+        list(enumerate(questions))
+        if path == record
+        else [(place, questions[place]) for place in team.own(len(questions))]
+    )
     total = sum(len(question.turns) for _, question in own) * len(ready) * preset.evaluation.repeats
     with target.computing(), open_record(path, header) as writer:
         if writer.finished:
@@ -418,7 +487,11 @@ def evaluate(
         else:
             if writer.done:
                 say(f"Resuming {path}: {len(writer.done)} of {total} turns are there.")
-            kept = {(t["method"], t["question_id"], t["turn"], t["repeat"]): t for t in read_run(path).turns} if writer.done else {}
+            kept = (
+                {(t["method"], t["question_id"], t["turn"], t["repeat"]): t for t in read_run(path).turns}
+                if writer.done
+                else {}
+            )
             session = _Session(preset, target, template, ready)
             shared = f", {len(own)} of them in this process" if len(own) < len(questions) else ""
             say(f"Decoding {len(questions)} questions{shared} with {', '.join(method.name for method in ready)} ...")

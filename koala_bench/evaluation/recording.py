@@ -13,7 +13,18 @@ from typing import Any, Self
 from koala_bench.common.files import write_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, differences, parse, read_bytes
-from koala_bench.records.schema import SCHEMA, EndLine, Key, RunHeader, TurnLine, depths_by_method, end_problem, header_problem, key_of, turn_problem
+from koala_bench.records.schema import (
+    SCHEMA,
+    EndLine,
+    Key,
+    RunHeader,
+    TurnLine,
+    depths_by_method,
+    end_problem,
+    header_problem,
+    key_of,
+    turn_problem,
+)
 
 
 def encode_line(value: Mapping[str, Any]) -> bytes:
@@ -43,7 +54,9 @@ class RecordWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._handle.close()
 
     def append(self, turn: TurnLine) -> None:
@@ -57,7 +70,9 @@ class RecordWriter:
         if problem:
             raise ValueError(f"not a turn line: {problem}")
         if self.finished or key_of(turn) in self.done:
-            raise ValueError(f"{key_of(turn)}: " + ("the record is finished" if self.finished else "is in the record already"))
+            raise ValueError(
+                f"{key_of(turn)}: " + ("the record is finished" if self.finished else "is in the record already")
+            )
         self._write(turn)
         self.done.add(key_of(turn))
 
@@ -72,7 +87,9 @@ class RecordWriter:
         try:
             os.fsync(self._handle.fileno())
         except OSError as error:
-            raise KoalaBenchError(f"Cannot write {self.path}: {error.strerror or error}.", "Check the disk, and start again.") from error
+            raise KoalaBenchError(
+                f"Cannot write {self.path}: {error.strerror or error}.", "Check the disk, and start again."
+            ) from error
         self.finished = True
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -85,7 +102,10 @@ class RecordWriter:
         except OSError as error:
             self._handle.truncate(start)
             reason = error.strerror or error
-            raise KoalaBenchError(f"Cannot write {self.path}: {reason}.", "Free space and start again; it goes on after the last complete turn.") from error
+            raise KoalaBenchError(
+                f"Cannot write {self.path}: {reason}.",
+                "Free space and start again; it goes on after the last complete turn.",
+            ) from error
 
 
 def open_record(path: Path, header: RunHeader) -> RecordWriter:
@@ -126,5 +146,8 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
             # Truncation is one system call: the file has either its old length or the new one.
             handle.truncate(length)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot write {path}: {error.strerror or error}.", "Make the file writable or choose another folder with --out.") from error
+        raise KoalaBenchError(
+            f"Cannot write {path}: {error.strerror or error}.",
+            "Make the file writable or choose another folder with --out.",
+        ) from error
     return RecordWriter(run, handle, resumed)

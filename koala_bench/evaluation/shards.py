@@ -1,4 +1,6 @@
-"""A record that several processes make together: each writes a part of its own, and in the end the first merges them into one."""
+"""A record that several processes make together: each writes a part of its own, and in the end the first merges them
+into one.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,26 @@ def part_of(record: Path, rank: int, size: int) -> Path:
 
 
 def place_for(record: Path, team: Team, questions: int) -> Path:
-    """The file that this process writes or reuses: the record itself if it is there or there is one process, else its part.
+    """The file that this process writes or reuses: the record itself if it is there or there is one process, else its
+    part.
 
     Raises:
-        KoalaBenchError: parts of a run with another number of processes are in the way, or there are fewer questions than processes.
+        KoalaBenchError: parts of a run with another number of processes are in the way, or there are fewer questions
+            than processes.
     """
     if record.exists() or (team.size == 1 and not _parts(record)):
         return record
     if team.size > questions:
-        raise KoalaBenchError(f"{questions} questions cannot be shared out to {team.size} processes.", f"Launch at most {questions}.")
+        raise KoalaBenchError(
+            f"{questions} questions cannot be shared out to {team.size} processes.", f"Launch at most {questions}."
+        )
     own = part_of(record, team.rank, team.size)
     for other in _parts(record):
         if other not in [part_of(record, rank, team.size) for rank in range(team.size)]:
-            raise KoalaBenchError(f"{other} is a part of a run with another number of processes.", "Go on with as many, or delete the parts to start over.")
+            raise KoalaBenchError(
+                f"{other} is a part of a run with another number of processes.",
+                "Go on with as many, or delete the parts to start over.",
+            )
     return own
 
 
@@ -60,8 +69,16 @@ def merge_parts(record: Path, team: Team, questions: Sequence[Question], started
         paths = [part_of(record, rank, team.size) for rank in range(team.size)]
         parts = [read_run(path) for path in paths]
         place = {question.question_id: index for index, question in enumerate(questions)}
-        turns = sorted((turn for part in parts for turn in part.turns), key=lambda turn: (turn["repeat"], place[turn["question_id"]]))
-        end: EndLine = {"kind": "end", "status": "finished", "turns": len(turns), "wall_s": time.perf_counter() - started}
+        turns = sorted(
+            (turn for part in parts for turn in part.turns),
+            key=lambda turn: (turn["repeat"], place[turn["question_id"]]),
+        )
+        end: EndLine = {
+            "kind": "end",
+            "status": "finished",
+            "turns": len(turns),
+            "wall_s": time.perf_counter() - started,
+        }
         with replacing(record) as temporary, open(temporary, "wb") as handle:
             for line in (parts[0].header, *turns, end):
                 handle.write(encode_line(line))

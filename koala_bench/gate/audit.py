@@ -47,7 +47,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Count:
-    """Answers of one method on one task: compared with vanilla's, equal, differing by a tie, by a defect, and failed turns."""
+    """Answers of one method on one task: compared with vanilla's, equal, differing by a tie, by a defect, and failed
+    turns.
+    """
 
     method: str
     compared: int
@@ -78,7 +80,9 @@ def _next_logits(target: Target, ids: Sequence[int]) -> torch.Tensor:
     return logits.double().cpu()
 
 
-def judge(method: str, difference: Difference, context: Sequence[int], target: Target, lower: Target | None, exact: Target) -> Judged:
+def judge(
+    method: str, difference: Difference, context: Sequence[int], target: Target, lower: Target | None, exact: Target
+) -> Judged:
     """Judge one difference.
 
     Args:
@@ -97,13 +101,24 @@ def judge(method: str, difference: Difference, context: Sequence[int], target: T
     ended = difference.token is None or difference.vanilla_token is None
     between = float("nan") if ended else float(reference[difference.vanilla_token] - reference[difference.token])
     # Only the two best tokens can change places, and only if their exact logits are within the error of both passes.
-    tie = not ended and {difference.token, difference.vanilla_token} == set(exact_best.indices.tolist()) and abs(between) <= TIE_FACTOR * rounding
+    tie = (
+        not ended
+        and {difference.token, difference.vanilla_token} == set(exact_best.indices.tolist())
+        and abs(between) <= TIE_FACTOR * rounding
+    )
     exact_gap = float(exact_best.values[0] - exact_best.values[1])
-    return Judged(method, difference, first - second, exact_gap, between, rounding, "numerical tie" if tie else "defect")
+    return Judged(
+        method, difference, first - second, exact_gap, between, rounding, "numerical tie" if tie else "defect"
+    )
 
 
 def audit(
-    run: Run, questions: Iterable[Question], template: ChatTemplate, target: Target, in_precision: Callable[[str], Target], methods: Sequence[str] | None = None
+    run: Run,
+    questions: Iterable[Question],
+    template: ChatTemplate,
+    target: Target,
+    in_precision: Callable[[str], Target],
+    methods: Sequence[str] | None = None,
 ) -> Audit:
     """Compare every answer of a run with vanilla's and judge the differences.
 
@@ -137,15 +152,31 @@ def audit(
             if exact is None:
                 exact = target if target.dtype == torch.float64 else in_precision("float64")
                 lower = in_precision("float32") if target.dtype == torch.float64 else None
-            context = _prompt(texts[place[0]], vanilla, place, template, target) + (base["new_token_ids"] or [])[: found.position]
+            context = (
+                _prompt(texts[place[0]], vanilla, place, template, target)
+                + (base["new_token_ids"] or [])[: found.position]
+            )
             judged.append(judge(name, found, context, target, lower, exact))
             verdicts.append(judged[-1].verdict)
-        counts.append(Count(name, len(verdicts), verdicts.count("equal"), verdicts.count("numerical tie"), verdicts.count("defect"), failed))
+        counts.append(
+            Count(
+                name,
+                len(verdicts),
+                verdicts.count("equal"),
+                verdicts.count("numerical tie"),
+                verdicts.count("defect"),
+                failed,
+            )
+        )
     return Audit(run.header["questions"]["name"], run.header["target"]["dtype"], tuple(counts), tuple(judged))
 
 
 def _prompt(
-    texts: Sequence[str], vanilla: Mapping[tuple[int, int, int], TurnLine], place: tuple[int, int, int], template: ChatTemplate, target: Target
+    texts: Sequence[str],
+    vanilla: Mapping[tuple[int, int, int], TurnLine],
+    place: tuple[int, int, int],
+    template: ChatTemplate,
+    target: Target,
 ) -> list[int]:
     """The prompt of a turn: the questions up to it, each earlier one with vanilla's answer, as the evaluation shows it."""
     question, number, repeat = place
@@ -168,28 +199,36 @@ def to_markdown(audits: Sequence[Audit]) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {each.task} | {each.dtype} | {count.method} | {count.compared} | {count.equal} | {count.ties} | {count.defects} | {count.failed} |"
+        f"| {each.task} | {each.dtype} | {count.method} | {count.compared} | {count.equal} | {count.ties} |"
+        f" {count.defects} | {count.failed} |"
         for each in audits
         for count in each.counts
     ]
-    totals = [sum(getattr(count, name) for each in audits for count in each.counts) for name in ("compared", "equal", "ties", "defects", "failed")]
+    totals = [
+        sum(getattr(count, name) for each in audits for count in each.counts)
+        for name in ("compared", "equal", "ties", "defects", "failed")
+    ]
     lines += [f"| **all** | | | {' | '.join(map(str, totals))} |", ""]
     lines.append(
-        f"A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64 logits are at most {TIE_FACTOR:g} times "
-        "the rounding error apart, which is the largest difference there between the logits in the run's precision and in float64. All else is a defect."
+        "A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64"
+        f" logits are at most {TIE_FACTOR:g} times the rounding error apart, which is the largest difference there"
+        " between the logits in the run's precision and in float64. All else is a defect."
     )
     listed = [(each, one) for each in audits for one in each.judged]
     if listed:
         lines += [
             "",
-            "| task | precision | method | question | turn | position | token | vanilla's | gap | gap in float64 | rounding | verdict |",
+            (
+                "| task | precision | method | question | turn | position | token | vanilla's | gap | gap in float64 |"
+                " rounding | verdict |"
+            ),
             "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
     for each, one in listed:
         at = one.difference
         token, other = ("end" if value is None else str(value) for value in (at.token, at.vanilla_token))
         lines.append(
-            f"| {each.task} | {each.dtype} | {one.method} | {at.question_id} | {at.turn} | {at.position} | {token} | {other} | "
-            f"{one.gap:.2e} | {one.exact_gap:.2e} | {one.rounding:.2e} | {one.verdict} |"
+            f"| {each.task} | {each.dtype} | {one.method} | {at.question_id} | {at.turn} | {at.position} | {token} |"
+            f" {other} | {one.gap:.2e} | {one.exact_gap:.2e} | {one.rounding:.2e} | {one.verdict} |"
         )
     return "\n".join(lines) + "\n"

@@ -15,7 +15,8 @@ FEWEST_SEEDS = 3  # with two, the t quantile of one degree of freedom asks for m
 Mode = Literal["fixed", "retrained"]
 Place = tuple[int, int, int]  # question_id, turn, repeat
 
-# Fields in which comparable runs may differ: names where hashes tell more, the trainings' settings, what concerns times.
+# Fields in which comparable runs may differ: names where hashes tell more, the trainings' settings, what concerns
+# times.
 _FREE = ("preset.", "seed", "target.name", "questions.name", "measure.warmup")
 _REMEDIES = {
     "target.": "Evaluate on the baseline's target with its --dtype, --device, --engine and --attention",
@@ -36,14 +37,22 @@ def _aligned(header: RunHeader, methods: Sequence[str]) -> RunHeader:
 def _at(header: Mapping[str, Any], place: str) -> object:
     value: Any = header
     for part in place.split("."):
-        value = value[int(part)] if isinstance(value, list) and int(part) < len(value) else value.get(part) if isinstance(value, dict) else None
+        value = (
+            value[int(part)]
+            if isinstance(value, list) and int(part) < len(value)
+            else value.get(part)
+            if isinstance(value, dict)
+            else None
+        )
     return value
 
 
 def _gated(run: Run) -> list[str]:
     names = [name for name in run.methods if name != VANILLA]
     if not names:
-        raise KoalaBenchError(f"{run.path} has no method beside vanilla, so there is nothing to hold.", "Evaluate with more --methods.")
+        raise KoalaBenchError(
+            f"{run.path} has no method beside vanilla, so there is nothing to hold.", "Evaluate with more --methods."
+        )
     return names
 
 
@@ -51,14 +60,17 @@ def _refuse_difference(first: Run, run: Run, methods: Sequence[str]) -> None:
     """Raise if two runs measured something else: other target, questions, limits, tree."""
     left, right = _aligned(first.header, methods), _aligned(run.header, methods)
     for place in differences(left, right, circumstances=False):
-        if place.startswith(_FREE) or (place.startswith("methods.") and ".tree" not in place and not place.endswith(".lossless")):
+        if place.startswith(_FREE) or (
+            place.startswith("methods.") and ".tree" not in place and not place.endswith(".lossless")
+        ):
             continue
         name, remedy = place, next((text for start, text in _REMEDIES.items() if place.startswith(start)), "")
         if place.startswith("methods."):
             _, index, field = place.split(".", 2)
             name, remedy = f"the {field} of {methods[int(index)]}", "Evaluate with the baseline's --tree"
         raise KoalaBenchError(
-            f"{run.path} and {first.path} cannot be compared: {name} is {_at(right, place)} in the one and {_at(left, place)} in the other.",
+            f"{run.path} and {first.path} cannot be compared: {name} is {_at(right, place)} in the one and"
+            f" {_at(left, place)} in the other.",
             remedy + _OR_UPDATE,
         )
 
@@ -70,7 +82,8 @@ def _refuse_missing_answers(first: Run, run: Run, methods: Sequence[str]) -> Non
             question, turn, repeat = min(here ^ there)
             poorer = run if (question, turn, repeat) in there else first
             raise KoalaBenchError(
-                f"{poorer.path} has no answer of {name} to question {question}, turn {turn}, repeat {repeat}, but the other record has.",
+                f"{poorer.path} has no answer of {name} to question {question}, turn {turn}, repeat {repeat}, but the"
+                " other record has.",
                 "See the turn's error in the record, and evaluate again into another --out.",
             )
 
@@ -87,17 +100,20 @@ def consistent(runs: Sequence[Run]) -> list[str]:
     methods = _gated(runs[0])
     if VANILLA not in runs[0].methods:
         raise KoalaBenchError(
-            f"{runs[0].path} has no vanilla decoding, which tells whether the answers are the same.", "Evaluate with vanilla among --methods."
+            f"{runs[0].path} has no vanilla decoding, which tells whether the answers are the same.",
+            "Evaluate with vanilla among --methods.",
         )
     seen: dict[str, Run] = {}
     for run in runs:
         if not run.finished:
             raise KoalaBenchError(
-                f"{run.path} is unfinished: it holds {len(run.turns)} turns and no end line.", "Start its evaluation again; it goes on where it stopped."
+                f"{run.path} is unfinished: it holds {len(run.turns)} turns and no end line.",
+                "Start its evaluation again; it goes on where it stopped.",
             )
         if missing := [name for name in (VANILLA, *methods) if name not in run.methods]:
             raise KoalaBenchError(
-                f"{run.path} lacks the method {missing[0]}, which {runs[0].path} has.", f"Evaluate with --methods {','.join((VANILLA, *methods))}" + _OR_UPDATE
+                f"{run.path} lacks the method {missing[0]}, which {runs[0].path} has.",
+                f"Evaluate with --methods {','.join((VANILLA, *methods))}" + _OR_UPDATE,
             )
         if twin := seen.get(run.header["run_id"]):
             raise KoalaBenchError(
@@ -124,12 +140,15 @@ def mode_of(method: str, baselines: Sequence[Run], records: Sequence[Run]) -> Mo
         first, second = next((a, b) for i, (x, a) in enumerate(every) for y, b in every[i + 1 :] if x == y)
         raise KoalaBenchError(
             f"{first.path} and {second.path} have the same weights of {method}, which are one training.",
-            "Name one record per training; to check fixed checkpoints, name the one baseline record that was made with them.",
+            "Name one record per training; to check fixed checkpoints, name the one baseline record that was made with"
+            " them.",
         )
     if len(baselines) < FEWEST_SEEDS:
         raise KoalaBenchError(
-            f"The heads of {method} were trained again; how far training seeds differ cannot be told from fewer than {FEWEST_SEEDS} baseline records.",
-            f"Give a baseline folder with records of at least {FEWEST_SEEDS} seeds, or evaluate the baseline's own checkpoints.",
+            f"The heads of {method} were trained again; how far training seeds differ cannot be told from fewer than"
+            f" {FEWEST_SEEDS} baseline records.",
+            f"Give a baseline folder with records of at least {FEWEST_SEEDS} seeds, or evaluate the baseline's own"
+            " checkpoints.",
         )
     return "retrained"
 
@@ -153,7 +172,11 @@ def same_machine(runs: Sequence[Run]) -> bool:
 
 def answers(run: Run, method: str) -> dict[Place, TurnLine]:
     """The turns that a method finished, by place."""
-    return {(turn["question_id"], turn["turn"], turn["repeat"]): turn for turn in run.turns_of(method) if turn["error"] is None}
+    return {
+        (turn["question_id"], turn["turn"], turn["repeat"]): turn
+        for turn in run.turns_of(method)
+        if turn["error"] is None
+    }
 
 
 def paired_places(runs: Sequence[Run], methods: Sequence[str]) -> tuple[set[Place], int]:
@@ -167,11 +190,21 @@ def paired_places(runs: Sequence[Run], methods: Sequence[str]) -> tuple[set[Plac
     """
     vanilla = [answers(run, VANILLA) for run in runs]
     finished = set.intersection(*(set(answers(runs[0], name)) for name in (VANILLA, *methods)))
-    changed = {place for place in vanilla[0] if any(each[place]["new_token_ids"] != vanilla[0][place]["new_token_ids"] for each in vanilla[1:])}
-    paired = {(question, turn, repeat) for question, turn, repeat in finished if not any((question, t, repeat) in changed for t in range(turn + 1))}
+    changed = {
+        place
+        for place in vanilla[0]
+        if any(each[place]["new_token_ids"] != vanilla[0][place]["new_token_ids"] for each in vanilla[1:])
+    }
+    paired = {
+        (question, turn, repeat)
+        for question, turn, repeat in finished
+        if not any((question, t, repeat) in changed for t in range(turn + 1))
+    }
     if 2 * len(paired) < len(finished):
         raise KoalaBenchError(
-            f"The target itself answers otherwise: only {len(paired)} of {len(finished)} answers of vanilla decoding are the same in all records.",
-            "Evaluate with the baseline's versions on a machine like the baseline's, or accept the new record as the baseline with --update.",
+            f"The target itself answers otherwise: only {len(paired)} of {len(finished)} answers of vanilla decoding"
+            " are the same in all records.",
+            "Evaluate with the baseline's versions on a machine like the baseline's, or accept the new record as the"
+            " baseline with --update.",
         )
     return paired, len(finished) - len(paired)

@@ -24,7 +24,11 @@ from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
 from koala_bench.results.tables.rendering import Grid, Note, label_of, to_markdown, with_interval
 
 Verdict = Literal["better", "worse", "not distinguishable"]
-_VERDICTS: dict[str, Verdict] = {"above zero": "better", "below zero": "worse", "not distinguishable from zero": "not distinguishable"}
+_VERDICTS: dict[str, Verdict] = {
+    "above zero": "better",
+    "below zero": "worse",
+    "not distinguishable from zero": "not distinguishable",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Comparison:
 
     Attributes:
         head, baseline: numbers of the two methods.
-        length, speed: change of the acceptance length and of the tokens per second from the baseline to the head, in percent.
+        length, speed: change of the acceptance length and of the tokens per second from the baseline to the head, in
+            percent.
     """
 
     head: Summary
@@ -60,19 +65,28 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
         methods: what takes part; vanilla always does. None takes all of the run.
 
     Raises:
-        KoalaBenchError: a method is not in the record or finished no turn, there is nothing to compare, or see ``summarise``.
+        KoalaBenchError: a method is not in the record or finished no turn, there is nothing to compare, or see
+            ``summarise``.
     """
     names = list(dict.fromkeys([VANILLA, *(run.methods if methods is None else methods), *heads]))
     for name in names:
         if name not in run.methods:
             raise KoalaBenchError(f"{run.path} has no method '{name}'.", f"It has {', '.join(run.methods)}.")
     summaries = {summary.name: summary for summary in summarise(run, names)}
-    done = {name: {(t["question_id"], t["turn"], t["repeat"]): t for t in run.turns_of(name) if t["error"] is None} for name in names}
+    done = {
+        name: {(t["question_id"], t["turn"], t["repeat"]): t for t in run.turns_of(name) if t["error"] is None}
+        for name in names
+    }
     for name, turns in done.items():
         if not turns:
-            raise KoalaBenchError(f"{name} finished no turn in {run.path}.", "Leave it out of --methods, or let the evaluation go on.")
+            raise KoalaBenchError(
+                f"{name} finished no turn in {run.path}.", "Leave it out of --methods, or let the evaluation go on."
+            )
     common = set.intersection(*(set(turns) for turns in done.values()))
-    totals = {name: statistics.totals(turn for place, turn in turns.items() if place in common) for name, turns in done.items()}
+    totals = {
+        name: statistics.totals(turn for place, turn in turns.items() if place in common)
+        for name, turns in done.items()
+    }
     weights = statistics.resample_weights(len(totals[VANILLA].question_ids))
     lengths = {name: statistics.length(each) for name, each in totals.items()}
     speeds = {name: statistics.speedup_of_totals(each, totals[VANILLA]) for name, each in totals.items()}
@@ -81,34 +95,66 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
         plain = head.rpartition("+")[0]
         for baseline in (name for name in names if name not in heads or name == plain):
             changes = (statistics.change_percent(of[head], of[baseline]) for of in (lengths, speeds))
-            found.append(Comparison(summaries[head], summaries[baseline], *(statistics.interval(change, weights) for change in changes)))
+            found.append(
+                Comparison(
+                    summaries[head], summaries[baseline], *(statistics.interval(change, weights) for change in changes)
+                )
+            )
     if not found:
-        raise KoalaBenchError("There is nothing to compare the heads with.", "Name the heads in question with --head, and the baselines in --methods.")
+        raise KoalaBenchError(
+            "There is nothing to compare the heads with.",
+            "Name the heads in question with --head, and the baselines in --methods.",
+        )
     return found
 
 
 def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
     """The comparisons as Markdown, with what the verdicts mean and what they rest on."""
-    headings = ["Head", "Against", "Acceptance length τ", "Change of τ (%)", "Verdict on τ", "Speedup (x)", "Change of speed (%)", "Verdict on speed"]
+    headings = [
+        "Head",
+        "Against",
+        "Acceptance length τ",
+        "Change of τ (%)",
+        "Verdict on τ",
+        "Speedup (x)",
+        "Change of speed (%)",
+        "Verdict on speed",
+    ]
     rows = []
     for each in comparisons:
-        pairs = (each.head.acceptance_length, each.baseline.acceptance_length), (each.head.speedup, each.baseline.speedup)
+        pairs = (
+            (each.head.acceptance_length, each.baseline.acceptance_length),
+            (each.head.speedup, each.baseline.speedup),
+        )
         values = [f"{new.value:.2f} vs {old.value:.2f}" for new, old in pairs]
-        changes = [with_interval(change.value, change.low, change.high, 1, sign=True) for change in (each.length, each.speed)]
+        changes = [
+            with_interval(change.value, change.low, change.high, 1, sign=True) for change in (each.length, each.speed)
+        ]
         names = [label_of(each.head), label_of(each.baseline)]
         rows.append([*names, values[0], changes[0], each.length_verdict, values[1], changes[1], each.speed_verdict])
     right = [False, False, True, True, False, True, True, False]
     table = Grid(headings, rows, right, frozenset(), frozenset())
     heads = ", ".join(dict.fromkeys(label_of(each.head) for each in comparisons))
-    return to_markdown(table, f"{heads} on {run.header['target']['name']}", [_meaning(run, comparisons), _basis(run, comparisons)])
+    return to_markdown(
+        table, f"{heads} on {run.header['target']['name']}", [_meaning(run, comparisons), _basis(run, comparisons)]
+    )
 
 
 def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
     questions = comparisons[0].head.questions
     lines = [
-        f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero; not distinguishable: it does not.",
-        f"Intervals: paired bootstrap over {counted(questions, 'question')} ({statistics.RESAMPLES:,} resamples); with a single question there are none.",
-        f"Each head was trained once, from seed {run.header['seed']}: the verdicts are about these weights, and another seed may move the numbers.",
+        (
+            f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of"
+            " zero; not distinguishable: it does not."
+        ),
+        (
+            f"Intervals: paired bootstrap over {counted(questions, 'question')} ({statistics.RESAMPLES:,} resamples);"
+            " with a single question there are none."
+        ),
+        (
+            f"Each head was trained once, from seed {run.header['seed']}: the verdicts are about these weights, and"
+            " another seed may move the numbers."
+        ),
     ]
     if len(comparisons) > 1:
         lines.append(
@@ -123,16 +169,26 @@ def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
     methods = {summary.name: summary for each in comparisons for summary in (each.head, each.baseline)}
     most = max(summary.turns for summary in methods.values())
     if header["acceptance"]["rule"] == "greedy":
-        equal = [f"{label_of(each)} {each.compared - len(each.differing)}/{each.compared}" for name, each in methods.items() if name != VANILLA]
+        equal = [
+            f"{label_of(each)} {each.compared - len(each.differing)}/{each.compared}"
+            for name, each in methods.items()
+            if name != VANILLA
+        ]
         answers = f"Answers equal to vanilla's, token by token: {', '.join(equal)}."
     else:
         answers = draws_line(list(methods.values()))
     lines = [
-        f"{one.counted} of {most} turns, finished by every method, of {header['questions']['name']}; at most {header['limits']['max_new_tokens']} new tokens.",
+        (
+            f"{one.counted} of {most} turns, finished by every method, of {header['questions']['name']}; at most"
+            f" {header['limits']['max_new_tokens']} new tokens."
+        ),
         answers,
         *lossy_lines(list(methods.values()), header["target"]["name"]),
-        f"Preset {header['preset']['name']}, {header['target']['dtype']} on {header['environment']['gpu'] or header['environment']['cpu']}; "
-        f"run {header['run_id']}, {header['created']}.",
+        (
+            f"Preset {header['preset']['name']}, {header['target']['dtype']} on"
+            f" {header['environment']['gpu'] or header['environment']['cpu']}; run {header['run_id']},"
+            f" {header['created']}."
+        ),
     ]
     if not run.finished:
         lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
@@ -151,14 +207,21 @@ def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) ->
         KoalaBenchError: a file has changed since its head was trained in ``folder``, or the note of it is damaged.
     """
     note = folder / "sources.json"
-    now = {name: sha256_of(Path(inspect.getfile(load(HEADS, preset.method(name).head)))) for name in methods if name != VANILLA}
+    now = {
+        name: sha256_of(Path(inspect.getfile(load(HEADS, preset.method(name).head))))
+        for name in methods
+        if name != VANILLA
+    }
     try:
         before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
     except (OSError, ValueError, AttributeError) as error:
-        raise KoalaBenchError(f"{note} is damaged.", "Choose another --out, or delete the folder to start again.") from error
+        raise KoalaBenchError(
+            f"{note} is damaged.", "Choose another --out, or delete the folder to start again."
+        ) from error
     if changed:
         raise KoalaBenchError(
-            f"The code of {', '.join(changed)} is not the one that was trained in {folder}.", "Choose another --out, or delete the folder to start again."
+            f"The code of {', '.join(changed)} is not the one that was trained in {folder}.",
+            "Choose another --out, or delete the folder to start again.",
         )
     return lambda: write_text(note, json.dumps({**before, **now}, indent=2) + "\n")

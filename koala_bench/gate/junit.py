@@ -10,7 +10,16 @@ from koala_bench.gate.regression import OVERALL, Gate, Line
 from koala_bench.records.schema import RunHeader
 from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
 
-_HEADINGS = ["Method", "Heads", "Baseline τ", "τ", "Change (%) [90 %]", "Margin (%)", "Speedup (x), not gated", "Verdict"]
+_HEADINGS = [
+    "Method",
+    "Heads",
+    "Baseline τ",
+    "τ",
+    "Change (%) [90 %]",
+    "Margin (%)",
+    "Speedup (x), not gated",
+    "Verdict",
+]
 _RIGHT = [False, False, True, True, True, True, True, False]
 _NOTHING = "\N{EN DASH}"
 # Characters that XML 1.0 cannot hold even escaped; an error message or a name in a record may have some.
@@ -25,12 +34,25 @@ def _row(line: Line) -> list[str]:
     heads = "fixed" if line.mode == "fixed" else f"retrained, {line.seeds[1]} against {line.seeds[0]} seeds"
     speed = _NOTHING if line.speedups is None else f"{line.speedups[0]:.2f} → {line.speedups[1]:.2f}"
     verdict = "pass" if line.passed else "REGRESSION"
-    return [line.name, heads, f"{line.baseline:.3f}", f"{line.measured:.3f}", _change(line), f"{line.margin:.1f}", speed, verdict]
+    return [
+        line.name,
+        heads,
+        f"{line.baseline:.3f}",
+        f"{line.measured:.3f}",
+        _change(line),
+        f"{line.margin:.1f}",
+        speed,
+        verdict,
+    ]
 
 
 def _source(header: RunHeader) -> str:
     commit = header["code"]["commit"]
-    code = f"commit {commit[:12]}{' with uncommitted changes' if header['code']['dirty'] else ''}" if commit else f"version {header['code']['version']}"
+    code = (
+        f"commit {commit[:12]}{' with uncommitted changes' if header['code']['dirty'] else ''}"
+        if commit
+        else f"version {header['code']['version']}"
+    )
     return f"run {header['run_id'][:8]} of {header['created']}, {code}"
 
 
@@ -43,20 +65,25 @@ def headline(gate: Gate) -> str:
 def _explanations(gate: Gate) -> tuple[str, ...]:
     lines = [
         "τ is the acceptance length: tokens per verification step, the target's own (bonus) token included.",
-        "A verdict is a pass if the whole 90 % interval of the change lies above minus the margin: a one-sided test at 5 %.",
+        (
+            "A verdict is a pass if the whole 90 % interval of the change lies above minus the margin: a one-sided test"
+            " at 5 %."
+        ),
     ]
     modes = {line.mode for line in gate.lines}
     if "fixed" in modes:
         lines.append(
-            f"Fixed: the same checkpoints on both sides; interval by paired bootstrap over {gate.questions} questions ({gate.answers} answers of each method)."
+            f"Fixed: the same checkpoints on both sides; interval by paired bootstrap over {gate.questions} questions"
+            f" ({gate.answers} answers of each method)."
         )
     if "retrained" in modes:
         lines.append(
-            f"Retrained: other checkpoints; interval by the t distribution from the spread between the baseline's seeds, on {gate.questions} questions "
-            f"({gate.answers} answers of each method)."
+            "Retrained: other checkpoints; interval by the t distribution from the spread between the baseline's"
+            f" seeds, on {gate.questions} questions ({gate.answers} answers of each method)."
         )
     lines.append(
-        "Speedups are shown because the machine is the same; they never decide, because times on shared machines are noise."
+        "Speedups are shown because the machine is the same; they never decide, because times on shared machines are"
+        " noise."
         if gate.same_machine
         else "Speedups are not shown: the records come from different machines."
     )
@@ -74,7 +101,10 @@ def to_report(gate: Gate) -> str:
 
 def _sentence(line: Line) -> str:
     what = "all methods together" if line.name == OVERALL else line.name
-    return f"{what}: acceptance length {line.baseline:.3f} -> {line.measured:.3f}, change {_change(line)} % (90 % interval), margin {line.margin:.1f} %"
+    return (
+        f"{what}: acceptance length {line.baseline:.3f} -> {line.measured:.3f}, change {_change(line)} % (90 %"
+        f" interval), margin {line.margin:.1f} %"
+    )
 
 
 def to_junit(gate: Gate) -> str:
@@ -86,11 +116,27 @@ def to_junit(gate: Gate) -> str:
     def text(value: str) -> str:
         return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
 
-    failures, seconds = sum(not line.passed for line in gate.lines), next(line.decode_s for line in gate.lines if line.name == OVERALL)
-    counts = {"tests": str(len(gate.lines)), "failures": str(failures), "errors": "0", "skipped": "0", "time": f"{seconds:.3f}"}
-    created = datetime.fromisoformat(gate.records[0]["created"]).astimezone(UTC).replace(tzinfo=None)  # the schema's times have no zone
-    suites = ET.Element("testsuites", {"name": "koala-bench check", **{key: counts[key] for key in ("tests", "failures", "errors", "time")}})
-    suite = ET.SubElement(suites, "testsuite", {"name": "acceptance length", **counts, "timestamp": created.isoformat(timespec="seconds")})
+    failures, seconds = (
+        sum(not line.passed for line in gate.lines),
+        next(line.decode_s for line in gate.lines if line.name == OVERALL),
+    )
+    counts = {
+        "tests": str(len(gate.lines)),
+        "failures": str(failures),
+        "errors": "0",
+        "skipped": "0",
+        "time": f"{seconds:.3f}",
+    }
+    created = (
+        datetime.fromisoformat(gate.records[0]["created"]).astimezone(UTC).replace(tzinfo=None)
+    )  # the schema's times have no zone
+    suites = ET.Element(
+        "testsuites",
+        {"name": "koala-bench check", **{key: counts[key] for key in ("tests", "failures", "errors", "time")}},
+    )
+    suite = ET.SubElement(
+        suites, "testsuite", {"name": "acceptance length", **counts, "timestamp": created.isoformat(timespec="seconds")}
+    )
     properties = ET.SubElement(suite, "properties")
     values = {
         "margin_percent": f"{gate.wanted:g}",
@@ -100,10 +146,16 @@ def to_junit(gate: Gate) -> str:
     for name, value in values.items():
         ET.SubElement(properties, "property", {"name": name, "value": text(value)})
     for line in gate.lines:
-        case = ET.SubElement(suite, "testcase", {"classname": "koala_bench.acceptance_length", "name": text(line.name), "time": f"{line.decode_s:.3f}"})
+        case = ET.SubElement(
+            suite,
+            "testcase",
+            {"classname": "koala_bench.acceptance_length", "name": text(line.name), "time": f"{line.decode_s:.3f}"},
+        )
         if not line.passed:
             failure = ET.SubElement(case, "failure", {"message": text(_sentence(line)), "type": "regression"})
-            failure.text = text(f"The lower end of the interval, {line.change.low:+.2f} %, does not lie above -{line.margin:.2f} %.")
+            failure.text = text(
+                f"The lower end of the interval, {line.change.low:+.2f} %, does not lie above -{line.margin:.2f} %."
+            )
         ET.SubElement(case, "system-out").text = text(_sentence(line))
     ET.SubElement(suite, "system-out").text = text("\n".join((headline(gate), *gate.findings, *_explanations(gate))))
     ET.indent(suites)

@@ -31,7 +31,17 @@ import numpy as np
 from scipy.special import stdtrit
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.gate.comparable import FEWEST_SEEDS, Mode, Place, answers, consistent, header_changes, mode_of, paired_places, same_machine
+from koala_bench.gate.comparable import (
+    FEWEST_SEEDS,
+    Mode,
+    Place,
+    answers,
+    consistent,
+    header_changes,
+    mode_of,
+    paired_places,
+    same_machine,
+)
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.schema import RunHeader
@@ -39,9 +49,10 @@ from koala_bench.records.statistics import Array, Interval, Statistic, Totals
 from koala_bench.records.summaries import VANILLA, Summary, summarise
 
 OVERALL = "overall"
-# Percent; of 1, 2, 3 and 4 the one that the simulation in tests/gate/test_regression.py speaks for, on 16 questions: at 2, what rounding
-# on another machine does to drafts and answers raises an alarm in 6 of 100 checks without a change, at 3 in none; at 4, a loss
-# of 3 % by one method alone is found in half of the cases, at 3 in more than nine of ten. A loss of 5 % is always found.
+# Percent; of 1, 2, 3 and 4 the one that the simulation in tests/gate/test_regression.py speaks for, on 16 questions: at
+# 2, what rounding on another machine does to drafts and answers raises an alarm in 6 of 100 checks without a change, at
+# 3 in none; at 4, a loss of 3 % by one method alone is found in half of the cases, at 3 in more than nine of ten. A
+# loss of 5 % is always found.
 MARGIN = 3.0
 MISSED = 0.05
 FALSE_ALARMS = 0.01
@@ -164,7 +175,9 @@ def retrained_change(new: Array, old: Array, wanted: float, verdicts: int) -> Se
 
 
 def seeds_needed(spread: float, wanted: float, verdicts: int) -> int | None:
-    """The smallest number of seeds, the same on both sides, that leaves the margin at ``wanted`` percent; None above 100."""
+    """The smallest number of seeds, the same on both sides, that leaves the margin at ``wanted`` percent; None above
+    100.
+    """
     limit = -100 * math.log1p(-wanted / 100)
     return next((n for n in range(FEWEST_SEEDS, _MOST_SEEDS + 1) if _widening(n, n, verdicts) * spread <= limit), None)
 
@@ -195,7 +208,8 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
         margin: loss of acceptance length that is to be accepted, in percent.
 
     Raises:
-        KoalaBenchError: records that cannot be compared (see ``consistent`` and ``mode_of``), or fewer than two questions.
+        KoalaBenchError: records that cannot be compared (see ``consistent`` and ``mode_of``), or fewer than two
+            questions.
     """
     runs = [*baselines, *records]
     methods = consistent(runs)
@@ -211,7 +225,9 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
     summaries = [summarise(run, methods) for run in runs]
 
     def totals_of(run: Run, name: str) -> Totals:
-        return statistics.totals(turn for turn in run.turns_of(name) if (turn["question_id"], turn["turn"], turn["repeat"]) in common)
+        return statistics.totals(
+            turn for turn in run.turns_of(name) if (turn["question_id"], turn["turn"], turn["repeat"]) in common
+        )
 
     by_name = {name: [totals_of(run, name) for run in runs] for name in methods}
     by_name[OVERALL] = [_together([by_name[name][index] for name in methods]) for index in range(len(runs))]
@@ -222,9 +238,18 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
         old, new = parts[: len(baselines)], parts[len(baselines) :]
         speedups = [each.speedup.value for of_run in summaries for each in of_run if each.name == name]
         if modes[name] == "fixed":
-            change, force, spread = statistics.interval(length_change(_together(new), _together(old)), weights, CONFIDENCE), margin, None
+            change, force, spread = (
+                statistics.interval(length_change(_together(new), _together(old)), weights, CONFIDENCE),
+                margin,
+                None,
+            )
         else:
-            found = retrained_change(np.array([_length(part) for part in new]), np.array([_length(part) for part in old]), margin, len(by_name))
+            found = retrained_change(
+                np.array([_length(part) for part in new]),
+                np.array([_length(part) for part in old]),
+                margin,
+                len(by_name),
+            )
             change = Interval(float(found.value), float(found.low), float(found.high))
             force, spread = float(found.margin), float(found.spread)
         before, after = (math.exp(float(np.mean([math.log(_length(part)) for part in side]))) for side in (old, new))
@@ -239,18 +264,34 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
                 spread=spread,
                 seeds=(len(old), len(new)),
                 decode_s=float(sum(part.decode_s.sum() for part in new)),
-                speedups=(float(np.mean(speedups[: len(old)])), float(np.mean(speedups[len(old) :]))) if same and speedups else None,
+                speedups=(
+                    (float(np.mean(speedups[: len(old)])), float(np.mean(speedups[len(old) :])))
+                    if same and speedups
+                    else None
+                ),
             )
         )
-    findings = [text for run, of_run in zip(records, summaries[len(baselines) :], strict=True) for text in _lossless(run, of_run)]
+    findings = [
+        text
+        for run, of_run in zip(records, summaries[len(baselines) :], strict=True)
+        for text in _lossless(run, of_run)
+    ]
     if left_out:
         findings.append(
-            f"Left out, because the target itself (vanilla decoding) answers otherwise than in the baseline, there or in a turn before: "
-            f"{left_out} of {left_out + len(common)} answers. Rounding differs between machines and versions."
+            "Left out, because the target itself (vanilla decoding) answers otherwise than in the baseline, there or"
+            f" in a turn before: {left_out} of {left_out + len(common)} answers. Rounding differs between machines and"
+            " versions."
         )
     findings += _findings(baselines, records, modes, lines, common, margin)
     return Gate(
-        margin, tuple(run.header for run in baselines), tuple(run.header for run in records), tuple(lines), questions, len(common), tuple(findings), same
+        margin,
+        tuple(run.header for run in baselines),
+        tuple(run.header for run in records),
+        tuple(lines),
+        questions,
+        len(common),
+        tuple(findings),
+        same,
     )
 
 
@@ -263,14 +304,19 @@ def _lossless(run: Run, summaries: Sequence[Summary]) -> list[str]:
     limit = CLEAR_GAP.get(dtype, 0.0)
     found = []
     for each in summaries:
-        clear = [one for one in each.differing if one.top2_gap is None or one.top2_gap > limit] if each.method["lossless"] else []
+        clear = (
+            [one for one in each.differing if one.top2_gap is None or one.top2_gap > limit]
+            if each.method["lossless"]
+            else []
+        )
         if clear:
             one = clear[0]
             gap = "no gap recorded" if one.top2_gap is None else f"gap {one.top2_gap:.2g}"
             found.append(
-                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name} {'leaves' if len(clear) == 1 else 'leave'} vanilla's "
-                f"by more than rounding explains (top-2 gap above {limit:g} in {dtype}); first: question {one.question_id}, turn {one.turn}, "
-                f"position {one.position}, {gap}. `koala-bench audit` judges them."
+                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name}"
+                f" {'leaves' if len(clear) == 1 else 'leave'} vanilla's by more than rounding explains (top-2 gap above"
+                f" {limit:g} in {dtype}); first: question {one.question_id}, turn {one.turn}, position {one.position},"
+                f" {gap}. `koala-bench audit` judges them."
             )
     return found
 
@@ -282,14 +328,20 @@ def _changed_answers(old: Run, new: Run, method: str, common: set[Place]) -> str
         return None
     question, turn, repeat = changed[0]
     return (
-        f"CHANGED ANSWERS: {len(changed)} of {len(common)} answers of {method} {'differs' if len(changed) == 1 else 'differ'} from the baseline's, "
-        f"though its checkpoint and the target's answers are the same; first: question {question}, turn {turn}, repeat {repeat}. "
-        "`koala-bench audit` tells ties from defects."
+        f"CHANGED ANSWERS: {len(changed)} of {len(common)} answers of {method}"
+        f" {'differs' if len(changed) == 1 else 'differ'} from the baseline's, though its checkpoint and the target's"
+        f" answers are the same; first: question {question}, turn {turn}, repeat {repeat}. `koala-bench audit` tells"
+        " ties from defects."
     )
 
 
 def _findings(
-    baselines: Sequence[Run], records: Sequence[Run], modes: Mapping[str, Mode], lines: Sequence[Line], common: set[Place], margin: float
+    baselines: Sequence[Run],
+    records: Sequence[Run],
+    modes: Mapping[str, Mode],
+    lines: Sequence[Line],
+    common: set[Place],
+    margin: float,
 ) -> list[str]:
     methods = [name for name in modes if name != OVERALL]
     found: list[str] = []
@@ -298,10 +350,14 @@ def _findings(
     for line in lines:
         if line.spread is not None and line.margin > margin + 1e-9:
             enough = seeds_needed(line.spread, margin, len(lines))
-            advice = f"{enough} seeds on each side would keep it" if enough else "no feasible number of seeds would keep it; more questions may"
+            advice = (
+                f"{enough} seeds on each side would keep it"
+                if enough
+                else "no feasible number of seeds would keep it; more questions may"
+            )
             found.append(
-                f"The margin of {line.name} is widened from {margin:g} % to {line.margin:.1f} %, because the baseline's seeds differ "
-                f"by a standard deviation of {line.spread:.2f} %: {advice}."
+                f"The margin of {line.name} is widened from {margin:g} % to {line.margin:.1f} %, because the baseline's"
+                f" seeds differ by a standard deviation of {line.spread:.2f} %: {advice}."
             )
     known = set(baselines[0].methods)
     if extra := sorted({name for run in records for name in run.methods} - known):
@@ -312,19 +368,32 @@ def _findings(
 
 
 def describe_update(old: Sequence[Run], new: Sequence[Run]) -> list[str]:
-    """What it means to accept new records in place of old ones (which may be none), a line per method and one on the headers."""
+    """What it means to accept new records in place of old ones (which may be none), a line per method and one on the
+    headers.
+    """
 
     def lengths(runs: Sequence[Run]) -> dict[str, float]:
         names = [name for name in runs[0].methods if name != VANILLA] if runs else []
-        of = {name: [math.log(_length(statistics.totals(run.turns_of(name)))) for run in runs if name in run.methods] for name in names}
+        of = {
+            name: [math.log(_length(statistics.totals(run.turns_of(name)))) for run in runs if name in run.methods]
+            for name in names
+        }
         return {name: math.exp(float(np.mean(each))) for name, each in of.items()}
 
     before, after = lengths(old), lengths(new)
     lines = []
     for name, value in after.items():
-        change = f"{before[name]:.3f} -> {value:.3f} ({100 * (value / before[name] - 1):+.2f} %)" if name in before else f"{value:.3f} (new)"
+        change = (
+            f"{before[name]:.3f} -> {value:.3f} ({100 * (value / before[name] - 1):+.2f} %)"
+            if name in before
+            else f"{value:.3f} (new)"
+        )
         lines.append(f"{name}: acceptance length {change}.")
-    lines += [f"{name}: no longer held (its acceptance length was {value:.3f})." for name, value in before.items() if name not in after]
+    lines += [
+        f"{name}: no longer held (its acceptance length was {value:.3f})."
+        for name, value in before.items()
+        if name not in after
+    ]
     if len(old) > 0 and (changes := header_changes(old[0].header, new[0].header)):
         lines.append(f"Other than before: {', '.join(changes)}.")
     return lines

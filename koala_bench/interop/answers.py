@@ -46,7 +46,9 @@ def write_fastchat_answers(run: Run, folder: Path) -> list[Path]:
                 answer = {
                     "question_id": question,
                     "category": categories[question],
-                    "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, f"koala-bench/{header['run_id']}/{method}/{question}").hex,
+                    "answer_id": uuid.uuid5(
+                        uuid.NAMESPACE_URL, f"koala-bench/{header['run_id']}/{method}/{question}"
+                    ).hex,
                     "model_id": model_id,
                     "choices": choices,
                     "tstamp": created,

@@ -79,7 +79,9 @@ class Fields(dict[str, Any]):
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise KoalaBenchError(f"{self.path} has no '{key}'.", "Check that the file is of the expected kind and complete.")
+        raise KoalaBenchError(
+            f"{self.path} has no '{key}'.", "Check that the file is of the expected kind and complete."
+        )
 
     def whole(self, key: str, default: int = _MISSING, least: int = 1) -> int:
         """A whole number of at least ``least``, and no larger than a size of anything may be."""
@@ -128,14 +130,18 @@ class Fields(dict[str, Any]):
         return Fields(self.path, {}) if value is None else value
 
     def given(self, key: str) -> bool:
-        """Whether a field is there and not null, which is how configurations leave to the reader what may be left to it."""
+        """Whether a field is there and not null, which is how configurations leave to the reader what may be left to
+        it.
+        """
         return self.get(key) is not None
 
     def _read(self, key: str, default: Any) -> Any:
         return self[key] if default is _MISSING else self.get(key, default)
 
     def _refusal(self, key: str, fault: str) -> KoalaBenchError:
-        return KoalaBenchError(f"{self.path}: {key} is {reprlib.repr(self[key])}, {fault}.", "Copy or download the file again.")
+        return KoalaBenchError(
+            f"{self.path}: {key} is {reprlib.repr(self[key])}, {fault}.", "Copy or download the file again."
+        )
 
 
 def first_of(folder: Path, *names: str) -> Path:
@@ -180,15 +186,33 @@ def read_tensors(path: Path) -> Fields:
     """
     try:
         # weights_only: a pickle may run any code, and these files come from strangers.
-        contents = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        contents = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Copy or download the file again.") from error
+        raise KoalaBenchError(
+            f"Cannot read {path}: {error.strerror or error}.", "Copy or download the file again."
+        ) from error
     except (SafetensorError, pickle.UnpicklingError, *_DAMAGE) as error:
-        raise KoalaBenchError(f"{path} is damaged or holds more than tensors ({type(error).__name__}).", "Copy or download the file again.") from error
-    if not isinstance(contents, dict) or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()):
+        raise KoalaBenchError(
+            f"{path} is damaged or holds more than tensors ({type(error).__name__}).",
+            "Copy or download the file again.",
+        ) from error
+    if not isinstance(contents, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()
+    ):
         raise KoalaBenchError(f"{path} holds more than tensors by name.", "Give a plain state dict.")
-    if other := sorted(name for name, tensor in contents.items() if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta):
-        raise KoalaBenchError(f"{path} holds no dense tensor in {_some(other)}.", "Give dense tensors: neither sparse, nested nor without data.")
+    if other := sorted(
+        name
+        for name, tensor in contents.items()
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta
+    ):
+        raise KoalaBenchError(
+            f"{path} holds no dense tensor in {_some(other)}.",
+            "Give dense tensors: neither sparse, nested nor without data.",
+        )
     return Fields(path, contents)
 
 
@@ -200,11 +224,16 @@ def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:
     """
     found = set(numbers)
     if gap := set(range(len(found))) - found:
-        raise KoalaBenchError(f"{tensors.path} has a {what} {max(found)}, but no {what} {min(gap)}.", "Give the official file, complete and with its own keys.")
+        raise KoalaBenchError(
+            f"{tensors.path} has a {what} {max(found)}, but no {what} {min(gap)}.",
+            "Give the official file, complete and with its own keys.",
+        )
     return len(found)
 
 
-def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: str = "", no_weights: Container[str] = ()) -> None:
+def check_layout(
+    tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: str = "", no_weights: Container[str] = ()
+) -> None:
     """Compare names and shapes with the expected ones.
 
     Args:
@@ -212,7 +241,8 @@ def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: s
         hint: a sentence to add to the error, for layouts that are known to be mistaken for this one.
 
     Raises:
-        KoalaBenchError: something is missing, too many, of another shape or dtype, or not finite; all of it in one message.
+        KoalaBenchError: something is missing, too many, of another shape or dtype, or not finite; all of it in one
+            message.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     faults = []
@@ -221,21 +251,35 @@ def check_layout(tensors: Fields, wanted: Mapping[str, tuple[int, ...]], hint: s
     if extra := sorted(shapes.keys() - wanted.keys()):
         faults.append(f"has an unknown {_some(extra)}")
     if other := [
-        f"{name} of shape {list(shapes[name])} instead of {list(shape)}" for name, shape in sorted(wanted.items()) if shapes.get(name, shape) != shape
+        f"{name} of shape {list(shapes[name])} instead of {list(shape)}"
+        for name, shape in sorted(wanted.items())
+        if shapes.get(name, shape) != shape
     ]:
         faults.append(f"has {_some(other)}")
     weights = sorted(name for name in wanted.keys() & shapes.keys() if name not in no_weights)
-    if odd := [f"{name} of {str(tensors[name].dtype).removeprefix('torch.')}" for name in weights if tensors[name].dtype not in _WEIGHTS]:
+    if odd := [
+        f"{name} of {str(tensors[name].dtype).removeprefix('torch.')}"
+        for name in weights
+        if tensors[name].dtype not in _WEIGHTS
+    ]:
         faults.append(f"has {_some(odd)} instead of floating-point numbers of 16 to 64 bits")
     # A shape that is wrong may also be one that no memory can hold, of a number that is repeated.
-    if bad := [name for name in weights if tensors[name].dtype in _WEIGHTS and shapes[name] == wanted[name] and not torch.isfinite(tensors[name]).all()]:
+    if bad := [
+        name
+        for name in weights
+        if tensors[name].dtype in _WEIGHTS and shapes[name] == wanted[name] and not torch.isfinite(tensors[name]).all()
+    ]:
         faults.append(f"has values that are not finite in {_some(bad)}")
     if faults:
-        raise KoalaBenchError(f"{tensors.path} {'; '.join(faults)}.", hint or "Give a checkpoint of the official layout that was made for this target.")
+        raise KoalaBenchError(
+            f"{tensors.path} {'; '.join(faults)}.",
+            hint or "Give a checkpoint of the official layout that was made for this target.",
+        )
 
 
 def make_head(imported: Imported, spec: TargetSpec, **options: Any) -> Any:
-    """Build the registered head of a checkpoint for a target, in evaluation mode, where and in what the target computes.
+    """Build the registered head of a checkpoint for a target, in evaluation mode, where and in what the target
+    computes.
 
     Args:
         options: of the head, beside those of the checkpoint or instead of them.
@@ -248,7 +292,9 @@ def make_head(imported: Imported, spec: TargetSpec, **options: Any) -> Any:
         head.load_state_dict(imported.tensors)
     except RuntimeError as error:
         raise KoalaBenchError(
-            f"The checkpoint does not fit the head '{imported.head}' of this target: {str(error).splitlines()[-1].strip()}", "Use the target it was made for."
+            f"The checkpoint does not fit the head '{imported.head}' of this target:"
+            f" {str(error).splitlines()[-1].strip()}",
+            "Use the target it was made for.",
         ) from error
     return head.to(device=spec.device, dtype=spec.dtype).eval()
 

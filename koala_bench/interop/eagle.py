@@ -1,7 +1,8 @@
-"""EAGLE-1 heads in the files of others: ``model.safetensors`` or ``pytorch_model.bin`` with a Llama-like ``config.json``, read and written.
+"""EAGLE-1 heads in the files of others: ``model.safetensors`` or ``pytorch_model.bin`` with a Llama-like
+``config.json``, read and written.
 
-Keys (upstream ``eagle/model/cnets.py`` of branch v1): ``embed_tokens.weight``, ``fc.weight``, ``fc.bias``, ``layers.*``. The names below
-``fc`` and ``layers`` are those of this project's head; EAGLE-2 uses the same weights.
+Keys (upstream ``eagle/model/cnets.py`` of branch v1): ``embed_tokens.weight``, ``fc.weight``, ``fc.bias``,
+``layers.*``. The names below ``fc`` and ``layers`` are those of this project's head; EAGLE-2 uses the same weights.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
             uses the target's own.
 
     Raises:
-        KoalaBenchError: a file or field is missing, the network is another, keys or shapes do not fit, all named, or the
-            embedding is another model's.
+        KoalaBenchError: a file or field is missing, the network is another, keys or shapes do not fit, all named, or
+            the embedding is another model's.
     """
     return fit(read_tensors(first_of(folder, *FILES)), folder, spec)
 
@@ -46,10 +47,17 @@ def fit(tensors: Fields, folder: Path, spec: TargetSpec | None = None) -> Import
     check_layout(
         tensors,
         _shapes(options, width, vocab),
-        "" if any(name.startswith(OWN) for name in tensors) else "EAGLE-3 and other successors of EAGLE-1 and EAGLE-2 are other networks.",
+        ""
+        if any(name.startswith(OWN) for name in tensors)
+        else "EAGLE-3 and other successors of EAGLE-1 and EAGLE-2 are other networks.",
     )
     notes = check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
-    return Imported("eagle", options, {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"}, tuple(notes))
+    return Imported(
+        "eagle",
+        options,
+        {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"},
+        tuple(notes),
+    )
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
@@ -63,17 +71,24 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """What vLLM reads for its ``eagle`` method (``vllm/model_executor/models/llama_eagle.py``): the same names, but no bias.
+    """What vLLM reads for its ``eagle`` method (``vllm/model_executor/models/llama_eagle.py``): the same names, but no
+    bias.
 
     Raises:
         KoalaBenchError: the head has a bias, which vLLM would leave out without a word.
     """
     if "fc.bias" in tensors and bool(tensors["fc.bias"].any()):
         raise KoalaBenchError(
-            "vLLM's EAGLE has no fc.bias and would draft without the one of this head.", "Train the head with options = { bias = false } to export it there."
+            "vLLM's EAGLE has no fc.bias and would draft without the one of this head.",
+            "Train the head with options = { bias = false } to export it there.",
         )
     kept = {name: tensor for name, tensor in _with_embedding(tensors, target).items() if name != "fc.bias"}
-    return Exported("model.safetensors", kept, {**_config(head, tensors, target), "bias": False}, ("vLLM drafts a chain with it, no tree.",))
+    return Exported(
+        "model.safetensors",
+        kept,
+        {**_config(head, tensors, target), "bias": False},
+        ("vLLM drafts a chain with it, no tree.",),
+    )
 
 
 def _with_embedding(tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, torch.Tensor]:
@@ -94,7 +109,8 @@ def _options(config: Fields, tensors: Fields, width: int) -> dict[str, Any]:
     layers = config.whole("num_hidden_layers")
     if layers > len(tensors):  # each has several tensors
         raise KoalaBenchError(
-            f"{config.path}: num_hidden_layers is {layers}, but {tensors.path} has {len(tensors)} tensors.", "Check that the file belongs to the checkpoint."
+            f"{config.path}: num_hidden_layers is {layers}, but {tensors.path} has {len(tensors)} tensors.",
+            "Check that the file belongs to the checkpoint.",
         )
     return {"layers": layers, **layer_options(config, width, "EAGLE-1"), "bias": bias}
 
@@ -104,7 +120,9 @@ def _shapes(options: dict[str, Any], width: int, vocab: int) -> Shapes:
     if options["bias"]:
         shapes["fc.bias"] = (width,)
     for layer in range(options["layers"]):
-        own = layer_shapes(width, options["attention_heads"], options["kv_heads"], options["intermediate"]) | {"post_attention_layernorm.weight": (width,)}
+        own = layer_shapes(width, options["attention_heads"], options["kv_heads"], options["intermediate"]) | {
+            "post_attention_layernorm.weight": (width,)
+        }
         if layer:
             own["input_layernorm.weight"] = (width,)
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in own.items()}

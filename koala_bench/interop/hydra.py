@@ -1,9 +1,11 @@
-"""Hydra heads in the file of others: the official ``hydra_lm_head.pt``, read and written; not compared with what the official code computes.
+"""Hydra heads in the file of others: the official ``hydra_lm_head.pt``, read and written; not compared with what the
+official code computes.
 
-Keys (upstream ``hydra/model/hydra_heads/mlp_head.py`` and ``prefix_mlp_head.py``): ``hydra_mlp.{head}.{place}.linear`` for each block, with
-``.res_connection`` beside it for the first, and ``hydra_lm_head.{head}`` for the projection to the vocabulary. Upstream's heads behind a
-prefix layer have a dropout before each of these, which takes a place: blocks are at 1, 3, 5, ... and projections at 1. The prefix layer is
-``prefix_embeding_layer.layers.0`` and ``.norm``, of the target's shape.
+Keys (upstream ``hydra/model/hydra_heads/mlp_head.py`` and ``prefix_mlp_head.py``): ``hydra_mlp.{head}.{place}.linear``
+for each block, with ``.res_connection`` beside it for the first, and ``hydra_lm_head.{head}`` for the projection to the
+vocabulary. Upstream's heads behind a prefix layer have a dropout before each of these, which takes a place: blocks are
+at 1, 3, 5, ... and projections at 1. The prefix layer is ``prefix_embeding_layer.layers.0`` and ``.norm``, of the
+target's shape.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ import torch
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, count_of, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import (
+    Exported,
+    Fields,
+    Imported,
+    check_layout,
+    count_of,
+    first_of,
+    read_json,
+    read_tensors,
+)
 from koala_bench.interop.llama import Shapes, layer_shapes
 
 FILES = ("hydra_lm_head.pt",)
@@ -28,15 +39,18 @@ _OUTPUT = re.compile(r"hydra_lm_head\.(\d{1,3})\.(?:1\.)?(?:weight|bias)", re.AS
 _PARTS = ("weight", "bias")
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 _PREFIX = "prefix_embeding_layer."
-# The prefix is a whole model of one layer upstream, which is handed states: what would embed ids is saved and never read.
+# The prefix is a whole model of one layer upstream, which is handed states: what would embed ids is saved and never
+# read.
 _UNREAD = f"{_PREFIX}embed_tokens.weight"
 
 
 def read(folder: Path, spec: TargetSpec) -> Imported:
-    """Read a checkpoint strictly; the numbers of heads and layers, the prefix and the places of dropouts come from the keys.
+    """Read a checkpoint strictly; the numbers of heads and layers, the prefix and the places of dropouts come from the
+    keys.
 
     Raises:
-        KoalaBenchError: no such file, keys and shapes that are missing, too many or wrong, all named, or heads of another network.
+        KoalaBenchError: no such file, keys and shapes that are missing, too many or wrong, all named, or heads of
+            another network.
     """
     tensors = read_tensors(first_of(folder, *FILES))
     blocks = [tuple(map(int, found.groups())) for name in tensors if (found := _BLOCK.fullmatch(name))]
@@ -44,7 +58,8 @@ def read(folder: Path, spec: TargetSpec) -> Imported:
     if not blocks:
         raise KoalaBenchError(
             f"{tensors.path} has no hydra_mlp.0.0.linear.weight or hydra_mlp.0.1.linear.weight.",
-            "Give the official hydra_lm_head.pt of heads of the kind mlp or prefix-mlp; the kinds cross-attn and eagle-attn are other networks.",
+            "Give the official hydra_lm_head.pt of heads of the kind mlp or prefix-mlp; the kinds cross-attn and"
+            " eagle-attn are other networks.",
         )
     if not any(".res_connection." in name for name in tensors):
         raise KoalaBenchError(
@@ -68,7 +83,8 @@ def read(folder: Path, spec: TargetSpec) -> Imported:
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """The layout of the released heads, with places for dropouts where there is a prefix layer; ``read`` reads it again.
+    """The layout of the released heads, with places for dropouts where there is a prefix layer; ``read`` reads it
+    again.
 
     Args:
         head: the built head.
@@ -82,7 +98,9 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
     }  # fmt: skip
     tied = tied_heads(tensors, heads, layers)
     distinct = [head for head in range(heads) if head not in tied] if layers > 2 else []
-    which = f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers - 1} distinct ones"
+    which = (
+        f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers - 1} distinct ones"
+    )
     note = f"Upstream's model applies one block {layers - 1} times behind the first: its own loader cannot use {which}."
     return Exported(FILES[0], named, config, (note,) if distinct else ())
 
@@ -95,7 +113,12 @@ def tied_heads(tensors: Mapping[str, torch.Tensor], heads: int, layers: int) -> 
     """
 
     def same(head: int, block: int) -> bool:
-        return all(torch.equal(tensors[f"heads.{head}.blocks.0.linear.{part}"], tensors[f"heads.{head}.blocks.{block}.linear.{part}"]) for part in _PARTS)
+        return all(
+            torch.equal(
+                tensors[f"heads.{head}.blocks.0.linear.{part}"], tensors[f"heads.{head}.blocks.{block}.linear.{part}"]
+            )
+            for part in _PARTS
+        )
 
     return [head for head in range(heads) if layers > 2 and all(same(head, block) for block in range(1, layers - 1))]
 
@@ -111,7 +134,9 @@ def _names(heads: int, layers: int, prefix: bool, dropout: bool) -> dict[str, st
             names[f"{own}.first.residual.{part}"] = f"{theirs}.{step - 1}.res_connection.{part}"
             for block in range(layers - 1):
                 names[f"{own}.blocks.{block}.linear.{part}"] = f"{theirs}.{step * (block + 2) - 1}.linear.{part}"
-            names[f"{own}.output.{part}"] = f"hydra_lm_head.{head}.1.{part}" if dropout else f"hydra_lm_head.{head}.{part}"
+            names[f"{own}.output.{part}"] = (
+                f"hydra_lm_head.{head}.1.{part}" if dropout else f"hydra_lm_head.{head}.{part}"
+            )
     if prefix:
         names["prefix.norm.weight"] = f"{_PREFIX}norm.weight"
         names |= {f"prefix.layer.{name}": f"{_PREFIX}layers.0.{name}" for name in (*layer_shapes(1, 1, 1, 1), *_NORMS)}
@@ -125,14 +150,22 @@ def _shapes(heads: int, layers: int, prefix: bool, spec: TargetSpec) -> Shapes:
     for head in range(heads):
         sources = (head + 2) * width
         for part in ("linear", "residual"):
-            shapes |= {f"heads.{head}.first.{part}.weight": (width, sources), f"heads.{head}.first.{part}.bias": (width,)}
+            shapes |= {
+                f"heads.{head}.first.{part}.weight": (width, sources),
+                f"heads.{head}.first.{part}.bias": (width,),
+            }
         for block in range(layers - 1):
-            shapes |= {f"heads.{head}.blocks.{block}.linear.weight": (width, width), f"heads.{head}.blocks.{block}.linear.bias": (width,)}
+            shapes |= {
+                f"heads.{head}.blocks.{block}.linear.weight": (width, width),
+                f"heads.{head}.blocks.{block}.linear.bias": (width,),
+            }
         shapes |= {f"heads.{head}.output.weight": (vocab, width), f"heads.{head}.output.bias": (vocab,)}
     if prefix:
         config = spec.config
         query_heads = config.num_attention_heads
-        own = layer_shapes(width, query_heads, getattr(config, "num_key_value_heads", None) or query_heads, config.intermediate_size)
+        own = layer_shapes(
+            width, query_heads, getattr(config, "num_key_value_heads", None) or query_heads, config.intermediate_size
+        )
         shapes |= {f"prefix.layer.{name}": shape for name, shape in (own | dict.fromkeys(_NORMS, (width,))).items()}
         shapes["prefix.norm.weight"] = (width,)
     return shapes
@@ -167,7 +200,12 @@ def _disagreement(folder: Path, heads: int, layers: int, prefix: bool) -> list[s
             f"{config.path}: hidden_state_offset is {offset}: the heads read an earlier state than the target's last.",
             "Only heads over the last state are read.",
         )
-    found = {"hydra_num_heads": heads, "hydra_num_layers": layers, "hydra_head_arch": _kind(prefix), "grounded_heads": True}
+    found = {
+        "hydra_num_heads": heads,
+        "hydra_num_layers": layers,
+        "hydra_head_arch": _kind(prefix),
+        "grounded_heads": True,
+    }
     stated = {
         "hydra_num_heads": config.whole("hydra_num_heads", heads), "hydra_num_layers": config.whole("hydra_num_layers", layers),
         "hydra_head_arch": config.text("hydra_head_arch", _kind(prefix)), "grounded_heads": config.truth("grounded_heads", True),

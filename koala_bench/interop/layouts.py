@@ -44,29 +44,39 @@ def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
         if any(name.startswith(kind.OWN) for name in tensors):
             return kind.fit(tensors, folder, spec)
     raise KoalaBenchError(
-        f"{tensors.path} is neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called {eagle.OWN}* or {eagle3.OWN}*.",
+        f"{tensors.path} is neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called {eagle.OWN}* or"
+        f" {eagle3.OWN}*.",
         "Give the folder of a released head; other systems use other names.",
     )
 
 
 # In this order: a folder of Medusa's or Hydra's has a file of its own name.
 _READERS = (_Reader(medusa.FILES, medusa.read), _Reader(hydra.FILES, hydra.read), _Reader(eagle.FILES, _read_eagle))
-_TREES = {"medusa": "medusa/mc_sim_7b_63", "hydra": "medusa/mc_sim_7b_63", "eagle": "eagle/mc_sim_7b_63", "eagle3": "dynamic-7x10x59"}
+_TREES = {
+    "medusa": "medusa/mc_sim_7b_63",
+    "hydra": "medusa/mc_sim_7b_63",
+    "eagle": "eagle/mc_sim_7b_63",
+    "eagle3": "dynamic-7x10x59",
+}
 
 
 def import_head(folder: Path, target: Target, out: Path) -> Imported:
     """Read an official checkpoint strictly and write it as a head of this project, ``out/config.json`` and the rest.
 
     Raises:
-        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds another head or
-            another program's configuration.
+        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds
+            another head or another program's configuration.
     """
     if not folder.is_dir():
         raise KoalaBenchError(f"There is no folder {folder}.", "Give the folder of a downloaded checkpoint.")
-    found = next(((reader, path) for reader in _READERS for name in reader.files if (path := folder / name).is_file()), None)
+    found = next(
+        ((reader, path) for reader in _READERS for name in reader.files if (path := folder / name).is_file()), None
+    )
     if found is None:
         known = ", ".join(name for reader in _READERS for name in reader.files)
-        raise KoalaBenchError(f"{folder} holds none of {known}.", "Give the folder of a released Medusa, Hydra or EAGLE head.")
+        raise KoalaBenchError(
+            f"{folder} holds none of {known}.", "Give the folder of a released Medusa, Hydra or EAGLE head."
+        )
     reader, path = found
     if (out / "model.safetensors").exists():
         raise KoalaBenchError(f"{out} holds a head already.", "Choose another --out, or delete it.")
@@ -74,7 +84,10 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
         try:
             read_config(out)
         except KoalaBenchError as error:
-            raise KoalaBenchError(f"{out / 'config.json'} is there already, and of no head of this project.", "Choose another --out, or delete it.") from error
+            raise KoalaBenchError(
+                f"{out / 'config.json'} is there already, and of no head of this project.",
+                "Choose another --out, or delete it.",
+            ) from error
     imported = reader.read(folder, target.spec())
     options = dict(imported.options)
     layers = options.pop("layers")
@@ -94,24 +107,35 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
         dtype: of the tensors; as they are stored if None.
 
     Raises:
-        KoalaBenchError: the head is missing or damaged or another target's, there is no such layout for it, the layout cannot hold
-            it, or ``out`` holds files of these names.
+        KoalaBenchError: the head is missing or damaged or another target's, there is no such layout for it, the layout
+            cannot hold it, or ``out`` holds files of these names.
     """
     head, config, _ = load_head(folder, target)
     if config["head"] not in WRITERS:
-        raise KoalaBenchError(f"There is no layout for the head '{config['head']}'.", f"These can be exported: {', '.join(WRITERS)}.")
+        raise KoalaBenchError(
+            f"There is no layout for the head '{config['head']}'.", f"These can be exported: {', '.join(WRITERS)}."
+        )
     writers = WRITERS[config["head"]]
     if layout not in writers:
-        raise KoalaBenchError(f"There is no {layout} layout for the head '{config['head']}'.", f"Use --layout {' or '.join(writers)}.")
+        raise KoalaBenchError(
+            f"There is no {layout} layout for the head '{config['head']}'.", f"Use --layout {' or '.join(writers)}."
+        )
     made = writers[layout](head, read_weights(folder), target)
     paths = [out / made.file, out / "config.json"]
     for path in paths:
         if path.exists():
             raise KoalaBenchError(f"{path} is there already.", "Choose another --out, or delete it.")
-    tensors = {name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous() for name, tensor in made.tensors.items()}
+    tensors = {
+        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in made.tensors.items()
+    }
     try:
         write_tensors(paths[0], tensors, {"format": "pt"})
-        write_text(paths[1], json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2) + "\n")
+        write_text(
+            paths[1],
+            json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2)
+            + "\n",
+        )
     except BaseException:
         paths[0].unlink(missing_ok=True)  # half an export would be in the way of the next
         raise

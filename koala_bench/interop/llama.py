@@ -1,4 +1,6 @@
-"""What official drafts have in common that are made of Llama layers: fields of their configuration, shapes of a layer, a copied embedding."""
+"""What official drafts have in common that are made of Llama layers: fields of their configuration, shapes of a layer,
+a copied embedding.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from koala_bench.interop.checkpoints import Fields
 
 Shapes = dict[str, tuple[int, ...]]
 
-FIXED_ROPE_BASE = 10000.0  # what EAGLE's branch v1 always uses; later code reads rope_theta where the configuration has one
+FIXED_ROPE_BASE = (
+    10000.0  # what EAGLE's branch v1 always uses; later code reads rope_theta where the configuration has one
+)
 
 
 def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
@@ -23,7 +27,8 @@ def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
         what: the kind of draft, for errors.
 
     Raises:
-        KoalaBenchError: a field is missing, or holds no such value, or says what the layers of these heads do not compute.
+        KoalaBenchError: a field is missing, or holds no such value, or says what the layers of these heads do not
+            compute.
     """
     remedy = f"Only {what} drafts of the Llama kind with plain rotary positions are read."
     if (activation := config.text("hidden_act", "silu")) != "silu":
@@ -42,7 +47,10 @@ def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
             "Check that the file belongs to the checkpoint.",
         )
     if config.given("head_dim") and config.whole("head_dim") != width // query_heads:
-        raise KoalaBenchError(f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.", f"No other {what} draft is read.")
+        raise KoalaBenchError(
+            f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.",
+            f"No other {what} draft is read.",
+        )
     return {
         "attention_heads": query_heads,
         "kv_heads": key_heads,
@@ -70,7 +78,9 @@ def target_fields(target: Target) -> dict[str, Any]:
 
 
 def layer_shapes(width: int, query_heads: int, key_heads: int, intermediate: int, sources: int = 1) -> Shapes:
-    """Tensors of attention and feed-forward part, without norms; the attention reads ``sources`` vectors of the layer's width."""
+    """Tensors of attention and feed-forward part, without norms; the attention reads ``sources`` vectors of the layer's
+    width.
+    """
     keys = width // query_heads * key_heads
     return {
         "self_attn.q_proj.weight": (width, sources * width), "self_attn.k_proj.weight": (keys, sources * width),
@@ -87,10 +97,13 @@ def check_embedding(tensors: Fields, spec: TargetSpec) -> list[str]:
     """
     own = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().cpu()
     read_in = tensors["embed_tokens.weight"].float()
-    # bfloat16, the coarsest dtype that weights are stored in, rounds to 2**-9 of a value; below 1e-6 float16 has no digits left.
+    # bfloat16, the coarsest dtype that weights are stored in, rounds to 2**-9 of a value; below 1e-6 float16 has no
+    # digits left.
     different = int((~torch.isclose(own, read_in, rtol=2**-7, atol=1e-6)).any(dim=1).sum())
     if different:
         raise KoalaBenchError(
-            f"{tensors.path} was made for another target: its embedding differs in {different} of {spec.vocab_size} rows.", "Use the target it was trained for."
+            f"{tensors.path} was made for another target: its embedding differs in {different} of {spec.vocab_size}"
+            " rows.",
+            "Use the target it was trained for.",
         )
     return ["The embedding is a copy of the target's and was dropped."]

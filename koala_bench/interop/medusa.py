@@ -1,7 +1,8 @@
-"""Medusa heads in the files of others: the official ``medusa_lm_head.pt`` or ``.safetensors``, read and written, and vLLM's.
+"""Medusa heads in the files of others: the official ``medusa_lm_head.pt`` or ``.safetensors``, read and written, and
+vLLM's.
 
-Keys (upstream ``medusa/model/medusa_model.py``): ``{head}.{block}.linear.weight`` and ``.bias`` for each residual block, then
-``{head}.{blocks}.weight`` for the projection to the vocabulary.
+Keys (upstream ``medusa/model/medusa_model.py``): ``{head}.{block}.linear.weight`` and ``.bias`` for each residual
+block, then ``{head}.{blocks}.weight`` for the projection to the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ import torch
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, count_of, first_of, read_json, read_tensors
+from koala_bench.interop.checkpoints import (
+    Exported,
+    Fields,
+    Imported,
+    check_layout,
+    count_of,
+    first_of,
+    read_json,
+    read_tensors,
+)
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 
@@ -59,7 +69,12 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     check_layout(tensors, shapes)
 
     def stacked(name: str) -> torch.Tensor:
-        return torch.stack([torch.stack([tensors[f"{head}.{block}.linear.{name}"].float() for head in range(heads)]) for block in range(layers)])
+        return torch.stack(
+            [
+                torch.stack([tensors[f"{head}.{block}.linear.{name}"].float() for head in range(heads)])
+                for block in range(layers)
+            ]
+        )
 
     imported = {
         # No block at all leaves nothing to stack, only the shape of it.
@@ -67,7 +82,12 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
         "block_bias": stacked("bias") if layers else torch.empty(0, heads, width),
         "output_weight": torch.stack([tensors[f"{head}.{layers}.weight"].float() for head in range(heads)]),
     }
-    return Imported("medusa", {"heads": heads, "layers": layers}, imported, (*_tying(imported), *_disagreement(folder, heads, layers)))
+    return Imported(
+        "medusa",
+        {"heads": heads, "layers": layers},
+        imported,
+        (*_tying(imported), *_disagreement(folder, heads, layers)),
+    )
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
@@ -83,7 +103,9 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
     weight, bias = tensors["block_weight"], tensors["block_bias"]
     layers, heads = weight.shape[:2]
     if "output_weight" not in tensors:
-        raise KoalaBenchError("Heads without projections of their own have no official layout that is read again.", "Use --layout vllm.")
+        raise KoalaBenchError(
+            "Heads without projections of their own have no official layout that is read again.", "Use --layout vllm."
+        )
     named = {}
     for each in range(heads):
         for block in range(layers):
@@ -99,7 +121,8 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """What vLLM reads (``vllm/model_executor/models/medusa.py`` and ``transformers_utils/configs/medusa.py``), for its ``medusa`` method.
+    """What vLLM reads (``vllm/model_executor/models/medusa.py`` and ``transformers_utils/configs/medusa.py``), for its
+    ``medusa`` method.
 
     Its block is a chain of linear layers, each with a residual of its own: K distinct layers are meant there.
     """
@@ -134,16 +157,21 @@ def tied_heads(tensors: Mapping[str, torch.Tensor]) -> list[int]:
     return [
         head
         for head in range(heads)
-        if layers > 1 and all(torch.equal(each[0, head], each[block, head]) for each in (weight, bias) for block in range(1, layers))
+        if layers > 1
+        and all(torch.equal(each[0, head], each[block, head]) for each in (weight, bias) for block in range(1, layers))
     ]
 
 
 def _sizes(tensors: Fields, layers: int, spec: TargetSpec | None) -> tuple[int, int]:
     if spec is not None:
         return spec.vocab_size, spec.hidden_size
-    outputs: Sequence[torch.Tensor] = [tensor for name, tensor in sorted(tensors.items()) if _OUTPUT.fullmatch(name) and tensor.ndim == 2]
+    outputs: Sequence[torch.Tensor] = [
+        tensor for name, tensor in sorted(tensors.items()) if _OUTPUT.fullmatch(name) and tensor.ndim == 2
+    ]
     if not outputs:
-        raise KoalaBenchError(f"{tensors.path}: the projections are no matrices.", "Give the official medusa_lm_head file.")
+        raise KoalaBenchError(
+            f"{tensors.path}: the projections are no matrices.", "Give the official medusa_lm_head file."
+        )
     return int(outputs[0].shape[0]), int(outputs[0].shape[1])
 
 
@@ -153,9 +181,15 @@ def _tying(tensors: dict[str, torch.Tensor]) -> list[str]:
     if layers < 2:
         return []
     if len(tied) == heads:
-        return [f"The {layers} residual blocks of every head are identical copies: upstream applies one block {layers} times."]
+        return [
+            f"The {layers} residual blocks of every head are identical copies: upstream applies one block {layers}"
+            " times."
+        ]
     if tied:
-        return [f"The {layers} residual blocks are identical copies in heads {', '.join(map(str, tied))} and distinct in the others."]
+        return [
+            f"The {layers} residual blocks are identical copies in heads {', '.join(map(str, tied))} and distinct in"
+            " the others."
+        ]
     return [f"The {layers} residual blocks of every head are distinct."]
 
 
@@ -164,4 +198,8 @@ def _disagreement(folder: Path, heads: int, layers: int) -> list[str]:
         return []
     config = read_json(folder / "config.json")
     said = (config.whole("medusa_num_heads", heads), config.whole("medusa_num_layers", layers, least=0))
-    return [] if said == (heads, layers) else [f"config.json says {said[0]} heads of {said[1]} blocks, the file has {heads} of {layers}."]
+    return (
+        []
+        if said == (heads, layers)
+        else [f"config.json says {said[0]} heads of {said[1]} blocks, the file has {heads} of {layers}."]
+    )

@@ -5,14 +5,18 @@ What the files of others hold, and where it misleads:
 - Medusa and EAGLE: ``idxs`` is the 0-based index of a turn's last step, so the turn took ``idxs + 1`` (Medusa,
   llm_judge/gen_model_answer_medusa.py); ``new_tokens`` counts what the last step settled beyond the end of the answer.
 - EAGLE's baseline script never counts ``new_tokens`` and writes 0 (eagle/evaluation/gen_baseline_answer_llama2chat.py);
-  it makes one token a step, so ``idxs + 1`` counts them. It ends at 512 steps, where EAGLE goes on to about 1,024 tokens.
+  it makes one token a step, so ``idxs + 1`` counts them. It ends at 512 steps, where EAGLE goes on to about 1,024
+  tokens.
 - Spec-Bench (evaluation/eval.py): ``decoding_steps`` counts from 1; ``accept_lengths`` has the tokens of each step, the
   bonus token among them, for all turns of a question one after the other.
-- ``wall_time`` is seconds of a turn, prefill included (Medusa's ``*_inf_only.py`` scripts leave it out; the file does not say).
+- ``wall_time`` is seconds of a turn, prefill included (Medusa's ``*_inf_only.py`` scripts leave it out; the file does
+    not say).
 - All of them answer the first question a few times before the clock starts, so no warm-up is in the file.
 - A turn that raised an error is recorded as "ERROR" with the numbers of the turn before, even of the question before.
-- The scripts append: a second run into the same file answers its questions twice, until ``reorg_answer_file`` drops one.
-- Our own answer files: ``new_tokens`` may count one token more than ``accept_lengths``, the prefill's; -1 in ``idxs`` is no step.
+- The scripts append: a second run into the same file answers its questions twice, until ``reorg_answer_file`` drops
+    one.
+- Our own answer files: ``new_tokens`` may count one token more than ``accept_lengths``, the prefill's; -1 in ``idxs``
+    is no step.
 """
 
 from __future__ import annotations
@@ -96,14 +100,21 @@ def vanilla_stem(system: str) -> str | None:
 
 
 def is_vanilla(trace: Trace) -> bool:
-    """Whether a trace is of vanilla decoding: it is called so, and no turn of it settled more tokens than it took steps."""
-    more = any(turn.settled is not None and turn.steps is not None and turn.settled > turn.steps for turn in trace.turns)
+    """Whether a trace is of vanilla decoding: it is called so, and no turn of it settled more tokens than it took
+    steps.
+    """
+    more = any(
+        turn.settled is not None and turn.steps is not None and turn.settled > turn.steps for turn in trace.turns
+    )
     return vanilla_stem(trace.system) is not None and not more
 
 
 def with_categories(trace: Trace, categories: Mapping[int, str]) -> Trace:
     """The trace with the categories of a question file in those turns that have none."""
-    turns = (turn if turn.category is not None else replace(turn, category=categories.get(turn.question_id)) for turn in trace.turns)
+    turns = (
+        turn if turn.category is not None else replace(turn, category=categories.get(turn.question_id))
+        for turn in trace.turns
+    )
     return replace(trace, turns=tuple(turns))
 
 
@@ -147,7 +158,9 @@ def _content(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        raise KoalaBenchError(f"{path}, line {number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8.") from error
+        raise KoalaBenchError(
+            f"{path}, line {number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8."
+        ) from error
 
 
 def _bad(path: Path, number: int, problem: str, remedy: str = _FORMAT) -> KoalaBenchError:
@@ -197,9 +210,19 @@ def _answer(path: Path, number: int, row: dict[str, Any]) -> _Answer:
     """The line as an answer, with each list as long as it has to be."""
     if "choices" not in row:
         if "turns" in row:
-            raise _bad(path, number, "a question, not an answer", "Name the file of answers, which has 'choices'; --questions takes the questions.")
+            raise _bad(
+                path,
+                number,
+                "a question, not an answer",
+                "Name the file of answers, which has 'choices'; --questions takes the questions.",
+            )
         known = ", ".join(list(row)[:5]) or "none"
-        raise _bad(path, number, f"unknown format: there are no 'choices' (fields: {known})", "Name answers of FastChat's format, or a run record.")
+        raise _bad(
+            path,
+            number,
+            f"unknown format: there are no 'choices' (fields: {known})",
+            "Name answers of FastChat's format, or a run record.",
+        )
     try:
         answer = _ANSWER.validate_python(row)
     except ValidationError as error:
@@ -210,8 +233,13 @@ def _answer(path: Path, number: int, row: dict[str, Any]) -> _Answer:
         turns = len(choice["turns"])
         for name in _MEASURED[:-1]:
             if name in choice and len(choice[name]) != turns:  # type: ignore[literal-required]
-                raise _bad(path, number, f"'{name}' has {len(choice[name])} numbers for {turns} turns", "It has one a turn.")  # type: ignore[literal-required]
-        if "idxs" in choice and "decoding_steps" in choice and [index + 1 for index in choice["idxs"]] != choice["decoding_steps"]:
+                have = len(choice[name])  # type: ignore[literal-required]
+                raise _bad(path, number, f"'{name}' has {have} numbers for {turns} turns", "It has one a turn.")
+        if (
+            "idxs" in choice
+            and "decoding_steps" in choice
+            and [index + 1 for index in choice["idxs"]] != choice["decoding_steps"]
+        ):
             raise _bad(path, number, "'decoding_steps' is not idxs + 1", "Remove the field that is wrong.")
     return answer
 
@@ -245,20 +273,35 @@ def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[_
             raise _bad(path, number, f"question {question} was answered in line {line_of[question]} already", remedy)
         line_of[question] = number
         if answers and answer["model_id"] != answers[0]["model_id"]:
-            raise _bad(path, number, f"of model '{answer['model_id']}', but line {rows[0][0]} is of '{answers[0]['model_id']}'", "Split the file by model.")
+            raise _bad(
+                path,
+                number,
+                f"of model '{answer['model_id']}', but line {rows[0][0]} is of '{answers[0]['model_id']}'",
+                "Split the file by model.",
+            )
         for choice in answer["choices"]:
             here = [name for name in _MEASURED if name in choice]
             fields = here if fields is None else fields
             if here != fields:
                 different = min(set(here) ^ set(fields))
-                raise _bad(path, number, f"'{different}' is in some answers and not in others", "Split the file: its answers are of two formats.")
+                raise _bad(
+                    path,
+                    number,
+                    f"'{different}' is in some answers and not in others",
+                    "Split the file: its answers are of two formats.",
+                )
             zero = next((index for index, seconds in enumerate(choice.get("wall_time", [])) if seconds == 0), None)
             if zero is not None and zero_time is None:
                 zero_time = number, zero
         answers.append(answer)
     choices = [choice for answer in answers for choice in answer["choices"]]
     if zero_time is not None and any(any(choice["wall_time"]) for choice in choices):
-        raise _bad(path, zero_time[0], f"'wall_time' of turn {zero_time[1] + 1} is 0", "No answer takes no time; remove the line.")
+        raise _bad(
+            path,
+            zero_time[0],
+            f"'wall_time' of turn {zero_time[1] + 1} is 0",
+            "No answer takes no time; remove the line.",
+        )
     return answers, fields or []
 
 
@@ -271,14 +314,27 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
     has_steps = "idxs" in fields or "decoding_steps" in fields
     steps_are = "decoding_steps" if "decoding_steps" in fields else "(idxs + 1)"
     # Upstream's scripts leave 0 where they do not count.
-    has_tokens, has_times = (name in fields and any(any(choice[name]) for choice in choices) for name in ("new_tokens", "wall_time"))
-    misfits = sum(sum(_steps(choice)) != len(choice["accept_lengths"]) for choice in choices) if has_steps and "accept_lengths" in fields else 0
+    has_tokens, has_times = (
+        name in fields and any(any(choice[name]) for choice in choices) for name in ("new_tokens", "wall_time")
+    )
+    misfits = (
+        sum(sum(_steps(choice)) != len(choice["accept_lengths"]) for choice in choices)
+        if has_steps and "accept_lengths" in fields
+        else 0
+    )
     has_lengths = has_steps and "accept_lengths" in fields and not misfits
     one_a_step = has_steps and not has_tokens and not has_lengths and (vanilla or vanilla_stem(system) is not None)
     if misfits:
-        remarks.append(f"accept_lengths has another number of steps than decoding_steps in {misfits} of {len(choices)} answers and is not used.")
+        remarks.append(
+            f"accept_lengths has another number of steps than decoding_steps in {misfits} of {len(choices)} answers and"
+            " is not used."
+        )
     if "new_tokens" in fields and not has_tokens:
-        said = f"vanilla decoding makes one token a step, so {steps_are.strip('()')} counts them" if one_a_step else "the tokens are not known"
+        said = (
+            f"vanilla decoding makes one token a step, so {steps_are.strip('()')} counts them"
+            if one_a_step
+            else "the tokens are not known"
+        )
         remarks.append(f"new_tokens is 0 throughout (not filled): {said}.")
     if "wall_time" in fields and not has_times:
         remarks.append("wall_time is 0 throughout (not filled).")
@@ -303,19 +359,40 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
                 else:
                     turns.append(AnsweredTurn(*place, text, False, tokens, count, settled, seconds, lengths))
     if failed := sum(turn.failed for turn in turns):
-        counted = f"; with them the file has {recorded_tokens / recorded_steps:.3f} tokens a step" if recorded_tokens and recorded_steps else ""
+        counted = (
+            f"; with them the file has {recorded_tokens / recorded_steps:.3f} tokens a step"
+            if recorded_tokens and recorded_steps
+            else ""
+        )
         repeated = " with the numbers of the turn before" if fields else ""
-        remarks.append(f"{failed} of {len(turns)} turns failed (recorded as {_ERROR}{repeated}) and {'is' if failed == 1 else 'are'} left out{counted}.")
+        remarks.append(
+            f"{failed} of {len(turns)} turns failed (recorded as {_ERROR}{repeated}) and"
+            f" {'is' if failed == 1 else 'are'} left out{counted}."
+        )
     if sittings := _sittings(answers, sum(turn.seconds or 0.0 for turn in turns)):
         remarks.append(sittings)
-    length_is = "mean of accept_lengths" if has_lengths else f"new_tokens / {steps_are}" if has_steps and has_tokens else None
+    length_is = (
+        "mean of accept_lengths" if has_lengths else f"new_tokens / {steps_are}" if has_steps and has_tokens else None
+    )
     length_is = "1 by definition, vanilla decoding" if one_a_step else length_is
-    return Trace(path, system, _form(fields), length_is, PREFILL_AND_DECODING if has_times else None, tuple(turns), tuple(remarks))
+    return Trace(
+        path,
+        system,
+        _form(fields),
+        length_is,
+        PREFILL_AND_DECODING if has_times else None,
+        tuple(turns),
+        tuple(remarks),
+    )
 
 
 def _steps(choice: _Choice) -> list[int]:
     """Steps of each turn; zeros where the file does not say."""
-    return choice["decoding_steps"] if "decoding_steps" in choice else [index + 1 for index in choice.get("idxs", [-1] * len(choice["turns"]))]
+    return (
+        choice["decoding_steps"]
+        if "decoding_steps" in choice
+        else [index + 1 for index in choice.get("idxs", [-1] * len(choice["turns"]))]
+    )
 
 
 def _sittings(answers: list[_Answer], seconds: float) -> str | None:
@@ -324,7 +401,10 @@ def _sittings(answers: list[_Answer], seconds: float) -> str | None:
     span = max(stamps) - min(stamps) if stamps else 0.0
     if not seconds or span < 10 * seconds or span < 86_400:
         return None
-    return f"The answers were not written in one sitting: their time stamps span {span / 86_400:.0f} days, the answers took {seconds / 3600:.1f} hours."
+    return (
+        f"The answers were not written in one sitting: their time stamps span {span / 86_400:.0f} days, the answers"
+        f" took {seconds / 3600:.1f} hours."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- run records
@@ -344,7 +424,9 @@ def _record(path: Path) -> list[Trace]:
                 continue
             lengths = tuple(count + 1 for count in turn["accepted"])
             # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
-            turns.append(AnsweredTurn(*place, False, sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths))
+            turns.append(
+                AnsweredTurn(*place, False, sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths)
+            )
         form = "koala-bench's run record (accepted, decode_s)"
         traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))
     return traces

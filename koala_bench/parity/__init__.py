@@ -1,8 +1,8 @@
 """Numerical parity with the official Medusa and EAGLE code, judged on a folder of recorded inputs, weights and outputs.
 
 The folder says what there is to compare: sizes, trees, prompts and numbers of heads are all read from it. Its parts are
-``medusa_tiny``, ``medusa_decode``, ``eagle_tiny``, ``eagle_decode`` and ``losses``, laid out as in the README that comes with
-the recordings; a part that is missing is skipped by name.
+``medusa_tiny``, ``medusa_decode``, ``eagle_tiny``, ``eagle_decode`` and ``losses``, laid out as in the README that
+comes with the recordings; a part that is missing is skipped by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def check(folder: Path) -> list[Check]:
     if not folder.is_dir():
         raise KoalaBenchError(f"There is no folder {folder}.", "Give a folder of recordings of the official code.")
     if not any((folder / part).is_dir() for part in PARTS):
-        raise KoalaBenchError(f"{folder} holds none of {', '.join(PARTS)}.", "Give a folder of recordings of the official code.")
+        raise KoalaBenchError(
+            f"{folder} holds none of {', '.join(PARTS)}.", "Give a folder of recordings of the official code."
+        )
     recordings = Recordings(folder)
     checks: list[Check] = []
     for part, run in zip(PARTS, (medusa_tiny, medusa_decode, eagle_tiny, eagle_decode, _losses), strict=True):
@@ -43,14 +45,35 @@ def report(checks: Sequence[Check]) -> str:
     width = max((len(each.name) for each in checks), default=0)
     lines = [f"{each.status:<11}  {each.name:<{width}}  {each.detail}".rstrip() for each in checks]
     counts = Counter(each.status for each in checks)
-    return "\n".join([*lines, f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped, {counts['unsupported']} unsupported"])
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped, {counts['unsupported']}"
+                " unsupported"
+            ),
+        ]
+    )
 
 
 def _losses(recordings: Recordings, part: str) -> list[Check]:
     checks: list[Check] = []
     for name, run, needed in (
-        (f"{part}/medusa", medusa_losses, ("medusa_decode/target", "medusa_decode/heads", f"{part}/medusa_batch.safetensors", f"{part}/medusa_loss.json")),
-        (f"{part}/eagle", eagle_losses, ("medusa_decode/target", "eagle_decode/draft", f"{part}/eagle.safetensors", f"{part}/eagle_loss.json")),
+        (
+            f"{part}/medusa",
+            medusa_losses,
+            (
+                "medusa_decode/target",
+                "medusa_decode/heads",
+                f"{part}/medusa_batch.safetensors",
+                f"{part}/medusa_loss.json",
+            ),
+        ),
+        (
+            f"{part}/eagle",
+            eagle_losses,
+            ("medusa_decode/target", "eagle_decode/draft", f"{part}/eagle.safetensors", f"{part}/eagle_loss.json"),
+        ),
     ):
         absent = recordings.absent(*needed)
         checks += skipped(name, absent) if absent else run(recordings, name, recordings.target(needed[0]), needed)

@@ -31,7 +31,15 @@ class _Watched:
 
 def _decode(drafter: Drafter, entry: Fields, stop_ids: Sequence[int], head: _Watched | None = None) -> Decoded:
     """Decode as far as the recording goes. Upstream keeps all of its last step, so the limit lies behind that."""
-    return decode(drafter.target, head or drafter.head, drafter.template, entry["prompt_ids"], len(entry["generated_ids"]) + 2, stop_ids, trace=True)
+    return decode(
+        drafter.target,
+        head or drafter.head,
+        drafter.template,
+        entry["prompt_ids"],
+        len(entry["generated_ids"]) + 2,
+        stop_ids,
+        trace=True,
+    )
 
 
 def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
@@ -45,7 +53,10 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
         watched = _Watched(drafter.head)
         answer = _decode(drafter, entry, (), watched)
         steps, shapes = answer.steps[:count], watched.shapes[:count]
-        ours: dict[str, list[Any]] = {"generated_ids": answer.tokens[: len(entry["generated_ids"])], "accept_lengths": [len(step.path) - 1 for step in steps]}
+        ours: dict[str, list[Any]] = {
+            "generated_ids": answer.tokens[: len(entry["generated_ids"])],
+            "accept_lengths": [len(step.path) - 1 for step in steps],
+        }
         theirs: dict[str, list[Any]] = {name: entry[name] for name in ours}
         if "steps" in entry:
             dynamic = drafter.template.dynamic
@@ -69,11 +80,21 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
             if values != theirs[name]:
                 faults[name].append(first_difference(f"prompt {i}", values, theirs[name]))
     count = len(recorded["prompts"])
-    checks = [judge(f"{part}/{name}", found, f"{count} prompts, {steps_seen} steps are equal") for name, found in faults.items()]
+    checks = [
+        judge(f"{part}/{name}", found, f"{count} prompts, {steps_seen} steps are equal")
+        for name, found in faults.items()
+    ]
     if "eos_cases" in recorded:
-        ended = [fault for i, entry in enumerate(recorded["eos_cases"]) for fault in _ended(f"case {i}", drafter, entry)]
+        ended = [
+            fault for i, entry in enumerate(recorded["eos_cases"]) for fault in _ended(f"case {i}", drafter, entry)
+        ]
         checks.append(
-            judge(f"{part}/eos_cases", ended, f"{len(recorded['eos_cases'])} answers end at the same token, after the same steps; nothing is kept behind it")
+            judge(
+                f"{part}/eos_cases",
+                ended,
+                f"{len(recorded['eos_cases'])} answers end at the same token, after the same steps; nothing is kept"
+                " behind it",
+            )
         )
     return checks
 
@@ -102,4 +123,6 @@ def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
         return [first_difference(where, answer.tokens, generated[: end + 1])]
     if answer.stop != "eos":
         return [f"{where}: stopped for '{answer.stop}', not at the end-of-sequence token"]
-    return [] if answer.accepted == accepted else [first_difference(f"{where}, accept lengths", answer.accepted, accepted)]
+    return (
+        [] if answer.accepted == accepted else [first_difference(f"{where}, accept lengths", answer.accepted, accepted)]
+    )

@@ -57,19 +57,37 @@ def eagle_tiny(recordings: Recordings, part: str) -> list[Check]:
     def run(imported: Imported) -> list[Check]:
         head = make_head(imported, target.spec())
         prompts = prompt_numbers(expected)
-        found = {i: predictions(head, target, expected[f"prompt{i}.shifted_ids"], expected[f"prompt{i}.hidden_states"])[0] for i in prompts}
+        found = {
+            i: predictions(head, target, expected[f"prompt{i}.shifted_ids"], expected[f"prompt{i}.hidden_states"])[0]
+            for i in prompts
+        }
         checks = [
             near(
                 f"{part}/hidden_states",
-                ((f"prompt {i}", states_of(target, expected[f"prompt{i}.input_ids"]), expected[f"prompt{i}.hidden_states"]) for i in prompts),
+                (
+                    (
+                        f"prompt {i}",
+                        states_of(target, expected[f"prompt{i}.input_ids"]),
+                        expected[f"prompt{i}.hidden_states"],
+                    )
+                    for i in prompts
+                ),
             ),
-            near(f"{part}/out_features", ((f"prompt {i}", found[i][0], expected[f"prompt{i}.out_features"]) for i in prompts)),
-            near(f"{part}/out_logits", ((f"prompt {i}", found[i][1], expected[f"prompt{i}.out_logits"]) for i in prompts)),
+            near(
+                f"{part}/out_features",
+                ((f"prompt {i}", found[i][0], expected[f"prompt{i}.out_features"]) for i in prompts),
+            ),
+            near(
+                f"{part}/out_logits", ((f"prompt {i}", found[i][1], expected[f"prompt{i}.out_logits"]) for i in prompts)
+            ),
         ]
         if template is None:
             return [
                 *checks,
-                *(Check(f"{part}/{name}", "skip", "eagle_decode/buffers.json, which has the tree, is absent") for name in ("tree_tokens", "tree_topk")),
+                *(
+                    Check(f"{part}/{name}", "skip", "eagle_decode/buffers.json, which has the tree, is absent")
+                    for name in ("tree_tokens", "tree_topk")
+                ),
             ]
         drafter = Drafter(target, head, template, leaf_rows(template.shape, sort=True))
         return [*checks, *excuse_misdrafted(_eagle_tree(part, drafter, template, expected), template)]
@@ -79,7 +97,9 @@ def eagle_tiny(recordings: Recordings, part: str) -> list[Check]:
 
 def _eagle_template(recordings: Recordings, part: str) -> TreeTemplate | None:
     """The static tree, which is recorded once for both EAGLE parts."""
-    path = next((path for path in (f"{part}/buffers.json", "eagle_decode/buffers.json") if not recordings.absent(path)), None)
+    path = next(
+        (path for path in (f"{part}/buffers.json", "eagle_decode/buffers.json") if not recordings.absent(path)), None
+    )
     return None if path is None else template_of(recordings.json(path), "tree_choices")
 
 
@@ -97,22 +117,35 @@ def _eagle_tree(part: str, drafter: Drafter, template: TreeTemplate, expected: F
             tokens_wrong.append(first_difference(f"prompt {i}", drafted, wanted))
         table_tokens, table_logits = expected[f"prompt{i}.tree_topk_tokens"], expected[f"prompt{i}.tree_topk_logits"]
         if len(table_tokens) != len(inner):
-            ranks_wrong.append(f"prompt {i}: {len(table_tokens)} inner nodes are recorded, the tree '{template.name}' has {len(inner)}")
+            ranks_wrong.append(
+                f"prompt {i}: {len(table_tokens)} inner nodes are recorded, the tree '{template.name}' has {len(inner)}"
+            )
             continue
         ours = _inner_logits(drafter, template, inner, drafted, next_ids, hidden)
         best = ours.topk(table_tokens.shape[1], dim=-1)
         logits.append((f"prompt {i}", ours.gather(1, table_tokens), table_logits))
         logits.append((f"prompt {i}, sorted", best.values, table_logits))
         # Candidates closer to each other than the outputs need to agree may change places.
-        apart = (best.indices != table_tokens) & ((ours.gather(1, table_tokens) - best.values).abs() > 2 * OUTPUTS_ABSOLUTE)
+        apart = (best.indices != table_tokens) & (
+            (ours.gather(1, table_tokens) - best.values).abs() > 2 * OUTPUTS_ABSOLUTE
+        )
         if apart.any():
             row, rank = apart.nonzero()[0].tolist()
             ranks_wrong.append(
-                f"prompt {i}: candidate {rank} of node {list(inner[row])} is {int(best.indices[row, rank])}, recorded {int(table_tokens[row, rank])}"
+                f"prompt {i}: candidate {rank} of node {list(inner[row])} is {int(best.indices[row, rank])}, recorded"
+                f" {int(table_tokens[row, rank])}"
             )
     return [
-        judge(f"{part}/tree_tokens", tokens_wrong, f"{len(prompt_numbers(expected))} trees of {template.nodes} tokens are equal"),
-        judge(f"{part}/tree_topk_tokens", ranks_wrong, f"{len(prompt_numbers(expected))} tables of {len(inner)} inner nodes agree"),
+        judge(
+            f"{part}/tree_tokens",
+            tokens_wrong,
+            f"{len(prompt_numbers(expected))} trees of {template.nodes} tokens are equal",
+        ),
+        judge(
+            f"{part}/tree_topk_tokens",
+            ranks_wrong,
+            f"{len(prompt_numbers(expected))} tables of {len(inner)} inner nodes agree",
+        ),
         near(f"{part}/tree_topk_logits", logits),
     ]
 
@@ -126,9 +159,16 @@ def _draft(drafter: Drafter, next_ids: torch.Tensor, hidden: torch.Tensor) -> li
 
 
 def _inner_logits(
-    drafter: Drafter, template: TreeTemplate, inner: Sequence[tuple[int, ...]], drafted: Sequence[int], next_ids: torch.Tensor, hidden: torch.Tensor
+    drafter: Drafter,
+    template: TreeTemplate,
+    inner: Sequence[tuple[int, ...]],
+    drafted: Sequence[int],
+    next_ids: torch.Tensor,
+    hidden: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits [inner nodes, vocab_size] for the children of each inner node: its path is a sequence of its own, read whole."""
+    """Logits [inner nodes, vocab_size] for the children of each inner node: its path is a sequence of its own, read
+    whole.
+    """
     node = {path: index for index, path in enumerate([(), *template.paths])}
     features: dict[tuple[int, ...], torch.Tensor] = {}
     logits = []
@@ -150,12 +190,18 @@ def eagle_decode(recordings: Recordings, part: str) -> list[Check]:
     else:
         buffers = recordings.json(f"{part}/buffers.json")
         template = template_of(buffers, "tree_choices")
-        checks += compare_buffers(part, buffers, template, {"mask": "tree_attn_mask", "depths": "tree_position_ids"}, eagle_like=True)
+        checks += compare_buffers(
+            part, buffers, template, {"mask": "tree_attn_mask", "depths": "tree_position_ids"}, eagle_like=True
+        )
         where = "medusa_decode/target"
         if absent := recordings.absent(where, f"{part}/draft", f"{part}/decode.json"):
             checks += skipped(f"{part}/decode", absent)
         else:
-            target, recorded, rows = recordings.target(where), recordings.json(f"{part}/decode.json"), leaf_rows(template.shape, sort=True)
+            target, recorded, rows = (
+                recordings.target(where),
+                recordings.json(f"{part}/decode.json"),
+                leaf_rows(template.shape, sort=True),
+            )
 
             def run(imported: Imported) -> list[Check]:
                 drafter = Drafter(target, make_head(imported, target.spec()), template, rows)
@@ -189,14 +235,24 @@ def eagle_losses(recordings: Recordings, name: str, target: Target, paths: Seque
     def padded(key: str) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence([tensors[f"item{i}.{key}"] for i in items], batch_first=True)
 
-    raw = FeatureBatch(padded("input_ids"), padded("loss_mask") != 0, padded("hidden_state")[:, :, None], 0, target.output, lengths)
+    raw = FeatureBatch(
+        padded("input_ids"), padded("loss_mask") != 0, padded("hidden_state")[:, :, None], 0, target.output, lengths
+    )
 
     def run(imported: Imported) -> list[Check]:
         head = make_head(
-            imported, target.spec(), noise=0.0, regression_weight=float(recorded.get("v_w", 1.0)), classification_weight=float(recorded.get("p_w", 0.1))
+            imported,
+            target.spec(),
+            noise=0.0,
+            regression_weight=float(recorded.get("v_w", 1.0)),
+            classification_weight=float(recorded.get("p_w", 0.1)),
         )
         found = head.loss(raw)
-        ours = {"vloss": float(found.parts["regression"]), "ploss": float(found.parts["classification"]), "loss": float(found.total.detach())}
+        ours = {
+            "vloss": float(found.parts["regression"]),
+            "ploss": float(found.parts["classification"]),
+            "loss": float(found.total.detach()),
+        }
         norms = {key: float(each.norm()) for key, each in gradients_of(head, found.total).items()}
         checks = [
             relative(f"{name}/loss", ((key, value, recorded[key]) for key, value in ours.items()), LOSSES_RELATIVE),
@@ -221,7 +277,13 @@ def eagle_losses(recordings: Recordings, name: str, target: Target, paths: Seque
 def _predicted(head: Any, target: Target, tensors: Fields) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
     """Predicted states of upstream's own shifted batch, at its real positions."""
     for row, (ids, hidden, mask, recorded) in enumerate(
-        zip(tensors["batch.input_ids"], tensors["batch.hidden_states"], tensors["batch.attention_mask"], tensors["predict"], strict=True)
+        zip(
+            tensors["batch.input_ids"],
+            tensors["batch.hidden_states"],
+            tensors["batch.attention_mask"],
+            tensors["predict"],
+            strict=True,
+        )
     ):
         feature, _ = predictions(head, target, ids, hidden)[0]
         yield f"item {row}", feature[mask != 0], recorded[mask != 0]

@@ -44,8 +44,13 @@ def medusa_tiny(recordings: Recordings, part: str) -> list[Check]:
     prompts = prompt_numbers(expected)
     states = {i: states_of(target, expected[f"prompt{i}.input_ids"]) for i in prompts}
     checks = [
-        near(f"{part}/hidden_states", ((f"prompt {i}", states[i], expected[f"prompt{i}.hidden_states"]) for i in prompts)),
-        near(f"{part}/base_logits", ((f"prompt {i}", target.output(states[i]), expected[f"prompt{i}.base_logits"]) for i in prompts)),
+        near(
+            f"{part}/hidden_states", ((f"prompt {i}", states[i], expected[f"prompt{i}.hidden_states"]) for i in prompts)
+        ),
+        near(
+            f"{part}/base_logits",
+            ((f"prompt {i}", target.output(states[i]), expected[f"prompt{i}.base_logits"]) for i in prompts),
+        ),
     ]
     recorded = {found[1] for name in expected if (found := re.fullmatch(r"prompt\d+\.(.+)\.medusa_logits", name))}
     stored = {path.name.removeprefix("heads_") for path in (recordings.folder / part).glob("heads_*") if path.is_dir()}
@@ -59,10 +64,14 @@ def medusa_tiny(recordings: Recordings, part: str) -> list[Check]:
     return checks
 
 
-def _medusa_logits(head: Any, target: Target, expected: Fields, states: dict[int, torch.Tensor], kind: str) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
+def _medusa_logits(
+    head: Any, target: Target, expected: Fields, states: dict[int, torch.Tensor], kind: str
+) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
     for i, hidden in states.items():
         if (recorded := expected.get(f"prompt{i}.{kind}.medusa_logits")) is not None:
-            ours = torch.stack([logits for _, logits in predictions(head, target, expected[f"prompt{i}.input_ids"], hidden)])
+            ours = torch.stack(
+                [logits for _, logits in predictions(head, target, expected[f"prompt{i}.input_ids"], hidden)]
+            )
             yield f"prompt {i}", ours, recorded
 
 
@@ -72,7 +81,9 @@ def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
         return skipped(part, absent)
     buffers = recordings.json(f"{part}/buffers.json")
     template = template_of(buffers, "medusa_choices")
-    checks = compare_buffers(part, buffers, template, {"mask": "medusa_attn_mask", "depths": "medusa_position_ids"}, eagle_like=False)
+    checks = compare_buffers(
+        part, buffers, template, {"mask": "medusa_attn_mask", "depths": "medusa_position_ids"}, eagle_like=False
+    )
     rows = leaf_rows(template.shape, sort=False)
     if absent := recordings.absent(f"{part}/target", f"{part}/heads", f"{part}/decode.json"):
         checks += skipped(f"{part}/decode", absent)
@@ -82,14 +93,25 @@ def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
         checks += decoded(part, Drafter(target, head, template, rows), recordings.json(f"{part}/decode.json"))
     if absent := recordings.absent(f"{part}/typical.json", f"{part}/typical.safetensors"):
         return [*checks, *skipped(f"{part}/typical", absent)]
-    return [*checks, *_posterior(part, template, rows, recordings.json(f"{part}/typical.json"), recordings.tensors(f"{part}/typical.safetensors"))]
+    return [
+        *checks,
+        *_posterior(
+            part,
+            template,
+            rows,
+            recordings.json(f"{part}/typical.json"),
+            recordings.tensors(f"{part}/typical.safetensors"),
+        ),
+    ]
 
 
-def _posterior(part: str, template: TreeTemplate, rows: Sequence[Sequence[int]], recorded: Fields, tensors: Fields) -> list[Check]:
+def _posterior(
+    part: str, template: TreeTemplate, rows: Sequence[Sequence[int]], recorded: Fields, tensors: Fields
+) -> list[Check]:
     """Compare greedy and typical decisions on recorded logits.
 
-    Where upstream accepted padding, ours must not: its greedy path is then the recorded one up to the padding, and its typical
-    one is not compared, since the padding was also a reason to prefer a path.
+    Where upstream accepted padding, ours must not: its greedy path is then the recorded one up to the padding, and its
+    typical one is not compared, since the padding was also a reason to prefer a path.
     """
     rule = TypicalAcceptance(recorded["temperature"], recorded["posterior_threshold"], recorded["posterior_alpha"])
     plain: list[str] = []
@@ -104,25 +126,40 @@ def _posterior(part: str, template: TreeTemplate, rows: Sequence[Sequence[int]],
         fault = _walk_fault(path, tokens.tolist(), logits.argmax(-1).tolist(), template.shape)
         if entry.get("padding_accepted", False):
             real = [node for node in wanted["path_nodes"] if node >= 0]
-            padded += [f"case {case}: {fault}"] if fault else [] if path == real else [f"case {case}: path {path}, recorded {real} before the padding"]
+            padded += (
+                [f"case {case}: {fault}"]
+                if fault
+                else []
+                if path == real
+                else [f"case {case}: path {path}, recorded {real} before the padding"]
+            )
             left_out.append(case)
             continue
         plain += _unlike(f"case {case}", path, tokens, rows, wanted)
         plain += [f"case {case}: {fault}"] if fault else []
-        typical += _unlike(f"case {case}", rule.accept(DraftTree(tokens, template.shape), logits).path, tokens, rows, entry["typical"])
+        typical += _unlike(
+            f"case {case}", rule.accept(DraftTree(tokens, template.shape), logits).path, tokens, rows, entry["typical"]
+        )
     checks = [
         judge(f"{part}/typical", typical, f"{counts[False]} decisions are equal"),
         judge(f"{part}/typical/greedy", plain, f"{counts[False]} decisions are equal"),
     ]
     if counts[True]:
-        detail = f"not compared: case {' and case '.join(map(str, left_out))}, where upstream accepts padding as token 0"
+        detail = (
+            f"not compared: case {' and case '.join(map(str, left_out))}, where upstream accepts padding as token 0"
+        )
         checks.append(Check(f"{part}/typical/padding_accepted", "skip", detail))
-        detail = f"in {counts[True]} cases upstream accepts padding as token 0; ours does not, its paths end in the leaf before it"
+        detail = (
+            f"in {counts[True]} cases upstream accepts padding as token 0; ours does not, its paths end in the leaf"
+            " before it"
+        )
         checks.append(judge(f"{part}/typical/greedy_without_padding", padded, detail))
     return checks
 
 
-def _unlike(where: str, path: Sequence[int], tokens: torch.Tensor, rows: Sequence[Sequence[int]], wanted: Fields) -> list[str]:
+def _unlike(
+    where: str, path: Sequence[int], tokens: torch.Tensor, rows: Sequence[Sequence[int]], wanted: Fields
+) -> list[str]:
     """How a decision differs from the recorded one."""
     ours = {
         "path_nodes": list(path),
@@ -130,11 +167,15 @@ def _unlike(where: str, path: Sequence[int], tokens: torch.Tensor, rows: Sequenc
         "accepted_tokens": [int(tokens[node]) for node in path],
         "best_candidate": row_of(rows, path),
     }
-    return [f"{where}: {name} {value}, recorded {wanted[name]}" for name, value in ours.items() if wanted[name] != value]
+    return [
+        f"{where}: {name} {value}, recorded {wanted[name]}" for name, value in ours.items() if wanted[name] != value
+    ]
 
 
 def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int], shape: TreeShape) -> str:
-    """What is wrong with a greedily accepted path, if anything: every token must be the target's own, and none may be left out."""
+    """What is wrong with a greedily accepted path, if anything: every token must be the target's own, and none may be
+    left out.
+    """
     if path[0] != 0 or any(shape.parents[node] != above for above, node in pairwise(path)):
         return f"{list(path)} is no path from the root"
     if any(tokens[node] != best[above] for above, node in pairwise(path)):
@@ -152,13 +193,19 @@ def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequ
     ids, real = batch["input_ids"], batch["attention_mask"] != 0
     supervised = batch["labels"] != int(recorded.get("ignore_index", -100))
     if (real[:, 1:] & ~real[:, :-1]).any() or (batch["labels"] != ids)[supervised].any():
-        return [*absent, Check(name, "unsupported", "labels that are not the text's own tokens, or padding on the left")]
+        return [
+            *absent,
+            Check(name, "unsupported", "labels that are not the text's own tokens, or padding on the left"),
+        ]
     features = FeatureBatch(ids, supervised, states_of(target, ids)[:, :, None], 0, target.output, real.sum(1))
     imported = recordings.medusa(paths[1], target)
     # Upstream's version 2 keeps nothing but the blocks.
     blocks = {key: tensor for key, tensor in imported.tensors.items() if key != "output_weight"}
     shared = replace(imported, options={**imported.options, "own_output": False}, tensors=blocks)
-    found = [_loss(f"{name}/{kind}", imported if kind == "per_head_linear" else shared, target, features, recorded[kind]) for kind in kinds]
+    found = [
+        _loss(f"{name}/{kind}", imported if kind == "per_head_linear" else shared, target, features, recorded[kind])
+        for kind in kinds
+    ]
     return [*absent, *(check for checks in found for check in checks)]
 
 
@@ -178,8 +225,13 @@ def _loss(name: str, imported: Imported, target: Target, batch: FeatureBatch, wa
         if "output_weight" in gradients:
             norms[f"{at}.{len(weight)}.weight"] = float(gradients["output_weight"][at].norm())
     losses = [("total", float(found.total.detach()), wanted["total_loss"])]
-    losses += [(f"head {i}", float(found.parts[f"cross_entropy_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_loss"])]
-    shares = [(f"head {i}", float(found.parts[f"top1_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_top1"])]
+    losses += [
+        (f"head {i}", float(found.parts[f"cross_entropy_{i + 1}"]), value)
+        for i, value in enumerate(wanted["per_head_loss"])
+    ]
+    shares = [
+        (f"head {i}", float(found.parts[f"top1_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_top1"])
+    ]
     return [
         relative(f"{name}/loss", losses, LOSSES_RELATIVE),
         relative(f"{name}/top1", shares, LOSSES_RELATIVE),

@@ -61,7 +61,10 @@ class Recordings:
     def tensors(self, path: str) -> Fields:
         """Tensors with their numbers as float32 and int64, whatever they are stored as."""
         found = read_tensors(self.folder / path)
-        return Fields(found.path, {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in found.items()})
+        return Fields(
+            found.path,
+            {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in found.items()},
+        )
 
     def medusa(self, path: str, target: Target) -> Imported:
         return medusa.read(self.folder / path, target.spec())
@@ -75,7 +78,8 @@ class Drafter:
     """A head on its target, with the tree that it fills.
 
     Attributes:
-        rows: leaf paths of a static tree, padded with -1, in the order of the recordings; those of a dynamic one differ from step to step.
+        rows: leaf paths of a static tree, padded with -1, in the order of the recordings; those of a dynamic one differ
+            from step to step.
     """
 
     target: Target
@@ -103,7 +107,9 @@ def judge(name: str, faults: Sequence[str], detail: str) -> Check:
     return Check(name, "fail", faults[0] + more) if faults else Check(name, "pass", detail)
 
 
-def near(name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]], allowed: float = OUTPUTS_ABSOLUTE) -> Check:
+def near(
+    name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]], allowed: float = OUTPUTS_ABSOLUTE
+) -> Check:
     """Compare tensors (what, ours, recorded) by their largest difference."""
     faults, worst, count = [], 0.0, 0
     for what, ours, recorded in pairs:
@@ -115,7 +121,11 @@ def near(name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]], all
         worst = max(worst, difference)
         if not difference <= allowed:  # so that nan fails
             faults.append(f"{what}: differs by {difference:.1e}, {allowed:.0e} is allowed")
-    return judge(name, faults, f"{count} compared, largest difference {worst:.1e}") if count else Check(name, "skip", "nothing of it is recorded")
+    return (
+        judge(name, faults, f"{count} compared, largest difference {worst:.1e}")
+        if count
+        else Check(name, "skip", "nothing of it is recorded")
+    )
 
 
 def relative(name: str, pairs: Iterable[tuple[str, float, float]], allowed: float) -> Check:
@@ -127,7 +137,11 @@ def relative(name: str, pairs: Iterable[tuple[str, float, float]], allowed: floa
         worst = max(worst, difference)
         if not difference <= allowed:
             faults.append(f"{what} is {ours:.6g}, recorded {recorded:.6g}")
-    return judge(name, faults, f"{count} compared, largest relative difference {worst:.1e}") if count else Check(name, "skip", "nothing of it is recorded")
+    return (
+        judge(name, faults, f"{count} compared, largest relative difference {worst:.1e}")
+        if count
+        else Check(name, "skip", "nothing of it is recorded")
+    )
 
 
 def prompt_numbers(tensors: Fields) -> list[int]:
@@ -158,7 +172,9 @@ def _short(value: Any) -> str:
 # ------------------------------------------------------------------------------ one forward pass
 
 
-def predictions(head: Any, target: Target, next_ids: torch.Tensor, hidden: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def predictions(
+    head: Any, target: Target, next_ids: torch.Tensor, hidden: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What a head says at every state, through the loss that it is trained with.
 
     Args:
@@ -173,7 +189,11 @@ def predictions(head: Any, target: Target, next_ids: torch.Tensor, hidden: torch
     ids = torch.cat([next_ids[:1], next_ids, next_ids.new_zeros(beyond)])[None]
     states = torch.cat([hidden, hidden.new_zeros(1 + beyond, hidden.shape[-1])])[None, :, None]
     with torch.no_grad():
-        found = head.loss(FeatureBatch(ids, torch.ones_like(ids, dtype=torch.bool), states, 0, target.output, torch.tensor([ids.shape[1]])))
+        found = head.loss(
+            FeatureBatch(
+                ids, torch.ones_like(ids, dtype=torch.bool), states, 0, target.output, torch.tensor([ids.shape[1]])
+            )
+        )
     return [(each.feature[each.rows < count], each.logits[each.rows < count]) for each in found.predictions]
 
 
@@ -186,4 +206,7 @@ def gradients_of(head: Any, total: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of a loss by parameter; zeros where it does not depend on one."""
     names, parameters = zip(*head.named_parameters(), strict=True)
     found = torch.autograd.grad(total, parameters, allow_unused=True)
-    return {name: torch.zeros_like(each) if gradient is None else gradient for name, each, gradient in zip(names, parameters, found, strict=True)}
+    return {
+        name: torch.zeros_like(each) if gradient is None else gradient
+        for name, each, gradient in zip(names, parameters, found, strict=True)
+    }

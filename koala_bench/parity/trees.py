@@ -44,7 +44,8 @@ def _inner_nodes(shape: TreeShape) -> list[int]:
 def _draft_levels(template: TreeTemplate) -> list[dict[str, Any]]:
     """What upstream's EAGLE needs to draft each level: the inner nodes below the root, level by level.
 
-    An index counts only parents that have inner nodes below them, as upstream's ``utils_c.py`` does; see ``_misdrafted``.
+    An index counts only parents that have inner nodes below them, as upstream's ``utils_c.py`` does; see
+    ``_misdrafted``.
     """
     shape = template.shape
     inner = _inner_nodes(shape)[1:]
@@ -62,30 +63,46 @@ def _draft_levels(template: TreeTemplate) -> list[dict[str, Any]]:
     return levels
 
 
-_MISDRAFTED = "in this tree an inner node whose children are all leaves stands before one with inner children; upstream then drafts from the wrong parent"
+_MISDRAFTED = (
+    "in this tree an inner node whose children are all leaves stands before one with inner children; upstream then"
+    " drafts from the wrong parent"
+)
 
 
 def _misdrafted(template: TreeTemplate) -> bool:
-    """Whether upstream's EAGLE drafts this tree from wrong parents: it numbers parents by those that have inner children."""
+    """Whether upstream's EAGLE drafts this tree from wrong parents: it numbers parents by those that have inner
+    children.
+    """
     shape = template.shape
     inner = set(_inner_nodes(shape))
     for depth in range(1, template.depth - 1):
-        grows = [any(child in inner for child in shape.children[node]) for node in sorted(inner) if shape.depths[node] == depth]
+        grows = [
+            any(child in inner for child in shape.children[node])
+            for node in sorted(inner)
+            if shape.depths[node] == depth
+        ]
         if grows != sorted(grows, reverse=True):
             return True
     return False
 
 
 def excuse_misdrafted(checks: Sequence[Check], template: TreeTemplate) -> list[Check]:
-    """What depends on the drafts cannot fail where upstream's drafts are wrong; the text is the target's own all the same."""
+    """What depends on the drafts cannot fail where upstream's drafts are wrong; the text is the target's own all the
+    same.
+    """
 
     def excused(each: Check) -> bool:
         return each.status == "fail" and not each.name.endswith("generated_ids")
 
-    return [replace(each, status="unsupported", detail=_MISDRAFTED) if _misdrafted(template) and excused(each) else each for each in checks]
+    return [
+        replace(each, status="unsupported", detail=_MISDRAFTED) if _misdrafted(template) and excused(each) else each
+        for each in checks
+    ]
 
 
-def compare_buffers(part: str, buffers: Fields, template: TreeTemplate, names: dict[str, str], eagle_like: bool) -> list[Check]:
+def compare_buffers(
+    part: str, buffers: Fields, template: TreeTemplate, names: dict[str, str], eagle_like: bool
+) -> list[Check]:
     """Compare mask, indices, depths and leaf paths; ``names`` says how the recordings call mask and depths."""
     shape = template.shape
     tables = {node: row for row, node in enumerate(_inner_nodes(shape))}
@@ -93,14 +110,21 @@ def compare_buffers(part: str, buffers: Fields, template: TreeTemplate, names: d
     rows = [tables[shape.parents[node]] if eagle_like else shape.depths[node] - 1 for node in range(1, shape.nodes)]
     ours: dict[str, Any] = {
         names["mask"]: shape.ancestors.int().tolist(),
-        "tree_indices": [0, *(path[-1] + _TABLE_WIDTH * row + 1 for path, row in zip(template.paths, rows, strict=True))],
+        "tree_indices": [
+            0,
+            *(path[-1] + _TABLE_WIDTH * row + 1 for path, row in zip(template.paths, rows, strict=True)),
+        ],
         names["depths"]: list(shape.depths),
         "retrieve_indices": leaf_rows(shape, eagle_like),
     }
     if eagle_like and "draft_levels" in buffers:
         ours["draft_levels"] = _draft_levels(template)
     return [
-        judge(f"{part}/{name}", [] if buffers[name] == value else [first_difference(name, value, buffers[name])], f"{len(value)} rows are equal")
+        judge(
+            f"{part}/{name}",
+            [] if buffers[name] == value else [first_difference(name, value, buffers[name])],
+            f"{len(value)} rows are equal",
+        )
         for name, value in ours.items()
     ]
 

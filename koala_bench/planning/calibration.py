@@ -1,10 +1,13 @@
-"""How long a preset would take on this machine, from about a minute of measuring: its own steps where the target is here, else the machine's limits."""
+"""How long a preset would take on this machine, from about a minute of measuring: its own steps where the target is
+here, else the machine's limits.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +25,8 @@ from koala_bench.training.features import features_of_each
 from koala_bench.training.loop import make_arm, train_step
 from koala_bench.tree import Template, load_template
 
-# NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and float16, 19.5 in float32.
+# NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
+# float16, 19.5 in float32.
 NAMED_GPU = "A100 80GB"
 _NAMED_BYTES, _NAMED_FLOP, _NAMED_SINGLE_FLOP = 2.0e12, 312e12, 19.5e12
 FLOP_SHARE = 0.4  # of these, an assumption: what training large models mostly gets
@@ -92,7 +96,8 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
         last = preset.training.steps - 1  # when everything that sets in late has done so
         for name, arm in arms.items():
             own = [features[arm.head.features]] * preset.training.micro_batches
-            spent = _time(target.device, each, lambda arm=arm, own=own: train_step(accelerator, arm, own, preset.training, 1e-6, last, ALONE))  # type: ignore[misc]
+            step = partial(train_step, accelerator, arm, own, preset.training, 1e-6, last, ALONE)
+            spent = _time(target.device, each, step)
             heads[name] = spent / preset.training.micro_batches
     with target.computing():
         steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
@@ -117,7 +122,10 @@ def hours_at(pace: Pace, preset: Preset, needs: Needs) -> Hours:
 def measure_limits(device: torch.device, dtype: torch.dtype, seconds: float = 10.0) -> Limits:
     """Copy bandwidth and matrix throughput of a device."""
     size = 2**28 if device.type == "cuda" else 2**25
-    source, place = torch.ones(size, device=device, dtype=torch.float32), torch.empty(size, device=device, dtype=torch.float32)
+    source, place = (
+        torch.ones(size, device=device, dtype=torch.float32),
+        torch.empty(size, device=device, dtype=torch.float32),
+    )
     copied = _time(device, seconds / 2, lambda: place.copy_(source))
     width = 8192 if device.type == "cuda" else 2048
     a, b = (torch.ones(width, width, device=device, dtype=dtype) for _ in range(2))
@@ -131,7 +139,9 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
 
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
-    """What the run takes at least: two operations a parameter and token for the target, six for what is trained; decoding reads all weights a step."""
+    """What the run takes at least: two operations a parameter and token for the target, six for what is trained;
+    decoding reads all weights a step.
+    """
     trained = sum(head.parameters + head.judge for head in needs.heads if head.shares is None)
     training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
     step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s

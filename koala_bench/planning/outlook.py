@@ -9,18 +9,41 @@ import torch
 
 from koala_bench.common.progress import say
 from koala_bench.engine.target import pick_device, pick_dtype
-from koala_bench.planning.calibration import FLOP_SHARE, NAMED_GPU, Hours, hours_at, least_hours, limits_of_named_gpu, measure_limits, measure_pace
-from koala_bench.planning.requirements import HeadNeeds, Needs, Place, dtype_of, find_models, find_target, gibibytes, missing_for, needs_of, turns_of
+from koala_bench.planning.calibration import (
+    FLOP_SHARE,
+    NAMED_GPU,
+    Hours,
+    hours_at,
+    least_hours,
+    limits_of_named_gpu,
+    measure_limits,
+    measure_pace,
+)
+from koala_bench.planning.requirements import (
+    HeadNeeds,
+    Needs,
+    Place,
+    dtype_of,
+    find_models,
+    find_target,
+    gibibytes,
+    missing_for,
+    needs_of,
+    turns_of,
+)
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import load_preset_target
 
 # What least_hours counts.
 _WITHOUT = (
-    "Counted are two operations a parameter and token of the target, six of what is trained, and one reading of the target's weights a step; no drafting."
+    "Counted are two operations a parameter and token of the target, six of what is trained, and one reading of the"
+    " target's weights a step; no drafting."
 )
 
 
-def outlook(preset: Preset, methods: Sequence[str], data_dir: Path | None, out: Path, seconds: float) -> tuple[str, bool]:
+def outlook(
+    preset: Preset, methods: Sequence[str], data_dir: Path | None, out: Path, seconds: float
+) -> tuple[str, bool]:
     """The report, and whether the run can begin here.
 
     Args:
@@ -47,13 +70,23 @@ def outlook(preset: Preset, methods: Sequence[str], data_dir: Path | None, out: 
     asked = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
     lines += [
         "",
-        f"- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients, moments, states of a step), "
-        f"beside the activations of one head at a time; {gibibytes(needs.decoding_memory)} for decoding.",
-        f"- Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there), heads and records"
-        f"{f'; {gibibytes(needs.download)} to download' if needs.download else ''}.",
-        f"- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded by each method ({asked}).",
-        f"- Time: {_of(hours.training)} of training; {_of(hours.decoding[0])} of decoding if no draft is accepted, {_of(hours.decoding[1])} at an acceptance "
-        f"length of 2. {basis}",
+        (
+            f"- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients,"
+            " moments, states of a step), beside the activations of one head at a time;"
+            f" {gibibytes(needs.decoding_memory)} for decoding."
+        ),
+        (
+            f"- Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there),"
+            f" heads and records{f'; {gibibytes(needs.download)} to download' if needs.download else ''}."
+        ),
+        (
+            f"- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most"
+            f" {needs.answer_tokens:,} decoded by each method ({asked})."
+        ),
+        (
+            f"- Time: {_of(hours.training)} of training; {_of(hours.decoding[0])} of decoding if no draft is accepted,"
+            f" {_of(hours.decoding[1])} at an acceptance length of 2. {basis}"
+        ),
         "",
     ]
     if missing:
@@ -68,36 +101,55 @@ def _row(head: HeadNeeds, needs: Needs) -> str:
         return f"| {head.name} | that of {head.shares} | \u2013 |"
     if head.model:
         count = needs.models.get(head.model)
-        return f"| {head.name} | none; {head.model} has {f'{count / 1e6:,.2f}' if count else 'an unknown number'} | \u2013 |"
+        return (
+            f"| {head.name} | none; {head.model} has {f'{count / 1e6:,.2f}' if count else 'an unknown number'} |"
+            " \u2013 |"
+        )
     counts = [f"{count / 1e6:,.2f}" if count else "\u2013" for count in (head.parameters, head.judge)]
     return f"| {head.name} | {counts[0]} | {counts[1]} |"
 
 
-def _hours(preset: Preset, methods: Sequence[str], place: Place, models: Mapping[str, Place], needs: Needs, seconds: float) -> tuple[Hours, str]:
+def _hours(
+    preset: Preset, methods: Sequence[str], place: Place, models: Mapping[str, Place], needs: Needs, seconds: float
+) -> tuple[Hours, str]:
     wanted = preset.target.device
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         limits = limits_of_named_gpu(dtype_of(preset))
         which = (
-            f"Not measured, for there is no GPU here: at least so long on one {NAMED_GPU}, by arithmetic from its data sheet, if all of "
-            f"{limits.bytes_per_s / 1e12:.1f} TB/s and {FLOP_SHARE:.0%} of {limits.flop_per_s / FLOP_SHARE / 1e12:,.0f} TFLOP/s are got."
+            f"Not measured, for there is no GPU here: at least so long on one {NAMED_GPU}, by arithmetic from its data"
+            f" sheet, if all of {limits.bytes_per_s / 1e12:.1f} TB/s and {FLOP_SHARE:.0%} of"
+            f" {limits.flop_per_s / FLOP_SHARE / 1e12:,.0f} TFLOP/s are got."
         )
         return least_hours(limits, preset, methods, needs), f"{which} {_WITHOUT}"
     if place.at_hand:
-        lacking = {name for name in (head.name for head in needs.heads if head.model and not models[head.model].at_hand) if name in methods}
+        lacking = {
+            name
+            for name in (head.name for head in needs.heads if head.model and not models[head.model].at_hand)
+            if name in methods
+        }
         say(f"Measuring for about {seconds:.0f} seconds ...")
         target, _ = load_preset_target(preset)
         pace = measure_pace(preset, [name for name in methods if name not in lacking], target, seconds)
         without = f" Without {', '.join(sorted(lacking))}, whose model is not here." if lacking else ""
-        return hours_at(pace, preset, needs), f"From steps measured here, on {target.device.type} in {str(target.dtype).removeprefix('torch.')}.{without}"
+        return (
+            hours_at(pace, preset, needs),
+            (
+                f"From steps measured here, on {target.device.type} in"
+                f" {str(target.dtype).removeprefix('torch.')}.{without}"
+            ),
+        )
     device = pick_device(wanted)
     say(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")
     dtype = pick_dtype(preset.target.dtype, device)
     limits = measure_limits(device, dtype, min(seconds, 10.0))
     which = (
-        f"this {'GPU' if device.type == 'cuda' else 'CPU'} copies {limits.bytes_per_s / 1e9:,.0f} GB/s and multiplies {limits.flop_per_s / 1e9:,.1f} GFLOP/s "
-        f"in {str(dtype).removeprefix('torch.')}"
+        f"this {'GPU' if device.type == 'cuda' else 'CPU'} copies {limits.bytes_per_s / 1e9:,.0f} GB/s and multiplies"
+        f" {limits.flop_per_s / 1e9:,.1f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
     )
-    return least_hours(limits, preset, methods, needs), f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}"
+    return (
+        least_hours(limits, preset, methods, needs),
+        f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}",
+    )
 
 
 def _of(hours: float) -> str:

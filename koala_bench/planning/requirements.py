@@ -1,4 +1,6 @@
-"""What a preset needs before anything is downloaded or trained: parameters, memory, disk and tokens, and what is missing for it here."""
+"""What a preset needs before anything is downloaded or trained: parameters, memory, disk and tokens, and what is
+missing for it here.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,15 @@ from koala_bench.training.experiment import VANILLA
 from koala_bench.training.loop import make_arm
 
 _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
-# On disk at most: three checkpoints of itself with both moments, for while one is written the last and the one before it are there. The finished
-# heads come when the third is gone, and take less.
+# On disk at most: three checkpoints of itself with both moments, for while one is written the last and the one before
+# it are there. The finished heads come when the third is gone, and take less.
 _KEPT_BYTES = 3 * 12
-_WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+_WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 _STORED_BYTES = 2  # a parameter of a checkpoint on the hub, which is in half precision
 
 
@@ -61,7 +68,8 @@ class HeadNeeds:
     """Sizes of a method's head.
 
     Attributes:
-        parameters, judge: number of trained parameters of the head and of its objective; 0 where there is nothing to train.
+        parameters, judge: number of trained parameters of the head and of its objective; 0 where there is nothing to
+            train.
         shares: the method whose head it decodes with, or None. That one is listed too, even if it is not run itself.
         model: what it drafts with and does not train, or None.
     """
@@ -78,10 +86,12 @@ class Needs:
     """Sizes of a whole run; bytes and counts of tokens.
 
     Attributes:
-        training_memory: target, heads with gradients and moments, states of a step, distributions of one micro-batch; not the activations.
+        training_memory: target, heads with gradients and moments, states of a step, distributions of one micro-batch;
+            not the activations.
         decoding_memory: target, heads, draft models and caches.
         download, disk: of the target and draft models that are not here; of heads, checkpoints and records.
-        training_tokens, answer_tokens: at most, all heads together see the former once; the latter are those of one method.
+        training_tokens, answer_tokens: at most, all heads together see the former once; the latter are those of one
+            method.
         models: number of parameters of each draft model, by name; None where nobody knows its shape.
     """
 
@@ -152,15 +162,28 @@ def _find(name: str, revision: str | None, check: str) -> Place:
     answer = ask_hub(name, "model", revision)
     if answer.refusal is None:
         try:
-            return Place(config or AutoConfig.from_pretrained(name, revision=revision), False, "on the hub, to be downloaded")
+            return Place(
+                config or AutoConfig.from_pretrained(name, revision=revision), False, "on the hub, to be downloaded"
+            )
         except HUB_ERRORS as error:
             answer = replace(answer, refusal=first_line(error))
     shape = config or known_shape(name)
     what = f"the hub refuses it ({answer.refusal})" if answer.reached else "the hub does not answer"
-    return Place(shape, False, f"not on this machine, and {what}{'; its shape is known' if shape is not None else ''}", answer.reached)
+    return Place(
+        shape,
+        False,
+        f"not on this machine, and {what}{'; its shape is known' if shape is not None else ''}",
+        answer.reached,
+    )
 
 
-def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: int | None, models: Mapping[str, Place] | None = None) -> Needs:
+def needs_of(
+    preset: Preset,
+    methods: Sequence[str],
+    place: Place,
+    questions: int | None,
+    models: Mapping[str, Place] | None = None,
+) -> Needs:
     """Sizes of a run, from models that have shapes and no weights.
 
     Args:
@@ -172,15 +195,29 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
     """
     names = [name for name in methods if name != VANILLA]
     # A method that decodes with another's head has that one trained.
-    listed = list(dict.fromkeys(each for name in names for each in ((name,) if preset.trained_as(name) in names else (preset.trained_as(name), name))))
+    listed = list(
+        dict.fromkeys(
+            each
+            for name in names
+            for each in ((name,) if preset.trained_as(name) in names else (preset.trained_as(name), name))
+        )
+    )
     config, device = place.config, torch.device("cpu")
     # Fake tensors have a shape and no memory. They cannot be moved, and there is nowhere to move them to.
     with FakeTensorMode(), patch.object(nn.Module, "to", lambda self, *_, **__: self):
         model = AutoModelForCausalLM.from_config(config)
-        target = Target(preset.target.name, model, None, device, torch.float32, int(getattr(config, "max_position_embeddings", None) or 2048))
+        target = Target(
+            preset.target.name,
+            model,
+            None,
+            device,
+            torch.float32,
+            int(getattr(config, "max_position_embeddings", None) or 2048),
+        )
         parameters = target.parameters
         drafting = {
-            name: None if each.config is None else AutoModelForCausalLM.from_config(each.config).num_parameters() for name, each in (models or {}).items()
+            name: None if each.config is None else AutoModelForCausalLM.from_config(each.config).num_parameters()
+            for name, each in (models or {}).items()
         }
         heads, features = [], 1
         for name in listed:
@@ -204,7 +241,8 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
     cache = sum(_row_of(each) for each in shapes) * context * size
     loaded_weights = sum(count or 0 for count in drafting.values())
     absent = sum(drafting[name] or 0 for name, each in (models or {}).items() if not each.at_hand)
-    # On the CPU recordings have the weights in layouts of their own: one in float32, else one for a single row and one for several.
+    # On the CPU recordings have the weights in layouts of their own: one in float32, else one for a single row and one
+    # for several.
     where = _decodes_on(preset)
     recorded = where.type == "cpu" and pick_engine(preset.target.engine, where) == "graph"
     copies = (2 if dtype_of(preset) == torch.float32 else 3) if recorded else 1
@@ -213,7 +251,8 @@ def needs_of(preset: Preset, methods: Sequence[str], place: Place, questions: in
         target_parameters=parameters,
         heads=tuple(heads),
         training_memory=parameters * size + weights * _TRAINED_BYTES + batch,
-        decoding_memory=(parameters + loaded_weights + sum(head.parameters for head in trained)) * size * copies + cache,
+        decoding_memory=(parameters + loaded_weights + sum(head.parameters for head in trained)) * size * copies
+        + cache,
         download=((0 if place.at_hand else parameters) + absent) * _STORED_BYTES,
         disk=weights * _KEPT_BYTES + asked * (len(names) + 1) * preset.evaluation.max_new_tokens * 16,
         training_tokens=preset.training.steps * tokens * preset.training.micro_batches if weights else 0,
@@ -230,7 +269,9 @@ def _row_of(config: Any) -> int:
 
 
 def dtype_of(preset: Preset) -> torch.dtype:
-    """What the target computes in where the preset runs as it says: on a GPU it asks for, whether there is one here or not."""
+    """What the target computes in where the preset runs as it says: on a GPU it asks for, whether there is one here or
+    not.
+    """
     return pick_dtype(preset.target.dtype, _decodes_on(preset))
 
 
@@ -249,35 +290,57 @@ def turns_of(preset: Preset, data_dir: Path | None) -> int | None:
     return sum(len(question.turns) for question in select_questions(questions, preset.evaluation.limit))
 
 
-def missing_for(preset: Preset, place: Place, needs: Needs, turns: int | None, out: Path, models: Mapping[str, Place] | None = None) -> list[str]:
+def missing_for(
+    preset: Preset, place: Place, needs: Needs, turns: int | None, out: Path, models: Mapping[str, Place] | None = None
+) -> list[str]:
     """What keeps the preset from running here, a sentence each with what to do about it."""
     found = []
     wanted = preset.target.device
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     need = max(needs.training_memory, needs.decoding_memory)
     if wanted.startswith("cuda") and not torch.cuda.is_available():
-        found.append(f"A CUDA device with at least {gibibytes(need)}: there is none. Run it where there is one, or on a smaller target with --device cpu.")
+        found.append(
+            f"A CUDA device with at least {gibibytes(need)}: there is none. Run it where there is one, or on a smaller"
+            " target with --device cpu."
+        )
     elif wanted.startswith(("cuda", "auto")) and 0 < total < need:
-        found.append(f"Memory: it takes at least {gibibytes(need)}, the GPU has {gibibytes(total)}. Use fewer --methods at a time or a smaller target.")
+        found.append(
+            f"Memory: it takes at least {gibibytes(need)}, the GPU has {gibibytes(total)}. Use fewer --methods at a"
+            " time or a smaller target."
+        )
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if memory < need:
-            found.append(f"Memory: it takes at least {gibibytes(need)}, this machine has {gibibytes(memory)}. Use a smaller target.")
+            found.append(
+                f"Memory: it takes at least {gibibytes(need)}, this machine has {gibibytes(memory)}. Use a smaller"
+                " target."
+            )
     if not place.at_hand:
-        found.append(f"The weights of {preset.target.name}, {gibibytes(needs.target_parameters * _STORED_BYTES)}. {_how(place, '--target')}")
+        found.append(
+            f"The weights of {preset.target.name}, {gibibytes(needs.target_parameters * _STORED_BYTES)}."
+            f" {_how(place, '--target')}"
+        )
     for name, each in (models or {}).items():
         if not each.at_hand:
             count = needs.models.get(name)
             size = gibibytes(count * _STORED_BYTES) if count else "whose size nobody here knows"
-            found.append(f"The weights of the draft model {name}, {size}. {_how(each, 'the option model of its method')}")
+            found.append(
+                f"The weights of the draft model {name}, {size}. {_how(each, 'the option model of its method')}"
+            )
     if needs.training_tokens and (lacking := missing_conversations(preset.data.source)) is not None:
         found.append(lacking)
     if turns is None:
-        found.append(f"The questions {preset.evaluation.questions}. Get them: koala-bench data {preset.evaluation.questions} --data-dir data.")
+        found.append(
+            f"The questions {preset.evaluation.questions}. Get them: koala-bench data {preset.evaluation.questions}"
+            " --data-dir data."
+        )
     there = next(parent for parent in (out, *out.resolve().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < needs.disk + needs.download:
-        found.append(f"Disk: {gibibytes(needs.disk + needs.download)}, and {there} has {gibibytes(free)}. Free some, or choose another --out.")
+        found.append(
+            f"Disk: {gibibytes(needs.disk + needs.download)}, and {there} has {gibibytes(free)}. Free some, or choose"
+            " another --out."
+        )
     if preset.target.chat_template.startswith("vicuna") and importlib.util.find_spec("fastchat") is None:
         found.append("The package fschat, for the chat template. Install koala-bench with its dependencies.")
     return found
@@ -286,9 +349,15 @@ def missing_for(preset: Preset, place: Place, needs: Needs, turns: int | None, o
 def _how(place: Place, option: str) -> str:
     """How to come by weights that are not here."""
     if not place.reached:
-        return f"The hub does not answer: allow access to huggingface.co, or give the path of a copy with {option}; set HF_TOKEN for a gated model."
+        return (
+            f"The hub does not answer: allow access to huggingface.co, or give the path of a copy with {option}; set"
+            " HF_TOKEN for a gated model."
+        )
     if "refuses" in place.words:
-        return f"They are {place.words}: check the name, set HF_TOKEN for a gated model, or give the path of a copy with {option}."
+        return (
+            f"They are {place.words}: check the name, set HF_TOKEN for a gated model, or give the path of a copy with"
+            f" {option}."
+        )
     return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for a gated model."
 
 
@@ -303,8 +372,9 @@ def missing_conversations(source: str) -> str | None:
         except KoalaBenchError as error:
             return f"Conversations: {error}"
         return (
-            f"The conversations {source}. Download some in the form of ShareGPT, FastChat, OpenAI's messages or Alpaca (.json or .jsonl, also .gz, or a folder "
-            "of these), or let the target answer questions: koala-bench distill; then --set data.source=FILE."
+            f"The conversations {source}. Download some in the form of ShareGPT, FastChat, OpenAI's messages or Alpaca"
+            " (.json or .jsonl, also .gz, or a folder of these), or let the target answer questions: koala-bench"
+            " distill; then --set data.source=FILE."
         )
     if dialogues_at_hand(source):
         return None
@@ -315,10 +385,13 @@ def missing_conversations(source: str) -> str | None:
     if answer.refusal is None:
         return f"The conversations {source}, {gibibytes(size)}. The hub answers; they are downloaded at the first use."
     if answer.reached:
-        return f"The conversations {source}. The hub refuses them ({answer.refusal}): check the name, set HF_TOKEN for a gated one, or give a downloaded file."
+        return (
+            f"The conversations {source}. The hub refuses them ({answer.refusal}): check the name, set HF_TOKEN for a"
+            " gated one, or give a downloaded file."
+        )
     return (
-        f"The conversations {source}. They have to be downloaded, and the hub does not answer: allow access to huggingface.co, or fetch the file elsewhere "
-        "and give --set data.source=FILE."
+        f"The conversations {source}. They have to be downloaded, and the hub does not answer: allow access to"
+        " huggingface.co, or fetch the file elsewhere and give --set data.source=FILE."
     )
 
 

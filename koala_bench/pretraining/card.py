@@ -31,9 +31,11 @@ def repeated_ngrams(answers: Sequence[Sequence[int]], n: int = 8) -> float:
 
 
 def held_out_answers(folder: Path, corpus: Corpus, template_name: str, device: torch.device) -> list[list[int]]:
-    """Greedy answers of the finished target to the first questions of held-out dialogues, but for questions that leave no room for one.
+    """Greedy answers of the finished target to the first questions of held-out dialogues, but for questions that leave
+    no room for one.
 
-    On the CPU one by one, so that they are the same whatever else is asked; on a GPU at once, where that takes a fortieth of the time.
+    On the CPU one by one, so that they are the same whatever else is asked; on a GPU at once, where that takes a
+    fortieth of the time.
     """
     target = load_target(str(folder), str(device), "float32")
     assert target.tokenizer is not None
@@ -50,39 +52,65 @@ def _command(manifest: dict[str, Any]) -> str:
     options = manifest["options"]
     said = [f"--steps {options['steps']}", f"--seed {options['seed']}"]
     # Targets made before an option was there did without it.
-    said += [f"--{name} {options[name]:g}" for name, usual in (("rate", 1.0), ("unlikelihood", 0.0)) if options.get(name, usual) != usual]
+    said += [
+        f"--{name} {options[name]:g}"
+        for name, usual in (("rate", 1.0), ("unlikelihood", 0.0))
+        if options.get(name, usual) != usual
+    ]
     imitated, started = manifest.get("imitates"), manifest.get("started_from") is not None
     if (conversations := manifest.get("conversations")) is not None:
         said += [f"--source {conversations['source']}"]
     if not started and (imitated is not None or options["layers"] != PretrainOptions.layers):
         said += [f"--layers {options['layers']}"]
     if imitated is not None:
-        said += [f"--imitate {imitated['name']}", *([f"--answers {imitated['answers']['source']}"] if imitated["answers"] else [])]
-    said += [f"--set {setting}" for setting in deviations(options, without=SHAPE if started else ("vocabulary", "positions") if imitated else ())]
+        said += [
+            f"--imitate {imitated['name']}",
+            *([f"--answers {imitated['answers']['source']}"] if imitated["answers"] else []),
+        ]
+    said += [
+        f"--set {setting}"
+        for setting in deviations(
+            options, without=SHAPE if started else ("vocabulary", "positions") if imitated else ()
+        )
+    ]
     return " ".join(["koala-bench pretrain", *said, *(["--start EARLIER"] if started else [])])
 
 
 def _unlikelihood(options: dict[str, Any]) -> str:
     if not options["unlikelihood"]:
         return ""
-    return "| against loops | beside likelihood, unlikelihood of what its own greedy answers repeat (Welleck et al. 2020, arXiv 1908.04319) |\n"
+    return (
+        "| against loops | beside likelihood, unlikelihood of what its own greedy answers repeat (Welleck et al. 2020,"
+        " arXiv 1908.04319) |\n"
+    )
 
 
 def _subject(manifest: dict[str, Any]) -> tuple[str, str]:
     """Title and first sentences: what such a model is for."""
     if (imitated := manifest.get("imitates")) is None and manifest.get("conversations") is not None:
-        return "A small target model for koala-bench", (
-            "trained on conversations\nof others. It exists so that draft heads can be trained and measured without a model hub. What it says is not reliable."
+        return (
+            "A small target model for koala-bench",
+            (
+                "trained on conversations\nof others. It exists so that draft heads can be trained and measured without"
+                " a model hub. What it says is not reliable."
+            ),
         )
     if imitated is None:
-        return "A small target model for koala-bench", (
-            "that answers questions about Python\nlibraries in the style of their documentation. It exists so that draft heads can be trained and "
-            "measured on a CPU without a\nmodel hub: deep and thin, so that a forward pass costs many times a one-layer draft step. What it says is "
-            "not reliable."
+        return (
+            "A small target model for koala-bench",
+            (
+                "that answers questions about Python\nlibraries in the style of their documentation. It exists so that"
+                " draft heads can be trained and measured on a CPU without a\nmodel hub: deep and thin, so that a"
+                " forward pass costs many times a one-layer draft step. What it says is not reliable."
+            ),
         )
-    return "A draft model for koala-bench", (
-        f"that guesses what the target\n`{imitated['name']}` (weights `{imitated['weights_sha256'][:12]}`) says next, with the same tokenizer, for speculative "
-        "decoding. Its labels are the target's\ndistributions, not the text. It is of no use by itself."
+    return (
+        "A draft model for koala-bench",
+        (
+            f"that guesses what the target\n`{imitated['name']}` (weights `{imitated['weights_sha256'][:12]}`) says"
+            " next, with the same tokenizer, for speculative decoding. Its labels are the target's\ndistributions, not"
+            " the text. It is of no use by itself."
+        ),
     )
 
 
@@ -90,7 +118,10 @@ def _imitated(manifest: dict[str, Any]) -> str:
     if (imitated := manifest.get("imitates")) is None:
         return ""
     place = "the target's answers to held-out questions" if imitated["answers"] else "held-out text"
-    return f"| agreement | {imitated['agreement']:.1%} of the tokens of {place}: its best guess of the next one is the target's |\n"
+    return (
+        f"| agreement | {imitated['agreement']:.1%} of the tokens of {place}: its best guess of the next one is the"
+        " target's |\n"
+    )
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -120,8 +151,8 @@ def model_card(manifest: dict[str, Any]) -> str:
     while stages[-1].get("started_from") is not None:  # targets made before `--start` was there have none
         stages.append(stages[-1]["started_from"])
     before = "".join(
-        f"| began with | the target of `{_command(earlier)}`: {earlier['tokens_seen']:,} tokens of corpus `{earlier['corpus_sha256'][:12]}`, "
-        f"weights `{earlier['weights_sha256'][:12]}` |\n"
+        f"| began with | the target of `{_command(earlier)}`: {earlier['tokens_seen']:,} tokens of corpus"
+        f" `{earlier['corpus_sha256'][:12]}`, weights `{earlier['weights_sha256'][:12]}` |\n"
         for earlier in stages[1:]
     )
     apart, licence = ("entries", "apache-2.0") if manifest.get("conversations") is None else ("conversations", "other")

@@ -113,7 +113,8 @@ class Corpus:
 
 _NUMPY_HEADING = re.compile(r"^([A-Z][A-Za-z ]{2,30})\n(-{3,}|={3,})\s*$", re.MULTILINE)
 _GOOGLE_HEADING = re.compile(
-    r"^(Args|Arguments|Parameters|Returns?|Yields|Raises|Examples?|Notes?|Shape|Attributes|Inputs?|Keyword args|Usage)\s*:{1,2}\s*$",
+    r"^(Args|Arguments|Parameters|Returns?|Yields|Raises|Examples?|Notes?|Shape|Attributes|Inputs?|Keyword"
+    r" args|Usage)\s*:{1,2}\s*$",
     re.MULTILINE | re.IGNORECASE,
 )
 _SPHINX_FIELD = re.compile(r"^:(param|type|returns?|rtype|raises?)\b[^:]*:", re.MULTILINE)
@@ -137,7 +138,9 @@ _SECTION_NAMES = {
 
 
 def _without_directives(lines: Iterable[str]) -> Iterator[str]:
-    """Lines of reStructuredText without directives: their heads and options go, and the body of those that show nothing."""
+    """Lines of reStructuredText without directives: their heads and options go, and the body of those that show
+    nothing.
+    """
     margin: int | None = None  # of the directive whose body is being dropped
     options = False  # whether the last line was a directive's head or option
     for line in lines:
@@ -227,17 +230,23 @@ def _entries_of_file(package: str, root: Path, path: Path) -> Iterator[Entry]:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if (docstring := ast.get_docstring(node)) and not node.name.startswith("_"):
-                yield Entry(package, f"{module}.{node.name}", "function", split_docstring(docstring), _source_of(lines, node))
+                yield Entry(
+                    package, f"{module}.{node.name}", "function", split_docstring(docstring), _source_of(lines, node)
+                )
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             functions = [item for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))]
-            documented = [(item, doc) for item in functions if not item.name.startswith("_") and (doc := ast.get_docstring(item))]
+            documented = [
+                (item, doc) for item in functions if not item.name.startswith("_") and (doc := ast.get_docstring(item))
+            ]
             init = next((item for item in functions if item.name == "__init__"), None)
             if docstring := ast.get_docstring(node):
                 methods = tuple(item.name for item in functions if not item.name.startswith("_"))
                 source = _source_of(lines, init) if init is not None else ""
                 yield Entry(package, f"{module}.{node.name}", "class", split_docstring(docstring), source, methods)
             for item, doc in documented:
-                yield Entry(package, f"{node.name}.{item.name}", "method", split_docstring(doc), _source_of(lines, item))
+                yield Entry(
+                    package, f"{node.name}.{item.name}", "method", split_docstring(doc), _source_of(lines, item)
+                )
 
 
 def _version(package: str) -> str | None:
@@ -267,7 +276,10 @@ def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry]
         root = Path(spec.origin).parent
         for path in _python_files(root):
             for entry in _entries_of_file(package, root, path):
-                keys = {(package, entry.name), ("text", entry.sections["summary"], entry.sections.get("Parameters", ""))}
+                keys = {
+                    (package, entry.name),
+                    ("text", entry.sections["summary"], entry.sections.get("Parameters", "")),
+                }
                 if len(entry.sections["summary"]) < 20 or keys & seen:
                     continue
                 seen |= keys
@@ -295,9 +307,18 @@ def _fenced(code: str) -> str:
     return f"```python\n{_cut(code)}\n```"
 
 
-_WHAT = ("What does `{n}` do in {p}?", "What is `{n}` in {p}?", "Explain `{n}` from {p}.", "Tell me about `{n}` in {p}.")
+_WHAT = (
+    "What does `{n}` do in {p}?",
+    "What is `{n}` in {p}?",
+    "Explain `{n}` from {p}.",
+    "Tell me about `{n}` in {p}.",
+)
 _FIRST = {
-    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.", "How do I call `{n}` in {p}?"),
+    "Parameters": (
+        "Which arguments does `{n}` of {p} take?",
+        "Explain the parameters of `{n}` from {p}.",
+        "How do I call `{n}` in {p}?",
+    ),
     "Returns": ("What does `{n}` from {p} return?", "Which value do I get from `{n}` in {p}?"),
     "Examples": ("Show me an example of `{n}` from {p}.", "How do I use `{n}` in {p}?"),
     "Raises": ("Which errors does `{n}` from {p} raise?", "When does `{n}` in {p} fail?"),
@@ -335,7 +356,9 @@ def answers_of(entry: Entry) -> dict[str, str]:
     if entry.source:
         answers["source"] = _fenced(entry.source)
     if entry.methods:
-        answers["methods"] = f"The methods of `{entry.name}`:\n\n" + "\n".join(f"- `{name}`" for name in entry.methods[:_LISTED_METHODS])
+        answers["methods"] = f"The methods of `{entry.name}`:\n\n" + "\n".join(
+            f"- `{name}`" for name in entry.methods[:_LISTED_METHODS]
+        )
     return {topic: answer for topic, answer in answers.items() if topic == "summary" or not _repeats_itself(answer)}
 
 
@@ -381,7 +404,15 @@ def cached_corpus(cache: Path | None = None) -> Corpus:
     corpus = read_corpus()
     try:
         with replacing(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8", compresslevel=3) as handle:
-            json.dump({"train": corpus.train, "held_out": corpus.held_out, "versions": corpus.versions, "missing": corpus.missing}, handle)
+            json.dump(
+                {
+                    "train": corpus.train,
+                    "held_out": corpus.held_out,
+                    "versions": corpus.versions,
+                    "missing": corpus.missing,
+                },
+                handle,
+            )
     except KoalaBenchError:
         pass  # a cache that cannot be written costs time, nothing else
     return corpus
@@ -396,7 +427,8 @@ def read_corpus(packages: Sequence[str] = tuple(PACKAGES)) -> Corpus:
     entries, versions, missing = read_entries(packages)
     if not entries:
         raise KoalaBenchError(
-            "None of the packages that the corpus is made from is installed.", "Install the project with its dependencies: pip install -e . -c constraints.txt"
+            "None of the packages that the corpus is made from is installed.",
+            "Install the project with its dependencies: pip install -e . -c constraints.txt",
         )
     train: list[list[str]] = []
     held_out: list[list[str]] = []

@@ -1,8 +1,10 @@
-"""Train a draft model to say what a target says: the target's own distributions are its labels, and the target's answers its text.
+"""Train a draft model to say what a target says: the target's own distributions are its labels, and the target's
+answers its text.
 
-A draft is accepted where it agrees with the target, not where it agrees with the corpus, and a small model cannot learn both.
-So it is trained by distillation (Zhou et al. 2024, arXiv 2310.08461, "DistillSpec", with the forward divergence): the cross-entropy
-with the target's whole distribution at every token, whose least value is reached where the two are equal.
+A draft is accepted where it agrees with the target, not where it agrees with the corpus, and a small model cannot learn
+both. So it is trained by distillation (Zhou et al. 2024, arXiv 2310.08461, "DistillSpec", with the forward divergence):
+the cross-entropy with the target's whole distribution at every token, whose least value is reached where the two are
+equal.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ class Imitated:
     def identity(self) -> dict[str, Any]:
         """What the training depends on, for checkpoint and manifest."""
         answers = None if self.answers is None else self.answers.provenance
-        return {"name": self.target.name, "weights_sha256": fingerprint(self.target)["weights_sha256"], "answers": answers}
+        return {
+            "name": self.target.name,
+            "weights_sha256": fingerprint(self.target)["weights_sha256"],
+            "answers": answers,
+        }
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the target's tokenizer, which is the draft model's too."""
@@ -52,7 +58,10 @@ class Imitated:
         """
         assert self.target.tokenizer is not None
         if tokenizer.get_vocab() != self.target.tokenizer.get_vocab():
-            raise KoalaBenchError(f"The tokenizer to train with is not that of {self.target.name}.", "Choose another --out, or leave out --start.")
+            raise KoalaBenchError(
+                f"The tokenizer to train with is not that of {self.target.name}.",
+                "Choose another --out, or leave out --start.",
+            )
 
     def loss(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the model with the target's distribution, mean over the rows' tokens but the last, nats.
@@ -67,7 +76,12 @@ class Imitated:
 
     def agreement(self, model: Any, ids: torch.Tensor) -> float:
         """Share of the tokens of rows [rows, tokens] after which the model's best guess is the target's."""
-        same = [(model(input_ids=part).logits.argmax(-1) == self.target.model(input_ids=part).logits.argmax(-1)).float().mean() for part in ids.split(8)]
+        same = [
+            (model(input_ids=part).logits.argmax(-1) == self.target.model(input_ids=part).logits.argmax(-1))
+            .float()
+            .mean()
+            for part in ids.split(8)
+        ]
         return float(torch.stack(same).mean())
 
 
@@ -78,14 +92,23 @@ def load_imitated(name: str, answers: str | None, device: torch.device) -> Imita
         KoalaBenchError: the target was not made by ``koala-bench pretrain``, or the conversations cannot be read.
     """
     if not ((bundled_target(name) or Path(name)) / "pretraining.json").is_file():
-        raise KoalaBenchError(f"{name} is no target of `koala-bench pretrain`.", "Give --imitate a bundled target, or a folder that command has written.")
+        raise KoalaBenchError(
+            f"{name} is no target of `koala-bench pretrain`.",
+            "Give --imitate a bundled target, or a folder that command has written.",
+        )
     if answers == "documentation":
-        raise KoalaBenchError("The documentation is trained on anyway.", "Give --answers bundled, or a file made by `koala-bench distill`.")
+        raise KoalaBenchError(
+            "The documentation is trained on anyway.",
+            "Give --answers bundled, or a file made by `koala-bench distill`.",
+        )
     target = load_target(name, str(device), "float32")
     if answers is None:
         return Imitated(target)
     said_by = answering_target(bundled_answers() if answers == BUNDLED else Path(answers))
     if said_by is not None and said_by["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-        say(f"These answers are those of another target, {said_by['name']}: let {name} answer itself with koala-bench distill.")
+        say(
+            f"These answers are those of another target, {said_by['name']}: let {name} answer itself with koala-bench"
+            " distill."
+        )
     found = read_conversations(answers)
     return Imitated(target, replace(found, provenance={**found.provenance, "source": answers}))  # as it was asked for

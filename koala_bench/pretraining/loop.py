@@ -1,4 +1,5 @@
-"""Train a small target model on a corpus of dialogues, from nothing or from an earlier target, or a draft model for one.
+"""Train a small target model on a corpus of dialogues, from nothing or from an earlier target, or a draft model for
+one.
 
 Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which needs
 about half the tokens of AdamW at this size, embeddings and norms with AdamW. The learning rate is constant after
@@ -33,7 +34,8 @@ from koala_bench.pretraining.options import SHAPE, PretrainOptions
 from koala_bench.pretraining.unlikelihood import draw_prompts, likelihood_loss, unlikelihood_loss
 from koala_bench.training.checkpoints import read_state, write_state
 
-# Where unlikelihood is on: how often the target answers, how many prompts at once, how long, and which n-grams it must not repeat.
+# Where unlikelihood is on: how often the target answers, how many prompts at once, how long, and which n-grams it must
+# not repeat.
 _ANSWER_EVERY = 2
 _ANSWER_ROWS = 32
 _ANSWER_TOKENS = 128
@@ -47,13 +49,22 @@ def train_tokenizer(corpus: Corpus, vocabulary: int) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     core.train_from_iterator((text for dialogue in corpus.train for text in dialogue), trainer)
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
 
 
-def _encode_all(template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Sequence[str]]) -> list[np.ndarray]:
+def _encode_all(
+    template: ChatTemplate, tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Sequence[str]]
+) -> list[np.ndarray]:
     return [np.asarray(encoded.ids, dtype=np.uint16) for encoded in encode_dialogues(template, tokenizer, dialogues)]
 
 
@@ -104,9 +115,15 @@ def _earlier(start: Path) -> dict[str, Any]:
     """The manifest of an earlier target and a hash of its weights."""
     try:
         manifest = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
-        return {**manifest, "options": {**asdict(PretrainOptions()), **manifest["options"]}, "weights_sha256": sha256_of(start / "model.safetensors")}
+        return {
+            **manifest,
+            "options": {**asdict(PretrainOptions()), **manifest["options"]},
+            "weights_sha256": sha256_of(start / "model.safetensors"),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KoalaBenchError(f"{start} is no target of `koala-bench pretrain`: {error}.", "Give a folder that command has written.") from error
+        raise KoalaBenchError(
+            f"{start} is no target of `koala-bench pretrain`: {error}.", "Give a folder that command has written."
+        ) from error
 
 
 def pretrain(
@@ -129,8 +146,8 @@ def pretrain(
         checkpoint_every: steps between two checkpoints.
         start: folder of an earlier target whose weights, shape and tokenizer this one begins with.
         compiled: train through ``torch.compile``, which needs a C++ compiler (on CUDA, Triton).
-        imitate: a target to make a draft model for: it brings tokenizer, vocabulary and labels, and while the rate falls half of
-            the text is its answers, if it comes with some.
+        imitate: a target to make a draft model for: it brings tokenizer, vocabulary and labels, and while the rate
+            falls half of the text is its answers, if it comes with some.
 
     Raises:
         KoalaBenchError: the checkpoint in ``out/work`` is of another corpus or shape, or is damaged;
@@ -164,16 +181,26 @@ def pretrain(
     template = chat_template(template_name, tokenizer)
     dialogues = _encode_all(template, tokenizer, corpus.train)
     decay_start = options.steps - _decay_steps(options)
-    stable_rows, decay_rows = _Rows(dialogues, options.row_tokens, options.seed), _Rows(dialogues, options.decay_row_tokens, options.seed)
+    stable_rows, decay_rows = (
+        _Rows(dialogues, options.row_tokens, options.seed),
+        _Rows(dialogues, options.decay_row_tokens, options.seed),
+    )
     held_out = _Rows(_encode_all(template, tokenizer, corpus.held_out), options.decay_row_tokens, options.seed)
     held_out_ids = torch.from_numpy(held_out.batch(0, min(64, held_out.per_epoch))).to(device)
     answer_rows: _Rows | None = None
     judged_ids = held_out_ids  # where a draft model's guesses are compared with the target's
     if imitate is not None and imitate.answers is not None:
-        answer_rows = _Rows(_encode_all(template, tokenizer, imitate.answers.train), options.decay_row_tokens, options.seed)
-        apart = _Rows(_encode_all(template, tokenizer, imitate.answers.held_out), options.decay_row_tokens, options.seed)
+        answer_rows = _Rows(
+            _encode_all(template, tokenizer, imitate.answers.train), options.decay_row_tokens, options.seed
+        )
+        apart = _Rows(
+            _encode_all(template, tokenizer, imitate.answers.held_out), options.decay_row_tokens, options.seed
+        )
         if not answer_rows.per_epoch or not apart.per_epoch:
-            raise KoalaBenchError(f"The answers do not fill a row of {options.decay_row_tokens} tokens.", "Give --answers a file with more of them.")
+            raise KoalaBenchError(
+                f"The answers do not fill a row of {options.decay_row_tokens} tokens.",
+                "Give --answers a file with more of them.",
+            )
         judged_ids = torch.from_numpy(apart.batch(0, min(64, apart.per_epoch))).to(device)
 
     config = LlamaConfig(
@@ -181,7 +208,9 @@ def pretrain(
         num_attention_heads=options.attention_heads, num_key_value_heads=options.attention_heads, max_position_embeddings=options.positions,
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None,
     )  # fmt: skip
-    model: LlamaForCausalLM = LlamaForCausalLM(config) if start is None else LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model: LlamaForCausalLM = (
+        LlamaForCausalLM(config) if start is None else LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    )
     model.to(device)  # type: ignore[arg-type]
     loss_of = _loss if imitate is None else imitate.loss
     step_loss = torch.compile(loss_of, dynamic=False) if compiled else loss_of
@@ -204,7 +233,8 @@ def pretrain(
     if (state := read_state(checkpoint, device)) is not None:
         if state["identity"] != identity:
             raise KoalaBenchError(
-                f"The checkpoint in {work} was made from another corpus or with other options.", "Choose another --out, or delete the folder to start again."
+                f"The checkpoint in {work} was made from another corpus or with other options.",
+                "Choose another --out, or delete the folder to start again.",
             )
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
@@ -212,9 +242,12 @@ def pretrain(
         first = state["step"]
         planned = state.get("steps", options.steps)
         # Once the rate falls, or should have begun to, the run is bound to its length.
-        if planned != options.steps and first > min(decay_start, planned - _decay_steps(replace(options, steps=planned))):
+        if planned != options.steps and first > min(
+            decay_start, planned - _decay_steps(replace(options, steps=planned))
+        ):
             raise KoalaBenchError(
-                f"The checkpoint in {work} is at step {first:,} of {planned:,}, too late to make a run of {options.steps:,} steps of it.",
+                f"The checkpoint in {work} is at step {first:,} of {planned:,}, too late to make a run of"
+                f" {options.steps:,} steps of it.",
                 f"Use --steps {planned}, or choose another --out.",
             )
         say(f"Resuming after step {first:,}.")
@@ -229,7 +262,16 @@ def pretrain(
 
     def save(step: int) -> None:
         optimiser_states = [optimiser.state_dict() for optimiser in optimisers]
-        write_state(checkpoint, {"identity": identity, "step": step, "steps": options.steps, "model": model.state_dict(), "optimisers": optimiser_states})
+        write_state(
+            checkpoint,
+            {
+                "identity": identity,
+                "step": step,
+                "steps": options.steps,
+                "model": model.state_dict(),
+                "optimisers": optimiser_states,
+            },
+        )
 
     started = time.perf_counter()
     with (
@@ -238,7 +280,14 @@ def pretrain(
     ):
         for step in range(first, options.steps):
             decaying = step >= decay_start
-            ids = torch.from_numpy(_batch(step, decay_rows if decaying else stable_rows, answer_rows if decaying else None, options.step_tokens)).to(device)
+            ids = torch.from_numpy(
+                _batch(
+                    step,
+                    decay_rows if decaying else stable_rows,
+                    answer_rows if decaying else None,
+                    options.step_tokens,
+                )
+            ).to(device)
             factor = _rate(step, options)
             for optimiser, base in zip(optimisers, base_rates, strict=True):
                 for group in optimiser.param_groups:
@@ -247,11 +296,16 @@ def pretrain(
                 loss = step_loss(model, ids)
             value = loss.item()
             if not np.isfinite(value):
-                raise KoalaBenchError(f"The loss is {value} at step {step}.", "Start again in another --out with another --seed; the last checkpoint is kept.")
+                raise KoalaBenchError(
+                    f"The loss is {value} at step {step}.",
+                    "Start again in another --out with another --seed; the last checkpoint is kept.",
+                )
             loss.backward()
             repeated: dict[str, float] = {}
             if options.unlikelihood and step % _ANSWER_EVERY == 0:
-                drawn, prompts = draw_prompts(template, tokenizer, corpus.train, _ANSWER_ROWS, _ANSWER_PROMPT_TOKENS, (options.seed, step))
+                drawn, prompts = draw_prompts(
+                    template, tokenizer, corpus.train, _ANSWER_ROWS, _ANSWER_PROMPT_TOKENS, (options.seed, step)
+                )
                 answers = greedy_answers(model, prompts, _ANSWER_TOKENS, (int(tokenizer.eos_token_id),))
                 with torch.autocast(device.type, torch.bfloat16):
                     unlikelihood, share = unlikelihood_loss(model, prompts, answers, _ANSWER_NGRAM)

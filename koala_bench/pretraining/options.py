@@ -54,15 +54,26 @@ def with_settings(options: PretrainOptions, settings: Sequence[str]) -> Pretrain
         name, equals, text = setting.partition("=")
         if name not in SETTABLE:
             close = difflib.get_close_matches(name, SETTABLE, n=3)
-            own = f"It is an option of its own: --{name}." if name in _OPTIONS_OF_THEIR_OWN else f"Did you mean {', '.join(close)}?" if close else None
-            raise KoalaBenchError(f"--set {setting} is no override of the pretraining.", own or f"Write name=value with one of {', '.join(SETTABLE)}.")
+            own = (
+                f"It is an option of its own: --{name}."
+                if name in _OPTIONS_OF_THEIR_OWN
+                else f"Did you mean {', '.join(close)}?"
+                if close
+                else None
+            )
+            raise KoalaBenchError(
+                f"--set {setting} is no override of the pretraining.",
+                own or f"Write name=value with one of {', '.join(SETTABLE)}.",
+            )
         if not equals:
             raise KoalaBenchError(f"--set {setting} has no value.", "Write name=value.")
         kind = type(getattr(_DEFAULTS, name))
         try:
             given[name] = kind(text)
         except ValueError as error:
-            raise KoalaBenchError(f"--set {setting}: '{text}' is no {'whole ' if kind is int else ''}number.", "Write name=value.") from error
+            raise KoalaBenchError(
+                f"--set {setting}: '{text}' is no {'whole ' if kind is int else ''}number.", "Write name=value."
+            ) from error
     chosen = replace(options, **given)
     _check(chosen)
     return chosen
@@ -79,15 +90,26 @@ def _check(options: PretrainOptions) -> None:
     for name, value in values.items():
         least = 0 if name == "weight_decay" else None
         if not math.isfinite(value) or value < 0 or value == 0 != least:
-            raise KoalaBenchError(f"--set {name}={value} is out of range.", f"It must be {'at least 0' if least == 0 else 'above 0'}.")
+            raise KoalaBenchError(
+                f"--set {name}={value} is out of range.", f"It must be {'at least 0' if least == 0 else 'above 0'}."
+            )
     if options.decay_fraction > 1:
-        raise KoalaBenchError(f"--set decay_fraction={options.decay_fraction} is out of range.", "It is a share of the steps: at most 1.")
+        raise KoalaBenchError(
+            f"--set decay_fraction={options.decay_fraction} is out of range.", "It is a share of the steps: at most 1."
+        )
     if options.width % (2 * options.attention_heads):
         raise KoalaBenchError(
-            f"A width of {options.width} cannot be shared by {options.attention_heads} attention heads.", "Each needs the same even number of units."
+            f"A width of {options.width} cannot be shared by {options.attention_heads} attention heads.",
+            "Each needs the same even number of units.",
         )
     if not _FEWEST_TOKENS <= options.vocabulary <= _MOST_TOKENS:
-        raise KoalaBenchError(f"--set vocabulary={options.vocabulary} is out of range.", f"It must be {_FEWEST_TOKENS} to {_MOST_TOKENS:,}.")
+        raise KoalaBenchError(
+            f"--set vocabulary={options.vocabulary} is out of range.",
+            f"It must be {_FEWEST_TOKENS} to {_MOST_TOKENS:,}.",
+        )
     longest = max(options.row_tokens, options.decay_row_tokens)
     if longest > options.positions or longest > options.step_tokens:
-        raise KoalaBenchError(f"A row of {longest:,} tokens is longer than positions or step_tokens.", "Raise these, or lower row_tokens and decay_row_tokens.")
+        raise KoalaBenchError(
+            f"A row of {longest:,} tokens is longer than positions or step_tokens.",
+            "Raise these, or lower row_tokens and decay_row_tokens.",
+        )

@@ -1,10 +1,11 @@
-"""Teach a target not to loop: unlikelihood of what its own answers repeat (Welleck et al. 2020, arXiv 1908.04319, section 5.2).
+"""Teach a target not to loop: unlikelihood of what its own answers repeat (Welleck et al. 2020, arXiv 1908.04319,
+section 5.2).
 
-A small target that has seen few tokens answers greedily in loops, and likelihood on more text mends that slowly. Here the
-target answers training questions itself, and every token that stands in an n-gram which the same answer held before is
-made less probable: the loss is -log(1 - p(token)). The likelihood of the true dialogues belongs beside it, each at the start
-of a sequence as the answers are: without it, measured on the bundled target, answers end after a few words, which repeats
-nothing either.
+A small target that has seen few tokens answers greedily in loops, and likelihood on more text mends that slowly. Here
+the target answers training questions itself, and every token that stands in an n-gram which the same answer held before
+is made less probable: the loss is -log(1 - p(token)). The likelihood of the true dialogues belongs beside it, each at
+the start of a sequence as the answers are: without it, measured on the bundled target, answers end after a few words,
+which repeats nothing either.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ def repeated_tokens(answer: Sequence[int], n: int) -> list[bool]:
 
 
 def draw_prompts(
-    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[str]], count: int, max_tokens: int, seed: tuple[int, ...]
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogues: Sequence[Sequence[str]],
+    count: int,
+    max_tokens: int,
+    seed: tuple[int, ...],
 ) -> tuple[list[int], list[list[int]]]:
-    """Indices of ``count`` dialogues drawn by ``seed``, and a prompt of each: of the first or second turn, at most ``max_tokens`` long."""
+    """Indices of ``count`` dialogues drawn by ``seed``, and a prompt of each: of the first or second turn, at most
+    ``max_tokens`` long.
+    """
     draw = np.random.default_rng(seed)
     indices: list[int] = []
     prompts: list[list[int]] = []
@@ -60,7 +68,9 @@ def likelihood_loss(model: LlamaForCausalLM, rows: Sequence[Sequence[int]], max_
     return F.cross_entropy(logits.flatten(0, 1).float(), wanted[:, 1:].flatten().to(model.device))
 
 
-def unlikelihood_loss(model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], n: int) -> tuple[torch.Tensor, float]:
+def unlikelihood_loss(
+    model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], n: int
+) -> tuple[torch.Tensor, float]:
     """Sum of -log(1 - p) over the repeated tokens of the answers, divided by the number of all answer tokens.
 
     Returns the loss, a scalar with gradients, and the share of the answer tokens that is repeated.

@@ -70,7 +70,9 @@ def steps_of(turns: Iterable[TurnLine]) -> list[Steps]:
     for turn in turns:
         accepted, offered, tokens = turn["accepted"], turn["drafted_depth"], turn["new_token_ids"]
         if accepted is not None and offered is not None and tokens is not None:
-            found.append(Steps(turn["question_id"], tuple(accepted), tuple(offered), len(tokens) - sum(accepted) - len(accepted)))
+            found.append(
+                Steps(turn["question_id"], tuple(accepted), tuple(offered), len(tokens) - sum(accepted) - len(accepted))
+            )
     return found
 
 
@@ -104,7 +106,10 @@ def acceptance_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[in
     """
     settled, offered = _of_steps(accepted, drafted_depth)
     trials = [int(np.count_nonzero((settled >= depth - 1) & (offered >= depth))) for depth in _depths(offered)]
-    return [DepthRate(depth, int(np.count_nonzero(settled >= depth)), count) for depth, count in zip(_depths(offered), trials, strict=True)]
+    return [
+        DepthRate(depth, int(np.count_nonzero(settled >= depth)), count)
+        for depth, count in zip(_depths(offered), trials, strict=True)
+    ]
 
 
 def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[int]) -> list[DepthRate]:
@@ -146,7 +151,9 @@ def accepted_share(answers: Iterable[Steps]) -> float:
     levels are counted here instead of nodes.
     """
     known = [answer for answer in answers if answer.drafted_depth is not None]
-    return _ratio(sum(sum(answer.accepted) for answer in known), sum(sum(answer.drafted_depth or ()) for answer in known))
+    return _ratio(
+        sum(sum(answer.accepted) for answer in known), sum(sum(answer.drafted_depth or ()) for answer in known)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- lengths
@@ -246,7 +253,8 @@ def _mean_over_questions(answers: Sequence[Steps]) -> float:
 LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     "tokens per step": LengthDefinition(
         "tokens that the steps settled / steps, both totalled",
-        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's files with new_tokens / (idxs + 1)",
+        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's files with new_tokens / (idxs"
+        " + 1)",
         True,
         _LEFT_OUT,
         _tokens_per_step,
@@ -295,7 +303,8 @@ LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     ),
     "SpecForge evaluator": LengthDefinition(
         "simulated_acc_len: a1 + a1 a2 + ..., from the rates by depth given the parent",
-        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here they are those of the decoding",
+        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here they are those of the"
+        " decoding",
         False,
         _LEFT_OUT,
         _from_rates,

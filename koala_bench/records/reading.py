@@ -58,7 +58,9 @@ class Run:
 
 
 def _damaged(path: Path, line: int, problem: str) -> KoalaBenchError:
-    return KoalaBenchError(f"{path}:{line}: {problem}.", "Restore the record from a copy, or delete it and run the evaluation again.")
+    return KoalaBenchError(
+        f"{path}:{line}: {problem}.", "Restore the record from a copy, or delete it and run the evaluation again."
+    )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -66,7 +68,10 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read the run record {path}: {error.strerror or error}.", "Name the .jsonl file that an evaluation wrote.") from error
+        raise KoalaBenchError(
+            f"Cannot read the run record {path}: {error.strerror or error}.",
+            "Name the .jsonl file that an evaluation wrote.",
+        ) from error
 
 
 def _complete_lines(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
@@ -93,13 +98,18 @@ def _complete_lines(path: Path, content: bytes) -> tuple[list[dict[str, Any]], i
 
 def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
     if header.get("kind") != "run":
-        raise KoalaBenchError(f"{path} is not a run record: its first line is not a 'run' line.", "Name the .jsonl file that an evaluation wrote.")
+        raise KoalaBenchError(
+            f"{path} is not a run record: its first line is not a 'run' line.",
+            "Name the .jsonl file that an evaluation wrote.",
+        )
     if header.get("schema") != SCHEMA:
         code = header.get("code")
         version = code.get("version") if isinstance(code, dict) else None
         raise KoalaBenchError(
             f"{path} has record schema {header.get('schema')}; this version reads schemas 3 and {SCHEMA}.",
-            f"Read it with koala-bench {version}, which wrote it, or run the evaluation again." if version else "Run the evaluation again with this version.",
+            f"Read it with koala-bench {version}, which wrote it, or run the evaluation again."
+            if version
+            else "Run the evaluation again with this version.",
         )
     problem = header_problem(header)
     if problem:
@@ -111,7 +121,9 @@ def parse(path: Path, content: bytes) -> tuple[Run, int]:
     """The record in ``content`` and the length of its complete lines in bytes."""
     objects, length = _complete_lines(path, content)
     if not objects:
-        raise KoalaBenchError(f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote.")
+        raise KoalaBenchError(
+            f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote."
+        )
     older = objects[0].get("schema") == 3
     objects = [of_today(line) for line in objects] if older else objects
     header = _checked_header(path, objects[0])
@@ -160,14 +172,22 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 # What makes numbers comparable; the paths of files are left out because their hashes are in.
 _EXPERIMENT = ("preset", "target", "methods", "acceptance", "questions", "chat_template", "limits", "seed", "measure")
 _CIRCUMSTANCES = ("environment", "code")
-_NOT_COMPARED = ("preset.resolved.", "target.path", "measure.processes", "environment.platform", "environment.memory_bytes")
+_NOT_COMPARED = (
+    "preset.resolved.",
+    "target.path",
+    "measure.processes",
+    "environment.platform",
+    "environment.memory_bytes",
+)
 
 
 def _flat(value: Any, place: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{place}.{key}").items()}
     if isinstance(value, list):
-        return {name: leaf for index, inner in enumerate(value) for name, leaf in _flat(inner, f"{place}.{index}").items()}
+        return {
+            name: leaf for index, inner in enumerate(value) for name, leaf in _flat(inner, f"{place}.{index}").items()
+        }
     return {place: value}
 
 

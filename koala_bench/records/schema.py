@@ -35,7 +35,9 @@ class PresetInfo(TypedDict):
 
 @with_config(STRICT)
 class TargetInfo(TypedDict):
-    """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are. Without ``engine`` it was eager."""
+    """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are. Without ``engine``
+    it was eager.
+    """
 
     name: str
     path: str
@@ -53,7 +55,8 @@ class TargetInfo(TypedDict):
 class TreeInfo(TypedDict):
     """A draft tree. ``nodes`` counts the root, ``depth`` is that of the deepest node (the root's is 0).
 
-    ``parents`` holds for each node the index of its parent, -1 for the root, and is null where the tree differs from step to step.
+    ``parents`` holds for each node the index of its parent, -1 for the root, and is null where the tree differs from
+    step to step.
     """
 
     name: str
@@ -100,7 +103,9 @@ class MethodInfo(TypedDict):
 
 @with_config(STRICT)
 class AcceptanceInfo(TypedDict):
-    """The rule that decides which drafted tokens stay, and the distribution that it keeps; ``top_k`` 0 and ``top_p`` 1 cut nothing."""
+    """The rule that decides which drafted tokens stay, and the distribution that it keeps; ``top_k`` 0 and ``top_p`` 1
+    cut nothing.
+    """
 
     rule: Literal["greedy", "speculative sampling"]
     temperature: Annotated[float, Field(ge=0)]
@@ -186,14 +191,13 @@ class ErrorInfo(TypedDict):
 class TurnLine(TypedDict):
     """One answer of one method. A failed turn has ``error`` and nulls in place of everything measured.
 
-    ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the
-    limit; a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or
-    all but the first where the prefill's token is no step's.
-    ``drafted_depth[i]`` is the deepest draft level offered at that step, ``kept_node[i]`` the node of the tree at which its
-    accepted path ends (0 is the root), null where the tree differs from step to step. ``decode_s`` is the whole decode loop;
-    ``draft_s`` and ``verify_s`` are the seconds of drafting and of the target's passes, null if the parts were not timed.
-    ``distance`` is the total variation between what the rule settles and the target's distribution, averaged over the new
-    tokens, null for a lossless rule.
+    ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the limit;
+    a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or all but the
+    first where the prefill's token is no step's. ``drafted_depth[i]`` is the deepest draft level offered at that step,
+    ``kept_node[i]`` the node of the tree at which its accepted path ends (0 is the root), null where the tree differs
+    from step to step. ``decode_s`` is the whole decode loop; ``draft_s`` and ``verify_s`` are the seconds of drafting
+    and of the target's passes, null if the parts were not timed. ``distance`` is the total variation between what the
+    rule settles and the target's distribution, averaged over the new tokens, null for a lossless rule.
     """
 
     kind: Literal["turn"]
@@ -271,7 +275,11 @@ def node_depths(parents: Sequence[int]) -> list[int]:
     Raises:
         ValueError: it is no tree with its root first and parents before children.
     """
-    if not parents or parents[0] != -1 or any(not 0 <= parent < node for node, parent in enumerate(parents[1:], start=1)):
+    if (
+        not parents
+        or parents[0] != -1
+        or any(not 0 <= parent < node for node, parent in enumerate(parents[1:], start=1))
+    ):
         raise ValueError("no tree")
     depths = [0]
     for parent in parents[1:]:
@@ -280,9 +288,14 @@ def node_depths(parents: Sequence[int]) -> list[int]:
 
 
 def depths_by_method(header: RunHeader) -> dict[str, list[int] | None]:
-    """Depth of every node of each method's tree, None where that was not recorded; what ``turn_problem`` checks against."""
+    """Depth of every node of each method's tree, None where that was not recorded; what ``turn_problem`` checks
+    against.
+    """
     trees = {method["name"]: method["tree"] for method in header["methods"]}
-    return {name: node_depths(tree["parents"]) if tree and tree["parents"] is not None else None for name, tree in trees.items()}
+    return {
+        name: node_depths(tree["parents"]) if tree and tree["parents"] is not None else None
+        for name, tree in trees.items()
+    }
 
 
 def header_problem(header: Mapping[str, Any]) -> str | None:
@@ -304,7 +317,10 @@ def header_problem(header: Mapping[str, Any]) -> str | None:
         except ValueError:
             return f"methods.{index}.tree.parents: not a tree with its root first and parents before children"
         if (len(depths), max(depths)) != (tree["nodes"], tree["depth"]):
-            return f"methods.{index}.tree.parents: {len(depths)} nodes of depth {max(depths)}, not {tree['nodes']} of depth {tree['depth']}"
+            return (
+                f"methods.{index}.tree.parents: {len(depths)} nodes of depth {max(depths)}, not {tree['nodes']} of"
+                f" depth {tree['depth']}"
+            )
     try:
         created = datetime.fromisoformat(header["created"])
     except ValueError:
@@ -341,7 +357,11 @@ def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | 
     nodes, depths = turn["kept_node"], methods[turn["method"]]
     if nodes is not None and depths is None:
         return "kept_node: the run line has no tree for this method"
-    if nodes is not None and depths is not None and [depths[node] if node < len(depths) else -1 for node in nodes] != accepted:
+    if (
+        nodes is not None
+        and depths is not None
+        and [depths[node] if node < len(depths) else -1 for node in nodes] != accepted
+    ):
         return "kept_node: not at the depths that accepted says"
     if (turn["draft_s"] is None) != (turn["verify_s"] is None):
         return "draft_s, verify_s: one is null and the other is not"

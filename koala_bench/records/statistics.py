@@ -83,9 +83,15 @@ def totals(turns: Iterable[TurnLine]) -> Totals:
     table = np.array([sums[question] for question in ordered], dtype=np.float64).reshape(-1, 3)
     if (table[:, 2] <= 0).any():
         question = ordered[int(np.argmin(table[:, 2]))]
-        raise KoalaBenchError(f"Question {question} was decoded in no time at all.", "The record's decode_s cannot be right; run the evaluation again.")
+        raise KoalaBenchError(
+            f"Question {question} was decoded in no time at all.",
+            "The record's decode_s cannot be right; run the evaluation again.",
+        )
     if ordered and not table[:, 1].any():
-        raise KoalaBenchError("No answer took a decoding step: each ended with the token of its prefill.", "Evaluate with a larger --max-new-tokens.")
+        raise KoalaBenchError(
+            "No answer took a decoding step: each ended with the token of its prefill.",
+            "Evaluate with a larger --max-new-tokens.",
+        )
     return Totals(tuple(ordered), table[:, 0], table[:, 1], table[:, 2])
 
 
@@ -106,7 +112,8 @@ def length(method: Totals) -> Statistic:
 
 
 def mean_of_lengths(method: Totals) -> Statistic:
-    """Acceptance length as a mean of ratios: the mean over questions of each question's own, short answers counting like long ones.
+    """Acceptance length as a mean of ratios: the mean over questions of each question's own, short answers counting
+    like long ones.
 
     Questions that were answered without a step have no length and are left out.
     """
@@ -121,7 +128,9 @@ def speedup_of_totals(method: Totals, base: Totals) -> Statistic:
     The definition of this project's tables: every second counts the same, whichever question it was spent on.
     """
     _paired(method, base)
-    return lambda weights: (weights @ method.tokens) * (weights @ base.decode_s) / ((weights @ method.decode_s) * (weights @ base.tokens))
+    return lambda weights: (
+        (weights @ method.tokens) * (weights @ base.decode_s) / ((weights @ method.decode_s) * (weights @ base.tokens))
+    )
 
 
 def speedup_of_means(method: Totals, base: Totals) -> Statistic:
@@ -144,7 +153,11 @@ def mean_of_speedups(method: Totals, base: Totals) -> Statistic:
     return lambda weights: (weights[..., usable] @ ratios) / weights[..., usable].sum(axis=-1)
 
 
-LENGTHS: Mapping[str, Callable[[Totals], Statistic]] = {"ratio of totals": length, "ratio of means": length, "mean of ratios": mean_of_lengths}
+LENGTHS: Mapping[str, Callable[[Totals], Statistic]] = {
+    "ratio of totals": length,
+    "ratio of means": length,
+    "mean of ratios": mean_of_lengths,
+}
 SPEEDUPS: Mapping[str, Callable[[Totals, Totals], Statistic]] = {
     "ratio of totals": speedup_of_totals,
     "ratio of means": speedup_of_means,
@@ -178,17 +191,18 @@ def _expanded_tail(questions: int, confidence: float) -> float:
 
 
 def interval_ends(statistic: Statistic, weights: Array, confidence: float = CONFIDENCE) -> Array:
-    """Both ends of the expanded percentile bootstrap interval over questions, [2] or [2, samples]; at least two questions.
+    """Both ends of the expanded percentile bootstrap interval over questions, [2] or [2, samples]; at least two
+    questions.
 
     Resampling n questions gives a spread that is too small by sqrt((n - 1) / n), and normal tails. The expanded
-    percentile interval puts both right: it goes out to the levels Phi(+-sqrt(n / (n - 1)) t), with the quantile t
-    of n - 1 degrees of freedom (Hesterberg 2015, The American Statistician 69, section 3.3). It transforms with the
-    statistic, so that the interval of a change in percent and that of a ratio say the same. Chosen by simulation:
-    on the per-question numbers of an earlier Table 1 it covers 94 to 96 % with 20 to 160 questions, where the
-    plain percentile and BCa (Efron 1987) cover 91 to 93 % with 20; on a skewed population 93 to 95 %, BCa 89 to 93 %
-    (it estimates the skewness from the same few questions), bootstrap-t no better at many times the work.
-    ``tests/records/test_statistics.py`` repeats it. It cannot help where a question in a hundred decides: of Spec-Bench's six
-    tasks mixed, 20 random questions cover the acceptance length in 85 of 100 cases, 160 in 93.
+    percentile interval puts both right: it goes out to the levels Phi(+-sqrt(n / (n - 1)) t), with the quantile t of n
+    - 1 degrees of freedom (Hesterberg 2015, The American Statistician 69, section 3.3). It transforms with the
+    statistic, so that the interval of a change in percent and that of a ratio say the same. Chosen by simulation: on
+    the per-question numbers of an earlier Table 1 it covers 94 to 96 % with 20 to 160 questions, where the plain
+    percentile and BCa (Efron 1987) cover 91 to 93 % with 20; on a skewed population 93 to 95 %, BCa 89 to 93 % (it
+    estimates the skewness from the same few questions), bootstrap-t no better at many times the work.
+    ``tests/records/test_statistics.py`` repeats it. It cannot help where a question in a hundred decides: of
+    Spec-Bench's six tasks mixed, 20 random questions cover the acceptance length in 85 of 100 cases, 160 in 93.
 
     Args:
         weights: [resamples, questions], the same for all methods that are compared.
@@ -226,7 +240,10 @@ def stacked(seeds: Sequence[Totals]) -> Totals:
     """
     for each in seeds:
         _paired(each, seeds[0])
-    tokens, steps, decode_s = (np.concatenate(parts) for parts in zip(*((each.tokens, each.steps, each.decode_s) for each in seeds), strict=True))
+    tokens, steps, decode_s = (
+        np.concatenate(parts)
+        for parts in zip(*((each.tokens, each.steps, each.decode_s) for each in seeds), strict=True)
+    )
     return Totals(seeds[0].question_ids * len(seeds), tokens, steps, decode_s)
 
 
@@ -238,7 +255,10 @@ def resample_seeds(seeds: int, questions: int, seed: int = SEED, resamples: int 
         seed: of the resampling.
     """
     generator = np.random.default_rng(seed)
-    drawn = [generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64) for count in (seeds, questions)]
+    drawn = [
+        generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
+        for count in (seeds, questions)
+    ]
     return SeedWeights(*drawn)
 
 
@@ -250,12 +270,17 @@ def _resampled(statistic: Statistic, weights: SeedWeights) -> Array:
     cells = weights.seeds.shape[1] * weights.questions.shape[1]
     rows = max(1, _BLOCK // cells)
     starts = range(0, len(weights.seeds), rows)
-    blocks = ((weights.seeds[i : i + rows, :, None] * weights.questions[i : i + rows, None, :]).reshape(-1, cells) for i in starts)
+    blocks = (
+        (weights.seeds[i : i + rows, :, None] * weights.questions[i : i + rows, None, :]).reshape(-1, cells)
+        for i in starts
+    )
     return np.concatenate([statistic(block) for block in blocks])
 
 
 def _influence(statistic: Statistic, cells: int) -> Array:
-    """Jackknife influence of each cell on the statistic, [cells, ...], with mean 0 (Efron and Tibshirani 1993, chapter 11)."""
+    """Jackknife influence of each cell on the statistic, [cells, ...], with mean 0 (Efron and Tibshirani 1993, chapter
+    11).
+    """
     rows = max(1, _BLOCK // cells)
     without = np.concatenate([statistic(1.0 - np.eye(min(rows, cells - i), cells, k=i)) for i in range(0, cells, rows)])
     return (cells - 1) * (without.mean(axis=0) - without)
@@ -278,7 +303,9 @@ def _half_width(influence: Array, confidence: float) -> Array:
     extra = np.maximum(square_seeds - square_rest, 0.0)
     by_seeds, by_questions = (-stdtrit(count - 1, (1.0 - confidence) / 2.0) for count in (seeds, questions))
     total = extra + square_questions
-    weighted = np.divide(extra * by_seeds + square_questions * by_questions, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
+    weighted = np.divide(
+        extra * by_seeds + square_questions * by_questions, np.sqrt(total), out=np.zeros_like(total), where=total > 0
+    )
     return weighted / math.sqrt(seeds * questions)
 
 
@@ -329,7 +356,9 @@ def against_zero(measured: Interval) -> Literal["above zero", "below zero", "not
     return "below zero" if measured.high < 0 else "not distinguishable from zero"
 
 
-def against_range(measured: Interval, low: float, high: float) -> Literal["confirms", "contradicts", "not distinguishable"]:
+def against_range(
+    measured: Interval, low: float, high: float
+) -> Literal["confirms", "contradicts", "not distinguishable"]:
     """Whether a measurement agrees with a claimed range.
 
     ``confirms``: the whole interval lies in the range. ``contradicts``: it lies outside, on one side.
@@ -342,4 +371,7 @@ def against_range(measured: Interval, low: float, high: float) -> Literal["confi
 
 def caution(intervals: int) -> str:
     """What to say under several verdicts, each of which may be wrong."""
-    return f"{intervals} intervals, each of its own: where nothing differs, about one in {1 / (1 - CONFIDENCE):.0f} says that it does."
+    return (
+        f"{intervals} intervals, each of its own: where nothing differs, about one in {1 / (1 - CONFIDENCE):.0f} says"
+        " that it does."
+    )

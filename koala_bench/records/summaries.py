@@ -42,7 +42,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method of one run, or of the runs of several training seeds, in numbers; NaN or None stands for what the record does not hold.
+    """One method of one run, or of the runs of several training seeds, in numbers; NaN or None stands for what the
+    record does not hold.
 
     Attributes:
         original: the method that the changes are against, if there is one.
@@ -51,7 +52,8 @@ class Summary:
         compared, differing: answers compared with vanilla's, and those that differ.
         change_x, change_percent, length_change: against the original head, of the speedup in x and in percent, and
             of the acceptance length in tokens per step.
-        distance: of a lossy method, how far what it settles is from the target's distribution: total variation, mean over the turns.
+        distance: of a lossy method, how far what it settles is from the target's distribution: total variation, mean
+            over the turns.
     """
 
     target: str
@@ -179,23 +181,42 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     first = runs[0]
     names = [name for name in (methods if methods is not None else first.methods) if name in first.methods]
     if not names:
-        raise KoalaBenchError(f"{first.path} has none of the methods {', '.join(methods or [])}.", f"It has {', '.join(first.methods)}.")
+        raise KoalaBenchError(
+            f"{first.path} has none of the methods {', '.join(methods or [])}.", f"It has {', '.join(first.methods)}."
+        )
     done = []
     for run in runs:
-        finished = {name: {_place(turn): turn for turn in run.turns_of(name) if turn["error"] is None} for name in {*names, VANILLA}}
+        finished = {
+            name: {_place(turn): turn for turn in run.turns_of(name) if turn["error"] is None}
+            for name in {*names, VANILLA}
+        }
         if not finished[VANILLA] and VANILLA in run.methods:
-            raise KoalaBenchError(f"{run.path} holds no answer of vanilla decoding to compare with.", "Let the evaluation go on, or run it again.")
+            raise KoalaBenchError(
+                f"{run.path} holds no answer of vanilla decoding to compare with.",
+                "Let the evaluation go on, or run it again.",
+            )
         if not finished[VANILLA]:
-            raise KoalaBenchError(f"{run.path} has no vanilla decoding to compare with.", "Evaluate with vanilla among --methods.")
+            raise KoalaBenchError(
+                f"{run.path} has no vanilla decoding to compare with.", "Evaluate with vanilla among --methods."
+            )
         done.append(finished)
     answered = [name for name in {*names, VANILLA} if all(finished[name] for finished in done)]
     common = frozenset(set.intersection(*(set(finished[name]) for finished in done for name in answered)))
     if not common:
-        raise KoalaBenchError(f"{first.path} has no turn that every method finished.", "Let the evaluation go on; it resumes.")
-    each = {name: [statistics.totals(turn for place, turn in finished[name].items() if place in common) for finished in done] for name in answered}
+        raise KoalaBenchError(
+            f"{first.path} has no turn that every method finished.", "Let the evaluation go on; it resumes."
+        )
+    each = {
+        name: [
+            statistics.totals(turn for place, turn in finished[name].items() if place in common) for finished in done
+        ]
+        for name in answered
+    }
     totals = {name: parts[0] if len(parts) == 1 else statistics.stacked(parts) for name, parts in each.items()}
     questions = len(each[VANILLA][0].question_ids)
-    weights = statistics.resample_weights(questions) if len(runs) == 1 else statistics.resample_seeds(len(runs), questions)
+    weights = (
+        statistics.resample_weights(questions) if len(runs) == 1 else statistics.resample_seeds(len(runs), questions)
+    )
     return Sample(tuple(runs), tuple(names), tuple(done), common, totals, weights)
 
 
@@ -218,11 +239,25 @@ def summaries_of(chosen: Sample) -> list[Summary]:
     summaries = []
     for name in names:
         method, here, turns = runs[0].methods[name], chosen.totals.get(name), chosen.turns(name)
-        comparable = name != VANILLA and runs[0].header["acceptance"]["rule"] == "greedy"  # draws are not expected to be equal
-        pairs = [(turn, finished[VANILLA].get(place)) for finished in chosen.finished for place, turn in finished[name].items()] if comparable else []
+        comparable = (
+            name != VANILLA and runs[0].header["acceptance"]["rule"] == "greedy"
+        )  # draws are not expected to be equal
+        pairs = (
+            [
+                (turn, finished[VANILLA].get(place))
+                for finished in chosen.finished
+                for place, turn in finished[name].items()
+            ]
+            if comparable
+            else []
+        )
         compared = [(turn, vanilla) for turn, vanilla in pairs if vanilla is not None]
         found = [first_difference(turn, vanilla) for turn, vanilla in compared]
-        timed = [(turn["draft_s"], turn["verify_s"]) for turn in turns if turn["draft_s"] is not None and turn["verify_s"] is not None]
+        timed = [
+            (turn["draft_s"], turn["verify_s"])
+            for turn in turns
+            if turn["draft_s"] is not None and turn["verify_s"] is not None
+        ]
         draft_s, verify_s = (math.fsum(part) for part in zip(*timed, strict=True)) if timed else (0.0, 0.0)
         original = _original(method, names)
         versus = original if original in chosen.totals and here is not None else None
@@ -237,7 +272,9 @@ def summaries_of(chosen: Sample) -> list[Summary]:
                 counted=len(chosen.common) * len(runs),
                 questions=chosen.questions,
                 compared=len(compared),
-                differing=tuple(sorted((d for d in found if d is not None), key=lambda d: (d.question_id, d.turn, d.repeat))),
+                differing=tuple(
+                    sorted((d for d in found if d is not None), key=lambda d: (d.question_id, d.turn, d.repeat))
+                ),
                 tokens_per_s=float(here.tokens.sum() / here.decode_s.sum()) if here else math.nan,
                 speedup=chosen.interval(chosen.speedup(name)) if here else _NOTHING,
                 speedup_of_means=chosen.value(statistics.speedup_of_means(here, base)) if here else math.nan,
@@ -249,10 +286,22 @@ def summaries_of(chosen: Sample) -> list[Summary]:
                         [depth for turn in turns for depth in turn["drafted_depth"] or []],
                     )
                 ),
-                draft_overhead=statistics.draft_overhead(draft_s, verify_s) if draft_s + verify_s > 0 and method["head"] is not None else None,
-                change_x=chosen.interval(statistics.change(chosen.speedup(name), chosen.speedup(versus))) if versus else None,
-                change_percent=chosen.interval(statistics.change_percent(chosen.speedup(name), chosen.speedup(versus))) if versus else None,
-                length_change=chosen.interval(statistics.change(chosen.length(name), chosen.length(versus))) if versus else None,
+                draft_overhead=(
+                    statistics.draft_overhead(draft_s, verify_s)
+                    if draft_s + verify_s > 0 and method["head"] is not None
+                    else None
+                ),
+                change_x=(
+                    chosen.interval(statistics.change(chosen.speedup(name), chosen.speedup(versus))) if versus else None
+                ),
+                change_percent=(
+                    chosen.interval(statistics.change_percent(chosen.speedup(name), chosen.speedup(versus)))
+                    if versus
+                    else None
+                ),
+                length_change=(
+                    chosen.interval(statistics.change(chosen.length(name), chosen.length(versus))) if versus else None
+                ),
                 distance=_mean([turn["distance"] for turn in turns if turn["distance"] is not None]),
             )
         )

@@ -111,7 +111,10 @@ def _totals(trace: Trace, turns: Sequence[AnsweredTurn], of_steps: bool) -> Tota
     table = np.array([sums[question] for question in ordered], dtype=np.float64)
     if not of_steps and not table[:, 2].all():
         question = ordered[int(np.argmin(table[:, 2]))]
-        raise KoalaBenchError(f"{trace.path}: question {question} was decoded in no time at all.", "The times of this file cannot be right.")
+        raise KoalaBenchError(
+            f"{trace.path}: question {question} was decoded in no time at all.",
+            "The times of this file cannot be right.",
+        )
     return Totals(tuple(ordered), table[:, 0], table[:, 1], table[:, 2])
 
 
@@ -133,7 +136,10 @@ def _difference(trace: Trace, other: Trace) -> str | None:
             return f"not the same questions, {place[0]} is of category '{mine}' here and '{its}' there"
     if all(asked[0][question] != asked[1][question] for question in common):
         question = min(common)
-        return f"not the same questions, the turns of {question} are {asked[0][question]} here and {asked[1][question]} there"
+        return (
+            f"not the same questions, the turns of {question} are {asked[0][question]} here and {asked[1][question]}"
+            " there"
+        )
     finished = [{turn.place for turn in each.turns if not turn.failed} for each in (trace, other)]
     return None if finished[0] & finished[1] else "no turn that both finished"
 
@@ -146,7 +152,9 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
         places &= {turn.place for turn in trace.turns if turn.category == category}
     if not places:
         return None
-    ours, theirs = ([turn for turn in each.turns if turn.place in places and not turn.failed] for each in (trace, other))
+    ours, theirs = (
+        [turn for turn in each.turns if turn.place in places and not turn.failed] for each in (trace, other)
+    )
     questions = len({question for question, _ in places})
     weights, ones = weights_of(questions), np.ones(questions)
 
@@ -155,31 +163,67 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
     if trace.clock == other.clock and _has_rate(ours) and _has_rate(theirs):
         new, old = _totals(trace, ours, False), _totals(other, theirs, False)
         speedup = statistics.interval(statistics.speedup_of_totals(new, old), weights)
-        of_means, mean_of = (float(each(new, old)(ones)) for each in (statistics.speedup_of_means, statistics.mean_of_speedups))
+        of_means, mean_of = (
+            float(each(new, old)(ones)) for each in (statistics.speedup_of_means, statistics.mean_of_speedups)
+        )
         rate_change = statistics.interval(statistics.change_percent(_rate(new), _rate(old)), weights)
     if _has_length(ours) and _has_length(theirs):
         lengths = [statistics.length(_totals(each, turns, True)) for each, turns in ((trace, ours), (other, theirs))]
         length_change = statistics.interval(statistics.change(*lengths), weights)
         length_percent = statistics.interval(statistics.change_percent(*lengths), weights)
-    longest = (max(turn.tokens or 0 for turn in ours), max(turn.tokens or 0 for turn in theirs)) if _has_rate(ours) and _has_rate(theirs) else None
+    longest = (
+        (max(turn.tokens or 0 for turn in ours), max(turn.tokens or 0 for turn in theirs))
+        if _has_rate(ours) and _has_rate(theirs)
+        else None
+    )
     # The first repeat of each; with sampling, repeats differ among themselves.
     texts = [{turn.place: turn.text for turn in reversed(turns)} for turns in (ours, theirs)]
-    same = None if None in (*texts[0].values(), *texts[1].values()) else sum(texts[0][place] == texts[1][place] for place in places)
-    return Versus(other, questions, len(places), same, longest, speedup, of_means, mean_of, rate_change, length_change, length_percent)
+    same = (
+        None
+        if None in (*texts[0].values(), *texts[1].values())
+        else sum(texts[0][place] == texts[1][place] for place in places)
+    )
+    return Versus(
+        other,
+        questions,
+        len(places),
+        same,
+        longest,
+        speedup,
+        of_means,
+        mean_of,
+        rate_change,
+        length_change,
+        length_percent,
+    )
 
 
 def _baseline_of(trace: Trace, traces: Sequence[Trace]) -> Trace | None:
     """The vanilla trace of the same record, or else of the same folder and target, if there is exactly one."""
     if is_vanilla(trace):
         return None
-    fit = [each for each in traces if is_vanilla(each) and each.clock == trace.clock and trace.system.startswith(vanilla_stem(each.system) or "")]
-    for near in ([each for each in fit if each.path == trace.path], [each for each in fit if each.path.parent == trace.path.parent]):
+    fit = [
+        each
+        for each in traces
+        if is_vanilla(each) and each.clock == trace.clock and trace.system.startswith(vanilla_stem(each.system) or "")
+    ]
+    for near in (
+        [each for each in fit if each.path == trace.path],
+        [each for each in fit if each.path.parent == trace.path.parent],
+    ):
         if near:
             return near[0] if len(near) == 1 else None
     return None
 
 
-def _row(trace: Trace, category: str | None, baseline: Trace | None, first: Trace | None, is_baseline: bool, weights_of: _Weights) -> Row:
+def _row(
+    trace: Trace,
+    category: str | None,
+    baseline: Trace | None,
+    first: Trace | None,
+    is_baseline: bool,
+    weights_of: _Weights,
+) -> Row:
     here = [turn for turn in trace.turns if category is None or turn.category == category]
     done = [turn for turn in here if not turn.failed]
     questions = len({turn.question_id for turn in done})
@@ -204,7 +248,11 @@ def _row(trace: Trace, category: str | None, baseline: Trace | None, first: Trac
         tokens=sum(turn.tokens or 0 for turn in done) if _all(turn.tokens for turn in done) else None,
         steps=sum(turn.steps or 0 for turn in done) if _all(turn.steps for turn in done) else None,
         tokens_per_s=float(_rate(_totals(trace, done, False))(np.ones(questions))) if has_rate else None,
-        acceptance_length=statistics.interval(statistics.length(_totals(trace, done, True)), weights_of(questions)) if has_length else None,
+        acceptance_length=(
+            statistics.interval(statistics.length(_totals(trace, done, True)), weights_of(questions))
+            if has_length
+            else None
+        ),
         at_least=tuple(at_least),
         speedup=compared["baseline"],
         change=compared["first"],
@@ -228,10 +276,15 @@ def analyse(traces: Sequence[Trace], baseline: Trace | None = None, by_category:
     for index, trace in enumerate(traces):
         chosen[index] = _baseline_of(trace, traces) if baseline is None else None if trace is baseline else baseline
         if baseline is not None and trace is not baseline and (reason := _difference(trace, baseline)):
-            raise KoalaBenchError(f"{trace.path} and {baseline.path}: {reason}.", "Name a baseline that answered the same questions.")
+            raise KoalaBenchError(
+                f"{trace.path} and {baseline.path}: {reason}.", "Name a baseline that answered the same questions."
+            )
     if baseline is not None and not _has_rate([turn for turn in baseline.turns if not turn.failed]):
         lacking = "times" if baseline.clock is None else "token counts"
-        raise KoalaBenchError(f"The baseline {baseline.path} has no {lacking}.", "Without --baseline the files are shown without speedups.")
+        raise KoalaBenchError(
+            f"The baseline {baseline.path} has no {lacking}.",
+            "Without --baseline the files are shown without speedups.",
+        )
     bases = [each for each in chosen.values() if each is not None]
     others = [trace for trace in traces if not any(trace is base for base in bases)]
     weights_of = functools.cache(statistics.resample_weights)
@@ -240,7 +293,9 @@ def analyse(traces: Sequence[Trace], baseline: Trace | None = None, by_category:
         first = others[0] if others and trace is not others[0] and any(trace is each for each in others) else None
         is_baseline = any(trace is base for base in bases)
         rows.append(_row(trace, None, chosen[index], first, is_baseline, weights_of))
-        categories = dict.fromkeys(turn.category for turn in trace.turns if turn.category is not None) if by_category else {}
+        categories = (
+            dict.fromkeys(turn.category for turn in trace.turns if turn.category is not None) if by_category else {}
+        )
         rows += [_row(trace, category, chosen[index], first, is_baseline, weights_of) for category in categories]
     return rows
 
@@ -272,7 +327,11 @@ def _cells(row: Row) -> dict[str, str]:
         "Acceptance length τ": length.partition(" ")[0] if is_vanilla(row.trace) else length,
         "τ is": row.trace.length_is or _NOTHING,
         "Accepted ≥ 1 / ≥ 2 / …": " / ".join(shares) or _NOTHING,
-        "Speedup (x)": "1.00" if row.is_baseline and row.tokens_per_s is not None else _with_ends(row.speedup.speedup if row.speedup else None, 2),
+        "Speedup (x)": (
+            "1.00"
+            if row.is_baseline and row.tokens_per_s is not None
+            else _with_ends(row.speedup.speedup if row.speedup else None, 2)
+        ),
     }
 
 
@@ -291,19 +350,40 @@ _LEFT = ("System", "Category", "τ is", "Accepted ≥ 1 / ≥ 2 / …")
 _DEFINITIONS = Note(
     "Definitions",
     (
-        "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has 1.",
+        (
+            "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla"
+            " decoding has 1."
+        ),
         "Accepted ≥ d: share of the steps that accepted at least d drafts, whether or not so many were offered.",
-        "Tokens/s: new tokens / seconds, both totalled; in answer files prefill is part of the seconds, in run records it is not.",
-        "Speedup: tokens/s over the baseline's, on the turns that both finished; times compare only within one machine.",
-        "Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and Spec-Bench (which recount its tokens).",
-        f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}), paired where two files are compared.",
+        (
+            "Tokens/s: new tokens / seconds, both totalled; in answer files prefill is part of the seconds, in run"
+            " records it is not."
+        ),
+        (
+            "Speedup: tokens/s over the baseline's, on the turns that both finished; times compare only within one"
+            " machine."
+        ),
+        (
+            "Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and"
+            " Spec-Bench (which recount its tokens)."
+        ),
+        (
+            f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}),"
+            " paired where two files are compared."
+        ),
     ),
 )
 
 
 def _grid(lines: Sequence[dict[str, str]]) -> Grid:
     headings = list(lines[0])
-    return Grid(headings, [list(line.values()) for line in lines], [name not in _LEFT for name in headings], frozenset(), frozenset())
+    return Grid(
+        headings,
+        [list(line.values()) for line in lines],
+        [name not in _LEFT for name in headings],
+        frozenset(),
+        frozenset(),
+    )
 
 
 def _of(count: int | None, total: int) -> str:
@@ -328,10 +408,15 @@ def _speedup_lines(rows: Sequence[Row], number_of: Callable[[Trace], int]) -> li
         if versus is None or versus.speedup is None:
             continue
         same = "" if versus.same_text is None else f", the same text in {_of(versus.same_text, versus.turns)} turns"
-        longest = f"; the longest turn has {versus.longest[0]:,} tokens, the baseline's {versus.longest[1]:,}" if versus.longest else ""
+        longest = (
+            f"; the longest turn has {versus.longest[0]:,} tokens, the baseline's {versus.longest[1]:,}"
+            if versus.longest
+            else ""
+        )
         lines.append(
-            f"{number_of(row.trace)} against {number_of(versus.other)}: {versus.questions:,} questions, {versus.turns:,} turns{same}{longest}; "
-            f"by ratio of means {versus.speedup_of_means:.3f}, by mean of ratios {versus.mean_of_speedups:.3f}."
+            f"{number_of(row.trace)} against {number_of(versus.other)}: {versus.questions:,} questions,"
+            f" {versus.turns:,} turns{same}{longest}; by ratio of means {versus.speedup_of_means:.3f}, by mean of"
+            f" ratios {versus.mean_of_speedups:.3f}."
         )
     return lines
 
@@ -352,13 +437,18 @@ def to_text(rows: Sequence[Row]) -> str:
     if speedups := _speedup_lines(whole, number_of):
         notes.append(Note("Speedups", tuple(speedups)))
     changes = [
-        {"File": f"{number_of(row.trace)} {row.category or ''}".strip(), "Against": str(number_of(row.change.other))} | _change_cells(row.change)
+        {"File": f"{number_of(row.trace)} {row.category or ''}".strip(), "Against": str(number_of(row.change.other))}
+        | _change_cells(row.change)
         for row in rows
         if row.change is not None
     ]
     if not changes:
         return to_markdown(_grid(lines), "Answer files", [*notes, _DEFINITIONS])
-    return to_markdown(_grid(lines), "Answer files", notes) + "\n" + to_markdown(_grid(changes), "Changes against the first file", [_DEFINITIONS])
+    return (
+        to_markdown(_grid(lines), "Answer files", notes)
+        + "\n"
+        + to_markdown(_grid(changes), "Changes against the first file", [_DEFINITIONS])
+    )
 
 
 def _ends(name: str, value: Interval | None) -> dict[str, float | None]:
@@ -374,14 +464,32 @@ def to_csv(rows: Sequence[Row]) -> str:
         # Beyond the deepest accepted draft the share is 0; without lengths there is none.
         at_least = [*row.at_least, *[0.0 if row.at_least else None] * _DEPTHS][:_DEPTHS]
         lines.append(
-            {"file": row.trace.path, "system": row.trace.system, "format": row.trace.form, "category": row.category or "all"}
-            | {"questions": row.questions, "turns": row.turns, "turns_failed": row.failed, "tokens": row.tokens, "steps": row.steps}
-            | {"tokens_per_s": row.tokens_per_s, "seconds_of": row.trace.clock, "acceptance_length_is": row.trace.length_is}
+            {
+                "file": row.trace.path,
+                "system": row.trace.system,
+                "format": row.trace.form,
+                "category": row.category or "all",
+            }
+            | {
+                "questions": row.questions,
+                "turns": row.turns,
+                "turns_failed": row.failed,
+                "tokens": row.tokens,
+                "steps": row.steps,
+            }
+            | {
+                "tokens_per_s": row.tokens_per_s,
+                "seconds_of": row.trace.clock,
+                "acceptance_length_is": row.trace.length_is,
+            }
             | _ends("acceptance_length", row.acceptance_length)
             | {f"steps_accepting_at_least_{depth}": share for depth, share in enumerate(at_least, 1)}
             | {"baseline": speedup and speedup.other.path}
             | _ends("speedup", speedup.speedup if speedup else None)
-            | {"speedup_ratio_of_means": speedup and speedup.speedup_of_means, "speedup_mean_of_ratios": speedup and speedup.mean_of_speedups}
+            | {
+                "speedup_ratio_of_means": speedup and speedup.speedup_of_means,
+                "speedup_mean_of_ratios": speedup and speedup.mean_of_speedups,
+            }
             | {"changes_against": change and change.other.path}
             | _ends("acceptance_length_change", change.length_change if change else None)
             | _ends("tokens_per_s_change_percent", change.rate_change if change else None)
@@ -402,10 +510,20 @@ def _plain(value: object) -> str:
 
 def by_definition(traces: Sequence[Trace]) -> str:
     """Markdown: the acceptance length of every trace as each project defines it, from the tokens of its steps."""
-    values = {trace.system: lengths_by_definition(_steps_of(trace)) for trace in traces if any(turn.lengths for turn in trace.turns)}
+    values = {
+        trace.system: lengths_by_definition(_steps_of(trace))
+        for trace in traces
+        if any(turn.lengths for turn in trace.turns)
+    }
     if not values:
-        raise KoalaBenchError(f"{traces[0].path} does not say what each step settled.", "Leave --definitions out, or give a file that has accept_lengths.")
-    lines = [f"| Acceptance length as defined by | {' | '.join(values)} | Formula | Source |", f"|---|{'--:|' * len(values)}---|---|"]
+        raise KoalaBenchError(
+            f"{traces[0].path} does not say what each step settled.",
+            "Leave --definitions out, or give a file that has accept_lengths.",
+        )
+    lines = [
+        f"| Acceptance length as defined by | {' | '.join(values)} | Formula | Source |",
+        f"|---|{'--:|' * len(values)}---|---|",
+    ]
     for name, definition in LENGTH_DEFINITIONS.items():
         cells = [_NOTHING if math.isnan(of[name]) else f"{of[name]:.3f}" for of in values.values()]
         lines.append(f"| {name} | {' | '.join(cells)} | {definition.meaning} | {definition.source} |")
@@ -415,7 +533,12 @@ def by_definition(traces: Sequence[Trace]) -> str:
 def _steps_of(trace: Trace) -> list[Steps]:
     """The steps of the finished turns; how deep the drafts were is in no answer file."""
     return [
-        Steps(turn.question_id, tuple(length - 1 for length in turn.lengths), None, max(0, (turn.tokens or 0) - sum(turn.lengths)))
+        Steps(
+            turn.question_id,
+            tuple(length - 1 for length in turn.lengths),
+            None,
+            max(0, (turn.tokens or 0) - sum(turn.lengths)),
+        )
         for turn in trace.turns
         if turn.lengths and not turn.failed
     ]

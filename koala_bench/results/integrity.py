@@ -64,7 +64,11 @@ def _same_bytes(subject: str, kept: Path, made: Path) -> Check:
     if not kept.is_file():
         return Check(subject, "not here", f"no {kept}")
     same = sha256_of(kept) == sha256_of(made)
-    return Check(subject, "matches" if same else "differs", "the same bytes made again" if same else "made again from the record it has other bytes")
+    return Check(
+        subject,
+        "matches" if same else "differs",
+        "the same bytes made again" if same else "made again from the record it has other bytes",
+    )
 
 
 def _record(run: Run, folder: Path, data_dir: Path | None) -> Iterator[Check]:
@@ -72,7 +76,11 @@ def _record(run: Run, folder: Path, data_dir: Path | None) -> Iterator[Check]:
     below = "" if run.path.parent == folder else f" of {run.path.parent.relative_to(folder)}"
     state: Literal["matches", "differs"] = "matches" if run.finished else "differs"
     checks = [
-        Check("record", state, f"{len(run.turns)} turns, {'finished' if run.finished else 'but no end line: it is unfinished'}"),
+        Check(
+            "record",
+            state,
+            f"{len(run.turns)} turns, {'finished' if run.finished else 'but no end line: it is unfinished'}",
+        ),
         _of_hash("preset", run.header["preset"]["sha256"], resolved_sha256(run.header["preset"]["resolved"]), ""),
         _questions(run, data_dir),
         *_heads(run, folder),

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures import write_categories, write_depth, write_figure1, write_layers, write_prediction, write_training
+from koala_bench.results.figures import (
+    write_categories,
+    write_depth,
+    write_figure1,
+    write_layers,
+    write_prediction,
+    write_training,
+)
 from koala_bench.results.figures.layers import has_curves
 from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
 from koala_bench.records.reading import Run, read_runs
@@ -32,7 +39,8 @@ class Sources:
     Attributes:
         main: the record of the folder itself, if there is one; on the preset's own questions.
         seeds: records of other training seeds, for Table 3.
-        tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes their place.
+        tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes
+            their place.
         log: of the training of the main record's heads.
     """
 
@@ -77,7 +85,9 @@ def sources_in(folder: Path) -> Sources:
     )
 
 
-def make_table1(runs: Sequence[Run], out: Path, spec: Path = RECIPES / "table1.toml", paper: Path = RECIPES / "paper.toml") -> list[Path]:
+def make_table1(
+    runs: Sequence[Run], out: Path, spec: Path = RECIPES / "table1.toml", paper: Path = RECIPES / "paper.toml"
+) -> list[Path]:
     """Write Table 1 (Markdown, LaTeX, CSV) and its figure (PDF, PNG); see ``make_table``."""
     return make_table(runs, out, spec, paper)
 
@@ -105,9 +115,16 @@ def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
 
 
 def _and_others(methods: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
-    """The methods, and those of the records that belong to no recipe: a head of one's own, but not a part of KOALA or another K."""
+    """The methods, and those of the records that belong to no recipe: a head of one's own, but not a part of KOALA or
+    another K.
+    """
     elsewhere = set(read_table_spec(RECIPES / "table3.toml").methods)
-    others = [name for run in runs for name in run.methods if name not in methods and name not in elsewhere and "@" not in name]
+    others = [
+        name
+        for run in runs
+        for name in run.methods
+        if name not in methods and name not in elsewhere and "@" not in name
+    ]
     return (*methods, *dict.fromkeys(others))
 
 
@@ -126,7 +143,9 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
     spec = read_figure_spec(RECIPES / f"figure-{name}.toml")
     if name == "training":
         if len(paths) != 1:
-            raise KoalaBenchError(f"The figure of the training is of one log, not of {len(paths)} files.", "Name one training.jsonl.")
+            raise KoalaBenchError(
+                f"The figure of the training is of one log, not of {len(paths)} files.", "Name one training.jsonl."
+            )
         return write_training(paths[0], out, spec.methods)
     runs = read_runs(paths)
     if name == "layers":
@@ -146,12 +165,17 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
     """
     paths = sources.of(name)
     if not paths and name in (*TABLES, *FIGURES):
-        raise KoalaBenchError(f"There is nothing to make {name} from.", "Use `koala-bench reproduce`, or name the records.")
-    return make_table(read_runs(paths), out, RECIPES / f"{name}.toml") if name in TABLES else make_figure(name, paths, out)
+        raise KoalaBenchError(
+            f"There is nothing to make {name} from.", "Use `koala-bench reproduce`, or name the records."
+        )
+    return (
+        make_table(read_runs(paths), out, RECIPES / f"{name}.toml") if name in TABLES else make_figure(name, paths, out)
+    )
 
 
 def drawable(sources: Sources) -> list[str]:
-    """The figures that there are records for; the curve over K needs several K, the prediction steps that were timed in parts.
+    """The figures that there are records for; the curve over K needs several K, the prediction steps that were timed in
+    parts.
 
     Raises:
         KoalaBenchError: a record is damaged, or there is none.
@@ -168,24 +192,37 @@ def drawable(sources: Sources) -> list[str]:
 
 
 def tabulable(sources: Sources) -> list[str]:
-    """The tables that there are records for: the ablation needs a method with one part of KOALA alone, Table 2 its question files.
+    """The tables that there are records for: the ablation needs a method with one part of KOALA alone, Table 2 its
+    question files.
 
     Raises:
         KoalaBenchError: a record is damaged.
     """
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
-    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts, "leaderboard": False}  # Table 2 again, turned round
+    # Table 2 again, turned round
+    there = {
+        "table1": sources.main is not None,
+        "table2": bool(sources.tasks),
+        "table3": has_parts,
+        "leaderboard": False,
+    }
     return [name for name in TABLES if there[name]]
 
 
 def read_table(name: str, sources: Sources) -> SetTable:
     """A table of a folder of results, to be set elsewhere than in a file of its own; errors as ``make_table``."""
     runs = read_runs(sources.of(name))
-    return set_table(runs, _with_others(read_table_spec(RECIPES / f"{name}.toml"), runs), read_paper(RECIPES / "paper.toml"))
+    return set_table(
+        runs, _with_others(read_table_spec(RECIPES / f"{name}.toml"), runs), read_paper(RECIPES / "paper.toml")
+    )
 
 
 def made_in(folder: Path) -> list[str]:
     """The tables and figures that lie in a folder, in whole or in part."""
     files = {path.stem for path in folder.iterdir() if path.suffix in _KINDS} if folder.is_dir() else set()
-    return [name for name in (*TABLES, *FIGURES) if {name, f"figure-{name}", *(["figure1"] if name == "table1" else [])} & files]
+    return [
+        name
+        for name in (*TABLES, *FIGURES)
+        if {name, f"figure-{name}", *(["figure1"] if name == "table1" else [])} & files
+    ]

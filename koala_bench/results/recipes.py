@@ -47,7 +47,9 @@ class Plan:
 
     @property
     def trainings(self) -> dict[Path, tuple[Preset, list[str]]]:
-        """The preset and all methods of each folder of heads: heads of one folder are trained together, on the same batches."""
+        """The preset and all methods of each folder of heads: heads of one folder are trained together, on the same
+        batches.
+        """
         found: dict[Path, tuple[Preset, list[str]]] = {}
         for job in self.jobs:
             _, methods = found.setdefault(job.heads, (job.preset, []))
@@ -56,10 +58,16 @@ class Plan:
 
 
 def layers_of_variants(preset: str, layers: int) -> list[str]:
-    """Overrides that give another K to a preset's variants with more layers than the same head otherwise has; the other methods stay as they are."""
+    """Overrides that give another K to a preset's variants with more layers than the same head otherwise has; the other
+    methods stay as they are.
+    """
     methods = load_preset(preset).methods
     single = [(method.head, method.options) for method in methods.values() if method.layers == 1]
-    return [f'methods."{name}".layers={layers}' for name, method in methods.items() if method.layers > 1 and (method.head, method.options) in single]
+    return [
+        f'methods."{name}".layers={layers}'
+        for name, method in methods.items()
+        if method.layers > 1 and (method.head, method.options) in single
+    ]
 
 
 def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> tuple[Preset, list[str]]:
@@ -82,14 +90,28 @@ def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> 
     for head in heads:
         for count in counts:
             wanted = preset.method(head).model_copy(update={"layers": count})
-            alike = (name for name, method in preset.methods.items() if method.model_copy(update={"usual": wanted.usual}) == wanted)
+            alike = (
+                name
+                for name, method in preset.methods.items()
+                if method.model_copy(update={"usual": wanted.usual}) == wanted
+            )
             name = next(alike, f"{head}@{count}")
             methods[name] = wanted
             names.append(name)
     return preset.model_copy(update={"methods": methods}), names
 
 
-def plan(what: str, preset: Preset, name: str, folder: Path, data_dir: Path | None, *, methods: Sequence[str] | None, asked: bool, seeds: bool) -> Plan:
+def plan(
+    what: str,
+    preset: Preset,
+    name: str,
+    folder: Path,
+    data_dir: Path | None,
+    *,
+    methods: Sequence[str] | None,
+    asked: bool,
+    seeds: bool,
+) -> Plan:
     """Lay out a recipe.
 
     Args:
@@ -147,17 +169,33 @@ def plan(what: str, preset: Preset, name: str, folder: Path, data_dir: Path | No
 
 
 def _ranked(preset: Preset) -> tuple[list[str], list[str]]:
-    """The methods of the leaderboard that the preset lists and its temperature allows, and what to say about the others."""
+    """The methods of the leaderboard that the preset lists and its temperature allows, and what to say about the
+    others.
+    """
     named = read_table_spec(RECIPES / "leaderboard.toml").methods
     listed = [name for name in named if name == "vanilla" or name in preset.methods]
-    lossy = [name for name in listed if name != "vanilla" and preset.method(name).typical is not None] if not preset.evaluation.temperature else []
-    remarks = [f"Not in the preset: {', '.join(missing)}."] if (missing := [name for name in named if name not in listed]) else []
-    remarks += [f"Left out at temperature 0, where typical acceptance has no meaning: {', '.join(lossy)}."] if lossy else []
+    lossy = (
+        [name for name in listed if name != "vanilla" and preset.method(name).typical is not None]
+        if not preset.evaluation.temperature
+        else []
+    )
+    remarks = (
+        [f"Not in the preset: {', '.join(missing)}."]
+        if (missing := [name for name in named if name not in listed])
+        else []
+    )
+    remarks += (
+        [f"Left out at temperature 0, where typical acceptance has no meaning: {', '.join(lossy)}."] if lossy else []
+    )
     return [name for name in listed if name not in lossy], remarks
 
 
-def _question_files(table: str, name: str, preset: Preset, data_dir: Path | None) -> tuple[list[tuple[str, int | None]], list[str]]:
-    """The question files of a table by task that are there, each with its limit per category; and what to say about the others."""
+def _question_files(
+    table: str, name: str, preset: Preset, data_dir: Path | None
+) -> tuple[list[tuple[str, int | None]], list[str]]:
+    """The question files of a table by task that are there, each with its limit per category; and what to say about the
+    others.
+    """
     spec = read_table_spec(RECIPES / f"{table}.toml")
     title = "Table 2" if table == "table2" else "The leaderboard"
     wanted = list(dict.fromkeys(task.questions for task in spec.tasks))
@@ -166,13 +204,27 @@ def _question_files(table: str, name: str, preset: Preset, data_dir: Path | None
     except KoalaBenchError:
         place = None
     if place is not None and not place.is_dir():
-        raise KoalaBenchError(f"There is no data folder {place}.", "Correct --data-dir or KOALA_BENCH_DATA, or unset it to use the preset's own questions.")
-    found = [questions for questions in wanted if place is not None and any(path.is_file() for path in places_of(questions, place))]
+        raise KoalaBenchError(
+            f"There is no data folder {place}.",
+            "Correct --data-dir or KOALA_BENCH_DATA, or unset it to use the preset's own questions.",
+        )
+    found = [
+        questions
+        for questions in wanted
+        if place is not None and any(path.is_file() for path in places_of(questions, place))
+    ]
     limit = preset.evaluation.limit or spec.limit.get(name)
     if not found:
         why = "no data folder is set" if place is None else f"{place} has none of {', '.join(wanted)}"
-        return [], [f"{title} is by the categories of the questions '{preset.evaluation.questions}': {why} (`koala-bench data` fetches the tasks' files)."]
-    remarks = [f"Left out of {title}: {', '.join(sorted(set(wanted) - set(found)))}, not in {place}."] if len(found) < len(wanted) else []
+        return [], [
+            f"{title} is by the categories of the questions '{preset.evaluation.questions}': {why} (`koala-bench data`"
+            " fetches the tasks' files)."
+        ]
+    remarks = (
+        [f"Left out of {title}: {', '.join(sorted(set(wanted) - set(found)))}, not in {place}."]
+        if len(found) < len(wanted)
+        else []
+    )
     if limit is not None:
         remarks.append(f"{title} is on the first {limit} questions of each category.")
     return [(questions, limit) for questions in found], remarks

@@ -27,7 +27,8 @@ class SweepGrid(BaseModel):
         baseline, method: methods of the preset; every trial is ``method`` with some settings of its own.
         seeds: of training; every trial is trained from each.
         confirm_seeds: the best trial and the baseline are trained once more from these.
-        prompts, confirm_prompts: held-out prompts that are decoded: the first ones to explore, the next ones to confirm.
+        prompts, confirm_prompts: held-out prompts that are decoded: the first ones to explore, the next ones to
+            confirm.
         new_tokens, depth: limit of an answer, and depth of the drafted chains.
         arms: heads that are trained together; chosen by the free memory if not given.
         axes: settings with the values to try, every combination of them.
@@ -74,17 +75,23 @@ def read_grid(path: Path) -> SweepGrid:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read the grid {path}: {error.strerror}.", "Name a file such as reproduce/sweeps/eagle.toml.") from error
+        raise KoalaBenchError(
+            f"Cannot read the grid {path}: {error.strerror}.", "Name a file such as reproduce/sweeps/eagle.toml."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise KoalaBenchError(f"The grid {path} is not valid TOML: {error}.", "Mend the file.") from error
     try:
         grid = SweepGrid.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise KoalaBenchError(f"Grid {path}, {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the file.") from error
+        raise KoalaBenchError(
+            f"Grid {path}, {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the file."
+        ) from error
     every = [*grid.seeds, *grid.confirm_seeds]
     if twice := sorted({seed for seed in every if every.count(seed) > 1}):
-        raise KoalaBenchError(f"Grid {path}: seed {twice[0]} is there twice.", "Confirm on seeds that the search has not seen.")
+        raise KoalaBenchError(
+            f"Grid {path}: seed {twice[0]} is there twice.", "Confirm on seeds that the search has not seen."
+        )
     return grid
 
 
@@ -130,10 +137,15 @@ def _changed(base: MethodPreset, settings: dict[str, Any]) -> MethodPreset:
     values = base.model_dump()
     for key, value in settings.items():
         place, parts = values, key.split(".")
-        if parts[0] not in MethodPreset.model_fields or parts[0] == "tree" or len(parts) != (2 if parts[0].endswith("options") else 1):
+        if (
+            parts[0] not in MethodPreset.model_fields
+            or parts[0] == "tree"
+            or len(parts) != (2 if parts[0].endswith("options") else 1)
+        ):
             raise KoalaBenchError(
                 f"'{key}' is not a setting of a method that can be tried.",
-                "Use layers, learning_rate, objective, options.X or objective_options.X; what is the same for all goes to overrides.",
+                "Use layers, learning_rate, objective, options.X or objective_options.X; what is the same for all goes"
+                " to overrides.",
             )
         for part in parts[:-1]:
             place = place[part]
@@ -142,11 +154,16 @@ def _changed(base: MethodPreset, settings: dict[str, Any]) -> MethodPreset:
         return MethodPreset.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise KoalaBenchError(f"The trial '{_label(settings)}', {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the grid.") from error
+        raise KoalaBenchError(
+            f"The trial '{_label(settings)}', {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the grid."
+        ) from error
 
 
 def _label(settings: dict[str, Any]) -> str:
-    parts = (f"{key.rpartition('.')[2]} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
+    parts = (
+        f"{key.rpartition('.')[2]} = {value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
+    )
     return ", ".join(parts) or "as in the preset"
 
 

@@ -1,4 +1,5 @@
-"""A sweep: trains every trial of a grid from one stream per seed, decodes held-out prompts with each, and tells the best apart.
+"""A sweep: trains every trial of a grid from one stream per seed, decodes held-out prompts with each, and tells the
+best apart.
 
 Everything is in append-only lines and can be stopped at any moment: a training goes on from its checkpoint, the
 measuring after its last prompt. A trial that is added to the grid later is trained beside those that are there.
@@ -79,7 +80,18 @@ def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
     }  # fmt: skip
     if log.grid != wanted:
         log.append(wanted)
-    sweep = _Sweep(preset, target, template, {trial.name: trial for trial in every}, prompts, grid, together, out, log, started=time.perf_counter())
+    sweep = _Sweep(
+        preset,
+        target,
+        template,
+        {trial.name: trial for trial in every},
+        prompts,
+        grid,
+        together,
+        out,
+        log,
+        started=time.perf_counter(),
+    )
     for seed in grid.seeds:
         _seed(sweep, every, seed)
         _write(log, out)
@@ -98,7 +110,9 @@ def _as_line(trial: Trial) -> dict[str, Any]:
     return {"name": trial.name, "label": trial.label, "method": trial.preset.model_dump(mode="json")}
 
 
-def _header(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _header(
+    preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate, prompts: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     """What all numbers of a sweep have in common; ``identity`` must be the same to go on."""
     training = preset.training.model_dump(mode="json", exclude={"seed"})
     data = preset.data.model_dump(mode="json", exclude={"source"})
@@ -114,19 +128,31 @@ def _header(preset: Preset, grid: SweepGrid, target: Target, template: ChatTempl
 
 
 def _held_out_prompts(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate) -> list[list[int]]:
-    """First turns of held-out dialogues that leave room for an answer: those of the search, then those of the confirmation."""
+    """First turns of held-out dialogues that leave room for an answer: those of the search, then those of the
+    confirmation.
+    """
     wanted = grid.prompts + (grid.confirm_prompts if grid.confirm_seeds else 0)
-    found = held_out_prompts(target, template, preset.data.source, wanted, min(preset.data.max_tokens, target.max_positions - grid.new_tokens))
+    found = held_out_prompts(
+        target,
+        template,
+        preset.data.source,
+        wanted,
+        min(preset.data.max_tokens, target.max_positions - grid.new_tokens),
+    )
     if len(found) == wanted:
         return found
-    raise KoalaBenchError(f"The grid decodes {wanted} held-out prompts, the data has {len(found)}.", "Lower prompts or confirm_prompts in the grid.")
+    raise KoalaBenchError(
+        f"The grid decodes {wanted} held-out prompts, the data has {len(found)}.",
+        "Lower prompts or confirm_prompts in the grid.",
+    )
 
 
 # ---------------------------------------------------------------------------------------------- how many at once
 
 
 def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: int | None) -> int:
-    """How many heads to train together: ``wanted``, or as many as fit in half of the free memory, all if nobody knows what is free.
+    """How many heads to train together: ``wanted``, or as many as fit in half of the free memory, all if nobody knows
+    what is free.
 
     Together they share one pass of the target per batch. Each costs 16 bytes a trained parameter, its discriminator's
     included, as long as the training lasts; activations are those of one head at a time.
@@ -137,7 +163,10 @@ def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: in
     fitting = len(trials) if free is None else max(1, int(_SHARE_OF_MEMORY * free / largest))
     count = min(len(trials), wanted or fitting)
     known = "unknown" if free is None else f"{free / 1e9:.1f} GB"
-    say(f"{len(trials)} heads of at most {largest / 1e6:.0f} MB in training (weights, gradients, Adam); free memory {known}: {count} at a time.")
+    say(
+        f"{len(trials)} heads of at most {largest / 1e6:.0f} MB in training (weights, gradients, Adam); free memory"
+        f" {known}: {count} at a time."
+    )
     return count
 
 
@@ -167,7 +196,9 @@ def _seed(sweep: _Sweep, trials: Sequence[Trial], seed: int) -> None:
     log = sweep.log
     pending = [trial.name for trial in trials if not log.measured(trial.name, seed)]
     groups = []
-    for group in log.groups.get(seed, []):  # begun earlier: they go on as they were, whatever the grid and the memory are now
+    for group in log.groups.get(
+        seed, []
+    ):  # begun earlier: they go on as they were, whatever the grid and the memory are now
         if set(group["trials"]) <= sweep.trials.keys() and set(group["trials"]) & set(pending):
             groups.append(group)
             pending = [name for name in pending if name not in group["trials"]]
@@ -184,7 +215,9 @@ def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
     seed, names = group["seed"], group["trials"]
     folder = sweep.out / "heads" / f"seed-{seed}" / group["name"]
     methods = {name: sweep.trials[name].preset for name in names}
-    preset = sweep.preset.model_copy(update={"training": sweep.preset.training.model_copy(update={"seed": seed}), "methods": methods})
+    preset = sweep.preset.model_copy(
+        update={"training": sweep.preset.training.model_copy(update={"seed": seed}), "methods": methods}
+    )
     say(f"Seed {seed}, {group['name']}: {len(names)} heads.")
     train_heads(preset, names, sweep.target, sweep.template, folder)
     logged = _logged(folder / "training.jsonl", sweep.preset.training.steps)
@@ -192,7 +225,9 @@ def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
         if (name, seed) not in sweep.log.trained:
             sweep.log.append({"kind": "trained", "trial": name, "seed": seed, "logged": logged.get(name, {})})
         _measure(sweep, name, seed, folder / name)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)  # the heads are finished; Adam's moments are most of a sweep's disk space
+    (folder / "checkpoint.pt").unlink(
+        missing_ok=True
+    )  # the heads are finished; Adam's moments are most of a sweep's disk space
 
 
 def _logged(path: Path, steps: int) -> dict[str, dict[str, float]]:
@@ -201,15 +236,22 @@ def _logged(path: Path, steps: int) -> dict[str, dict[str, float]]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise KoalaBenchError(f"The log {path} is missing or damaged.", "Delete its folder to train these heads again.") from error
+        raise KoalaBenchError(
+            f"The log {path} is missing or damaged.", "Delete its folder to train these heads again."
+        ) from error
     logged = [line for line in lines if line["kind"] == "step"]
-    since = min(0.75 * steps, max((line["step"] for line in logged), default=0))  # a very short training logs its first step alone
+    since = min(
+        0.75 * steps, max((line["step"] for line in logged), default=0)
+    )  # a very short training logs its first step alone
     for line in logged:
         if line["step"] >= since:
             for key, value in line.items():
                 if isinstance(value, int | float) and math.isfinite(value) and key not in ("step", "rate"):
                     found.setdefault(line["method"], {}).setdefault(key, []).append(value)
-    return {name: {key: round(math.fsum(each) / len(each), 5) for key, each in values.items()} for name, values in found.items()}
+    return {
+        name: {key: round(math.fsum(each) / len(each), 5) for key, each in values.items()}
+        for name, values in found.items()
+    }
 
 
 def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
@@ -226,7 +268,14 @@ def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
     with progress(f"decode {sweep.trials[name].label}", len(missing), "prompts") as advance:
         for prompt in missing:
             answer = decode(target, head, chain, sweep.prompts[prompt], grid.new_tokens, target.stop_ids, cache)
-            line = {"kind": "answer", "trial": name, "seed": seed, "prompt": prompt, "accepted": answer.accepted, "decode_s": round(answer.decode_s, 6)}
+            line = {
+                "kind": "answer",
+                "trial": name,
+                "seed": seed,
+                "prompt": prompt,
+                "accepted": answer.accepted,
+                "decode_s": round(answer.decode_s, 6),
+            }
             log.append(line)
             advance()
     sweep.heads_done += 1

@@ -1,8 +1,8 @@
 """What a sweep found: its append-only lines, the intervals that follow from them, and the table. Needs no model.
 
-The first line says what all numbers have in common (``sweep``). A ``grid`` line lists the trials and seeds wanted, the last
-one counts. ``group`` lines say which heads are trained together, a ``trained`` line what a head's training logged at its end,
-and an ``answer`` line how many drafts each step of one decoded prompt accepted.
+The first line says what all numbers have in common (``sweep``). A ``grid`` line lists the trials and seeds wanted, the
+last one counts. ``group`` lines say which heads are trained together, a ``trained`` line what a head's training logged
+at its end, and an ``answer`` line how many drafts each step of one decoded prompt accepted.
 """
 
 from __future__ import annotations
@@ -58,13 +58,20 @@ class SweepLog:
             with open(self.path, "ab") as handle:
                 handle.write(_encoded(line))
         except OSError as error:
-            raise KoalaBenchError(f"Cannot write {self.path}: {error.strerror or error}.", "Free space and start again; it goes on where it was.") from error
+            raise KoalaBenchError(
+                f"Cannot write {self.path}: {error.strerror or error}.",
+                "Free space and start again; it goes on where it was.",
+            ) from error
         self._take(line)
 
     def prompts(self, seed: int) -> range:
         """The prompts that are decoded with heads of a training seed."""
         explored = int(self.grid["prompts"])
-        return range(explored) if seed in self.grid["seeds"] else range(explored, explored + int(self.grid["confirm_prompts"]))
+        return (
+            range(explored)
+            if seed in self.grid["seeds"]
+            else range(explored, explored + int(self.grid["confirm_prompts"]))
+        )
 
     def measured(self, trial: str, seed: int) -> bool:
         """Whether all prompts of a trial's head of this seed are there."""
@@ -79,7 +86,10 @@ class SweepLog:
         elif kind == "trained":
             self.trained[line["trial"], line["seed"]] = line["logged"]
         elif kind == "answer":
-            self.answers.setdefault((line["trial"], line["seed"]), {})[line["prompt"]] = (line["accepted"], line["decode_s"])
+            self.answers.setdefault((line["trial"], line["seed"]), {})[line["prompt"]] = (
+                line["accepted"],
+                line["decode_s"],
+            )
 
 
 def _encoded(line: dict[str, Any]) -> bytes:
@@ -102,7 +112,9 @@ def _read(path: Path) -> SweepLog:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror}.", "Name the sweep.jsonl of a sweep's folder.") from error
+        raise KoalaBenchError(
+            f"Cannot read {path}: {error.strerror}.", "Name the sweep.jsonl of a sweep's folder."
+        ) from error
     log = None
     for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
@@ -116,7 +128,10 @@ def _read(path: Path) -> SweepLog:
             else:
                 log._take(line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise KoalaBenchError(f"{path}, line {number} is damaged: {error}.", "Remove the line and those after it, or choose another --out.") from error
+            raise KoalaBenchError(
+                f"{path}, line {number} is damaged: {error}.",
+                "Remove the line and those after it, or choose another --out.",
+            ) from error
     if log is None:
         raise KoalaBenchError(f"{path} holds no sweep.", "Name the sweep.jsonl of a sweep's folder.")
     return log
@@ -133,7 +148,10 @@ def open_sweep(path: Path, header: dict[str, Any]) -> SweepLog:
         log = _read(path)
         different = [key for key, value in header["identity"].items() if log.header["identity"].get(key) != value]
         if different:
-            raise KoalaBenchError(f"{path} holds another sweep: its {', '.join(different[:3])} differ.", "Choose another --out, or delete the folder.")
+            raise KoalaBenchError(
+                f"{path} holds another sweep: its {', '.join(different[:3])} differ.",
+                "Choose another --out, or delete the folder.",
+            )
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             with open(path, "r+b") as handle:
@@ -195,7 +213,11 @@ def confirmed(log: SweepLog) -> Stage:
     """The best trial and the baseline on the fresh seeds that both have finished."""
     best = winner(log)
     names = (log.grid["baseline"]["name"], best)
-    return _stage(log, [trial for trial in log.grid["trials"] if trial["name"] in names], log.grid["confirm_seeds"] if best else [])
+    return _stage(
+        log,
+        [trial for trial in log.grid["trials"] if trial["name"] in names],
+        log.grid["confirm_seeds"] if best else [],
+    )
 
 
 def _stage(log: SweepLog, trials: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Stage:
@@ -205,12 +227,19 @@ def _stage(log: SweepLog, trials: Sequence[dict[str, Any]], seeds: Sequence[int]
     prompts = log.prompts(finished[0])
     weights = statistics.resample_seeds(len(finished), len(prompts))
     base = log.grid["baseline"]["name"]
-    lengths = {trial["name"]: statistics.length(statistics.stacked([_totals(log, trial["name"], seed) for seed in finished])) for trial in trials}
+    lengths = {
+        trial["name"]: statistics.length(statistics.stacked([_totals(log, trial["name"], seed) for seed in finished]))
+        for trial in trials
+    }
     outcomes = []
     for trial in trials:
         name = trial["name"]
         length = statistics.hierarchical_interval(lengths[name], weights)
-        change = None if name == base else statistics.hierarchical_interval(statistics.change_percent(lengths[name], lengths[base]), weights)
+        change = (
+            None
+            if name == base
+            else statistics.hierarchical_interval(statistics.change_percent(lengths[name], lengths[base]), weights)
+        )
         accuracies = [log.trained.get((name, seed), {}).get("discriminator_accuracy") for seed in finished]
         known = [value for value in accuracies if value is not None]
         outcomes.append(Outcome(name, trial["label"], length, change, math.fsum(known) / len(known) if known else None))
@@ -220,9 +249,14 @@ def _stage(log: SweepLog, trials: Sequence[dict[str, Any]], seeds: Sequence[int]
 def _totals(log: SweepLog, trial: str, seed: int) -> Totals:
     prompts = log.prompts(seed)
     answers = [log.answers[trial, seed][prompt] for prompt in prompts]
-    counts = np.array([[sum(accepted) + len(accepted), len(accepted), decode_s] for accepted, decode_s in answers], dtype=np.float64)
+    counts = np.array(
+        [[sum(accepted) + len(accepted), len(accepted), decode_s] for accepted, decode_s in answers], dtype=np.float64
+    )
     if not counts[:, 1].any():
-        raise KoalaBenchError("No answer took a decoding step: each ended with the token of its prefill.", "Decode other prompts, or raise new_tokens.")
+        raise KoalaBenchError(
+            "No answer took a decoding step: each ended with the token of its prefill.",
+            "Decode other prompts, or raise new_tokens.",
+        )
     return Totals(tuple(prompts), counts[:, 0], counts[:, 1], counts[:, 2])
 
 
@@ -238,14 +272,23 @@ def verdict(log: SweepLog) -> str:
     best = search.trials[0]
     if again.trials:
         outcome = again.trials[0]
-        where = f"trained again from {_counted(len(again.seeds), 'fresh seed')} and decoded on {again.prompts} fresh prompts"
-        return f"{grid['method']}: the best of {len(search.trials)} trials, {best.label}, {_says(outcome)} against {grid['baseline']['label']}, {where}."
+        where = (
+            f"trained again from {_counted(len(again.seeds), 'fresh seed')} and decoded on {again.prompts} fresh"
+            " prompts"
+        )
+        return (
+            f"{grid['method']}: the best of {len(search.trials)} trials, {best.label}, {_says(outcome)} against"
+            f" {grid['baseline']['label']}, {where}."
+        )
     if best.change is not None and best.change.low > 0:
         return (
             f"{grid['method']}: in the search {best.label} {_says(best)} against {grid['baseline']['label']}; "
             "chosen as the best of many, it is not a result before it is confirmed."
         )
-    return f"{grid['method']}: no trial helps beyond its interval; the best, {best.label}, {_says(best)} against {grid['baseline']['label']}."
+    return (
+        f"{grid['method']}: no trial helps beyond its interval; the best, {best.label}, {_says(best)} against"
+        f" {grid['baseline']['label']}."
+    )
 
 
 def _says(outcome: Outcome) -> str:
@@ -269,27 +312,48 @@ def markdown(log: SweepLog) -> str:
     trials = len(search.trials)
     notes = [Note("Verdict", (verdict(log),))]
     caution = [
-        f"{_counted(trials, 'trial')} and one baseline on the same seeds, batches and prompts. The best of them was chosen for its number, "
-        "so that this number and its interval are too good: it is an exploration.",
+        (
+            f"{_counted(trials, 'trial')} and one baseline on the same seeds, batches and prompts. The best of them was"
+            " chosen for its number, so that this number and its interval are too good: it is an exploration."
+        ),
         statistics.caution(trials) if trials else "",
     ]
     if again.trials:
-        caution.append("The fresh seeds and prompts played no part in the choice: theirs is the result, whichever way it goes.")
+        caution.append(
+            "The fresh seeds and prompts played no part in the choice: theirs is the result, whichever way it goes."
+        )
     elif grid["confirm_seeds"]:
         caution.append("The best trial has not been confirmed on fresh seeds yet.")
     else:
         caution.append("The grid names no confirm_seeds, so nothing here is confirmed.")
     basis = [
-        f"Acceptance length: tokens per verification step, totalled over {search.prompts} held-out prompts of at most {identity['new_tokens']} new tokens, "
-        f"drafted as chains of {identity['depth']}; training seeds {', '.join(map(str, search.seeds)) or 'none yet'}.",
-        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, crossed bootstrap over training seeds and prompts; changes are paired. One seed has no interval.",
-        f"Target {log.header['target']}, preset {grid['preset']}; "
-        f"{identity['training']['steps']} training steps of {identity['training']['batch_tokens']} tokens.",
+        (
+            f"Acceptance length: tokens per verification step, totalled over {search.prompts} held-out prompts of at"
+            f" most {identity['new_tokens']} new tokens, drafted as chains of {identity['depth']}; training seeds"
+            f" {', '.join(map(str, search.seeds)) or 'none yet'}."
+        ),
+        (
+            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, crossed bootstrap over training seeds and prompts;"
+            " changes are paired. One seed has no interval."
+        ),
+        (
+            f"Target {log.header['target']}, preset {grid['preset']}; "
+            f"{identity['training']['steps']} training steps of {identity['training']['batch_tokens']} tokens."
+        ),
     ]
     if len(search.seeds) < len(grid["seeds"]):
-        basis.append(f"Unfinished: {len(search.seeds)} of {len(grid['seeds'])} seeds count so far; the numbers will change.")
-    notes += [Note("How to read the best number", tuple(line for line in caution if line)), Note("What the numbers rest on", tuple(basis))]
-    below = (f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result", _grid(again)) if again.trials else None
+        basis.append(
+            f"Unfinished: {len(search.seeds)} of {len(grid['seeds'])} seeds count so far; the numbers will change."
+        )
+    notes += [
+        Note("How to read the best number", tuple(line for line in caution if line)),
+        Note("What the numbers rest on", tuple(basis)),
+    ]
+    below = (
+        (f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result", _grid(again))
+        if again.trials
+        else None
+    )
     return to_markdown(_grid(search), f"Sweep of {grid['method']} on {log.header['target']}", notes, below)
 
 
@@ -299,7 +363,11 @@ def _grid(stage: Stage) -> Grid:
         [
             outcome.label if outcome.change else f"{outcome.label} (baseline)",
             with_interval(outcome.length.value, outcome.length.low, outcome.length.high, 3),
-            with_interval(outcome.change.value, outcome.change.low, outcome.change.high, 1, sign=True) if outcome.change else _NOTHING,
+            (
+                with_interval(outcome.change.value, outcome.change.low, outcome.change.high, 1, sign=True)
+                if outcome.change
+                else _NOTHING
+            ),
             _NOTHING if outcome.accuracy is None else f"{outcome.accuracy:.2f}",
         ]
         for outcome in stage.outcomes
@@ -313,10 +381,28 @@ def to_csv(log: SweepLog) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = ("", "_low", "_high")
-    writer.writerow(["stage", "trial", "label", "seeds", "prompts", *(name + end for name in names for end in ends), "discriminator_accuracy"])
+    writer.writerow(
+        [
+            "stage",
+            "trial",
+            "label",
+            "seeds",
+            "prompts",
+            *(name + end for name in names for end in ends),
+            "discriminator_accuracy",
+        ]
+    )
     for name, stage in (("search", explored(log)), ("confirmation", confirmed(log))):
         for outcome in stage.outcomes:
-            numbers = [value for each in (outcome.length, outcome.change) for value in ((each.value, each.low, each.high) if each else (math.nan,) * 3)]
-            shown = ["" if value is None or math.isnan(value) else f"{value:.12g}" for value in (*numbers, outcome.accuracy)]
-            writer.writerow([name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts, *shown])
+            numbers = [
+                value
+                for each in (outcome.length, outcome.change)
+                for value in ((each.value, each.low, each.high) if each else (math.nan,) * 3)
+            ]
+            shown = [
+                "" if value is None or math.isnan(value) else f"{value:.12g}" for value in (*numbers, outcome.accuracy)
+            ]
+            writer.writerow(
+                [name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts, *shown]
+            )
     return text.getvalue()

@@ -23,7 +23,17 @@ from koala_bench.registry import HEADS, build
 
 _WEIGHTS = "model.safetensors"
 # How torch refuses a file; which of these it is depends on where the damage is.
-_DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError)
+_DAMAGE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+)
 
 
 def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
@@ -47,7 +57,8 @@ def save_weights(path: Path, head: nn.Module) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors atomically, pickled where the name does not end in ``.safetensors``; ``metadata`` has a place there only.
+    """Write tensors atomically, pickled where the name does not end in ``.safetensors``; ``metadata`` has a place there
+    only.
 
     Raises:
         KoalaBenchError: the folder cannot be written, or the disk is full.
@@ -74,7 +85,8 @@ def earlier(path: Path) -> Path:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The last good state of an interrupted training, or None if there is none yet; a damaged one is passed over for the one before it.
+    """The last good state of an interrupted training, or None if there is none yet; a damaged one is passed over for
+    the one before it.
 
     Raises:
         KoalaBenchError: whatever is there is damaged.
@@ -149,10 +161,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, layers = config["head"], config["layers"]
         config |= {name: dict(config[name]) for name in ("target", "options")}
-        if not isinstance(kind, str) or type(layers) is not int or layers < 1 or not isinstance(config["objective"], str | None):
+        if (
+            not isinstance(kind, str)
+            or type(layers) is not int
+            or layers < 1
+            or not isinstance(config["objective"], str | None)
+        ):
             raise ValueError("a field of the wrong kind")
     except OSError as error:
-        raise KoalaBenchError(f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train.") from error
+        raise KoalaBenchError(
+            f"There is no trained head in {folder}: {error.strerror}.", "Train it first: koala-bench train."
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KoalaBenchError(f"{folder / 'config.json'} is damaged.", "Train the head again.") from error
     return config
@@ -172,8 +191,8 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     own = target.model.config
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
         raise KoalaBenchError(
-            f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')} tokens, "
-            f"{target.name} has {own.hidden_size} and {own.vocab_size}.",
+            f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')}"
+            f" tokens, {target.name} has {own.hidden_size} and {own.vocab_size}.",
             "Use the target it was trained for, or train a head for this one.",
         )
     head = build(HEADS, kind, target.spec(), {**own_options, **({"layers": layers} if layers != 1 else {})})
@@ -182,7 +201,8 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
         head.load_state_dict(tensors)
     except RuntimeError as error:
         raise KoalaBenchError(
-            f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}", "Train the head again."
+            f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}",
+            "Train the head again.",
         ) from error
     head.to(device=target.device, dtype=target.dtype).eval()
     if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):

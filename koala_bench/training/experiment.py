@@ -13,7 +13,14 @@ from transformers.utils.logging import disable_progress_bar
 from koala_bench.common.files import make_folder
 from koala_bench.common.process_group import find_team
 from koala_bench.common.progress import say
-from koala_bench.dialogues.conversations import BUNDLED, Conversations, bundled_answers, encode_all, files_of, read_conversations
+from koala_bench.dialogues.conversations import (
+    BUNDLED,
+    Conversations,
+    bundled_answers,
+    encode_all,
+    files_of,
+    read_conversations,
+)
 from koala_bench.dialogues.distillation import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
@@ -39,7 +46,15 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     """
     wanted = preset.target
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load_target(wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention, engine=wanted.engine, threads=wanted.threads)
+    target = load_target(
+        wanted.name,
+        wanted.device,
+        wanted.dtype,
+        wanted.revision,
+        wanted.attention,
+        engine=wanted.engine,
+        threads=wanted.threads,
+    )
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     return target, chat_template(wanted.chat_template, target.tokenizer)
@@ -65,11 +80,18 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
     return head if next(head.parameters(), None) is None else None
 
 
-def train_heads(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path, begin: Callable[[], None] = lambda: None) -> None:
+def train_heads(
+    preset: Preset,
+    methods: Sequence[str],
+    target: Target,
+    template: ChatTemplate,
+    out: Path,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
-    If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches. Methods
-    whose heads have nothing to train are passed over.
+    If any head is missing or was trained otherwise, all are trained, in one run: heads of a table share their batches.
+    Methods whose heads have nothing to train are passed over.
 
     Args:
         begin: called once everything is checked that can be, before the first thing is written.
@@ -109,7 +131,11 @@ def train_heads(preset: Preset, methods: Sequence[str], target: Target, template
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     manifest = {
         **identity,
-        "provenance": {**conversations.provenance, **({"rows": conversations.rows} if conversations.rows else {}), "dialogues": lengths},
+        "provenance": {
+            **conversations.provenance,
+            **({"rows": conversations.rows} if conversations.rows else {}),
+            "dialogues": lengths,
+        },
         "stream_sha256": stream.sha256,
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
@@ -128,13 +154,26 @@ def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) 
         made_with = json.loads(manifest.read_text(encoding="utf-8"))
         if made_with.get("conversations") is None and made_with["corpus_sha256"] != provenance["corpus_sha256"]:
             theirs, ours = made_with["corpus_versions"], provenance["versions"]
-            other = [f"{name} {ours.get(name, 'missing')} for {version}" for name, version in theirs.items() if ours.get(name) != version]
-            say(f"The documentation read here is not the one {target.name} was trained on: {', '.join(other) or 'the same versions, other text'}.")
-            say("Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the README.")
+            other = [
+                f"{name} {ours.get(name, 'missing')} for {version}"
+                for name, version in theirs.items()
+                if ours.get(name) != version
+            ]
+            say(
+                f"The documentation read here is not the one {target.name} was trained on:"
+                f" {', '.join(other) or 'the same versions, other text'}."
+            )
+            say(
+                "Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the"
+                " README."
+            )
     for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
         answering = answering_target(path)
         if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-            say(f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it answer itself with koala-bench distill.")
+            say(
+                f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it"
+                " answer itself with koala-bench distill."
+            )
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:
@@ -148,7 +187,8 @@ def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) 
 def training_streams(
     preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
 ) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
-    """What heads are trained on, the name of each dialogue, what is held out, and how many dialogues of both were too long.
+    """What heads are trained on, the name of each dialogue, what is held out, and how many dialogues of both were too
+    long.
 
     Raises:
         KoalaBenchError: no dialogue has an answer within the preset's length.
@@ -156,10 +196,14 @@ def training_streams(
     limit = preset.data.limit or len(conversations.train)
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
     longest = preset.data.max_tokens
-    encoded, names, lengths = _answered(encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, "")
+    encoded, names, lengths = _answered(
+        encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, ""
+    )
     stream = make_stream(encoded, names, preset.training.batch_tokens, longest, preset.training.seed)
     apart = conversations.held_out[: preset.data.held_out]
-    encoded, held_names, apart_lengths = _answered(encode_all(target, template, apart), [f"held-out:{i}" for i in range(len(apart))], longest, " held-out")
+    encoded, held_names, apart_lengths = _answered(
+        encode_all(target, template, apart), [f"held-out:{i}" for i in range(len(apart))], longest, " held-out"
+    )
     held = make_stream(encoded, held_names, preset.training.batch_tokens, longest, 0)
     batches: list[TokenBatch] = []
     covered = 0
@@ -168,24 +212,38 @@ def training_streams(
         covered += len(batch.samples)
         batches.append(batch)
     assert target.tokenizer is not None
-    prompts = [encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]]
+    prompts = [
+        encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]
+    ]
     probes = [prompt for prompt in prompts if len(prompt) < longest]
-    counts = {"train": {**lengths, "not_taken": len(conversations.train[limit:])}, "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)}}
+    counts = {
+        "train": {**lengths, "not_taken": len(conversations.train[limit:])},
+        "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)},
+    }
     return stream, names, HeldOut(batches, probes), counts
 
 
 def _answered(
     dialogues: Sequence[EncodedDialogue], names: Sequence[str], max_tokens: int, which: str
 ) -> tuple[list[EncodedDialogue], list[str], dict[str, int]]:
-    """The dialogues with something to learn once they are cut, and counts; in real conversations a question alone may be longer."""
+    """The dialogues with something to learn once they are cut, and counts; in real conversations a question alone may
+    be longer.
+    """
     kept = [index for index, dialogue in enumerate(dialogues) if any(dialogue.supervised[: max_tokens - 1])]
     if not kept:
-        raise KoalaBenchError(f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.", "Raise --set data.max_tokens.")
+        raise KoalaBenchError(
+            f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.",
+            "Raise --set data.max_tokens.",
+        )
     left_out = sorted(set(range(len(dialogues))) - set(kept))
     over = [len(dialogues[index].ids) - max_tokens for index in kept if len(dialogues[index].ids) > max_tokens]
     if over or left_out:
         parts = [f"{len(over):,} are cut there, which loses {sum(over):,} tokens"] if over else []
-        parts += [f"{len(left_out):,} are left out, having no answer token before, such as {names[left_out[0]]}"] if left_out else []
+        parts += (
+            [f"{len(left_out):,} are left out, having no answer token before, such as {names[left_out[0]]}"]
+            if left_out
+            else []
+        )
         say(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
     counts = {
         "whole": len(kept) - len(over),

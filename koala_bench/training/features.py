@@ -18,10 +18,14 @@ def features_of(target: Target, batch: TokenBatch, features: tuple[int, ...], se
     """
     ids = batch.ids.to(target.device)
     hidden = target.states(ids, features).clone()  # a clone outside of inference mode may enter autograd
-    return FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output, batch.lengths.to(target.device))
+    return FeatureBatch(
+        ids, batch.supervised.to(target.device), hidden, seed, target.output, batch.lengths.to(target.device)
+    )
 
 
-def features_of_each(target: Target, batch: TokenBatch, features: Iterable[tuple[int, ...]], seed: int) -> dict[tuple[int, ...], FeatureBatch]:
+def features_of_each(
+    target: Target, batch: TokenBatch, features: Iterable[tuple[int, ...]], seed: int
+) -> dict[tuple[int, ...], FeatureBatch]:
     """The same batch as heads with different ``features`` want it, from one pass of the target.
 
     Args:

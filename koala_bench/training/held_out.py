@@ -1,9 +1,11 @@
-"""How a head in training is watched: its loss on held-out dialogues, and how much of held-out answers it drafts rightly.
+"""How a head in training is watched: its loss on held-out dialogues, and how much of held-out answers it drafts
+rightly.
 
 Acceptance is measured twice over the same steps of the same answers. Decoded: the head drafts, the target verifies.
-Teacher-forced: the head reads the finished answer as in training, and its predictions are compared with what follows. For a head
-that does the same in training and in decoding the two agree wherever the loss predicts from true states: at every depth of
-Medusa's heads, at the first of EAGLE's. A gap between them means another template, shifted features or a faulty cache.
+Teacher-forced: the head reads the finished answer as in training, and its predictions are compared with what follows.
+For a head that does the same in training and in decoding the two agree wherever the loss predicts from true states: at
+every depth of Medusa's heads, at the first of EAGLE's. A gap between them means another template, shifted features or a
+faulty cache.
 """
 
 from __future__ import annotations
@@ -50,9 +52,9 @@ def held_out_acceptance(target: Target, head: Any, held_out: HeldOut) -> dict[st
     """Acceptance of a head over held-out prompts, drafting chains of four, or as deep as it can.
 
     Returns:
-        ``acceptance_length`` and ``acceptance_rate_by_depth`` of all steps as decoded; ``teacher_forced_rate_by_depth`` and
-        ``decoded_rate_by_depth`` of those steps whose predictions the loss reports, depth by depth; a rate without a
-        trial is null.
+        ``acceptance_length`` and ``acceptance_rate_by_depth`` of all steps as decoded; ``teacher_forced_rate_by_depth``
+        and ``decoded_rate_by_depth`` of those steps whose predictions the loss reports, depth by depth; a rate without
+        a trial is null.
     """
     template = load_template(f"chain-{min(_DEPTH, head.max_depth)}")
     # Decoding is in the target's dtype. The weights come back bit for bit, into the tensors that the optimiser knows.
@@ -76,14 +78,20 @@ def held_out_acceptance(target: Target, head: Any, held_out: HeldOut) -> dict[st
 
 @torch.no_grad()
 def _hits(target: Target, head: Any, prompt: Sequence[int], answer: Decoded) -> list[tuple[list[bool], int]]:
-    """For each step of an answer: whether the loss's prediction at each depth is what follows, and how many drafts were accepted.
+    """For each step of an answer: whether the loss's prediction at each depth is what follows, and how many drafts were
+    accepted.
 
     The last step is left out: the end of the answer cuts it.
     """
     ids = torch.tensor([[*prompt, *answer.tokens]])
     whole = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), (0,), torch.tensor([ids.shape[1]]))
-    right: list[dict[int, bool]] = []  # one depth after the other, from the row drafted from to whether the best guess is right
-    for each in sorted(head.loss(features_of(target, whole, head.features, seed=0)).predictions, key=lambda prediction: prediction.depth):
+    right: list[
+        dict[int, bool]
+    ] = []  # one depth after the other, from the row drafted from to whether the best guess is right
+    for each in sorted(
+        head.loss(features_of(target, whole, head.features, seed=0)).predictions,
+        key=lambda prediction: prediction.depth,
+    ):
         ahead = each.rows.cpu() + each.depth + 1
         inside = ahead < ids.shape[1]
         rows, guesses = each.rows.cpu()[inside].tolist(), each.logits.argmax(dim=-1).cpu()[inside]
@@ -102,7 +110,8 @@ def _hits(target: Target, head: Any, prompt: Sequence[int], answer: Decoded) -> 
 
 
 def agreement(steps: Sequence[tuple[Sequence[bool], int]]) -> tuple[list[float | None], list[float | None]]:
-    """Conditional acceptance rates by depth, teacher-forced and decoded, over the steps with a prediction at that depth.
+    """Conditional acceptance rates by depth, teacher-forced and decoded, over the steps with a prediction at that
+    depth.
 
     Args:
         steps: for each whether the prediction at each depth is right, and the number of drafts accepted when decoding.

@@ -22,23 +22,34 @@ def read_training(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise KoalaBenchError(f"Cannot read the training log {path}: {error}.", "Name the training.jsonl beside trained heads.") from error
+        raise KoalaBenchError(
+            f"Cannot read the training log {path}: {error}.", "Name the training.jsonl beside trained heads."
+        ) from error
     found = []
     for number, line in enumerate(lines[:-1], 1):
         try:
             value = json.loads(line)
-            fine = value["kind"] in ("step", "held_out") and isinstance(value["step"], int) and isinstance(value["method"], str)
+            fine = (
+                value["kind"] in ("step", "held_out")
+                and isinstance(value["step"], int)
+                and isinstance(value["method"], str)
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise KoalaBenchError(f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads.") from error
+            raise KoalaBenchError(
+                f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads."
+            ) from error
         if not fine:
-            raise KoalaBenchError(f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads.")
+            raise KoalaBenchError(
+                f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads."
+            )
         found.append(value)
     return found
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Acceptance rates of one method at one depth, given the depths before: as trained and as decoded, over the same steps.
+    """Acceptance rates of one method at one depth, given the depths before: as trained and as decoded, over the same
+    steps.
 
     Attributes:
         step: of the training, when it was measured last.
@@ -69,7 +80,9 @@ def agreements(lines: Sequence[dict[str, Any]]) -> list[Agreement]:
     Args:
         lines: of ``read_training``.
     """
-    last: dict[str, dict[str, Any]] = {line["method"]: line for line in lines if line["kind"] == "held_out" and "teacher_forced_rate_by_depth" in line}
+    last: dict[str, dict[str, Any]] = {
+        line["method"]: line for line in lines if line["kind"] == "held_out" and "teacher_forced_rate_by_depth" in line
+    }
     found = []
     for method, line in last.items():
         pairs = zip(line["teacher_forced_rate_by_depth"], line["decoded_rate_by_depth"], strict=False)

@@ -69,7 +69,12 @@ def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = build(HEADS, preset.head, target.spec(), {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})})
+        head = build(
+            HEADS,
+            preset.head,
+            target.spec(),
+            {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})},
+        )
     if not isinstance(head, nn.Module):
         raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
     return head.to(target.device)
@@ -83,11 +88,17 @@ def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingP
     """
     head = build_head(target, preset, options.seed)
     if not isinstance(head, TrainableHead):
-        raise KoalaBenchError(f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it.")
-    objective = build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
+        raise KoalaBenchError(
+            f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it."
+        )
+    objective = (
+        build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
+    )
     rate = preset.learning_rate or options.learning_rate
     module: nn.Module = head
-    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
+    )
     return Arm(name, preset, head, objective, rate, optimiser)
 
 
@@ -102,7 +113,10 @@ def schedule(step: int, options: TrainingPreset) -> float:
 
 def _check_batch(batch: TokenBatch, names: Sequence[str]) -> None:
     if not batch.supervised.any():
-        raise KoalaBenchError(f"No token of dialogue {names[batch.samples[0]]} and its batch belongs to an answer.", "Check the chat template and the data.")
+        raise KoalaBenchError(
+            f"No token of dialogue {names[batch.samples[0]]} and its batch belongs to an answer.",
+            "Check the chat template and the data.",
+        )
 
 
 def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
@@ -112,7 +126,8 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
     for key, value in identity.items():
         if state["identity"].get(key) != value:
             raise KoalaBenchError(
-                f"The checkpoint {path} belongs to another run: its {key} differs.", "Choose another --out, or delete the folder to start again."
+                f"The checkpoint {path} belongs to another run: its {key} differs.",
+                "Choose another --out, or delete the folder to start again.",
             )
     return state
 
@@ -144,8 +159,8 @@ def train(
 ) -> None:
     """Train all arms together and write each as ``out/<method>/``.
 
-    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the team; the update is the same
-    whoever computed them.
+    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the team; the update is the
+    same whoever computed them.
 
     Args:
         names: what to call each dialogue of the stream in an error.
@@ -153,7 +168,8 @@ def train(
             another manifest is refused.
 
     Raises:
-        KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory runs out.
+        KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory
+            runs out.
     """
     AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
     accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
@@ -176,7 +192,9 @@ def train(
         }
         write_state(checkpoint, {"identity": manifest, "step": step, "tokens": seen, "arms": states})
 
-    evaluate_at = {round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)}
+    evaluate_at = {
+        round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)
+    }
     timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
     started, seen_before = time.perf_counter(), seen
     log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
@@ -193,13 +211,20 @@ def train(
             factor = schedule(step, options)
             before = time.perf_counter()
             own = [
-                features_of_each(target, micro_batches[index], (arm.head.features for arm in arms), seed=options.seed * 1_000_003 + numbers[index])
+                features_of_each(
+                    target,
+                    micro_batches[index],
+                    (arm.head.features for arm in arms),
+                    seed=options.seed * 1_000_003 + numbers[index],
+                )
                 for index in team.own(options.micro_batches)
             ]
             timings["target_s"] += time.perf_counter() - before
             for arm in arms:
                 before = time.perf_counter()
-                line = train_step(accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team)
+                line = train_step(
+                    accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team
+                )
                 timings[arm.name] += time.perf_counter() - before
                 if line is None:
                     worst = ", ".join(names[i] for tokens in micro_batches for i in tokens.samples[:4])
@@ -208,7 +233,15 @@ def train(
                         "Lower its learning rate; the last checkpoint is kept.",
                     )
                 if (step + 1) % _LOG_EVERY == 0 or step == 0:
-                    write({"kind": "step", "step": step + 1, "method": arm.name, "rate": round(arm.learning_rate * factor, 8), **line})
+                    write(
+                        {
+                            "kind": "step",
+                            "step": step + 1,
+                            "method": arm.name,
+                            "rate": round(arm.learning_rate * factor, 8),
+                            **line,
+                        }
+                    )
             seen += sum(int(tokens.lengths.sum()) for tokens in micro_batches)
             if step + 1 in evaluate_at and team.first:
                 for arm in arms:
@@ -231,14 +264,26 @@ def train(
         parts = ", ".join(f"{name.removesuffix('_s')} {seconds / spent:.0%}" for name, seconds in timings.items())
         say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
     for arm in arms if team.first else ():
-        save_head(out / arm.name, arm.head, arm.preset, target, {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name})
+        save_head(
+            out / arm.name,
+            arm.head,
+            arm.preset,
+            target,
+            {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name},
+        )
     if team.first:
         earlier(checkpoint).unlink(missing_ok=True)
     team.wait()  # nobody looks for a head that is not written yet
 
 
 def train_step(
-    accelerator: Accelerator, arm: Arm, batches: Sequence[FeatureBatch], options: TrainingPreset, factor: float, step: int, team: Team
+    accelerator: Accelerator,
+    arm: Arm,
+    batches: Sequence[FeatureBatch],
+    options: TrainingPreset,
+    factor: float,
+    step: int,
+    team: Team,
 ) -> dict[str, float] | None:
     """One update of one head; returns what is logged, or None if the loss or the gradient is not finite.
 
@@ -269,7 +314,8 @@ def train_step(
         accelerator.backward(total if share == 1.0 else total * share)
         logs.append({"loss": found.total.detach(), **found.parts, **told, **parts})
         if len(batches) > 1:
-            batch.forget()  # what a step holds should not grow with its micro-batches, and a distribution is soon made again
+            # what a step holds should not grow with its micro-batches, and a distribution is soon made again
+            batch.forget()
     loss = team.sum_gradients(arm.head.parameters(), share * torch.stack([each["loss"] for each in logs]).sum()[None])
     norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
     if not torch.isfinite(norm) or not torch.isfinite(loss):

@@ -1,7 +1,9 @@
-"""At which rank a head has the token that the target says, at every depth below true tokens: what a draft tree can hope for.
+"""At which rank a head has the token that the target says, at every depth below true tokens: what a draft tree can hope
+for.
 
-The head drafts a chain along the target's own answer: whatever it would have proposed, its first candidate is replaced by the true
-token, and the rank of that token among its scores is noted. Any head that takes its candidates through ``pick`` can be asked.
+The head drafts a chain along the target's own answer: whatever it would have proposed, its first candidate is replaced
+by the true token, and the rank of that token among its scores is noted. Any head that takes its candidates through
+``pick`` can be asked.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class RankProfile:
     """Ranks of true tokens.
 
     Attributes:
-        ranks: int [positions, depth]; ``NOWHERE`` behind the answer's end. A position is a token of an answer after which a draft could begin.
+        ranks: int [positions, depth]; ``NOWHERE`` behind the answer's end. A position is a token of an answer after
+            which a draft could begin.
         answers: number of positions of each answer, one after the other; every position stands for itself if not given.
     """
 
@@ -42,7 +45,8 @@ class RankProfile:
         return int(self.ranks.shape[1])
 
     def conditional(self, widest: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Probability [depth, widest] that a candidate of a rank is the true token, where all above it were among the ``widest`` best.
+        """Probability [depth, widest] that a candidate of a rank is the true token, where all above it were among the
+        ``widest`` best.
 
         Where the path above was further down, no tree would have come this far.
         """
@@ -106,7 +110,8 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
     """
     if not hasattr(head, "pick"):
         raise KoalaBenchError(
-            f"{type(head).__name__} has no scores of candidates to rank.", "Tune the tree of a head that takes its candidates through an attribute 'pick'."
+            f"{type(head).__name__} has no scores of candidates to rank.",
+            "Tune the tree of a head that takes its candidates through an attribute 'pick'.",
         )
     depth = min(depth, head.max_depth)
     template = load_template(f"chain-{depth}")
@@ -121,7 +126,9 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
             advance(1)
     head.pick = best
     if not found:
-        raise KoalaBenchError("The answers to the held-out prompts are too short to rank anything.", "Give more --prompts or --tokens.")
+        raise KoalaBenchError(
+            "The answers to the held-out prompts are too short to rank anything.", "Give more --prompts or --tokens."
+        )
     return RankProfile(np.asarray(found, dtype=np.int64), tuple(counts))
 
 

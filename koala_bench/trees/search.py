@@ -1,7 +1,9 @@
-"""The best draft tree of a size: by dynamic programming over what a child of each rank and depth is worth, and greedily.
+"""The best draft tree of a size: by dynamic programming over what a child of each rank and depth is worth, and
+greedily.
 
-The first is the dynamic program of Sequoia (Chen et al. 2024, arXiv 2402.12374), with probabilities that may differ by depth; the second
-is how Medusa builds its trees (Cai et al. 2024, arXiv 2401.10774): node after node, always the likeliest that can be hung on.
+The first is the dynamic program of Sequoia (Chen et al. 2024, arXiv 2402.12374), with probabilities that may differ by
+depth; the second is how Medusa builds its trees (Cai et al. 2024, arXiv 2401.10774): node after node, always the
+likeliest that can be hung on.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ class BestTrees:
         self._p = probabilities
         self._depth, self._ranks = probabilities.shape
         self._most = most
-        # For trees of so many levels: [level][rank, count], what ``count`` nodes are worth at most that hang below a node of that level on
-        # candidates from ``rank`` on, and how many of them belong to the candidate of that rank.
+        # For trees of so many levels: [level][rank, count], what ``count`` nodes are worth at most that hang below a
+        # node of that level on candidates from ``rank`` on, and how many of them belong to the candidate of that rank.
         self._tables: dict[int, tuple[list[_Probabilities], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
 
     def best(self, nodes: int, depth: int) -> tuple[list[Path], float]:
-        """The paths of the best tree of at most ``nodes`` drafted nodes and ``depth`` levels, and the tokens it gets accepted by these probabilities."""
+        """The paths of the best tree of at most ``nodes`` drafted nodes and ``depth`` levels, and the tokens it gets
+        accepted by these probabilities.
+        """
         depth = min(depth, self._depth)
         values, taken = self._table(depth)
         paths: list[Path] = []
@@ -71,9 +75,11 @@ class BestTrees:
 
 
 def greedy(profile: RankProfile, nodes: int, depth: int, widest: int) -> list[Path]:
-    """The tree of the ``nodes`` nodes that were most often on the true path, of at most ``depth`` levels and ``widest`` candidates.
+    """The tree of the ``nodes`` nodes that were most often on the true path, of at most ``depth`` levels and ``widest``
+    candidates.
 
-    No node is more often there than the one above it, so that taking the next most frequent one is the best for the counted positions.
+    No node is more often there than the one above it, so that taking the next most frequent one is the best for the
+    counted positions.
     """
     paths: list[Path] = []
     waiting: list[tuple[float, int, Path]] = [(-profile.frequency((rank,)), 1, (rank,)) for rank in range(widest)]

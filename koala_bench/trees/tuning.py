@@ -1,9 +1,12 @@
-"""The draft tree for this machine and this head: step times measured here, acceptance on held-out prompts, and a search over both."""
+"""The draft tree for this machine and this head: step times measured here, acceptance on held-out prompts, and a search
+over both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,8 +59,10 @@ class Tuned:
 
     Attributes:
         found: how it was found.
-        length, speedup: expected, from the ranks on the prompts that are searched on and from the time of a step beside vanilla's on some of them.
-        measured_length, measured_speedup: by decoding held-out prompts that the search did not see, interleaved with vanilla.
+        length, speedup: expected, from the ranks on the prompts that are searched on and from the time of a step beside
+            vanilla's on some of them.
+        measured_length, measured_speedup: by decoding held-out prompts that the search did not see, interleaved with
+            vanilla.
     """
 
     found: str
@@ -68,7 +73,16 @@ class Tuned:
     measured_speedup: float
 
 
-def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[int]], tokens: int, most: int, depth: int, widest: int) -> list[Tuned]:
+def tune(
+    target: Target,
+    head: Any,
+    usual: Template,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    most: int,
+    depth: int,
+    widest: int,
+) -> list[Tuned]:
     """Search for the fastest tree; returns the trees of both searches and the usual one, the fastest as measured first.
 
     Args:
@@ -79,7 +93,8 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
         depth, widest: deepest level and number of candidates to consider.
 
     Raises:
-        KoalaBenchError: the head has no scores of candidates or none of them is ever right, or the prompts have no answers.
+        KoalaBenchError: the head has no scores of candidates or none of them is ever right, or the prompts have no
+            answers.
     """
     # Every third, since prompts that stand together are of one kind.
     others = prompts[2::3] or prompts
@@ -93,7 +108,8 @@ def tune(target: Target, head: Any, usual: Template, prompts: Sequence[Sequence[
     if isinstance(usual, TreeTemplate) and usual.nodes <= most:
         trees[f"usual ({usual.name})"] = usual
     templates = list(trees.values())
-    # What a step takes is seen in whole answers only: how many tokens a head reads at once and how often it reads a prompt is part of it.
+    # What a step takes is seen in whole answers only: how many tokens a head reads at once and how often it reads a
+    # prompt is part of it.
     timed, measured = _measure(target, head, templates, (searched[:_TIMED], others), tokens)
     found = []
     for index, (name, tree) in enumerate(trees.items()):
@@ -117,7 +133,9 @@ def _greedily(profile: RankProfile, widest: int) -> Callable[[int, int], list[tu
     return lambda nodes, depth: greedy(profile, nodes, depth, widest)
 
 
-def _fastest(profile: RankProfile, times: StepTimes, search: Callable[[RankProfile], Callable[[int, int], list[tuple[int, ...]]]]) -> TreeTemplate:
+def _fastest(
+    profile: RankProfile, times: StepTimes, search: Callable[[RankProfile], Callable[[int, int], list[tuple[int, ...]]]]
+) -> TreeTemplate:
     """The tree of whatever size and depth from which most tokens a second are expected.
 
     First all positions count; then, again and again, those at which the steps of the best tree so far begin.
@@ -126,10 +144,15 @@ def _fastest(profile: RankProfile, times: StepTimes, search: Callable[[RankProfi
     counted = profile
     for _ in range(_SEARCHES):
         paths_of = search(counted)
-        sizes = [(nodes, depth) for depth in range(1, profile.depth + 1) for nodes in range(depth, len(times.verify) - 1)]
+        sizes = [
+            (nodes, depth) for depth in range(1, profile.depth + 1) for nodes in range(depth, len(times.verify) - 1)
+        ]
         found += [TreeTemplate.of("tuned", paths) for nodes, depth in sizes if (paths := paths_of(nodes, depth))]
         if not found:
-            raise KoalaBenchError("None of the head's best candidates was right anywhere on the held-out prompts.", "Train it further, or raise --ranks.")
+            raise KoalaBenchError(
+                "None of the head's best candidates was right anywhere on the held-out prompts.",
+                "Train it further, or raise --ranks.",
+            )
         best = max(found, key=lambda tree: _expected(profile, times, tree)[1])
         found, counted = [best], profile.at(profile.steps(best.paths))
     return best
@@ -140,7 +163,9 @@ def _fastest(profile: RankProfile, times: StepTimes, search: Callable[[RankProfi
 
 @torch.inference_mode()
 def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int) -> StepTimes:
-    """Time passes over 1 to ``most`` nodes, drafts of several trees, and what a step takes besides; interleaved, medians."""
+    """Time passes over 1 to ``most`` nodes, drafts of several trees, and what a step takes besides; interleaved,
+    medians.
+    """
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(target.model.config.vocab_size, (_PAST,), generator=draw).to(target.device)
     cache = target.new_cache(_PAST + most)
@@ -148,7 +173,12 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
     counts = sorted({1, 2, 3, 4, *range(6, most + 1, 2 if most <= 16 else 4), most} & set(range(1, most + 1)))
     chains = {count: DraftTree(ids[:count].clone(), TreeShape(tuple(range(-1, count - 1)))) for count in counts}
     templates = [load_template(f"chain-{length}") for length in range(1, depth + 1)]
-    templates += [load_template("x".join([str(min(width, widest))] * length)) for width in (2, 3) for length in (1, 2) if length <= depth]
+    templates += [
+        load_template("x".join([str(min(width, widest))] * length))
+        for width in (2, 3)
+        for length in (1, 2)
+        if length <= depth
+    ]
     new = Committed(ids[-2:], hidden[-3:-1], len(ids) - 3)
     passes: dict[int, list[float]] = {count: [] for count in counts}
     drafts: dict[str, list[float]] = {template.name: [] for template in templates}
@@ -159,7 +189,9 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
         head.draft(Committed(ids[1:-2], hidden[:-3], 0, ids[:1]))
 
     def timed(run: Callable[[], object], between: Callable[[], object]) -> list[float]:
-        """Several times in a row, what belongs between them too: in a processor's cache lies then what lies there in decoding."""
+        """Several times in a row, what belongs between them too: in a processor's cache lies then what lies there in
+        decoding.
+        """
         spent = []
         for _ in range(_BURST):
             between()
@@ -170,7 +202,9 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
         for turn in range(_ROUNDS + 1):
             for count, chain in chains.items():
                 begin(templates[0])
-                passes[count] += timed(lambda chain=chain: target.verify(chain, cache), lambda count=count: count > 1 and head.draft(new))  # type: ignore[misc]
+                passes[count] += timed(
+                    partial(target.verify, chain, cache), partial(head.draft, new) if count > 1 else _nothing
+                )
             for template in templates:
                 begin(template)
                 after = chains[min(counts, key=lambda count, nodes=template.nodes: abs(count - nodes))]  # type: ignore[misc]
@@ -196,12 +230,17 @@ def _size(template: TreeTemplate) -> tuple[int, int, int]:
 def _measure(
     target: Target, head: Any, templates: Sequence[TreeTemplate], groups: Sequence[Sequence[Sequence[int]]], tokens: int
 ) -> list[list[tuple[float, float]]]:  # fmt: skip
-    """Acceptance length and speedup of each tree on each group of prompts: all trees and vanilla on every prompt in turn.
+    """Acceptance length and speedup of each tree on each group of prompts: all trees and vanilla on every prompt in
+    turn.
 
     The groups are mixed evenly, so that what the machine does meanwhile happens to all of them alike.
     """
     runs: list[tuple[Any, Template]] = [(Vanilla(), VANILLA_TREE), *((head, template) for template in templates)]
-    order = sorted((place / len(group), number, prompt) for number, group in enumerate(groups) for place, prompt in enumerate(group))
+    order = sorted(
+        (place / len(group), number, prompt)
+        for number, group in enumerate(groups)
+        for place, prompt in enumerate(group)
+    )
     settled, steps, seconds = np.zeros((3, len(groups), len(runs)))
     widest, longest = max(template.nodes for template in templates), max(len(prompt) for _, _, prompt in order)
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))
@@ -216,13 +255,19 @@ def _measure(
                     steps[group, index] += len(answer.accepted)
                     seconds[group, index] += answer.decode_s
     lengths, rates = settled / steps, settled / seconds
-    return [[(float(length[index]), float(rate[index] / rate[0])) for index in range(1, len(runs))] for length, rate in zip(lengths, rates, strict=True)]
+    return [
+        [(float(length[index]), float(rate[index] / rate[0])) for index in range(1, len(runs))]
+        for length, rate in zip(lengths, rates, strict=True)
+    ]
 
 
 def in_words(method: str, found: Sequence[Tuned]) -> str:
     """A table in Markdown."""
     lines = [
-        f"Draft trees of {method}, the fastest first. Expected from ranks on held-out prompts and step times here; measured on other such prompts.",
+        (
+            f"Draft trees of {method}, the fastest first. Expected from ranks on held-out prompts and step times here;"
+            " measured on other such prompts."
+        ),
         "",
         "| Found by | Nodes | Depth | Length, expected | measured | Speedup, expected | measured | Apart (%) |",
         "| :-- | --: | --: | --: | --: | --: | --: | --: |",
@@ -230,7 +275,11 @@ def in_words(method: str, found: Sequence[Tuned]) -> str:
     for each in found:
         apart = 100 * (each.measured_speedup / each.speedup - 1)
         lines.append(
-            f"| {each.found} | {each.template.nodes} | {each.template.depth} | {each.length:.2f} | {each.measured_length:.2f} "
-            f"| {each.speedup:.2f} | {each.measured_speedup:.2f} | {apart:+.1f} |"
+            f"| {each.found} | {each.template.nodes} | {each.template.depth} | {each.length:.2f} |"
+            f" {each.measured_length:.2f} | {each.speedup:.2f} | {each.measured_speedup:.2f} | {apart:+.1f} |"
         )
     return "\n".join(lines)
+
+
+def _nothing() -> None:
+    """Between two passes of one node there is no draft."""

@@ -1,4 +1,6 @@
-"""Bad input: whatever is wrong, the command ends in one line that names thing and remedy, exit code 2, and nothing has changed."""
+"""Bad input: whatever is wrong, the command ends in one line that names thing and remedy, exit code 2, and nothing has
+changed.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def words(command: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which everything is well: target, conversations, questions, answers, two records, recordings, a finished run in ``done``."""
+    """A folder in which everything is well: target, conversations, questions, answers, two records, recordings, a
+    finished run in ``done``.
+    """
     place = tmp_path_factory.mktemp("furnished")
     save_tiny_target(place / "target")
     conversations(place)
@@ -59,7 +63,10 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "fixtures/medusa_tiny/expected.safetensors").write_bytes(_tensors())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        for command in ("train SMALL --methods medusa,eagle --out done", "evaluate SMALL ASK --methods vanilla,medusa --tree 2x1 --out done"):
+        for command in (
+            "train SMALL --methods medusa,eagle --out done",
+            "evaluate SMALL ASK --methods vanilla,medusa --tree 2x1 --out done",
+        ):
             patch.setattr(sys, "argv", ["koala-bench", *words(command)])
             app(standalone_mode=False)
     return place
@@ -96,7 +103,7 @@ def test_there_are_enough_cases_and_every_command_has_some() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_bad_input_ends_in_one_line_and_changes_nothing(case: Case, koala: Koala, room: Path) -> None:  # noqa: F811
+def test_bad_input_ends_in_one_line_and_changes_nothing(case: Case, koala: Koala, room: Path) -> None:
     case.arrange(room)
     before = contents(room)
     with case.around():
@@ -118,7 +125,9 @@ def test_a_process_of_its_own_ends_in_the_same_way(tmp_path: Path) -> None:
 
 
 def test_what_no_command_reaches_on_a_full_disk_is_told_by_name_too(target: Target, tmp_path: Path) -> None:
-    """Heads and checkpoints are written by libraries with errors of their own, and after much else; the end of a record is its last bytes."""
+    """Heads and checkpoints are written by libraries with errors of their own, and after much else; the end of a record
+    is its last bytes.
+    """
     preset = load_preset("tiny").method("medusa")
     head = build_head(target, preset, 0)
     with open_record(tmp_path / "record.jsonl", make_header()) as writer:
@@ -126,7 +135,9 @@ def test_what_no_command_reaches_on_a_full_disk_is_told_by_name_too(target: Targ
         before = contents(tmp_path)
         for name, write_it in {
             "model.safetensors": lambda: save_weights(tmp_path / "model.safetensors", head),
-            "checkpoint.pt": lambda: write_state(tmp_path / "checkpoint.pt", {"identity": {}, "head": head.state_dict()}),
+            "checkpoint.pt": lambda: write_state(
+                tmp_path / "checkpoint.pt", {"identity": {}, "head": head.state_dict()}
+            ),
             "record.jsonl": lambda: writer.finish(1.0),
         }.items():
             with full_disk(), pytest.raises(KoalaBenchError, match=rf"{name}.*(space|Space)"):
@@ -145,7 +156,7 @@ def test_a_disk_that_fails_when_a_record_ends_is_told_by_name(tmp_path: Path, mo
             writer.finish(1.0)
 
 
-def test_good_input_is_no_mistake(koala: Koala, room: Path) -> None:  # noqa: F811
+def test_good_input_is_no_mistake(koala: Koala, room: Path) -> None:
     """The room itself is well, so that what a case complains of is what the case has spoilt."""
     for command in (
         "train SMALL --methods medusa,eagle --out done",

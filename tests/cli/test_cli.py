@@ -1,4 +1,6 @@
-"""What the commands do when all is well: help, the whole way to Table 1 on a tiny target, reuse, going on, and options that reach what they should."""
+"""What the commands do when all is well: help, the whole way to Table 1 on a tiny target, reuse, going on, and options
+that reach what they should.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,13 @@ def settings(folder: Path) -> list[str]:
         "training.held_out_evaluations=1",
     ]
     source = f"data.source={folder / 'conversations.jsonl'}"
-    return ["--target", str(folder / "target"), "--device", "cpu", *(part for value in [source, *values] for part in ("--set", value))]
+    return [
+        "--target",
+        str(folder / "target"),
+        "--device",
+        "cpu",
+        *(part for value in [source, *values] for part in ("--set", value)),
+    ]
 
 
 def decoding(folder: Path) -> list[str]:
@@ -98,7 +106,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Path:
     """A finished run of ``reproduce table1``."""
-    command = ["koala-bench", "reproduce", "table1", *settings(folder), *decoding(folder), "--out", str(folder / "done")]
+    command = [
+        "koala-bench",
+        "reproduce",
+        "table1",
+        *settings(folder),
+        *decoding(folder),
+        "--out",
+        str(folder / "done"),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command)
         app(standalone_mode=False)
@@ -137,7 +153,9 @@ def test_help_of_a_command_loads_no_torch() -> None:
 def test_table_1_is_reproduced_end_to_end(done: Path) -> None:
     files = {str(path.relative_to(done)) for path in done.rglob("*") if path.is_file()}
     trained = ("medusa", "medusa+koala", "eagle", "eagle+koala")
-    heads = {f"heads/{method}/{name}" for method in trained for name in ("config.json", "model.safetensors", "training.json")}
+    heads = {
+        f"heads/{method}/{name}" for method in trained for name in ("config.json", "model.safetensors", "training.json")
+    }
     answers = {f"answers/target-{method}.jsonl" for method in ("vanilla", *trained)}
     assert files == {*TABLE_FILES, "records.jsonl", "heads/checkpoint.pt", "heads/training.jsonl", *heads, *answers}
     run = read_run(done / "records.jsonl")
@@ -145,11 +163,16 @@ def test_table_1_is_reproduced_end_to_end(done: Path) -> None:
     assert len(run.turns) == 5 * 2 * 2
     assert run.header["command"][:3] == ["koala-bench", "reproduce", "table1"]
     table = (done / "table1.md").read_text()
-    assert all(f"| {method} |" in " ".join(table.split()) for method in ("vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"))
+    assert all(
+        f"| {method} |" in " ".join(table.split())
+        for method in ("vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala")
+    )
     assert "medusa 4/4 turns" in table and "eagle+koala 4/4 turns" in table
 
 
-def test_a_second_run_reuses_everything_says_so_and_writes_the_same_bytes(koala: Koala, folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reuses_everything_says_so_and_writes_the_same_bytes(
+    koala: Koala, folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in done.rglob("*") if path.is_file()}
 
     def never(*_: object) -> None:
@@ -168,7 +191,9 @@ def test_a_second_run_reuses_everything_says_so_and_writes_the_same_bytes(koala:
     assert {path for path in untouched if before[path] != after[path]} == set()
 
 
-def test_tables_come_again_from_the_record_alone(koala: Koala, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_come_again_from_the_record_alone(
+    koala: Koala, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = tmp_path / "elsewhere" / "records.jsonl"
     record.parent.mkdir()
     record.write_bytes((done / "records.jsonl").read_bytes())
@@ -183,7 +208,9 @@ def test_tables_come_again_from_the_record_alone(koala: Koala, done: Path, tmp_p
 def test_train_and_evaluate_are_the_same_in_two_steps(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
     few = ["--methods", "vanilla,eagle"]
     assert koala("train", *settings(folder), *few, "--out", str(tmp_path)).out.strip() == str(tmp_path / "heads")
-    assert (tmp_path / "heads" / "eagle" / "model.safetensors").read_bytes() == (done / "heads" / "eagle" / "model.safetensors").read_bytes()
+    assert (tmp_path / "heads" / "eagle" / "model.safetensors").read_bytes() == (
+        done / "heads" / "eagle" / "model.safetensors"
+    ).read_bytes()
     result = koala("evaluate", *settings(folder), *decoding(folder), *few, "--out", str(tmp_path))
     assert result.out.strip() == str(tmp_path / "records.jsonl")
     assert [turn["new_token_ids"] for turn in read_run(tmp_path / "records.jsonl").turns_of("eagle")] == [
@@ -209,17 +236,37 @@ def test_options_are_what_the_record_says(koala: Koala, folder: Path, done: Path
         "--heads",
         str(done / "heads"),
     ]
-    result = koala("evaluate", *settings(folder), *decoding(folder), *options, "--max-new-tokens", "3", "--out", str(tmp_path))
+    result = koala(
+        "evaluate", *settings(folder), *decoding(folder), *options, "--max-new-tokens", "3", "--out", str(tmp_path)
+    )
     assert result.code == 0
     header = read_run(tmp_path / "records.jsonl").header
     assert header["methods"][1]["tree"] == {"name": "2x1", "nodes": 5, "depth": 2, "parents": [-1, 0, 0, 1, 2]}
-    assert (header["target"]["dtype"], header["target"]["attention"], header["target"]["device"]) == ("float64", "eager", "cpu")
+    assert (header["target"]["dtype"], header["target"]["attention"], header["target"]["device"]) == (
+        "float64",
+        "eager",
+        "cpu",
+    )
     assert (header["limits"]["max_new_tokens"], header["measure"]["repeats"]) == (3, 2)
     assert header["preset"]["resolved"]["methods"]["eagle+koala"]["tree"] == "2x1"
 
 
 def test_layers_are_those_of_every_head(koala: Koala, folder: Path, tmp_path: Path) -> None:
-    assert koala("train", *settings(folder), "--methods", "eagle,medusa", "--layers", "3", "--seed", "5", "--out", str(tmp_path)).code == 0
+    assert (
+        koala(
+            "train",
+            *settings(folder),
+            "--methods",
+            "eagle,medusa",
+            "--layers",
+            "3",
+            "--seed",
+            "5",
+            "--out",
+            str(tmp_path),
+        ).code
+        == 0
+    )
     for method in ("eagle", "medusa"):
         assert json.loads((tmp_path / "heads" / method / "config.json").read_text())["layers"] == 3
         assert json.loads((tmp_path / "heads" / method / "training.json").read_text())["training"]["seed"] == 5
@@ -229,12 +276,16 @@ def test_names_with_quotes_and_spaces_work(koala: Koala, folder: Path, done: Pat
     odd = tmp_path / 'it\'s "one" \\ target'
     odd.symlink_to(folder / "target")
     few = ["--methods", "eagle", "--limit", "1", "--heads", str(done / "heads")]
-    result = koala("evaluate", *settings(folder), *decoding(folder), *few, "--target", str(odd), "--out", str(tmp_path / "out"))
+    result = koala(
+        "evaluate", *settings(folder), *decoding(folder), *few, "--target", str(odd), "--out", str(tmp_path / "out")
+    )
     assert result.code == 0, result.err
     assert read_run(tmp_path / "out" / "records.jsonl").header["target"]["name"] == str(odd)
 
 
-def test_without_out_the_results_go_to_a_folder_of_the_target(koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_out_the_results_go_to_a_folder_of_the_target(
+    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["--methods", "eagle", "--limit", "1", "--heads", str(done / "heads")]
     result = koala("evaluate", *settings(folder), *decoding(folder), *few)
@@ -242,12 +293,25 @@ def test_without_out_the_results_go_to_a_folder_of_the_target(koala: Koala, fold
     assert (tmp_path / result.out.strip()).is_file()
 
 
-def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["evaluate", *settings(folder), *decoding(folder), "--methods", "eagle", "--heads", str(done / "heads"), "--out", str(tmp_path)]
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
+    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "evaluate",
+        *settings(folder),
+        *decoding(folder),
+        "--methods",
+        "eagle",
+        "--heads",
+        str(done / "heads"),
+        "--out",
+        str(tmp_path),
+    ]
     real, kept = evaluation.decode, tmp_path / "records.jsonl"
 
     def dies(*arguments: object, **options: object) -> object:
-        # By the lines that are kept, not by the calls: how many calls an answer takes depends on which passes were recorded before.
+        # By the lines that are kept, not by the calls: how many calls an answer takes depends on which passes were
+        # recorded before.
         if kept.is_file() and len(kept.read_text().splitlines()) == 1 + 2:
             raise KeyboardInterrupt
         return real(*arguments, **options)  # type: ignore[arg-type]
@@ -263,13 +327,25 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(koala: Koala, fold
 
 def test_the_usual_engine_replays_and_answers_the_same(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
     """The other commands here are told to use the eager one: recording takes longer than what they decode."""
-    command = ["evaluate", *settings(folder), *decoding(folder), "--methods", "eagle", "--heads", str(done / "heads"), "--out", str(tmp_path)]
+    command = [
+        "evaluate",
+        *settings(folder),
+        *decoding(folder),
+        "--methods",
+        "eagle",
+        "--heads",
+        str(done / "heads"),
+        "--out",
+        str(tmp_path),
+    ]
     result = koala(*command, "--set", 'target.engine="auto"')
     assert result.code == 0, result.err
     graph, eager = read_run(tmp_path / "records.jsonl"), read_run(done / "records.jsonl")
     assert (graph.header["target"].get("engine"), eager.header["target"].get("engine")) == ("graph", None)
     wanted = {key_of(turn): turn["new_token_ids"] for turn in eager.turns}
-    assert {key_of(turn): turn["new_token_ids"] for turn in graph.turns} == {key: wanted[key] for key in map(key_of, graph.turns)}
+    assert {key_of(turn): turn["new_token_ids"] for turn in graph.turns} == {
+        key: wanted[key] for key in map(key_of, graph.turns)
+    }
 
 
 def test_heads_lists_what_is_installed(koala: Koala) -> None:
@@ -288,7 +364,9 @@ def test_heads_lists_what_is_installed(koala: Koala) -> None:
     assert "26 nodes with the root, depth 5" in out
 
 
-def test_data_lists_the_public_files_with_their_state(koala: Koala, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_lists_the_public_files_with_their_state(
+    koala: Koala, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = koala("data").out
     assert "mt_bench" in out and "no data folder set" in out and "Set --data-dir or KOALA_BENCH_DATA" in out
     assert "missing" in koala("data", "--data-dir", str(folder / "empty")).out
@@ -300,8 +378,25 @@ def test_data_finds_the_public_files(koala: Koala, data_dir: Path) -> None:
     assert koala("data", "--data-dir", str(data_dir)).out.count("present") == 8
 
 
-def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(koala: Koala, folder: Path, tmp_path: Path) -> None:
-    small = ["--device", "cpu", "--dtype", "float64", "--tokens", "4", "--rounds", "1", "--steps", "1", "--set", "data.limit=40", "--out", str(tmp_path)]
+def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(
+    koala: Koala, folder: Path, tmp_path: Path
+) -> None:
+    small = [
+        "--device",
+        "cpu",
+        "--dtype",
+        "float64",
+        "--tokens",
+        "4",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--set",
+        "data.limit=40",
+        "--out",
+        str(tmp_path),
+    ]
     result = koala("benchmark", "--target", str(folder / "target"), "--methods", "vanilla,medusa,eagle", *small)
     assert result.code == 0, result.err
     assert "8 of 8 answers have the same tokens" in result.out

@@ -36,7 +36,10 @@ def test_what_was_there_stays_if_writing_fails(tmp_path: Path, error: type[BaseE
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
-    with pytest.raises(KoalaBenchError, match=r"Cannot write .*file\.txt: No space left on device\. Free space"), replacing(path) as temporary:
+    with (
+        pytest.raises(KoalaBenchError, match=r"Cannot write .*file\.txt: No space left on device\. Free space"),
+        replacing(path) as temporary,
+    ):
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []

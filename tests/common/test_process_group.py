@@ -1,4 +1,6 @@
-"""Several processes: two end in the weights of one, share out the questions, and merge their parts into one complete record."""
+"""Several processes: two end in the weights of one, share out the questions, and merge their parts into one complete
+record.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,38 @@ TIMES = {"prefill_s", "decode_s", "draft_s", "verify_s"}
 
 
 def launch(script: Path, processes: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(script),
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
 
 
 def settings(folder: Path, micro_batches: int) -> list[str]:
-    balanced = "methods.\"medusa+koala\".objective_options={ discriminator = 'embedding', weight = 0.1, balanced = true, spectral = true, noise = 0.1 }"
-    small = ["training.batch_tokens=192", f"training.micro_batches={micro_batches}", "training.steps=8", "training.checkpoint_every=4", balanced]
-    return [*small, f"evaluation.questions='{folder / 'questions.jsonl'}'", "evaluation.max_new_tokens=10", "evaluation.warmup=0"]
+    balanced = (
+        "methods.\"medusa+koala\".objective_options={ discriminator = 'embedding', weight = 0.1, balanced = true,"
+        " spectral = true, noise = 0.1 }"
+    )
+    small = [
+        "training.batch_tokens=192",
+        f"training.micro_batches={micro_batches}",
+        "training.steps=8",
+        "training.checkpoint_every=4",
+        balanced,
+    ]
+    return [
+        *small,
+        f"evaluation.questions='{folder / 'questions.jsonl'}'",
+        "evaluation.max_new_tokens=10",
+        "evaluation.warmup=0",
+    ]
 
 
 def train_and_evaluate(target_folder: Path, folder: Path, out: Path, more: list[str]) -> None:
@@ -48,7 +74,17 @@ def train_and_evaluate(target_folder: Path, folder: Path, out: Path, more: list[
     run(preset, METHODS, out)
     exact = load_target(str(target_folder), "cpu", "float64")
     assert exact.tokenizer is not None
-    evaluate(preset, "tiny", ["vanilla", *METHODS], exact, chat_template("vicuna_v1.1", exact.tokenizer), out, out / "records.jsonl", None, ["koala-bench"])
+    evaluate(
+        preset,
+        "tiny",
+        ["vanilla", *METHODS],
+        exact,
+        chat_template("vicuna_v1.1", exact.tokenizer),
+        out,
+        out / "records.jsonl",
+        None,
+        ["koala-bench"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +122,25 @@ def script_for(target_folder: Path, data: Path, out: Path, micro_batches: int, i
 
 
 @pytest.mark.slow
-def test_two_processes_end_in_the_weights_and_records_of_one(target_folder: Path, data: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_end_in_the_weights_and_records_of_one(
+    target_folder: Path, data: Path, alone: Path, tmp_path: Path
+) -> None:
     two = tmp_path / "two"
     done = launch(script_for(target_folder, data, two, 2, tmp_path), 2)
     assert done.returncode == 0, done.stderr
     for method in METHODS:
         one, other = weights(alone / method), weights(two / method)
         assert max(float((one[key] - other[key]).abs().max()) for key in one) < 1e-5
-    assert done.stderr.count("Resuming") == 0 and done.stderr.count("trained parameters") == len(METHODS), "one process speaks"
+    assert done.stderr.count("Resuming") == 0 and done.stderr.count("trained parameters") == len(METHODS), (
+        "one process speaks"
+    )
     mine, theirs = read_run(alone / "records.jsonl"), read_run(two / "records.jsonl")
     assert theirs.finished and not list(two.glob("*.part-*"))
     assert [key_of(turn) for turn in theirs.turns] == [key_of(turn) for turn in mine.turns], "the order of one process"
     for turn, other_turn in zip(mine.turns, theirs.turns, strict=True):
-        assert {k: v for k, v in turn.items() if k not in TIMES} == {k: v for k, v in other_turn.items() if k not in TIMES}
+        assert {k: v for k, v in turn.items() if k not in TIMES} == {
+            k: v for k, v in other_turn.items() if k not in TIMES
+        }
     assert theirs.header["measure"] == {"warmup": 0, "repeats": 1, "processes": 2}
     # A finished record is anyone's to reuse.
     again = read_run(two / "records.jsonl").path.read_bytes()
@@ -106,10 +148,15 @@ def test_two_processes_end_in_the_weights_and_records_of_one(target_folder: Path
     assert (two / "records.jsonl").read_bytes() == again
 
 
-def test_micro_batches_that_cannot_be_shared_out_are_one_clear_error(target_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_that_cannot_be_shared_out_are_one_clear_error(
+    target_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(experiment, "find_team", lambda device: Team(0, 2))
     preset = preset_for(target_folder, data / "conversations.jsonl", "training.micro_batches=3")
-    with pytest.raises(KoalaBenchError, match=r"3 micro-batches cannot be shared out to 2 processes\. Set training\.micro_batches to a multiple of 2\."):
+    with pytest.raises(
+        KoalaBenchError,
+        match=r"3 micro-batches cannot be shared out to 2 processes\. Set training\.micro_batches to a multiple of 2\.",
+    ):
         run(preset, ["eagle"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -119,7 +166,13 @@ def test_micro_batches_are_one_step_on_their_mean(target_folder: Path, data: Pat
     from koala_bench.training.features import features_of
     from koala_bench.training.loop import build_head
 
-    preset = preset_for(target_folder, data / "conversations.jsonl", "training.batch_tokens=192", "training.micro_batches=2", "training.steps=1")
+    preset = preset_for(
+        target_folder,
+        data / "conversations.jsonl",
+        "training.batch_tokens=192",
+        "training.micro_batches=2",
+        "training.steps=1",
+    )
     run(preset, ["eagle"], tmp_path / "out")
     target = load_target(str(target_folder), "cpu", "float32")
     head = build_head(target, preset.method("eagle"), 0)
@@ -143,14 +196,22 @@ def _stream(preset: Any, target: Any) -> Any:
     from koala_bench.dialogues.conversations import read_conversations
     from koala_bench.training.experiment import training_streams
 
-    return training_streams(preset, read_conversations(preset.data.source), target, chat_template("vicuna_v1.1", target.tokenizer))[0]
+    return training_streams(
+        preset, read_conversations(preset.data.source), target, chat_template("vicuna_v1.1", target.tokenizer)
+    )[0]
 
 
 def test_a_command_that_writes_alone_refuses_to_be_launched() -> None:
     command = [sys.executable, "-m", "koala_bench.cli", "distill", "--out", "answers.jsonl"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"}, check=False
+    )
     assert done.returncode == 2
-    assert done.stderr == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched: train, evaluate, reproduce.\n"
+    assert (
+        done.stderr
+        == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched: train,"
+        " evaluate, reproduce.\n"
+    )
 
 
 # ------------------------------------------------------------------------------ dealing out and merging

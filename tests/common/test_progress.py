@@ -36,7 +36,9 @@ def test_results_and_progress_do_not_mix(capsys: pytest.CaptureFixture[str]) -> 
     assert captured.err.startswith("working\nwork: 1/1 turns")
 
 
-def test_a_line_now_and_then_says_how_far_how_fast_and_how_long(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_now_and_then_says_how_far_how_fast_and_how_long(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress("train", 1000, "steps") as advance:
         for _ in range(100):
             clock.now += 1

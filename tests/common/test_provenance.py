@@ -7,9 +7,7 @@ from pathlib import Path
 
 from koala_bench.common.provenance import code_state, environment
 from koala_bench.evaluation.recording import open_record
-from tests.support.synthetic_run import (
-    make_header,
-)
+from tests.support.synthetic_run import make_header
 
 
 def test_the_environment_is_described_without_importing_torch(tmp_path: Path) -> None:
@@ -29,8 +27,19 @@ def test_code_state_of_a_checkout_and_of_an_installed_package(tmp_path: Path) ->
     (package / "__init__.py").write_text("")
 
     def git(*arguments: str) -> str:
-        options = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false", "-c", "core.hooksPath=/dev/null"]
-        return subprocess.run(["git", *options, *arguments], cwd=package, check=True, capture_output=True, text=True).stdout.strip()
+        options = [
+            "-c",
+            "user.name=A",
+            "-c",
+            "user.email=a@example.org",
+            "-c",
+            "commit.gpgsign=false",
+            "-c",
+            "core.hooksPath=/dev/null",
+        ]
+        return subprocess.run(
+            ["git", *options, *arguments], cwd=package, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     assert code_state(package)["commit"] is None
     git("init", "-q")

@@ -27,7 +27,9 @@ __all__ = ["koala"]
 
 
 class Good(nn.Module):
-    """One linear layer for each of two tokens ahead, read out by the target's output layer. Each sister breaks one thing."""
+    """One linear layer for each of two tokens ahead, read out by the target's output layer. Each sister breaks one
+    thing.
+    """
 
     features: Any = (-1,)
     max_depth: Any = 2
@@ -65,7 +67,9 @@ class Good(nn.Module):
             rows = self.counted(batch, depth + 1)
             feature = guess(self.states(batch)[rows])
             logits = self.spec_output(feature).float()
-            total = total + F.cross_entropy(logits, batch.ids.flatten()[rows + depth + 1], reduction="sum") / max(len(rows), 1)
+            total = total + F.cross_entropy(logits, batch.ids.flatten()[rows + depth + 1], reduction="sum") / max(
+                len(rows), 1
+            )
             predictions.append(Prediction(depth, rows, feature, logits))
         return HeadLoss(total, {}, tuple(predictions))
 
@@ -73,7 +77,10 @@ class Good(nn.Module):
 class LabelsTooEarly(Good):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         found = super().loss(batch)
-        early = [F.cross_entropy(p.logits, batch.ids.flatten()[p.rows + p.depth], reduction="sum") / max(len(p.rows), 1) for p in found.predictions]
+        early = [
+            F.cross_entropy(p.logits, batch.ids.flatten()[p.rows + p.depth], reduction="sum") / max(len(p.rows), 1)
+            for p in found.predictions
+        ]
         return HeadLoss(torch.stack(early).sum(), {}, found.predictions)
 
 
@@ -83,7 +90,10 @@ class LabelsTooLate(Good):
         late = []
         for p in found.predictions:
             kept = p.rows % batch.ids.shape[1] + p.depth + 2 < batch.ids.shape[1]
-            late.append(F.cross_entropy(p.logits[kept], batch.ids.flatten()[p.rows[kept] + p.depth + 2], reduction="sum") / max(int(kept.sum()), 1))
+            late.append(
+                F.cross_entropy(p.logits[kept], batch.ids.flatten()[p.rows[kept] + p.depth + 2], reduction="sum")
+                / max(int(kept.sum()), 1)
+            )
         return HeadLoss(torch.stack(late).sum(), {}, found.predictions)
 
 
@@ -118,7 +128,11 @@ class Detached(Good):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         found = super().loss(batch)
         labels = batch.ids.flatten()[found.predictions[0].rows + 2]
-        return HeadLoss(F.cross_entropy(found.predictions[0].logits, labels, reduction="sum") / max(len(labels), 1), {}, found.predictions[:1])
+        return HeadLoss(
+            F.cross_entropy(found.predictions[0].logits, labels, reduction="sum") / max(len(labels), 1),
+            {},
+            found.predictions[:1],
+        )
 
 
 class LearnsTheOutputLayer(Good):
@@ -178,19 +192,27 @@ class NeverForgets(Good):
 
 class ShortTable(Good):
     def draft(self, new: Committed) -> DraftTree:
-        return super().draft(Committed(new.tokens, new.hidden + 0.0 * torch.arange(256)[new.position + len(new.tokens)], new.position))
+        return super().draft(
+            Committed(new.tokens, new.hidden + 0.0 * torch.arange(256)[new.position + len(new.tokens)], new.position)
+        )
 
 
 class OtherRows(Good):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         found = super().loss(batch)
-        return HeadLoss(found.total, {}, tuple(Prediction(p.depth, p.rows + p.depth, p.feature, p.logits) for p in found.predictions))
+        return HeadLoss(
+            found.total,
+            {},
+            tuple(Prediction(p.depth, p.rows + p.depth, p.feature, p.logits) for p in found.predictions),
+        )
 
 
 class ReportsWithoutGradient(Good):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         found = super().loss(batch)
-        return HeadLoss(found.total, {}, tuple(Prediction(p.depth, p.rows, p.feature.detach(), p.logits) for p in found.predictions))
+        return HeadLoss(
+            found.total, {}, tuple(Prediction(p.depth, p.rows, p.feature.detach(), p.logits) for p in found.predictions)
+        )
 
 
 class ReportsNothing(Good):
@@ -392,7 +414,12 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
     (tmp_path / "echo.py").write_text(ECHO)
     results = check_head(f"{tmp_path}/echo.py:Echo")
     assert failed(results) == {}
-    assert [result.name for result in results if result.outcome == "not applicable"] == ["gradients", "positions", "predictions", "batches"]
+    assert [result.name for result in results if result.outcome == "not applicable"] == [
+        "gradients",
+        "positions",
+        "predictions",
+        "batches",
+    ]
 
 
 def test_after_a_wrong_form_nothing_else_is_tried() -> None:
@@ -409,8 +436,13 @@ def test_the_target_that_counts_in_a_circle_does(made: Bench) -> None:
 # ---------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_prints_a_line_for_each_check_and_exits_with_0_or_1(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for results, code in (([CheckResult("form", "passed", "so")], 0), ([CheckResult("form", "passed", "so"), CheckResult("trees", "failed", "no")], 1)):
+def test_the_command_prints_a_line_for_each_check_and_exits_with_0_or_1(
+    koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for results, code in (
+        ([CheckResult("form", "passed", "so")], 0),
+        ([CheckResult("form", "passed", "so"), CheckResult("trees", "failed", "no")], 1),
+    ):
         monkeypatch.setattr(contract, "check_head", lambda *_, results=results: results)
         result = koala("check-head", "eagle")
         assert (result.code, result.out.splitlines()) == (code, [str(each) for each in results])
@@ -442,6 +474,11 @@ def test_a_name_or_option_that_is_none_is_one_clear_error(
 def test_options_are_read_as_toml() -> None:
     from koala_bench.cli.newhead import _options
 
-    assert _options(["layers=2", "noise=0.1", "bias=false", "name=x y"]) == {"layers": 2, "noise": 0.1, "bias": False, "name": "x y"}
+    assert _options(["layers=2", "noise=0.1", "bias=false", "name=x y"]) == {
+        "layers": 2,
+        "noise": 0.1,
+        "bias": False,
+        "name": "x y",
+    }
     with pytest.raises(KoalaBenchError):
         _options(["a.b=2"])

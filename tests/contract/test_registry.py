@@ -155,7 +155,9 @@ def test_a_name_that_is_none_is_one_clear_error(group: str, name: str, words: st
         (OBJECTIVES, "koala", {"discriminator": "fake"}, "Unknown discriminator 'fake'"),
     ],
 )
-def test_a_wrong_option_is_one_clear_error(target64: Target, group: str, name: str, options: dict[str, Any], words: str) -> None:
+def test_a_wrong_option_is_one_clear_error(
+    target64: Target, group: str, name: str, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(KoalaBenchError, match=words) as caught:
         build(group, name, target64.spec(), options)
     assert "\n" not in str(caught.value)
@@ -166,7 +168,9 @@ def test_whole_numbers_do_for_fractions(target64: Target) -> None:
 
 
 def test_a_defect_of_a_head_without_options_stays_a_traceback(target64: Target, tmp_path: Path) -> None:
-    code = "import torch\nclass Head(torch.nn.Module):\n    def __init__(self, spec):\n        raise ValueError('ours')\n"
+    code = (
+        "import torch\nclass Head(torch.nn.Module):\n    def __init__(self, spec):\n        raise ValueError('ours')\n"
+    )
     (tmp_path / "defect.py").write_text(textwrap.dedent(code))
     with pytest.raises(ValueError, match="ours"):
         build(HEADS, f"{tmp_path}/defect.py:Head", target64.spec(), {})

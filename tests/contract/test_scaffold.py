@@ -22,12 +22,22 @@ __all__ = ["koala"]
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scaffold") / "my_own"
-    assert [path.name for path in new_head("my_own", folder)] == ["pyproject.toml", "README.md", "my_own.py", "test_my_own.py"]
+    assert [path.name for path in new_head("my_own", folder)] == [
+        "pyproject.toml",
+        "README.md",
+        "my_own.py",
+        "test_my_own.py",
+    ]
     return folder
 
 
 def test_the_package_is_whole_and_names_itself(package: Path) -> None:
-    assert sorted(path.name for path in package.iterdir()) == ["README.md", "my_own.py", "pyproject.toml", "test_my_own.py"]
+    assert sorted(path.name for path in package.iterdir()) == [
+        "README.md",
+        "my_own.py",
+        "pyproject.toml",
+        "test_my_own.py",
+    ]
     assert list(package.parent.iterdir()) == [package]
     assert not [path.name for path in package.iterdir() if "@NAME@" in (text := path.read_text()) or "@CLASS@" in text]
     points = tomllib.loads((package / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -38,16 +48,35 @@ def test_the_package_is_whole_and_names_itself(package: Path) -> None:
 @pytest.mark.slow
 def test_its_own_tests_pass_as_generated(package: Path) -> None:
     quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=package, capture_output=True, text=True, check=False, env=quiet)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=package,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=quiet,
+    )
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_installed_it_is_found_under_its_name(package: Path, tmp_path: Path) -> None:
-    build = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    build = [
+        sys.executable,
+        "-c",
+        "import setuptools; setuptools.setup()",
+        "-q",
+        "egg_info",
+        "--egg-base",
+        str(tmp_path),
+    ]
     subprocess.run(build, cwd=package, check=True, capture_output=True)
     (found,) = distributions(path=[str(tmp_path)])
     (point,) = found.entry_points.select(group=HEADS)
-    assert (point.name, point.value, found.metadata["Name"].replace("-", "_")) == ("my_own", "my_own:MyOwnHead", "my_own")
+    assert (point.name, point.value, found.metadata["Name"].replace("-", "_")) == (
+        "my_own",
+        "my_own:MyOwnHead",
+        "my_own",
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,13 +121,21 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_the_command_writes_it_and_says_how_to_go_on(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_it_and_says_how_to_go_on(
+    koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = koala("new-head", "my_own")
-    assert (result.code, result.out.split()) == (0, ["my_own/pyproject.toml", "my_own/README.md", "my_own/my_own.py", "my_own/test_my_own.py"])
+    assert (result.code, result.out.split()) == (
+        0,
+        ["my_own/pyproject.toml", "my_own/README.md", "my_own/my_own.py", "my_own/test_my_own.py"],
+    )
     assert "pip install -e my_own" in result.err and "koala-bench check-head my_own" in result.err
     again = koala("new-head", "my_own")
-    assert (again.code, again.complaint) == (2, "koala-bench: my_own exists already; nothing was written. Choose another folder with --out.")
+    assert (again.code, again.complaint) == (
+        2,
+        "koala-bench: my_own exists already; nothing was written. Choose another folder with --out.",
+    )
     assert koala("new-head", "my_own", "--out", "deep/er").code == 0
     assert (tmp_path / "deep" / "er" / "my_own.py").is_file()
 

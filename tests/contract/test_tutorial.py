@@ -1,4 +1,6 @@
-"""The code of heads/README.md does what it says: its head keeps the contract, trains, is lossless, and its commands run."""
+"""The code of heads/README.md does what it says: its head keeps the contract, trains, is lossless, and its commands
+run.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ def test_the_tutorials_head_trains_and_is_lossless(target_folder: Path, folder: 
     (methods, _) = blocks("toml")
     mine = MethodPreset.model_validate(tomllib.loads(methods)["methods"]["relay"])
     values = f"head='{mine.head}', tree='{mine.tree}', learning_rate={mine.learning_rate}"
-    preset = preset_for(target_folder, conversations(folder), f"methods.relay={{{values}}}", f"methods.\"relay+koala\"={{{values}, objective='koala'}}")
+    preset = preset_for(
+        target_folder,
+        conversations(folder),
+        f"methods.relay={{{values}}}",
+        f"methods.\"relay+koala\"={{{values}, objective='koala'}}",
+    )
     run(preset, ["relay", "relay+koala"], folder / "out")
     target = load_target(str(target_folder), "cpu", "float64")
     head, _, _ = load_head(folder / "out" / "relay", target)
@@ -64,12 +71,19 @@ def test_it_keeps_the_contract(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "name", "words"),
     [
-        ("self.step(states[rows], ids[rows + 1])", "self.step(states[rows], ids[rows])", "predictions", "draft() says another token than the loss"),
+        (
+            "self.step(states[rows], ids[rows + 1])",
+            "self.step(states[rows], ids[rows])",
+            "predictions",
+            "draft() says another token than the loss",
+        ),
         ("best.gather(1, ranks[:, None])[:, 0]", "best[:, 0]", "trees", "two children of node 0 are the same token"),
     ],
 )
 def test_its_mistakes_are_found_as_it_says(folder: Path, old: str, new: str, name: str, words: str) -> None:
-    failed = {result.name: result.detail for result in check_head(without(folder, old, new)) if result.outcome == "failed"}
+    failed = {
+        result.name: result.detail for result in check_head(without(folder, old, new)) if result.outcome == "failed"
+    }
     assert words in failed[name]
 
 

@@ -1,4 +1,6 @@
-"""The device report: what it measures with random weights, what it asks of published speedups, and what it does with what does not fit."""
+"""The device report: what it measures with random weights, what it asks of published speedups, and what it does with
+what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -63,17 +65,38 @@ def test_a_copy_has_a_rate() -> None:
 
 def test_what_published_speedups_are_of() -> None:
     def found(size: str, head: str, layers: int = 1, objective: str | None = None) -> list[float]:
-        return published_speedups(read_paper(PAPER), size, MethodCost("its name", head, layers, objective, "chain-4", 5, 4, 1.0, 0.1, 0.8, 0.9))
+        return published_speedups(
+            read_paper(PAPER),
+            size,
+            MethodCost("its name", head, layers, objective, "chain-4", 5, 4, 1.0, 0.1, 0.8, 0.9),
+        )
 
     assert found("7b", "eagle") == [2.90]
     assert found("13b", "medusa") == [2.33]  # Medusa-1's, not version 0.1's
     assert found("7b", "eagle", 2, "koala") == pytest.approx([2.90 + 0.24, 2.90 + 0.41])
     assert found("160m", "eagle") == found("7b", "hydra") == []
-    assert found("7b", "eagle", 2) == found("7b", "eagle", 1, "koala") == []  # of either part alone nothing is published
+    assert (
+        found("7b", "eagle", 2) == found("7b", "eagle", 1, "koala") == []
+    )  # of either part alone nothing is published
 
 
-def test_the_command_writes_what_it_measured_and_names_what_does_not_fit(koala: Koala, toy: str, tmp_path: Path) -> None:
-    options = ("--device", "cpu", "--paper", str(PAPER), "--out", str(tmp_path), "--tokens", "3", "--rounds", "1", "--methods", "vanilla,eagle")
+def test_the_command_writes_what_it_measured_and_names_what_does_not_fit(
+    koala: Koala, toy: str, tmp_path: Path
+) -> None:
+    options = (
+        "--device",
+        "cpu",
+        "--paper",
+        str(PAPER),
+        "--out",
+        str(tmp_path),
+        "--tokens",
+        "3",
+        "--rounds",
+        "1",
+        "--methods",
+        "vanilla,eagle",
+    )
     result = koala("device-report", "--sizes", "toy,33b", "--engines", "eager,graph", *options)
     assert result.code == 0, result.err
     text = (tmp_path / "device-report.md").read_text(encoding="utf-8")

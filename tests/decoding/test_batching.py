@@ -1,4 +1,6 @@
-"""Several answers at once: the same tokens as one by one, whoever accepts how much, and what batches are not for is refused."""
+"""Several answers at once: the same tokens as one by one, whoever accepts how much, and what batches are not for is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_batch_is_lossless_whoever_accepts_how_much(target64: Target, method: 
     truth = alone(target64, 24)
     stop = truth[1][5]
     for stops in ((), (stop,)):
-        found = decode_batch(target64, head, load_template("16x2" if method in ("medusa", "eagle") else preset.tree), PROMPTS, 24, stops)
+        found = decode_batch(
+            target64, head, load_template("16x2" if method in ("medusa", "eagle") else preset.tree), PROMPTS, 24, stops
+        )
         assert found.tokens == alone(target64, 24, stops)
     assert found.steps <= 23
 
@@ -56,8 +60,12 @@ def test_a_batch_needs_room_in_the_context(target64: Target) -> None:
 def test_speeds_and_their_figure(bench: Bench, tmp_path: Path) -> None:
     ready = load_methods(bench.preset(), ["vanilla", "medusa", "eagle"], bench.target, bench.heads)
     speeds = batch_speeds(bench.target, ready, PROMPTS, [1, 4], 6, 1)
-    assert [(each.method, each.size) for each in speeds] == [(name, size) for name in ("vanilla", "medusa", "eagle") for size in (1, 4)]
-    assert all(each.speedup == 1.0 for each in speeds[:2]) and all(each.tokens_per_s > 0 and each.step_ms > 0 for each in speeds)
+    assert [(each.method, each.size) for each in speeds] == [
+        (name, size) for name in ("vanilla", "medusa", "eagle") for size in (1, 4)
+    ]
+    assert all(each.speedup == 1.0 for each in speeds[:2]) and all(
+        each.tokens_per_s > 0 and each.step_ms > 0 for each in speeds
+    )
     assert in_words(speeds).splitlines()[2].startswith("| vanilla | ")
     assert {path.name for path in write_batches(speeds, tmp_path)} == {"figure-batches.pdf", "figure-batches.png"}
 

@@ -24,7 +24,14 @@ def vanilla(target: Target, tokens: int, stops: tuple[int, ...] = (), prompt: li
 
 def generated(target: Target, tokens: int) -> list[int]:
     with torch.inference_mode():
-        ids = target.model.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, eos_token_id=None, pad_token_id=0)
+        ids = target.model.generate(
+            torch.tensor([PROMPT]),
+            do_sample=False,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
     return list(ids[0, len(PROMPT) :].tolist())
 
 
@@ -47,7 +54,13 @@ def test_any_draft_gives_the_targets_own_tokens_in_float64(target64: Target, tre
 
 CONFIGS = {
     "qwen2": Qwen2Config(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
     ),
     "mistral": MistralConfig(
         vocab_size=259,
@@ -59,7 +72,16 @@ CONFIGS = {
         sliding_window=None,
         initializer_range=0.3,
     ),
-    "gpt2": GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.3, bos_token_id=1, eos_token_id=2),
+    "gpt2": GPT2Config(
+        vocab_size=259,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
 }
 
 
@@ -120,7 +142,9 @@ def test_a_full_context_ends_the_answer_where_vanilla_ends(tmp_path: Path) -> No
     assert len(PROMPT) + len(truth.tokens) == 41  # the last token needs no position of its own
 
 
-@pytest.mark.parametrize(("prompt", "limit", "words"), [([], 5, "empty"), ([5] * 512, 5, "context of 512"), ([5], 0, "at least 1")])
+@pytest.mark.parametrize(
+    ("prompt", "limit", "words"), [([], 5, "empty"), ([5] * 512, 5, "context of 512"), ([5], 0, "at least 1")]
+)
 def test_impossible_requests_are_refused(target: Target, prompt: list[int], limit: int, words: str) -> None:
     with pytest.raises(KoalaBenchError, match=words):
         decode(target, Vanilla(), VANILLA_TREE, prompt, limit, ())
@@ -130,12 +154,21 @@ def test_a_reused_cache_forgets_the_last_answer(target64: Target) -> None:
     cache = target64.new_cache(200)
     truth = vanilla(target64, 30)
     decode(target64, Vanilla(), VANILLA_TREE, PROMPT[::-1], 60, (), cache)
-    assert decode(target64, Oracle(truth.tokens, 259), load_template("3x2x1"), PROMPT, 30, (), cache).tokens == truth.tokens
+    assert (
+        decode(target64, Oracle(truth.tokens, 259), load_template("3x2x1"), PROMPT, 30, (), cache).tokens
+        == truth.tokens
+    )
 
 
 def test_a_sliding_window_shorter_than_the_context_is_refused(tmp_path: Path) -> None:
     config = MistralConfig(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=32
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=32,
     )
     target = tiny_target(tmp_path, config)
     with pytest.raises(KoalaBenchError, match="last 32 tokens"):
@@ -150,7 +183,9 @@ def test_an_encoder_decoder_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_target_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable of that name is read once, at the import
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # the variable of that name is read once, at the import
     with pytest.raises(KoalaBenchError, match="no folder"):
         load_target("./not-there", "cpu")
     with pytest.raises(KoalaBenchError, match="Cannot load the target nobody/nothing"):
@@ -165,7 +200,10 @@ def test_damaged_weights_are_one_clear_error(tmp_path: Path) -> None:
         load_target(str(folder), "cpu")
 
 
-@pytest.mark.parametrize(("device", "dtype", "words"), [("gpu", "auto", "not a device"), ("cuda:99", "auto", "no CUDA device"), ("cpu", "int8", "not a dtype")])
+@pytest.mark.parametrize(
+    ("device", "dtype", "words"),
+    [("gpu", "auto", "not a device"), ("cuda:99", "auto", "no CUDA device"), ("cpu", "int8", "not a dtype")],
+)
 def test_wrong_devices_and_dtypes_are_refused(target_folder: Path, device: str, dtype: str, words: str) -> None:
     with pytest.raises(KoalaBenchError, match=words):
         load_target(str(target_folder), device, dtype)
@@ -173,7 +211,10 @@ def test_wrong_devices_and_dtypes_are_refused(target_folder: Path, device: str, 
 
 @pytest.mark.cuda
 def test_cuda_decodes_the_same_tokens_as_the_cpu(target_folder: Path) -> None:
-    on_cpu, on_gpu = load_target(str(target_folder), "cpu", "float64"), load_target(str(target_folder), "cuda", "float64")
+    on_cpu, on_gpu = (
+        load_target(str(target_folder), "cpu", "float64"),
+        load_target(str(target_folder), "cuda", "float64"),
+    )
     truth = vanilla(on_cpu, 40)
     head = Oracle(truth.tokens, 259)
     assert decode(on_gpu, head, load_template("3x2x1"), PROMPT, 40, ()).tokens == truth.tokens

@@ -1,4 +1,6 @@
-"""Trees grown level by level: EAGLE-2's against references that search exhaustively, static ones against drafting path by path."""
+"""Trees grown level by level: EAGLE-2's against references that search exhaustively, static ones against drafting path
+by path.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from koala_bench.tree import DraftTree, DynamicTemplate, TreeShape, TreeTemplate
 CPU = torch.device("cpu")
 ROOT = 3
 PROMPT = [1, 70, 81, 82, 90, 33]
-UNEVEN = TreeTemplate.of("uneven", [[0], [2], [3], [0, 1], [2, 0], [2, 3], [0, 1, 0], [2, 3, 1], [2, 3, 2], [2, 3, 1, 0]])
+UNEVEN = TreeTemplate.of(
+    "uneven", [[0], [2], [3], [0, 1], [2, 0], [2, 3], [0, 1, 0], [2, 3, 1], [2, 3, 2], [2, 3, 1, 0]]
+)
 
 
 class Toy:
@@ -47,7 +51,10 @@ class Toy:
 
     def grow(self, level: Grown) -> torch.Tensor:
         assert level.before == len(self.rows)
-        self.level = [(*self.level[parent], token) for parent, token in zip(level.parents.tolist(), level.tokens.tolist(), strict=True)]
+        self.level = [
+            (*self.level[parent], token)
+            for parent, token in zip(level.parents.tolist(), level.tokens.tolist(), strict=True)
+        ]
         self.rows += self.level
         assert all(len(path) == level.depth for path in self.level)
         assert level.seen.tolist() == [[row == path[: len(row)] for row in self.rows] for path in self.level]
@@ -73,8 +80,12 @@ def log_probability(head: Toy, path: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize(("expansions", "width", "drafted"), [(1, 4, 4), (2, 4, 3), (3, 4, 4), (4, 3, 3), (3, 2, 1)])
 @pytest.mark.parametrize("seed", range(5))
-def test_up_to_its_width_the_tree_holds_the_most_likely_of_all_sequences(expansions: int, width: int, drafted: int, seed: int) -> None:
-    """With N <= K nothing that belongs to the best N is ever dropped: what is above it is likelier and so among the best N too."""
+def test_up_to_its_width_the_tree_holds_the_most_likely_of_all_sequences(
+    expansions: int, width: int, drafted: int, seed: int
+) -> None:
+    """With N <= K nothing that belongs to the best N is ever dropped: what is above it is likelier and so among the
+    best N too.
+    """
     head = Toy(4, seed)
     every = [path for depth in range(1, expansions + 2) for path in product(range(4), repeat=depth)]
     wanted = sorted(every, key=lambda path: -log_probability(head, path))[:drafted]
@@ -95,9 +106,13 @@ def beam(head: Toy, expansions: int, width: int, drafted: int) -> list[tuple[int
     return [path for path in scored if path in kept]
 
 
-@pytest.mark.parametrize(("expansions", "width", "drafted"), [(1, 1, 2), (1, 3, 12), (2, 3, 20), (5, 8, 25), (3, 5, 80), (6, 2, 9)])
+@pytest.mark.parametrize(
+    ("expansions", "width", "drafted"), [(1, 1, 2), (1, 3, 12), (2, 3, 20), (5, 8, 25), (3, 5, 80), (6, 2, 9)]
+)
 @pytest.mark.parametrize("spread", [0.5, 4.0])
-def test_the_tree_is_that_of_a_search_with_lists_node_by_node(expansions: int, width: int, drafted: int, spread: float) -> None:
+def test_the_tree_is_that_of_a_search_with_lists_node_by_node(
+    expansions: int, width: int, drafted: int, spread: float
+) -> None:
     head = Toy(9, 1, spread)
     wanted = beam(head, expansions, width, drafted)
     tree = expand(head, settled(9), DynamicTemplate.of(expansions, width, drafted))
@@ -109,7 +124,9 @@ def test_the_tree_is_that_of_a_search_with_lists_node_by_node(expansions: int, w
 
 
 def test_a_certain_child_never_comes_without_its_parent() -> None:
-    """Where a path is certain all of it has log-probability 0: a search that breaks ties anyhow could keep a child alone."""
+    """Where a path is certain all of it has log-probability 0: a search that breaks ties anyhow could keep a child
+    alone.
+    """
 
     class Certain(Toy):
         def scores(self, path: tuple[int, ...]) -> torch.Tensor:
@@ -121,7 +138,9 @@ def test_a_certain_child_never_comes_without_its_parent() -> None:
         assert set(paths_of(tree)) >= set(chain[: drafted + 1])
 
 
-@pytest.mark.parametrize("name", ["dynamic-1x1x1", "dynamic-1x4x6", "dynamic-3x5x12", "dynamic-5x8x25", "dynamic-3x10x60"])
+@pytest.mark.parametrize(
+    "name", ["dynamic-1x1x1", "dynamic-1x4x6", "dynamic-3x5x12", "dynamic-5x8x25", "dynamic-3x10x60"]
+)
 @pytest.mark.parametrize("head_name", ["eagle", "medusa"])
 def test_decoding_with_a_dynamic_tree_is_lossless(target64: Target, name: str, head_name: str) -> None:
     torch.manual_seed(0)
@@ -162,7 +181,10 @@ def test_the_tree_grown_by_eagle_ranks_what_its_training_pass_predicts(target64:
 # ------------------------------------------------------------------------------ static trees
 
 
-@pytest.mark.parametrize("template", [load_template("chain-4"), load_template("3"), load_template("3x2x2"), load_template("eagle/mc_sim_7b_63"), UNEVEN])
+@pytest.mark.parametrize(
+    "template",
+    [load_template("chain-4"), load_template("3"), load_template("3x2x2"), load_template("eagle/mc_sim_7b_63"), UNEVEN],
+)
 def test_filling_a_template_takes_the_candidate_of_each_nodes_rank(template: TreeTemplate) -> None:
     head = Toy(17)
     tree = fill(head, settled(17), levels_of(template, CPU), best)
@@ -258,7 +280,10 @@ def test_medusa_without_projections_of_its_own_scores_with_the_targets(target: T
 def test_a_level_sees_what_is_settled_and_what_is_above_it(name: str) -> None:
     template, settled_rows = load_template(name), 5
     levels = levels_of(template, CPU)
-    memories = [Memory(torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None], rows) for rows in (settled_rows, torch.tensor(settled_rows))]
+    memories = [
+        Memory(torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None], rows)
+        for rows in (settled_rows, torch.tensor(settled_rows))
+    ]
     looked = 0
 
     class Looking(Toy):

@@ -1,4 +1,6 @@
-"""Sampling with drafts leaves the target's distribution as it is: by enumeration, and by counting what the running code settles."""
+"""Sampling with drafts leaves the target's distribution as it is: by enumeration, and by counting what the running code
+settles.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ def test_the_configurations_cover_what_matters() -> None:
         assert any(shape.depth > 1 and max(map(len, shape.children)) == 1 for shape in shapes)  # chains
         assert any(shape.depth == 1 and shape.nodes > 2 for shape in shapes)
         assert any(shape.depth > 1 and max(map(len, shape.children)) > 1 for shape in shapes)
-    scarce = [each for each in worlds if each.kind == "drawn" and max(map(len, each.shape.children)) > (each.q > 0).sum(-1).min()]
+    scarce = [
+        each
+        for each in worlds
+        if each.kind == "drawn" and max(map(len, each.shape.children)) > (each.q > 0).sum(-1).min()
+    ]
     assert len(scarce) >= 3  # more children than tokens to draw
     listed = [each.listed[0, 1, : len(each.shape.children[0])].tolist() for each in worlds if each.kind == "listed"]
     assert any(len(set(tokens)) < len(tokens) for tokens in listed)  # siblings with the same token
@@ -81,8 +87,12 @@ def test_the_same_check_finds_a_wrong_rule(name: str) -> None:
 # ------------------------------------------------------------------------------------ the running code
 
 
-def drafts(world: World, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Draw many trees after the context (0, 1): tokens [count, nodes], proposals [count, inner nodes, vocab], the target's logits [count, nodes, vocab]."""
+def drafts(
+    world: World, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Draw many trees after the context (0, 1): tokens [count, nodes], proposals [count, inner nodes, vocab], the
+    target's logits [count, nodes, vocab].
+    """
     shape = world.shape
     pick = Draws(world.sampling, generator)
     tokens = torch.full((count, shape.nodes), 1)
@@ -128,7 +138,9 @@ def settle(world: World, rule: SpeculativeSampling, count: int, generator: torch
 
 
 def fit(counts: Counter[tuple[int, ...]], law: Law) -> float:
-    """The p-value of a chi-square test; 0 if something came that cannot. What is expected less than ten times is taken together."""
+    """The p-value of a chi-square test; 0 if something came that cannot. What is expected less than ten times is taken
+    together.
+    """
     if any(law.get(each, 0.0) < 1e-12 for each in counts):
         return 0.0
     total = sum(counts.values())
@@ -154,25 +166,36 @@ def completed(world: World, counts: Counter[tuple[int, ...]], length: int, seed:
         p = world.p[(0, 1, *settled)[-2:]]
         for token, times in enumerate(draw.multinomial(count, p)):
             if times:
-                found.update(completed(world, Counter({(*settled, token): int(times)}), length, int(draw.integers(2**31))))
+                found.update(
+                    completed(world, Counter({(*settled, token): int(times)}), length, int(draw.integers(2**31)))
+                )
     return found
 
 
 def fits(world: World, rule: SpeculativeSampling, count: int, number: int) -> tuple[float, float]:
-    """p-values of what the running code settles: against the target's own distribution, and against the rule's on paper, lengths included."""
+    """p-values of what the running code settles: against the target's own distribution, and against the rule's on
+    paper, lengths included.
+    """
     generator = torch.Generator().manual_seed(number)
     rule.generator = generator
     counts = settle(world, rule, count, generator)
     enumeration = Enumeration(world)
     length = min(world.shape.depth + 1, 3)
-    truth = {tuple(map(int, at)): float(share) for at, share in np.ndenumerate(enumeration.truth((0, 1), length)) if share > 0}
+    truth = {
+        tuple(map(int, at)): float(share)
+        for at, share in np.ndenumerate(enumeration.truth((0, 1), length))
+        if share > 0
+    }
     return fit(completed(world, counts, length, number), truth), fit(counts, enumeration.law((0, 1)))
 
 
 def check_running_code(number: int, count: int) -> None:
     each = world(number)
     against_target, against_paper = fits(each, SpeculativeSampling(each.sampling, torch.Generator()), count, number)
-    print(f"configuration {number}: p {against_target:.4f} against the target, {against_paper:.4f} against the rule on paper")
+    print(
+        f"configuration {number}: p {against_target:.4f} against the target, {against_paper:.4f} against the rule on"
+        " paper"
+    )
     assert against_target > LEAST
     assert against_paper > LEAST
 
@@ -240,7 +263,11 @@ def test_where_too_few_tokens_can_be_drawn_the_next_best_follow() -> None:
 def test_the_distribution_is_that_of_the_librarys_own_processors(top_k: int, top_p: float) -> None:
     logits = 3 * torch.randn(6, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(top_k))
     logits[3:] /= 30  # so flat that the nucleus is large
-    processors = [TemperatureLogitsWarper(0.7), *([TopKLogitsWarper(top_k)] if top_k else []), *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]
+    processors = [
+        TemperatureLogitsWarper(0.7),
+        *([TopKLogitsWarper(top_k)] if top_k else []),
+        *([TopPLogitsWarper(top_p)] if top_p < 1 else []),
+    ]
     scores = logits
     for processor in processors:
         scores = processor(torch.zeros(6, 1, dtype=torch.int64), scores)

@@ -25,7 +25,20 @@ from koala_bench.tree import DraftTree, TreeShape, TreeTemplate, load_template
 from tests.decoding.test_sampling import LEAST, SAMPLES, drafts, fit
 from tests.support.toy_worlds import Context, Law, World, world
 
-LOOPS = (11, 13, 18, 7, 8, 9, 12, 15, 20, 21, 22, 34)  # configurations that are decoded with: chains, wide and mixed trees of each kind
+LOOPS = (
+    11,
+    13,
+    18,
+    7,
+    8,
+    9,
+    12,
+    15,
+    20,
+    21,
+    22,
+    34,
+)  # configurations that are decoded with: chains, wide and mixed trees of each kind
 
 
 class ToyCache:
@@ -55,7 +68,9 @@ class ToyTarget:
     def new_cache(self, capacity: int) -> ToyCache:
         return ToyCache()
 
-    def prefill(self, ids: torch.Tensor, cache: ToyCache, features: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefill(
+        self, ids: torch.Tensor, cache: ToyCache, features: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         cache.past = len(ids)
         self.settled = ids.tolist()
         return self.world.target[ids[-2], ids[-1]], torch.zeros(len(ids), 1, 1)
@@ -100,7 +115,9 @@ class ToyHead:
         return DraftTree(torch.tensor(tokens), shape, torch.stack(proposals) if proposals else None)
 
 
-def answer(world: World, count: int, rule: acceptance.Rule, prompt: tuple[int, ...] = (0, 1), stops: tuple[int, ...] = ()) -> Decoded:
+def answer(
+    world: World, count: int, rule: acceptance.Rule, prompt: tuple[int, ...] = (0, 1), stops: tuple[int, ...] = ()
+) -> Decoded:
     target: Any = ToyTarget(world)
     parents = world.shape.parents
     paths: list[tuple[int, ...]] = [()]
@@ -110,7 +127,9 @@ def answer(world: World, count: int, rule: acceptance.Rule, prompt: tuple[int, .
 
 
 def check_loop(number: int, count: int) -> None:
-    """Given the two tokens before it, every token of one long answer is an independent draw from the target, if all is right."""
+    """Given the two tokens before it, every token of one long answer is an independent draw from the target, if all is
+    right.
+    """
     each = world(number)
     found = answer(each, count, SpeculativeSampling(each.sampling, torch.Generator().manual_seed(number)))
     assert len(found.tokens) == count
@@ -123,10 +142,17 @@ def check_loop(number: int, count: int) -> None:
         p = each.p[context]
         assert all(p[token] > 0 for token in range(each.vocab) if counts[*context, token])
         if (expected := p[p > 0] * times).min() >= 5 and len(expected) > 1:
-            statistic += float(((np.array([counts[*context, int(token)] for token in p.nonzero()[0]]) - expected) ** 2 / expected).sum())
+            statistic += float(
+                (
+                    (np.array([counts[*context, int(token)] for token in p.nonzero()[0]]) - expected) ** 2 / expected
+                ).sum()
+            )
             freedom += len(expected) - 1
     value = float(stats.chi2.sf(statistic, freedom))
-    print(f"configuration {number}: p {value:.4f} with {freedom} degrees of freedom, tau {(count - 1) / len(found.accepted):.2f}")
+    print(
+        f"configuration {number}: p {value:.4f} with {freedom} degrees of freedom, tau"
+        f" {(count - 1) / len(found.accepted):.2f}"
+    )
     assert freedom >= 3
     assert value > LEAST
 
@@ -157,7 +183,9 @@ def sampled_law(target: Target, sampling: Sampling, prompt: list[int], length: i
 def test_the_first_token_of_an_answer_is_drawn_as_well(target: Target) -> None:
     sampling, prompt = Sampling(2.0, top_k=8), [1, 70, 81, 82, 90]
     rule = SpeculativeSampling(sampling, torch.Generator().manual_seed(0))
-    counts = Counter(tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(3_000))
+    counts = Counter(
+        tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(3_000)
+    )
     law = sampled_law(target, sampling, prompt, 1)
     assert max(law.values()) < 0.5  # always the likeliest one would be far off
     assert fit(counts, law) > LEAST
@@ -177,8 +205,14 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> Target:
         ("draft_model", "3x2x1"), ("prompt_lookup", "3x2x1"), ("suffix_lookup", "chain-3"),
     ],
 )  # fmt: skip
-def test_a_bundled_head_leaves_the_distribution_as_it_is(few_tokens: Target, tmp_path: Path, name: str, tree: str) -> None:
-    small = {"model": str(save_tiny_target(tmp_path, tiny_config(vocab_size=8, num_hidden_layers=1), seed=5))} if name == "draft_model" else {}
+def test_a_bundled_head_leaves_the_distribution_as_it_is(
+    few_tokens: Target, tmp_path: Path, name: str, tree: str
+) -> None:
+    small = (
+        {"model": str(save_tiny_target(tmp_path, tiny_config(vocab_size=8, num_hidden_layers=1), seed=5))}
+        if name == "draft_model"
+        else {}
+    )
     torch.manual_seed(0)
     head = build(HEADS, name, few_tokens.spec(), small).eval()
     sampling = Sampling(1.0, top_k=3)
@@ -198,10 +232,16 @@ def test_a_bundled_head_leaves_the_distribution_as_it_is(few_tokens: Target, tmp
 
 def test_an_answer_follows_from_its_seed_alone() -> None:
     each = world(11)
-    first, again, other = (answer(each, 200, SpeculativeSampling(each.sampling, torch.Generator().manual_seed(seed))).tokens for seed in (1, 1, 2))
+    first, again, other = (
+        answer(each, 200, SpeculativeSampling(each.sampling, torch.Generator().manual_seed(seed))).tokens
+        for seed in (1, 1, 2)
+    )
     assert first == again != other
     for limit in (1, 2, 5):
-        assert answer(each, limit, SpeculativeSampling(each.sampling, torch.Generator().manual_seed(1))).tokens == first[:limit]
+        assert (
+            answer(each, limit, SpeculativeSampling(each.sampling, torch.Generator().manual_seed(1))).tokens
+            == first[:limit]
+        )
 
 
 def test_sampling_ends_where_greedy_decoding_would() -> None:
@@ -230,7 +270,10 @@ def test_without_drafts_the_target_samples_alone() -> None:
     each = world(28)
     target: Any = ToyTarget(each)
     rule = SpeculativeSampling(each.sampling, torch.Generator().manual_seed(0))
-    counts = Counter(rule.accept(DraftTree(torch.tensor([1]), TreeShape((-1,))), each.target[0, 1][None]).tokens[0] for _ in range(3_000))
+    counts = Counter(
+        rule.accept(DraftTree(torch.tensor([1]), TreeShape((-1,))), each.target[0, 1][None]).tokens[0]
+        for _ in range(3_000)
+    )
     assert stats.chisquare([counts[token] for token in range(3)], 3_000 * each.p[0, 1]).pvalue > LEAST
     assert len(decode(target, Vanilla(), VANILLA_TREE, [0, 1], 50, (), rule=rule).accepted) == 49  # one token a step
 

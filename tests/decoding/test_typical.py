@@ -23,8 +23,12 @@ PROMPT = [1, 70, 81, 82, 90, 33, 40, 41, 120, 7]
 FOLDER = Path(os.environ.get("KOALA_BENCH_FIXTURES") or Path(__file__).parents[3] / "shared" / "fixtures")
 
 
-def official(tree: DraftTree, logits: torch.Tensor, temperature: float, threshold: float, alpha: float) -> tuple[int, ...]:
-    """The path that upstream's ``evaluate_posterior`` takes: rows of candidates, last leaf first, padding never accepted."""
+def official(
+    tree: DraftTree, logits: torch.Tensor, temperature: float, threshold: float, alpha: float
+) -> tuple[int, ...]:
+    """The path that upstream's ``evaluate_posterior`` takes: rows of candidates, last leaf first, padding never
+    accepted.
+    """
     rows = [list(path) for path in reversed(tree.shape.leaf_paths)]
     width = max(map(len, rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
@@ -78,7 +82,9 @@ def test_the_distance_of_a_token_is_what_its_probability_lacks_to_1() -> None:
     settled = torch.zeros(3, 3).index_put((torch.arange(3), torch.tensor(tokens)), torch.tensor(1.0))
     assert distances == pytest.approx(((settled - logits.exp()).abs().sum(-1) / 2).tolist())  # the total variation
     cold = torch.softmax(logits / 0.5, -1)
-    assert TypicalAcceptance(0.5).accept(tree, logits).distances == pytest.approx([1 - float(cold[0, 1]), 1 - float(cold[1, 2]), 1 - float(cold[2, 0])])
+    assert TypicalAcceptance(0.5).accept(tree, logits).distances == pytest.approx(
+        [1 - float(cold[0, 1]), 1 - float(cold[1, 2]), 1 - float(cold[2, 0])]
+    )
 
 
 def test_distances_are_from_what_a_lossless_method_samples_and_decisions_are_not() -> None:
@@ -146,7 +152,9 @@ def test_impossible_numbers_are_refused(numbers: tuple[float, ...], words: str) 
         TypicalAcceptance(*numbers)
 
 
-@pytest.mark.skipif(not (FOLDER / "medusa_decode").is_dir(), reason="no recordings of the official code; set KOALA_BENCH_FIXTURES")
+@pytest.mark.skipif(
+    not (FOLDER / "medusa_decode").is_dir(), reason="no recordings of the official code; set KOALA_BENCH_FIXTURES"
+)
 def test_the_recorded_decisions_are_taken_and_a_changed_one_is_found(tmp_path: Path) -> None:
     (tmp_path / "medusa_decode").mkdir()
     for name in ("buffers.json", "typical.json", "typical.safetensors"):

@@ -57,7 +57,10 @@ def test_lines_an_array_and_gzip_are_the_same(tmp_path: Path) -> None:
 
 def test_dialogues_are_named_by_file_and_line_or_index(tmp_path: Path) -> None:
     (tmp_path / "array.json").write_text(json.dumps(many()))
-    lines, array = read_conversations(write(tmp_path / "lines.jsonl", many())), read_conversations(str(tmp_path / "array.json"))
+    lines, array = (
+        read_conversations(write(tmp_path / "lines.jsonl", many())),
+        read_conversations(str(tmp_path / "array.json")),
+    )
     for turns, line, index in zip(lines.train, lines.train_names, array.train_names, strict=True):
         number = int(turns[0].split()[1])
         assert (line, index) == (f"lines.jsonl:{number + 1}", f"array.json[{number}]")
@@ -68,7 +71,9 @@ def test_dialogues_are_named_by_file_and_line_or_index(tmp_path: Path) -> None:
 def test_line_ends_blank_lines_and_byte_order_marks_do_not_matter(tmp_path: Path, encoding: str, ends: str) -> None:
     path = tmp_path / "odd.jsonl"
     path.write_bytes(ends.join(json.dumps(each) for each in many()).encode(encoding))
-    assert len(read_conversations(str(path)).train) == len(read_conversations(write(tmp_path / "plain.jsonl", many())).train)
+    assert len(read_conversations(str(path)).train) == len(
+        read_conversations(write(tmp_path / "plain.jsonl", many())).train
+    )
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
@@ -80,24 +85,30 @@ def test_a_text_may_hold_what_unicode_takes_for_a_line_end(tmp_path: Path, separ
     assert [f"one{separator}two", "three"] in [*found.train, *found.held_out]
 
 
-def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_provenance_names_the_file_its_hash_and_what_was_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = read_conversations(write(tmp_path / "some.jsonl", [*many(), row(), row(("gpt", "hello"))]))
     assert found.provenance["source"] == "some.jsonl"
     assert found.provenance["dropped"] == 2
     assert len(found.provenance["file_sha256"]) == 64
     assert (
-        "some.jsonl: 2 rows without a question followed by an answer are left out: there is no message (1), an answer comes first (1)."
-        in capsys.readouterr().err
+        "some.jsonl: 2 rows without a question followed by an answer are left out: there is no message (1), an answer"
+        " comes first (1)." in capsys.readouterr().err
     )
 
 
 def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     rows = many()
     write(tmp_path / "b.jsonl", rows[: len(rows) // 2])
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(each) + "\n" for each in rows[len(rows) // 2 :]).encode()))
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(each) + "\n" for each in rows[len(rows) // 2 :]).encode())
+    )
     (tmp_path / "README.md").write_text("no conversation")
     (tmp_path / "deeper").mkdir()
-    whole = read_conversations(write(tmp_path / "deeper" / "all.jsonl", [*rows[len(rows) // 2 :], *rows[: len(rows) // 2]]))
+    whole = read_conversations(
+        write(tmp_path / "deeper" / "all.jsonl", [*rows[len(rows) // 2 :], *rows[: len(rows) // 2]])
+    )
     found = read_conversations(str(tmp_path))
     assert (found.train, found.held_out) == (whole.train, whole.held_out)
     assert found.train_names[0].startswith("a.jsonl.gz:") and found.train_names[-1].startswith("b.jsonl:")
@@ -109,7 +120,9 @@ def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
         read_conversations(str(tmp_path))
 
 
-def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = [
         row(("gpt", "0"), ("human", "a"), ("gpt", "b")),
         row(("human", "a"), ("gpt", "b"), ("gpt", "c")),
@@ -131,14 +144,26 @@ def test_rows_that_are_left_out_are_counted_by_what_is_wrong(tmp_path: Path) -> 
         "there is no message": [row()],
         "an answer comes first": [row(("gpt", "a")), row(("system", "s"), ("gpt", "a"), ("gpt", "b"))],
         "nobody asks": [row(("system", "be kind"))],
-        "a message is empty or no text": [row(("human", ""), ("gpt", "b")), row(("human", "a"), ("gpt", None)), row(("human", "a \ud83d"), ("gpt", "b"))],
+        "a message is empty or no text": [
+            row(("human", ""), ("gpt", "b")),
+            row(("human", "a"), ("gpt", None)),
+            row(("human", "a \ud83d"), ("gpt", "b")),
+        ],
         "the speakers do not alternate": [row(("human", "a"), ("human", "b"), ("gpt", "c"))],
         "the last question has no answer": [row(("human", "a")), row(("gpt", "0"), ("human", "a"))],
     }
     partly = row(("human", "a"), ("gpt", "b"), ("human", "c"))
-    found = read_conversations(write(tmp_path / "some.jsonl", [*many(), partly, *(each for rows in odd.values() for each in rows)]))
-    assert found.rows == {"whole": 300, "in_part": {"the last question has no answer": 1}, "left_out": {why: len(rows) for why, rows in sorted(odd.items())}}
-    assert found.provenance.keys() == {"source", "file_sha256", "dropped", "shortened"}, "what distill has made is known by these"
+    found = read_conversations(
+        write(tmp_path / "some.jsonl", [*many(), partly, *(each for rows in odd.values() for each in rows)])
+    )
+    assert found.rows == {
+        "whole": 300,
+        "in_part": {"the last question has no answer": 1},
+        "left_out": {why: len(rows) for why, rows in sorted(odd.items())},
+    }
+    assert found.provenance.keys() == {"source", "file_sha256", "dropped", "shortened"}, (
+        "what distill has made is known by these"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,11 +188,19 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path: Path, monkeypatch: pytest.M
     files = ["README.md", "some.json"]
     monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda self, name, repo_type: files)
     asked: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file, repo_type: asked.append((name, file, repo_type)) or str(path))
+    monkeypatch.setattr(
+        hub, "hf_hub_download", lambda name, file, repo_type: asked.append((name, file, repo_type)) or str(path)
+    )
     found = read_conversations("hub:someone/talks")
     assert asked == [("someone/talks", "some.json", "dataset")] and found.provenance["source"] == "hub:someone/talks"
     files.append("other.jsonl.gz")
-    with pytest.raises(KoalaBenchError, match=r"has 2 files of conversations: some\.json, other\.jsonl\.gz\. Name one: data\.source=hub:someone/talks:FILE"):
+    with pytest.raises(
+        KoalaBenchError,
+        match=(
+            r"has 2 files of conversations: some\.json, other\.jsonl\.gz\. Name one:"
+            r" data\.source=hub:someone/talks:FILE"
+        ),
+    ):
         read_conversations("hub:someone/talks")
     assert read_conversations("hub:someone/talks:some.json").train == found.train
 
@@ -180,14 +213,23 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(around: Around, source: s
 
 
 def test_whatever_the_client_of_the_hub_raises_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = importlib.import_module(type(hub_http.get_session()).__module__.partition(".")[0])  # httpx or httpx2, as the hub's package has it
-    for error in (client.ConnectError("no network\nand more"), client.ReadTimeout("no network"), OSError("no network"), ValueError("no network")):
+    client = importlib.import_module(
+        type(hub_http.get_session()).__module__.partition(".")[0]
+    )  # httpx or httpx2, as the hub's package has it
+    for error in (
+        client.ConnectError("no network\nand more"),
+        client.ReadTimeout("no network"),
+        OSError("no network"),
+        ValueError("no network"),
+    ):
         monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
             read_conversations("hub:someone/talks")
 
 
-def test_the_hub_is_asked_once_where_it_is_only_looked_for(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_once_where_it_is_only_looked_for(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with no_hub():
         monkeypatch.setattr(hub_http.time, "sleep", lambda _: pytest.fail("it waits to ask again"))
         found = hub.ask_hub("someone/talks", "dataset")
@@ -225,7 +267,9 @@ def test_the_hub_is_asked_once_where_it_is_only_looked_for(capfd: pytest.Capture
     ],
     ids=str,
 )
-def test_a_row_is_read_from_its_first_question_to_its_last_answer(tmp_path: Path, messages: list[tuple[Any, Any]], expected: list[str] | None) -> None:
+def test_a_row_is_read_from_its_first_question_to_its_last_answer(
+    tmp_path: Path, messages: list[tuple[Any, Any]], expected: list[str] | None
+) -> None:
     assert turns_of(tmp_path, row(*messages)) == ([expected] if expected else [])
 
 
@@ -268,12 +312,22 @@ def test_no_dialogue_is_on_both_sides_even_if_it_comes_twice(tmp_path: Path) -> 
     assert len(found.train) + len(found.held_out) == 600
 
 
-def test_the_documentation_is_a_source_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documentation_is_a_source_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = Corpus([["a", "b"], ["c", "d"]], [["e", "f"]], {"requests": "1.0"}, ("scipy",))
     monkeypatch.setattr(conversations, "cached_corpus", lambda: corpus)
     found = read_conversations("documentation")
-    assert (found.train, found.held_out, found.train_names) == (corpus.train, corpus.held_out, ["documentation:0", "documentation:1"])
-    assert found.provenance == {"source": "documentation", "versions": {"requests": "1.0"}, "corpus_sha256": corpus.sha256}
+    assert (found.train, found.held_out, found.train_names) == (
+        corpus.train,
+        corpus.held_out,
+        ["documentation:0", "documentation:1"],
+    )
+    assert found.provenance == {
+        "source": "documentation",
+        "versions": {"requests": "1.0"},
+        "corpus_sha256": corpus.sha256,
+    }
     assert "Not installed, so missing from the corpus: scipy." in capsys.readouterr().err
 
 

@@ -1,4 +1,6 @@
-"""Self-distillation: the answers are the target's own, an interrupted run ends in the same bytes, nothing is overwritten."""
+"""Self-distillation: the answers are the target's own, an interrupted run ends in the same bytes, nothing is
+overwritten.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_of_each_dialogue_so_many_questions_are_answered_as_asked_for(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+def test_of_each_dialogue_so_many_questions_are_answered_as_asked_for(
+    target64: Target, template: ChatTemplate, tmp_path: Path
+) -> None:
     whole = rows_of(distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS))
     first = rows_of(distill(target64, template, asked(), tmp_path / "b.jsonl", replace(OPTIONS, turns=1)))
     assert [row["conversations"] for row in first] == [row["conversations"][:2] for row in whole]
@@ -45,9 +49,14 @@ def test_of_each_dialogue_so_many_questions_are_answered_as_asked_for(target64: 
     assert json.loads(manifest_of(tmp_path / "b.jsonl").read_text())["identity"]["options"]["turns"] == 1
 
 
-def test_every_answer_is_what_the_target_says_to_its_own_conversation_so_far(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+def test_every_answer_is_what_the_target_says_to_its_own_conversation_so_far(
+    target64: Target, template: ChatTemplate, tmp_path: Path
+) -> None:
     rows = rows_of(distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS))
-    assert [(row["id"], row["split"]) for row in rows] == [*((f"train:{i}", "train") for i in range(5)), *((f"held_out:{i}", "held_out") for i in range(2))]
+    assert [(row["id"], row["split"]) for row in rows] == [
+        *((f"train:{i}", "train") for i in range(5)),
+        *((f"held_out:{i}", "held_out") for i in range(2)),
+    ]
     assert target64.tokenizer is not None
     for row in rows:
         texts = [message["value"] for message in row["conversations"]]
@@ -82,7 +91,12 @@ def test_the_manifest_names_the_target_and_counts(target64: Target, template: Ch
 
 @pytest.mark.parametrize("call", [2, 4, 6])
 def test_an_interrupted_run_ends_in_the_same_bytes(
-    target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, capsys: pytest.CaptureFixture[str]
+    target64: Target,
+    template: ChatTemplate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole = distill(target64, template, asked(), tmp_path / "whole.jsonl", OPTIONS)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -95,7 +109,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert ("Resuming" in capsys.readouterr().err) == (call > 2)
 
 
-def test_what_is_there_is_reused_or_refused_and_never_overwritten(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+def test_what_is_there_is_reused_or_refused_and_never_overwritten(
+    target64: Target, template: ChatTemplate, tmp_path: Path
+) -> None:
     out = distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS)
     before = out.read_bytes(), manifest_of(out).read_bytes()
     distill(target64, template, asked(), out, OPTIONS)
@@ -116,21 +132,27 @@ def test_the_leftovers_of_another_run_are_refused(target64: Target, template: Ch
         assert (tmp_path / "a.jsonl.partial").read_text() == content
 
 
-def test_a_dialogue_that_fills_the_context_ends_before_it(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+def test_a_dialogue_that_fills_the_context_ends_before_it(
+    target64: Target, template: ChatTemplate, tmp_path: Path
+) -> None:
     room = target64.max_positions  # a byte is a token
     long = Conversations([["a" * 100, "x", "b" * room, "y"], ["c" * room, "z"]], ["0", "1"], [["d", "e"]], {})
     rows = rows_of(distill(target64, template, long, tmp_path / "a.jsonl", OPTIONS))
     assert [(row["id"], len(row["conversations"])) for row in rows] == [("train:0", 2), ("held_out:0", 2)]
 
 
-def test_a_disk_that_fills_up_inside_a_character_does_not_stop_the_next_run(target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_disk_that_fills_up_inside_a_character_does_not_stop_the_next_run(
+    target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: Any
+) -> None:
     whole = distill(target64, template, asked("Où est"), tmp_path / "whole.jsonl", OPTIONS)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, distillation, "greedy_answers", 4)
         distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS)
     partial = tmp_path / "cut.jsonl.partial"
     partial.write_bytes(partial.read_bytes() + '{"id": "train:4", "conversations": [{"value": "Où'.encode()[:-1])
-    assert distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS).read_bytes() == whole.read_bytes()
+    assert (
+        distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS).read_bytes() == whole.read_bytes()
+    )
 
 
 @pytest.mark.parametrize("writing", ["write_text", "replacing"])
@@ -158,7 +180,9 @@ def _dies_before(patch: pytest.MonkeyPatch, name: str, path: Path) -> None:
     patch.setattr(distillation, name, dies)
 
 
-def test_a_folder_with_the_manifest_beside_its_answers_is_a_source(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
+def test_a_folder_with_the_manifest_beside_its_answers_is_a_source(
+    target64: Target, template: ChatTemplate, tmp_path: Path
+) -> None:
     out = distill(target64, template, asked(), tmp_path / "answers.jsonl", OPTIONS)
     assert manifest_of(out).exists()
     folder, alone = read_conversations(str(tmp_path)), read_conversations(str(out))
@@ -167,13 +191,25 @@ def test_a_folder_with_the_manifest_beside_its_answers_is_a_source(target64: Tar
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{", "5", '{"identity": 5}', '{"identity": {"target": {"name": "x"}}}', '{"identity": {"target": {"weights_sha256": "x"}}}']
+    "text",
+    [
+        "[]",
+        "{",
+        "5",
+        '{"identity": 5}',
+        '{"identity": {"target": {"name": "x"}}}',
+        '{"identity": {"target": {"weights_sha256": "x"}}}',
+    ],
 )
-def test_a_damaged_manifest_is_one_clear_error(target64: Target, template: ChatTemplate, tmp_path: Path, text: str) -> None:
+def test_a_damaged_manifest_is_one_clear_error(
+    target64: Target, template: ChatTemplate, tmp_path: Path, text: str
+) -> None:
     out = tmp_path / "a.jsonl"
     out.write_text("{}")
     manifest_of(out).write_text(text)
-    with pytest.raises(KoalaBenchError, match=r"a\.manifest\.json does not say whose answers a\.jsonl holds.* Delete it"):
+    with pytest.raises(
+        KoalaBenchError, match=r"a\.manifest\.json does not say whose answers a\.jsonl holds.* Delete it"
+    ):
         answering_target(out)
     with pytest.raises(KoalaBenchError, match="made otherwise"):
         distill(target64, template, asked(), out, OPTIONS)

@@ -20,7 +20,9 @@ CONTENT = b'{"question_id": 1, "category": "", "turns": ["Why?"]}\n'
 
 
 def _dataset(name: str, host: str, content: bytes = CONTENT) -> Dataset:
-    return Dataset(name, "someone/bench", "c" * 40, f"data/{name}.jsonl", hashlib.sha256(content).hexdigest(), 1, "", "", host)
+    return Dataset(
+        name, "someone/bench", "c" * 40, f"data/{name}.jsonl", hashlib.sha256(content).hexdigest(), 1, "", "", host
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -78,7 +80,9 @@ def test_the_pins_are_complete_and_the_names_distinct() -> None:
         assert dataset.licence
 
 
-def test_fetch_downloads_verifies_and_places(tmp_path: Path, server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_fetch_downloads_verifies_and_places(
+    tmp_path: Path, server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     datasets = [_dataset("one", server[0]), _dataset("two", server[0])]
     places = fetch(["two", "one", "two"], tmp_path / "new", datasets)
     one, two = (tmp_path / "new" / "eval" / name / "question.jsonl" for name in ("one", "two"))
@@ -95,7 +99,9 @@ def test_fetch_leaves_a_right_file_alone_wherever_it_lies(tmp_path: Path, refuse
     assert fetch(["one"], tmp_path, [_dataset("one", refused)]) == [place]
 
 
-def test_fetch_refuses_to_overwrite_a_different_file_before_any_download(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+def test_fetch_refuses_to_overwrite_a_different_file_before_any_download(
+    tmp_path: Path, server: tuple[str, list[str]]
+) -> None:
     place = tmp_path / "eval" / "two" / "question.jsonl"
     place.parent.mkdir(parents=True)
     place.write_bytes(b"mine")
@@ -155,7 +161,11 @@ def test_status_tells_present_missing_and_different(tmp_path: Path) -> None:
     (tmp_path / "two.jsonl").write_bytes(b"mine")
     found = status(tmp_path, datasets)
     assert [one.state for one in found] == ["present", "different hash", "missing"]
-    assert [one.place for one in found] == [tmp_path / "one" / "question.jsonl", tmp_path / "two.jsonl", tmp_path / "eval" / "three" / "question.jsonl"]
+    assert [one.place for one in found] == [
+        tmp_path / "one" / "question.jsonl",
+        tmp_path / "two.jsonl",
+        tmp_path / "eval" / "three" / "question.jsonl",
+    ]
     assert [one.found_sha256 for one in found] == [datasets[0].sha256, hashlib.sha256(b"mine").hexdigest(), None]
 
 

@@ -44,13 +44,16 @@ def test_a_prompt_is_the_beginning_of_its_dialogue() -> None:
 def test_a_tokenizers_own_template_is_used_and_starts_once() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}{{"
+        " eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     template = chat_template("tokenizer", tokenizer)
     found = encode_dialogue(template, tokenizer, TURNS[:2])
     assert found.ids.count(1) == 1
-    assert tokenizer.decode([i for i, answer in zip(found.ids, found.supervised, strict=True) if answer]) == "A marsupial.</s>"
+    assert (
+        tokenizer.decode([i for i, answer in zip(found.ids, found.supervised, strict=True) if answer])
+        == "A marsupial.</s>"
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:

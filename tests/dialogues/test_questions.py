@@ -14,7 +14,14 @@ import pytest
 
 import koala_bench.pretraining.corpus as corpus
 from koala_bench.dialogues.downloads import Dataset, list_datasets
-from koala_bench.dialogues.questions import BUNDLED, Question, bundled_questions, find_questions, questions_sha256, read_questions
+from koala_bench.dialogues.questions import (
+    BUNDLED,
+    Question,
+    bundled_questions,
+    find_questions,
+    questions_sha256,
+    read_questions,
+)
 from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.corpus import PACKAGES, read_entries
 
@@ -23,7 +30,9 @@ GOOD = {"question_id": 81, "category": "writing", "turns": ["First.", "Second."]
 
 def _write(path: Path, *rows: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -36,13 +45,19 @@ def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reads_the_fields_and_ignores_others(tmp_path: Path) -> None:
-    path = _write(tmp_path / "q.jsonl", {**GOOD, "reference": ["x"], "extra": 1}, {"question_id": 5, "category": "", "turns": ["One."], "held_out": True})
+    path = _write(
+        tmp_path / "q.jsonl",
+        {**GOOD, "reference": ["x"], "extra": 1},
+        {"question_id": 5, "category": "", "turns": ["One."], "held_out": True},
+    )
     assert read_questions(path) == [Question(81, "writing", ("First.", "Second.")), Question(5, "all", ("One.",), True)]
 
 
 def test_accepts_blank_lines_a_missing_last_newline_windows_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n" + json.dumps({**GOOD, "question_id": 82}).encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n" + json.dumps({**GOOD, "question_id": 82}).encode()
+    )
     assert [question.question_id for question in read_questions(path)] == [81, 82]
 
 
@@ -118,7 +133,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["eval/mine/question.jsonl", "mine/question.jsonl", "mine.jsonl"])
-def test_a_name_is_found_in_the_three_places_of_a_data_folder(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_found_in_the_three_places_of_a_data_folder(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _write(tmp_path / place, GOOD)
     assert find_questions("mine", tmp_path) == ("mine", path)
     monkeypatch.setenv("KOALA_BENCH_DATA", str(tmp_path))
@@ -141,7 +158,9 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         find_questions("nowhere/q.jsonl")
 
 
-def test_a_folder_of_that_name_in_the_working_directory_does_not_hide_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_that_name_in_the_working_directory_does_not_hide_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _write(tmp_path / "data" / "eval" / "mt_bench" / "question.jsonl", GOOD)
     (tmp_path / "mt_bench").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -234,7 +253,9 @@ def test_the_bundled_questions_agree_with_the_corpus_on_what_is_held_out(monkeyp
                 yield path
 
     monkeypatch.setattr(corpus, "_python_files", some)
-    entries = {(entry.package, entry.name): entry for entry in read_entries(sorted({package for package, _ in questions}))[0]}
+    entries = {
+        (entry.package, entry.name): entry for entry in read_entries(sorted({package for package, _ in questions}))[0]
+    }
     assert [key for key in questions if key not in entries] == []
     assert [key for key, question in questions.items() if entries[key].held_out != question.held_out] == []
 

@@ -34,7 +34,11 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     first, second = (make_stream(dialogues(57), names(57), 200, 64, seed=3) for _ in range(2))
     forward = [first.samples(step) for step in range(20)]
     assert [second.samples(step) for step in reversed(range(20))] == forward[::-1]
-    assert first.order_sha256(20) == second.order_sha256(20) != make_stream(dialogues(57), names(57), 200, 64, seed=4).order_sha256(20)
+    assert (
+        first.order_sha256(20)
+        == second.order_sha256(20)
+        != make_stream(dialogues(57), names(57), 200, 64, seed=4).order_sha256(20)
+    )
 
 
 def test_an_epoch_is_drawn_once_however_many_come_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

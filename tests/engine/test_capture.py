@@ -1,4 +1,6 @@
-"""Passes of fixed shapes, as CUDA graphs need them: on the CPU the same functions on the same inputs, with a GPU the graphs themselves."""
+"""Passes of fixed shapes, as CUDA graphs need them: on the CPU the same functions on the same inputs, with a GPU the
+graphs themselves.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,28 @@ from tests.decoding.test_decoding import CONFIGS, PROMPT, vanilla
 from tests.engine.test_replay import verified
 from tests.support.drafters import Oracle
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
 METHODS = ["medusa", "eagle+koala", "eagle2", "hydra+koala", "eagle3", "draft_model"]
 
 
-def pair(folder: Path, config: Any = None, attention: str = "sdpa", device: str = "cpu", dtype: str = "float64") -> tuple[Target, Target]:
+def pair(
+    folder: Path, config: Any = None, attention: str = "sdpa", device: str = "cpu", dtype: str = "float64"
+) -> tuple[Target, Target]:
     """The same target called as it is and with passes of fixed shapes."""
     save_tiny_target(folder, config)
-    eager, graph = (load_target(str(folder), device, dtype, attention=attention, engine=engine) for engine in ("eager", "graph"))
+    eager, graph = (
+        load_target(str(folder), device, dtype, attention=attention, engine=engine) for engine in ("eager", "graph")
+    )
     return eager, replace(graph, fixed=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("family", "attention"), [*((family, "sdpa") for family in ("llama", *sorted(CONFIGS))), ("llama", "eager")])
+@pytest.mark.parametrize(
+    ("family", "attention"), [*((family, "sdpa") for family in ("llama", *sorted(CONFIGS))), ("llama", "eager")]
+)
 def test_a_verification_of_fixed_shape_is_the_models(tmp_path: Path, family: str, attention: str, device: str) -> None:
     eager, fixed = pair(tmp_path, CONFIGS.get(family), attention, device)
     within = 1e-9 if attention == "sdpa" else 1e-5  # transformers' own attention rounds its weights to float32
@@ -47,14 +58,21 @@ def test_a_verification_of_fixed_shape_is_the_models(tmp_path: Path, family: str
         tree = DraftTree(torch.randint(3, 250, (shape.nodes,), generator=draw).to(device), shape)
         for prompt in (PROMPT, [*PROMPT, *PROMPT]):
             cut = len(prompt) + shape.nodes
-            (logits, hidden, rows), (others, seen, written_) = verified(eager, tree, prompt), verified(fixed, tree, prompt)
+            (logits, hidden, rows), (others, seen, written_) = (
+                verified(eager, tree, prompt),
+                verified(fixed, tree, prompt),
+            )
             for one, other in ((logits, others), (hidden, seen), (rows[:, :, :, :cut], written_[:, :, :, :cut])):
                 torch.testing.assert_close(one, other, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_what_is_rewritten_for_a_gpu_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """Joined products whose parts the model's own weights become, and plain norms; tried on the CPU, without kernels of our own."""
+def test_what_is_rewritten_for_a_gpu_computes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Joined products whose parts the model's own weights become, and plain norms; tried on the CPU, without kernels of
+    our own.
+    """
     eager, fixed = pair(tmp_path, dtype=dtype)
     monkeypatch.setattr(lowering, "_on_processor", lambda weight: False)
     monkeypatch.setattr(lowering, "_kernels", lambda constants: ())
@@ -105,7 +123,12 @@ def test_heads_draft_the_same_trees_with_fixed_shapes(tmp_path: Path, method: st
     for target in (eager, fixed):
         torch.manual_seed(0)
         head = build_head(target, preset, seed=0).double().eval()
-        found.append([decode(target, head, load_template(preset.tree), prompt, 24, (), trace=True) for prompt in (PROMPT * 3, PROMPT)])
+        found.append(
+            [
+                decode(target, head, load_template(preset.tree), prompt, 24, (), trace=True)
+                for prompt in (PROMPT * 3, PROMPT)
+            ]
+        )
     for one, other in zip(*found, strict=True):
         assert one.tokens == other.tokens
         assert one.steps == other.steps
@@ -146,7 +169,9 @@ def test_the_mask_and_the_rows_are_those_of_moving_shapes() -> None:
 def test_arguments_are_copied_but_for_those_that_stay(device: str) -> None:
     calls = []
 
-    def add(x: torch.Tensor, number: torch.Tensor, rows: torch.Tensor, nothing: None) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(
+        x: torch.Tensor, number: torch.Tensor, rows: torch.Tensor, nothing: None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(x.shape)
         rows[:2].add_(0).copy_(x[:2] + number)
         return x + number, rows.sum()

@@ -23,14 +23,24 @@ METHODS = ["medusa", "medusa+koala", "eagle", "eagle+koala"]
 def train(target_folder: Path, data: Path, out: Path, dtype: str, *more: str) -> None:
     target = load_target(str(target_folder), "cpu", dtype)
     assert target.tokenizer is not None
-    train_heads(preset_for(target_folder, data, "training.steps=4", *more), METHODS, target, chat_template("vicuna_v1.1", target.tokenizer), out)
+    train_heads(
+        preset_for(target_folder, data, "training.steps=4", *more),
+        METHODS,
+        target,
+        chat_template("vicuna_v1.1", target.tokenizer),
+        out,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_heads_are_trained_and_watched_beside_a_target_of_any_dtype(target_folder: Path, tmp_path: Path, dtype: str) -> None:
+def test_heads_are_trained_and_watched_beside_a_target_of_any_dtype(
+    target_folder: Path, tmp_path: Path, dtype: str
+) -> None:
     train(target_folder, conversations(tmp_path), tmp_path / "out", dtype)
     lines = [json.loads(line) for line in (tmp_path / "out" / "training.jsonl").read_text().splitlines()]
-    assert {line["method"] for line in lines if line["kind"] == "held_out" and line["acceptance_length"] >= 1} == set(METHODS)
+    assert {line["method"] for line in lines if line["kind"] == "held_out" and line["acceptance_length"] >= 1} == set(
+        METHODS
+    )
     target = load_target(str(target_folder), "cpu", dtype)
     for method in METHODS:
         assert {tensor.dtype for tensor in weights(tmp_path / "out" / method).values()} == {torch.float32}

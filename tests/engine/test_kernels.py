@@ -1,4 +1,6 @@
-"""The kernels of our own compute what plain operations do: interpreted on the CPU in float16, and on a GPU in both half precisions."""
+"""The kernels of our own compute what plain operations do: interpreted on the CPU in float16, and on a GPU in both half
+precisions.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ kernels = pytest.importorskip("koala_bench.engine.kernels", reason="no Triton fo
 fusing = pytest.importorskip("koala_bench.engine.fusing")
 HALF = [
     pytest.param("cpu", torch.float16, id="cpu-float16"),
-    *(pytest.param("cuda", dtype, id=f"cuda-{dtype}", marks=DEVICES[1].marks) for dtype in (torch.float16, torch.bfloat16)),  # type: ignore[union-attr]
+    *(
+        pytest.param("cuda", dtype, id=f"cuda-{dtype}", marks=DEVICES[1].marks)
+        for dtype in (torch.float16, torch.bfloat16)
+    ),  # type: ignore[union-attr]
 ]
 everywhere = pytest.mark.parametrize(("device", "dtype"), HALF)
 
@@ -60,7 +65,11 @@ def test_norms(draw: torch.Generator, device: str, dtype: torch.dtype, width: in
 @pytest.mark.parametrize(("rows", "width"), [(40, 96), (7, 3000), (64, 1024)])
 def test_products_of_one_row(draw: torch.Generator, device: str, dtype: torch.dtype, rows: int, width: int) -> None:
     x, weight = normal(draw, device, dtype, 1, 1, width), normal(draw, device, dtype, rows, width) * 0.02
-    gain, bias, residual = normal(draw, device, dtype, width), normal(draw, device, dtype, rows), normal(draw, device, dtype, 1, 1, rows)
+    gain, bias, residual = (
+        normal(draw, device, dtype, width),
+        normal(draw, device, dtype, rows),
+        normal(draw, device, dtype, 1, 1, rows),
+    )
     plain = F.linear(x.float(), weight.float())
     agree(kernels.row_product(x, weight), plain)
     agree(kernels.row_product(x, weight, bias, residual), plain + bias.float() + residual.float())
@@ -73,7 +82,11 @@ def test_products_of_one_row(draw: torch.Generator, device: str, dtype: torch.dt
 
 @everywhere
 def test_products_of_several_rows_with_a_residual(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:
-    x, weight, bias = normal(draw, device, dtype, 1, 3, 32), normal(draw, device, dtype, 24, 32), normal(draw, device, dtype, 24)
+    x, weight, bias = (
+        normal(draw, device, dtype, 1, 3, 32),
+        normal(draw, device, dtype, 24, 32),
+        normal(draw, device, dtype, 24),
+    )
     residual = normal(draw, device, dtype, 1, 3, 24)
     before, wanted = residual.clone(), F.linear(x.float(), weight.float()) + residual.float()
     agree(kernels.product(x, weight, None, residual), wanted)
@@ -90,7 +103,8 @@ def test_gates(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:
     agree(kernels.gate(x), F.silu(gate) * up)
 
 
-# Nodes, rows of the cache, settled ones, and rows of the draft of which the nodes are the last; the last of these are one node.
+# Nodes, rows of the cache, settled ones, and rows of the draft of which the nodes are the last; the last of these are
+# one node.
 CASES = [(5, 512, 100, 5), (40, 1536, 700, 40), (70, 512, 3, 70), (3, 512, 20, 9), (1, 512, 37, 1), (1, 512, 300, 7), (1, 1536, 1280, 1), (1, 512, 0, 1),
          (1, 512, 127, 2), (1, 512, 128, 1)]  # fmt: skip
 
@@ -100,7 +114,16 @@ CASES = [(5, 512, 100, 5), (40, 1536, 700, 40), (70, 512, 3, 70), (3, 512, 20, 9
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3)])
 @pytest.mark.parametrize(("nodes", "capacity", "past", "columns"), CASES)
 def test_attention_over_a_tree(
-    draw: torch.Generator, device: str, dtype: torch.dtype, nodes: int, capacity: int, past: int, columns: int, heads: int, kv_heads: int, signed: bool
+    draw: torch.Generator,
+    device: str,
+    dtype: torch.dtype,
+    nodes: int,
+    capacity: int,
+    past: int,
+    columns: int,
+    heads: int,
+    kv_heads: int,
+    signed: bool,
 ) -> None:
     width = 32
     joined = normal(draw, device, dtype, 1, nodes, (heads + 2 * kv_heads) * width)
@@ -119,7 +142,9 @@ def test_attention_over_a_tree(
     wanted_keys.index_copy_(2, numbers, turned[:, heads:])
     wanted_values.index_copy_(2, numbers, v)
     mask = hiding(hidden, behind, capacity, torch.float32)
-    wanted = F.scaled_dot_product_attention(turned[:, :heads].float(), wanted_keys.float(), wanted_values.float(), mask, enable_gqa=True)
+    wanted = F.scaled_dot_product_attention(
+        turned[:, :heads].float(), wanted_keys.float(), wanted_values.float(), mask, enable_gqa=True
+    )
 
     arguments = (x, v, cosine, sine, signed, width // 2, numbers)
     if nodes == 1:
@@ -136,7 +161,9 @@ def test_attention_over_a_tree(
 
 
 @pytest.mark.parametrize(("device", "dtype"), HALF[:2])
-def test_attention_in_little_shared_memory(draw: torch.Generator, device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_little_shared_memory(
+    draw: torch.Generator, device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     q, (keys, values) = normal(draw, device, dtype, 1, 2, 9, 64), normal(draw, device, dtype, 2, 1, 2, 512, 64)
     hidden, behind = torch.ones(9, 9, dtype=torch.bool, device=device).triu(1), torch.tensor(230, device=device)
     found = kernels.attend(q, keys, values, hidden, behind)
@@ -159,8 +186,13 @@ def test_the_best_candidates(draw: torch.Generator, device: str, dtype: torch.dt
 def test_embeddings_beside_states(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:
     embeddings, states = normal(draw, device, dtype, 50, 96), normal(draw, device, dtype, 5, 2, 80)[:, 1]
     tokens, places, parents = (torch.tensor(each, device=device) for each in ([4, 9, 0, 49, 4], [3, 0, 2], [1, 1, 4]))
-    assert torch.equal(kernels.paired(embeddings, tokens, places, states, parents), torch.cat([embeddings[tokens[places]], states[parents]], dim=-1))
-    assert torch.equal(kernels.paired(embeddings, tokens, None, states, None), torch.cat([embeddings[tokens], states], dim=-1))
+    assert torch.equal(
+        kernels.paired(embeddings, tokens, places, states, parents),
+        torch.cat([embeddings[tokens[places]], states[parents]], dim=-1),
+    )
+    assert torch.equal(
+        kernels.paired(embeddings, tokens, None, states, None), torch.cat([embeddings[tokens], states], dim=-1)
+    )
 
 
 # ------------------------------------------------------------------------------ whole passes
@@ -182,7 +214,11 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noting(graph: torch.fx.Graph, constants: dict[str, object]) -> None:
         fuse(graph, constants)
-        names.extend(node.target.__name__ for node in graph.nodes if str(getattr(node.target, "__module__", "")).startswith(kernels.__name__))
+        names.extend(
+            node.target.__name__
+            for node in graph.nodes
+            if str(getattr(node.target, "__module__", "")).startswith(kernels.__name__)
+        )
 
     monkeypatch.setattr(fusing, "fuse", noting)
     return names
@@ -190,8 +226,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @everywhere
 @pytest.mark.parametrize("family", ["llama", *sorted(CONFIGS)])
-def test_a_verification_with_kernels_is_the_models(tmp_path: Path, called: list[str], device: str, dtype: torch.dtype, family: str) -> None:
-    eager, fixed = pair(tmp_path, device, dtype, CONFIGS.get(family, tiny_config(hidden_size=64)))  # heads as narrow as kernels know them
+def test_a_verification_with_kernels_is_the_models(
+    tmp_path: Path, called: list[str], device: str, dtype: torch.dtype, family: str
+) -> None:
+    eager, fixed = pair(
+        tmp_path, device, dtype, CONFIGS.get(family, tiny_config(hidden_size=64))
+    )  # heads as narrow as kernels know them
     for shape in (ROOT_ONLY, TreeShape((-1, 0, 0, 1, 1, 3))):
         tree = DraftTree(torch.arange(3, 3 + shape.nodes, device=device), shape)
         found = []
@@ -211,10 +251,16 @@ INTERPRETED = ["medusa", "eagle+koala", "eagle2"]  # the others have the same ke
 
 
 @pytest.mark.parametrize(
-    ("device", "method"), [*(("cpu", method) for method in INTERPRETED), *(pytest.param("cuda", method, marks=DEVICES[1].marks) for method in METHODS)]
+    ("device", "method"),
+    [
+        *(("cpu", method) for method in INTERPRETED),
+        *(pytest.param("cuda", method, marks=DEVICES[1].marks) for method in METHODS),
+    ],
 )
 def test_heads_draft_with_kernels(tmp_path: Path, called: list[str], device: str, method: str) -> None:
-    """Rounded otherwise, a close candidate may win: most tokens of a draft are the same. In bfloat16 a random head's need not be."""
+    """Rounded otherwise, a close candidate may win: most tokens of a draft are the same. In bfloat16 a random head's
+    need not be.
+    """
     dtype = torch.float16
     eager, fixed = pair(tmp_path, device, dtype, tiny_config(hidden_size=64, num_hidden_layers=4))
     options = [f'methods.draft_model.options.model="{tmp_path}"'] if method == "draft_model" else []
@@ -233,7 +279,9 @@ def test_heads_draft_with_kernels(tmp_path: Path, called: list[str], device: str
 @everywhere
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_half_precision_stands_any_length(tmp_path: Path, device: str, dtype: torch.dtype, engine: str) -> None:
-    """The mask of a tree begins at another place in memory with each token; on a GPU attention once read it as if it were aligned."""
+    """The mask of a tree begins at another place in memory with each token; on a GPU attention once read it as if it
+    were aligned.
+    """
     save_tiny_target(tmp_path, tiny_config(hidden_size=64, head_dim=64))
     target = load_target(str(tmp_path), device, str(dtype).removeprefix("torch."), engine=engine)
     truth = decode(target, Vanilla(), VANILLA_TREE, PROMPT, 70, ())

@@ -1,4 +1,6 @@
-"""Recorded passes: the same numbers as the model and the heads themselves, one recording for all sizes that move, and clear refusals."""
+"""Recorded passes: the same numbers as the model and the heads themselves, one recording for all sizes that move, and
+clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from tests.support.drafters import Oracle
 def pair(folder: Path, config: Any = None, dtype: str = "float64", attention: str = "sdpa") -> tuple[Target, Target]:
     """The same target with either engine."""
     save_tiny_target(folder, config)
-    eager, graph = (load_target(str(folder), "cpu", dtype, attention=attention, engine=engine) for engine in ("eager", "graph"))
+    eager, graph = (
+        load_target(str(folder), "cpu", dtype, attention=attention, engine=engine) for engine in ("eager", "graph")
+    )
     return eager, graph
 
 
@@ -71,7 +75,9 @@ def test_a_full_cache_is_no_other_case(tmp_path: Path) -> None:
 def test_in_less_precision_it_differs_by_rounding(tmp_path: Path, dtype: str, within: float) -> None:
     eager, graph = pair(tmp_path, dtype=dtype)
     tree = DraftTree(torch.tensor([7, 8, 9]), TreeShape((-1, 0, 1)))
-    torch.testing.assert_close(verified(eager, tree, PROMPT)[0], verified(graph, tree, PROMPT)[0], rtol=within, atol=within)
+    torch.testing.assert_close(
+        verified(eager, tree, PROMPT)[0], verified(graph, tree, PROMPT)[0], rtol=within, atol=within
+    )
 
 
 def test_decoding_is_lossless_and_one_recording_serves_a_whole_answer(tmp_path: Path) -> None:
@@ -85,7 +91,9 @@ def test_decoding_is_lossless_and_one_recording_serves_a_whole_answer(tmp_path: 
     assert len(recorded._recordings) == 2  # a root alone, and every other tree at every place
 
 
-@pytest.mark.parametrize("method", ["medusa+koala", "eagle+koala", "eagle2", "hydra", "hydra+koala", "eagle3+koala", "draft_model"])
+@pytest.mark.parametrize(
+    "method", ["medusa+koala", "eagle+koala", "eagle2", "hydra", "hydra+koala", "eagle3+koala", "draft_model"]
+)
 def test_heads_draft_the_same_trees_replayed(tmp_path: Path, method: str) -> None:
     """Of random heads, so that hardly anything is accepted: the trees themselves are compared."""
     config = tiny_config(num_hidden_layers=4)
@@ -201,7 +209,9 @@ def test_queries_and_keys_are_turned_together(tmp_path: Path, kv_heads: int) -> 
 @pytest.mark.parametrize("one_row", [False, True])
 def test_the_layout_goes_by_the_size_of_the_weights(size: int, columns: int, one_row: bool, layout: str) -> None:
     assert lowering._layout((torch.empty(size, columns),), one_row) == layout
-    assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == ("turned" if one_row else "plain")
+    assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == (
+        "turned" if one_row else "plain"
+    )
 
 
 def test_what_is_computed_twice_is_computed_once_but_for_what_is_written_between() -> None:

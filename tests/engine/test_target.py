@@ -1,4 +1,6 @@
-"""Fingerprints of targets: equal for equal weights, wherever they lie, and different for different ones; and the threads that targets are decoded on."""
+"""Fingerprints of targets: equal for equal weights, wherever they lie, and different for different ones; and the
+threads that targets are decoded on.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +70,17 @@ def test_bare_weights_have_no_tokenizer_hash(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "device", "weights", "threads"),
-    [(None, "cpu", 28 << 20, 1), (None, "cpu", 640 << 20, None), (None, "cuda", 28 << 20, None), (3, "cpu", 28 << 20, 3), (1, "cpu", 640 << 20, 1)],
+    [
+        (None, "cpu", 28 << 20, 1),
+        (None, "cpu", 640 << 20, None),
+        (None, "cuda", 28 << 20, None),
+        (3, "cpu", 28 << 20, 3),
+        (1, "cpu", 640 << 20, 1),
+    ],
 )
-def test_small_targets_are_decoded_on_one_thread(wanted: int | None, device: str, weights: int, threads: int | None) -> None:
+def test_small_targets_are_decoded_on_one_thread(
+    wanted: int | None, device: str, weights: int, threads: int | None
+) -> None:
     assert pick_threads(wanted, torch.device(device), weights) == threads
 
 

@@ -37,7 +37,13 @@ def test_parts_are_put_together_from_two_clocks() -> None:
         ("rest", 100.0285, Moment(33.5)),
     ]
     found = watch.seconds()
-    assert {name: round(1000 * seconds, 6) for name, seconds in found.items()} == {"draft": 4.0, "verify": 20.0, "accept": 1.0, "commit": 1.5, "rest": 2.0}
+    assert {name: round(1000 * seconds, 6) for name, seconds in found.items()} == {
+        "draft": 4.0,
+        "verify": 20.0,
+        "accept": 1.0,
+        "commit": 1.5,
+        "rest": 2.0,
+    }
 
 
 def test_on_the_cpu_parts_add_up_to_the_whole() -> None:

@@ -1,4 +1,6 @@
-"""Evaluation: one record for all methods, equal answers, exact resume. What goes wrong is in test_evaluation_failures.py."""
+"""Evaluation: one record for all methods, equal answers, exact resume. What goes wrong is in
+test_evaluation_failures.py.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,17 @@ from tests.training.test_training import conversations, preset_for
 
 METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
 TREE = "48x2x1"
-QUESTIONS = [("words", ["count 5", "and 6"]), ("numbers", ["Write the letters of the alphabet.", "Again, please."]), ("words", ["3, 4, 5", "go on"])]
+QUESTIONS = [
+    ("words", ["count 5", "and 6"]),
+    ("numbers", ["Write the letters of the alphabet.", "Again, please."]),
+    ("words", ["3, 4, 5", "go on"]),
+]
 
 
 def write_questions(path: Path, questions: Sequence[tuple[str, list[str]]]) -> Path:
-    rows = [{"question_id": 81 + i, "category": category, "turns": turns} for i, (category, turns) in enumerate(questions)]
+    rows = [
+        {"question_id": 81 + i, "category": category, "turns": turns} for i, (category, turns) in enumerate(questions)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -55,7 +63,17 @@ class Bench:
         return preset_for(self.folder / "target", self.folder / "conversations.jsonl", questions, *sizes, *trees, *more)
 
     def run(self, record: Path, methods: Sequence[str] = METHODS, *more: str, target: Target | None = None) -> Run:
-        return evaluate(self.preset(*more), "tiny", methods, target or self.target, self.template, self.heads, record, None, ["koala-bench", "evaluate"])
+        return evaluate(
+            self.preset(*more),
+            "tiny",
+            methods,
+            target or self.target,
+            self.template,
+            self.heads,
+            record,
+            None,
+            ["koala-bench", "evaluate"],
+        )
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +85,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     exact = load_target(str(folder / "target"), "cpu", "float64")
     assert exact.tokenizer is not None
     made = Bench(folder, folder / "heads", exact, chat_template("vicuna_v1.1", exact.tokenizer))
-    train_heads(made.preset(), METHODS, load_target(str(folder / "target"), "cpu", "float32"), made.template, made.heads)
+    train_heads(
+        made.preset(), METHODS, load_target(str(folder / "target"), "cpu", "float32"), made.template, made.heads
+    )
     return made
 
 
@@ -89,7 +109,9 @@ def by_turn(run: Run) -> dict[tuple[int, int, int], dict[str, TurnLine]]:
 def test_every_method_answers_every_turn_once(run: Run) -> None:
     assert run.finished
     assert len(run.turns) == len(METHODS) * len(QUESTIONS) * 2
-    assert {key_of(turn) for turn in run.turns} == {(method, 81 + i, turn, 0) for method in METHODS for i in range(len(QUESTIONS)) for turn in (0, 1)}
+    assert {key_of(turn) for turn in run.turns} == {
+        (method, 81 + i, turn, 0) for method in METHODS for i in range(len(QUESTIONS)) for turn in (0, 1)
+    }
     assert [turn["error"] for turn in run.turns] == [None] * len(run.turns)
 
 
@@ -101,7 +123,9 @@ def test_every_answer_is_vanillas_in_float64(run: Run) -> None:
             assert answers[method]["first_difference"] is None
 
 
-def test_decoding_takes_the_threads_of_the_preset_and_says_so(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_takes_the_threads_of_the_preset_and_says_so(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
     taken = set()
 
@@ -111,7 +135,13 @@ def test_decoding_takes_the_threads_of_the_preset_and_says_so(bench: Bench, tmp_
 
     monkeypatch.setattr(evaluation, "decode", watched)
     for name, target in (("given", dataclasses.replace(bench.target, threads=before + 1)), ("torch's", bench.target)):
-        run = bench.run(tmp_path / f"{name}.jsonl", ["vanilla", "medusa"], "evaluation.limit=1", "evaluation.max_new_tokens=3", target=target)
+        run = bench.run(
+            tmp_path / f"{name}.jsonl",
+            ["vanilla", "medusa"],
+            "evaluation.limit=1",
+            "evaluation.max_new_tokens=3",
+            target=target,
+        )
         assert taken == {run.header["environment"]["threads"]} == {target.threads or before}
         taken.clear()
     assert torch.get_num_threads() == before
@@ -122,7 +152,11 @@ def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> Non
         assert turn["new_token_ids"] is not None and turn["accepted"] is not None and turn["drafted_depth"] is not None
         assert len(turn["new_token_ids"]) == 1 + sum(turn["accepted"]) + len(turn["accepted"])
         assert all(kept <= depth for kept, depth in zip(turn["accepted"], turn["drafted_depth"], strict=True))
-        assert turn["prefill_s"] and turn["decode_s"] and turn["decode_s"] >= (turn["draft_s"] or 0) + (turn["verify_s"] or 0)
+        assert (
+            turn["prefill_s"]
+            and turn["decode_s"]
+            and turn["decode_s"] >= (turn["draft_s"] or 0) + (turn["verify_s"] or 0)
+        )
 
 
 def test_a_record_says_which_node_each_step_kept(run: Run) -> None:
@@ -159,11 +193,15 @@ def test_second_turns_show_vanillas_first_answer(bench: Bench, run: Run) -> None
     for question in read_questions(bench.folder / "questions.jsonl"):
         said = turns[question.question_id, 0, 0]["vanilla"]["text"]
         assert said
-        expected = len(encode_prompt(bench.template, bench.target.tokenizer, [question.turns[0], said, question.turns[1]]))
+        expected = len(
+            encode_prompt(bench.template, bench.target.tokenizer, [question.turns[0], said, question.turns[1]])
+        )
         assert {line["prompt_tokens"] for line in turns[question.question_id, 1, 0].values()} == {expected}
 
 
-def test_a_head_that_answers_wrongly_does_not_change_anyones_second_prompt(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_answers_wrongly_does_not_change_anyones_second_prompt(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, list[int]]] = []
 
     def wrong(target: Target, head: Any, template: Any, prompt: Sequence[int], *rest: Any, **more: Any) -> Decoded:
@@ -187,7 +225,13 @@ def test_the_order_of_methods_rotates_from_question_to_question(run: Run) -> Non
 
 
 def test_repeats_ask_again_in_another_order(bench: Bench, tmp_path: Path) -> None:
-    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "eagle"], "evaluation.repeats=2", "evaluation.limit=1", "evaluation.max_new_tokens=4")
+    run = bench.run(
+        tmp_path / "record.jsonl",
+        ["vanilla", "eagle"],
+        "evaluation.repeats=2",
+        "evaluation.limit=1",
+        "evaluation.max_new_tokens=4",
+    )
     first = [(turn["method"], turn["repeat"]) for turn in run.turns if turn["question_id"] == 81 and turn["turn"] == 0]
     assert first == [("vanilla", 0), ("eagle", 0), ("eagle", 1), ("vanilla", 1)]
     assert len(run.turns) == 2 * 2 * 2 * 2  # methods, questions, turns, repeats
@@ -195,7 +239,9 @@ def test_repeats_ask_again_in_another_order(bench: Bench, tmp_path: Path) -> Non
 
 def test_warm_up_answers_are_not_recorded(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = count_decodes(monkeypatch)
-    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.warmup=2", "evaluation.limit=1", "evaluation.max_new_tokens=2")
+    run = bench.run(
+        tmp_path / "record.jsonl", ["eagle"], "evaluation.warmup=2", "evaluation.limit=1", "evaluation.max_new_tokens=2"
+    )
     assert len(run.turns) == 8
     assert len(calls) == 8 + 2 * 2
 
@@ -205,7 +251,11 @@ def test_the_header_says_what_was_measured(bench: Bench, run: Run) -> None:
     assert header["command"] == ["koala-bench", "evaluate"]
     assert header["preset"]["sha256"] == bench.preset().sha256
     assert (header["target"]["weights_sha256"], header["target"]["dtype"]) == (prints["weights_sha256"], "float64")
-    assert header["questions"] == {"name": "questions", "sha256": questions_sha256(bench.folder / "questions.jsonl"), "count": 3}
+    assert header["questions"] == {
+        "name": "questions",
+        "sha256": questions_sha256(bench.folder / "questions.jsonl"),
+        "count": 3,
+    }
     assert header["limits"] == {"max_new_tokens": 12, "stop_ids": [2]}
     assert [(m["name"], m["head"], m["layers"], m["adversarial"]) for m in header["methods"]] == [
         ("vanilla", None, 0, False),
@@ -243,14 +293,23 @@ def test_answers_are_written_as_fastchat_reads_them(run: Run, tmp_path: Path) ->
             assert row["choices"][0]["new_tokens"] == [len(line["new_token_ids"] or []) for line in lines]
 
 
-def test_heads_below_the_working_folder_are_named_from_there(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_heads_below_the_working_folder_are_named_from_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(bench.heads.parent)
-    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == f"{bench.heads.name}/eagle"
+    assert (
+        load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"]
+        == f"{bench.heads.name}/eagle"
+    )
     monkeypatch.chdir(tmp_path)
-    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == str(bench.heads.absolute() / "eagle")
+    assert load_methods(bench.preset(), ["eagle"], bench.target, bench.heads.absolute())[1].info["checkpoint"] == str(
+        bench.heads.absolute() / "eagle"
+    )
 
 
-def test_no_time_of_a_record_has_a_recording_in_it(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_time_of_a_record_has_a_recording_in_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a warm-up the first answers make recordings; they are given again, and the record has the second ones."""
     target = dataclasses.replace(bench.target, engine="graph")
     made: list[tuple[int, Decoded]] = []
@@ -291,7 +350,12 @@ def tokens(run: Run) -> dict[Any, Any]:
 
 @pytest.mark.parametrize("die_at", [1, 14, 30])
 def test_an_interrupted_run_goes_on_where_it_was(
-    bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], die_at: int
+    bench: Bench,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    die_at: int,
 ) -> None:
     record = tmp_path / "record.jsonl"
     count_decodes(monkeypatch, die_at)
@@ -306,20 +370,28 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert len(calls) == len(run.turns) - len(half.turns)
     assert tokens(whole) == tokens(run)
     assert len(whole.turns) == len(run.turns)
-    assert (f"Resuming {record}: {len(half.turns)} of 30 turns are there." in capsys.readouterr().err) == bool(half.turns)
+    assert (f"Resuming {record}: {len(half.turns)} of 30 turns are there." in capsys.readouterr().err) == bool(
+        half.turns
+    )
 
 
-def test_a_half_written_line_is_decoded_again(bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_line_is_decoded_again(
+    bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = tmp_path / "record.jsonl"
     lines = run.path.read_bytes().splitlines(keepends=True)
-    record.write_bytes(b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2])  # the kill came within a turn of five methods
+    record.write_bytes(
+        b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2]
+    )  # the kill came within a turn of five methods
     calls = count_decodes(monkeypatch)
     whole = bench.run(record)
     assert len(calls) == 30 - 8
     assert tokens(whole) == tokens(run)
 
 
-def test_a_finished_record_is_reused_and_says_so(bench: Bench, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_record_is_reused_and_says_so(
+    bench: Bench, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = run.path.read_bytes()
     calls = count_decodes(monkeypatch)
     again = bench.run(run.path)
@@ -330,7 +402,12 @@ def test_a_finished_record_is_reused_and_says_so(bench: Bench, run: Run, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [("evaluation.max_new_tokens=5", "limits.max_new_tokens"), ("evaluation.limit=1", "questions.count"), ("training.seed=1", "seed")]
+    ("change", "words"),
+    [
+        ("evaluation.max_new_tokens=5", "limits.max_new_tokens"),
+        ("evaluation.limit=1", "questions.count"),
+        ("training.seed=1", "seed"),
+    ],
 )
 def test_a_record_of_other_settings_is_refused(bench: Bench, run: Run, change: str, words: str) -> None:
     before = run.path.read_bytes()
@@ -354,9 +431,16 @@ SHARED = ("methods.wide.head_of=medusa", "methods.wide.tree='3x2'")
 LOSSY = ("methods.typical.head_of=medusa", "methods.typical.typical.threshold=0.2")
 
 
-def test_a_draw_depends_on_the_seed_and_its_place_alone(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draw_depends_on_the_seed_and_its_place_alone(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = bench.run(tmp_path / "whole.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
-    assert whole.header["acceptance"] == {"rule": "speculative sampling", "temperature": 0.7, "top_k": 20, "top_p": 0.95}
+    assert whole.header["acceptance"] == {
+        "rule": "speculative sampling",
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.95,
+    }
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         count_decodes(patch, die_at=8)
         bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
@@ -370,7 +454,11 @@ def test_a_draw_depends_on_the_seed_and_its_place_alone(bench: Bench, tmp_path: 
 def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Path) -> None:
     run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "wide"], *SHARED)
     medusa, wide = run.methods["medusa"], run.methods["wide"]
-    assert (wide["checkpoint"], wide["weights_sha256"], wide["head"]) == (medusa["checkpoint"], medusa["weights_sha256"], "medusa")
+    assert (wide["checkpoint"], wide["weights_sha256"], wide["head"]) == (
+        medusa["checkpoint"],
+        medusa["weights_sha256"],
+        "medusa",
+    )
     assert wide["tree"] is not None and wide["tree"]["name"] == "3x2"
     for answers in by_turn(run).values():
         assert answers["wide"]["new_token_ids"] == answers["vanilla"]["new_token_ids"]
@@ -378,17 +466,24 @@ def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Pa
 
 def test_typical_acceptance_is_called_lossy_and_says_how_far_off_it_is(bench: Bench, tmp_path: Path) -> None:
     run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "typical"], *LOSSY, "evaluation.temperature=0.7")
-    assert (run.methods["typical"]["lossless"], run.methods["typical"]["typical"]) == (False, {"threshold": 0.2, "alpha": 0.3})
+    assert (run.methods["typical"]["lossless"], run.methods["typical"]["typical"]) == (
+        False,
+        {"threshold": 0.2, "alpha": 0.3},
+    )
     assert (run.methods["medusa"]["lossless"], run.methods["medusa"]["typical"]) == (True, None)
     for turn in run.turns:
         assert (turn["distance"] is not None) == (turn["method"] == "typical")
         assert turn["distance"] is None or 0 < turn["distance"] < 1
-    with pytest.raises(KoalaBenchError, match="typical accepts what is typical of a distribution, and temperature 0 has none"):
+    with pytest.raises(
+        KoalaBenchError, match="typical accepts what is typical of a distribution, and temperature 0 has none"
+    ):
         bench.run(tmp_path / "greedy.jsonl", ["vanilla", "typical"], *LOSSY)
 
 
 def test_where_one_token_is_left_to_sample_each_distance_is_0_or_1(bench: Bench, tmp_path: Path) -> None:
-    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "typical"], *LOSSY, "evaluation.temperature=0.7", "evaluation.top_k=1")
+    run = bench.run(
+        tmp_path / "record.jsonl", ["vanilla", "typical"], *LOSSY, "evaluation.temperature=0.7", "evaluation.top_k=1"
+    )
     turns = [turn for turn in run.turns_of("typical") if turn["distance"] is not None]
     assert len(turns) == len(run.turns_of("typical")) > 0
     for turn in turns:

@@ -25,9 +25,13 @@ from tests.evaluation.test_evaluation import METHODS, Bench, bench, by_turn, cou
 __all__ = ["bench"]  # a fixture
 
 
-def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = "word " * 120  # the context is 512 tokens of one byte each
-    asked = write_questions(tmp_path / "asked.jsonl", [("a", [long, "second"]), ("b", ["first", long]), ("c", ["first", "second"])])
+    asked = write_questions(
+        tmp_path / "asked.jsonl", [("a", [long, "second"]), ("b", ["first", long]), ("c", ["first", "second"])]
+    )
     settings = (f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=4")
     run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], *settings)
     failed = {(turn["question_id"], turn["turn"]) for turn in run.turns if turn["error"]}
@@ -38,8 +42,17 @@ def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(bench: Be
         if turn["error"]:
             assert [turn[name] for name in ("new_token_ids", "accepted", "text", "prefill_s", "decode_s")] == [None] * 5  # type: ignore[literal-required]
     first, later = (by_turn(run)[81, turn, 0]["eagle"] for turn in (0, 1))
-    assert first["error"] and first["error"]["type"] == "KoalaBenchError" and "has a context of 512" in first["error"]["message"] and first["prompt_tokens"]
-    assert later["error"] and "Vanilla decoding gave no answer" in later["error"]["message"] and later["prompt_tokens"] is None
+    assert (
+        first["error"]
+        and first["error"]["type"] == "KoalaBenchError"
+        and "has a context of 512" in first["error"]["message"]
+        and first["prompt_tokens"]
+    )
+    assert (
+        later["error"]
+        and "Vanilla decoding gave no answer" in later["error"]["message"]
+        and later["prompt_tokens"] is None
+    )
 
     calls = count_decodes(monkeypatch)
     bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], *settings)
@@ -53,10 +66,14 @@ def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(bench: Be
 
 def test_answers_end_where_the_context_does(bench: Bench, tmp_path: Path) -> None:
     asked = write_questions(tmp_path / "asked.jsonl", [("a", ["word " * 66])])
-    run = bench.run(tmp_path / "record.jsonl", METHODS, f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=400")
+    run = bench.run(
+        tmp_path / "record.jsonl", METHODS, f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=400"
+    )
     assert {turn["stop"] for turn in run.turns} == {"context"}
     assert len({tuple(turn["new_token_ids"] or []) for turn in run.turns}) == 1
-    assert {(turn["prompt_tokens"] or 0) + len(turn["new_token_ids"] or []) for turn in run.turns} == {513}  # the last token needs no position
+    assert {(turn["prompt_tokens"] or 0) + len(turn["new_token_ids"] or []) for turn in run.turns} == {
+        513
+    }  # the last token needs no position
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, name: str, change: Any) -> None:
@@ -69,9 +86,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch, name: str, change: Any) -> None:
     monkeypatch.setattr(evaluation, "decode", spoilt)
 
 
-def test_a_different_answer_is_recorded_with_its_place_and_the_targets_gap(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_answer_is_recorded_with_its_place_and_the_targets_gap(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def change(answer: Decoded) -> Decoded:
-        return dataclasses.replace(answer, tokens=[*answer.tokens[:4], (answer.tokens[4] + 1) % 259, *answer.tokens[5:]])
+        return dataclasses.replace(
+            answer, tokens=[*answer.tokens[:4], (answer.tokens[4] + 1) % 259, *answer.tokens[5:]]
+        )
 
     spoil(monkeypatch, "Eagle", change)
     run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"])
@@ -86,22 +107,28 @@ def test_a_different_answer_is_recorded_with_its_place_and_the_targets_gap(bench
     question = read_questions(bench.folder / "questions.jsonl")[0]
     prompt = encode_prompt(bench.template, bench.target.tokenizer, question.turns[:1])
     line = by_turn(run)[81, 0, 0]
-    logits = bench.target.model(input_ids=torch.tensor([[*prompt, *(line["vanilla"]["new_token_ids"] or [])[:4]]])).logits[0, -1]
+    logits = bench.target.model(
+        input_ids=torch.tensor([[*prompt, *(line["vanilla"]["new_token_ids"] or [])[:4]]])
+    ).logits[0, -1]
     best = logits.topk(2).values
     assert line["eagle"]["first_difference"]
     assert line["eagle"]["first_difference"]["top2_gap"] == pytest.approx(float(best[0] - best[1]), rel=1e-9)
 
 
-def test_an_answer_that_stops_elsewhere_is_a_defect_not_a_tie(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_stops_elsewhere_is_a_defect_not_a_tie(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil(monkeypatch, "Medusa", lambda answer: dataclasses.replace(answer, tokens=answer.tokens[:-1]))
     run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa"])
-    (_, medusa) = summarise(run)
+    _, medusa = summarise(run)
     assert len(medusa.differing) == medusa.compared > 0
     assert {(found.position, found.token, found.top2_gap) for found in medusa.differing} == {(11, None, None)}
 
 
 @pytest.mark.parametrize("name", ["Eagle", "Vanilla"])
-def test_a_method_without_memory_fails_alone(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_method_without_memory_fails_alone(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def fail(answer: Decoded) -> Decoded:
         raise RuntimeError("out of memory\nwith many details")
 
@@ -114,7 +141,12 @@ def test_a_method_without_memory_fails_alone(bench: Bench, tmp_path: Path, monke
         assert {key for key, error in reasons.items() if error} == {("eagle", 0), ("eagle", 1)}
         assert reasons["eagle", 1] == out_of_memory
     else:  # without vanilla's answer nobody has a second prompt
-        assert {key for key, error in reasons.items() if error} == {("vanilla", 0), ("vanilla", 1), ("medusa", 1), ("eagle", 1)}
+        assert {key for key, error in reasons.items() if error} == {
+            ("vanilla", 0),
+            ("vanilla", 1),
+            ("medusa", 1),
+            ("eagle", 1),
+        }
         assert reasons["vanilla", 0] == out_of_memory
 
 
@@ -137,10 +169,16 @@ def test_a_head_that_is_not_there_is_one_clear_error(bench: Bench, tmp_path: Pat
         load_methods(bench.preset(), ["eagle"], bench.target, tmp_path / "nowhere")
 
 
-def test_a_head_of_other_weights_is_used_but_not_silently(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_of_other_weights_is_used_but_not_silently(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = load_target(str(save_tiny_target(tmp_path / "target", seed=1)), "cpu", "float64")
-    run = bench.run(tmp_path / "record.jsonl", ["eagle"], "evaluation.limit=1", "evaluation.max_new_tokens=4", target=other)
+    run = bench.run(
+        tmp_path / "record.jsonl", ["eagle"], "evaluation.limit=1", "evaluation.max_new_tokens=4", target=other
+    )
     assert "eagle was trained on other weights" in capsys.readouterr().err
-    assert all(len({tuple(turn["new_token_ids"] or []) for turn in answers.values()}) == 1 for answers in by_turn(run).values())
+    assert all(
+        len({tuple(turn["new_token_ids"] or []) for turn in answers.values()}) == 1 for answers in by_turn(run).values()
+    )
     load_methods(bench.preset(), ["eagle"], bench.target, bench.heads)
     assert capsys.readouterr().err == ""

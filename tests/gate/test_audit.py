@@ -33,7 +33,9 @@ def difference(token: int | None, vanilla_token: int | None) -> Difference:
 
 @pytest.fixture
 def near_tie(tmp_path: Path) -> tuple[Target, Target, int, int]:
-    """A target in float32 and float64 whose two best tokens after CONTEXT are the same but for less than float32 can see; and the two."""
+    """A target in float32 and float64 whose two best tokens after CONTEXT are the same but for less than float32 can
+    see; and the two.
+    """
     exact = tiny_target(tmp_path / "tie", dtype="float64")
     single = tiny_target(tmp_path / "tie", dtype="float32")
     ids = torch.tensor([CONTEXT])
@@ -91,12 +93,19 @@ def run_of(target: Target, changed: dict[tuple[str, int], list[int]]) -> Run:
         shown.append(target.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip())
         for method in ("vanilla", "medusa", "eagle"):
             ids = changed.get((method, number), answer.tokens)
-            fields = {"new_token_ids": ids, "text": shown[-1], "accepted": [0] * (len(ids) - 1), "drafted_depth": [0] * (len(ids) - 1)}
+            fields = {
+                "new_token_ids": ids,
+                "text": shown[-1],
+                "accepted": [0] * (len(ids) - 1),
+                "drafted_depth": [0] * (len(ids) - 1),
+            }
             turns.append(make_turn(method, 81, number, **fields))
     return Run(Path("record.jsonl"), make_header(["vanilla", "medusa", "eagle"]), turns, True)
 
 
-def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own_place(target: Target, target64: Target) -> None:
+def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own_place(
+    target: Target, target64: Target
+) -> None:
     assert target.tokenizer is not None
     template = chat_template("vicuna_v1.1", target.tokenizer)
     plain = run_of(target, {})
@@ -109,9 +118,18 @@ def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own
         return target64
 
     nothing = audit(plain, [QUESTION], template, target, in_precision)
-    assert [(c.compared, c.equal, c.defects) for c in nothing.counts] == [(2, 2, 0)] * 2 and not nothing.judged and not loaded
-    found = audit(run_of(target, {("eagle", 1): [*second[:3], other, *second[4:]]}), [QUESTION], template, target, in_precision)
-    assert {c.method: (c.compared, c.equal, c.ties, c.defects, c.failed) for c in found.counts} == {"medusa": (2, 2, 0, 0, 0), "eagle": (2, 1, 0, 1, 0)}
+    assert (
+        [(c.compared, c.equal, c.defects) for c in nothing.counts] == [(2, 2, 0)] * 2
+        and not nothing.judged
+        and not loaded
+    )
+    found = audit(
+        run_of(target, {("eagle", 1): [*second[:3], other, *second[4:]]}), [QUESTION], template, target, in_precision
+    )
+    assert {c.method: (c.compared, c.equal, c.ties, c.defects, c.failed) for c in found.counts} == {
+        "medusa": (2, 2, 0, 0, 0),
+        "eagle": (2, 1, 0, 1, 0),
+    }
     assert loaded == ["float64"] and found.defects == 1
     (judged,) = found.judged
     assert (judged.method, judged.difference.turn, judged.difference.position) == ("eagle", 1, 3)
@@ -126,7 +144,9 @@ def test_a_failed_turn_counts_as_failed_not_as_equal(target: Target, target64: T
 
     assert target.tokenizer is not None
     run = run_of(target, {})
-    run = dataclasses.replace(run, turns=[failed(turn) if turn["method"] == "eagle" and turn["turn"] == 1 else turn for turn in run.turns])
+    run = dataclasses.replace(
+        run, turns=[failed(turn) if turn["method"] == "eagle" and turn["turn"] == 1 else turn for turn in run.turns]
+    )
     found = audit(run, [QUESTION], chat_template("vicuna_v1.1", target.tokenizer), target, lambda name: target64)
     assert {c.method: (c.compared, c.failed) for c in found.counts} == {"medusa": (2, 0), "eagle": (1, 1)}
 
@@ -134,19 +154,32 @@ def test_a_failed_turn_counts_as_failed_not_as_equal(target: Target, target64: T
 # ------------------------------------------------------------------------------ the command
 
 
-def command(folder: Path, done: Path, out: Path, *more: str) -> list[str]:  # noqa: F811
+def command(folder: Path, done: Path, out: Path, *more: str) -> list[str]:
     small = settings(folder)
-    return ["audit", *small, *decoding(folder)[2:], "--tasks", str(folder / "questions.jsonl"), "--heads", str(done / "heads"), "--out", str(out), *more]
+    return [
+        "audit",
+        *small,
+        *decoding(folder)[2:],
+        "--tasks",
+        str(folder / "questions.jsonl"),
+        "--heads",
+        str(done / "heads"),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
-def test_the_command_ends_in_0_without_a_difference(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_ends_in_0_without_a_difference(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
     result = koala(*command(folder, done, tmp_path / "audit", "--dtype", "float64"))
     assert result.code == 0, result.err
     assert "| **all** | | | 16 | 16 | 0 | 0 | 0 |" in (tmp_path / "audit" / "audit.md").read_text()
     assert (tmp_path / "audit" / "questions-float64.jsonl").is_file()
 
 
-def test_the_command_ends_in_1_with_a_defect(koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_command_ends_in_1_with_a_defect(
+    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def change(answer: Any) -> Any:
         return dataclasses.replace(answer, tokens=[*answer.tokens[:-1], (answer.tokens[-1] + 1) % 259])
 
@@ -168,7 +201,7 @@ def test_the_command_ends_in_1_with_a_defect(koala: Koala, folder: Path, done: P
         (["--dtype", "float31"], "float31"),
     ],
 )
-def test_bad_input_ends_in_one_line(koala: Koala, folder: Path, tmp_path: Path, options: list[str], words: str) -> None:  # noqa: F811
+def test_bad_input_ends_in_one_line(koala: Koala, folder: Path, tmp_path: Path, options: list[str], words: str) -> None:
     result = koala("audit", *settings(folder), "--out", str(tmp_path / "audit"), *options)
     assert result.code == 2
     assert words in result.err and result.err.strip().count("\n") == 0

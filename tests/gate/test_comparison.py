@@ -59,8 +59,12 @@ def test_each_head_is_judged_against_each_baseline_and_its_plain_form(run: Run) 
 def test_the_changes_are_those_of_the_record(run: Run) -> None:
     (found,) = (each for each in compare_heads(run, ["mine+koala"]) if each.baseline.name == "medusa")
     assert found.length.value == pytest.approx(100 * (tau(run, "mine+koala") / tau(run, "medusa") - 1))
-    seconds = {name: math.fsum(turn["decode_s"] or 0 for turn in run.turns_of(name)) for name in ("mine+koala", "medusa")}
-    assert found.speed.value == pytest.approx(100 * (seconds["medusa"] / seconds["mine+koala"] - 1))  # both give the same tokens
+    seconds = {
+        name: math.fsum(turn["decode_s"] or 0 for turn in run.turns_of(name)) for name in ("mine+koala", "medusa")
+    }
+    assert found.speed.value == pytest.approx(
+        100 * (seconds["medusa"] / seconds["mine+koala"] - 1)
+    )  # both give the same tokens
     assert found.length.low < found.length.value < found.length.high
 
 
@@ -74,8 +78,14 @@ def test_only_turns_that_all_compared_methods_finished_count(tmp_path: Path) -> 
 
 
 def test_a_single_question_distinguishes_nothing(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run.jsonl", lambda turn: turn if turn["question_id"] == 81 else None, header=make_header(MINE)))
-    assert {(each.length_verdict, each.speed_verdict) for each in compare_heads(run, ["mine+koala"])} == {("not distinguishable", "not distinguishable")}
+    run = read_run(
+        write_run(
+            tmp_path / "run.jsonl", lambda turn: turn if turn["question_id"] == 81 else None, header=make_header(MINE)
+        )
+    )
+    assert {(each.length_verdict, each.speed_verdict) for each in compare_heads(run, ["mine+koala"])} == {
+        ("not distinguishable", "not distinguishable")
+    }
 
 
 def test_what_cannot_be_compared_is_one_clear_error(run: Run, tmp_path: Path) -> None:
@@ -83,7 +93,13 @@ def test_what_cannot_be_compared_is_one_clear_error(run: Run, tmp_path: Path) ->
         compare_heads(run, ["hawk"])
     with pytest.raises(KoalaBenchError, match="nothing to compare"):
         compare_heads(run, ["vanilla", "eagle"], ["eagle"])
-    broken = read_run(write_run(tmp_path / "broken.jsonl", lambda turn: failed(turn) if turn["method"] == "mine" else turn, header=make_header(MINE)))
+    broken = read_run(
+        write_run(
+            tmp_path / "broken.jsonl",
+            lambda turn: failed(turn) if turn["method"] == "mine" else turn,
+            header=make_header(MINE),
+        )
+    )
     with pytest.raises(KoalaBenchError, match="mine finished no turn"):
         compare_heads(broken, ["mine"])
 
@@ -93,7 +109,16 @@ def test_the_table_can_be_pasted_and_says_what_it_rests_on(run: Run) -> None:
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 7 and {row.count("|") for row in rows} == {9}
     assert "| mine+koala | mine | " in text and "| better | " in text and "| worse |" in text
-    for words in ("14 verdicts", "seed 0", "8 questions", "16 of 16 turns", "mine 16/16", "tiny-0001", "Example CPU", "bundled"):
+    for words in (
+        "14 verdicts",
+        "seed 0",
+        "8 questions",
+        "16 of 16 turns",
+        "mine 16/16",
+        "tiny-0001",
+        "Example CPU",
+        "bundled",
+    ):
         assert words in text
     assert "unfinished" not in text
     assert text == verdict_table(run, compare_heads(run, ["mine", "mine+koala"]))
@@ -119,9 +144,14 @@ def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path) -> None:
 
 
 def test_the_command_judges_a_finished_record(koala: Koala, run: Run, tmp_path: Path) -> None:
-    result = koala("compare", "--records", str(run.path), "--methods", "vanilla,eagle,mine", "--out", str(tmp_path / "out"))
+    result = koala(
+        "compare", "--records", str(run.path), "--methods", "vanilla,eagle,mine", "--out", str(tmp_path / "out")
+    )
     assert result.code == 0
-    assert [line.split(" | ")[:2] for line in result.out.splitlines() if line.startswith("| mine")] == [["| mine", "vanilla"], ["| mine", "eagle"]]
+    assert [line.split(" | ")[:2] for line in result.out.splitlines() if line.startswith("| mine")] == [
+        ["| mine", "vanilla"],
+        ["| mine", "eagle"],
+    ]
     assert (tmp_path / "out" / "verdict.md").read_text() == result.out[:-1]
     chosen = koala("compare", "--records", str(run.path), "--head", "eagle", "--methods", "medusa,eagle").out
     assert "| eagle | medusa |" in chosen and "| eagle | vanilla |" in chosen
@@ -145,7 +175,9 @@ def test_wrong_options_are_one_clear_error(koala: Koala, run: Run, options: list
 # ---------------------------------------------------------------------------------------------- from a file to a verdict
 
 
-def test_the_command_trains_measures_and_judges_a_head_in_a_file(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_trains_measures_and_judges_a_head_in_a_file(
+    koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny_target(tmp_path / "target")
     conversations(tmp_path)
@@ -173,7 +205,10 @@ def test_the_command_trains_measures_and_judges_a_head_in_a_file(koala: Koala, t
         "vanilla": (0, False), "medusa": (1, False), "MyOwnHead": (1, False), "MyOwnHead+koala": (2, True),
     }  # fmt: skip
     # One training: the manifests agree on data and order, and name all the methods.
-    manifests = [json.loads((out / "heads" / name / "training.json").read_text()) for name in ("medusa", "MyOwnHead", "MyOwnHead+koala")]
+    manifests = [
+        json.loads((out / "heads" / name / "training.json").read_text())
+        for name in ("medusa", "MyOwnHead", "MyOwnHead+koala")
+    ]
     assert len({json.dumps({**manifest, "method": None}) for manifest in manifests}) == 1
 
     again = koala(*command)

@@ -1,4 +1,6 @@
-"""The regression gate: its decision, its reports, and what it refuses. Its power is simulated in test_regression_power.py."""
+"""The regression gate: its decision, its reports, and what it refuses. Its power is simulated in
+test_regression_power.py.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ METHODS = ["vanilla", "medusa", "eagle"]
 
 
 def cut(turn: TurnLine, steps: int) -> TurnLine:
-    """The same answer when the first few steps that accepted something lose their draft: as many more steps as tokens lost."""
+    """The same answer when the first few steps that accepted something lose their draft: as many more steps as tokens
+    lost.
+    """
     accepted = list(turn["accepted"] or [])
     for place in [place for place, count in enumerate(accepted) if count][:steps]:
         accepted += [0] * accepted[place]
@@ -46,7 +50,11 @@ def cut(turn: TurnLine, steps: int) -> TurnLine:
 
 
 def make(
-    name: str, change: Callable[[TurnLine], TurnLine] = lambda turn: turn, methods: Sequence[str] = METHODS, weights: str | None = None, **header: Any
+    name: str,
+    change: Callable[[TurnLine], TurnLine] = lambda turn: turn,
+    methods: Sequence[str] = METHODS,
+    weights: str | None = None,
+    **header: Any,
 ) -> Run:
     """A finished record named after ``name``; with ``weights`` its heads are from a training of that name."""
     head = copy.deepcopy(make_header(list(methods)))
@@ -69,7 +77,11 @@ def losing(method: str, steps: int) -> Callable[[TurnLine], TurnLine]:
 
 def trained(name: str, questions: int, steps: int = 1) -> Run:
     """A record of another training: some of the questions lose a few steps."""
-    return make(name, lambda turn: cut(turn, steps) if turn["method"] != "vanilla" and turn["question_id"] < 81 + questions else turn, weights=name)
+    return make(
+        name,
+        lambda turn: cut(turn, steps) if turn["method"] != "vanilla" and turn["question_id"] < 81 + questions else turn,
+        weights=name,
+    )
 
 
 def written(folder: Path, run: Run, name: str = "") -> Path:
@@ -89,7 +101,10 @@ BASE = make("base")
 def test_the_same_steps_pass_with_an_interval_without_width_and_at_any_margin() -> None:
     gate = check([BASE], [make("new")], margin=0.0)
     assert [line.name for line in gate.lines] == ["medusa", "eagle", OVERALL]
-    assert all((line.mode, line.change.low, line.change.value, line.change.high, line.margin) == ("fixed", 0, 0, 0, 0) for line in gate.lines)
+    assert all(
+        (line.mode, line.change.low, line.change.value, line.change.high, line.margin) == ("fixed", 0, 0, 0, 0)
+        for line in gate.lines
+    )
     assert gate.passed
 
 
@@ -98,7 +113,10 @@ def test_a_loss_fires_for_its_method_and_the_lengths_are_those_of_the_totals() -
     medusa, eagle, overall = gate.lines
     assert (medusa.passed, eagle.passed, gate.passed) == (True, False, False)
     old, new = (run.turns_of("eagle") for run in (BASE, make("new", losing("eagle", 1))))
-    tokens, before, after = sum(len(turn["new_token_ids"] or []) for turn in old), *(sum(len(turn["accepted"] or []) for turn in side) for side in (old, new))
+    tokens, before, after = (
+        sum(len(turn["new_token_ids"] or []) for turn in old),
+        *(sum(len(turn["accepted"] or []) for turn in side) for side in (old, new)),
+    )
     assert (eagle.baseline, eagle.measured) == pytest.approx((tokens / before, tokens / after))
     assert eagle.change.value == pytest.approx(100 * (before / after - 1))
     assert eagle.change.low <= eagle.change.value <= eagle.change.high < 0
@@ -134,7 +152,9 @@ def test_the_test_between_seeds_is_the_t_test_with_the_baselines_spread() -> Non
     assert found.margin == pytest.approx(100 * (1 - math.exp(-wide)))
     assert regression.retrained_change(new, old, wanted=30.0, verdicts=3).margin == pytest.approx(30.0)
     # A new version whose seeds lie far apart does not widen its own margin.
-    assert regression.retrained_change(np.array([1.0, 4.0]), old, wanted=1.0, verdicts=3).margin == pytest.approx(found.margin)
+    assert regression.retrained_change(np.array([1.0, 4.0]), old, wanted=1.0, verdicts=3).margin == pytest.approx(
+        found.margin
+    )
 
 
 def test_the_seeds_that_are_said_to_be_enough_are_just_enough() -> None:
@@ -150,7 +170,9 @@ def test_retrained_heads_are_held_by_the_spread_between_the_baselines_seeds() ->
     seeds = [trained("a", 0), trained("b", 1), trained("c", 2), trained("d", 1)]
     gate = check(seeds, [trained("e", 1), trained("f", 0)])
     assert gate.passed
-    assert all(line.mode == "retrained" and line.seeds == (4, 2) and line.margin > 3 and line.spread for line in gate.lines)
+    assert all(
+        line.mode == "retrained" and line.seeds == (4, 2) and line.margin > 3 and line.spread for line in gate.lines
+    )
     assert any("The margin of eagle is widened from 3 %" in text and "seeds" in text for text in gate.findings)
     assert not check(seeds, [trained("e", 8, steps=4), trained("f", 8, steps=4)]).passed
 
@@ -159,7 +181,10 @@ def test_a_method_without_trained_weights_is_fixed_beside_retrained_ones() -> No
     seeds = [trained("a", 0), trained("b", 1), trained("c", 2), trained("d", 1)]
     for run in seeds:
         run.methods["medusa"]["weights_sha256"] = None
-        run.turns[:] = [turn if turn["method"] != "medusa" else next(t for t in BASE.turns if _key(t) == _key(turn)) for turn in run.turns]
+        run.turns[:] = [
+            turn if turn["method"] != "medusa" else next(t for t in BASE.turns if _key(t) == _key(turn))
+            for turn in run.turns
+        ]
     gate = check(seeds[:3], seeds[3:])
     assert [line.mode for line in gate.lines] == ["fixed", "retrained", "retrained"]
     assert gate.lines[0].change.low == 0
@@ -178,18 +203,41 @@ def one_question(name: str) -> Run:
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
-    "other questions": (lambda: check([BASE], [make("new", questions__sha256="99" * 32)]), "questions.sha256 is 9999.* --questions"),
-    "fewer questions": (lambda: check([BASE], [make("new", questions__count=4)]), "questions.count is 4 in the one and 8 in the other.*--limit"),
-    "other target": (lambda: check([BASE], [make("new", target__weights_sha256="99" * 32)]), "target.weights_sha256 .*baseline's target"),
-    "other precision": (lambda: check([BASE], [make("new", target__dtype="bfloat16")]), "target.dtype is bfloat16 .* --dtype"),
-    "other limit": (lambda: check([BASE], [make("new", limits__max_new_tokens=32)]), "limits.max_new_tokens is 32 .* --max-new-tokens"),
+    "other questions": (
+        lambda: check([BASE], [make("new", questions__sha256="99" * 32)]),
+        "questions.sha256 is 9999.* --questions",
+    ),
+    "fewer questions": (
+        lambda: check([BASE], [make("new", questions__count=4)]),
+        "questions.count is 4 in the one and 8 in the other.*--limit",
+    ),
+    "other target": (
+        lambda: check([BASE], [make("new", target__weights_sha256="99" * 32)]),
+        "target.weights_sha256 .*baseline's target",
+    ),
+    "other precision": (
+        lambda: check([BASE], [make("new", target__dtype="bfloat16")]),
+        "target.dtype is bfloat16 .* --dtype",
+    ),
+    "other limit": (
+        lambda: check([BASE], [make("new", limits__max_new_tokens=32)]),
+        "limits.max_new_tokens is 32 .* --max-new-tokens",
+    ),
     "other rule": (lambda: check([BASE], [make("new", acceptance__rule="typical")]), "acceptance.rule is typical"),
     "other tree": (
-        lambda: check([BASE], [make("new", methods__2__tree={"name": "chain-2", "nodes": 3, "depth": 2, "parents": [-1, 0, 1]})]),
+        lambda: check(
+            [BASE], [make("new", methods__2__tree={"name": "chain-2", "nodes": 3, "depth": 2, "parents": [-1, 0, 1]})]
+        ),
         "the tree.name of eagle is chain-2 .*--tree",
     ),
-    "missing method": (lambda: check([BASE], [make("new", methods=["vanilla", "eagle"])]), "new.jsonl lacks the method medusa.*--methods vanilla,medusa,eagle"),
-    "no vanilla": (lambda: check([make("old", methods=["eagle"])], [make("new", methods=["eagle"])]), "no vanilla decoding"),
+    "missing method": (
+        lambda: check([BASE], [make("new", methods=["vanilla", "eagle"])]),
+        "new.jsonl lacks the method medusa.*--methods vanilla,medusa,eagle",
+    ),
+    "no vanilla": (
+        lambda: check([make("old", methods=["eagle"])], [make("new", methods=["eagle"])]),
+        "no vanilla decoding",
+    ),
     "no method": (lambda: check([make("old", methods=["vanilla"])], [BASE]), "no method beside vanilla"),
     "unfinished": (lambda: check([BASE], [replace(make("new"), finished=False)]), "new.jsonl is unfinished.*goes on"),
     "the same run": (lambda: check([BASE], [BASE]), "one and the same run.*--out"),
@@ -197,14 +245,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: check([BASE], [make("new", lambda turn: failed(turn) if _key(turn) == ("eagle", 83, 1) else turn)]),
         "new.jsonl has no answer of eagle to question 83, turn 1",
     ),
-    "one seed": (lambda: check([trained("a", 0)], [trained("b", 0)]), "fewer than 3 baseline records.*at least 3 seeds"),
+    "one seed": (
+        lambda: check([trained("a", 0)], [trained("b", 0)]),
+        "fewer than 3 baseline records.*at least 3 seeds",
+    ),
     "a training twice": (
         lambda: check([trained("a", 0), trained("b", 0), make("c", weights="a")], [trained("d", 0)]),
         "a.jsonl and c.jsonl have the same weights of medusa",
     ),
-    "one question": (lambda: check([one_question("old")], [one_question("new")]), "share 1 answered question.*at least two"),
+    "one question": (
+        lambda: check([one_question("old")], [one_question("new")]),
+        "share 1 answered question.*at least two",
+    ),
     "another target in effect": (
-        lambda: check([BASE], [make("new", lambda turn: {**turn, "new_token_ids": [7, *(turn["new_token_ids"] or [])[1:]]})]),
+        lambda: check(
+            [BASE], [make("new", lambda turn: {**turn, "new_token_ids": [7, *(turn["new_token_ids"] or [])[1:]]})]
+        ),
         "only 0 of 16 answers of vanilla decoding are the same.*--update",
     ),
     "nothing": (lambda: check([], []), "no record to check"),
@@ -221,7 +277,9 @@ def test_what_cannot_be_compared_is_refused_with_a_remedy(name: str) -> None:
 
 
 def test_what_concerns_times_and_trainings_only_may_differ() -> None:
-    new = make("new", preset__sha256="77" * 32, target__name="/models/tiny", measure__warmup=3, seed=5, code__commit="89" * 20)
+    new = make(
+        "new", preset__sha256="77" * 32, target__name="/models/tiny", measure__warmup=3, seed=5, code__commit="89" * 20
+    )
     assert check([BASE], [new]).passed
 
 
@@ -230,7 +288,11 @@ def test_what_concerns_times_and_trainings_only_may_differ() -> None:
 
 def moved(turn: TurnLine, position: int, gap: float | None) -> TurnLine:
     tokens = list(turn["new_token_ids"] or [])
-    difference = {"position": position, "token": 7, "vanilla_token": tokens[position], "top2_gap": gap} if gap is not None else None
+    difference = (
+        {"position": position, "token": 7, "vanilla_token": tokens[position], "top2_gap": gap}
+        if gap is not None
+        else None
+    )
     tokens[position] = 7
     return {**turn, "new_token_ids": tokens, "first_difference": difference}  # type: ignore[typeddict-item]
 
@@ -251,7 +313,13 @@ def test_answers_that_the_target_itself_gives_otherwise_are_left_out_with_the_tu
 def test_an_answer_that_leaves_vanillas_is_reported_unless_it_is_a_tie(gap: float | None, reported: bool) -> None:
     gate = check([BASE], [make("new", lambda turn: moved(turn, 3, gap) if _key(turn) == ("eagle", 84, 1) else turn)])
     assert gate.passed
-    assert any("NOT LOSSLESS: 1 of 16 answers of eagle" in text and "question 84, turn 1, position 3" in text for text in gate.findings) is reported
+    assert (
+        any(
+            "NOT LOSSLESS: 1 of 16 answers of eagle" in text and "question 84, turn 1, position 3" in text
+            for text in gate.findings
+        )
+        is reported
+    )
     assert any("CHANGED ANSWERS: 1 of 16 answers of eagle" in text for text in gate.findings)
 
 
@@ -265,7 +333,9 @@ def test_other_methods_heads_and_versions_are_named() -> None:
 
 
 def test_speedups_show_on_the_same_machine_and_never_decide() -> None:
-    slow = make("new", lambda turn: {**turn, "decode_s": 9 * (turn["decode_s"] or 0)} if turn["method"] == "eagle" else turn)
+    slow = make(
+        "new", lambda turn: {**turn, "decode_s": 9 * (turn["decode_s"] or 0)} if turn["method"] == "eagle" else turn
+    )
     gate = check([BASE], [slow])
     assert gate.passed
     assert gate.lines[1].speedups is not None
@@ -283,7 +353,10 @@ def test_the_report_has_a_row_per_verdict_and_says_what_was_lost() -> None:
     text = to_report(check([BASE], [make("new", losing("eagle", 1))]))
     assert text.startswith("# Regression gate: acceptance length lost (eagle")
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    assert [(row.split(" | ")[0], row.split(" | ")[-1]) for row in rows[:2]] == [("| medusa", "pass |"), ("| eagle", "REGRESSION |")]
+    assert [(row.split(" | ")[0], row.split(" | ")[-1]) for row in rows[:2]] == [
+        ("| medusa", "pass |"),
+        ("| eagle", "REGRESSION |"),
+    ]
     assert rows[2].startswith("| overall | fixed |")
 
 
@@ -348,7 +421,10 @@ def test_help_names_the_margin_that_is_in_force(koala: Koala) -> None:
 
 def test_update_makes_and_replaces_a_baseline_and_says_what_changed(koala: Koala, tmp_path: Path) -> None:
     base = tmp_path / "accepted" / "baseline.jsonl"
-    first, second = written(tmp_path, BASE), written(tmp_path, make("worse", losing("eagle", 1), target__dtype="float64"))
+    first, second = (
+        written(tmp_path, BASE),
+        written(tmp_path, make("worse", losing("eagle", 1), target__dtype="float64")),
+    )
     code, out, err = koala(base, first, "--update")
     assert (code, base.read_bytes() == first.read_bytes()) == (0, True), err
     assert "eagle: acceptance length" in out
@@ -368,7 +444,9 @@ def test_update_keeps_the_baseline_when_the_record_is_unfinished(koala: Koala, t
     assert (code, "unfinished" in err, base.read_bytes() == before) == (2, True, True)
 
 
-def test_update_of_a_folder_leaves_the_new_seeds_only_and_says_if_the_old_ones_were_damaged(koala: Koala, tmp_path: Path) -> None:
+def test_update_of_a_folder_leaves_the_new_seeds_only_and_says_if_the_old_ones_were_damaged(
+    koala: Koala, tmp_path: Path
+) -> None:
     folder = tmp_path / "seeds"
     runs = [written(tmp_path, trained(name, count)) for name, count in (("a", 0), ("b", 1), ("c", 2))]
     assert koala(folder, *runs, "--update")[0] == 0
@@ -379,7 +457,9 @@ def test_update_of_a_folder_leaves_the_new_seeds_only_and_says_if_the_old_ones_w
     (folder / "broken.jsonl").write_text("{}\n", encoding="utf-8")
     code, out, err = koala(folder, *later, "--update")
     assert (code, "cannot be read" in err) == (0, True)
-    assert sorted(json.loads(path.read_text(encoding="utf-8").splitlines()[0])["run_id"][0] for path in folder.iterdir()) == ["d", "e", "f"]
+    assert sorted(
+        json.loads(path.read_text(encoding="utf-8").splitlines()[0])["run_id"][0] for path in folder.iterdir()
+    ) == ["d", "e", "f"]
     assert koala(runs[0], *later, "--update")[0] == 2
     (tmp_path / "empty").mkdir()
     assert koala(tmp_path / "empty", later[0])[0] == 2

@@ -1,4 +1,6 @@
-"""A small language model as a head: its drafts are those of the model without a cache, and it takes only models with the target's tokens."""
+"""A small language model as a head: its drafts are those of the model without a cache, and it takes only models with
+the target's tokens.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def nearly_the_target(target64: Target, tmp_path: Path) -> str:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64)
     with torch.no_grad():
         for index, weight in enumerate(model.parameters()):
-            weight.add_(0.03 * torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(index)))
+            weight.add_(
+                0.03 * torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(index))
+            )
     model.save_pretrained(folder)
     return str(folder)
 
@@ -58,7 +62,9 @@ class Uncached:
 
     def score(self, tokens: list[int]) -> torch.Tensor:
         places = torch.arange(self.first, self.first + len(tokens))[None]
-        logits: torch.Tensor = self.model.model(input_ids=torch.tensor([tokens]), position_ids=places, use_cache=False).logits[0, -1]
+        logits: torch.Tensor = self.model.model(
+            input_ids=torch.tensor([tokens]), position_ids=places, use_cache=False
+        ).logits[0, -1]
         return logits
 
     def read(self, new: Committed) -> torch.Tensor:
@@ -72,7 +78,12 @@ class Uncached:
     def grow(self, level: Grown) -> torch.Tensor:
         self.grown += level.tokens.tolist()
         assert level.seen.shape == (len(level.tokens), len(self.grown))
-        return torch.stack([self.score(self.text + [token for token, seen in zip(self.grown, row, strict=True) if seen]) for row in level.seen.tolist()])
+        return torch.stack(
+            [
+                self.score(self.text + [token for token, seen in zip(self.grown, row, strict=True) if seen])
+                for row in level.seen.tolist()
+            ]
+        )
 
 
 def pieces(told: bool) -> list[Committed]:
@@ -80,7 +91,10 @@ def pieces(told: bool) -> list[Committed]:
     stops = [9, 10, 12, 15, 19, 24, 25]
     starts = [0, *stops[:-1]]
     empty = torch.empty(0)
-    found = [Committed(torch.tensor(TEXT[start + 1 : stop + 1]), empty, start) for start, stop in zip(starts, stops, strict=True)]
+    found = [
+        Committed(torch.tensor(TEXT[start + 1 : stop + 1]), empty, start)
+        for start, stop in zip(starts, stops, strict=True)
+    ]
     return [replace(found[0], first=torch.tensor(TEXT[:1])), *found[1:]] if told else found
 
 
@@ -88,14 +102,25 @@ def configuration(family: str) -> PretrainedConfig:
     """Rotary positions tell distances only; GPT-2's learned ones tell every shift."""
     if family == "llama":
         return tiny_config(num_hidden_layers=1)
-    return GPT2Config(vocab_size=259, n_embd=32, n_layer=1, n_head=2, n_positions=64, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
+    return GPT2Config(
+        vocab_size=259,
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        n_positions=64,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tree", TREES)
-def test_drafts_are_those_of_the_model_without_a_cache(target64: Target, tmp_path: Path, tree: str, family: str, told: bool) -> None:
+def test_drafts_are_those_of_the_model_without_a_cache(
+    target64: Target, tmp_path: Path, tree: str, family: str, told: bool
+) -> None:
     head = DraftModel(target64.spec(), str(save_tiny_target(tmp_path, configuration(family), seed=5)))
     naive, levels = Uncached(head._model), levels_of(load_template(tree), target64.device)
     for capacity in (30, 60):  # once more with longer rows: whatever was kept must be made anew
@@ -120,14 +145,20 @@ def test_a_draft_model_equal_to_the_target_is_always_right(target64: Target, tre
     template = load_template(tree)
     found = decode(target64, DraftModel(target64.spec(), target64.name), template, PROMPT, 50, ())
     # A dynamic tree may leave out the deepest node of the best path, if others are likelier.
-    assert found.accepted[:-1] == (found.drafted_depth[:-1] if template.dynamic else [template.depth] * (len(found.accepted) - 1))
+    assert found.accepted[:-1] == (
+        found.drafted_depth[:-1] if template.dynamic else [template.depth] * (len(found.accepted) - 1)
+    )
 
 
 @pytest.mark.parametrize(("tree", "passes"), [("chain-4", 4), ("4x2x1", 3), ("3", 1), ("dynamic-2x3x6", 3)])
-def test_a_step_costs_a_pass_a_level(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: str, passes: int) -> None:
+def test_a_step_costs_a_pass_a_level(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: str, passes: int
+) -> None:
     head = DraftModel(target.spec(), small(tmp_path))
     calls: list[tuple[int, ...]] = []
-    head._model.model.get_decoder().register_forward_pre_hook(lambda _, __, given: calls.append(given["input_ids"].shape), with_kwargs=True)
+    head._model.model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: calls.append(given["input_ids"].shape), with_kwargs=True
+    )
     found = decode(target, head, load_template(tree), PROMPT, 20, ())
     making_rows, *drafting = calls
     assert len(drafting) == passes * len(found.accepted)
@@ -135,7 +166,9 @@ def test_a_step_costs_a_pass_a_level(target: Target, tmp_path: Path, monkeypatch
 
 
 @torch.inference_mode()
-def test_drawn_candidates_come_with_the_processed_distribution_they_were_drawn_from(target64: Target, tmp_path: Path) -> None:
+def test_drawn_candidates_come_with_the_processed_distribution_they_were_drawn_from(
+    target64: Target, tmp_path: Path
+) -> None:
     sampling = pytest.importorskip("koala_bench.decoding.sampling")
     kind = sampling.Sampling(0.7, top_k=6)
     head = DraftModel(target64.spec(), small(tmp_path))
@@ -194,7 +227,9 @@ def damaged(folder: Path) -> str:
         (lambda folder: str(folder / "missing"), "No draft model: There is no folder"),
     ],
 )
-def test_a_model_that_cannot_draft_for_the_target_is_refused(target: Target, tmp_path: Path, make: Any, message: str) -> None:
+def test_a_model_that_cannot_draft_for_the_target_is_refused(
+    target: Target, tmp_path: Path, make: Any, message: str
+) -> None:
     with pytest.raises(KoalaBenchError, match=message) as found:
         DraftModel(target.spec(), make(tmp_path))
     assert "Give the option 'model'" in found.value.remedy
@@ -221,8 +256,14 @@ def test_padding_of_an_output_layer_is_never_proposed(tmp_path: Path, theirs: in
         for new in pieces(True):
             assert int(head.draft(new).tokens.max()) < 259
     said = torch.tensor([5, theirs - 1])
-    assert head.read(Committed(said, said, 0), head._empty(60))[0].shape == (1, theirs)  # the target may say its own padding
-    assert decode(target, head, load_template("3x2"), PROMPT, 30, ()).tokens == decode(target, Vanilla(), VANILLA_TREE, PROMPT, 30, ()).tokens
+    assert head.read(Committed(said, said, 0), head._empty(60))[0].shape == (
+        1,
+        theirs,
+    )  # the target may say its own padding
+    assert (
+        decode(target, head, load_template("3x2"), PROMPT, 30, ()).tokens
+        == decode(target, Vanilla(), VANILLA_TREE, PROMPT, 30, ()).tokens
+    )
 
 
 def test_an_added_token_of_either_is_no_difference(target: Target, tmp_path: Path) -> None:
@@ -236,11 +277,15 @@ def test_an_added_token_of_either_is_no_difference(target: Target, tmp_path: Pat
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("root", "depth"), [(20, 3), (21, 3), (22, 0), (30, 0)])
-def test_nothing_is_drafted_beyond_the_draft_models_context(target: Target, tmp_path: Path, root: int, depth: int) -> None:
+def test_nothing_is_drafted_beyond_the_draft_models_context(
+    target: Target, tmp_path: Path, root: int, depth: int
+) -> None:
     head = DraftModel(target.spec(), small(tmp_path, max_position_embeddings=24))
     head.begin(load_template("chain-3"), 60)
     asked: list[int] = []
-    head._model.model.get_decoder().register_forward_pre_hook(lambda _, __, given: asked.append(int(given["position_ids"].max())), with_kwargs=True)
+    head._model.model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: asked.append(int(given["position_ids"].max())), with_kwargs=True
+    )
     tree = head.draft(Committed(torch.tensor(TEXT[1 : root + 1]), torch.empty(0), 0, torch.tensor(TEXT[:1])))
     assert (tree.tokens[0], tree.shape.depth) == (TEXT[root], depth)
     assert max(asked, default=0) == (root + 2 if depth else 0)
@@ -260,11 +305,17 @@ def test_an_answer_goes_on_where_the_draft_model_cannot(target64: Target, tmp_pa
 def test_it_keeps_the_contract_of_heads(tmp_path: Path) -> None:
     results = check_head(DraftModel, {"model": small(tmp_path)})
     assert [str(result) for result in results if result.outcome == "failed"] == []
-    assert {"form", "trees", "forgetting", "losslessness", "saving", "determinism", "half precision"} <= {r.name for r in results if r.outcome == "passed"}
+    assert {"form", "trees", "forgetting", "losslessness", "saving", "determinism", "half precision"} <= {
+        r.name for r in results if r.outcome == "passed"
+    }
 
 
 def test_it_needs_no_training_and_tells_its_size(target: Target, tmp_path: Path) -> None:
     preset = MethodPreset(head="heads.draft_model:DraftModel", options={"model": small(tmp_path)}, tree="chain-4")
     head = free_head(preset, target)
     assert head is not None and not head.state_dict()
-    assert head.drafting_parameters == sum(weight.numel() for weight in load_target(str(tmp_path), "cpu", "float32").model.parameters()) > 0
+    assert (
+        head.drafting_parameters
+        == sum(weight.numel() for weight in load_target(str(tmp_path), "cpu", "float32").model.parameters())
+        > 0
+    )

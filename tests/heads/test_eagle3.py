@@ -1,4 +1,6 @@
-"""EAGLE-3: its loss, its drafts and what it keeps are the same as computed anew, place by place, without caches or unrolling."""
+"""EAGLE-3: its loss, its drafts and what it keeps are the same as computed anew, place by place, without caches or
+unrolling.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 @pytest.fixture(scope="session")
 def deep64(tmp_path_factory: pytest.TempPathFactory) -> Target:
     """A target with enough layers for upstream's three, and with as many key heads as query heads."""
-    return tiny_target(tmp_path_factory.mktemp("deep"), tiny_config(num_hidden_layers=7, num_key_value_heads=4), dtype="float64")
+    return tiny_target(
+        tmp_path_factory.mktemp("deep"), tiny_config(num_hidden_layers=7, num_key_value_heads=4), dtype="float64"
+    )
 
 
 def make(target: Target, **options: Any) -> Eagle3:
@@ -53,7 +57,9 @@ def padded(target: Target, head: Eagle3) -> FeatureBatch:
     ids = random_ids(2, 14)
     supervised = torch.zeros_like(ids, dtype=torch.bool)
     supervised[0, 5:14], supervised[1, 3:9] = True, True
-    return FeatureBatch(ids, supervised, target.states(ids, head.features).clone(), 0, target.output, torch.tensor([14, 10]))
+    return FeatureBatch(
+        ids, supervised, target.states(ids, head.features).clone(), 0, target.output, torch.tensor([14, 10])
+    )
 
 
 # ------------------------------------------------------------------------------ the head, spelled out
@@ -66,14 +72,19 @@ def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def turned(x: torch.Tensor) -> torch.Tensor:
     """Rotary positions as turns in the complex plane; x [rows, heads, dim], row r at position r."""
     half = x.shape[-1] // 2
-    angles = torch.tensor([[r * 10000.0 ** (-j / half) for j in range(half)] for r in range(len(x))], dtype=torch.float64)
+    angles = torch.tensor(
+        [[r * 10000.0 ** (-j / half) for j in range(half)] for r in range(len(x))], dtype=torch.float64
+    )
     z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
     return torch.cat([z.real, z.imag], dim=-1)
 
 
 def layer(weights: dict[str, torch.Tensor], own: str, x: torch.Tensor, heads_read: torch.Tensor) -> torch.Tensor:
     """One decoder layer on rows x [rows, 32]; attention reads ``heads_read``."""
-    q, k, v = ((heads_read @ weights[f"{own}.self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, 8)) for name in ("q", "k", "v"))  # [rows, heads, 8]
+    q, k, v = (
+        (heads_read @ weights[f"{own}.self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, 8))
+        for name in ("q", "k", "v")
+    )  # [rows, heads, 8]
     q, k = turned(q), turned(k)
     attended = torch.zeros_like(q)
     for row in range(len(x)):
@@ -91,7 +102,10 @@ def last_state(head: Eagle3, pairs: Pairs) -> torch.Tensor:
     """What comes out behind pairs of a token's embedding and the state before it, all read at once."""
     weights = head.state_dict()
     embedded, x = (torch.stack(part) for part in zip(*pairs, strict=True))
-    read = torch.cat([norm(embedded, weights["midlayer.input_layernorm.weight"]), norm(x, weights["midlayer.hidden_norm.weight"])], dim=-1)
+    read = torch.cat(
+        [norm(embedded, weights["midlayer.input_layernorm.weight"]), norm(x, weights["midlayer.hidden_norm.weight"])],
+        dim=-1,
+    )
     x = layer(weights, "midlayer", x, read)
     for index in range(len(head.layers)):
         x = layer(weights, f"layers.{index}", x, norm(x, weights[f"layers.{index}.input_layernorm.weight"]))
@@ -99,9 +113,14 @@ def last_state(head: Eagle3, pairs: Pairs) -> torch.Tensor:
 
 
 def guess(head: Eagle3, target: Target, settled: list[int], hidden: torch.Tensor, drafted: list[int]) -> torch.Tensor:
-    """Scores of what follows the drafted tokens behind a settled text, whose last token has no state yet; hidden [tokens - 1, features, 32]."""
+    """Scores of what follows the drafted tokens behind a settled text, whose last token has no state yet; hidden
+    [tokens - 1, features, 32].
+    """
     weights = head.state_dict()
-    pairs = [(target.embed(torch.tensor(token)), weights["fc.weight"] @ torch.cat(list(state[:3]))) for token, state in zip(settled[1:], hidden, strict=True)]
+    pairs = [
+        (target.embed(torch.tensor(token)), weights["fc.weight"] @ torch.cat(list(state[:3])))
+        for token, state in zip(settled[1:], hidden, strict=True)
+    ]
     for token in drafted:
         pairs.append((target.embed(torch.tensor(token)), last_state(head, pairs)))
     return weights["lm_head.weight"] @ norm(last_state(head, pairs), weights["norm.weight"])
@@ -111,7 +130,15 @@ def guess(head: Eagle3, target: Target, settled: list[int], hidden: torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("layers", "read"), [(32, (2, 16, 29, -1)), (40, (2, 20, 37, -1)), (7, (2, 3, 4, -1)), (4, (1, 2, -1)), (2, (0, 1, -1)), (1, (0, 0, -1))]
+    ("layers", "read"),
+    [
+        (32, (2, 16, 29, -1)),
+        (40, (2, 20, 37, -1)),
+        (7, (2, 3, 4, -1)),
+        (4, (1, 2, -1)),
+        (2, (0, 1, -1)),
+        (1, (0, 0, -1)),
+    ],
 )
 def test_it_reads_upstreams_layers_where_there_are_as_many(layers: int, read: tuple[int, ...]) -> None:
     assert fused_layers(layers) == read
@@ -119,7 +146,9 @@ def test_it_reads_upstreams_layers_where_there_are_as_many(layers: int, read: tu
 
 @pytest.mark.parametrize("options", [{}, {"layers": 2, "steps": 3}])
 @pytest.mark.parametrize("kind", ["target64", "deep64"])
-def test_the_loss_is_that_of_every_place_by_itself(kind: str, options: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_the_loss_is_that_of_every_place_by_itself(
+    kind: str, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     target: Target = request.getfixturevalue(kind)
     head = make(target, **options)
     batch = padded(target, head)
@@ -129,7 +158,13 @@ def test_the_loss_is_that_of_every_place_by_itself(kind: str, options: dict[str,
         for row, ids in enumerate(batch.ids.tolist()):
             for place in range(int(batch.lengths[row]) - 1 - step):
                 if batch.supervised[row, place + step]:
-                    scores = guess(head, target, ids[: place + 2], batch.hidden[row, : place + 1], ids[place + 2 : place + 2 + step])
+                    scores = guess(
+                        head,
+                        target,
+                        ids[: place + 2],
+                        batch.hidden[row, : place + 1],
+                        ids[place + 2 : place + 2 + step],
+                    )
                     wanted = torch.softmax(target.output(batch.hidden[row, place + step + 1, -1]), dim=-1)
                     losses.append(-float((wanted * torch.log_softmax(scores, dim=-1)).sum()))
         expected += 0.8**step * sum(losses) / len(losses)
@@ -147,7 +182,9 @@ def test_every_parameter_gets_a_gradient(target: Target, layers: int) -> None:
 
 @pytest.mark.parametrize("name", ["chain-4", "3x2x1", "dynamic-3x4x9"])
 @pytest.mark.parametrize(("kind", "layers"), [("target64", 1), ("target64", 2), ("deep64", 1)])
-def test_drafts_follow_from_its_own_states_above_them(kind: str, layers: int, name: str, request: pytest.FixtureRequest) -> None:
+def test_drafts_follow_from_its_own_states_above_them(
+    kind: str, layers: int, name: str, request: pytest.FixtureRequest
+) -> None:
     """Every node is among the best that the head says anew after the path to it, at its rank in a static tree."""
     target: Target = request.getfixturevalue(kind)
     head, template = make(target, layers=layers).eval(), load_template(name)
@@ -219,19 +256,33 @@ def test_a_smaller_vocabulary_learns_the_targets_distribution_within_it(target64
         for row, text in enumerate(batch.ids.tolist()):
             for place in range(int(batch.lengths[row]) - 1 - step):
                 if batch.supervised[row, place + step]:
-                    scores = guess(head, target64, text[: place + 2], batch.hidden[row, : place + 1], text[place + 2 : place + 2 + step])
+                    scores = guess(
+                        head,
+                        target64,
+                        text[: place + 2],
+                        batch.hidden[row, : place + 1],
+                        text[place + 2 : place + 2 + step],
+                    )
                     wanted = target64.output(batch.hidden[row, place + step + 1, -1])
                     inside = int(wanted.argmax()) in ids.tolist()
                     known += inside
-                    losses.append(-float((torch.softmax(wanted[ids], dim=-1) * torch.log_softmax(scores, dim=-1)).sum()) if inside else 0.0)
+                    losses.append(
+                        -float((torch.softmax(wanted[ids], dim=-1) * torch.log_softmax(scores, dim=-1)).sum())
+                        if inside
+                        else 0.0
+                    )
         expected += 0.8**step * sum(losses) / len(losses)
     assert 0 < known < sum(int(prediction.rows.numel()) for prediction in head.loss(batch).predictions)
     assert float(head.loss(batch).total.detach()) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1 << 24, 300])
-def test_what_a_smaller_vocabulary_predicts_is_of_all_tokens(target: Target, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the scores are kept or made when they are asked for; an objective over expected embeddings learns from them."""
+def test_what_a_smaller_vocabulary_predicts_is_of_all_tokens(
+    target: Target, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the scores are kept or made when they are asked for; an objective over expected embeddings learns from
+    them.
+    """
     monkeypatch.setattr("heads.common.losses._AT_ONCE", at_once)
     head = of_some_tokens(target, steps=2)
     batch = padded(target, head)
@@ -242,15 +293,26 @@ def test_what_a_smaller_vocabulary_predicts_is_of_all_tokens(target: Target, at_
         assert prediction.logits.shape == (len(prediction.rows), 259)
         assert torch.equal(drafted, torch.zeros_like(drafted).index_fill(1, head.draft_vocabulary, True))
         torch.testing.assert_close(prediction.logits[:, head.draft_vocabulary], head.lm_head(prediction.feature))
-    extra = turns(Adversarial(target.spec(), discriminator="embedding", weight=0.5, start=0.0, ramp=0.0), batch, found, 0.5)[0]
+    extra = turns(
+        Adversarial(target.spec(), discriminator="embedding", weight=0.5, start=0.0, ramp=0.0), batch, found, 0.5
+    )[0]
     assert extra is not None
     extra.backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters()) and head.lm_head.weight.grad.abs().sum() > 0
+    assert (
+        all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
+        and head.lm_head.weight.grad.abs().sum() > 0
+    )
 
 
 def test_a_saved_head_remembers_what_it_can_draft(target: Target, tmp_path: Path) -> None:
     head = of_some_tokens(target).eval()
-    save_head(tmp_path / "eagle3", head, MethodPreset(head="heads.eagle3:Eagle3", options={"draft_vocabulary": 60}, tree="chain-3"), target, {})
+    save_head(
+        tmp_path / "eagle3",
+        head,
+        MethodPreset(head="heads.eagle3:Eagle3", options={"draft_vocabulary": 60}, tree="chain-3"),
+        target,
+        {},
+    )
     loaded, _, _ = load_head(tmp_path / "eagle3", target)
     assert torch.equal(loaded.draft_vocabulary, head.draft_vocabulary)
 
@@ -273,7 +335,10 @@ def test_siblings_come_from_its_pick_with_the_distributions(target: Target) -> N
     for _, tree in drafts_along(head, target, load_template("2x2"), random_ids(1, 12)[0].tolist(), 10):
         assert tree.proposals is not None and tree.proposals.shape == (3, 259)
         for row, node in enumerate(tree.shape.inner):
-            assert tree.tokens[list(tree.shape.children[node])].tolist() == tree.proposals[row].topk(2, largest=False).indices.tolist()
+            assert (
+                tree.tokens[list(tree.shape.children[node])].tolist()
+                == tree.proposals[row].topk(2, largest=False).indices.tolist()
+            )
 
 
 def test_the_adversarial_objective_trains_it_and_nothing_at_weight_zero(target: Target) -> None:
@@ -324,9 +389,12 @@ def test_its_tensors_have_the_published_names(target: Target) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch on norms with float32 weights under autocast; the suite filters it too
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype"
+)  # torch on norms with float32 weights under autocast; the suite filters it too
 def test_it_learns_a_text_by_heart(target: Target) -> None:
-    """In bfloat16 autocast, as the suite trains; the target's own answer then takes less than half as many steps as with a fresh head.
+    """In bfloat16 autocast, as the suite trains; the target's own answer then takes less than half as many steps as
+    with a fresh head.
 
     What the loss predicts there is what it drafts, at every depth.
     """
@@ -340,9 +408,15 @@ def test_it_learns_a_text_by_heart(target: Target) -> None:
             train(head, batch, 1, optimiser, step)
     assert len(decode(target, head.eval(), load_template("chain-4"), PROMPT, 60, ()).accepted) < 0.5 * fresh
     found = held_out_acceptance(target, head, HeldOut([], [PROMPT]))
-    assert found["teacher_forced_rate_by_depth"] == found["decoded_rate_by_depth"] and len(found["decoded_rate_by_depth"]) == 4
+    assert (
+        found["teacher_forced_rate_by_depth"] == found["decoded_rate_by_depth"]
+        and len(found["decoded_rate_by_depth"]) == 4
+    )
 
 
-@pytest.mark.parametrize("options", [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in ({"layers": 2}, {"draft_vocabulary": 250}))])
+@pytest.mark.parametrize(
+    "options",
+    [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in ({"layers": 2}, {"draft_vocabulary": 250}))],
+)
 def test_the_contract_is_kept(options: dict[str, Any]) -> None:
     assert [str(result) for result in check_head(Eagle3, options) if result.outcome == "failed"] == []

@@ -41,7 +41,9 @@ def test_heads_fulfil_the_contract(target: Target, name: str) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("name", ["medusa", "eagle"])
-def test_every_layer_has_parameters_of_its_own_and_every_one_gets_a_gradient(target: Target, name: str, layers: int) -> None:
+def test_every_layer_has_parameters_of_its_own_and_every_one_gets_a_gradient(
+    target: Target, name: str, layers: int
+) -> None:
     head = make(target, name, layers)
     # Medusa's blocks start at zero weights, so one step is needed before the gradient reaches all of them.
     optimiser = torch.optim.SGD(head.parameters(), lr=0.05)
@@ -145,7 +147,9 @@ def test_predictions_stand_where_the_loss_says(target: Target, name: str) -> Non
     batch = batch_of(target)
     for prediction in head.loss(batch).predictions:
         ahead = prediction.rows + prediction.depth
-        assert (ahead // batch.ids.shape[1] == prediction.rows // batch.ids.shape[1]).all(), "a prediction must not cross into the next dialogue"
+        assert (ahead // batch.ids.shape[1] == prediction.rows // batch.ids.shape[1]).all(), (
+            "a prediction must not cross into the next dialogue"
+        )
         assert prediction.feature.shape == (len(prediction.rows), 32)
         assert prediction.logits.shape == (len(prediction.rows), 259)
 
@@ -153,7 +157,9 @@ def test_predictions_stand_where_the_loss_says(target: Target, name: str) -> Non
 @pytest.mark.parametrize("kind", ["feature", "embedding"])
 @pytest.mark.parametrize("name", ["medusa", "eagle"])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_the_discriminator_learns_and_its_gradient_reaches_the_head_alone(target: Target, name: str, kind: str, balanced: bool) -> None:
+def test_the_discriminator_learns_and_its_gradient_reaches_the_head_alone(
+    target: Target, name: str, kind: str, balanced: bool
+) -> None:
     head = make(target, name).eval()
     objective = Adversarial(target.spec(), kind, weight=0.5, balanced=balanced, start=0.0, ramp=0.0, learning_rate=3e-3)
     accuracies = []
@@ -190,7 +196,9 @@ def test_the_objective_sets_in_late_and_ramps_up(target: Target) -> None:
     assert float((half / full).detach()) == pytest.approx(0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"discriminator": "fature"}, "Unknown discriminator"), ({"weight": -1.0}, "negative")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"discriminator": "fature"}, "Unknown discriminator"), ({"weight": -1.0}, "negative")]
+)
 def test_wrong_objective_options_are_refused(target: Target, options: dict[str, Any], words: str) -> None:
     with pytest.raises(KoalaBenchError, match=words):
         Adversarial(target.spec(), **options)

@@ -23,7 +23,12 @@ from koala_bench.training.held_out import HeldOut, held_out_acceptance
 from koala_bench.tree import load_template
 from tests.support.turns import turns
 
-VARIANTS: list[dict[str, Any]] = [{}, {"layers": 3}, {"prefix": True, "labels": "target"}, {"layers": 2, "prefix": True}]
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"layers": 3},
+    {"prefix": True, "labels": "target"},
+    {"layers": 2, "prefix": True},
+]
 PROMPT = [1, 70, 81, 82, 90, 33]
 
 
@@ -45,7 +50,9 @@ def padded(target: Target) -> FeatureBatch:
 
 
 def state_at(head: Hydra, hidden: torch.Tensor) -> torch.Tensor:
-    """What the heads read after the states [tokens, width] of a text: the last, or what the prefix layer makes of all of them."""
+    """What the heads read after the states [tokens, width] of a text: the last, or what the prefix layer makes of all
+    of them.
+    """
     return hidden[-1] if head.prefix is None else head.prefix(hidden[None])[0, -1]
 
 
@@ -145,7 +152,10 @@ def test_siblings_come_from_its_pick_with_the_distributions(target: Target) -> N
     for _, tree in drafts_along(head, target, load_template("2x2"), random_ids(1, 12)[0].tolist(), 10):
         assert tree.proposals is not None and tree.proposals.shape == (3, 259)
         for row, node in enumerate(tree.shape.inner):
-            assert tree.tokens[list(tree.shape.children[node])].tolist() == tree.proposals[row].topk(2, largest=False).indices.tolist()
+            assert (
+                tree.tokens[list(tree.shape.children[node])].tolist()
+                == tree.proposals[row].topk(2, largest=False).indices.tolist()
+            )
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -179,19 +189,28 @@ def test_a_saved_head_comes_back(target: Target, tmp_path: Path) -> None:
 
 def test_the_published_layout_has_a_place_for_every_tensor(target: Target) -> None:
     """The names that the module's text gives for those of ``hydra_lm_head.pt``, with their shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in make(target, layers=2, heads=2, prefix=True).state_dict().items()}
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in make(target, layers=2, heads=2, prefix=True).state_dict().items()
+    }
     for head in range(2):
         sources = (head + 2) * 32
-        assert shapes[f"heads.{head}.first.linear.weight"] == shapes[f"heads.{head}.first.residual.weight"] == (32, sources)
+        assert (
+            shapes[f"heads.{head}.first.linear.weight"]
+            == shapes[f"heads.{head}.first.residual.weight"]
+            == (32, sources)
+        )
         assert shapes[f"heads.{head}.blocks.0.linear.weight"] == (32, 32)
         assert shapes[f"heads.{head}.output.weight"] == (259, 32) and shapes[f"heads.{head}.output.bias"] == (259,)
     assert shapes["prefix.norm.weight"] == shapes["prefix.layer.input_layernorm.weight"] == (32,)
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch on norms with float32 weights under autocast; the suite filters it too
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype"
+)  # torch on norms with float32 weights under autocast; the suite filters it too
 def test_it_learns_a_text_by_heart(target: Target, prefix: bool) -> None:
-    """In bfloat16 autocast, as the suite trains; the target's own answer then takes less than half as many steps as with a fresh head.
+    """In bfloat16 autocast, as the suite trains; the target's own answer then takes less than half as many steps as
+    with a fresh head.
 
     What the loss predicts there is what it drafts, at every depth.
     """
@@ -205,7 +224,10 @@ def test_it_learns_a_text_by_heart(target: Target, prefix: bool) -> None:
             train(head, batch, 1, optimiser, step)
     assert len(decode(target, head.eval(), load_template("chain-4"), PROMPT, 60, ()).accepted) < 0.5 * fresh
     found = held_out_acceptance(target, head, HeldOut([], [PROMPT]))
-    assert found["teacher_forced_rate_by_depth"] == found["decoded_rate_by_depth"] and len(found["decoded_rate_by_depth"]) == 4
+    assert (
+        found["teacher_forced_rate_by_depth"] == found["decoded_rate_by_depth"]
+        and len(found["decoded_rate_by_depth"]) == 4
+    )
 
 
 @pytest.mark.parametrize("options", [{}, pytest.param({"layers": 2, "prefix": True}, marks=pytest.mark.slow)])

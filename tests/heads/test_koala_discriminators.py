@@ -1,4 +1,6 @@
-"""The adversarial objective's options: defaults that change nothing, gradients everywhere, exact resume, regularisers that do what they say."""
+"""The adversarial objective's options: defaults that change nothing, gradients everywhere, exact resume, regularisers
+that do what they say.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine": {"rate_schedule": "cosine"},
     "deep and narrow": {"hidden": 16, "hidden_layers": 4},
     "shallow": {"hidden_layers": 1},
-    "all": {"discriminator": "embedding", "balanced": True, "spectral": True, "r1": 1.0, "noise": 0.2, "rate_schedule": "cosine", "hidden_layers": 3},
+    "all": {
+        "discriminator": "embedding",
+        "balanced": True,
+        "spectral": True,
+        "r1": 1.0,
+        "noise": 0.2,
+        "rate_schedule": "cosine",
+        "hidden_layers": 3,
+    },
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
 heads = pytest.mark.parametrize("name", ["medusa", "eagle"])
@@ -65,9 +75,13 @@ class Before(nn.Module):
         if self.kind == "feature":
             return batch.hidden[:, :, -1].float().flatten(0, 1)[p.rows + p.depth], p.feature
         table = self.spec.embed(torch.arange(self.spec.vocab_size)).float()
-        return (batch.target_probabilities.flatten(0, 1)[p.rows + p.depth] @ table).detach(), torch.softmax(p.logits.float(), dim=-1) @ table
+        return (batch.target_probabilities.flatten(0, 1)[p.rows + p.depth] @ table).detach(), torch.softmax(
+            p.logits.float(), dim=-1
+        ) @ table
 
-    def term(self, batch: FeatureBatch, found: HeadLoss, progress: float) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    def term(
+        self, batch: FeatureBatch, found: HeadLoss, progress: float
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         if progress < 0.2:
             return None, {}
         pairs = [(p, *self.describe(batch, p)) for p in found.predictions if len(p.rows)]
@@ -82,13 +96,18 @@ class Before(nn.Module):
         scale: Any = self.weight * min(1.0, (progress - 0.2) / 0.1)
         if self.balanced:
             features = [p.feature for p, _, _ in pairs]
-            norms = [sum(float(g.pow(2).sum()) for g in torch.autograd.grad(loss, features, retain_graph=True)) ** 0.5 for loss in (adversarial, found.total)]
+            norms = [
+                sum(float(g.pow(2).sum()) for g in torch.autograd.grad(loss, features, retain_graph=True)) ** 0.5
+                for loss in (adversarial, found.total)
+            ]
             self.ratios.append(torch.tensor(norms[0] / max(norms[1], 1e-12)))
             scale = scale / self.ratios[(len(self.ratios) - 1) // 8 * 8].clamp(min=1e-6)  # every eighth counts
         return scale * adversarial, {}
 
 
-def trained(target: Target, name: str, objective: Any, steps: range, head: Any = None, optimiser: Any = None, bf16: bool = False) -> tuple[Any, Any]:
+def trained(
+    target: Target, name: str, objective: Any, steps: range, head: Any = None, optimiser: Any = None, bf16: bool = False
+) -> tuple[Any, Any]:
     """Train a head for some of ten steps, as the suite does."""
     head = head or make(target, name, 2)
     optimiser = optimiser or torch.optim.AdamW(head.parameters(), lr=1e-3)
@@ -96,7 +115,13 @@ def trained(target: Target, name: str, objective: Any, steps: range, head: Any =
         batch = batch_of(target, seed=step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = head.loss(batch)
-        extra = None if objective is None else (objective.term if isinstance(objective, Before) else partial(turns, objective))(batch, found, step / 10)[0]
+        extra = (
+            None
+            if objective is None
+            else (objective.term if isinstance(objective, Before) else partial(turns, objective))(
+                batch, found, step / 10
+            )[0]
+        )
         (found.total if extra is None else found.total + extra).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -113,9 +138,12 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # as the training itself says
 @heads
 @pytest.mark.parametrize(
-    ("kind", "balanced", "bf16"), [("feature", False, False), ("feature", True, True), ("embedding", False, True), ("embedding", True, False)]
+    ("kind", "balanced", "bf16"),
+    [("feature", False, False), ("feature", True, True), ("embedding", False, True), ("embedding", True, False)],
 )
-def test_the_default_options_train_the_weights_of_before_bit_for_bit(target: Target, name: str, kind: str, balanced: bool, bf16: bool) -> None:
+def test_the_default_options_train_the_weights_of_before_bit_for_bit(
+    target: Target, name: str, kind: str, balanced: bool, bf16: bool
+) -> None:
     before, now = Before(target.spec(), kind, 0.3, balanced), Adversarial(target.spec(), kind, 0.3, balanced)
     steps = range(11)  # nine with the term: the second look at the gradients' ratio is at the last
     old, _ = trained(target, name, before, steps, bf16=bf16)
@@ -129,7 +157,11 @@ def test_the_default_options_train_the_weights_of_before_bit_for_bit(target: Tar
 def test_a_head_whose_loss_does_not_go_through_its_reported_states_can_be_trained(target: Target) -> None:
     head, batch = make(target, "eagle"), batch_of(target)
     found = head.loss(batch)
-    apart = HeadLoss(found.total, found.parts, tuple(Prediction(p.depth, p.rows, p.feature * 1.0, p.logits) for p in found.predictions))
+    apart = HeadLoss(
+        found.total,
+        found.parts,
+        tuple(Prediction(p.depth, p.rows, p.feature * 1.0, p.logits) for p in found.predictions),
+    )
     extra, logs = turns(Adversarial(target.spec(), **NOW), batch, apart, 0.5)
     assert extra is not None and torch.isfinite(extra) and "gradient_ratio" not in logs
     with pytest.raises(KoalaBenchError, match="nothing to balance by"):
@@ -144,7 +176,9 @@ def test_lambda_zero_is_the_supervised_run_bit_for_bit(target: Target, variant: 
 
 
 @variants
-def test_making_and_training_a_discriminator_leaves_the_global_random_numbers_alone(target: Target, variant: str) -> None:
+def test_making_and_training_a_discriminator_leaves_the_global_random_numbers_alone(
+    target: Target, variant: str
+) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     head = make(target, "medusa")
@@ -160,7 +194,9 @@ def test_making_and_training_a_discriminator_leaves_the_global_random_numbers_al
 
 @heads
 @variants
-def test_gradients_reach_all_of_the_discriminator_in_its_turn_and_the_head_alone_in_its_own(target: Target, name: str, variant: str) -> None:
+def test_gradients_reach_all_of_the_discriminator_in_its_turn_and_the_head_alone_in_its_own(
+    target: Target, name: str, variant: str
+) -> None:
     head = make(target, name)
     objective = Adversarial(target.spec(), weight=0.5, **VARIANTS[variant], **NOW)
     before = {key: p.detach().clone() for key, p in objective.named_parameters()}
@@ -342,7 +378,9 @@ def test_the_r1_penalty_is_the_squared_gradient_on_the_targets_descriptions(targ
     inputs = shown.real.detach().clone().requires_grad_()
     expected = 0.0
     for row in range(len(inputs)):  # one description at a time, as the formula is written
-        logit = objective.discriminator(shown.context[row : row + 1], shown.token[row : row + 1], inputs[row : row + 1], 1)
+        logit = objective.discriminator(
+            shown.context[row : row + 1], shown.token[row : row + 1], inputs[row : row + 1], 1
+        )
         expected += float(torch.autograd.grad(logit[0], inputs)[0].pow(2).sum()) / len(inputs)
     _, logs = turns(objective, batch, make(target, "eagle").eval().loss(batch), 0.5)
     assert float(logs["gradient_penalty"]) == pytest.approx(expected, rel=1e-4)

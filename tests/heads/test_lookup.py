@@ -1,4 +1,6 @@
-"""Training-free heads: what they propose from the text so far, that they are lossless, and that the suite needs no training for them."""
+"""Training-free heads: what they propose from the text so far, that they are lossless, and that the suite needs no
+training for them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ CPU = torch.device("cpu")
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 
-def propose(head: PromptLookup | SuffixLookup, text: list[int], tree: str = "chain-3", pieces: int = 1) -> tuple[list[int], tuple[int, ...]]:
+def propose(
+    head: PromptLookup | SuffixLookup, text: list[int], tree: str = "chain-3", pieces: int = 1
+) -> tuple[list[int], tuple[int, ...]]:
     """Tokens and parents that a head drafts after a text, read in several pieces."""
     head.begin(load_template(tree), 100)
     cut = len(text) - pieces
@@ -90,12 +94,22 @@ def test_prompt_lookup_proposes_after_the_longest_ngram_the_latest_continuation(
 
     head = PromptLookup(Spec(), ngram)  # type: ignore[arg-type]
     tokens, _ = propose(head, text, "chain-1", pieces=min(3, len(text) - 1))
-    place = next((e for n in range(min(ngram, len(text)), 0, -1) for e in range(len(text) - 1, n - 1, -1) if text[e - n : e] == text[len(text) - n :]), None)
+    place = next(
+        (
+            e
+            for n in range(min(ngram, len(text)), 0, -1)
+            for e in range(len(text) - 1, n - 1, -1)
+            if text[e - n : e] == text[len(text) - n :]
+        ),
+        None,
+    )
     assert tokens == [text[-1]] if place is None else tokens == [text[-1], text[place]]
 
 
 @pytest.mark.parametrize("tree", ["chain-4", "3x2x1", "small/8"])
-def test_answers_are_vanillas_and_need_fewer_steps(head: PromptLookup | SuffixLookup, target: Target, tree: str) -> None:
+def test_answers_are_vanillas_and_need_fewer_steps(
+    head: PromptLookup | SuffixLookup, target: Target, tree: str
+) -> None:
     prompt = [5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]
     vanilla = decode(target, Vanilla(), VANILLA_TREE, prompt, 60, ())
     for _ in range(2):  # the second time nothing of the first is left
@@ -108,37 +122,60 @@ def test_answers_are_vanillas_and_need_fewer_steps(head: PromptLookup | SuffixLo
 def test_the_contract_is_kept(name: str) -> None:
     found = check_head(name)
     assert not [result for result in found if result.outcome == "failed"]
-    assert {"form", "trees", "forgetting", "losslessness", "determinism"} <= {result.name for result in found if result.outcome == "passed"}
+    assert {"form", "trees", "forgetting", "losslessness", "determinism"} <= {
+        result.name for result in found if result.outcome == "passed"
+    }
 
 
 def test_nothing_is_trained_and_nothing_loaded(target_folder: Path, tmp_path: Path) -> None:
-    preset, names = with_heads(preset_for(target_folder, conversations(tmp_path), "training.steps=2"), ["vanilla", "prompt_lookup", "eagle"])
+    preset, names = with_heads(
+        preset_for(target_folder, conversations(tmp_path), "training.steps=2"), ["vanilla", "prompt_lookup", "eagle"]
+    )
     target = load_target(str(target_folder), "cpu", "float32")
     assert target.tokenizer is not None
     train_heads(preset, names, target, chat_template("vicuna_v1.1", target.tokenizer), tmp_path / "out")
     assert (tmp_path / "out" / "eagle").exists() and not (tmp_path / "out" / "prompt_lookup").exists()
-    found = {method.name: method.info for method in load_methods(preset, names, target, tmp_path / "out")}["prompt_lookup"]
-    assert (found["parameters"], found["checkpoint"], found["weights_sha256"], found["training"], found["lossless"]) == (0, None, None, None, True)
+    found = {method.name: method.info for method in load_methods(preset, names, target, tmp_path / "out")}[
+        "prompt_lookup"
+    ]
+    assert (
+        found["parameters"],
+        found["checkpoint"],
+        found["weights_sha256"],
+        found["training"],
+        found["lossless"],
+    ) == (0, None, None, None, True)
     assert found["tree"] is not None and found["tree"]["parents"] is None
 
 
-def test_heads_with_something_to_train_and_objectives_are_not_free(target_folder: Path, tmp_path: Path, target: Target) -> None:
+def test_heads_with_something_to_train_and_objectives_are_not_free(
+    target_folder: Path, tmp_path: Path, target: Target
+) -> None:
     preset, _ = with_heads(preset_for(target_folder, conversations(tmp_path)), ["prompt_lookup+koala"])
-    assert free_head(preset.method("eagle"), target) is None and free_head(preset.method("prompt_lookup+koala"), target) is None
+    assert (
+        free_head(preset.method("eagle"), target) is None
+        and free_head(preset.method("prompt_lookup+koala"), target) is None
+    )
     assert target.tokenizer is not None
     with pytest.raises(KoalaBenchError, match="has no loss"):
-        train_heads(preset, ["prompt_lookup+koala"], target, chat_template("vicuna_v1.1", target.tokenizer), tmp_path / "out")
+        train_heads(
+            preset, ["prompt_lookup+koala"], target, chat_template("vicuna_v1.1", target.tokenizer), tmp_path / "out"
+        )
 
 
 def test_a_head_may_bring_its_usual_tree_and_an_option_overrides_it(target_folder: Path, tmp_path: Path) -> None:
     listed = preset_for(target_folder, conversations(tmp_path))
-    preset = listed.model_copy(update={"methods": {name: method for name, method in listed.methods.items() if name != "prompt_lookup"}})
+    preset = listed.model_copy(
+        update={"methods": {name: method for name, method in listed.methods.items() if name != "prompt_lookup"}}
+    )
     assert with_heads(preset, ["prompt_lookup"])[0].method("prompt_lookup").tree == PromptLookup.usual_tree
     assert with_heads(preset, ["prompt_lookup"], tree="chain-2")[0].method("prompt_lookup").tree == "chain-2"
 
 
 @pytest.mark.parametrize("head", [PromptLookup, SuffixLookup])
-def test_a_tree_that_only_scores_can_grow_is_refused(target: Target, head: type[PromptLookup] | type[SuffixLookup]) -> None:
+def test_a_tree_that_only_scores_can_grow_is_refused(
+    target: Target, head: type[PromptLookup] | type[SuffixLookup]
+) -> None:
     with pytest.raises(KoalaBenchError, match="dynamic-2x2x4"):
         head(target.spec()).begin(load_template("dynamic-2x2x4"), 64)
 

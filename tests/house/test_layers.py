@@ -27,7 +27,9 @@ def test_the_harness_imports_no_head(path: Path) -> None:
     assert not {name for name in imports_of(path) if name.split(".")[0] == "heads"}
 
 
-@pytest.mark.parametrize("path", sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "heads").glob("*.py")]), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "heads").glob("*.py")]), ids=lambda path: path.name
+)
 def test_every_file_says_its_subject_in_its_first_line(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert path.name == "__init__.py" or docstring

@@ -70,8 +70,12 @@ def test_the_parts_of_koala_are_koala_with_one_thing_left_out(name: str) -> None
     methods = load_preset(name).methods
     for head in ("medusa", "eagle"):
         koala = methods[f"{head}+koala"]
-        assert methods[f"{head}+layers"] == koala.model_copy(update={"objective": None, "objective_options": {}, "usual": False})
-        assert methods[f"{head}+adversarial"] == koala.model_copy(update={"layers": methods[head].layers, "usual": False})
+        assert methods[f"{head}+layers"] == koala.model_copy(
+            update={"objective": None, "objective_options": {}, "usual": False}
+        )
+        assert methods[f"{head}+adversarial"] == koala.model_copy(
+            update={"layers": methods[head].layers, "usual": False}
+        )
         assert methods[head] == methods[f"{head}+layers"].model_copy(update={"layers": 1, "usual": True})
 
 
@@ -79,10 +83,17 @@ def test_the_parts_of_koala_are_koala_with_one_thing_left_out(name: str) -> None
 def test_the_vicuna_presets_are_the_papers_setting(name: str) -> None:
     preset = load_preset(name)
     assert preset.target.name == f"lmsys/{name}-v1.3"
-    assert (preset.target.dtype, preset.target.device, preset.target.chat_template) == ("float16", "cuda", "vicuna_v1.1")
+    assert (preset.target.dtype, preset.target.device, preset.target.chat_template) == (
+        "float16",
+        "cuda",
+        "vicuna_v1.1",
+    )
     assert preset.evaluation.questions == "mt_bench"
     usual = [preset.methods[name] for name in usual_methods(preset)[1:]]
-    assert {(wanted.head, wanted.tree) for wanted in usual} == {("medusa", "medusa/mc_sim_7b_63"), ("eagle", "eagle/mc_sim_7b_63")}
+    assert {(wanted.head, wanted.tree) for wanted in usual} == {
+        ("medusa", "medusa/mc_sim_7b_63"),
+        ("eagle", "eagle/mc_sim_7b_63"),
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -99,15 +110,37 @@ def test_published_recipes_hold_the_published_values() -> None:
     """As the presets' first lines cite them; whatever is changed here is no longer the authors' recipe."""
     medusa, eagle = load_preset("medusa-1"), load_preset("eagle-1")
     own = medusa.training
-    assert (own.steps, own.micro_batches, own.learning_rate, own.warmup_fraction, own.final_rate_fraction, own.weight_decay) == (537, 128, 1e-3, 0.1, 0, 0)
+    assert (
+        own.steps,
+        own.micro_batches,
+        own.learning_rate,
+        own.warmup_fraction,
+        own.final_rate_fraction,
+        own.weight_decay,
+    ) == (537, 128, 1e-3, 0.1, 0, 0)
     assert (medusa.data.max_tokens, medusa.methods["medusa"].options) == (2048, {"heads": 5})
     own = eagle.training
-    assert (own.steps, own.micro_batches, own.learning_rate, own.betas, own.weight_decay) == (85_000, 16, 3e-5, (0.9, 0.95), 0.01)
+    assert (own.steps, own.micro_batches, own.learning_rate, own.betas, own.weight_decay) == (
+        85_000,
+        16,
+        3e-5,
+        (0.9, 0.95),
+        0.01,
+    )
     assert round(own.warmup_fraction * own.steps) == pytest.approx(2000, abs=3)
     assert own.final_rate_fraction == pytest.approx(1 - 83_000 / 798_000, abs=0.01)
     assert (eagle.data.max_tokens, eagle.data.limit) == (1200, 68_000)
-    assert eagle.methods["eagle"].options == {"checkpointing": True, "noise": 0.2, "regression_weight": 1.0, "classification_weight": 0.1}
-    assert {wanted.options.get("kv_heads") for wanted in load_preset("vicuna-33b").methods.values() if wanted.head == "eagle"} == {13}
+    assert eagle.methods["eagle"].options == {
+        "checkpointing": True,
+        "noise": 0.2,
+        "regression_weight": 1.0,
+        "classification_weight": 0.1,
+    }
+    assert {
+        wanted.options.get("kv_heads")
+        for wanted in load_preset("vicuna-33b").methods.values()
+        if wanted.head == "eagle"
+    } == {13}
 
 
 def test_the_tiny_presets_quick_form_is_smaller() -> None:
@@ -142,7 +175,11 @@ def test_a_preset_without_quick_form_says_so(name: str) -> None:
         ("methods.medusa.options.heads=2", "methods.medusa.options", {"heads": 2}),
         ('methods."eagle+koala".layers=3', "methods.eagle+koala.layers", 3),
         ("methods.eagle+koala.layers=3", "methods.eagle+koala.layers", 3),
-        ('methods."eagle+koala".objective_options.weight=0.0', "methods.eagle+koala.objective_options", {"discriminator": "feature", "weight": 0.0}),
+        (
+            'methods."eagle+koala".objective_options.weight=0.0',
+            "methods.eagle+koala.objective_options",
+            {"discriminator": "feature", "weight": 0.0},
+        ),
     ],
 )
 def test_an_override_sets_one_value(assignment: str, place: str, value: object) -> None:
@@ -153,7 +190,9 @@ def test_an_override_sets_one_value(assignment: str, place: str, value: object) 
 
 
 def test_an_override_may_add_a_method() -> None:
-    preset = load_preset("tiny", ["methods.\"my.own\"={head='./own.py:Own', tree='chain-1'}", 'methods."my.own".layers=2'])
+    preset = load_preset(
+        "tiny", ["methods.\"my.own\"={head='./own.py:Own', tree='chain-1'}", 'methods."my.own".layers=2']
+    )
     assert preset.method("my.own").layers == 2
 
 
@@ -224,7 +263,12 @@ def test_what_a_record_keeps_of_a_preset_gives_the_same_hash() -> None:
 
 def test_a_preset_file_is_read_as_it_stands(small: Path) -> None:
     preset = load_preset(str(small))
-    assert (preset.target.name, preset.training.steps, preset.methods["eagle"].tree, preset.data.source) == ("some/model", 5, "chain-2", "documentation")
+    assert (preset.target.name, preset.training.steps, preset.methods["eagle"].tree, preset.data.source) == (
+        "some/model",
+        5,
+        "chain-2",
+        "documentation",
+    )
 
 
 @pytest.mark.parametrize(
@@ -284,7 +328,13 @@ def test_an_objective_brings_its_usual_settings() -> None:
 def test_a_listed_head_gets_an_objective_with_its_own_settings(small: Path) -> None:
     listed = load_preset(str(small), ["methods.eagle.options={noise=0.1}", "methods.eagle.learning_rate=1e-4"])
     method = with_heads(listed, ["eagle+koala"])[0].method("eagle+koala")
-    assert (method.head, method.objective, method.options, method.tree, method.learning_rate) == ("eagle", "koala", {"noise": 0.1}, "chain-2", 1e-4)
+    assert (method.head, method.objective, method.options, method.tree, method.learning_rate) == (
+        "eagle",
+        "koala",
+        {"noise": 0.1},
+        "chain-2",
+        1e-4,
+    )
 
 
 def test_options_reach_the_added_methods_alone(small: Path) -> None:
@@ -326,7 +376,9 @@ def test_an_unknown_name_is_left_to_those_who_ask_for_it() -> None:
 
 
 def test_a_method_with_another_ones_head_has_its_settings(small: Path) -> None:
-    preset = load_preset(str(small), ["methods.eagle.layers=3", "methods.wide.head_of=eagle", "methods.wide.tree='4x2'"])
+    preset = load_preset(
+        str(small), ["methods.eagle.layers=3", "methods.wide.head_of=eagle", "methods.wide.tree='4x2'"]
+    )
     eagle, wide = preset.methods["eagle"], preset.methods["wide"]
     assert wide == eagle.model_copy(update={"head_of": "eagle", "tree": "4x2"})
     assert (preset.trained_as("wide"), preset.trained_as("eagle")) == ("eagle", "eagle")
@@ -339,8 +391,14 @@ def test_a_method_with_another_ones_head_has_its_settings(small: Path) -> None:
     ("more", "said"),
     [
         (["methods.wide.head_of=eagel"], "wide: head_of is 'eagel', which is no method with a head of its own"),
-        (["methods.wide.head_of=eagle", "methods.wider.head_of=wide"], "wider: head_of is 'wide', which is no method with a head of its own"),
-        (["methods.wide.head_of=eagle", "methods.wide.layers=2"], "wide decodes with the head of eagle and has another layers"),
+        (
+            ["methods.wide.head_of=eagle", "methods.wider.head_of=wide"],
+            "wider: head_of is 'wide', which is no method with a head of its own",
+        ),
+        (
+            ["methods.wide.head_of=eagle", "methods.wide.layers=2"],
+            "wide decodes with the head of eagle and has another layers",
+        ),
         (["methods.wide.head_of=3"], "wide: head_of is 3, which is no method with a head of its own"),
         (["evaluation.top_k=5"], "evaluation: top_k and top_p cut a distribution, and temperature 0 has none"),
         (["evaluation.temperature=-1"], "evaluation.temperature: Input should be greater than or equal to 0"),

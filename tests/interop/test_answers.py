@@ -10,16 +10,7 @@ from koala_bench.evaluation.recording import open_record
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
-from tests.support.synthetic_run import (
-    PATTERNS,
-    QUESTIONS,
-    TOKENS,
-    failed,
-    make_header,
-    make_turn,
-    steps_of,
-    write_run,
-)
+from tests.support.synthetic_run import PATTERNS, QUESTIONS, TOKENS, failed, make_header, make_turn, steps_of, write_run
 
 
 def test_fastchat_answers_hold_what_fastchat_medusa_and_spec_bench_read(tmp_path: Path) -> None:
@@ -51,8 +42,12 @@ def test_fastchat_answers_are_the_same_bytes_again(tmp_path: Path) -> None:
 
 
 def test_a_failed_answer_is_left_out_of_the_fastchat_file(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run.jsonl", lambda turn: failed(turn) if key_of(turn) == ("eagle", 83, 1, 0) else turn))
-    rows = [json.loads(line) for line in (write_fastchat_answers(run, tmp_path)[3]).read_text(encoding="utf-8").splitlines()]
+    run = read_run(
+        write_run(tmp_path / "run.jsonl", lambda turn: failed(turn) if key_of(turn) == ("eagle", 83, 1, 0) else turn)
+    )
+    rows = [
+        json.loads(line) for line in (write_fastchat_answers(run, tmp_path)[3]).read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["question_id"] for row in rows] == [question for question in QUESTIONS if question != 83]
 
 

@@ -35,13 +35,17 @@ METHODS = {
     "eagle": MethodPreset(head="eagle", tree="chain-2"),
     "eagle of two layers": MethodPreset(head="eagle", layers=2, tree="chain-2"),
     "eagle without a bias": MethodPreset(head="eagle", layers=2, options={"bias": False}, tree="chain-2"),
-    "eagle with fewer heads": MethodPreset(head="eagle", options={"attention_heads": 4, "kv_heads": 1, "intermediate": 20}, tree="chain-2"),
+    "eagle with fewer heads": MethodPreset(
+        head="eagle", options={"attention_heads": 4, "kv_heads": 1, "intermediate": 20}, tree="chain-2"
+    ),
     "hydra": MethodPreset(head="hydra", options={"heads": 3}, tree="chain-2"),
     "hydra of three layers": MethodPreset(head="hydra", layers=3, options={"heads": 2}, tree="chain-2"),
     "hydra with a prefix": MethodPreset(head="hydra", layers=3, options={"heads": 2, "prefix": True}, tree="chain-2"),
     "eagle3": MethodPreset(head="eagle3", tree="chain-2"),
     "eagle3 of a shape of its own": MethodPreset(
-        head="eagle3", options={"attention_heads": 2, "kv_heads": 1, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5}, tree="chain-2"
+        head="eagle3",
+        options={"attention_heads": 2, "kv_heads": 1, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5},
+        tree="chain-2",
     ),
     "eagle3 of fewer tokens": MethodPreset(head="eagle3", options={"draft_vocabulary": 40}, tree="chain-2"),
 }
@@ -77,7 +81,10 @@ def test_what_is_exported_officially_is_imported_as_it_was(own: Target, method: 
     manifest = json.loads((tmp_path / "again" / "training.json").read_text())
     assert manifest["imported"]["notes"] == list(imported.notes) and manifest["target"]["weights_sha256"]
     ids = random_ids(1, 14)[0].tolist()
-    drafts = [[tree.tokens.tolist() for _, tree in drafts_along(each, own, load_template("2x2"), ids, 8)] for each in (head, again)]
+    drafts = [
+        [tree.tokens.tolist() for _, tree in drafts_along(each, own, load_template("2x2"), ids, 8)]
+        for each in (head, again)
+    ]
     assert drafts[0] == drafts[1]
 
 
@@ -90,7 +97,10 @@ def test_an_imported_head_is_exported_as_it_came(own: Target, method: str, tmp_p
         written.append(torch.load(path, weights_only=True))
         import_head(tmp_path / f"official{turn}", own, tmp_path / f"head{turn + 1}")
     assert list(written[0]) == list(written[1])
-    assert all(tensor.dtype == written[1][name].dtype and torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
+    assert all(
+        tensor.dtype == written[1][name].dtype and torch.equal(tensor, written[1][name])
+        for name, tensor in written[0].items()
+    )
 
 
 class BlockOfLayers(nn.Module):
@@ -114,13 +124,21 @@ def test_vllms_medusa_computes_the_same(own: Target, method: str, tmp_path: Path
     config = json.loads((tmp_path / "vllm" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("medusa", ["MedusaModel"])
     # Its configuration renames every key with "num" and "heads" or "layers" in it: two must not become one.
-    assert sum("num" in key and "heads" in key for key in config) == sum("num" in key and "layers" in key for key in config) == 1
+    assert (
+        sum("num" in key and "heads" in key for key in config)
+        == sum("num" in key and "layers" in key for key in config)
+        == 1
+    )
     theirs = nn.ModuleDict(
         {
             "blocks": nn.ModuleList(
-                BlockOfLayers(config["hidden_size"], config["num_hidden_layers"], config["medusa_fc_bias"]) for _ in range(config["num_heads"])
+                BlockOfLayers(config["hidden_size"], config["num_hidden_layers"], config["medusa_fc_bias"])
+                for _ in range(config["num_heads"])
             ),
-            "lm_heads": nn.ModuleList(nn.Linear(config["hidden_size"], config["truncated_vocab_size"], bias=False) for _ in range(config["num_heads"])),
+            "lm_heads": nn.ModuleList(
+                nn.Linear(config["hidden_size"], config["truncated_vocab_size"], bias=False)
+                for _ in range(config["num_heads"])
+            ),
         }
     )
     theirs.load_state_dict(load_file(tmp_path / "vllm" / "model.safetensors"))
@@ -145,9 +163,16 @@ def test_vllms_eagle_is_a_llama_without_a_bias(own: Target, tmp_path: Path) -> N
     head = saved(own, "eagle without a bias", tmp_path / "head")
     assert isinstance(head, Eagle)
     export_head(tmp_path / "head", own, "vllm", tmp_path / "vllm", torch.float16)
-    tensors, config = load_file(tmp_path / "vllm" / "model.safetensors"), json.loads((tmp_path / "vllm" / "config.json").read_text())
+    tensors, config = (
+        load_file(tmp_path / "vllm" / "model.safetensors"),
+        json.loads((tmp_path / "vllm" / "config.json").read_text()),
+    )
     assert set(tensors) == {"embed_tokens.weight", *head.state_dict()}
-    assert (config["architectures"], config["num_hidden_layers"], config["torch_dtype"]) == (["LlamaForCausalLM"], 2, "float16")
+    assert (config["architectures"], config["num_hidden_layers"], config["torch_dtype"]) == (
+        ["LlamaForCausalLM"],
+        2,
+        "float16",
+    )
     assert all(tensor.dtype == torch.float16 for tensor in tensors.values())
     saved(own, "eagle", tmp_path / "biased")
     with pytest.raises(KoalaBenchError, match=r"vLLM's EAGLE has no fc\.bias"):
@@ -174,10 +199,11 @@ def test_eagle3_of_several_layers_has_no_official_place(own: Target, tmp_path: P
 def test_ids_are_not_rounded_by_the_dtype_of_an_export(own: Target, tmp_path: Path) -> None:
     saved(own, "eagle3 of fewer tokens", tmp_path / "head")
     path = export_head(tmp_path / "head", own, "official", tmp_path / "official", torch.bfloat16)[0]
-    assert {name: tensor.dtype for name, tensor in torch.load(path, weights_only=True).items() if tensor.dtype != torch.bfloat16} == {
-        "d2t": torch.int64,
-        "t2d": torch.bool,
-    }
+    assert {
+        name: tensor.dtype
+        for name, tensor in torch.load(path, weights_only=True).items()
+        if tensor.dtype != torch.bfloat16
+    } == {"d2t": torch.int64, "t2d": torch.bool}
 
 
 @pytest.mark.parametrize(("method", "layout"), [("medusa", "official"), ("medusa", "vllm")])
@@ -190,7 +216,10 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_repeated(
     saved(own, method, tmp_path / "head")
     out = tmp_path / "out"
     for kilobytes in (0, 20):
-        with full_disk(kilobytes), pytest.raises(KoalaBenchError, match=r"(medusa_lm_head\.pt|model\.safetensors): .*Free space"):
+        with (
+            full_disk(kilobytes),
+            pytest.raises(KoalaBenchError, match=r"(medusa_lm_head\.pt|model\.safetensors): .*Free space"),
+        ):
             export_head(tmp_path / "head", own, layout, out, None)
         assert list(out.iterdir()) == []
     with monkeypatch.context() as patch, pytest.raises(KoalaBenchError, match="config"):
@@ -214,7 +243,10 @@ def test_an_import_that_failed_can_be_repeated(own: Target, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ids: ids.index_fill(0, torch.tensor([1, 2]), 259), "draft_vocabulary holds 2 ids outside of the target's 259 tokens"),
+        (
+            lambda ids: ids.index_fill(0, torch.tensor([1, 2]), 259),
+            "draft_vocabulary holds 2 ids outside of the target's 259 tokens",
+        ),
         (lambda ids: ids - 1 - ids.min(), "draft_vocabulary holds 1 ids outside"),
         (lambda ids: ids.index_fill(0, torch.tensor([1]), int(ids[0])), "draft_vocabulary holds an id more than once"),
         (lambda ids: ids.float(), "draft_vocabulary is of torch.float32, no whole numbers"),
@@ -233,7 +265,10 @@ def test_a_damaged_draft_vocabulary_is_found_when_it_is_loaded(
 
 def test_a_file_of_eagles_name_that_is_none_says_what_was_looked_for(own: Target, tmp_path: Path) -> None:
     save_file({"model.layers.0.self_attn.q_proj.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(KoalaBenchError, match=r"neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called layers\.\* or midlayer\.\*"):
+    with pytest.raises(
+        KoalaBenchError,
+        match=r"neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called layers\.\* or midlayer\.\*",
+    ):
         import_head(tmp_path, own, tmp_path / "out")
 
 
@@ -245,14 +280,30 @@ def test_a_checkpoint_finer_than_its_target_keeps_its_digits(target_folder: Path
     assert all(torch.equal(stored[name], tensor) for name, tensor in head.state_dict().items())
 
 
-def test_the_commands_and_an_evaluation_with_an_imported_head(koala: Koala, own: Target, target_folder: Path, tmp_path: Path) -> None:
+def test_the_commands_and_an_evaluation_with_an_imported_head(
+    koala: Koala, own: Target, target_folder: Path, tmp_path: Path
+) -> None:
     saved(own, "medusa", tmp_path / "head")
     at = ["--target", str(target_folder)]
     done = koala("export", str(tmp_path / "head"), "--out", str(tmp_path / "official"), *at)
-    assert done.code == 0 and sorted(path.name for path in (tmp_path / "official").iterdir()) == ["config.json", "medusa_lm_head.pt"]
+    assert done.code == 0 and sorted(path.name for path in (tmp_path / "official").iterdir()) == [
+        "config.json",
+        "medusa_lm_head.pt",
+    ]
     done = koala("import", str(tmp_path / "official"), "--out", str(tmp_path / "heads" / "medusa"), *at)
     assert done.code == 0, done.err
-    decode = ["--methods", "vanilla,medusa", "--tree", "chain-2", "--limit", "1", "--max-new-tokens", "4", "--set", "evaluation.warmup=0"]
+    decode = [
+        "--methods",
+        "vanilla,medusa",
+        "--tree",
+        "chain-2",
+        "--limit",
+        "1",
+        "--max-new-tokens",
+        "4",
+        "--set",
+        "evaluation.warmup=0",
+    ]
     done = koala("evaluate", "--heads", str(tmp_path / "heads"), "--out", str(tmp_path / "out"), *decode, *at)
     assert done.code == 0, done.err
 

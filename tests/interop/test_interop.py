@@ -24,7 +24,14 @@ WIDTH, VOCAB = 16, 30
 @pytest.fixture(scope="module")
 def spec() -> TargetSpec:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=24,
+    )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     return Target("tiny", model, None, torch.device("cpu"), torch.float32, 64).spec()
 
@@ -55,9 +62,19 @@ def _draft_tensors(spec: TargetSpec, layers: int = 1, bias: bool = True) -> dict
         shapes |= {f"{at}.self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qo"} | {
             f"{at}.self_attn.{name}_proj.weight": (WIDTH // 2, WIDTH) for name in "kv"
         }
-        shapes |= {f"{at}.mlp.gate_proj.weight": (20, WIDTH), f"{at}.mlp.up_proj.weight": (20, WIDTH), f"{at}.mlp.down_proj.weight": (WIDTH, 20)}
-        shapes |= {f"{at}.{name}.weight": (WIDTH,) for name in ("post_attention_layernorm", *(["input_layernorm"] if layer else []))}
-    return {"embed_tokens.weight": spec.embed(torch.arange(VOCAB)).clone(), **{name: torch.randn(shape) for name, shape in shapes.items()}}
+        shapes |= {
+            f"{at}.mlp.gate_proj.weight": (20, WIDTH),
+            f"{at}.mlp.up_proj.weight": (20, WIDTH),
+            f"{at}.mlp.down_proj.weight": (WIDTH, 20),
+        }
+        shapes |= {
+            f"{at}.{name}.weight": (WIDTH,)
+            for name in ("post_attention_layernorm", *(["input_layernorm"] if layer else []))
+        }
+    return {
+        "embed_tokens.weight": spec.embed(torch.arange(VOCAB)).clone(),
+        **{name: torch.randn(shape) for name, shape in shapes.items()},
+    }
 
 
 def _draft(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
@@ -69,13 +86,18 @@ def _draft(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Pat
 # ------------------------------------------------------------------------------ Medusa
 
 
-def test_heads_and_layers_of_medusa_come_from_the_keys_and_the_disagreement_is_noted(tmp_path: Path, spec: TargetSpec) -> None:
+def test_heads_and_layers_of_medusa_come_from_the_keys_and_the_disagreement_is_noted(
+    tmp_path: Path, spec: TargetSpec
+) -> None:
     tensors = _medusa_tensors(5, 2)
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1}))
     found = medusa.read(tmp_path, spec)
     assert (found.head, found.options) == ("medusa", {"heads": 5, "layers": 2})
-    assert found.notes == ("The 2 residual blocks of every head are distinct.", "config.json says 2 heads of 1 blocks, the file has 5 of 2.")
+    assert found.notes == (
+        "The 2 residual blocks of every head are distinct.",
+        "config.json says 2 heads of 1 blocks, the file has 5 of 2.",
+    )
     head = make_head(found, spec)
     assert torch.equal(head.block_weight[1, 3], tensors["3.1.linear.weight"])
     assert torch.equal(head.block_bias[0, 4], tensors["4.0.linear.bias"])
@@ -98,7 +120,9 @@ def test_tied_blocks_are_reported_per_head(tmp_path: Path) -> None:
     found = medusa.read(tmp_path)
     assert medusa.tied_heads(found.tensors) == [0, 1, 2]
     assert medusa.to_official(None, found.tensors, target).notes == ()
-    assert found.notes == ("The 3 residual blocks of every head are identical copies: upstream applies one block 3 times.",)
+    assert found.notes == (
+        "The 3 residual blocks of every head are identical copies: upstream applies one block 3 times.",
+    )
     tensors["1.2.linear.bias"][0] += 1
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     found = medusa.read(tmp_path)
@@ -148,7 +172,10 @@ def test_heads_for_another_target_are_refused_by_shape(tmp_path: Path, spec: Tar
 
 
 def test_heads_without_projections_are_explained(tmp_path: Path) -> None:
-    save_file({name: tensor for name, tensor in _medusa_tensors(2, 1).items() if "linear" in name}, tmp_path / "medusa_lm_head.safetensors")
+    save_file(
+        {name: tensor for name, tensor in _medusa_tensors(2, 1).items() if "linear" in name},
+        tmp_path / "medusa_lm_head.safetensors",
+    )
     with pytest.raises(KoalaBenchError, match="share the target's output layer"):
         medusa.read(tmp_path)
 
@@ -158,8 +185,12 @@ class _Harmful:
         return (Path.touch, (Path("touched"),))
 
 
-@pytest.mark.parametrize("contents", [_Harmful(), {"0.0.linear.weight": _Harmful()}, [torch.zeros(1)], {"0.0.linear.weight": 1.0}])
-def test_a_pickle_of_anything_but_tensors_is_refused_and_not_run(tmp_path: Path, contents: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "contents", [_Harmful(), {"0.0.linear.weight": _Harmful()}, [torch.zeros(1)], {"0.0.linear.weight": 1.0}]
+)
+def test_a_pickle_of_anything_but_tensors_is_refused_and_not_run(
+    tmp_path: Path, contents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(contents, tmp_path / "medusa_lm_head.pt")
     with pytest.raises(KoalaBenchError, match="holds more than tensors"):
@@ -204,7 +235,15 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
 def test_a_draft_of_its_own_shape_fits_the_head(tmp_path: Path, spec: TargetSpec, layers: int, bias: bool) -> None:
     tensors = _draft_tensors(spec, layers, bias)
     found = eagle.read(_draft(tmp_path, tensors, num_hidden_layers=layers, rope_theta=500.0), spec)
-    assert found.options == {"layers": layers, "attention_heads": 4, "kv_heads": 2, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5, "bias": bias}
+    assert found.options == {
+        "layers": layers,
+        "attention_heads": 4,
+        "kv_heads": 2,
+        "intermediate": 20,
+        "rope_base": 500.0,
+        "norm_eps": 1e-5,
+        "bias": bias,
+    }
     assert "embed_tokens.weight" not in found.tensors
     head = make_head(found, spec, noise=0.0)
     assert head.noise == 0.0
@@ -221,7 +260,9 @@ def test_without_rope_theta_the_base_is_upstreams_not_the_targets(tmp_path: Path
 def test_the_embedding_must_be_a_copy_of_the_targets(tmp_path: Path, spec: TargetSpec) -> None:
     tensors = _draft_tensors(spec)
     tensors["embed_tokens.weight"] = tensors["embed_tokens.weight"].bfloat16()
-    assert eagle.read(_draft(tmp_path, tensors), spec).notes == ("The embedding is a copy of the target's and was dropped.",)
+    assert eagle.read(_draft(tmp_path, tensors), spec).notes == (
+        "The embedding is a copy of the target's and was dropped.",
+    )
     tensors["embed_tokens.weight"][[4, 9]] += 0.1
     _draft(tmp_path, tensors)
     with pytest.raises(KoalaBenchError, match="made for another target: its embedding differs in 2 of 30 rows"):
@@ -242,7 +283,9 @@ def test_the_embedding_must_be_a_copy_of_the_targets(tmp_path: Path, spec: Targe
         ({"hidden_size": 32}, "instead of"),
     ],
 )
-def test_a_configuration_that_contradicts_the_file_is_named(tmp_path: Path, spec: TargetSpec, config: dict[str, Any], message: str) -> None:
+def test_a_configuration_that_contradicts_the_file_is_named(
+    tmp_path: Path, spec: TargetSpec, config: dict[str, Any], message: str
+) -> None:
     _draft(tmp_path, _draft_tensors(spec), **config)
     with pytest.raises(KoalaBenchError, match=message) as caught:
         eagle.read(tmp_path)
@@ -262,6 +305,13 @@ def test_a_missing_configuration_or_field_is_named(tmp_path: Path, spec: TargetS
 
 
 def test_successors_of_eagle_are_told_apart(tmp_path: Path, spec: TargetSpec) -> None:
-    _draft(tmp_path, {"midlayer.self_attn.q_proj.weight": torch.zeros(WIDTH, 2 * WIDTH), "fc.weight": torch.zeros(WIDTH, 3 * WIDTH), "d2t": torch.zeros(4)})
+    _draft(
+        tmp_path,
+        {
+            "midlayer.self_attn.q_proj.weight": torch.zeros(WIDTH, 2 * WIDTH),
+            "fc.weight": torch.zeros(WIDTH, 3 * WIDTH),
+            "d2t": torch.zeros(4),
+        },
+    )
     with pytest.raises(KoalaBenchError, match="EAGLE-3 and other successors"):
         eagle.read(tmp_path, spec)

@@ -1,4 +1,6 @@
-"""Reading and writing official EAGLE-3 checkpoints: strictly, with or without a draft vocabulary, told from EAGLE-1 by what is in the file."""
+"""Reading and writing official EAGLE-3 checkpoints: strictly, with or without a draft vocabulary, told from EAGLE-1 by
+what is in the file.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def official(drafted: int = VOCAB) -> dict[str, torch.Tensor]:
     tensors = {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
     if drafted < VOCAB:
         ids = torch.randperm(VOCAB)[:drafted].sort().values
-        tensors |= {"d2t": ids - torch.arange(drafted), "t2d": torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, ids, True)}
+        tensors |= {
+            "d2t": ids - torch.arange(drafted),
+            "t2d": torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, ids, True),
+        }
     return tensors
 
 
@@ -60,7 +65,10 @@ def test_a_draft_of_its_own_shape_and_vocabulary_fits_the_head(tmp_path: Path, t
     tensors = official(drafted)
     found = eagle3.read(folder_of(tmp_path, tensors, draft_vocab_size=drafted), target.spec())
     shape = {"attention_heads": 4, "kv_heads": 1, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5}
-    assert (found.head, found.options) == ("eagle3", {"layers": 1, **shape, **({"draft_vocabulary": 40} if drafted < VOCAB else {})})
+    assert (found.head, found.options) == (
+        "eagle3",
+        {"layers": 1, **shape, **({"draft_vocabulary": 40} if drafted < VOCAB else {})},
+    )
     assert found.notes == ()
     head = make_head(found, target.spec())
     state = head.state_dict()
@@ -69,7 +77,9 @@ def test_a_draft_of_its_own_shape_and_vocabulary_fits_the_head(tmp_path: Path, t
     assert state.keys() == {name for name in tensors if name not in ("d2t", "t2d")}
     assert all(torch.equal(value, tensors[name]) for name, value in state.items())
     made = eagle3.to_official(head, found.tensors, target)
-    assert made.tensors.keys() == tensors.keys() and all(torch.equal(made.tensors[name], tensor) for name, tensor in tensors.items())
+    assert made.tensors.keys() == tensors.keys() and all(
+        torch.equal(made.tensors[name], tensor) for name, tensor in tensors.items()
+    )
     assert all(made.config[name] == value for name, value in config_of(draft_vocab_size=drafted).items())
 
 
@@ -82,10 +92,17 @@ def test_maps_that_map_nothing_are_no_draft_vocabulary(tmp_path: Path, target: T
 
 
 def test_the_reader_is_chosen_by_what_is_in_the_file(tmp_path: Path, target: Target) -> None:
-    torch.save({name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in official(40).items()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in official(40).items()},
+        tmp_path / "pytorch_model.bin",
+    )
     (tmp_path / "config.json").write_text(json.dumps(config_of(draft_vocab_size=40)))
     found = import_head(tmp_path, target, tmp_path / "head")
-    assert found.head == "eagle3" and found.tensors["fc.weight"].dtype == torch.float32 and found.tensors["draft_vocabulary"].dtype == torch.int64
+    assert (
+        found.head == "eagle3"
+        and found.tensors["fc.weight"].dtype == torch.float32
+        and found.tensors["draft_vocabulary"].dtype == torch.int64
+    )
 
 
 def test_a_configuration_that_lies_is_noted(tmp_path: Path, target: Target) -> None:
@@ -101,7 +118,9 @@ def test_a_configuration_that_lies_is_noted(tmp_path: Path, target: Target) -> N
 
 def test_an_embedding_must_be_a_copy_of_the_targets(tmp_path: Path, target: Target) -> None:
     tensors = official() | {"embed_tokens.weight": target.embed(torch.arange(VOCAB)).bfloat16()}
-    assert eagle3.read(folder_of(tmp_path, tensors), target.spec()).notes == ("The embedding is a copy of the target's and was dropped.",)
+    assert eagle3.read(folder_of(tmp_path, tensors), target.spec()).notes == (
+        "The embedding is a copy of the target's and was dropped.",
+    )
     tensors["embed_tokens.weight"][7] += 1
     folder_of(tmp_path, tensors)
     assert "made for another target: its embedding differs in 1 of 259 rows" in refusal(tmp_path, target)
@@ -126,15 +145,23 @@ def ids_of(tensors: dict[str, torch.Tensor], *changes: tuple[int, int]) -> dict[
         (ids_of(official(40), (3, 259), (4, -1)), "d2t maps 2 of 40 drafted tokens to ids outside"),
         (ids_of(official(40), (3, 8), (4, 8)), "d2t maps several drafted tokens to one id"),
         (official(40) | {"t2d": torch.ones(VOCAB, dtype=torch.bool)}, "t2d and d2t disagree about 219 of 259 tokens"),
-        (official() | {"lm_head.weight": torch.zeros(VOCAB + 2, WIDTH)}, "lm_head.weight of shape [261, 32] instead of [259, 32]"),
+        (
+            official() | {"lm_head.weight": torch.zeros(VOCAB + 2, WIDTH)},
+            "lm_head.weight of shape [261, 32] instead of [259, 32]",
+        ),
         (official() | {"lm_head.weight": torch.zeros(0, WIDTH)}, "lm_head.weight of shape [0, 32]"),
         (official() | {"fc.weight": torch.zeros(WIDTH, 2 * WIDTH)}, "fc.weight of shape [32, 64] instead of [32, 96]"),
-        ({name: tensor for name, tensor in official().items() if "norm" not in name}, "misses midlayer.hidden_norm.weight, midlayer.input_layernorm.weight"),
+        (
+            {name: tensor for name, tensor in official().items() if "norm" not in name},
+            "misses midlayer.hidden_norm.weight, midlayer.input_layernorm.weight",
+        ),
         (official() | {"fc_norm.0.weight": torch.zeros(WIDTH)}, "has an unknown fc_norm.0.weight"),
         ({"layers.0.self_attn.q_proj.weight": torch.zeros(2)}, "misses fc.weight"),
     ],
 )
-def test_a_foreign_or_damaged_file_is_refused_by_name(tmp_path: Path, target: Target, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_a_foreign_or_damaged_file_is_refused_by_name(
+    tmp_path: Path, target: Target, tensors: dict[str, torch.Tensor], message: str
+) -> None:
     assert message in refusal(folder_of(tmp_path, tensors), target)
 
 
@@ -150,12 +177,17 @@ def test_a_foreign_or_damaged_file_is_refused_by_name(tmp_path: Path, target: Ta
         ({"draft_vocab_size": "all"}, "draft_vocab_size is 'all', no whole number"),
         ({"eagle_config": "none"}, "eagle_config is 'none', no object"),
         ({"eagle_aux_hidden_state_layer_ids": 3}, "eagle_aux_hidden_state_layer_ids is 3, no list of whole numbers"),
-        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": ["a"]}}, "eagle_aux_hidden_state_layer_ids is ['a'], no list of whole numbers"),
+        (
+            {"eagle_config": {"eagle_aux_hidden_state_layer_ids": ["a"]}},
+            "eagle_aux_hidden_state_layer_ids is ['a'], no list of whole numbers",
+        ),
         ({"norm_before_residual": True}, "norm_before_residual is set"),
         ({"intermediate_size": 24}, "mlp.down_proj.weight of shape [32, 20] instead of [32, 24]"),
     ],
 )
-def test_a_configuration_of_another_network_is_refused(tmp_path: Path, target: Target, config: dict[str, Any], message: str) -> None:
+def test_a_configuration_of_another_network_is_refused(
+    tmp_path: Path, target: Target, config: dict[str, Any], message: str
+) -> None:
     assert message in refusal(folder_of(tmp_path, official(), **config), target)
 
 

@@ -1,4 +1,6 @@
-"""Reading and writing official Hydra checkpoints: strictly, with or without a prefix layer and places of dropouts, whatever config.json says."""
+"""Reading and writing official Hydra checkpoints: strictly, with or without a prefix layer and places of dropouts,
+whatever config.json says.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ WIDTH, VOCAB = 32, 259
 FILE = "hydra_lm_head.pt"
 
 
-def official(heads: int = 2, layers: int = 2, prefix: bool = False, dropout: bool = False, tied: bool = False) -> dict[str, torch.Tensor]:
+def official(
+    heads: int = 2, layers: int = 2, prefix: bool = False, dropout: bool = False, tied: bool = False
+) -> dict[str, torch.Tensor]:
     """Tensors as upstream saves them, written down from its modules."""
     torch.manual_seed(0)
     tensors = {}
@@ -30,7 +34,10 @@ def official(heads: int = 2, layers: int = 2, prefix: bool = False, dropout: boo
         for place in places:
             if place == places[0]:
                 for name in ("linear", "res_connection"):
-                    tensors |= {f"{at}.{place}.{name}.weight": torch.randn(WIDTH, (head + 2) * WIDTH), f"{at}.{place}.{name}.bias": torch.randn(WIDTH)}
+                    tensors |= {
+                        f"{at}.{place}.{name}.weight": torch.randn(WIDTH, (head + 2) * WIDTH),
+                        f"{at}.{place}.{name}.bias": torch.randn(WIDTH),
+                    }
             else:
                 block = repeated if tied else (torch.randn(WIDTH, WIDTH), torch.randn(WIDTH))
                 tensors |= {f"{at}.{place}.linear.weight": block[0], f"{at}.{place}.linear.bias": block[1]}
@@ -42,7 +49,10 @@ def official(heads: int = 2, layers: int = 2, prefix: bool = False, dropout: boo
         tensors |= {f"{own}.layers.0.self_attn.{name}_proj.weight": torch.randn(shape) for name, shape in sizes.items()}
         sizes = {"gate": (64, 32), "up": (64, 32), "down": (32, 64)}
         tensors |= {f"{own}.layers.0.mlp.{name}_proj.weight": torch.randn(shape) for name, shape in sizes.items()}
-        tensors |= {f"{own}.layers.0.{name}.weight": torch.randn(WIDTH) for name in ("input_layernorm", "post_attention_layernorm")}
+        tensors |= {
+            f"{own}.layers.0.{name}.weight": torch.randn(WIDTH)
+            for name in ("input_layernorm", "post_attention_layernorm")
+        }
         tensors |= {f"{own}.norm.weight": torch.randn(WIDTH)}
     return tensors
 
@@ -64,7 +74,9 @@ def refusal(folder: Path, target: Target) -> KoalaBenchError:
 @pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize(("heads", "layers"), [(1, 1), (4, 1), (2, 3)])
-def test_heads_layers_prefix_and_dropouts_come_from_the_keys(tmp_path: Path, target: Target, heads: int, layers: int, prefix: bool, dropout: bool) -> None:
+def test_heads_layers_prefix_and_dropouts_come_from_the_keys(
+    tmp_path: Path, target: Target, heads: int, layers: int, prefix: bool, dropout: bool
+) -> None:
     tensors = official(heads, layers, prefix, dropout)
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
     assert (found.head, found.options) == ("hydra", {"heads": heads, "layers": layers, "prefix": prefix})
@@ -72,13 +84,25 @@ def test_heads_layers_prefix_and_dropouts_come_from_the_keys(tmp_path: Path, tar
     state, step = head.state_dict(), 2 if dropout else 1
     assert len(state) == len(tensors)
     last = heads - 1
-    assert torch.equal(state[f"heads.{last}.first.linear.weight"], tensors[f"hydra_mlp.{last}.{step - 1}.linear.weight"])
-    assert torch.equal(state[f"heads.{last}.first.residual.bias"], tensors[f"hydra_mlp.{last}.{step - 1}.res_connection.bias"])
-    assert torch.equal(state["heads.0.output.weight"], tensors["hydra_lm_head.0.1.weight" if dropout else "hydra_lm_head.0.weight"])
+    assert torch.equal(
+        state[f"heads.{last}.first.linear.weight"], tensors[f"hydra_mlp.{last}.{step - 1}.linear.weight"]
+    )
+    assert torch.equal(
+        state[f"heads.{last}.first.residual.bias"], tensors[f"hydra_mlp.{last}.{step - 1}.res_connection.bias"]
+    )
+    assert torch.equal(
+        state["heads.0.output.weight"], tensors["hydra_lm_head.0.1.weight" if dropout else "hydra_lm_head.0.weight"]
+    )
     for block in range(layers - 1):
-        assert torch.equal(state[f"heads.0.blocks.{block}.linear.weight"], tensors[f"hydra_mlp.0.{step * (block + 2) - 1}.linear.weight"])
+        assert torch.equal(
+            state[f"heads.0.blocks.{block}.linear.weight"],
+            tensors[f"hydra_mlp.0.{step * (block + 2) - 1}.linear.weight"],
+        )
     if prefix:
-        assert torch.equal(state["prefix.layer.self_attn.k_proj.weight"], tensors["prefix_embeding_layer.layers.0.self_attn.k_proj.weight"])
+        assert torch.equal(
+            state["prefix.layer.self_attn.k_proj.weight"],
+            tensors["prefix_embeding_layer.layers.0.self_attn.k_proj.weight"],
+        )
         assert torch.equal(state["prefix.norm.weight"], tensors["prefix_embeding_layer.norm.weight"])
 
 
@@ -94,11 +118,19 @@ def test_what_upstream_saves_is_written_again(tmp_path: Path, target: Target, pr
         "hydra_num_heads": 3, "hydra_num_layers": 4, "hydra_head_arch": "prefix-mlp" if prefix else "mlp", "grounded_heads": True,
         "hidden_state_offset": 0, "base_model_name_or_path": "",
     }  # fmt: skip
-    assert made.notes == ("Upstream's model applies one block 3 times behind the first: its own loader cannot use these 3 distinct ones.",)
+    assert made.notes == (
+        "Upstream's model applies one block 3 times behind the first: its own loader cannot use these 3 distinct ones.",
+    )
 
 
 def test_a_configuration_that_lies_is_noted_and_not_believed(tmp_path: Path, target: Target) -> None:
-    lies = {"hydra_num_heads": 4, "hydra_num_layers": 1, "hydra_head_arch": "prefix-mlp", "grounded_heads": False, "hidden_state_offset": 0}
+    lies = {
+        "hydra_num_heads": 4,
+        "hydra_num_layers": 1,
+        "hydra_head_arch": "prefix-mlp",
+        "grounded_heads": False,
+        "hidden_state_offset": 0,
+    }
     found = hydra.read(folder_of(tmp_path, official(2, 2), **lies), target.spec())
     assert found.options == {"heads": 2, "layers": 2, "prefix": False}
     said = "hydra_num_heads 4, hydra_num_layers 1, hydra_head_arch prefix-mlp, grounded_heads False"
@@ -120,18 +152,27 @@ def test_heads_over_an_earlier_state_are_refused(tmp_path: Path, target: Target)
         ({"grounded_heads": "false"}, "grounded_heads is 'false', neither true nor false"),
     ],
 )
-def test_a_malformed_configuration_is_named(tmp_path: Path, target: Target, config: dict[str, Any], message: str) -> None:
+def test_a_malformed_configuration_is_named(
+    tmp_path: Path, target: Target, config: dict[str, Any], message: str
+) -> None:
     assert f"config.json: {message}" in refusal(folder_of(tmp_path, official(), **config), target).message
 
 
 def test_tied_blocks_are_reported(tmp_path: Path, target: Target) -> None:
     tensors = official(2, 4, tied=True)
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
-    assert found.notes == ("The 3 residual blocks behind the first of every head are identical copies: upstream applies one block 3 times.",)
+    assert found.notes == (
+        (
+            "The 3 residual blocks behind the first of every head are identical copies: upstream applies one block 3"
+            " times."
+        ),
+    )
     assert hydra.to_official(Hydra(target.spec(), heads=2, layers=4), found.tensors, target).notes == ()
     tensors["hydra_mlp.0.2.linear.bias"] = torch.zeros(WIDTH)
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
-    assert found.notes == ("The 3 residual blocks behind the first are identical copies in heads 1 and distinct in the others.",)
+    assert found.notes == (
+        "The 3 residual blocks behind the first are identical copies in heads 1 and distinct in the others.",
+    )
     (note,) = hydra.to_official(Hydra(target.spec(), heads=2, layers=4), found.tensors, target).notes
     assert note.endswith("its own loader cannot use the distinct ones of heads 0.")
     assert hydra.read(folder_of(tmp_path, official(2, 2)), target.spec()).notes == ()
@@ -139,10 +180,14 @@ def test_tied_blocks_are_reported(tmp_path: Path, target: Target) -> None:
 
 def test_the_prefixs_unread_embedding_is_dropped(tmp_path: Path, target: Target) -> None:
     """The prefix is a whole model upstream, whose embedding nobody calls."""
-    tensors = official(prefix=True, dropout=True) | {"prefix_embeding_layer.embed_tokens.weight": torch.randn(VOCAB, WIDTH)}
+    tensors = official(prefix=True, dropout=True) | {
+        "prefix_embeding_layer.embed_tokens.weight": torch.randn(VOCAB, WIDTH)
+    }
     found = hydra.read(folder_of(tmp_path, tensors), target.spec())
     assert len(found.tensors) == len(tensors) - 1
-    assert found.notes == ("prefix_embeding_layer.embed_tokens.weight is never read, by upstream neither, and was dropped.",)
+    assert found.notes == (
+        "prefix_embeding_layer.embed_tokens.weight is never read, by upstream neither, and was dropped.",
+    )
 
 
 def test_everything_wrong_with_the_keys_is_in_one_line(tmp_path: Path, target: Target) -> None:
@@ -168,17 +213,27 @@ def test_everything_wrong_with_the_keys_is_in_one_line(tmp_path: Path, target: T
         ({"0.0.linear.weight": torch.zeros(2)}, "has no hydra_mlp.0.0.linear.weight or hydra_mlp.0.1.linear.weight"),
         (official() | {"hydra_lm_head.999.weight": torch.zeros(2)}, "has a head 999, but no head 2"),
         (official() | {"hydra_mlp.0.999.linear.weight": torch.zeros(2)}, "has a block 999, but no block 2"),
-        (official() | {"hydra_mlp.99999999.0.linear.weight": torch.zeros(2)}, "has an unknown hydra_mlp.99999999.0.linear.weight"),
-        ({name: tensor for name, tensor in official().items() if "res_connection" not in name}, "no res_connection in any hydra_mlp"),
+        (
+            official() | {"hydra_mlp.99999999.0.linear.weight": torch.zeros(2)},
+            "has an unknown hydra_mlp.99999999.0.linear.weight",
+        ),
+        (
+            {name: tensor for name, tensor in official().items() if "res_connection" not in name},
+            "no res_connection in any hydra_mlp",
+        ),
     ],
 )
-def test_other_networks_are_told_apart(tmp_path: Path, target: Target, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_other_networks_are_told_apart(
+    tmp_path: Path, target: Target, tensors: dict[str, torch.Tensor], message: str
+) -> None:
     folder_of(tmp_path, tensors)
     assert message in refusal(tmp_path, target).message
 
 
 def test_heads_for_another_target_are_refused_by_shape(tmp_path: Path, target: Target) -> None:
-    folder_of(tmp_path, official() | {f"hydra_lm_head.{head}.weight": torch.zeros(VOCAB + 2, WIDTH) for head in range(2)})
+    folder_of(
+        tmp_path, official() | {f"hydra_lm_head.{head}.weight": torch.zeros(VOCAB + 2, WIDTH) for head in range(2)}
+    )
     assert "hydra_lm_head.0.weight of shape [261, 32] instead of [259, 32]" in refusal(tmp_path, target).message
 
 

@@ -28,7 +28,9 @@ from tests.support.naive_reference import EAGLE_TREE, WRONGLY_DRAFTED_TREE, Reco
 
 FOLDER = Path(os.environ.get("KOALA_BENCH_FIXTURES") or Path(__file__).parents[3] / "shared" / "fixtures")
 
-needs_recordings = pytest.mark.skipif(not FOLDER.is_dir(), reason="no recordings of the official code; set KOALA_BENCH_FIXTURES")
+needs_recordings = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="no recordings of the official code; set KOALA_BENCH_FIXTURES"
+)
 
 
 def _statuses(checks: Sequence[Check]) -> dict[str, str]:
@@ -62,10 +64,15 @@ def _rewrite(path: Path, change: Callable[[Any], None]) -> None:
 def test_everything_that_is_supported_agrees_with_the_official_code() -> None:
     checks = check(FOLDER)
     assert not _failed(checks), report(checks)
-    assert {each.name: each.status for each in checks if each.status != "pass"} == {"medusa_decode/typical/padding_accepted": "skip"}
+    assert {each.name: each.status for each in checks if each.status != "pass"} == {
+        "medusa_decode/typical/padding_accepted": "skip"
+    }
     passed = {each.name for each in checks if each.status == "pass"}
     assert len(passed) >= 50
-    assert {f"eagle_decode/decode_eagle2/{name}" for name in ("generated_ids", "accept_lengths", "tree_tokens", "tree_parents", "retrieve_indices")} <= passed
+    assert {
+        f"eagle_decode/decode_eagle2/{name}"
+        for name in ("generated_ids", "accept_lengths", "tree_tokens", "tree_parents", "retrieve_indices")
+    } <= passed
     assert {f"losses/medusa/{kind}/loss" for kind in ("per_head_linear", "shared_lm_head_version2")} <= passed
 
 
@@ -80,7 +87,9 @@ def test_everything_that_is_supported_agrees_with_the_official_code() -> None:
         ("best_candidate", lambda step: step.update(best_candidate=step["best_candidate"] + 1)),
     ],
 )
-def test_a_changed_dynamic_tree_fails_with_the_place_of_it(tmp_path: Path, quantity: str, changed: Callable[[Any], None]) -> None:
+def test_a_changed_dynamic_tree_fails_with_the_place_of_it(
+    tmp_path: Path, quantity: str, changed: Callable[[Any], None]
+) -> None:
     folder = _copy(["eagle_decode"], tmp_path)
     shutil.copytree(FOLDER / "medusa_decode/target", folder / "medusa_decode/target")
     (folder / "eagle_decode/buffers.json").unlink()
@@ -100,13 +109,18 @@ def test_a_changed_loss_of_the_shared_output_layer_fails_by_name(tmp_path: Path)
         recorded["shared_lm_head_version2"]["grad_l2_norms"]["1.0.linear.bias"] *= 1.01
 
     _rewrite(folder / "losses/medusa_loss.json", change)
-    assert {each.name for each in _failed(check(folder))} == {f"losses/medusa/shared_lm_head_version2/{name}" for name in ("loss", "gradients")}
+    assert {each.name for each in _failed(check(folder))} == {
+        f"losses/medusa/shared_lm_head_version2/{name}" for name in ("loss", "gradients")
+    }
 
 
 @needs_recordings
 def test_a_perturbed_weight_fails_by_name(tmp_path: Path) -> None:
     folder = _copy(["medusa_tiny"], tmp_path)
-    _rewrite(folder / "medusa_tiny/heads_layers2/medusa_lm_head.safetensors", lambda tensors: tensors["1.0.linear.weight"][0, 0].add_(0.1))
+    _rewrite(
+        folder / "medusa_tiny/heads_layers2/medusa_lm_head.safetensors",
+        lambda tensors: tensors["1.0.linear.weight"][0, 0].add_(0.1),
+    )
     checks = check(folder)
     assert [each.name for each in _failed(checks)] == ["medusa_tiny/medusa_logits/layers2"]
     assert not ok(checks)
@@ -191,14 +205,22 @@ def test_a_rope_base_that_branch_v1_ignores_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["medusa", "eagle"])
 def test_recorded_prompts_decode_to_vanillas_tokens_in_float64(kind: str) -> None:
     target = load_target(str(FOLDER / "medusa_decode/target"), "cpu", "float64", tokenizer=False)
-    reader, folder, key = (medusa.read, "medusa_decode/heads", "medusa_choices") if kind == "medusa" else (eagle.read, "eagle_decode/draft", "tree_choices")
+    reader, folder, key = (
+        (medusa.read, "medusa_decode/heads", "medusa_choices")
+        if kind == "medusa"
+        else (eagle.read, "eagle_decode/draft", "tree_choices")
+    )
     head = make_head(reader(FOLDER / folder, target.spec()), target.spec())
     buffers = json.loads((FOLDER / f"{kind}_decode/buffers.json").read_text())
     template = TreeTemplate.of(kind, buffers[key])
     for entry in json.loads((FOLDER / f"{kind}_decode/decode.json").read_text())["prompts"]:
         limit = len(entry["generated_ids"])
         ours = decode(target, head, template, entry["prompt_ids"], limit, ())
-        assert ours.tokens == decode(target, Vanilla(), VANILLA_TREE, entry["prompt_ids"], limit, ()).tokens == entry["generated_ids"]
+        assert (
+            ours.tokens
+            == decode(target, Vanilla(), VANILLA_TREE, entry["prompt_ids"], limit, ()).tokens
+            == entry["generated_ids"]
+        )
         assert sum(ours.accepted) > len(ours.accepted)  # the head is of use
 
 
@@ -221,7 +243,9 @@ def _official_greedy(tokens: torch.Tensor, logits: torch.Tensor, rows: list[list
 
 
 def test_padding_is_never_accepted_where_the_target_says_token_0_after_a_shallow_leaf() -> None:
-    template = TreeTemplate.of("uneven", [[0], [1], [0, 0], [0, 0, 0]])  # the leaf (1) is two levels short of the deepest
+    template = TreeTemplate.of(
+        "uneven", [[0], [1], [0, 0], [0, 0, 0]]
+    )  # the leaf (1) is two levels short of the deepest
     tokens = torch.tensor([5, 3, 4, 6, 7])
     logits = F.one_hot(torch.tensor([4, 6, 0, 7, 0]), 9).float()  # the target says 4, then 0
     official = _official_greedy(tokens, logits, _padded_rows(template))
@@ -231,13 +255,18 @@ def test_padding_is_never_accepted_where_the_target_says_token_0_after_a_shallow
 
 @needs_recordings
 def test_recorded_cases_of_accepted_padding_end_in_the_leaf_before_it() -> None:
-    template = TreeTemplate.of("recorded", json.loads((FOLDER / "medusa_decode/buffers.json").read_text())["medusa_choices"])
+    template = TreeTemplate.of(
+        "recorded", json.loads((FOLDER / "medusa_decode/buffers.json").read_text())["medusa_choices"]
+    )
     tensors = load_file(FOLDER / "medusa_decode/typical.safetensors")
     cases = json.loads((FOLDER / "medusa_decode/typical.json").read_text())["cases"]
     padded = 0
     for case in cases:
         tokens, logits = tensors[f"case{case['case']}.node_tokens"], tensors[f"case{case['case']}.node_logits"]
-        official, ours = _official_greedy(tokens, logits, _padded_rows(template)), greedy(DraftTree(tokens, template.shape), logits).path
+        official, ours = (
+            _official_greedy(tokens, logits, _padded_rows(template)),
+            greedy(DraftTree(tokens, template.shape), logits).path,
+        )
         assert official == case["greedy"]["path_nodes"]
         assert list(ours) == [node for node in official if node >= 0]
         padded += -1 in official
@@ -265,7 +294,9 @@ def test_decoding_stays_lossless_where_the_target_often_says_token_0(tmp_path: P
     target = load_target(str(tmp_path), "cpu", "float64", tokenizer=False)
     head = build(HEADS, "medusa", target.spec(), {"heads": 4}).double().eval()
     # The wide first level makes some drafts right by chance, and most of its nodes are leaves far above the deepest.
-    template = TreeTemplate.of("uneven", [*([rank] for rank in range(40)), [0, 0], [0, 0, 0], [0, 0, 0, 0], [1, 0], [2, 0]])
+    template = TreeTemplate.of(
+        "uneven", [*([rank] for rank in range(40)), [0, 0], [0, 0, 0], [0, 0, 0, 0], [1, 0], [2, 0]]
+    )
     judged: list[list[int]] = []
 
     class Watched(Greedy):
@@ -297,7 +328,10 @@ def test_a_folder_of_other_sizes_agrees_with_a_naive_reference(tmp_path: Path) -
     recorder.losses()
     checks = check(tmp_path)
     assert not _failed(checks), report(checks)
-    assert {name for name, status in _statuses(checks).items() if status != "pass"} == {"medusa_decode/typical", "eagle_decode/decode_eagle2"}
+    assert {name for name, status in _statuses(checks).items() if status != "pass"} == {
+        "medusa_decode/typical",
+        "eagle_decode/decode_eagle2",
+    }
     assert "RoPE base" not in report(checks)  # the draft's own base was used, and fits
     lengths = [
         length

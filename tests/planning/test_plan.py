@@ -1,4 +1,6 @@
-"""What a run takes, said beforehand: counts that are those of the real heads, what is missing and how to get it, and hours that follow from steps."""
+"""What a run takes, said beforehand: counts that are those of the real heads, what is missing and how to get it, and
+hours that follow from steps.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from koala_bench.engine.shapes import VICUNA, known_shape, llama
 from koala_bench.engine.target import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.planning.calibration import Limits, Pace, hours_at, least_hours, limits_of_named_gpu, measure_pace
-from koala_bench.planning.requirements import Needs, find_models, find_target, gibibytes, missing_conversations, missing_for, needs_of, turns_of
+from koala_bench.planning.requirements import (
+    Needs,
+    find_models,
+    find_target,
+    gibibytes,
+    missing_conversations,
+    missing_for,
+    needs_of,
+    turns_of,
+)
 from koala_bench.presets import Preset, load_preset
 from koala_bench.training.loop import make_arm
 from tests.cli.test_cli import Koala, koala
@@ -47,7 +58,9 @@ class _Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         known = self.path.partition("?")[0] == "/api/datasets/someone/talks"
         files = [{"rfilename": "README.md", "size": 5}, {"rfilename": "talks.json", "size": 3 * 2**20}]
-        body = json.dumps({"id": "someone/talks", "siblings": files} if known else {"error": "Repository not found"}).encode()
+        body = json.dumps(
+            {"id": "someone/talks", "siblings": files} if known else {"error": "Repository not found"}
+        ).encode()
         self.send_response(200 if known else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -87,13 +100,18 @@ def test_counts_are_those_of_the_real_heads(preset: Preset, target_folder: Path)
 
 def test_more_heads_take_more_memory_and_a_shared_one_takes_none(preset: Preset) -> None:
     place = find_target(preset)
-    one, two, shared = (needs_of(preset, methods, place, 4) for methods in (["eagle"], ["eagle", "medusa"], ["eagle", "eagle2"]))
+    one, two, shared = (
+        needs_of(preset, methods, place, 4) for methods in (["eagle"], ["eagle", "medusa"], ["eagle", "eagle2"])
+    )
     assert two.training_memory > one.training_memory == shared.training_memory
 
 
 def test_a_shared_head_alone_has_its_owner_trained_and_counted(preset: Preset) -> None:
     place = find_target(preset)
-    alone, both = needs_of(preset, ["vanilla", "eagle2"], place, 4), needs_of(preset, ["vanilla", "eagle", "eagle2"], place, 4)
+    alone, both = (
+        needs_of(preset, ["vanilla", "eagle2"], place, 4),
+        needs_of(preset, ["vanilla", "eagle", "eagle2"], place, 4),
+    )
     assert [(head.name, head.shares) for head in alone.heads] == [("eagle", None), ("eagle2", "eagle")]
     assert alone.heads == both.heads
     assert alone.training_tokens == both.training_tokens > 0 and alone.training_memory == both.training_memory
@@ -137,7 +155,10 @@ def test_a_draft_model_that_is_not_here_is_missing(offline: None, tmp_path: Path
     models = find_models(other, methods)
     needs = needs_of(other, methods, place, None, models)
     assert needs.models == {"someone/small": None}
-    assert any("someone/small, whose size nobody here knows" in each for each in missing_for(other, place, needs, 160, tmp_path, models))
+    assert any(
+        "someone/small, whose size nobody here knows" in each
+        for each in missing_for(other, place, needs, 160, tmp_path, models)
+    )
 
 
 def test_a_folder_of_conversations_is_no_missing_file(tmp_path: Path) -> None:
@@ -147,17 +168,27 @@ def test_a_folder_of_conversations_is_no_missing_file(tmp_path: Path) -> None:
     assert missing_conversations(str(tmp_path / "talks")) is None
     assert missing_conversations(str(tmp_path / "talks" / "conversations.jsonl")) is None
     said = str(missing_conversations("none.json"))
-    assert all(form in said for form in ("none.json", "ShareGPT", "FastChat", "OpenAI", "Alpaca", ".gz", "folder", "koala-bench distill"))
+    assert all(
+        form in said
+        for form in ("none.json", "ShareGPT", "FastChat", "OpenAI", "Alpaca", ".gz", "folder", "koala-bench distill")
+    )
 
 
 def test_conversations_of_the_hub_have_to_be_downloaded(online: None) -> None:
-    assert missing_conversations("hub:someone/talks") == ("The conversations hub:someone/talks, 3 MiB. The hub answers; they are downloaded at the first use.")
+    assert (
+        missing_conversations("hub:someone/talks")
+        == "The conversations hub:someone/talks, 3 MiB. The hub answers; they are downloaded at the first use."
+    )
     assert "has no file other.json" in str(missing_conversations("hub:someone/talks:other.json"))
     assert "The hub refuses them (404" in str(missing_conversations("hub:someone/else"))
 
 
-def test_conversations_of_a_hub_that_does_not_answer_are_missing(offline: None, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "they have to be downloaded, and the hub does not answer" in str(missing_conversations("hub:someone/talks")).replace("They", "they")
+def test_conversations_of_a_hub_that_does_not_answer_are_missing(
+    offline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "they have to be downloaded, and the hub does not answer" in str(
+        missing_conversations("hub:someone/talks")
+    ).replace("They", "they")
     assert capfd.readouterr().err == ""
 
 
@@ -174,7 +205,10 @@ def test_the_papers_targets_are_known_without_a_hub(offline: None) -> None:
     assert needs.target_parameters == 6_738_415_616
     assert needs.heads[0].parameters == pytest.approx(0.24e9, rel=0.02)  # SafeAILab/EAGLE's README
     assert needs.download == 2 * needs.target_parameters
-    assert all(known_shape(f"lmsys/vicuna-{size}-v1.3") is not None for size in VICUNA) and known_shape("lmsys/vicuna-70b-v1.3") is None
+    assert (
+        all(known_shape(f"lmsys/vicuna-{size}-v1.3") is not None for size in VICUNA)
+        and known_shape("lmsys/vicuna-70b-v1.3") is None
+    )
     assert [llama(size).num_hidden_layers for size in VICUNA] == [32, 40, 60]
 
 
@@ -183,7 +217,9 @@ def test_a_target_that_nobody_knows_is_one_clear_error(offline: None) -> None:
         find_target(load_preset("tiny", ["target.name='someone/model'"]))
 
 
-def test_whatever_is_missing_is_named_with_its_remedy(offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_is_missing_is_named_with_its_remedy(
+    offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KOALA_BENCH_DATA", raising=False)
     monkeypatch.setattr(requirements.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(requirements.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**30})())
@@ -217,10 +253,23 @@ def test_a_pace_has_every_method_and_every_trained_head_once(preset: Preset, tar
 
 def test_the_command(koala: Koala, target_folder: Path, tmp_path: Path) -> None:
     data, questions = conversations(tmp_path), write_questions(tmp_path / "q.jsonl", [("words", ["count 5", "and 6"])])
-    common = ["--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods", "vanilla,eagle"]
+    common = [
+        "--target",
+        str(target_folder),
+        "--seconds",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--methods",
+        "vanilla,eagle",
+    ]
     done = koala("plan", *common, "--questions", str(questions), "--set", f"data.source={json.dumps(str(data))}")
     assert done.code == 0, done.err
-    assert "Nothing is missing" in done.out and "(2 turns)" in done.out and "From steps measured here, on cpu in float32" in done.out
+    assert (
+        "Nothing is missing" in done.out
+        and "(2 turns)" in done.out
+        and "From steps measured here, on cpu in float32" in done.out
+    )
     assert not (tmp_path / "out").exists()
     done = koala("plan", *common, "--set", "data.source='none.json'")
     assert done.code == 1 and "none.json" in done.out
@@ -231,26 +280,35 @@ def test_without_the_gpu_it_asks_for_the_hours_are_those_of_a_named_one_and_say_
 ) -> None:
     monkeypatch.setattr(requirements.torch.cuda, "is_available", lambda: False)
     before = time.perf_counter()
-    done = koala("plan", "--preset", "vicuna-7b", "--methods", "vanilla,eagle", "--seconds", "60", "--out", str(tmp_path / "out"))
+    done = koala(
+        "plan", "--preset", "vicuna-7b", "--methods", "vanilla,eagle", "--seconds", "60", "--out", str(tmp_path / "out")
+    )
     assert time.perf_counter() - before < 50, "nothing is measured"
     assert done.code == 1 and "Measuring" not in done.err
     assert "Not measured" in done.out and "one A100 80GB" in done.out and "40% of 312 TFLOP/s" in done.out
     preset = load_preset("vicuna-7b")
     needs = needs_of(preset, ["vanilla", "eagle"], find_target(preset), None)
     hours = least_hours(limits_of_named_gpu(requirements.dtype_of(preset)), preset, ["vanilla", "eagle"], needs)
-    assert hours.training == pytest.approx(163.84e6 * (2 * 6.738e9 + 6 * needs.heads[0].parameters) / (0.4 * 312e12) / 3600, rel=1e-3)
+    assert hours.training == pytest.approx(
+        163.84e6 * (2 * 6.738e9 + 6 * needs.heads[0].parameters) / (0.4 * 312e12) / 3600, rel=1e-3
+    )
     assert f"{hours.training:,.1f} h of training" in done.out
     assert limits_of_named_gpu(requirements.torch.float32).flop_per_s == pytest.approx(0.4 * 19.5e12)
 
 
-def test_a_method_whose_draft_model_is_not_here_is_left_out_of_the_measuring(koala: Koala, offline: None, target_folder: Path, tmp_path: Path) -> None:
+def test_a_method_whose_draft_model_is_not_here_is_left_out_of_the_measuring(
+    koala: Koala, offline: None, target_folder: Path, tmp_path: Path
+) -> None:
     questions = write_questions(tmp_path / "q.jsonl", [("words", ["count 5"])])
     done = koala(
         "plan", "--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods", "vanilla,prompt_lookup,draft_model",
         "--questions", str(questions), "--set", "methods.draft_model.options.model=someone/small",
     )  # fmt: skip
     assert done.code == 1, done.err
-    assert "Without draft_model, whose model is not here" in done.out and "The weights of the draft model someone/small" in done.out
+    assert (
+        "Without draft_model, whose model is not here" in done.out
+        and "The weights of the draft model someone/small" in done.out
+    )
 
 
 def test_sizes_are_said_as_people_say_them() -> None:

@@ -13,7 +13,16 @@ import pytest
 
 import koala_bench.pretraining.corpus as corpus_module
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.corpus import Corpus, Entry, answers_of, cached_corpus, dialogues_of, read_corpus, read_entries, split_docstring
+from koala_bench.pretraining.corpus import (
+    Corpus,
+    Entry,
+    answers_of,
+    cached_corpus,
+    dialogues_of,
+    read_corpus,
+    read_entries,
+    split_docstring,
+)
 
 SMALL = ("jinja2", "requests")
 
@@ -174,7 +183,10 @@ def test_an_entry_holds_its_source_without_the_docstring(package: str) -> None:
 
 
 def test_missing_packages_are_named(package: str) -> None:
-    assert read_entries(("surely_not_installed", package, "nor_this_one"))[2] == ("surely_not_installed", "nor_this_one")
+    assert read_entries(("surely_not_installed", package, "nor_this_one"))[2] == (
+        "surely_not_installed",
+        "nor_this_one",
+    )
     with pytest.raises(KoalaBenchError, match="None of the packages"):
         read_corpus(("surely_not_installed",))
 
@@ -183,15 +195,43 @@ def test_missing_packages_are_named(package: str) -> None:
 
 
 def entry(**sections: str) -> Entry:
-    return Entry("library", "shapes.area", "function", {"summary": "Measure how large a shape is.", **sections}, "def area(): ...", ("grow",))
+    return Entry(
+        "library",
+        "shapes.area",
+        "function",
+        {"summary": "Measure how large a shape is.", **sections},
+        "def area(): ...",
+        ("grow",),
+    )
 
 
 def test_dialogues_cover_every_topic_of_an_entry() -> None:
-    one = entry(Parameters="shape: which", Returns="a number", Examples=">>> area(x)", Raises="ValueError", Notes="none", Attributes="x", Shape="(n,)")
+    one = entry(
+        Parameters="shape: which",
+        Returns="a number",
+        Examples=">>> area(x)",
+        Raises="ValueError",
+        Notes="none",
+        Attributes="x",
+        Shape="(n,)",
+    )
     dialogues, answers = dialogues_of(one), answers_of(one)
-    assert set(answers) == {"summary", "Parameters", "Returns", "Examples", "Raises", "Notes", "Attributes", "Shape", "source", "methods"}
+    assert set(answers) == {
+        "summary",
+        "Parameters",
+        "Returns",
+        "Examples",
+        "Raises",
+        "Notes",
+        "Attributes",
+        "Shape",
+        "source",
+        "methods",
+    }
     assert {answer for dialogue in dialogues for answer in dialogue[1::2]} == set(answers.values())
-    assert all(len(dialogue) == 4 and "`shapes.area`" in dialogue[0] and "library" in dialogue[0] for dialogue in dialogues)
+    assert all(
+        len(dialogue) == 4 and "`shapes.area`" in dialogue[0] and "library" in dialogue[0] for dialogue in dialogues
+    )
     assert dialogues[0][1] == answers["summary"]
 
 
@@ -228,7 +268,9 @@ def test_held_out_entries_never_occur_in_training_dialogues(small: Corpus) -> No
     asked = {dialogue[0] for dialogue in small.train}
     said = {answer for dialogue in small.train for answer in dialogue[1::2]}
     for entry in held:
-        assert not [question for question in asked if f"`{entry.name}`" in question and f" {entry.package}" in question], entry.name
+        assert not [
+            question for question in asked if f"`{entry.name}`" in question and f" {entry.package}" in question
+        ], entry.name
         assert answers_of(entry)["summary"] not in said
     expected = sorted(dialogue for entry in held for dialogue in dialogues_of(entry))
     assert sorted(small.held_out) == expected
@@ -237,7 +279,9 @@ def test_held_out_entries_never_occur_in_training_dialogues(small: Corpus) -> No
 def test_whether_an_entry_is_held_out_depends_on_its_name_alone() -> None:
     names = [f"thing_{i}" for i in range(4000)]
     held = [name for name in names if Entry("p", name, "function", {"summary": "x"}, "").held_out]
-    assert held == [name for name in names if Entry("p", name, "class", {"summary": "other"}, "source", ("m",)).held_out]
+    assert held == [
+        name for name in names if Entry("p", name, "class", {"summary": "other"}, "source", ("m",)).held_out
+    ]
     assert 60 <= len(held) <= 140  # one in forty
 
 
@@ -245,7 +289,13 @@ def test_the_corpus_is_the_same_in_every_process(small: Corpus) -> None:
     assert read_corpus(SMALL) == small
     code = f"from koala_bench.pretraining.corpus import read_corpus; print(read_corpus({SMALL!r}).sha256)"
     for seed in ("1", "2"):
-        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        answer = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
         assert answer.stdout.strip() == small.sha256
 
 
@@ -301,7 +351,9 @@ def test_a_damaged_cache_is_built_again(small: Corpus, tmp_path: Path, built: li
     assert len(built) == 2
 
 
-def test_other_versions_of_the_packages_are_another_cache(tmp_path: Path, built: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_of_the_packages_are_another_cache(
+    tmp_path: Path, built: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached_corpus(tmp_path)
     monkeypatch.setattr(corpus_module, "_version", lambda package: "0.0")
     cached_corpus(tmp_path)
@@ -315,7 +367,9 @@ def test_a_cache_that_cannot_be_written_costs_time_only(small: Corpus, tmp_path:
     assert len(built) == 1
 
 
-def test_the_cache_lies_where_the_user_keeps_such_things(tmp_path: Path, built: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_lies_where_the_user_keeps_such_things(
+    tmp_path: Path, built: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     cached_corpus()
     assert len(list((tmp_path / "cache" / "koala-bench").iterdir())) == 1

@@ -46,14 +46,21 @@ def test_the_loss_is_the_cross_entropy_with_the_targets_distribution(teacher: Pa
     target, other = (load_target(str(teacher), "cpu", "float32") for _ in range(2))
     other.model.get_input_embeddings().weight.mul_(1.5)
     imitated, ids = Imitated(target), torch.tensor([[1, 5, 9, 30], [7, 8, 4, 2]])
-    p, q = (model(input_ids=ids).logits[:, :-1].double().softmax(-1).flatten(0, 1).tolist() for model in (target.model, other.model))
-    wanted = -sum(x * math.log(y) for theirs, ours in zip(p, q, strict=True) for x, y in zip(theirs, ours, strict=True)) / 6
+    p, q = (
+        model(input_ids=ids).logits[:, :-1].double().softmax(-1).flatten(0, 1).tolist()
+        for model in (target.model, other.model)
+    )
+    wanted = (
+        -sum(x * math.log(y) for theirs, ours in zip(p, q, strict=True) for x, y in zip(theirs, ours, strict=True)) / 6
+    )
     assert imitated.loss(other.model, ids).item() == pytest.approx(wanted, rel=1e-4)
     assert imitated.loss(target.model, ids).item() < wanted - 0.01
     other.model.load_state_dict(target.model.state_dict())
     other.model.requires_grad_(True)
     imitated.loss(other.model, ids).backward()
-    assert max(float(weight.grad.abs().max()) for weight in other.model.parameters()) < 1e-5  # least where the two are equal
+    assert (
+        max(float(weight.grad.abs().max()) for weight in other.model.parameters()) < 1e-5
+    )  # least where the two are equal
     assert imitated.agreement(other.model, ids) == 1.0
 
 
@@ -70,15 +77,25 @@ def test_a_draft_model_has_the_targets_tokens_and_its_own_shape(teacher: Path, t
     assert manifest["options"]["layers"] == 1
     card = (out / "README.md").read_text()
     assert f"--steps 6 --seed 0 --layers 1 --imitate {teacher} --answers answers.jsonl --set" in card
-    assert card.count("A draft model") == 1 and f"{manifest['imitates']['agreement']:.1%} of the tokens of the target's answers" in card
+    assert (
+        card.count("A draft model") == 1
+        and f"{manifest['imitates']['agreement']:.1%} of the tokens of the target's answers" in card
+    )
 
 
 def test_it_comes_to_agree_with_the_target(teacher: Path, tmp_path: Path) -> None:
-    shares = [json.loads((imitate(teacher, tmp_path / str(n), steps=n) / "pretraining.json").read_text())["imitates"]["agreement"] for n in (1, 40)]
+    shares = [
+        json.loads((imitate(teacher, tmp_path / str(n), steps=n) / "pretraining.json").read_text())["imitates"][
+            "agreement"
+        ]
+        for n in (1, 40)
+    ]
     assert shares[1] > shares[0] + 0.2
 
 
-def test_an_interrupted_imitation_ends_in_the_same_weights(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_imitation_ends_in_the_same_weights(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     imitate(teacher, tmp_path / "whole", steps=10)
     with monkeypatch.context() as patch:
         real, calls = Imitated.loss, iter(range(100))
@@ -124,10 +141,13 @@ def test_answers_that_fill_no_row_are_refused(teacher: Path, tmp_path: Path) -> 
         ("--imitate tiny --unlikelihood 1", "Leave out --unlikelihood."),
         ("--layers 2 --start somewhere", "--start brings its own shape. Leave out --layers."),
         ("--set width=64 --start somewhere", "--start brings its own shape. Leave out --set width."),
-        ("--imitate tiny --set vocabulary=512", "A draft model has its target's vocabulary and positions. Leave out --set vocabulary."),
+        (
+            "--imitate tiny --set vocabulary=512",
+            "A draft model has its target's vocabulary and positions. Leave out --set vocabulary.",
+        ),
     ],
 )
-def test_a_command_that_makes_no_sense_is_refused(koala: Koala, tmp_path: Path, command: str, message: str) -> None:  # noqa: F811
+def test_a_command_that_makes_no_sense_is_refused(koala: Koala, tmp_path: Path, command: str, message: str) -> None:
     result = koala("pretrain", "--out", str(tmp_path / "out"), *command.split())
     assert result.code == 2 and message in result.complaint
     assert not (tmp_path / "out").exists()

@@ -32,7 +32,10 @@ TINY = PretrainOptions(
 
 
 def made_up(offset: int = 0) -> Corpus:
-    train = [[f"What does `thing_{i + offset}` do?", f"It counts to {i}.", "Show an example.", f"thing_{i}(1, 2, {i})"] for i in range(60)]
+    train = [
+        [f"What does `thing_{i + offset}` do?", f"It counts to {i}.", "Show an example.", f"thing_{i}(1, 2, {i})"]
+        for i in range(60)
+    ]
     return Corpus(train, [["What does `other` do?", f"It counts to {i}."] for i in range(8)], {"library": "1.0"})
 
 
@@ -74,9 +77,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_finished_target_loads_like_any_other(whole: Path) -> None:
     target = load_target(str(whole), "cpu", "float32")
     assert target.tokenizer is not None
-    assert (target.layers, target.model.config.hidden_size, target.model.config.vocab_size, target.max_positions) == (2, 32, 320, 512)
+    assert (target.layers, target.model.config.hidden_size, target.model.config.vocab_size, target.max_positions) == (
+        2,
+        32,
+        320,
+        512,
+    )
     assert target.stop_ids == (2,)
-    assert target.tokenizer.decode(target.tokenizer("thing_7(1, 2)")["input_ids"], skip_special_tokens=True) == "thing_7(1, 2)"
+    assert (
+        target.tokenizer.decode(target.tokenizer("thing_7(1, 2)")["input_ids"], skip_special_tokens=True)
+        == "thing_7(1, 2)"
+    )
     stored = load_file(whole / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     assert all(torch.equal(tensor, weights(whole)[name].bfloat16()) for name, tensor in stored.items())
@@ -99,14 +110,25 @@ def test_the_manifest_says_what_it_was_made_of(whole: Path) -> None:
 
 def test_the_card_holds_the_numbers_of_the_manifest(whole: Path) -> None:
     card, manifest = (whole / "README.md").read_text(), json.loads((whole / "pretraining.json").read_text())
-    for value in (str(manifest["held_out_loss"]), manifest["corpus_sha256"], "--steps 6 --seed 0", "library 1.0", f"{manifest['tokens_seen']:,}"):
+    for value in (
+        str(manifest["held_out_loss"]),
+        manifest["corpus_sha256"],
+        "--steps 6 --seed 0",
+        "library 1.0",
+        f"{manifest['tokens_seen']:,}",
+    ):
         assert value in card
 
 
 def test_the_card_names_every_stage_and_takes_manifests_from_before_there_were_stages(whole: Path) -> None:
     manifest = json.loads((whole / "pretraining.json").read_text())
-    oldest = {key: value for key, value in manifest.items() if key != "started_from"} | {"weights_sha256": "a" * 64, "tokens_seen": 1234}
-    oldest["options"] = {key: value for key, value in manifest["options"].items() if key not in ("rate", "unlikelihood")}
+    oldest = {key: value for key, value in manifest.items() if key != "started_from"} | {
+        "weights_sha256": "a" * 64,
+        "tokens_seen": 1234,
+    }
+    oldest["options"] = {
+        key: value for key, value in manifest["options"].items() if key not in ("rate", "unlikelihood")
+    }
     second = {**manifest, "started_from": oldest, "weights_sha256": "b" * 64, "tokens_seen": 2345}
     card = target_card.model_card({**manifest, "started_from": second})
     assert card.count("| began with |") == 2
@@ -120,7 +142,9 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", [1, 4, 6])
-def test_an_interrupted_run_ends_in_the_same_weights(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+def test_an_interrupted_run_ends_in_the_same_weights(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
     with monkeypatch.context() as patch:
         stop_at(patch, call)
         with pytest.raises(KeyboardInterrupt):
@@ -132,7 +156,9 @@ def test_an_interrupted_run_ends_in_the_same_weights(whole: Path, tmp_path: Path
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_not_trained_again(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tmp_path / "out")
     before = weights(tmp_path / "out")
     train(tmp_path / "out")
@@ -141,7 +167,9 @@ def test_a_finished_run_is_not_trained_again(whole: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("planned", "wanted"), [(20, 6), (6, 12)])
-def test_the_length_may_change_while_the_rate_is_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: int, wanted: int) -> None:
+def test_the_length_may_change_while_the_rate_is_stable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: int, wanted: int
+) -> None:
     train(tmp_path / "direct", steps=wanted)
     with monkeypatch.context() as patch:
         stop_at(patch, 4)  # after the checkpoint of step 2, where both lengths are in their stable part
@@ -152,14 +180,18 @@ def test_the_length_may_change_while_the_rate_is_stable(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("stop_after", "wanted"), [(None, 12), (None, 4), (9, 10)])
-def test_a_length_that_comes_too_late_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int | None, wanted: int) -> None:
+def test_a_length_that_comes_too_late_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int | None, wanted: int
+) -> None:
     planned = 6 if stop_after is None else 20
     with monkeypatch.context() as patch:
         if stop_after is not None:  # the planned run is stable up to step 14, one of 10 steps up to step 7
             stop_at(patch, stop_after + 1)
         with contextlib.suppress(KeyboardInterrupt):
             train(tmp_path / "out", steps=planned)
-    with pytest.raises(KoalaBenchError, match=rf"of {planned}, too late to make a run of {wanted} steps of it.*--steps {planned}"):
+    with pytest.raises(
+        KoalaBenchError, match=rf"of {planned}, too late to make a run of {wanted} steps of it.*--steps {planned}"
+    ):
         train(tmp_path / "out", steps=wanted)
 
 
@@ -207,29 +239,59 @@ def test_repeated_ngrams_tell_loops_from_text() -> None:
 def conversations(folder: Path, count: int = 200) -> Path:
     """A folder with a file of conversations, one of which is too long to be answered."""
     rows = [
-        {"conversations": [{"from": "human", "value": f"How many are {i} and {i}?"}, {"from": "gpt", "value": f"They are {2 * i}." * (1 + i % 3)}]}
+        {
+            "conversations": [
+                {"from": "human", "value": f"How many are {i} and {i}?"},
+                {"from": "gpt", "value": f"They are {2 * i}." * (1 + i % 3)},
+            ]
+        }
         for i in range(count)
     ]
-    rows.append({"split": "held_out", "conversations": [{"from": "human", "value": "why? " * 600}, {"from": "gpt", "value": "Because."}]})
+    rows.append(
+        {
+            "split": "held_out",
+            "conversations": [{"from": "human", "value": "why? " * 600}, {"from": "gpt", "value": "Because."}],
+        }
+    )
     folder.mkdir()
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def test_a_target_of_conversations_in_another_shape(koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_target_of_conversations_in_another_shape(
+    koala: Koala, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     conversations(tmp_path / "talk")
-    shape = "--layers 1 --set width=32 --set attention_heads=2 --set intermediate=48 --set vocabulary=300 --set positions=256"
+    shape = (
+        "--layers 1 --set width=32 --set attention_heads=2 --set intermediate=48 --set vocabulary=300 --set"
+        " positions=256"
+    )
     rows = "--set row_tokens=64 --set decay_row_tokens=64 --set step_tokens=256 --set weight_decay=0.1"
     command = f"pretrain --out out --source talk --device cpu --steps 3 --checkpoint-every 2 {shape} {rows}"
     assert koala(*command.split()).code == 0
     target = load_target(str(tmp_path / "out"), "cpu", "float32")
-    assert (target.layers, target.model.config.hidden_size, target.model.config.vocab_size, target.max_positions) == (1, 32, 300, 256)
+    assert (target.layers, target.model.config.hidden_size, target.model.config.vocab_size, target.max_positions) == (
+        1,
+        32,
+        300,
+        256,
+    )
     manifest = json.loads((tmp_path / "out" / "pretraining.json").read_text())
-    assert manifest["conversations"]["source"] == "talk" and list(manifest["conversations"]["files_sha256"]) == ["sums.jsonl"]
+    assert manifest["conversations"]["source"] == "talk" and list(manifest["conversations"]["files_sha256"]) == [
+        "sums.jsonl"
+    ]
     assert manifest["corpus_sha256"] == corpus_of("talk").sha256
     card = (tmp_path / "out" / "README.md").read_text()
-    for text in ("--source talk", "--layers 1", "--set width=32", "--set weight_decay=0.1", "sums.jsonl", "conversations never trained on", "license: other"):
+    for text in (
+        "--source talk",
+        "--layers 1",
+        "--set width=32",
+        "--set weight_decay=0.1",
+        "sums.jsonl",
+        "conversations never trained on",
+        "license: other",
+    ):
         assert text in card
     assert "installed packages" not in card and "--set rate" not in card
 
@@ -244,10 +306,20 @@ def test_conversations_come_shuffled_and_as_they_were_read(tmp_path: Path) -> No
 
 
 def test_settings_say_what_differs_from_the_usual() -> None:
-    changed = with_settings(PretrainOptions(steps=7, seed=3), ["width=64", "attention_heads=2", "matrix_rate=0.01", "weight_decay=0"])
+    changed = with_settings(
+        PretrainOptions(steps=7, seed=3), ["width=64", "attention_heads=2", "matrix_rate=0.01", "weight_decay=0"]
+    )
     assert (changed.width, changed.matrix_rate, changed.weight_decay, changed.steps) == (64, 0.01, 0.0, 7)
-    assert deviations(dataclasses.asdict(changed)) == ["width=64", "attention_heads=2", "matrix_rate=0.01", "weight_decay=0.0"]
-    assert deviations(dataclasses.asdict(changed), without=["width", "attention_heads"]) == ["matrix_rate=0.01", "weight_decay=0.0"]
+    assert deviations(dataclasses.asdict(changed)) == [
+        "width=64",
+        "attention_heads=2",
+        "matrix_rate=0.01",
+        "weight_decay=0.0",
+    ]
+    assert deviations(dataclasses.asdict(changed), without=["width", "attention_heads"]) == [
+        "matrix_rate=0.01",
+        "weight_decay=0.0",
+    ]
     assert deviations({}) == deviations(dataclasses.asdict(PretrainOptions())) == []
     assert {"steps", "seed", "rate", "unlikelihood", "layers"}.isdisjoint(SETTABLE)
     with pytest.raises(KoalaBenchError, match="decay_fraction"):

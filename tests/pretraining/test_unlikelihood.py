@@ -84,7 +84,9 @@ def test_the_likelihood_is_that_of_each_dialogue_alone() -> None:
     model, rows = small_model(), [[1, 40, 50, 60, 70], [1, 80, 90]]
     with torch.no_grad():
         p = [model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1) for row in rows]
-    wanted = -sum(float(p[0][i, rows[0][i + 1]]) for i in range(3)) - sum(float(p[1][i, rows[1][i + 1]]) for i in range(2))
+    wanted = -sum(float(p[0][i, rows[0][i + 1]]) for i in range(3)) - sum(
+        float(p[1][i, rows[1][i + 1]]) for i in range(2)
+    )
     assert likelihood_loss(model, rows, 4).item() == pytest.approx(wanted / 5, rel=1e-5)
 
 
@@ -104,7 +106,10 @@ def test_prompts_are_drawn_by_seed_from_both_turns_and_kept_short() -> None:
 
     def drawn(*seed: int) -> list[list[int]]:
         indices, prompts = draw_prompts(template, tokenizer, DIALOGUES + long, 40, 230, seed)
-        assert all(tokenizer.decode(prompt).split("USER: ")[1].startswith(DIALOGUES[i][0]) for i, prompt in zip(indices, prompts, strict=True))
+        assert all(
+            tokenizer.decode(prompt).split("USER: ")[1].startswith(DIALOGUES[i][0])
+            for i, prompt in zip(indices, prompts, strict=True)
+        )
         return prompts
 
     assert drawn(3, 1) == drawn(3, 1) != drawn(3, 2)

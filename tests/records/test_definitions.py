@@ -43,7 +43,11 @@ def test_a_depth_that_was_not_offered_is_no_trial() -> None:
 def test_unconditional_rates_are_of_all_steps_that_drafted() -> None:
     # Six of the seven steps drafted; the depth that was not offered counts as not accepted.
     accepted, offered = [1, 2, 0, 3, 0, 0, 1], [3, 3, 3, 3, 0, 3, 1]
-    assert definitions.unconditional_rate_by_depth(accepted, offered) == [DepthRate(1, 4, 6), DepthRate(2, 2, 6), DepthRate(3, 1, 6)]
+    assert definitions.unconditional_rate_by_depth(accepted, offered) == [
+        DepthRate(1, 4, 6),
+        DepthRate(2, 2, 6),
+        DepthRate(3, 1, 6),
+    ]
     assert definitions.unconditional_rate_by_depth([0, 0], [0, 0]) == []
     assert set(definitions.RATE_DEFINITIONS) == {"given the parent", "unconditional"}
 
@@ -51,7 +55,11 @@ def test_unconditional_rates_are_of_all_steps_that_drafted() -> None:
 def test_of_a_static_chain_the_unconditional_rate_is_the_product_of_the_conditional_ones() -> None:
     accepted, offered = [2, 1, 3, 0, 2], [3] * 5
     product = 1.0
-    for given, plain in zip(definitions.acceptance_rate_by_depth(accepted, offered), definitions.unconditional_rate_by_depth(accepted, offered), strict=True):
+    for given, plain in zip(
+        definitions.acceptance_rate_by_depth(accepted, offered),
+        definitions.unconditional_rate_by_depth(accepted, offered),
+        strict=True,
+    ):
         product *= given.rate
         assert plain.rate == pytest.approx(product)
 
@@ -79,14 +87,22 @@ def test_where_every_step_drafts_alike_the_definitions_differ_by_the_bonus_token
     found = lengths_by_definition(static)
     same = {"tokens per step", "EAGLE", "Spec-Bench", "speculators, NeMo Automodel", "mean over questions"}
     assert {found[name] for name in same} == {2.5}
-    assert {name: found[name] for name in ("drafts per step", "SpecForge evaluator")} == pytest.approx({"drafts per step": 1.5, "SpecForge evaluator": 1.5})
+    assert {name: found[name] for name in ("drafts per step", "SpecForge evaluator")} == pytest.approx(
+        {"drafts per step": 1.5, "SpecForge evaluator": 1.5}
+    )
     assert not any(LENGTH_DEFINITIONS[name].bonus for name in ("drafts per step", "SpecForge evaluator"))
     assert all(LENGTH_DEFINITIONS[name].bonus for name in same)
 
 
 def test_vanilla_has_one_token_per_step_wherever_the_bonus_token_counts() -> None:
     found = lengths_by_definition([Steps(81, (0,) * 8, (0,) * 8, 0)])
-    assert {name for name, value in found.items() if value == 1.0} == {"tokens per step", "EAGLE", "Spec-Bench", "SpecForge benchmark", "mean over questions"}
+    assert {name for name, value in found.items() if value == 1.0} == {
+        "tokens per step",
+        "EAGLE",
+        "Spec-Bench",
+        "SpecForge benchmark",
+        "mean over questions",
+    }
     assert found["drafts per step"] == 0.0
     assert found["Medusa, new_tokens / idxs"] == pytest.approx(8 / 7)  # what counting from 0 does
     assert math.isnan(found["speculators, NeMo Automodel"])  # no draft at all
@@ -95,13 +111,18 @@ def test_vanilla_has_one_token_per_step_wherever_the_bonus_token_counts() -> Non
 
 def test_without_recorded_depths_only_the_definitions_that_need_them_are_lacking() -> None:
     found = lengths_by_definition([Steps(81, (1, 2), None, 0)])
-    assert {name for name, value in found.items() if math.isnan(value)} == {"speculators, NeMo Automodel", "SpecForge evaluator"}
+    assert {name for name, value in found.items() if math.isnan(value)} == {
+        "speculators, NeMo Automodel",
+        "SpecForge evaluator",
+    }
 
 
 def test_an_answer_without_a_step_counts_for_nothing() -> None:
     nothing = Steps(83, (), (), 1)
     found, with_it = lengths_by_definition(ANSWERS), lengths_by_definition([*ANSWERS, nothing])
-    assert {name for name in found if found[name] != pytest.approx(with_it[name])} == {"SpecForge benchmark"}  # it has a token
+    assert {name for name in found if found[name] != pytest.approx(with_it[name])} == {
+        "SpecForge benchmark"
+    }  # it has a token
     assert all(math.isnan(value) for value in lengths_by_definition([nothing]).values())
 
 
@@ -111,7 +132,11 @@ def test_the_share_of_accepted_drafts() -> None:
 
 
 def test_steps_of_turns_know_whose_the_first_token_is() -> None:
-    turns = [make_turn("eagle", 81, 0), failed(make_turn("eagle", 81, 1)), make_turn("eagle", 82, 0, new_token_ids=list(range(TOKENS + 1)))]
+    turns = [
+        make_turn("eagle", 81, 0),
+        failed(make_turn("eagle", 81, 1)),
+        make_turn("eagle", 82, 0, new_token_ids=list(range(TOKENS + 1))),
+    ]
     found = definitions.steps_of(turns)
     assert [(each.question_id, each.prefill_tokens) for each in found] == [(81, 0), (82, 1)]
     assert [list(each.accepted) for each in found] == [turns[0]["accepted"], turns[2]["accepted"]]

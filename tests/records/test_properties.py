@@ -1,4 +1,6 @@
-"""Properties that hold for whatever is drawn: trees, masks, the cache after a commit, acceptance, whole answers, records."""
+"""Properties that hold for whatever is drawn: trees, masks, the cache after a commit, acceptance, whole answers,
+records.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,13 @@ def paths(draw: st.DrawFn, most: int = 12) -> list[Path_]:
 
 @st.composite
 def drafts(draw: st.DrawFn, most: int = 12, vocabulary: int = 4) -> tuple[DraftTree, list[int]]:
-    """A tree of few tokens, so that siblings repeat each other and paths are accepted, and the target's choice at each node."""
+    """A tree of few tokens, so that siblings repeat each other and paths are accepted, and the target's choice at each
+    node.
+    """
     parents = (-1, *(draw(st.integers(0, node - 1)) for node in range(1, draw(st.integers(1, most)))))
-    tokens, best = (draw(st.lists(st.integers(0, vocabulary - 1), min_size=len(parents), max_size=len(parents))) for _ in range(2))
+    tokens, best = (
+        draw(st.lists(st.integers(0, vocabulary - 1), min_size=len(parents), max_size=len(parents))) for _ in range(2)
+    )
     return DraftTree(torch.tensor(tokens), TreeShape(parents)), best
 
 
@@ -153,7 +159,9 @@ def test_the_accepted_path_is_right_and_cannot_be_made_longer(draft: tuple[Draft
 
 @few
 @given(drafts())
-def test_where_no_sibling_repeats_another_the_accepted_path_is_the_longest_of_all(draft: tuple[DraftTree, list[int]]) -> None:
+def test_where_no_sibling_repeats_another_the_accepted_path_is_the_longest_of_all(
+    draft: tuple[DraftTree, list[int]],
+) -> None:
     tree, best = draft
     seen: set[tuple[int, int]] = set()
     kept = {0: 0}  # node -> its place in the tree without repeated siblings
@@ -172,10 +180,25 @@ def test_where_no_sibling_repeats_another_the_accepted_path_is_the_longest_of_al
 
 
 @settings(few, max_examples=15)
-@given(paths(), st.lists(st.integers(3, 258), min_size=1, max_size=12), st.integers(1, 24), st.floats(0, 1), st.integers(0, 1000))
-def test_any_drafter_on_any_tree_gives_vanillas_answer(target64: Target, found: list[Path_], prompt: list[int], limit: int, right: float, seed: int) -> None:
+@given(
+    paths(),
+    st.lists(st.integers(3, 258), min_size=1, max_size=12),
+    st.integers(1, 24),
+    st.floats(0, 1),
+    st.integers(0, 1000),
+)
+def test_any_drafter_on_any_tree_gives_vanillas_answer(
+    target64: Target, found: list[Path_], prompt: list[int], limit: int, right: float, seed: int
+) -> None:
     truth = decode(target64, Vanilla(), VANILLA_TREE, prompt, limit, target64.stop_ids)
-    answer = decode(target64, Oracle(truth.tokens, 259, right, seed), TreeTemplate.of("drawn", found), prompt, limit, target64.stop_ids)
+    answer = decode(
+        target64,
+        Oracle(truth.tokens, 259, right, seed),
+        TreeTemplate.of("drawn", found),
+        prompt,
+        limit,
+        target64.stop_ids,
+    )
     assert (answer.tokens, answer.stop) == (truth.tokens, truth.stop)
     assert len(answer.tokens) == 1 + sum(answer.accepted) + len(answer.accepted)
     assert all(0 <= count <= depth for count, depth in zip(answer.accepted, answer.drafted_depth, strict=True))
@@ -190,10 +213,19 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 @st.composite
 def turns(draw: st.DrawFn) -> list[TurnLine]:
     """Turns of a record, failed ones among them, with texts that are hard on a file of lines."""
-    places = draw(st.lists(st.tuples(st.sampled_from(METHODS), st.integers(1, 4), st.integers(0, 1)), unique=True, min_size=1, max_size=6))
+    places = draw(
+        st.lists(
+            st.tuples(st.sampled_from(METHODS), st.integers(1, 4), st.integers(0, 1)),
+            unique=True,
+            min_size=1,
+            max_size=6,
+        )
+    )
     found = []
     for method, question, number in places:
-        turn = make_turn(method, question, number, text=draw(TEXTS), category=draw(TEXTS), decode_s=draw(st.floats(0, 1e9)))
+        turn = make_turn(
+            method, question, number, text=draw(TEXTS), category=draw(TEXTS), decode_s=draw(st.floats(0, 1e9))
+        )
         found.append(failed(turn, draw(TEXTS)) if draw(st.booleans()) else turn)
     return found
 
@@ -231,7 +263,9 @@ def test_a_record_cut_anywhere_and_resumed_is_the_record_without_interruption(fo
 @settings(few, max_examples=150)
 @given(turns(), st.data())
 def test_a_damaged_byte_is_refused_by_name_or_changes_its_own_line_alone(found: list[TurnLine], data: Any) -> None:
-    """Lines have no checksums: a letter that became another within a text is read as it is. No other line moves, and nothing else is raised."""
+    """Lines have no checksums: a letter that became another within a text is read as it is. No other line moves, and
+    nothing else is raised.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "run.jsonl"
         whole = write(path, found)
@@ -242,7 +276,10 @@ def test_a_damaged_byte_is_refused_by_name_or_changes_its_own_line_alone(found: 
     except KoalaBenchError as error:
         assert "run.jsonl" in error.message and error.remedy
         return
-    assert [run.header != make_header(METHODS), *(mine != theirs for mine, theirs in zip(run.turns, found, strict=False))].count(True) <= 1
+    assert [
+        run.header != make_header(METHODS),
+        *(mine != theirs for mine, theirs in zip(run.turns, found, strict=False)),
+    ].count(True) <= 1
     # Like a kill, damage at the very end may cost the end line, or the line end before it and with it the last turn.
     at_the_end = place >= whole.rstrip().rfind(b"\n")
     assert run.finished or at_the_end
@@ -251,7 +288,9 @@ def test_a_damaged_byte_is_refused_by_name_or_changes_its_own_line_alone(found: 
 
 @few
 @given(turns(), st.binary(min_size=1, max_size=30), st.data())
-def test_noise_in_a_record_is_an_error_with_a_remedy_or_no_error(found: list[TurnLine], noise: bytes, data: Any) -> None:
+def test_noise_in_a_record_is_an_error_with_a_remedy_or_no_error(
+    found: list[TurnLine], noise: bytes, data: Any
+) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "run.jsonl"
         content = write(path, found)

@@ -35,7 +35,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert run.header == make_header()
     assert run.turns == make_turns()
     assert list(run.methods) == list(PATTERNS)
-    assert [turn["question_id"] for turn in run.turns_of("eagle")] == [question for question in QUESTIONS for _ in range(2)]
+    assert [turn["question_id"] for turn in run.turns_of("eagle")] == [
+        question for question in QUESTIONS for _ in range(2)
+    ]
     assert len(read_runs([run.path, run.path])) == 2
 
 
@@ -72,7 +74,10 @@ def test_the_prefill_token_may_be_no_steps_token(tmp_path: Path) -> None:
     ],
 )
 def test_a_malformed_turn_is_not_written(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
-    with open_record(tmp_path / "run.jsonl", make_header()) as writer, pytest.raises(ValueError, match=problem.replace("(", r"\(")):
+    with (
+        open_record(tmp_path / "run.jsonl", make_header()) as writer,
+        pytest.raises(ValueError, match=problem.replace("(", r"\(")),
+    ):
         writer.append(make_turn("vanilla", 81, 0) | changes)  # type: ignore[arg-type]
     assert read_run(tmp_path / "run.jsonl").turns == []
 
@@ -81,7 +86,11 @@ def test_kept_nodes_stand_at_the_depths_that_were_accepted(tmp_path: Path) -> No
     with open_record(tmp_path / "run.jsonl", with_chain(make_header())) as writer:
         right = make_turn("eagle", 81, 0)
         writer.append(right | {"kept_node": right["accepted"]})
-        for wrong in ([0] * len(right["accepted"] or []), (right["accepted"] or [])[1:], [5, *(right["accepted"] or [])[1:]]):
+        for wrong in (
+            [0] * len(right["accepted"] or []),
+            (right["accepted"] or [])[1:],
+            [5, *(right["accepted"] or [])[1:]],
+        ):
             with pytest.raises(ValueError, match="kept_node: not at the depths that accepted says"):
                 writer.append(make_turn("eagle", 81, 1) | {"kept_node": wrong})
 
@@ -125,7 +134,12 @@ def test_a_malformed_header_is_not_written(tmp_path: Path, field: str) -> None:
 # ---------------------------------------------------------------------------------------------- resuming
 
 
-HALF_LINES = [b'{"kind":"turn","method":"ea', b'{"kind":"turn","method":"ea\n', b'{"kind":"end","status":"finished","turns":33,"wall_s":1.0}', b"\xff\xfe\n"]
+HALF_LINES = [
+    b'{"kind":"turn","method":"ea',
+    b'{"kind":"turn","method":"ea\n',
+    b'{"kind":"end","status":"finished","turns":33,"wall_s":1.0}',
+    b"\xff\xfe\n",
+]
 
 
 @pytest.mark.parametrize("tail", HALF_LINES)
@@ -155,7 +169,9 @@ def test_a_header_that_was_half_written_is_written_again(tmp_path: Path) -> None
 
 
 def test_a_failed_turn_counts_as_done(tmp_path: Path) -> None:
-    path = write_run(tmp_path / "run.jsonl", lambda turn: failed(turn) if key_of(turn) == ("eagle", 83, 1, 0) else turn, finish=False)
+    path = write_run(
+        tmp_path / "run.jsonl", lambda turn: failed(turn) if key_of(turn) == ("eagle", 83, 1, 0) else turn, finish=False
+    )
     with open_record(path, make_header()) as writer:
         assert ("eagle", 83, 1, 0) in writer.done
     assert len(read_run(path).turns) == len(make_turns())
@@ -182,7 +198,9 @@ def test_a_finished_record_is_handed_back_even_to_other_code(tmp_path: Path) -> 
         (("limits", "stop_ids"), [2, 3], "limits.stop_ids.1"),
     ],
 )
-def test_another_run_does_not_continue_a_record(tmp_path: Path, place: tuple[Any, ...], value: object, named: str) -> None:
+def test_another_run_does_not_continue_a_record(
+    tmp_path: Path, place: tuple[Any, ...], value: object, named: str
+) -> None:
     path = write_run(tmp_path / "run.jsonl", finish=False)
     before = path.read_bytes()
     header: Any = make_header()
@@ -225,7 +243,11 @@ def edited(path: Path, line: int, edit: Callable[[dict[str, Any]], object]) -> P
         (1, lambda value: value.update(created="yesterday"), ":1: created: not an ISO 8601 time"),
         (1, lambda value: value.update(created="2026-02-03T04:05:06"), ":1: created: has no time zone"),
         (1, lambda value: value.update(kind="turn"), "is not a run record"),
-        (1, lambda value: value.update(schema=1), "has record schema 1; this version reads schemas 3 and 4. Read it with koala-bench 0.1.0"),
+        (
+            1,
+            lambda value: value.update(schema=1),
+            "has record schema 1; this version reads schemas 3 and 4. Read it with koala-bench 0.1.0",
+        ),
         (7, lambda value: value.update(accepted=[0]), ":7: drafted_depth: 36 steps, but accepted has 1"),
         (7, lambda value: value.pop("stop"), ":7: stop: Field required"),
         (7, lambda value: value.update(turn=0), ":7: the same method, question, turn and repeat as line 2"),
@@ -233,7 +255,9 @@ def edited(path: Path, line: int, edit: Callable[[dict[str, Any]], object]) -> P
         (82, lambda value: value.update(status="aborted"), ":82: status: Input should be 'finished'"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path: Path, line: int, edit: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_a_damaged_line_is_named(
+    tmp_path: Path, line: int, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
     path = edited(write_run(tmp_path / "run.jsonl"), line, edit)
     with pytest.raises(KoalaBenchError) as caught:
         read_run(path)

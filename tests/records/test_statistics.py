@@ -66,11 +66,15 @@ def test_a_question_without_a_step_has_no_ratio() -> None:
 
 
 def test_turns_and_repeats_are_totalled_within_their_question() -> None:
-    turns = [make_turn("eagle", question, turn, repeat) for question in (82, 81) for turn in (0, 1) for repeat in (0, 1)]
+    turns = [
+        make_turn("eagle", question, turn, repeat) for question in (82, 81) for turn in (0, 1) for repeat in (0, 1)
+    ]
     totals = statistics.totals([*turns, failed(make_turn("eagle", 83, 0))])
     assert totals.question_ids == (81, 82)
     assert totals.tokens.tolist() == [4 * TOKENS] * 2
-    assert totals.steps.tolist() == [sum(len(turn["accepted"] or []) for turn in turns if turn["question_id"] == question) for question in (81, 82)]
+    assert totals.steps.tolist() == [
+        sum(len(turn["accepted"] or []) for turn in turns if turn["question_id"] == question) for question in (81, 82)
+    ]
     assert totals.decode_s[0] == pytest.approx(4 * (make_turn("eagle", 81, 0)["decode_s"] or 0))
 
 
@@ -143,7 +147,12 @@ def test_an_interval_follows_the_statistic_through_a_transformation() -> None:
 def of_seeds(*lengths: float, questions: int = 6) -> Totals:
     """One seed per acceptance length, the questions differing alike in all."""
     steps = np.arange(10.0, 10.0 + questions)
-    return statistics.stacked([Totals(tuple(range(questions)), steps * each * (1 + 0.01 * np.arange(questions)), steps, steps) for each in lengths])
+    return statistics.stacked(
+        [
+            Totals(tuple(range(questions)), steps * each * (1 + 0.01 * np.arange(questions)), steps, steps)
+            for each in lengths
+        ]
+    )
 
 
 def test_seeds_are_stacked_one_after_the_other() -> None:
@@ -167,7 +176,8 @@ def test_seeds_and_questions_are_both_drawn() -> None:
 def test_seeds_that_agree_add_nothing_and_seeds_that_differ_do() -> None:
     questions = statistics.interval(statistics.length(of_seeds(2.0)), statistics.resample_weights(6))
     agree, differ = (
-        statistics.hierarchical_interval(statistics.length(of_seeds(*each)), statistics.resample_seeds(3, 6)) for each in ((2, 2, 2), (1.8, 2, 2.2))
+        statistics.hierarchical_interval(statistics.length(of_seeds(*each)), statistics.resample_seeds(3, 6))
+        for each in ((2, 2, 2), (1.8, 2, 2.2))
     )
     assert agree.value == pytest.approx(questions.value)
     assert agree.high - agree.low == pytest.approx(questions.high - questions.low, rel=0.1)
@@ -177,7 +187,9 @@ def test_seeds_that_agree_add_nothing_and_seeds_that_differ_do() -> None:
 
 def test_pairing_takes_away_what_seeds_and_questions_share() -> None:
     new, old = of_seeds(2.2, 1.1, 3.3), of_seeds(2.0, 1.0, 3.0)
-    found = statistics.hierarchical_interval(statistics.change_percent(statistics.length(new), statistics.length(old)), statistics.resample_seeds(3, 6))
+    found = statistics.hierarchical_interval(
+        statistics.change_percent(statistics.length(new), statistics.length(old)), statistics.resample_seeds(3, 6)
+    )
     assert (found.value, found.low, found.high) == pytest.approx((10.0, 10.0, 10.0))
 
 
@@ -214,17 +226,34 @@ def skewed() -> Population:
     """Answers of very different lengths (skewness 4), acceptance lengths that vary by a third, an outlier in many."""
     generator = np.random.default_rng(5)
     normal = generator.standard_normal((20_000, 7))
-    tokens, machine, ease = np.ceil(40 * np.exp(0.8 * normal[:, 0])), np.exp(0.1 * normal[:, 1]), np.exp(0.35 * normal[:, 2])
-    steps = [tokens, *(np.ceil(tokens / (1 + gain * ease * np.exp(0.1 * normal[:, i]))) for i, gain in ((3, 1.1), (4, 1.2)))]
-    costs = [0.0100 * np.exp(0.03 * normal[:, 5]), 0.0130 * np.exp(0.05 * normal[:, 6]), 0.0137 * np.exp(0.05 * normal[:, 5])]
+    tokens, machine, ease = (
+        np.ceil(40 * np.exp(0.8 * normal[:, 0])),
+        np.exp(0.1 * normal[:, 1]),
+        np.exp(0.35 * normal[:, 2]),
+    )
+    steps = [
+        tokens,
+        *(np.ceil(tokens / (1 + gain * ease * np.exp(0.1 * normal[:, i]))) for i, gain in ((3, 1.1), (4, 1.2))),
+    ]
+    costs = [
+        0.0100 * np.exp(0.03 * normal[:, 5]),
+        0.0130 * np.exp(0.05 * normal[:, 6]),
+        0.0137 * np.exp(0.05 * normal[:, 5]),
+    ]
     return {arm: np.stack([tokens, steps[i], steps[i] * costs[i] * machine], axis=1) for i, arm in enumerate(ARMS)}
 
 
 def statistics_of(population: Population, seeds: int = 1) -> dict[str, Statistic]:
     """Of arrays [cells, 3], or [cells, samples, 3]."""
-    totals = {arm: Totals(tuple(range(len(each))), each[..., 0], each[..., 1], each[..., 2]) for arm, each in population.items()}
+    totals = {
+        arm: Totals(tuple(range(len(each))), each[..., 0], each[..., 1], each[..., 2])
+        for arm, each in population.items()
+    }
     vanilla, old, new = (totals[arm] for arm in ARMS)
-    lengths, speedups = ([of(each) for each in (old, new)] for of in (statistics.length, lambda each: statistics.speedup_of_totals(each, vanilla)))
+    lengths, speedups = (
+        [of(each) for each in (old, new)]
+        for of in (statistics.length, lambda each: statistics.speedup_of_totals(each, vanilla))
+    )
     return {
         "length": lengths[0],
         "speedup": speedups[0],
@@ -234,7 +263,10 @@ def statistics_of(population: Population, seeds: int = 1) -> dict[str, Statistic
 
 
 def truths(population: Population) -> dict[str, float]:
-    return {name: float(statistic(np.ones(len(population["vanilla"])))) for name, statistic in statistics_of(population).items()}
+    return {
+        name: float(statistic(np.ones(len(population["vanilla"]))))
+        for name, statistic in statistics_of(population).items()
+    }
 
 
 def held(ends: Array, truth: float) -> int:
@@ -255,7 +287,9 @@ def slack(samples: int) -> float:
     return 2 * math.sqrt(0.95 * 0.05 / samples)
 
 
-def coverage_over_questions(population: Population, questions: int, plain: bool = False, samples: int = SAMPLES) -> dict[str, float]:
+def coverage_over_questions(
+    population: Population, questions: int, plain: bool = False, samples: int = SAMPLES
+) -> dict[str, float]:
     """How often the intervals of samples of some questions hold the population's value."""
     generator, truth = np.random.default_rng(questions), truths(population)
     count = dict.fromkeys(truth, 0)
@@ -263,7 +297,11 @@ def coverage_over_questions(population: Population, questions: int, plain: bool 
         drawn = generator.integers(0, len(population["vanilla"]), (questions, AT_ONCE))
         weights = statistics.resample_weights(questions, seed=part, resamples=999)
         for name, statistic in statistics_of({arm: each[drawn] for arm, each in population.items()}).items():
-            ends = np.quantile(statistic(weights), [0.025, 0.975], axis=0) if plain else statistics.interval_ends(statistic, weights)
+            ends = (
+                np.quantile(statistic(weights), [0.025, 0.975], axis=0)
+                if plain
+                else statistics.interval_ends(statistic, weights)
+            )
             count[name] += held(ends, truth[name])
     return {name: each / samples for name, each in count.items()}
 
@@ -273,17 +311,24 @@ def coverage_over_questions(population: Population, questions: int, plain: bool 
 def test_95_percent_intervals_over_questions_cover_93_to_97_percent(make: Callable[[], Population]) -> None:
     population = make()
     for questions in (20, 40, 80, 160):
-        for name, found in said(f"{make.__name__}, {questions} questions:", coverage_over_questions(population, questions)).items():
+        for name, found in said(
+            f"{make.__name__}, {questions} questions:", coverage_over_questions(population, questions)
+        ).items():
             assert 0.93 - slack(SAMPLES) <= found <= 0.97 + slack(SAMPLES), (questions, name)
 
 
 def test_the_plain_percentile_interval_would_not_pass() -> None:
-    found = said("skewed, 20 questions, plain percentile:", coverage_over_questions(skewed(), 20, plain=True, samples=2000))
+    found = said(
+        "skewed, 20 questions, plain percentile:", coverage_over_questions(skewed(), 20, plain=True, samples=2000)
+    )
     assert max(found.values()) < 0.93
 
 
-def seeds_of(population: Population, drawn: Array, seeds: int, spread: float, generator: np.random.Generator) -> Population:
-    """The drawn questions answered by heads of some seeds, whose steps differ by ``spread``; 5 % more on each question, 3 % in time.
+def seeds_of(
+    population: Population, drawn: Array, seeds: int, spread: float, generator: np.random.Generator
+) -> Population:
+    """The drawn questions answered by heads of some seeds, whose steps differ by ``spread``; 5 % more on each question,
+    3 % in time.
 
     The factors have mean 1, so that the population's statistics stay the truth.
     """
@@ -293,7 +338,9 @@ def seeds_of(population: Population, drawn: Array, seeds: int, spread: float, ge
 
     machine, found = factors(0.03, seeds, len(drawn)), {}
     for arm, each in population.items():
-        tokens, steps, decode_s = (np.broadcast_to(column, (seeds, *drawn.shape)) for column in np.moveaxis(each[drawn], -1, 0))
+        tokens, steps, decode_s = (
+            np.broadcast_to(column, (seeds, *drawn.shape)) for column in np.moveaxis(each[drawn], -1, 0)
+        )
         more = 1.0 if arm == "vanilla" else factors(spread, seeds, 1) * factors(0.05, seeds, len(drawn))
         cells = np.stack([tokens, steps * more, decode_s * more * machine * factors(0.03, seeds, len(drawn))], axis=-1)
         found[arm] = cells.reshape(seeds * len(drawn), drawn.shape[1], 3)
@@ -303,7 +350,9 @@ def seeds_of(population: Population, drawn: Array, seeds: int, spread: float, ge
 SEED_SAMPLES = 4000
 
 
-def coverage_over_seeds(seeds: int, questions: int, spread: float, naive: bool = False, samples: int = SEED_SAMPLES) -> dict[str, float]:
+def coverage_over_seeds(
+    seeds: int, questions: int, spread: float, naive: bool = False, samples: int = SEED_SAMPLES
+) -> dict[str, float]:
     """How often the intervals of some seeds' answers to some questions hold the population's value."""
     population, generator = recorded(), np.random.default_rng(seeds * questions)
     truth = truths(population)
@@ -322,14 +371,20 @@ def coverage_over_seeds(seeds: int, questions: int, spread: float, naive: bool =
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "questions", "spread"), [(3, 20, 0.02), (3, 80, 0.0), (3, 80, 0.02), (3, 80, 0.1), (5, 80, 0.02)])
+@pytest.mark.parametrize(
+    ("seeds", "questions", "spread"), [(3, 20, 0.02), (3, 80, 0.0), (3, 80, 0.02), (3, 80, 0.1), (5, 80, 0.02)]
+)
 def test_95_percent_intervals_over_seeds_cover_93_to_97_percent(seeds: int, questions: int, spread: float) -> None:
-    found = said(f"{seeds} seeds apart by {spread:.0%}, {questions} questions:", coverage_over_seeds(seeds, questions, spread))
+    found = said(
+        f"{seeds} seeds apart by {spread:.0%}, {questions} questions:", coverage_over_seeds(seeds, questions, spread)
+    )
     assert all(0.93 - slack(SEED_SAMPLES) <= each <= 0.97 + slack(SEED_SAMPLES) for each in found.values())
 
 
 def test_resampling_three_seeds_alone_would_not_pass() -> None:
-    found = said("3 seeds apart by 10%, 20 questions, uncorrected:", coverage_over_seeds(3, 20, 0.1, naive=True, samples=1000))
+    found = said(
+        "3 seeds apart by 10%, 20 questions, uncorrected:", coverage_over_seeds(3, 20, 0.1, naive=True, samples=1000)
+    )
     assert max(found.values()) < 0.90
 
 

@@ -1,4 +1,6 @@
-"""Table 3: the parts of KOALA against numbers worked out by hand, over one and several training seeds, and the verdict in words."""
+"""Table 3: the parts of KOALA against numbers worked out by hand, over one and several training seeds, and the verdict
+in words.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ def paper() -> Paper:
     return read_paper(REPRODUCE / "paper.toml")
 
 
-def of_seed(folder: Path, seed: int, change: Callable[[TurnLine], TurnLine | None] = lambda turn: turn, methods: list[str] | None = None) -> Run:
+def of_seed(
+    folder: Path,
+    seed: int,
+    change: Callable[[TurnLine], TurnLine | None] = lambda turn: turn,
+    methods: list[str] | None = None,
+) -> Run:
     header = make_header(methods or METHODS)
     header["seed"], header["run_id"] = seed, f"run-{seed}"
     for method in header["methods"]:
@@ -46,7 +53,9 @@ def of_seed(folder: Path, seed: int, change: Callable[[TurnLine], TurnLine | Non
 
 def slower(factor: float) -> Callable[[TurnLine], TurnLine]:
     """A training seed whose layered heads happen to need more time."""
-    return lambda turn: turn | {"decode_s": (turn["decode_s"] or 0) * (factor if turn["method"] == "eagle+layers" else 1.0)}
+    return lambda turn: turn | {
+        "decode_s": (turn["decode_s"] or 0) * (factor if turn["method"] == "eagle+layers" else 1.0)
+    }
 
 
 def test_every_part_is_measured_alone_and_on_top_of_the_other(tmp_path: Path) -> None:
@@ -82,7 +91,10 @@ def test_seeds_are_pooled_and_their_spread_widens_the_interval(tmp_path: Path) -
     assert width["apart"] > 3 * width["alike"]
     # Total tokens per total second of the three seeds over vanilla's of the three.
     totals = [sample([run]).totals for run in apart]
-    rates = [sum(each[name].tokens.sum() for each in totals) / sum(each[name].decode_s.sum() for each in totals) for name in ("eagle+layers", "vanilla")]
+    rates = [
+        sum(each[name].tokens.sum() for each in totals) / sum(each[name].decode_s.sum() for each in totals)
+        for name in ("eagle+layers", "vanilla")
+    ]
     assert found["apart"].speedup.value == pytest.approx(rates[0] / rates[1])
 
 
@@ -90,7 +102,12 @@ def effect(added: str | None, alone: bool, length: Interval, speed: Interval) ->
     return Effect("eagle+x", "eagle", added, alone, length, speed)  # type: ignore[arg-type]
 
 
-UP, DOWN, FLAT, NONE = Interval(2.0, 1.0, 3.0), Interval(-2.0, -3.0, -1.0), Interval(0.0, -1.0, 1.0), Interval(2.0, math.nan, math.nan)
+UP, DOWN, FLAT, NONE = (
+    Interval(2.0, 1.0, 3.0),
+    Interval(-2.0, -3.0, -1.0),
+    Interval(0.0, -1.0, 1.0),
+    Interval(2.0, math.nan, math.nan),
+)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +122,26 @@ UP, DOWN, FLAT, NONE = Interval(2.0, 1.0, 3.0), Interval(-2.0, -3.0, -1.0), Inte
     ],
 )  # fmt: skip
 def test_the_verdict_follows_from_the_intervals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: tuple[Interval, Interval], adversarial: tuple[Interval, Interval], both: Interval, words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layers: tuple[Interval, Interval],
+    adversarial: tuple[Interval, Interval],
+    both: Interval,
+    words: str,
 ) -> None:
-    rows = [effect("the layers", True, layers[0], FLAT), effect("the adversarial term", True, adversarial[0], FLAT), effect(None, True, both, FLAT)]
+    rows = [
+        effect("the layers", True, layers[0], FLAT),
+        effect("the adversarial term", True, adversarial[0], FLAT),
+        effect(None, True, both, FLAT),
+    ]
     rows += [effect("the layers", False, layers[1], FLAT), effect("the adversarial term", False, adversarial[1], FLAT)]
     monkeypatch.setattr("koala_bench.results.tables.ablation.effects", lambda *_: {"eagle": rows})
     chosen = sample([of_seed(tmp_path, 0)], ["vanilla", "eagle"])
     lines = verdict_lines(chosen, summaries_of(chosen))
-    assert lines[0].startswith(f"eagle on tiny. Acceptance length: {words} Speed: the layers make no difference beyond the interval, alone and on top")
+    assert lines[0].startswith(
+        f"eagle on tiny. Acceptance length: {words} Speed: the layers make no difference beyond the interval, alone and"
+        " on top"
+    )
     assert lines[-1] == statistics.caution(10)
 
 
@@ -125,16 +154,23 @@ def test_a_record_without_some_parts_says_what_there_is(tmp_path: Path) -> None:
     assert verdict_lines(bare, summaries_of(bare)) == []
 
 
-def test_table_3_has_the_verdict_the_seeds_and_the_papers_unknown_cells(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+def test_table_3_has_the_verdict_the_seeds_and_the_papers_unknown_cells(
+    tmp_path: Path, spec: TableSpec, paper: Paper
+) -> None:
     runs = [of_seed(tmp_path, seed) for seed in (0, 1, 2)]
     markdown, latex, table = (path.read_text(encoding="utf-8") for path in write_table(runs, tmp_path, spec, paper))
     assert "# Table 3: What the parts of KOALA are worth" in markdown
     assert [row["method"] for row in csv.DictReader(io.StringIO(table))] == METHODS
-    assert "**What each part is worth**" in markdown and "- eagle on tiny. Acceptance length: the layers help" in markdown
+    assert (
+        "**What each part is worth**" in markdown and "- eagle on tiny. Acceptance length: the layers help" in markdown
+    )
     assert "over 3 training seeds and the questions, crossed" in markdown
     assert markdown.count("How tiny, seed ") == 3
     assert "The record of tiny, seed 0 has no medusa, medusa+layers, medusa+adversarial, medusa+koala." in markdown
-    assert "| Medusa | vicuna-13b | Spec-Bench | A100 80GB | 1.80 | 2.39 | hemingkx/Spec-Bench Leaderboard.md |" in markdown
+    assert (
+        "| Medusa | vicuna-13b | Spec-Bench | A100 80GB | 1.80 | 2.39 | hemingkx/Spec-Bench Leaderboard.md |"
+        in markdown
+    )
     assert "trained from one seed" not in markdown
     assert latex.isascii() and latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
     again = write_table([read_run(run.path) for run in runs], tmp_path / "again", spec, paper)
@@ -149,11 +185,16 @@ def test_one_seed_is_said_to_be_one(tmp_path: Path, spec: TableSpec, paper: Pape
 
 def test_the_papers_cells_stand_beside_the_measured_ones(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     run = read_run(write_run(tmp_path / "v.jsonl", header=make_header(METHODS, target="vicuna-7b")))
-    cells = tuple(c.model_copy(update={"speedup": 2.5}) if (c.target, c.method) == ("vicuna-7b", "eagle+layers") else c for c in paper.table3)
+    cells = tuple(
+        c.model_copy(update={"speedup": 2.5}) if (c.target, c.method) == ("vicuna-7b", "eagle+layers") else c
+        for c in paper.table3
+    )
     text = write_table([run], tmp_path, spec, paper.model_copy(update={"table3": cells}))[0].read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| vicuna-7b | eagle")]
     assert [line.split(" | ")[-1] for line in rows] == ["unknown |", "2.50; unknown |", "unknown |", "unknown |"]
-    assert "| Medusa | vicuna-13b" not in text, "other targets' published rows are left out where the record's own are known"
+    assert (
+        "| Medusa | vicuna-13b" not in text
+    ), "other targets' published rows are left out where the record's own are known"
 
 
 def test_records_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:

@@ -52,7 +52,9 @@ def length_of(row: Row) -> float:
 
 def cells_of(text: str, row: int = 0) -> dict[str, str]:
     """A row of the first table of a Markdown text, by heading."""
-    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")
+    ]
     return dict(zip(lines[0], lines[2 + row], strict=True))
 
 
@@ -60,7 +62,9 @@ def cells_of(text: str, row: int = 0) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("run_name", "rate"), [("7b-v1.3", 101.304), ("7b-v1.3-1", 102.647), ("7b-v1.3-2", 94.664)])
-def test_medusa_7b_settles_2_565_tokens_a_step_counting_idxs_from_1(published: Path, run_name: str, rate: float) -> None:
+def test_medusa_7b_settles_2_565_tokens_a_step_counting_idxs_from_1(
+    published: Path, run_name: str, rate: float
+) -> None:
     (row,) = rows_of(published / MEDUSA.format(run_name))
     assert (row.questions, row.turns, row.failed, row.tokens, row.steps) == (80, 160, 0, 43_754, 17_058)
     assert length_of(row) == pytest.approx(2.565, abs=5e-4)
@@ -74,14 +78,17 @@ def test_medusa_7b_settles_2_565_tokens_a_step_counting_idxs_from_1(published: P
 def test_medusa_13b_has_a_failed_turn_whose_numbers_are_another_turns(published: Path) -> None:
     (row,) = rows_of(published / MEDUSA.format("13b-v1.3"))
     assert (row.questions, row.turns, row.failed) == (80, 159, 1)
-    assert (row.tokens, row.steps) == (44_180 - 1_015, 16_743 - 380)  # idxs [379, 379] and new_tokens [1015, 1015] of question 154
+    # idxs [379, 379] and new_tokens [1015, 1015] of question 154
+    assert (row.tokens, row.steps) == (44_180 - 1_015, 16_743 - 380)
     assert length_of(row) == pytest.approx(2.638, abs=5e-4)
     assert "with them the file has 2.639 tokens a step" in row.trace.remarks[0]
 
 
 def test_eagle_on_llama_70b_settles_3_62_tokens_a_step_2_91_times_as_fast(published: Path) -> None:
     folder = published / "eagle/mt_bench"
-    base, eagle = rows_of(*(folder / f"llama-2-chat-70b-fp16-{name}-in-temperature-0.0.jsonl" for name in ("base", "ea")))
+    base, eagle = rows_of(
+        *(folder / f"llama-2-chat-70b-fp16-{name}-in-temperature-0.0.jsonl" for name in ("base", "ea"))
+    )
     assert (eagle.tokens, eagle.steps, base.tokens, base.steps) == (55_668, 15_377, 48_165, 48_165)
     assert length_of(eagle) == pytest.approx(3.620, abs=5e-4)
     assert eagle.speedup is not None
@@ -100,29 +107,43 @@ def test_eagle_on_llama_70b_settles_3_62_tokens_a_step_2_91_times_as_fast(publis
         (SPEC_BENCH.format("BNukhkadiev", "sps-68m-float16-temp-0.0"), "SpS", 2.278),
     ],
 )
-def test_third_party_runs_of_spec_bench_have_the_leaderboards_acceptance_lengths(published: Path, path: str, system: str, length: float) -> None:
+def test_third_party_runs_of_spec_bench_have_the_leaderboards_acceptance_lengths(
+    published: Path, path: str, system: str, length: float
+) -> None:
     (row,) = rows_of(published / path)
     assert length_of(row) == pytest.approx(length, abs=5e-4)
     with open(published / "published.csv", encoding="utf-8") as file:
         leaderboard = [
             float(line["value"])
             for line in csv.DictReader(file)
-            if (line["system"], line["target"], line["metric"]) == (system, "vicuna-7b-v1.3", "mean_accepted_tokens") and "A100" in line["device"]
+            if (line["system"], line["target"], line["metric"]) == (system, "vicuna-7b-v1.3", "mean_accepted_tokens")
+            and "A100" in line["device"]
         ]
     assert [round(length_of(row), 2)] == leaderboard
 
 
 def test_medusa_on_spec_bench_has_2_30_with_the_numbers_of_its_two_failed_turns(published: Path) -> None:
     (row,) = rows_of(published / MEDUSA_ON_SPEC_BENCH)
-    assert (row.questions, row.turns, row.failed, row.tokens, row.steps) == (478, 558, 2, 91_469 - 153 - 166, 39_694 - 76 - 85)
-    said = "2 of 560 turns failed (recorded as ERROR with the numbers of the turn before) and are left out; with them the file has 2.304 tokens a step."
+    assert (row.questions, row.turns, row.failed, row.tokens, row.steps) == (
+        478,
+        558,
+        2,
+        91_469 - 153 - 166,
+        39_694 - 76 - 85,
+    )
+    said = (
+        "2 of 560 turns failed (recorded as ERROR with the numbers of the turn before) and are left out; with them the"
+        " file has 2.304 tokens a step."
+    )
     assert row.trace.remarks == (said,)
 
 
 def test_speedups_on_spec_bench_are_over_the_vanilla_run_of_the_same_folder(published: Path) -> None:
     vanilla = [SPEC_BENCH.format(owner, "vanilla-float16-temp-0.0") for owner in ("delsiiin", "yukiki-jc")]
     rows = rows_of(*(published / path for path in (MEDUSA_ON_SPEC_BENCH, EAGLE_ON_SPEC_BENCH, *vanilla)))
-    found = [(row.speedup.other.path.parts[-3], row.speedup.questions, row.speedup.speedup) for row in rows if row.speedup]
+    found = [
+        (row.speedup.other.path.parts[-3], row.speedup.questions, row.speedup.speedup) for row in rows if row.speedup
+    ]
     assert [(owner, questions) for owner, questions, _ in found] == [("delsiiin", 478), ("yukiki-jc", 480)]
     assert [speedup.value for *_, speedup in found if speedup] == pytest.approx([1.760, 2.432], abs=2e-3)
     assert [row.speedup.speedup_of_means for row in rows if row.speedup] == pytest.approx([1.668, 2.184], abs=2e-3)
@@ -134,10 +155,17 @@ def test_speedups_on_spec_bench_are_over_the_vanilla_run_of_the_same_folder(publ
 
 def test_medusas_rates_by_category_follow_its_figure(published: Path, data_dir: Path) -> None:
     (trace,) = read_traces(published / MEDUSA.format("7b-v1.3"))
-    questions = {question.question_id: question.category for question in read_questions(data_dir / "eval/mt_bench/question.jsonl")}
+    questions = {
+        question.question_id: question.category
+        for question in read_questions(data_dir / "eval/mt_bench/question.jsonl")
+    }
     rows = {row.category: row.tokens_per_s for row in analyse([with_categories(trace, questions)], by_category=True)}
     with open(published / "published.csv", encoding="utf-8") as file:
-        figure = {line["benchmark"].removeprefix("category "): float(line["value"]) for line in csv.DictReader(file) if "category " in line["benchmark"]}
+        figure = {
+            line["benchmark"].removeprefix("category "): float(line["value"])
+            for line in csv.DictReader(file)
+            if "category " in line["benchmark"]
+        }
     assert len(figure) == 8
     # Rate / speedup is vanilla's rate, which the categories share.
     vanilla = [(rows[category] or math.nan) / speedup for category, speedup in figure.items()]
@@ -181,7 +209,9 @@ def test_seconds_with_and_without_prefill_are_not_divided_by_each_other(tmp_path
     assert rows[1].speedup.speedup is not None
     assert rows[2].speedup is not None
     assert rows[2].speedup.speedup is None
-    assert rows[2].remarks == ("No speedup: its seconds are of prefill and decoding, those of tiny-vanilla of decoding.",)
+    assert rows[2].remarks == (
+        "No speedup: its seconds are of prefill and decoding, those of tiny-vanilla of decoding.",
+    )
     # The steps compare all the same.
     assert rows[2].change is not None
     assert rows[2].change.length_change is not None
@@ -202,7 +232,11 @@ def vanilla_row(question: int = 81, model: str = "vicuna-vanilla", **choice: obj
 
 def test_a_speedup_counts_the_turns_that_both_finished(tmp_path: Path) -> None:
     error = spec_bench_row(82, turns=["One.", "ERROR"])
-    mine, base = [spec_bench_row(81), error, spec_bench_row(84)], [vanilla_row(81), vanilla_row(82, wall_time=[2.0, 99.0]), vanilla_row(83)]
+    mine, base = [spec_bench_row(81), error, spec_bench_row(84)], [
+        vanilla_row(81),
+        vanilla_row(82, wall_time=[2.0, 99.0]),
+        vanilla_row(83),
+    ]
     rows = analyse(traces_of(tmp_path, a=mine, b=base))
     assert (rows[0].questions, rows[0].turns, rows[0].failed) == (3, 5, 1)
     versus = rows[0].speedup
@@ -230,7 +264,11 @@ def test_two_runs_of_one_system_compare_by_question(tmp_path: Path) -> None:
     for question in range(20):
         seconds = [float(value) for value in generator.uniform(0.2, 2.0, 2)]
         first.append(medusa_row(question, "medusa-1", wall_time=seconds))
-        second.append(medusa_row(question, "medusa-2", wall_time=[1.1 * value for value in seconds], turns=[f"One {question}.", "Other."]))
+        second.append(
+            medusa_row(
+                question, "medusa-2", wall_time=[1.1 * value for value in seconds], turns=[f"One {question}.", "Other."]
+            )
+        )
     row = analyse(traces_of(tmp_path, a=first, b=second))[1]
     assert row.change is not None
     assert row.change.rate_change is not None
@@ -246,9 +284,14 @@ def test_questions_of_two_benchmarks_with_the_same_numbers_are_not_paired(tmp_pa
     traces = traces_of(tmp_path, a=[spec_bench_row(101)], b=[spec_bench_row(101, category="rank")])
     rows = analyse(traces)
     assert rows[1].change is None
-    assert rows[1].remarks == ("Not compared with `a.jsonl`: not the same questions, 101 is of category 'rank' here and 'writing' there.",)
+    assert rows[1].remarks == (
+        "Not compared with `a.jsonl`: not the same questions, 101 is of category 'rank' here and 'writing' there.",
+    )
     short = medusa_row(101, turns=["x"], idxs=[1], new_tokens=[4], wall_time=[0.1])
-    assert "the turns of 101 are 1 here and 2 there" in analyse(traces_of(tmp_path, a=[medusa_row(101)], b=[short]))[1].remarks[0]
+    assert (
+        "the turns of 101 are 1 here and 2 there"
+        in analyse(traces_of(tmp_path, a=[medusa_row(101)], b=[short]))[1].remarks[0]
+    )
 
 
 def test_the_baseline_is_the_vanilla_file_of_the_folder_and_of_the_target(tmp_path: Path) -> None:
@@ -305,7 +348,13 @@ def test_a_failed_record_turn_counts_for_nothing(tmp_path: Path) -> None:
     path = write_run(tmp_path / "records.jsonl", lambda turn: failed(turn) if turn["method"] == "eagle" else turn)
     rows = {row.trace.system: row for row in rows_of(path)}
     eagle = rows["tiny-eagle"]
-    assert (eagle.turns, eagle.failed, eagle.tokens, eagle.acceptance_length, eagle.tokens_per_s) == (0, 16, None, None, None)
+    assert (eagle.turns, eagle.failed, eagle.tokens, eagle.acceptance_length, eagle.tokens_per_s) == (
+        0,
+        16,
+        None,
+        None,
+        None,
+    )
     assert "Not compared with `records.jsonl`: no turn that both finished." in eagle.remarks
     assert rows["tiny-medusa"].speedup is not None
 
@@ -320,7 +369,10 @@ def run(*arguments: object) -> str:
 
 
 def test_the_command_prints_markdown_and_writes_the_numbers(tmp_path: Path) -> None:
-    paths = [write(tmp_path / "eagle.jsonl", *(spec_bench_row(q) for q in (81, 82))), write(tmp_path / "v.jsonl", *(vanilla_row(q) for q in (81, 82)))]
+    paths = [
+        write(tmp_path / "eagle.jsonl", *(spec_bench_row(q) for q in (81, 82))),
+        write(tmp_path / "v.jsonl", *(vanilla_row(q) for q in (81, 82))),
+    ]
     text = run(*paths, "--csv", tmp_path / "out" / "numbers.csv")
     cells = cells_of(text)
     assert cells["System"] == "vicuna-eagle"
@@ -338,7 +390,9 @@ def test_the_command_prints_markdown_and_writes_the_numbers(tmp_path: Path) -> N
 
 
 def test_a_named_baseline_need_not_be_among_the_files(tmp_path: Path) -> None:
-    eagle, base = write(tmp_path / "e.jsonl", medusa_row(81, "ea")), write(tmp_path / "b.jsonl", medusa_row(81, "plain", new_tokens=[0, 0]))
+    eagle, base = write(tmp_path / "e.jsonl", medusa_row(81, "ea")), write(
+        tmp_path / "b.jsonl", medusa_row(81, "plain", new_tokens=[0, 0])
+    )
     text = run(eagle, "--baseline", base)
     assert [cells_of(text, index)["System"] for index in (0, 1)] == ["plain", "ea"]
     assert cells_of(text, 1)["Speedup (x)"] == "2.20"  # 11 tokens against 5 in the same time
@@ -353,7 +407,9 @@ def test_the_baseline_may_be_a_run_record(tmp_path: Path) -> None:
 
 def test_categories_come_from_a_question_file(tmp_path: Path) -> None:
     answers = write(tmp_path / "a.jsonl", medusa_row(81), medusa_row(82))
-    questions = write(tmp_path / "question.jsonl", *({"question_id": q, "category": f"kind {q}", "turns": ["x"]} for q in (81, 82)))
+    questions = write(
+        tmp_path / "question.jsonl", *({"question_id": q, "category": f"kind {q}", "turns": ["x"]} for q in (81, 82))
+    )
     text = run(answers, "--by-category", "--questions", questions)
     assert [cells_of(text, index)["Category"] for index in range(3)] == ["all", "kind 81", "kind 82"]
 
@@ -373,7 +429,10 @@ def test_mistakes_on_the_command_line_end_in_one_line(tmp_path: Path) -> None:
         ([eagle, "--baseline", untimed], "u.jsonl has no times."),
         ([eagle, "--baseline", record], "r.jsonl has no vanilla decoding."),
         ([eagle, "--baseline", tmp_path / "none.jsonl"], "There is no answer file"),
-        ([write(tmp_path / "m.jsonl", medusa_row()), "--by-category"], "m.jsonl has no categories. Name its questions with --questions"),
+        (
+            [write(tmp_path / "m.jsonl", medusa_row()), "--by-category"],
+            "m.jsonl has no categories. Name its questions with --questions",
+        ),
         ([eagle, "--questions", tmp_path / "none.jsonl"], "There is no question file"),
     ]
     for arguments, says in cases:
@@ -385,7 +444,9 @@ def test_mistakes_on_the_command_line_end_in_one_line(tmp_path: Path) -> None:
 
 def test_the_exit_code_of_bad_input_is_2(tmp_path: Path) -> None:
     bad = write(tmp_path / "b.jsonl", "{")
-    done = subprocess.run([sys.executable, "-m", "koala_bench.cli", "analyse", str(bad)], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "koala_bench.cli", "analyse", str(bad)], check=False, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"koala-bench: {bad}, line 1: not valid JSON")
     assert done.stderr.count("\n") == 1
@@ -397,11 +458,22 @@ def test_answer_files_are_read_without_torch() -> None:
 
 
 def test_every_definition_of_the_acceptance_length_stands_side_by_side(tmp_path: Path) -> None:
-    choice = {"index": 0, "turns": ["a"], "decoding_steps": [3], "new_tokens": [6], "wall_time": [1.0], "accept_lengths": [1, 2, 3]}
+    choice = {
+        "index": 0,
+        "turns": ["a"],
+        "decoding_steps": [3],
+        "new_tokens": [6],
+        "wall_time": [1.0],
+        "accept_lengths": [1, 2, 3],
+    }
     line = {"question_id": 81, "model_id": "eagle", "choices": [choice]}
     text = by_definition(read_traces(write(tmp_path / "a.jsonl", json.dumps(line) + "\n")))
     rows = {cells[1].strip(): cells[2].strip() for cells in (row.split("|") for row in text.splitlines()[2:])}
-    assert (rows["tokens per step"], rows["drafts per step"], rows["Medusa, new_tokens / idxs"]) == ("2.000", "1.000", "3.000")
+    assert (rows["tokens per step"], rows["drafts per step"], rows["Medusa, new_tokens / idxs"]) == (
+        "2.000",
+        "1.000",
+        "3.000",
+    )
     assert rows["speculators, NeMo Automodel"] == "\N{EN DASH}"  # no file says how deep the drafts were
 
 

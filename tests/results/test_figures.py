@@ -22,7 +22,9 @@ from koala_bench.records.summaries import sample, summarise
 from koala_bench.training.log import read_training
 
 
-def test_the_same_record_gives_the_same_bytes_whatever_style_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_record_gives_the_same_bytes_whatever_style_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl"))
     first = write_figure1([run], tmp_path / "one")
     assert [path.name for path in first] == ["figure1.pdf", "figure1.png"]
@@ -36,10 +38,15 @@ def test_the_same_record_gives_the_same_bytes_whatever_style_is_set(tmp_path: Pa
 
 
 def test_methods_and_targets_are_drawn_as_asked(tmp_path: Path) -> None:
-    runs = [read_run(write_run(tmp_path / f"{name}.jsonl", header=make_header(target=name))) for name in ("tiny", "vicuna-7b")]
+    runs = [
+        read_run(write_run(tmp_path / f"{name}.jsonl", header=make_header(target=name)))
+        for name in ("tiny", "vicuna-7b")
+    ]
     one = write_figure1(runs[:1], tmp_path / "one", methods=["vanilla", "eagle"])[1].read_bytes()
     two = write_figure1(runs, tmp_path / "two", methods=["vanilla", "eagle"])[1].read_bytes()
-    width, heights = [int.from_bytes(png[16:20], "big") for png in (one, two)], [int.from_bytes(png[20:24], "big") for png in (one, two)]
+    width, heights = [int.from_bytes(png[16:20], "big") for png in (one, two)], [
+        int.from_bytes(png[20:24], "big") for png in (one, two)
+    ]
     assert width[0] == width[1] == 1400  # 7 inches at 200 dots
     assert heights[1] == 2 * heights[0]
 
@@ -70,8 +77,18 @@ def training_log(path: Path) -> Path:
     for step in (1, 10, 20):
         for method in ("eagle", "eagle+koala"):
             line = {"kind": "step", "step": step, "method": method, "loss": 2.0 / step}
-            lines.append(line | ({"discriminator_loss": 0.69, "discriminator_accuracy": 0.5, "adversarial": 0.7} if method != "eagle" and step > 1 else {}))
-    lines += [{"kind": "held_out", "step": 20, "method": method, "acceptance_length": 1.5} for method in ("eagle", "eagle+koala")]
+            lines.append(
+                line
+                | (
+                    {"discriminator_loss": 0.69, "discriminator_accuracy": 0.5, "adversarial": 0.7}
+                    if method != "eagle" and step > 1
+                    else {}
+                )
+            )
+    lines += [
+        {"kind": "held_out", "step": 20, "method": method, "acceptance_length": 1.5}
+        for method in ("eagle", "eagle+koala")
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -79,7 +96,11 @@ def training_log(path: Path) -> Path:
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, name: str) -> None:
     header = make_header(OVER_K) if name == "layers" else None
-    source = training_log(tmp_path / "training.jsonl") if name == "training" else write_run(tmp_path / "run.jsonl", timed, header=header)
+    source = (
+        training_log(tmp_path / "training.jsonl")
+        if name == "training"
+        else write_run(tmp_path / "run.jsonl", timed, header=header)
+    )
     first, second = (make_figure(name, [source], tmp_path / folder) for folder in ("one", "two"))
     assert [path.name for path in first] == [f"figure-{name}.pdf", f"figure-{name}.png"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
@@ -89,8 +110,15 @@ def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, n
 @pytest.mark.parametrize("name", ["depth", "categories", "prediction"])
 def test_figures_change_with_the_record_and_take_one_question_and_two_targets(tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "run.jsonl", timed)
-    other = write_run(tmp_path / "other.jsonl", lambda turn: timed(turn) if turn["question_id"] == 81 else None, header=make_header(target="vicuna-7b"))
-    drawn = [make_figure(name, paths, tmp_path / str(place))[1].read_bytes() for place, paths in enumerate(([run], [other], [run, other]))]
+    other = write_run(
+        tmp_path / "other.jsonl",
+        lambda turn: timed(turn) if turn["question_id"] == 81 else None,
+        header=make_header(target="vicuna-7b"),
+    )
+    drawn = [
+        make_figure(name, paths, tmp_path / str(place))[1].read_bytes()
+        for place, paths in enumerate(([run], [other], [run, other]))
+    ]
     assert len(set(drawn)) == 3
 
 
@@ -116,7 +144,11 @@ def test_steps_that_were_not_timed_in_parts_cannot_be_predicted(tmp_path: Path) 
 
 def test_curves_over_k_come_from_one_record_or_from_one_per_k(tmp_path: Path) -> None:
     (curve,) = curves([read_run(write_run(tmp_path / "run.jsonl", header=make_header(OVER_K)))], ["medusa", "eagle"])
-    assert (curve.head, curve.adversarial, [point.method["layers"] for point in curve.points]) == ("eagle", False, [1, 2, 3, 4])
+    assert (curve.head, curve.adversarial, [point.method["layers"] for point in curve.points]) == (
+        "eagle",
+        False,
+        [1, 2, 3, 4],
+    )
     single = []
     for k, name in ((1, "eagle"), (3, "eagle@3")):
         single.append(read_run(write_run(tmp_path / f"{k}.jsonl", header=make_header(["vanilla", name]))))
@@ -155,10 +187,19 @@ def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path:
     run = write_run(tmp_path / "results" / "records.jsonl", timed)
     training_log(tmp_path / "results" / "training.jsonl")
     one = koala("figure", "depth", str(run), "--out", str(tmp_path / "one"))
-    assert one.code == 0 and one.out.split() == [str(tmp_path / "one" / f"figure-depth.{kind}") for kind in ("pdf", "png")]
+    assert one.code == 0 and one.out.split() == [
+        str(tmp_path / "one" / f"figure-depth.{kind}") for kind in ("pdf", "png")
+    ]
     every = koala("figure", "all", str(tmp_path / "results"))
-    assert {Path(line).stem for line in every.out.split()} == {"figure-depth", "figure-categories", "figure-training", "figure-prediction"}
-    assert (tmp_path / "results" / "figure-depth.png").read_bytes() == (tmp_path / "one" / "figure-depth.png").read_bytes()
+    assert {Path(line).stem for line in every.out.split()} == {
+        "figure-depth",
+        "figure-categories",
+        "figure-training",
+        "figure-prediction",
+    }
+    assert (tmp_path / "results" / "figure-depth.png").read_bytes() == (
+        tmp_path / "one" / "figure-depth.png"
+    ).read_bytes()
     states = {check.subject: check.state for check in verify(tmp_path / "results")[1]}
     assert states["figure-training.pdf"] == states["figure-prediction.png"] == "matches"
     assert "table1.md" not in states, "tables and figures that are not there are not missed where others are"

@@ -48,9 +48,23 @@ def states(folder: Path) -> dict[str, str]:
 
 def test_an_untouched_folder_matches_and_missing_weights_are_not_called_a_match(results: Path) -> None:
     found = states(results)
-    assert {subject for subject, state in found.items() if state == "not here"} == {"head medusa", "head medusa+koala", "head eagle+koala"}
+    assert {subject for subject, state in found.items() if state == "not here"} == {
+        "head medusa",
+        "head medusa+koala",
+        "head eagle+koala",
+    }
     assert "differs" not in found.values()
-    assert {"record", "preset", "questions bundled", "head eagle", "table1.md", "table1.tex", "table1.csv", "figure1.pdf", "figure1.png"} <= found.keys()
+    assert {
+        "record",
+        "preset",
+        "questions bundled",
+        "head eagle",
+        "table1.md",
+        "table1.tex",
+        "table1.csv",
+        "figure1.pdf",
+        "figure1.png",
+    } <= found.keys()
     assert "answers/tiny-eagle.jsonl" in found
 
 
@@ -92,7 +106,9 @@ def test_the_places_of_files_are_no_part_of_a_presets_hash() -> None:
     from koala_bench.presets import load_preset
 
     plain = load_preset("tiny")
-    moved = load_preset("tiny", ["target.name='/elsewhere/tiny'", "evaluation.questions='copy.jsonl'", "data.source='chats.json'"])
+    moved = load_preset(
+        "tiny", ["target.name='/elsewhere/tiny'", "evaluation.questions='copy.jsonl'", "data.source='chats.json'"]
+    )
     assert moved.sha256 == plain.sha256 == resolved_sha256(plain.model_dump(mode="json"))
     assert load_preset("tiny", ["target.dtype='float64'"]).sha256 != plain.sha256
 
@@ -104,5 +120,8 @@ KEPT = sorted(path for path in (Path(__file__).parents[2] / "results").rglob("*.
 def test_no_record_that_is_kept_names_a_place_on_the_machine_that_made_it(path: Path) -> None:
     with path.open(encoding="utf-8") as lines:
         header = json.loads(next(lines))
-    places = [*header.get("command", []), *(method["checkpoint"] or "" for method in header.get("methods", []) if isinstance(method, dict))]
+    places = [
+        *header.get("command", []),
+        *(method["checkpoint"] or "" for method in header.get("methods", []) if isinstance(method, dict)),
+    ]
     assert not [place for place in places if Path(place).is_absolute()]

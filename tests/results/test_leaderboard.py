@@ -1,4 +1,6 @@
-"""The leaderboard: a row per method and a column per task, the published rows below, and what a lossy or sampled method is called."""
+"""The leaderboard: a row per method and a column per task, the published rows below, and what a lossy or sampled method
+is called.
+"""
 
 from __future__ import annotations
 
@@ -62,11 +64,25 @@ def test_the_files_hold_every_number_and_the_published_rows(tmp_path: Path, spec
     assert [path.name for path in files] == ["leaderboard.md", "leaderboard.tex", "leaderboard.csv"]
     markdown, latex, table = (path.read_text(encoding="utf-8") for path in files)
     rows = list(csv.DictReader(io.StringIO(table)))
-    assert {row["task"] for row in rows} == {"multi-turn conversation", "translation", "question answering", "retrieval-augmented generation", "all tasks"}
+    assert {row["task"] for row in rows} == {
+        "multi-turn conversation",
+        "translation",
+        "question answering",
+        "retrieval-augmented generation",
+        "all tasks",
+    }
     assert all(float(row["speedup_low"]) <= float(row["speedup"]) <= float(row["speedup_high"]) for row in rows)
     assert r"\label{tab:leaderboard}" in latex
     below = [line.split(" | ") for line in markdown.splitlines() if "Spec-Bench Leaderboard.md" in line]
-    assert {line[0].removeprefix("| ") for line in below} == {"SpS", "PLD", "Medusa", "Hydra", "EAGLE", "EAGLE2", "EAGLE3"}
+    assert {line[0].removeprefix("| ") for line in below} == {
+        "SpS",
+        "PLD",
+        "Medusa",
+        "Hydra",
+        "EAGLE",
+        "EAGLE2",
+        "EAGLE3",
+    }
     for claim in (claim for claim in (*PAPER.leaderboard, *PAPER.by_task) if claim.source.endswith("Leaderboard.md")):
         (line,) = [line for line in below if line[:3] == [f"| {claim.system}", claim.target, claim.device]]
         assert line[3] == f"{claim.speedup['multi-turn conversation']:.2f}"
@@ -84,7 +100,11 @@ def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path, spec: Tab
     run = sampled(tmp_path / "s.jsonl")
     markdown, _, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, PAPER))
     assert "| tiny | medusa (lossy, total variation 0.30) |" in markdown
-    assert "LOSSY: medusa does not keep the distribution of tiny by typical acceptance (threshold 0.09, \N{GREEK SMALL LETTER ALPHA} 0.3)." in markdown
+    assert (
+        "LOSSY: medusa does not keep the distribution of tiny by typical acceptance (threshold 0.09,"
+        " \N{GREEK SMALL LETTER ALPHA} 0.3)."
+        in markdown
+    )
     assert "speculative sampling, temperature 0.7, top-k 40, top-p 0.9" in markdown
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(table)) if row["task"] == "all tasks"}
     assert (rows["medusa"]["lossless"], float(rows["medusa"]["total_variation"])) == ("false", pytest.approx(0.3))
@@ -94,14 +114,26 @@ def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path, spec: Tab
 def test_draws_are_not_held_against_vanillas(tmp_path: Path, spec: TableSpec) -> None:
     markdown = write_table([sampled(tmp_path / "s.jsonl")], tmp_path, spec, PAPER)[0].read_text(encoding="utf-8")
     assert "equal to vanilla's" not in markdown
-    assert "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution by speculative sampling." in markdown
+    assert (
+        "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution by"
+        " speculative sampling."
+        in markdown
+    )
 
 
 def test_published_orders_are_held_against_the_measured_ones(tmp_path: Path, spec: TableSpec) -> None:
-    """In the synthetic run EAGLE accepts more than Medusa and is faster, as is published; with the names swapped that is contradicted."""
+    """In the synthetic run EAGLE accepts more than Medusa and is faster, as is published; with the names swapped that
+    is contradicted.
+    """
     run = spec_bench(tmp_path / "s.jsonl")
-    for systems, verdict in (({"Medusa": "medusa", "EAGLE": "eagle"}, "confirmed"), ({"Medusa": "eagle", "EAGLE": "medusa"}, "contradicted")):
-        notes = {note.title: note.lines for note in set_table([run], spec.model_copy(update={"systems": systems}), PAPER).notes}
+    for systems, verdict in (
+        ({"Medusa": "medusa", "EAGLE": "eagle"}, "confirmed"),
+        ({"Medusa": "eagle", "EAGLE": "medusa"}, "contradicted"),
+    ):
+        notes = {
+            note.title: note.lines
+            for note in set_table([run], spec.model_copy(update={"systems": systems}), PAPER).notes
+        }
         lines = notes["Which published order of methods this bears out"]
         for what in ("acceptance length", "overall speedup"):
             assert any(line.startswith(f"By {what}, of 1 pairs") and f"1 {verdict}" in line for line in lines)
@@ -120,9 +152,13 @@ def test_systems_whose_order_differs_from_place_to_place_are_no_pair(tmp_path: P
 def test_one_lossless_method_keeps_and_none_is_not_named(tmp_path: Path, spec: TableSpec) -> None:
     def note(*shown: str) -> str:
         few = spec.model_copy(update={"methods": shown})
-        return write_table([sampled(tmp_path / f"{len(shown)}.jsonl")], tmp_path, few, PAPER)[0].read_text(encoding="utf-8")
+        return write_table([sampled(tmp_path / f"{len(shown)}.jsonl")], tmp_path, few, PAPER)[0].read_text(
+            encoding="utf-8"
+        )
 
-    assert "Answers are draws, so they differ; eagle keeps the target's distribution by speculative sampling." in note("vanilla", "medusa", "eagle")
+    assert "Answers are draws, so they differ; eagle keeps the target's distribution by speculative sampling." in note(
+        "vanilla", "medusa", "eagle"
+    )
     assert "Answers are draws, so they differ.\n" in note("vanilla", "medusa")
 
 

@@ -1,4 +1,6 @@
-"""What each recipe runs: methods, seeds, question files and folders; and the whole way of `reproduce all` on a tiny target."""
+"""What each recipe runs: methods, seeds, question files and folders; and the whole way of `reproduce all` on a tiny
+target.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from koala_bench.results.making import FIGURES, RECORD
 
 TABLES = ("table1", "table2", "table3")
 FOUR = ["medusa", "medusa+koala", "eagle", "eagle+koala"]
-PARTS = ["medusa", "medusa+layers", "medusa+adversarial", "medusa+koala", "eagle", "eagle+layers", "eagle+adversarial", "eagle+koala"]
+PARTS = [
+    "medusa",
+    "medusa+layers",
+    "medusa+adversarial",
+    "medusa+koala",
+    "eagle",
+    "eagle+layers",
+    "eagle+adversarial",
+    "eagle+koala",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +63,11 @@ def test_table_1_runs_the_usual_methods_with_the_preset_as_it_is() -> None:
 
 def test_table_3_runs_every_part_from_every_seed() -> None:
     found = planned("table3")
-    assert places(found) == [("F/records.jsonl", "F/heads"), ("F/seed-1/records.jsonl", "F/seed-1/heads"), ("F/seed-2/records.jsonl", "F/seed-2/heads")]
+    assert places(found) == [
+        ("F/records.jsonl", "F/heads"),
+        ("F/seed-1/records.jsonl", "F/seed-1/heads"),
+        ("F/seed-2/records.jsonl", "F/seed-2/heads"),
+    ]
     assert [job.preset.training.seed for job in found.jobs] == [0, 1, 2]
     assert {job.methods for job in found.jobs} == {("vanilla", *PARTS)}
     assert len(planned("table3", seeds=False).jobs) == 1
@@ -62,9 +77,18 @@ def test_table_3_runs_every_part_from_every_seed() -> None:
 
 def test_table_2_takes_the_files_of_a_data_folder(data: Path) -> None:
     found = planned("table2", data)
-    assert places(found) == [("F/tasks/spec_bench/records.jsonl", "F/heads"), ("F/tasks/humaneval/records.jsonl", "F/heads")]
-    assert [(job.preset.evaluation.questions, job.preset.evaluation.limit) for job in found.jobs] == [("spec_bench", 10), ("humaneval", 10)]
-    assert found.remarks == (f"Left out of Table 2: alpaca, gsm8k, not in {data}.", "Table 2 is on the first 10 questions of each category.")
+    assert places(found) == [
+        ("F/tasks/spec_bench/records.jsonl", "F/heads"),
+        ("F/tasks/humaneval/records.jsonl", "F/heads"),
+    ]
+    assert [(job.preset.evaluation.questions, job.preset.evaluation.limit) for job in found.jobs] == [
+        ("spec_bench", 10),
+        ("humaneval", 10),
+    ]
+    assert found.remarks == (
+        f"Left out of Table 2: alpaca, gsm8k, not in {data}.",
+        "Table 2 is on the first 10 questions of each category.",
+    )
     assert len(found.trainings) == 1, "the heads are trained once"
     whole = planned("table2", data, preset="vicuna-7b")
     assert {job.preset.evaluation.limit for job in whole.jobs} == {None}
@@ -75,9 +99,13 @@ def test_the_leaderboard_takes_what_the_preset_lists_and_its_temperature_allows(
     found = planned("leaderboard", data)
     assert places(found) == [("F/tasks/spec_bench/records.jsonl", "F/heads")]
     assert found.products == ("leaderboard",)
-    preset = load_preset("tiny", ['methods."medusa+typical".head_of=medusa', 'methods."medusa+typical".typical.threshold=0.09'])
+    preset = load_preset(
+        "tiny", ['methods."medusa+typical".head_of=medusa', 'methods."medusa+typical".typical.threshold=0.09']
+    )
     for temperature, more in ((0.0, []), (0.7, ["medusa+typical"])):
-        warm = preset.model_copy(update={"evaluation": preset.evaluation.model_copy(update={"temperature": temperature})})
+        warm = preset.model_copy(
+            update={"evaluation": preset.evaluation.model_copy(update={"temperature": temperature})}
+        )
         jobs = plan("leaderboard", warm, "tiny", Path("F"), data, methods=None, asked=False, seeds=True)
         assert [name for name in jobs.jobs[0].methods if name.endswith("typical")] == more
         assert any("Left out at temperature 0" in line for line in jobs.remarks) == (not more)
@@ -98,7 +126,18 @@ def test_table_2_without_data_says_that_it_is_by_category(tmp_path: Path) -> Non
 
 def test_figures_run_k_1_to_5_and_reuse_what_has_a_name() -> None:
     (job,) = planned("figures").jobs
-    curve = ["medusa", "medusa+layers", "medusa@3", "medusa@4", "medusa@5", "eagle", "eagle+layers", "eagle@3", "eagle@4", "eagle@5"]
+    curve = [
+        "medusa",
+        "medusa+layers",
+        "medusa@3",
+        "medusa@4",
+        "medusa@5",
+        "eagle",
+        "eagle+layers",
+        "eagle@3",
+        "eagle@4",
+        "eagle@5",
+    ]
     assert set(job.methods) == {"vanilla", *FOUR, *curve}
     assert [job.preset.method(name).layers for name in curve] == [1, 2, 3, 4, 5] * 2
     assert {job.preset.method(name).objective for name in curve} == {None}
@@ -121,7 +160,11 @@ def test_a_method_of_ones_own_is_usual_and_no_part_of_the_ablation(tmp_path: Pat
     (tmp_path / "mine.toml").write_text(text + '\n[methods.mine]\nhead = "eagle"\ntree = "chain-2"\n')
     preset = load_preset(str(tmp_path / "mine.toml"))
     assert "mine" in usual_methods(preset)
-    assert "mine" not in plan("table3", preset, "mine.toml", Path("F"), None, methods=None, asked=False, seeds=False).jobs[0].methods
+    assert (
+        "mine" not in plan("table3", preset, "mine.toml", Path("F"), None, methods=None, asked=False, seeds=False).jobs[
+            0
+        ].methods
+    )
 
 
 def test_a_preset_without_the_parts_is_refused(tmp_path: Path) -> None:
@@ -132,22 +175,38 @@ def test_a_preset_without_the_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_layers_are_those_of_the_variants() -> None:
-    variants = [*(f"{head}+{part}" for head in ("medusa", "eagle") for part in ("koala", "layers")), "eagle2+koala", "eagle3+koala", "hydra+koala"]
+    variants = [
+        *(f"{head}+{part}" for head in ("medusa", "eagle") for part in ("koala", "layers")),
+        "eagle2+koala",
+        "eagle3+koala",
+        "hydra+koala",
+    ]
     assert set(layers_of_variants("tiny", 4)) == {f'methods."{name}".layers=4' for name in variants}
     preset = load_preset("tiny", layers_of_variants("tiny", 4))
     assert with_layers(preset, ["eagle"], [1, 2, 4])[1] == ["eagle", "eagle@2", "eagle+layers"]
 
 
 @pytest.mark.slow
-def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_all_tables_and_figures_come_in_one_go_and_verify(
+    koala: Koala, folder: Path, tmp_path: Path
+) -> None:  # noqa: F811
     (tmp_path / "data" / "humaneval").mkdir(parents=True)
     write_questions(tmp_path / "data" / "humaneval" / "question.jsonl", [("code", ["count 5"]), ("code", ["count 6"])])
     options = [*decoding(folder), "--seed", "3", "--out", str(tmp_path / "out")]
-    without_questions = [*options[2:], "--set", f"evaluation.questions={folder / 'questions.jsonl'}", "--data-dir", str(tmp_path / "data")]
+    without_questions = [
+        *options[2:],
+        "--set",
+        f"evaluation.questions={folder / 'questions.jsonl'}",
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
     result = koala("reproduce", "all", *settings(folder), *without_questions)
     assert result.code == 0, result.err
     assert "Left out of Table 2: alpaca, gsm8k, spec_bench" in result.err
-    for name in (*(f"{table}.{kind}" for table in TABLES for kind in ("md", "tex", "csv")), *(f"figure-{f}.{k}" for f in FIGURES for k in ("pdf", "png"))):
+    for name in (
+        *(f"{table}.{kind}" for table in TABLES for kind in ("md", "tex", "csv")),
+        *(f"figure-{f}.{k}" for f in FIGURES for k in ("pdf", "png")),
+    ):
         assert (tmp_path / "out" / name).is_file(), name
         assert name in result.err
     assert "# Table 1" in result.out and "# Table 2" in result.out and "# Table 3" in result.out
@@ -155,6 +214,13 @@ def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, folder: 
     assert "| code | 2 | eagle+koala |" in (tmp_path / "out" / "table2.md").read_text()
     states = {check.subject: check.state for check in verify(tmp_path / "out")[1]}
     assert "differs" not in states.values()
-    assert {"table1.md", "table2.tex", "table3.csv", "figure-layers.pdf", "figure-training.png", "record of tasks/humaneval"} <= states.keys()
+    assert {
+        "table1.md",
+        "table2.tex",
+        "table3.csv",
+        "figure-layers.pdf",
+        "figure-training.png",
+        "record of tasks/humaneval",
+    } <= states.keys()
     again = koala("reproduce", "all", *settings(folder), *without_questions)
     assert again.code == 0 and again.err.count("Reusing") == 3

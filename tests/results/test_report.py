@@ -80,7 +80,11 @@ def header_of_bundled() -> RunHeader:
 def results(tmp_path: Path) -> Path:
     """A folder of results with a log of the training."""
     write_run(tmp_path / "records.jsonl", kept, header=header_of_bundled())
-    lines = [held_out("medusa", [0.6, 0.4], [0.6, 0.4]), held_out("eagle", [0.8], [0.3], 50), held_out("eagle", [0.8], [0.7])]
+    lines = [
+        held_out("medusa", [0.6, 0.4], [0.6, 0.4]),
+        held_out("eagle", [0.8], [0.3], 50),
+        held_out("eagle", [0.8], [0.7]),
+    ]
     (tmp_path / "training.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
@@ -120,7 +124,12 @@ def test_a_tree_shows_how_often_each_node_was_accepted(tmp_path: Path) -> None:
     header["methods"][1]["tree"] = {"name": "mine", "nodes": 7, "depth": 3, "parents": [-1, 0, 0, 0, 1, 1, 4]}
     nodes = [0, 1, 2, 4, 5, 6, 6, 6]
     depths = [0, 1, 1, 2, 2, 3, 3, 3]
-    taken = {"accepted": depths, "drafted_depth": [3] * 8, "kept_node": nodes, "new_token_ids": list(range(sum(depths) + 8))}
+    taken = {
+        "accepted": depths,
+        "drafted_depth": [3] * 8,
+        "kept_node": nodes,
+        "new_token_ids": list(range(sum(depths) + 8)),
+    }
     path = write_run(tmp_path / "records.jsonl", lambda turn: turn | taken if turn["method"] == "eagle" else turn, header=header)  # type: ignore[arg-type, return-value]
     (tree,) = draw_trees(read_run(path))
     turns = tree.steps // 8
@@ -143,13 +152,18 @@ def test_steps_without_room_for_a_draft_and_records_without_nodes_say_nothing_ab
     path = write_run(tmp_path / "records.jsonl", last_step_bare, header=with_chain(make_header()))
     run = read_run(path)
     (tree,) = draw_trees(run)
-    assert tree.method == "eagle" and tree.steps == sum(len(turn["accepted"] or []) - 1 for turn in run.turns_of("eagle"))
+    assert tree.method == "eagle" and tree.steps == sum(
+        len(turn["accepted"] or []) - 1 for turn in run.turns_of("eagle")
+    )
     page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "eagle: chain-4, 5 nodes" in page.text and "There is no log of the training" in page.text
 
 
 def test_a_gap_between_training_and_decoding_is_flagged(results: Path) -> None:
-    found = {(each.method, each.depth): each for each in agreements([json.loads(line) for line in (results / "training.jsonl").open()])}
+    found = {
+        (each.method, each.depth): each
+        for each in agreements([json.loads(line) for line in (results / "training.jsonl").open()])
+    }
     assert [found[key].flagged for key in (("medusa", 1), ("medusa", 2), ("eagle", 1))] == [False, False, True]
     assert found["eagle", 1].step == 100 and found["eagle", 1].gap == pytest.approx(-0.125)
     page = Page(write_report(results, results / "report.html").read_text(encoding="utf-8"))
@@ -157,7 +171,14 @@ def test_a_gap_between_training_and_decoding_is_flagged(results: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("forced", "decoded", "flagged"), [([0.5], [0.549], False), ([0.5], [0.551], True), ([0.0], [0.0], False), ([0.0], [0.1], True), ([0.1], [0.0], True)]
+    ("forced", "decoded", "flagged"),
+    [
+        ([0.5], [0.549], False),
+        ([0.5], [0.551], True),
+        ([0.0], [0.0], False),
+        ([0.0], [0.1], True),
+        ([0.1], [0.0], True),
+    ],
 )
 def test_the_gap_is_relative(forced: list[float], decoded: list[float], flagged: bool) -> None:
     assert [each.flagged for each in agreements([held_out("m", forced, decoded)])] == [flagged]
@@ -165,7 +186,12 @@ def test_the_gap_is_relative(forced: list[float], decoded: list[float], flagged:
 
 def test_depths_without_a_trial_and_logs_of_before_are_passed_over() -> None:
     assert [each.depth for each in agreements([held_out("m", [0.5, None], [0.5, None])])] == [1]
-    assert agreements([{"kind": "held_out", "step": 1, "method": "m", "loss": 1.0}, {"kind": "step", "step": 1, "method": "m"}]) == []
+    assert (
+        agreements(
+            [{"kind": "held_out", "step": 1, "method": "m", "loss": 1.0}, {"kind": "step", "step": 1, "method": "m"}]
+        )
+        == []
+    )
 
 
 def test_the_slowest_and_fastest_questions_are_found_with_their_texts(tmp_path: Path) -> None:
@@ -212,7 +238,10 @@ def test_the_fastest_is_lossless_and_a_lossy_one_is_called_so_everywhere(tmp_pat
 def test_draws_are_not_counted_as_answers_of_vanillas(tmp_path: Path) -> None:
     page = Page(sampled_page(tmp_path, "medusa")).text
     assert "The fastest method is eagle+koala: " in page  # the lossy one is slower
-    assert "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution" in page.split("Tables")[0]
+    assert (
+        "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution"
+        in page.split("Tables")[0]
+    )
     assert "answers are vanilla's" not in page and "Answers compared" not in page
 
 
@@ -224,7 +253,11 @@ def test_where_every_method_is_lossy_the_headline_says_so(tmp_path: Path) -> Non
 def test_a_folder_without_a_record_is_refused_in_a_line(tmp_path: Path, koala: Koala) -> None:  # noqa: F811
     with pytest.raises(KoalaBenchError, match=r"has no records\.jsonl to report on"):
         write_report(tmp_path, tmp_path / "report.html")
-    write_run(tmp_path / "records.jsonl", lambda turn: turn if turn["method"] == "vanilla" else None, header=make_header(["vanilla"]))
+    write_run(
+        tmp_path / "records.jsonl",
+        lambda turn: turn if turn["method"] == "vanilla" else None,
+        header=make_header(["vanilla"]),
+    )
     done = koala("report", str(tmp_path))
     assert done.code == 2 and "has no method beside vanilla" in done.err and not (tmp_path / "report.html").exists()
 
@@ -233,7 +266,10 @@ def test_differences_from_vanilla_are_counted_and_the_first_are_listed(tmp_path:
     def other(turn: TurnLine) -> TurnLine:
         return turn | {"new_token_ids": [7, *(turn["new_token_ids"] or [])[1:]]} if turn["method"] in ("eagle", "medusa") else turn  # type: ignore[return-value]
 
-    write_run(tmp_path / "records.jsonl", lambda turn: other(turn) if turn["method"] == "eagle" or turn["question_id"] < 83 else turn)
+    write_run(
+        tmp_path / "records.jsonl",
+        lambda turn: other(turn) if turn["method"] == "eagle" or turn["question_id"] < 83 else turn,
+    )
     page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "44 of 64 answers are vanilla's" in page.text and "Where medusa differs" in page.text
     assert page.text.count("token 7 in place of 1000") == 20  # 4 of medusa's, and 16 of eagle's
@@ -242,10 +278,21 @@ def test_differences_from_vanilla_are_counted_and_the_first_are_listed(tmp_path:
 def test_an_unfinished_record_and_failed_turns_are_said_first(tmp_path: Path) -> None:
     from tests.support.synthetic_run import failed
 
-    write_run(tmp_path / "records.jsonl", lambda turn: failed(turn) if (turn["method"], turn["question_id"]) == ("eagle", 84) else turn, finish=False)
+    write_run(
+        tmp_path / "records.jsonl",
+        lambda turn: failed(turn) if (turn["method"], turn["question_id"]) == ("eagle", 84) else turn,
+        finish=False,
+    )
     page = Page(write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "2 turns failed and have no numbers." in page.text and "The record is unfinished" in page.text
     assert make_turn("eagle", 84, 0)["text"] not in page.text.split("Outliers")[0]
     place = tmp_path / "one"
-    write_run(place / "records.jsonl", lambda turn: failed(turn) if (turn["method"], turn["question_id"], turn["turn"]) == ("eagle", 84, 1) else turn)
-    assert "1 turn failed and has no numbers." in Page(write_report(place, place / "report.html").read_text(encoding="utf-8")).text
+    write_run(
+        place / "records.jsonl",
+        lambda turn: failed(turn) if (turn["method"], turn["question_id"], turn["turn"]) == ("eagle", 84, 1) else turn,
+    )
+    assert (
+        "1 turn failed and has no numbers." in Page(
+            write_report(place, place / "report.html").read_text(encoding="utf-8")
+        ).text
+    )

@@ -62,10 +62,16 @@ def test_numbers_are_those_worked_out_by_hand(tmp_path: Path) -> None:
             return None
         vanilla = turn["method"] == "vanilla"
         accepted, seconds = ([0] * 6, 0.6) if vanilla else ([3, 1], 0.2 if turn["question_id"] == 81 else 0.4)
-        turn |= {"accepted": accepted, "drafted_depth": [0] * 6 if vanilla else [4, 4], "new_token_ids": [5, 6, 7, 8, 9, 2]}
+        turn |= {
+            "accepted": accepted,
+            "drafted_depth": [0] * 6 if vanilla else [4, 4],
+            "new_token_ids": [5, 6, 7, 8, 9, 2],
+        }
         return turn | {"decode_s": seconds, "draft_s": None if vanilla else 0.1, "verify_s": None if vanilla else 0.3}
 
-    eagle = by_name(summarise(changed(tmp_path / "run.jsonl", change, header=make_header(["vanilla", "eagle"]))))["eagle"]
+    eagle = by_name(summarise(changed(tmp_path / "run.jsonl", change, header=make_header(["vanilla", "eagle"]))))[
+        "eagle"
+    ]
     assert eagle.speedup.value == pytest.approx((12 / 0.6) / (12 / 1.2))
     assert eagle.tokens_per_s == pytest.approx(20.0)
     assert eagle.speedup_of_means == pytest.approx(((6 / 0.2 + 6 / 0.4) / 2) / 10)
@@ -73,7 +79,12 @@ def test_numbers_are_those_worked_out_by_hand(tmp_path: Path) -> None:
     # With two questions a quarter of the resamples are of the first alone (3x) and a quarter of the second (1.5x).
     assert (eagle.speedup.low, eagle.speedup.high) == pytest.approx((1.5, 3.0))
     assert eagle.acceptance_length.value == 3.0
-    assert [(rate.depth, rate.accepted, rate.trials) for rate in eagle.depths] == [(1, 4, 4), (2, 2, 4), (3, 2, 2), (4, 0, 2)]
+    assert [(rate.depth, rate.accepted, rate.trials) for rate in eagle.depths] == [
+        (1, 4, 4),
+        (2, 2, 4),
+        (3, 2, 2),
+        (4, 0, 2),
+    ]
     assert eagle.draft_overhead == pytest.approx(0.25)
 
 
@@ -109,7 +120,12 @@ def test_repeats_change_the_total_and_not_the_number_of_questions(tmp_path: Path
     path = tmp_path / "repeated.jsonl"
     write_run(path, finish=False, header=header)
     with open(path, "a", encoding="utf-8") as handle:
-        handle.write("".join(line.replace('"repeat":0', '"repeat":1') for line in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]))
+        handle.write(
+            "".join(
+                line.replace('"repeat":0', '"repeat":1')
+                for line in path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+            )
+        )
     once, twice = summarise(run)[3], summarise(read_run(path))[3]
     assert twice.questions == once.questions == len(QUESTIONS)
     assert twice.counted == 2 * once.counted
@@ -131,7 +147,12 @@ def test_a_failed_turn_is_counted_and_no_part_of_any_number(tmp_path: Path, spec
     with_failure = changed(tmp_path / "a.jsonl", lambda turn: failed(turn) if key_of(turn) == place else turn)
     without = changed(tmp_path / "b.jsonl", lambda turn: None if key_of(turn)[1:] == place[1:] else turn)
     for one, other in zip(summarise(with_failure), summarise(without), strict=True):
-        assert (one.speedup, one.acceptance_length, one.depths, one.change_x) == (other.speedup, other.acceptance_length, other.depths, other.change_x)
+        assert (one.speedup, one.acceptance_length, one.depths, one.change_x) == (
+            other.speedup,
+            other.acceptance_length,
+            other.depths,
+            other.change_x,
+        )
     text = write_table([with_failure], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert "**This table is incomplete**" in text
     assert "1 turn of tiny failed (eagle 1). A failed turn has no numbers." in text
@@ -141,7 +162,9 @@ def test_a_failed_turn_is_counted_and_no_part_of_any_number(tmp_path: Path, spec
     assert [row["turns_failed"] for row in rows_of(tmp_path / "table1.csv")] == ["0", "0", "0", "1", "0"]
 
 
-def test_a_method_that_failed_throughout_has_no_numbers_and_takes_none_from_the_others(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+def test_a_method_that_failed_throughout_has_no_numbers_and_takes_none_from_the_others(
+    tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
+) -> None:
     broken = changed(tmp_path / "a.jsonl", lambda turn: failed(turn) if turn["method"] == "eagle" else turn)
     summaries = by_name(summarise(broken))
     assert math.isnan(summaries["eagle"].speedup.value)
@@ -158,7 +181,9 @@ def test_a_method_that_failed_throughout_has_no_numbers_and_takes_none_from_the_
 def test_an_unfinished_record_says_so(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     run = changed(tmp_path / "run.jsonl", lambda turn: None if turn["question_id"] > 85 else turn, finish=False)
     for path in write_table([run], tmp_path, spec, paper)[:2]:
-        assert "The record of tiny is unfinished: it holds 50 turns and no end line." in path.read_text(encoding="utf-8")
+        assert "The record of tiny is unfinished: it holds 50 turns and no end line." in path.read_text(
+            encoding="utf-8"
+        )
 
 
 def test_a_whole_record_has_no_such_note(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
@@ -168,8 +193,16 @@ def test_a_whole_record_has_no_such_note(tmp_path: Path, run: Run, spec: TableSp
 @pytest.mark.parametrize(
     ("change", "methods", "message"),
     [
-        (lambda turn: failed(turn) if turn["method"] == "vanilla" else turn, None, "holds no answer of vanilla decoding"),
-        (lambda turn: turn if (turn["method"] == "vanilla") == (turn["question_id"] == 81) else None, None, "has no turn that every method finished"),
+        (
+            lambda turn: failed(turn) if turn["method"] == "vanilla" else turn,
+            None,
+            "holds no answer of vanilla decoding",
+        ),
+        (
+            lambda turn: turn if (turn["method"] == "vanilla") == (turn["question_id"] == 81) else None,
+            None,
+            "has no turn that every method finished",
+        ),
         (lambda turn: turn, ["hydra"], "has none of the methods hydra"),
     ],
 )
@@ -189,7 +222,10 @@ def test_each_difference_is_listed_with_its_place_tokens_and_gap(tmp_path: Path,
         if key_of(turn) == ("medusa", 84, 1, 0):
             ids = [*(turn["new_token_ids"] or [])]
             ids[9] = 7
-            return turn | {"new_token_ids": ids, "first_difference": {"position": 9, "token": 7, "vanilla_token": 1009, "top2_gap": 3.1e-7}}
+            return turn | {
+                "new_token_ids": ids,
+                "first_difference": {"position": 9, "token": 7, "vanilla_token": 1009, "top2_gap": 3.1e-7},
+            }
         if key_of(turn) == ("eagle", 81, 0, 0):
             return turn | {"new_token_ids": [1000] * 36}  # the record itself has not noticed
         return turn
@@ -198,8 +234,15 @@ def test_each_difference_is_listed_with_its_place_tokens_and_gap(tmp_path: Path,
     markdown, latex, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, paper))
     assert "medusa 15/16 turns, medusa+koala 16/16 turns, eagle 15/16 turns, eagle+koala 16/16 turns." in markdown
     assert "2 differences, each listed in the Markdown version" in latex
-    assert "- Different: medusa, question 84, turn 1, repeat 0, position 9: token 7, vanilla 1009, top-2 gap 3.10e-07." in markdown
-    assert "- Different: eagle, question 81, turn 0, repeat 0, position 1: token 1000, vanilla 1001, top-2 gap not recorded." in markdown
+    assert (
+        "- Different: medusa, question 84, turn 1, repeat 0, position 9: token 7, vanilla 1009, top-2 gap 3.10e-07."
+        in markdown
+    )
+    assert (
+        "- Different: eagle, question 81, turn 0, repeat 0, position 1: token 1000, vanilla 1001, top-2 gap not"
+        " recorded."
+        in markdown
+    )
     assert list(csv.DictReader(io.StringIO(table)))[1]["turns_equal_to_vanilla"] == "15"
 
 
@@ -213,10 +256,16 @@ def test_an_answer_that_ends_early_differs_where_it_ends(tmp_path: Path) -> None
     assert (found.position, found.token, found.vanilla_token, found.top2_gap) == (2, None, 1002, None)
 
 
-def test_a_lossy_method_is_labelled_and_its_differences_are_not_listed(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+def test_a_lossy_method_is_labelled_and_its_differences_are_not_listed(
+    tmp_path: Path, spec: TableSpec, paper: Paper
+) -> None:
     header = make_header()
     header["methods"][1]["lossless"] = False
-    run = changed(tmp_path / "run.jsonl", lambda turn: turn | {"new_token_ids": [3] * 36} if turn["method"] == "medusa" else turn, header=header)
+    run = changed(
+        tmp_path / "run.jsonl",
+        lambda turn: turn | {"new_token_ids": [3] * 36} if turn["method"] == "medusa" else turn,
+        header=header,
+    )
     text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert "medusa 0/16 turns (lossy by design), medusa+koala 16/16 turns," in text
     assert "Different:" not in text
@@ -235,10 +284,22 @@ def with_change(run: Run, x: Interval, percent: Interval) -> Summary:
     ("x", "sentence"),
     [
         (Interval(0.3, 0.25, 0.4), "confirms the paper's range of +0.24 to +0.41 x: the whole interval lies in it."),
-        (Interval(0.1, 0.05, 0.15), "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies below it."),
-        (Interval(0.5, 0.45, 0.55), "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies above it."),
-        (Interval(0.3, 0.15, 0.45), "is not distinguishable from the paper's range of +0.24 to +0.41 x: the interval lies only partly in it."),
-        (Interval(0.3, math.nan, math.nan), "is not distinguishable from the paper's range of +0.24 to +0.41 x: there is no interval."),
+        (
+            Interval(0.1, 0.05, 0.15),
+            "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies below it.",
+        ),
+        (
+            Interval(0.5, 0.45, 0.55),
+            "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies above it.",
+        ),
+        (
+            Interval(0.3, 0.15, 0.45),
+            "is not distinguishable from the paper's range of +0.24 to +0.41 x: the interval lies only partly in it.",
+        ),
+        (
+            Interval(0.3, math.nan, math.nan),
+            "is not distinguishable from the paper's range of +0.24 to +0.41 x: there is no interval.",
+        ),
     ],
 )
 def test_the_verdict_on_the_claim_follows_from_the_interval(run: Run, paper: Paper, x: Interval, sentence: str) -> None:
@@ -250,7 +311,10 @@ def test_the_verdict_on_the_claim_follows_from_the_interval(run: Run, paper: Pap
     [
         (Interval(0.3, 0.25, 0.4), "by +0.300 [+0.250, +0.400] x, above zero (faster than the original head)"),
         (Interval(-0.1, -0.2, -0.05), "by -0.100 [-0.200, -0.050] x, below zero (slower than the original head)"),
-        (Interval(0.0, -0.2, 0.2), "by +0.000 [-0.200, +0.200] x, not distinguishable from zero (zero is within its interval)"),
+        (
+            Interval(0.0, -0.2, 0.2),
+            "by +0.000 [-0.200, +0.200] x, not distinguishable from zero (zero is within its interval)",
+        ),
     ],
 )
 def test_the_verdict_on_the_sign_follows_from_the_interval(run: Run, paper: Paper, x: Interval, words: str) -> None:
@@ -289,12 +353,15 @@ def test_the_csv_holds_the_numbers_in_full(tmp_path: Path, run: Run, spec: Table
         assert float(row[name]) == pytest.approx(value, rel=1e-11)
     assert (row["layers"], row["adversarial"], row["parameters"], row["original"]) == ("2", "true", "820000", "eagle")
     assert float(row["acceptance_length"]) == pytest.approx(
-        sum(sum(steps_of("eagle+koala", q)) + len(steps_of("eagle+koala", q)) for q in QUESTIONS) / sum(len(steps_of("eagle+koala", q)) for q in QUESTIONS)
+        sum(sum(steps_of("eagle+koala", q)) + len(steps_of("eagle+koala", q)) for q in QUESTIONS)
+        / sum(len(steps_of("eagle+koala", q)) for q in QUESTIONS)
     )
     assert rows[0]["layers"] == rows[0]["speedup_change_x"] == ""
 
 
-def test_the_markdown_marks_the_best_and_says_how_it_was_measured(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+def test_the_markdown_marks_the_best_and_says_how_it_was_measured(
+    tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
+) -> None:
     text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     (best,) = [line for line in text.splitlines() if "**" in line and line.startswith("|")]
     assert best.startswith("| tiny | eagle+koala | 2 | yes | 0.82 | **2.47** [")
@@ -316,11 +383,16 @@ def test_the_markdown_marks_the_best_and_says_how_it_was_measured(tmp_path: Path
 
 
 def test_a_dirty_or_unknown_commit_is_said(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
-    for commit, dirty, words in (("ab" * 20, True, "commit abababababab with uncommitted changes"), (None, None, "commit unknown (not a checkout)")):
+    for commit, dirty, words in (
+        ("ab" * 20, True, "commit abababababab with uncommitted changes"),
+        (None, None, "commit unknown (not a checkout)"),
+    ):
         header = make_header()
         header["code"] |= {"commit": commit, "dirty": dirty}
         path = tmp_path / f"{dirty}.jsonl"
-        assert words in write_table([read_run(write_run(path, header=header))], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+        assert words in write_table([read_run(write_run(path, header=header))], tmp_path, spec, paper)[0].read_text(
+            encoding="utf-8"
+        )
 
 
 def test_the_latex_is_balanced_and_escaped(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
@@ -337,8 +409,10 @@ def test_the_latex_is_balanced_and_escaped(tmp_path: Path, run: Run, spec: Table
 
 
 def test_text_is_escaped_for_latex() -> None:
-    assert tex("50 % of a_b & {c} #1 ~ ^ \\ -0.05, +0.1 [-1] vicuna-7b") == (
-        r"50 \% of a\_b \& \{c\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{} $-$0.05, $+$0.1 [$-$1] vicuna-7b"
+    assert (
+        tex("50 % of a_b & {c} #1 ~ ^ \\ -0.05, +0.1 [-1] vicuna-7b")
+        == r"50 \% of a\_b \& \{c\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{} $-$0.05, $+$0.1 [$-$1]"
+        r" vicuna-7b"
     )
     assert tex("run `a --b_c x/y`") == r"run \texttt{a -{}-{}b\_c x/\allowbreak{}y}"
 
@@ -349,22 +423,36 @@ def test_columns_are_those_that_the_file_lists(tmp_path: Path, run: Run, spec: T
     assert "| Method | Speedup (x) |" in markdown
     assert "The record of tiny has no hydra." in markdown
     assert "Also in the record, not in this table: medusa, medusa+koala, eagle+koala." in markdown
-    assert table.splitlines()[0].startswith("method,speedup,speedup_low,speedup_high,speedup_ratio_of_means,speedup_mean_of_ratios,decode_tokens_per_s,")
+    assert table.splitlines()[0].startswith(
+        "method,speedup,speedup_low,speedup_high,speedup_ratio_of_means,speedup_mean_of_ratios,decode_tokens_per_s,"
+    )
     assert set(spec.columns) <= set(COLUMNS)
 
 
 # ---------------------------------------------------------------------------------------------- several targets, paper values
 
 
-def test_targets_stand_below_each_other_with_the_papers_values(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+def test_targets_stand_below_each_other_with_the_papers_values(
+    tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
+) -> None:
     other = read_run(write_run(tmp_path / "b.jsonl", header=make_header(target="vicuna-7b")))
     frame = table_frame([run, other], spec, paper)
     assert list(frame["target"]) == ["tiny"] * 5 + ["vicuna-7b"] * 5
     assert list(frame["paper_speedup"]) == [None] * 6 + ["unknown"] * 4
-    cells = tuple(cell.model_copy(update={"speedup": 2.5}) if (cell.target, cell.method) == ("vicuna-7b", "eagle") else cell for cell in paper.table1)
-    markdown, latex, _ = (p.read_text(encoding="utf-8") for p in write_table([run, other], tmp_path, spec, paper.model_copy(update={"table1": cells})))
+    cells = tuple(
+        cell.model_copy(update={"speedup": 2.5}) if (cell.target, cell.method) == ("vicuna-7b", "eagle") else cell
+        for cell in paper.table1
+    )
+    markdown, latex, _ = (
+        p.read_text(encoding="utf-8")
+        for p in write_table([run, other], tmp_path, spec, paper.model_copy(update={"table1": cells}))
+    )
     assert "| 2.50; unknown |" in markdown
-    assert "Published by its authors for vicuna-7b on MT-bench: EAGLE 2.90x (temperature 0; SafeAILab/EAGLE figs/benchmark.png)." in markdown
+    assert (
+        "Published by its authors for vicuna-7b on MT-bench: EAGLE 2.90x (temperature 0; SafeAILab/EAGLE"
+        " figs/benchmark.png)."
+        in markdown
+    )
     assert latex.count(r"\midrule") == 2
     assert markdown.count("**2.47**") == 2
 
@@ -382,7 +470,9 @@ def test_records_that_do_not_compare_are_refused(tmp_path: Path, run: Run, spec:
     assert not (tmp_path / "table1.md").exists()
 
 
-def test_records_of_other_machines_or_code_do_not_mix_silently(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+def test_records_of_other_machines_or_code_do_not_mix_silently(
+    tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
+) -> None:
     alike = make_header(target="vicuna-7b")
     alike["preset"] = run.header["preset"]
     same = read_run(write_run(tmp_path / "same.jsonl", header=alike))
@@ -396,11 +486,23 @@ def test_records_of_other_machines_or_code_do_not_mix_silently(tmp_path: Path, r
     assert "tiny and vicuna-7b do not share" not in markdown
 
 
-def test_the_note_says_which_heads_were_trained_on_the_same_tokens(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+def test_the_note_says_which_heads_were_trained_on_the_same_tokens(
+    tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
+) -> None:
     markdown = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
-    assert "Trained on the same 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala, eagle, eagle+koala." in markdown
+    assert (
+        "Trained on the same 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala,"
+        " eagle, eagle+koala."
+        in markdown
+    )
     header = make_header()
-    header["methods"][1]["training"] = {"stream_sha256": "12" * 32, "order_sha256": "ef" * 32, "steps": 5, "tokens": 5_000, "seed": 0}
+    header["methods"][1]["training"] = {
+        "stream_sha256": "12" * 32,
+        "order_sha256": "ef" * 32,
+        "steps": 5,
+        "tokens": 5_000,
+        "seed": 0,
+    }
     other = read_run(write_run(tmp_path / "b.jsonl", header=header))
     markdown = write_table([other], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert "Trained on the same 5,000 tokens (stream sha256 121212121212, order efefefefefef): medusa." in markdown
@@ -417,12 +519,21 @@ def test_the_published_values_are_those_of_the_abstract(paper: Paper) -> None:
     ("text", "message"),
     [
         ("methods = [", "is not TOML"),
-        ('methods = []\nquestions = "mt_bench"\ncolumns = ["speed"]', "unknown column 'speed'. The columns are target, task, questions, method,"),
+        (
+            'methods = []\nquestions = "mt_bench"\ncolumns = ["speed"]',
+            "unknown column 'speed'. The columns are target, task, questions, method,",
+        ),
         ('methods = []\nquestions = "mt_bench"\ncolumns = []\ntitle = "x"', "title: Extra inputs are not permitted"),
         ("methods = []\ncolumns = []", "questions: missing"),
         ('by = "task"\nmethods = []\ncolumns = []', "tasks go with by"),
-        ('methods = []\nquestions = "mt_bench"\ncolumns = []\n[[tasks]]\nname = "a"\nquestions = "b"', "tasks go with by"),
-        ('by = "task"\nmethods = []\ncolumns = []\n[[tasks]]\nname = "a"\nfile = "b"', "tasks.0.questions: Field required"),
+        (
+            'methods = []\nquestions = "mt_bench"\ncolumns = []\n[[tasks]]\nname = "a"\nquestions = "b"',
+            "tasks go with by",
+        ),
+        (
+            'by = "task"\nmethods = []\ncolumns = []\n[[tasks]]\nname = "a"\nfile = "b"',
+            "tasks.0.questions: Field required",
+        ),
     ],
 )
 def test_a_wrong_table_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -436,4 +547,8 @@ def test_a_wrong_table_file_is_named(tmp_path: Path, text: str, message: str) ->
 
 
 def test_a_synthetic_turn_is_what_the_tests_take_it_for() -> None:
-    assert sum(steps_of("eagle", 81)) + len(steps_of("eagle", 81)) == len(make_turn("eagle", 81, 0)["new_token_ids"] or []) == 36
+    assert (
+        sum(steps_of("eagle", 81)) + len(steps_of("eagle", 81))
+        == len(make_turn("eagle", 81, 0)["new_token_ids"] or [])
+        == 36
+    )

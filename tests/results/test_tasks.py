@@ -66,22 +66,36 @@ def test_tasks_gather_their_categories_and_all_of_them_come_last(tmp_path: Path,
     assert together.name == "eagle"
     assert together.counted == sum(part.counted for part in parts) == 18
     totals = [sample([run]).totals["eagle"] for run in runs]
-    assert together.tokens_per_s == pytest.approx(sum(each.tokens.sum() for each in totals) / sum(each.decode_s.sum() for each in totals))
+    assert together.tokens_per_s == pytest.approx(
+        sum(each.tokens.sum() for each in totals) / sum(each.decode_s.sum() for each in totals)
+    )
 
 
 def test_a_task_is_the_same_as_a_record_of_that_task_alone(tmp_path: Path, spec: TableSpec) -> None:
     rows, _ = rows_by_task([spec_bench(tmp_path / "s.jsonl")], spec)
-    alone = read_run(write_run(tmp_path / "alone.jsonl", lambda turn: turn if turn["question_id"] in (83, 84) else None))
+    alone = read_run(
+        write_run(tmp_path / "alone.jsonl", lambda turn: turn if turn["question_id"] in (83, 84) else None)
+    )
     (translation,) = [row for row in rows if row.task == "translation"]
     for one, other in zip(translation.summaries, summarise(alone), strict=True):
-        assert (one.speedup, one.acceptance_length, one.change_x, one.depths) == (other.speedup, other.acceptance_length, other.change_x, other.depths)
+        assert (one.speedup, one.acceptance_length, one.change_x, one.depths) == (
+            other.speedup,
+            other.acceptance_length,
+            other.change_x,
+            other.depths,
+        )
 
 
 def test_other_questions_show_their_own_categories_and_say_so(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl"))
     markdown, latex, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, paper))
-    assert [row["task"] for row in csv.DictReader(io.StringIO(table))] == ["writing"] * 5 + ["coding"] * 5 + [ALL_TASKS] * 5
-    assert "tiny: these are the categories of the questions bundled, not the tasks multi-turn conversation, translation," in markdown
+    assert [row["task"] for row in csv.DictReader(io.StringIO(table))] == ["writing"] * 5 + ["coding"] * 5 + [
+        ALL_TASKS
+    ] * 5
+    assert (
+        "tiny: these are the categories of the questions bundled, not the tasks multi-turn conversation, translation,"
+        in markdown
+    )
     assert "(spec_bench, humaneval, gsm8k, alpaca) are looked up in a data folder" in markdown
     # Medusa's published chart has these two categories, so its row and not Spec-Bench's stands below.
     assert "| Medusa | 7B | not stated | 1.95 | 2.15 | FasterDecoding/Medusa assets/category_speedup.png |" in markdown
@@ -95,18 +109,33 @@ def test_records_of_several_question_files_stand_in_one_table(tmp_path: Path, sp
     markdown = write_table(runs, tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert "How tiny on spec_bench was measured" in markdown and "How tiny on humaneval was measured" in markdown
     assert "| tiny | code | 2 | eagle | " in markdown
-    assert "| EAGLE | vicuna-33b | A100 80GB | 2.75 | 2.04 | 2.42 | 2.16 | 2.97 | 2.20 | 3.39 | 2.43 | hemingkx/Spec-Bench Leaderboard.md |" in markdown
+    assert (
+        "| EAGLE | vicuna-33b | A100 80GB | 2.75 | 2.04 | 2.42 | 2.16 | 2.97 | 2.20 | 3.39 | 2.43 | hemingkx/Spec-Bench"
+        " Leaderboard.md |"
+        in markdown
+    )
     assert "these are the categories" not in markdown
-    assert write_table(runs[::-1], tmp_path / "other", spec, paper)[2].read_bytes() == (tmp_path / "table2.csv").read_bytes()
+    assert (
+        write_table(runs[::-1], tmp_path / "other", spec, paper)[2].read_bytes()
+        == (tmp_path / "table2.csv").read_bytes()
+    )
 
 
-def test_the_papers_speedups_by_task_stand_beside_the_measured_ones(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
+def test_the_papers_speedups_by_task_stand_beside_the_measured_ones(
+    tmp_path: Path, spec: TableSpec, paper: Paper
+) -> None:
     table2 = tuple(
-        each.model_copy(update={"speedup": {**each.speedup, "translation": 2.2}}) if (each.target, each.method) == ("vicuna-7b", "eagle") else each
+        (
+            each.model_copy(update={"speedup": {**each.speedup, "translation": 2.2}})
+            if (each.target, each.method) == ("vicuna-7b", "eagle")
+            else each
+        )
         for each in paper.table2
     )
     run = spec_bench(tmp_path / "s.jsonl", target="vicuna-7b")
-    text = write_table([run], tmp_path, spec, paper.model_copy(update={"table2": table2}))[0].read_text(encoding="utf-8")
+    text = write_table([run], tmp_path, spec, paper.model_copy(update={"table2": table2}))[0].read_text(
+        encoding="utf-8"
+    )
     rows = [line for line in text.splitlines() if line.startswith("| vicuna-7b | ") and " | eagle | " in line]
     assert [(line.split(" | ")[1], line.split(" | ")[-1]) for line in rows] == [
         ("multi-turn conversation", "unknown |"),
@@ -118,11 +147,18 @@ def test_the_papers_speedups_by_task_stand_beside_the_measured_ones(tmp_path: Pa
 
 
 def test_a_task_without_a_common_turn_is_named_and_left_out(tmp_path: Path, spec: TableSpec) -> None:
-    run = read_run(write_run(tmp_path / "run.jsonl", lambda turn: failed(turn) if turn["category"] == "coding" and turn["method"] == "vanilla" else turn))
+    run = read_run(
+        write_run(
+            tmp_path / "run.jsonl",
+            lambda turn: failed(turn) if turn["category"] == "coding" and turn["method"] == "vanilla" else turn,
+        )
+    )
     rows, missing = rows_by_task([run], spec)
     assert [row.task for row in rows] == ["writing"]
     assert missing == [f"coding of tiny has no row: {run.path} holds no answer of vanilla decoding to compare with."]
-    broken = read_run(write_run(tmp_path / "broken.jsonl", lambda turn: failed(turn) if turn["method"] == "vanilla" else turn))
+    broken = read_run(
+        write_run(tmp_path / "broken.jsonl", lambda turn: failed(turn) if turn["method"] == "vanilla" else turn)
+    )
     with pytest.raises(KoalaBenchError, match="no answer of vanilla decoding"):
         rows_by_task([broken], spec)
 
@@ -141,7 +177,12 @@ def test_records_of_one_target_must_be_of_the_same_heads(tmp_path: Path, spec: T
     header = make_header()
     header["methods"][1]["weights_sha256"] = "ee" * 32
     with pytest.raises(KoalaBenchError, match="differ in the weights_sha256 of medusa"):
-        write_table([spec_bench(tmp_path / "s.jsonl"), read_run(write_run(tmp_path / "b.jsonl", header=header))], tmp_path, spec, paper)
+        write_table(
+            [spec_bench(tmp_path / "s.jsonl"), read_run(write_run(tmp_path / "b.jsonl", header=header))],
+            tmp_path,
+            spec,
+            paper,
+        )
     twice = spec_bench(tmp_path / "t.jsonl")
     with pytest.raises(KoalaBenchError, match="same target and questions"):
         write_table([twice, twice], tmp_path, spec, paper)
@@ -164,7 +205,11 @@ def test_the_published_values_are_facts_of_the_data_folder(paper: Paper, data_di
         "multi-turn conversation": "multi_turn_conversation", "translation": "translation", "summarization": "summarization", "question answering": "qa",
         "mathematical reasoning": "math_reasoning", "retrieval-augmented generation": "rag", ALL_TASKS: "overall",
     }  # fmt: skip
-    known = {(row["system"], row["target"], row["benchmark"], row["metric"], float(row["value"])) for row in rows if row["metric"] != "not stated"}
+    known = {
+        (row["system"], row["target"], row["benchmark"], row["metric"], float(row["value"]))
+        for row in rows
+        if row["metric"] != "not stated"
+    }
     for claim in (claim for claim in (*paper.by_task, *paper.leaderboard) if claim.source.endswith("Leaderboard.md")):
         target = f"{claim.target}-v1.3"
         for task, value in claim.speedup.items():

@@ -38,7 +38,12 @@ class Oracle:
             siblings = shape.children[parent]
             if node == siblings[0]:
                 lucky[parent] = siblings[self.draw.randrange(len(siblings))]
-            if parent in on_path and node == lucky[parent] and index < len(self.truth) and self.draw.random() < self.right:
+            if (
+                parent in on_path
+                and node == lucky[parent]
+                and index < len(self.truth)
+                and self.draw.random() < self.right
+            ):
                 tokens.append(self.truth[index])
                 on_path.add(node)
             else:

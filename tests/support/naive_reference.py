@@ -16,7 +16,25 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from koala_bench.parity import PARTS
 
 WIDTH, VOCAB, EOS = 24, 20, 7
-MEDUSA_TREE = [[0], [1], [2], [3], [4], [5], [6], [7], [0, 0], [0, 1], [1, 0], [2, 1], [2, 0], [5, 0], [0, 0, 0], [2, 0, 0], [2, 0, 1]]
+MEDUSA_TREE = [
+    [0],
+    [1],
+    [2],
+    [3],
+    [4],
+    [5],
+    [6],
+    [7],
+    [0, 0],
+    [0, 1],
+    [1, 0],
+    [2, 1],
+    [2, 0],
+    [5, 0],
+    [0, 0, 0],
+    [2, 0, 0],
+    [2, 0, 1],
+]
 EAGLE_TREE = [[0], [1], [2], [3], [4], [5], [0, 0], [0, 3], [0, 9], [1, 0], [1, 2], [0, 0, 0], [0, 3, 1], [0, 0, 0, 2]]
 WRONGLY_DRAFTED_TREE = [[0], [1], [2], [3], [0, 0], [1, 0], [1, 1], [1, 0, 0]]  # (0) grows leaves only, (1) more
 
@@ -34,7 +52,9 @@ class _Net(nn.Module):
         self.embed = [embed]
 
     def forward(self, ids: torch.Tensor, states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        found = self.model(inputs_embeds=self.fc(torch.cat([self.embed[0](ids), states], -1)), attention_mask=mask, use_cache=False)
+        found = self.model(
+            inputs_embeds=self.fc(torch.cat([self.embed[0](ids), states], -1)), attention_mask=mask, use_cache=False
+        )
         return found.last_hidden_state
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -68,7 +88,9 @@ def _medusa_file(guessers: Sequence[_Guesser], folder: Path, dtype: torch.dtype)
         tensors[f"{i}.{guesser.layers}.weight"] = guesser.out.weight.detach().to(dtype)
     folder.mkdir()
     torch.save(tensors, folder / "medusa_lm_head.pt")
-    (folder / "config.json").write_text(json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1}))  # wrong, as in released ones
+    (folder / "config.json").write_text(
+        json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1})
+    )  # wrong, as in released ones
 
 
 class Recorder:
@@ -94,7 +116,10 @@ class Recorder:
         }  # fmt: skip
         self.net = _Net(LlamaConfig(**draft, initializer_range=0.3), self.model.get_input_embeddings(), bias=False)
         self.draft = draft | {"bias": False}
-        self.tops = {"medusa": sorted(map(tuple, MEDUSA_TREE), key=lambda p: (len(p), p)), "eagle": sorted(map(tuple, eagle_tree), key=lambda p: (len(p), p))}
+        self.tops = {
+            "medusa": sorted(map(tuple, MEDUSA_TREE), key=lambda p: (len(p), p)),
+            "eagle": sorted(map(tuple, eagle_tree), key=lambda p: (len(p), p)),
+        }
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         return self.model.model(ids if ids.ndim == 2 else ids[None]).last_hidden_state.view(*ids.shape, WIDTH)
@@ -122,7 +147,9 @@ class Recorder:
                 expected[f"prompt{i}.input_ids"] = prompt.int()
                 expected[f"prompt{i}.hidden_states"] = states.contiguous()
                 expected[f"prompt{i}.base_logits"] = self.model.lm_head(states)
-                expected[f"prompt{i}.layers{layers}.medusa_logits"] = torch.stack([guesser(states) for guesser in guessers])
+                expected[f"prompt{i}.layers{layers}.medusa_logits"] = torch.stack(
+                    [guesser(states) for guesser in guessers]
+                )
         save_file(expected, self.folder / "medusa_tiny/expected.safetensors")
 
     def medusa_draft(self, ids: torch.Tensor, root: int) -> list[int]:
@@ -159,8 +186,18 @@ class Recorder:
             features = self.net(shifted[None], states[None])[0]
             tokens, tables = self.eagle_tables(shifted, states)
             best = torch.stack(tables).topk(10)
-            found = {"input_ids": prompt, "hidden_states": states, "shifted_ids": shifted, "out_features": features, "out_logits": self.model.lm_head(features)}
-            found |= {"tree_tokens": torch.tensor(tokens), "tree_topk_tokens": best.indices, "tree_topk_logits": best.values}
+            found = {
+                "input_ids": prompt,
+                "hidden_states": states,
+                "shifted_ids": shifted,
+                "out_features": features,
+                "out_logits": self.model.lm_head(features),
+            }
+            found |= {
+                "tree_tokens": torch.tensor(tokens),
+                "tree_topk_tokens": best.indices,
+                "tree_topk_logits": best.values,
+            }
             expected |= {f"prompt{i}.{name}": tensor.contiguous() for name, tensor in found.items()}
         save_file(expected, self.folder / "eagle_tiny/expected.safetensors")
 
@@ -180,7 +217,10 @@ class Recorder:
         mask = [[int(row[: len(column)] == column) for column in paths] for row in paths]
         indices = [0, *(path[-1] + 10 * above(path) + 1 for path in paths[1:])]
         shuffled = [list(path) for path in reversed(self.tops[kind])]
-        names = {"mask": f"{prefix}_attn_mask", "depths": "medusa_position_ids" if kind == "medusa" else "tree_position_ids"}
+        names = {
+            "mask": f"{prefix}_attn_mask",
+            "depths": "medusa_position_ids" if kind == "medusa" else "tree_position_ids",
+        }
         return {
             "tree": "some other",
             key: shuffled,
@@ -196,19 +236,39 @@ class Recorder:
         root = int(self.model.lm_head(self.states(ids)[-1]).argmax())
         while True:
             tokens = draft(ids, root)
-            batch = torch.stack([torch.cat([ids, torch.tensor([tokens[max(node, 0)] for node in row])]) for row in rows])
+            batch = torch.stack(
+                [torch.cat([ids, torch.tensor([tokens[max(node, 0)] for node in row])]) for row in rows]
+            )
             own = self.model.lm_head(self.states(batch)[:, len(ids) :]).argmax(-1).tolist()
             lengths = [
-                next(i for i in range(len(row)) if i + 1 == len(row) or row[i + 1] < 0 or tokens[row[i + 1]] != own[at][i]) for at, row in enumerate(rows)
+                next(
+                    i
+                    for i in range(len(row))
+                    if i + 1 == len(row) or row[i + 1] < 0 or tokens[row[i + 1]] != own[at][i]
+                )
+                for at, row in enumerate(rows)
             ]
             best = lengths.index(max(lengths))
             path = rows[best][: lengths[best] + 1]
             accepted = [tokens[node] for node in path]
-            steps.append({"tree_tokens": tokens, "best_candidate": best, "path_nodes": path, "accepted_tokens": accepted, "accept_length": len(path) - 1})
+            steps.append(
+                {
+                    "tree_tokens": tokens,
+                    "best_candidate": best,
+                    "path_nodes": path,
+                    "accepted_tokens": accepted,
+                    "accept_length": len(path) - 1,
+                }
+            )
             ids, root = torch.cat([ids, torch.tensor(accepted)]), own[best][lengths[best]]
             if stop(accepted):
                 generated = ids[len(prompt) :].tolist()
-                return {"prompt_ids": prompt.tolist(), "generated_ids": generated, "accept_lengths": [step["accept_length"] for step in steps], "steps": steps}
+                return {
+                    "prompt_ids": prompt.tolist(),
+                    "generated_ids": generated,
+                    "accept_lengths": [step["accept_length"] for step in steps],
+                    "steps": steps,
+                }
 
     @torch.no_grad()
     def decode(self, kind: str) -> None:
@@ -221,10 +281,16 @@ class Recorder:
         entries, ends = [], []
         for prompt in self.prompts:
             left = [14]
-            entries.append(self.generate(kind, prompt, lambda accepted, left=left: left.append(left.pop() - len(accepted)) or left[0] <= 0))
+            entries.append(
+                self.generate(
+                    kind, prompt, lambda accepted, left=left: left.append(left.pop() - len(accepted)) or left[0] <= 0
+                )
+            )
             for at in (0, 4, 9):
                 eos = entries[-1]["generated_ids"][at]
-                ends.append({**self.generate(kind, prompt, lambda accepted, eos=eos: eos in accepted), "eos_token_id": eos})
+                ends.append(
+                    {**self.generate(kind, prompt, lambda accepted, eos=eos: eos in accepted), "eos_token_id": eos}
+                )
         (part / "decode.json").write_text(json.dumps({"eos_token_id": EOS, "prompts": entries, "eos_cases": ends}))
 
     def losses(self) -> None:
@@ -232,14 +298,20 @@ class Recorder:
         ids = torch.stack([F.pad(torch.randint(1, VOCAB, (n,)), (0, width - n)) for n in lengths])
         mask = torch.stack([torch.arange(width) < n for n in lengths])
         labels = torch.where(mask & (torch.arange(width) % 5 > 0), ids, -100)
-        save_file({"input_ids": ids, "attention_mask": mask.long(), "labels": labels}, self.folder / "losses/medusa_batch.safetensors")
+        save_file(
+            {"input_ids": ids, "attention_mask": mask.long(), "labels": labels},
+            self.folder / "losses/medusa_batch.safetensors",
+        )
         logits = [guesser(self.states(ids)) for guesser in self.guessers]
         pairs = [(each[:, : -2 - i].flatten(0, 1), labels[:, 2 + i :].flatten()) for i, each in enumerate(logits)]
         each_loss = [F.cross_entropy(ours, wanted, ignore_index=-100) for ours, wanted in pairs]
         sum(each_loss).backward()
         norms = {}
         for i, guesser in enumerate(self.guessers):
-            norms |= {f"{i}.0.linear.weight": float(guesser.block.weight.grad.norm()), f"{i}.0.linear.bias": float(guesser.block.bias.grad.norm())}
+            norms |= {
+                f"{i}.0.linear.weight": float(guesser.block.weight.grad.norm()),
+                f"{i}.0.linear.bias": float(guesser.block.bias.grad.norm()),
+            }
             norms[f"{i}.{guesser.layers}.weight"] = float(guesser.out.weight.grad.norm())
         right = [float((ours.argmax(-1) == wanted)[wanted != -100].float().mean()) for ours, wanted in pairs]
         found = {
@@ -248,14 +320,20 @@ class Recorder:
             "per_head_top1": right,
             "grad_l2_norms": norms,
         }
-        (self.folder / "losses/medusa_loss.json").write_text(json.dumps({"ignore_index": -100, "per_head_linear": found}))
+        (self.folder / "losses/medusa_loss.json").write_text(
+            json.dumps({"ignore_index": -100, "per_head_linear": found})
+        )
 
         states = [self.states(ids[i, :n]) for i, n in enumerate(lengths)]
         counted = [(torch.arange(n) > 2).long() for n in lengths]
         counted[1][-3:] = 0  # one dialogue ends with something that is no answer
         tensors = {}
         for i, n in enumerate(lengths):
-            tensors |= {f"item{i}.input_ids": ids[i, :n].clone(), f"item{i}.hidden_state": states[i].contiguous(), f"item{i}.loss_mask": counted[i]}
+            tensors |= {
+                f"item{i}.input_ids": ids[i, :n].clone(),
+                f"item{i}.hidden_state": states[i].contiguous(),
+                f"item{i}.loss_mask": counted[i],
+            }
         shifted = torch.stack([F.pad(ids[i, 1:n], (0, width - n + 1)) for i, n in enumerate(lengths)])
         hidden = torch.stack([F.pad(each, (0, 0, 0, width - len(each))) for each in states])
         wanted = torch.stack([F.pad(each[1:], (0, 0, 0, width - len(each) + 1)) for each in states])
@@ -268,9 +346,15 @@ class Recorder:
         self.net.zero_grad()
         (0.7 * vloss + 0.3 * ploss).backward()
         norms = {name: float(p.grad.norm()) for name, p in self.net.tensors().items()}
-        scalars = {"vloss": float(vloss.detach()), "ploss": float(ploss.detach()), "loss": float((0.7 * vloss + 0.3 * ploss).detach())}
+        scalars = {
+            "vloss": float(vloss.detach()),
+            "ploss": float(ploss.detach()),
+            "loss": float((0.7 * vloss + 0.3 * ploss).detach()),
+        }
         (self.folder / "losses/eagle_loss.json").write_text(
-            json.dumps({**scalars, "v_w": 0.7, "p_w": 0.3, "num_unmasked_positions": int(rows.sum()), "grad_l2_norms": norms})
+            json.dumps(
+                {**scalars, "v_w": 0.7, "p_w": 0.3, "num_unmasked_positions": int(rows.sum()), "grad_l2_norms": norms}
+            )
         )
         tensors |= {
             "batch.input_ids": shifted,

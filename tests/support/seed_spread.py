@@ -1,8 +1,10 @@
-"""How much acceptance differs between trainings: written from run records, read by the simulation of the regression gate.
+"""How much acceptance differs between trainings: written from run records, read by the simulation of the regression
+gate.
 
     python -m tests.support.seed_spread RECORD.jsonl ... > results/seeds-tiny/acceptance.csv
 
-One line per method that all records have, training seed and question: tokens settled and verification steps, over all its turns.
+One line per method that all records have, training seed and question: tokens settled and verification steps, over all
+its turns.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Spread:
     """Standard deviations of the logarithm of a method's acceptance length.
 
     Attributes:
-        between: trainings, over all questions together. What the questions at hand add by chance is part of it, so it is rather too large.
+        between: trainings, over all questions together. What the questions at hand add by chance is part of it, so it
+            is rather too large.
         interaction: what a training moves on one question beyond what it moves on all.
         seeds: trainings that both are from.
     """

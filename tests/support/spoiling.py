@@ -58,7 +58,9 @@ def edit(name: str, **changes: Any) -> Arrange:
 
     def arrange(room: Path) -> None:
         contents = {**json.loads((room / name).read_text()), **changes}
-        (room / name).write_text(json.dumps({key: value for key, value in contents.items() if changes.get(key, "") is not None}))
+        (room / name).write_text(
+            json.dumps({key: value for key, value in contents.items() if changes.get(key, "") is not None})
+        )
 
     return arrange
 
@@ -218,10 +220,16 @@ def offline() -> AbstractContextManager[None]:
 
 @contextmanager
 def no_hub() -> Iterator[None]:
-    """A look-up that really fails, for nothing listens on the discard port; the pauses between its five tries are left out."""
+    """A look-up that really fails, for nothing listens on the discard port; the pauses between its five tries are left
+    out.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-        patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
+        )
         patch.setattr(hub_http.time, "sleep", lambda _: None)
         yield
 
@@ -236,7 +244,9 @@ def sign_in_page() -> AbstractContextManager[None]:
 
 @contextmanager
 def full_disk(kilobytes: int = 0) -> Iterator[None]:
-    """No file can grow beyond this: the system itself refuses the bytes, whoever writes them, torch and safetensors included."""
+    """No file can grow beyond this: the system itself refuses the bytes, whoever writes them, torch and safetensors
+    included.
+    """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

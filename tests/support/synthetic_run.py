@@ -40,10 +40,19 @@ def make_method(name: str) -> MethodInfo:
         "layers": layers,
         "adversarial": name.endswith(("+koala", "+adversarial")),
         "parameters": layers * 410_000,
-        "tree": {"name": "root" if head is None else "mc_sim_7b_63", "nodes": 26 if head else 1, "depth": 4 if head else 0, "parents": None},
+        "tree": {
+            "name": "root" if head is None else "mc_sim_7b_63",
+            "nodes": 26 if head else 1,
+            "depth": 4 if head else 0,
+            "parents": None,
+        },
         "checkpoint": None if head is None else f"heads/{name}",
         "weights_sha256": None if head is None else "ab" * 32,
-        "training": None if head is None else {"stream_sha256": "cd" * 32, "order_sha256": "ef" * 32, "steps": 600, "tokens": 600_000, "seed": 0},
+        "training": (
+            None
+            if head is None
+            else {"stream_sha256": "cd" * 32, "order_sha256": "ef" * 32, "steps": 600, "tokens": 600_000, "seed": 0}
+        ),
         "typical": None,
         "lossless": True,
     }
@@ -104,7 +113,9 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
     """A turn; every method gives the same tokens, 1000 and up."""
     accepted = steps_of(method, question)
     head = method != "vanilla"
-    decode_s = len(accepted) * (PATTERNS | FURTHER_PATTERNS)[method][1] * (1 + 0.01 * (question % 5) * (1 if head else 2))
+    decode_s = (
+        len(accepted) * (PATTERNS | FURTHER_PATTERNS)[method][1] * (1 + 0.01 * (question % 5) * (1 if head else 2))
+    )
     line: TurnLine = {
         "kind": "turn",
         "method": method,
@@ -132,13 +143,27 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
 
 def failed(turn: TurnLine, message: str = "out of memory") -> TurnLine:
     """The same turn as a failure."""
-    names = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "kept_node", "prefill_s", "decode_s", "draft_s", "verify_s", "first_difference")
+    names = (
+        "new_token_ids",
+        "text",
+        "stop",
+        "accepted",
+        "drafted_depth",
+        "kept_node",
+        "prefill_s",
+        "decode_s",
+        "draft_s",
+        "verify_s",
+        "first_difference",
+    )
     return turn | {"error": {"type": "RuntimeError", "message": message}} | dict.fromkeys(names)  # type: ignore[return-value]
 
 
 def make_turns(methods: list[str] | None = None) -> list[TurnLine]:
     """All turns, interleaved question by question."""
-    return [make_turn(method, question, turn) for question in QUESTIONS for turn in (0, 1) for method in methods or PATTERNS]
+    return [
+        make_turn(method, question, turn) for question in QUESTIONS for turn in (0, 1) for method in methods or PATTERNS
+    ]
 
 
 def write_run(

@@ -1,4 +1,6 @@
-"""Toy targets and drafts over a few tokens, and the acceptance rule on paper: everything it can settle, with its exact probability."""
+"""Toy targets and drafts over a few tokens, and the acceptance rule on paper: everything it can settle, with its exact
+probability.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,14 @@ def world(number: int) -> World:
             parents = [-1]
             depths = [0]
             for _ in range(draw.randint(3, 8)):
-                node = draw.choice([node for node, depth in enumerate(depths) if depth < 3 and parents.count(node) < most])
+                node = draw.choice(
+                    [node for node, depth in enumerate(depths) if depth < 3 and parents.count(node) < most]
+                )
                 parents.append(node)
                 depths.append(depths[node] + 1)
-    sampling = Sampling(draw.choice([0.5, 0.7, 1.0, 1.5]), draw.choice([0, 0, 2, 3]), draw.choice([1.0, 1.0, 0.95, 0.8]))
+    sampling = Sampling(
+        draw.choice([0.5, 0.7, 1.0, 1.5]), draw.choice([0, 0, 2, 3]), draw.choice([1.0, 1.0, 0.95, 0.8])
+    )
     target, noise = 1.2 * torch.randn(2, vocab, vocab, vocab, dtype=torch.float64, generator=generator)
     quality = draw.choice([0.0, 0.5, 0.9, 1.0])
     listed = torch.randint(vocab, (vocab, vocab, most), generator=generator)
@@ -115,7 +121,18 @@ class Enumeration:
             self._laws[node, context] = found
         return self._laws[node, context]
 
-    def _siblings(self, found: Law, node: int, context: Context, tried: int, weight: float, p: Row, q: Row | None, urn: Row, used: list[int]) -> None:
+    def _siblings(
+        self,
+        found: Law,
+        node: int,
+        context: Context,
+        tried: int,
+        weight: float,
+        p: Row,
+        q: Row | None,
+        urn: Row,
+        used: list[int],
+    ) -> None:
         below = self.world.shape.children[node]
         if tried == len(below):
             bonus = self.unprocessed[context] if self.paper.warm and not below else p
@@ -129,7 +146,17 @@ class Enumeration:
                     found[(token, *after)] += weight * share * accepted * each
             if accepted < 1:
                 left, without = self.paper.after_rejection(p, q, token)
-                self._siblings(found, node, context, tried + 1, weight * share * (1 - accepted), left, without, rest, [*used, token])
+                self._siblings(
+                    found,
+                    node,
+                    context,
+                    tried + 1,
+                    weight * share * (1 - accepted),
+                    left,
+                    without,
+                    rest,
+                    [*used, token],
+                )
 
     def _proposals(self, context: Context, tried: int, urn: Row, used: list[int]) -> list[tuple[int, float, Row]]:
         """The tokens that a sibling may carry, each with its probability and what is left to draw from."""
@@ -148,7 +175,9 @@ class Enumeration:
         return drawn
 
     def run(self, context: Context, length: int, steps: bool) -> Any:
-        """Probabilities [vocab, ...] of the next ``length`` tokens after one verification, its rest by the target; or after as many as it takes."""
+        """Probabilities [vocab, ...] of the next ``length`` tokens after one verification, its rest by the target; or
+        after as many as it takes.
+        """
         if length == 0:
             return np.ones(())
         if (context, length, steps) not in self._runs:

@@ -9,7 +9,9 @@ import torch
 from koala_bench.heads import FeatureBatch, HeadLoss
 
 
-def turns(objective: Any, batch: FeatureBatch, found: HeadLoss, progress: float) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+def turns(
+    objective: Any, batch: FeatureBatch, found: HeadLoss, progress: float
+) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
     """The discriminator's turn and the head's; what to add to the loss, and the log of both."""
     if not objective.active(progress):
         return None, {}

@@ -1,4 +1,6 @@
-"""Sweeps: grids that say what is tried, trials that go on after any interruption, verdicts that follow from the lines alone."""
+"""Sweeps: grids that say what is tried, trials that go on after any interruption, verdicts that follow from the lines
+alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset
 from koala_bench.records import statistics
 from koala_bench.sweeps.grid import SweepGrid, read_grid, trials_of
-from koala_bench.sweeps.results import SweepLog, confirmed, explored, markdown, open_sweep, read_sweep, to_csv, verdict, winner
+from koala_bench.sweeps.results import (
+    SweepLog,
+    confirmed,
+    explored,
+    markdown,
+    open_sweep,
+    read_sweep,
+    to_csv,
+    verdict,
+    winner,
+)
 from tests.cli.test_cli import Koala, koala
 from tests.support.interrupting import interrupt_at
 from tests.training.test_training import conversations, equal
@@ -37,10 +49,20 @@ def grid_of(**changes: Any) -> SweepGrid:
 
 def test_the_axes_make_a_product_and_single_trials_come_before_it() -> None:
     axes = {"objective_options.weight": [0.1, 0.3], "learning_rate": [1e-3, 2e-3, 4e-3]}
-    baseline, trials = trials_of(grid_of(axes=axes, trial=[{"objective_options.discriminator": "embedding"}]), load_preset("tiny"))
-    assert [trial.label for trial in trials][:3] == ["discriminator = embedding", "weight = 0.1, learning_rate = 0.001", "weight = 0.1, learning_rate = 0.002"]
+    baseline, trials = trials_of(
+        grid_of(axes=axes, trial=[{"objective_options.discriminator": "embedding"}]), load_preset("tiny")
+    )
+    assert [trial.label for trial in trials][:3] == [
+        "discriminator = embedding",
+        "weight = 0.1, learning_rate = 0.001",
+        "weight = 0.1, learning_rate = 0.002",
+    ]
     assert len(trials) == 7
-    assert (trials[-1].preset.objective_options["weight"], trials[-1].preset.learning_rate, trials[-1].preset.layers) == (0.3, 4e-3, 2)
+    assert (
+        trials[-1].preset.objective_options["weight"],
+        trials[-1].preset.learning_rate,
+        trials[-1].preset.layers,
+    ) == (0.3, 4e-3, 2)
     assert (baseline.label, baseline.preset.objective) == ("eagle+layers", None)
 
 
@@ -48,7 +70,11 @@ def test_a_setting_may_be_written_quoted_dotted_or_nested(tmp_path: Path) -> Non
     common = 'preset = "tiny"\nbaseline = "eagle"\nmethod = "eagle+koala"\nseeds = [0]\n'
     labels = []
     for number, text in enumerate(
-        ('[[trial]]\n"objective_options.weight" = 0.2\n', "[[trial]]\nobjective_options.weight = 0.2\n", "[[trial]]\nobjective_options = { weight = 0.2 }\n")
+        (
+            '[[trial]]\n"objective_options.weight" = 0.2\n',
+            "[[trial]]\nobjective_options.weight = 0.2\n",
+            "[[trial]]\nobjective_options = { weight = 0.2 }\n",
+        )
     ):
         path = tmp_path / f"{number}.toml"
         path.write_text(common + text)
@@ -59,7 +85,9 @@ def test_a_setting_may_be_written_quoted_dotted_or_nested(tmp_path: Path) -> Non
 def test_a_trial_keeps_its_name_in_a_larger_grid_and_with_another_tree() -> None:
     preset = load_preset("tiny")
     small = trials_of(grid_of(trial=[{"layers": 3}]), preset)[1]
-    large = trials_of(grid_of(trial=[{"layers": 4}, {"layers": 3}]), load_preset("tiny", ['methods."eagle+koala".tree="chain-3"']))[1]
+    large = trials_of(
+        grid_of(trial=[{"layers": 4}, {"layers": 3}]), load_preset("tiny", ['methods."eagle+koala".tree="chain-3"'])
+    )[1]
     assert small[0].name == large[1].name != large[0].name
 
 
@@ -121,12 +149,22 @@ IDENTITY = {"new_tokens": 32, "depth": 4, "training": {"steps": 10, "batch_token
 
 def grid_line(**changes: Any) -> dict[str, Any]:
     named = [{"name": name, "label": f"label {name}", "method": {}} for name in TRIALS]
-    values = {"kind": "grid", "preset": "tiny", "method": "eagle+koala", "seeds": [0, 1, 2], "confirm_seeds": [], "prompts": 12, "confirm_prompts": 8}
+    values = {
+        "kind": "grid",
+        "preset": "tiny",
+        "method": "eagle+koala",
+        "seeds": [0, 1, 2],
+        "confirm_seeds": [],
+        "prompts": 12,
+        "confirm_prompts": 8,
+    }
     return {**values, "baseline": named[0], "trials": named, **changes}
 
 
 def make_log(path: Path, gains: dict[str, float], fresh: dict[str, float] | None = None, **changes: Any) -> SweepLog:
-    """Lines in which a trial accepts ``gains`` more drafts a step than the baseline, give or take noise of seed and prompt."""
+    """Lines in which a trial accepts ``gains`` more drafts a step than the baseline, give or take noise of seed and
+    prompt.
+    """
     header = {"kind": "sweep", "schema": 1, "target": "tiny", "identity": IDENTITY}
     log = open_sweep(path, header)
     log.append(grid_line(**changes))
@@ -137,7 +175,16 @@ def make_log(path: Path, gains: dict[str, float], fresh: dict[str, float] | None
                 ease = draw.normal(1.5, 0.3)
                 for name, gain in stage.items():
                     accepted = draw.poisson(max(ease + gain, 0), 20).clip(0, 4).tolist()
-                    log.append({"kind": "answer", "trial": name, "seed": seed, "prompt": prompt, "accepted": accepted, "decode_s": 0.5})
+                    log.append(
+                        {
+                            "kind": "answer",
+                            "trial": name,
+                            "seed": seed,
+                            "prompt": prompt,
+                            "accepted": accepted,
+                            "decode_s": 0.5,
+                        }
+                    )
                     log.trained[name, seed] = {"discriminator_accuracy": 0.75} if name != "base" else {}
     return log
 
@@ -170,10 +217,16 @@ def test_a_best_trial_of_the_search_alone_is_called_no_result(tmp_path: Path) ->
     said = verdict(log)
     assert "in the search label one helps by +" in said and "not a result before it is confirmed" in said
     text = markdown(log)
-    assert "too good: it is an exploration" in text and "2 intervals, each of its own" in text and "names no confirm_seeds" in text
+    assert (
+        "too good: it is an exploration" in text
+        and "2 intervals, each of its own" in text
+        and "names no confirm_seeds" in text
+    )
 
 
-@pytest.mark.parametrize(("gain", "words"), [(0.6, "helps by +"), (0.0, "makes no difference beyond its interval ("), (-0.6, "harms by -")])
+@pytest.mark.parametrize(
+    ("gain", "words"), [(0.6, "helps by +"), (0.0, "makes no difference beyond its interval ("), (-0.6, "harms by -")]
+)
 def test_the_fresh_seeds_give_the_result_whichever_way_it_goes(tmp_path: Path, gain: float, words: str) -> None:
     seeds = {"confirm_seeds": [10, 11, 12]}
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.1}, {"base": 0.0, "one": gain}, **seeds)
@@ -184,7 +237,9 @@ def test_the_fresh_seeds_give_the_result_whichever_way_it_goes(tmp_path: Path, g
     assert len([line for line in to_csv(log).splitlines() if line.startswith("confirmation,")]) == 2
 
 
-def test_a_seed_counts_once_every_trial_has_finished_it_and_nothing_is_confirmed_before_the_search_is_over(tmp_path: Path) -> None:
+def test_a_seed_counts_once_every_trial_has_finished_it_and_nothing_is_confirmed_before_the_search_is_over(
+    tmp_path: Path,
+) -> None:
     whole = make_log(tmp_path / "whole.jsonl", {"base": 0.0, "one": 0.6, "two": 0.0})
     assert winner(whole) == "one"
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
@@ -248,16 +303,30 @@ def write_grid(folder: Path, target_folder: Path, steps: int = 3, **changes: Any
     """A grid on the tiny target of the tests, with data whose held-out part is known."""
     data = conversations(folder, 160)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    data.write_text("".join(json.dumps({**row, "split": "held_out" if index % 20 == 0 else "train"}) + "\n" for index, row in enumerate(rows)))
+    data.write_text(
+        "".join(
+            json.dumps({**row, "split": "held_out" if index % 20 == 0 else "train"}) + "\n"
+            for index, row in enumerate(rows)
+        )
+    )
     overrides = [
         f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
         f"training.steps={steps}", "training.checkpoint_every=1", "training.held_out_evaluations=1", "training.precision=no",
     ]  # fmt: skip
-    values: dict[str, Any] = {"preset": "tiny", "overrides": overrides, "baseline": "eagle+layers", "method": "eagle+koala", "seeds": [0, 1]}
+    values: dict[str, Any] = {
+        "preset": "tiny",
+        "overrides": overrides,
+        "baseline": "eagle+layers",
+        "method": "eagle+koala",
+        "seeds": [0, 1],
+    }
     values |= {"prompts": 3, "confirm_prompts": 2, "new_tokens": 6, "depth": 2, **changes}
     path = folder / "grid.toml"
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-    path.write_text(f'{text}[axes]\n"objective_options.weight" = [0.1, 0.9]\n[[trial]]\n"objective_options.discriminator" = "sequence"\n')
+    path.write_text(
+        f'{text}[axes]\n"objective_options.weight" = [0.1, 0.9]\n[[trial]]\n"objective_options.discriminator" ='
+        ' "sequence"\n'
+    )
     return path
 
 
@@ -285,9 +354,13 @@ def test_a_sweep_trains_and_measures_every_trial_on_every_seed_and_confirms_the_
     names = [trial["name"] for trial in log.grid["trials"]]
     found = numbers(log.path)
     assert len(names) == 4
-    assert {key for key in found if key[1] in (0, 1)} == {(name, seed, prompt) for name in names for seed in (0, 1) for prompt in range(3)}
+    assert {key for key in found if key[1] in (0, 1)} == {
+        (name, seed, prompt) for name in names for seed in (0, 1) for prompt in range(3)
+    }
     base, best = log.grid["baseline"]["name"], winner(log)
-    assert {key for key in found if key[1] in (7, 8)} == {(name, seed, prompt) for name in (base, best) for seed in (7, 8) for prompt in (3, 4)}
+    assert {key for key in found if key[1] in (7, 8)} == {
+        (name, seed, prompt) for name in (base, best) for seed in (7, 8) for prompt in (3, 4)
+    }
     assert (done / "out" / "sweep.md").read_text() == markdown(log)
     assert (done / "out" / "sweep.csv").read_text() == to_csv(log)
     assert "loss" in log.trained[names[1], 0]
@@ -304,7 +377,9 @@ def test_trials_are_what_training_them_by_hand_gives(done: Path, target_folder: 
     assert equal(tmp_path / "eagle+layers", done / "out" / "heads" / "seed-1" / "group-0" / base)
 
 
-def test_a_finished_sweep_trains_nothing_again_and_a_new_trial_alone_is_added(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_sweep_trains_nothing_again_and_a_new_trial_alone_is_added(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import koala_bench.sweeps.loop as sweep
 
     path = done / "out" / "sweep.jsonl"
@@ -320,7 +395,10 @@ def test_a_finished_sweep_trains_nothing_again_and_a_new_trial_alone_is_added(do
     sweep.run_sweep(read_grid(done / "grid.toml"), [], done / "out")
     assert trained == [] and path.read_bytes() == before
     larger = done / "larger.toml"
-    larger.write_text((done / "grid.toml").read_text().replace("confirm_seeds = [7, 8]", "confirm_seeds = []") + '[[trial]]\n"objective_options.r1" = 1.0\n')
+    larger.write_text(
+        (done / "grid.toml").read_text().replace("confirm_seeds = [7, 8]", "confirm_seeds = []")
+        + '[[trial]]\n"objective_options.r1" = 1.0\n'
+    )
     log = sweep.run_sweep(read_grid(larger), [], done / "out")
     assert [len(names) for names in trained] == [1, 1]
     assert "r1 = 1.0" in markdown(log)
@@ -328,7 +406,9 @@ def test_a_finished_sweep_trains_nothing_again_and_a_new_trial_alone_is_added(do
 
 
 @pytest.mark.parametrize("place", ["training", "decoding"])
-def test_an_interrupted_sweep_goes_on_to_the_same_numbers(done: Path, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
+    done: Path, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     """Here with two heads at a time instead of four, which must not move a number either."""
     import koala_bench.sweeps.loop as sweep
     import koala_bench.training.loop as training
@@ -353,7 +433,9 @@ def test_the_memory_of_an_arm_is_counted_with_its_discriminator(target: Any) -> 
     from koala_bench.training.loop import make_arm
 
     preset = load_preset("tiny", ["training.precision=no"])
-    plain, adversarial = (make_arm(target, name, preset.method(name), preset.training) for name in ("eagle+layers", "eagle+koala"))
+    plain, adversarial = (
+        make_arm(target, name, preset.method(name), preset.training) for name in ("eagle+layers", "eagle+koala")
+    )
     own = sum(p.numel() for p in adversarial.objective.parameters())
     assert arm_bytes(adversarial) == arm_bytes(plain) + 16 * own > 16 * plain.parameters
     assert arm_bytes(plain) == 16 * plain.parameters
@@ -362,7 +444,10 @@ def test_the_memory_of_an_arm_is_counted_with_its_discriminator(target: Any) -> 
 def test_the_command_refuses_mistakes_in_one_line(koala: Koala, tmp_path: Path, target_folder: Path) -> None:
     assert "needs a grid" in koala("sweep").complaint
     path = write_grid(tmp_path, target_folder, prompts=300)
-    assert "decodes 300 held-out prompts, the data has 8" in koala("sweep", str(path), "--out", str(tmp_path / "out")).complaint
+    assert (
+        "decodes 300 held-out prompts, the data has 8"
+        in koala("sweep", str(path), "--out", str(tmp_path / "out")).complaint
+    )
     path.write_text(path.read_text().replace("discriminator", "discriminater"))
     result = koala("sweep", str(path), "--out", str(tmp_path / "out"))
     assert result.code == 2 and "Did you mean discriminator?" in result.complaint

@@ -30,7 +30,12 @@ def test_a_head_comes_back_as_it_was(target: Target, folder: Path) -> None:
     expected = build_head(target, PRESET, seed=4).state_dict()
     assert head.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in head.state_dict().items())
-    assert (config["head"], config["layers"], config["options"], config["objective"]) == ("medusa", 2, {"heads": 3}, "koala")
+    assert (config["head"], config["layers"], config["options"], config["objective"]) == (
+        "medusa",
+        2,
+        {"heads": 3},
+        "koala",
+    )
     assert len(weights) == 64
     assert (head.max_depth, head.training) == (3, False)
     assert read_manifest(folder) == {"steps": 5, "method": "mine"}

@@ -1,4 +1,6 @@
-"""From a preset to trained heads: what is told before anything is read, and what becomes of dialogues that are too long."""
+"""From a preset to trained heads: what is told before anything is read, and what becomes of dialogues that are too
+long.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_dialogues_whose_answer_lies_beyond_the_limit_are_left_out(
     assert (tmp_path / "out" / "eagle" / "model.safetensors").exists()
 
 
-def test_every_dialogue_is_counted_in_the_manifest_and_said(target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_dialogue_is_counted_in_the_manifest_and_said(
+    target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = conversations(tmp_path, 400)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     for row in rows[::10]:
@@ -57,25 +61,35 @@ def test_every_dialogue_is_counted_in_the_manifest_and_said(target: Target, targ
         row["conversations"][0]["value"] += " please" * 60
     rows += [{"conversations": []}, {"text": "no form"}, {"conversations": [{"from": "human", "value": "why?"}]}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train(preset_for(target_folder, data, "training.steps=2", "data.limit=300", "data.probes=9"), target, tmp_path / "out")
+    train(
+        preset_for(target_folder, data, "training.steps=2", "data.limit=300", "data.probes=9"), target, tmp_path / "out"
+    )
     manifest, said = read_manifest(tmp_path / "out" / "eagle"), capsys.readouterr().err
     assert manifest
     found = manifest["provenance"]["dialogues"]
     counts, apart = found["train"], found["held_out"]
     kinds = ("whole", "over_long_and_cut", "over_long_and_left_out", "without_answer_token")
-    assert sum(counts[kind] for kind in kinds) == 300 and counts["whole"] + counts["over_long_and_cut"] == manifest["dialogues"]
+    assert (
+        sum(counts[kind] for kind in kinds) == 300
+        and counts["whole"] + counts["over_long_and_cut"] == manifest["dialogues"]
+    )
     assert counts["over_long_and_cut"] >= 25 <= counts["over_long_and_left_out"] and counts["without_answer_token"] == 0
     read = 300 + counts["not_taken"] + sum(apart[kind] for kind in kinds)
     assert read == 400
     assert counts["tokens"] < 300 * 192 and counts["tokens_cut_off"] > 25 * 100
-    assert f"Of 300 dialogues, at most 192 tokens each: {counts['over_long_and_cut']} are cut there, which loses {counts['tokens_cut_off']:,} tokens; " in said
+    assert (
+        f"Of 300 dialogues, at most 192 tokens each: {counts['over_long_and_cut']} are cut there, which loses"
+        f" {counts['tokens_cut_off']:,} tokens; " in said
+    )
     assert manifest["provenance"]["rows"] == {
         "whole": 400, "in_part": {}, "left_out": {"the last question has no answer": 1, "the row has no form that is known": 1, "there is no message": 1}
     }  # fmt: skip
     assert "3 rows without a question followed by an answer are left out: " in said
 
 
-def test_the_counts_do_not_decide_whether_a_head_is_reused(target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_counts_do_not_decide_whether_a_head_is_reused(
+    target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     preset = preset_for(target_folder, conversations(tmp_path), "training.steps=2")
     train(preset, target, tmp_path / "out")
     written = tmp_path / "out" / "eagle" / "training.json"
@@ -88,16 +102,27 @@ def test_the_counts_do_not_decide_whether_a_head_is_reused(target: Target, targe
 
 
 def test_if_all_are_too_long_that_is_one_clear_error(target: Target, target_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(KoalaBenchError, match=r"None of \d+ dialogues has an answer token within its first 192 tokens\. Raise --set data\.max_tokens"):
+    with pytest.raises(
+        KoalaBenchError,
+        match=r"None of \d+ dialogues has an answer token within its first 192 tokens\. Raise --set data\.max_tokens",
+    ):
         train(preset_for(target_folder, with_long_questions(tmp_path, 1)), target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "change",
-    ["methods.eagle.head=eagel", "methods.eagle.tree=oak", "methods.eagle.tree=chain-65", "methods.eagle.options.lairs=1", "methods.eagle.objective=coala"],
+    [
+        "methods.eagle.head=eagel",
+        "methods.eagle.tree=oak",
+        "methods.eagle.tree=chain-65",
+        "methods.eagle.options.lairs=1",
+        "methods.eagle.objective=coala",
+    ],
 )
-def test_mistakes_are_told_before_the_data_is_read(target: Target, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_mistakes_are_told_before_the_data_is_read(
+    target: Target, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("the data was read first")
 
@@ -119,25 +144,39 @@ def test_vanilla_alone_needs_no_training(target: Target, target_folder: Path, tm
     assert methods_with_heads(load_preset("tiny"), ["eagle", "vanilla", "medusa"]) == ["eagle", "medusa"]
 
 
-def test_a_tree_may_change_without_training_again(target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tree_may_change_without_training_again(
+    target: Target, target_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = conversations(tmp_path)
     train(preset_for(target_folder, data, "training.steps=2"), target, tmp_path / "out")
-    train(preset_for(target_folder, data, "training.steps=2", "methods.eagle.tree=chain-2", "evaluation.max_new_tokens=7"), target, tmp_path / "out")
+    train(
+        preset_for(
+            target_folder, data, "training.steps=2", "methods.eagle.tree=chain-2", "evaluation.max_new_tokens=7"
+        ),
+        target,
+        tmp_path / "out",
+    )
     assert "Reusing the trained heads" in capsys.readouterr().err
 
 
 def test_the_presets_target_and_template_are_loaded(target_folder: Path, tmp_path: Path) -> None:
-    target, template = load_preset_target(preset_for(target_folder, tmp_path, "target.dtype=float64", "target.chat_template=zero_shot"))
+    target, template = load_preset_target(
+        preset_for(target_folder, tmp_path, "target.dtype=float64", "target.chat_template=zero_shot")
+    )
     assert (target.name, str(target.dtype), template.name) == (str(target_folder), "torch.float64", "zero_shot")
 
 
-def test_documentation_of_other_versions_is_noticed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_documentation_of_other_versions_is_noticed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tiny_target(tmp_path)
     capsys.readouterr()
     made_with = {"corpus_sha256": "a", "corpus_versions": {"requests": "1.0", "rich": "3"}}
     (tmp_path / "pretraining.json").write_text(json.dumps(made_with))
     for read, expected in (("a", ""), ("b", "requests 2.0 for 1.0")):
-        experiment._notice_other_data(target, "documentation", {"corpus_sha256": read, "versions": {"requests": "2.0", "rich": "3"}})
+        experiment._notice_other_data(
+            target, "documentation", {"corpus_sha256": read, "versions": {"requests": "2.0", "rich": "3"}}
+        )
         said = capsys.readouterr().err
         assert expected in said and bool(said) == bool(expected)
 

@@ -20,9 +20,19 @@ def learnt(target: Target, name: str) -> Any:
     """A head that knows the target's answers nearly by heart, so that there is something to accept."""
     head = make(target, name, 1)
     optimiser = torch.optim.AdamW(head.parameters(), lr=3e-3)
-    rows = [torch.tensor(prompt + decode(target, Vanilla(), VANILLA_TREE, prompt, 64 + 10 - len(prompt), ()).tokens) for prompt in PROMPTS]
+    rows = [
+        torch.tensor(prompt + decode(target, Vanilla(), VANILLA_TREE, prompt, 64 + 10 - len(prompt), ()).tokens)
+        for prompt in PROMPTS
+    ]
     ids, width = torch.stack(rows), len(rows[0])
-    whole = FeatureBatch(ids, torch.ones_like(ids, dtype=torch.bool), target.states(ids).clone(), 0, target.output, torch.full((len(ids),), width))
+    whole = FeatureBatch(
+        ids,
+        torch.ones_like(ids, dtype=torch.bool),
+        target.states(ids).clone(),
+        0,
+        target.output,
+        torch.full((len(ids),), width),
+    )
     for _ in range(60):
         head.loss(whole).total.backward()
         optimiser.step()

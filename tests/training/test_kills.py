@@ -1,4 +1,6 @@
-"""Killed again and again at random moments, training and evaluation end in the weights, log and records of a run that nobody disturbed."""
+"""Killed again and again at random moments, training and evaluation end in the weights, log and records of a run that
+nobody disturbed.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,19 @@ KILLS = 20
 
 
 def settings(folder: Path) -> list[str]:
-    sizes = ["training.batch_tokens=192", "training.steps=30", "training.checkpoint_every=3", "training.held_out_evaluations=3"]
-    return [*sizes, f"evaluation.questions='{folder / 'questions.jsonl'}'", "evaluation.max_new_tokens=24", "evaluation.warmup=0", "evaluation.repeats=2"]
+    sizes = [
+        "training.batch_tokens=192",
+        "training.steps=30",
+        "training.checkpoint_every=3",
+        "training.held_out_evaluations=3",
+    ]
+    return [
+        *sizes,
+        f"evaluation.questions='{folder / 'questions.jsonl'}'",
+        "evaluation.max_new_tokens=24",
+        "evaluation.warmup=0",
+        "evaluation.repeats=2",
+    ]
 
 
 @pytest.mark.slow
@@ -29,7 +42,8 @@ def test_twenty_kills_change_nothing(target_folder: Path, tmp_path: Path) -> Non
     write_questions(tmp_path / "questions.jsonl", [("words", [f"count {i}", "go on"]) for i in range(6)])
     whole = tmp_path / "whole"
     train_and_evaluate(target_folder, tmp_path, whole, settings(tmp_path))
-    # One process loads everything and forks those that are killed, so that they are killed at work and not while they import torch.
+    # One process loads everything and forks those that are killed, so that they are killed at work and not while they
+    # import torch.
     script = textwrap.dedent(f"""
         import os, random, signal, sys, time
         import torch
@@ -50,7 +64,8 @@ def test_twenty_kills_change_nothing(target_folder: Path, tmp_path: Path) -> Non
                     code = 0
                 finally:
                     os._exit(code)
-            # A moment after it has come a step further: else a slow machine would be killed before its first checkpoint each time.
+            # A moment after it has come a step further: else a slow machine would be killed before its first checkpoint
+            # each time.
             before, until, status = written(folder / f"killed-{{out}}"), None, None
             while status is None and (until is None or time.monotonic() < until):
                 time.sleep(0.005)
@@ -72,7 +87,9 @@ def test_twenty_kills_change_nothing(target_folder: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     kills, finished = map(int, done.stdout.split()[-2:])
     assert kills == KILLS and finished >= 1
-    assert "Resuming the training after step" in done.stderr and "turns are there" in done.stderr, "some kills hit the training, some the evaluation"
+    assert "Resuming the training after step" in done.stderr and "turns are there" in done.stderr, (
+        "some kills hit the training, some the evaluation"
+    )
     expected = read_run(whole / "records.jsonl")
     for number in range(finished):
         folder = tmp_path / f"killed-{number}"

@@ -1,4 +1,6 @@
-"""Memory in training: losses of large vocabularies are made piece by piece, and layers computed again; both change no gradient."""
+"""Memory in training: losses of large vocabularies are made piece by piece, and layers computed again; both change no
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def kept_bytes(head: Any, target: Target) -> tuple[int, HeadLoss]:
 
 def gradients(head: Any, found: HeadLoss) -> list[torch.Tensor]:
     head.zero_grad(set_to_none=True)
-    (found.total + sum(p.logits.float().logsumexp(-1).sum() for p in found.predictions)).backward()  # as an objective might ask for them
+    (
+        found.total + sum(p.logits.float().logsumexp(-1).sum() for p in found.predictions)
+    ).backward()  # as an objective might ask for them
     return [p.grad.clone() for p in head.parameters() if p.grad is not None]
 
 
@@ -61,9 +65,15 @@ def test_layers_that_are_computed_again_give_the_same_gradients(target: Target) 
 
 
 @pytest.mark.parametrize("name", ["medusa", "eagle"])
-def test_a_discriminator_of_embeddings_is_shown_the_same_in_pieces(target: Target, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_discriminator_of_embeddings_is_shown_the_same_in_pieces(
+    target: Target, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    head, view, batch = build(HEADS, name, target.spec(), {}).train(), View(target.spec(), "embedding", "embedding", 4), batch_of(target)
+    head, view, batch = (
+        build(HEADS, name, target.spec(), {}).train(),
+        View(target.spec(), "embedding", "embedding", 4),
+        batch_of(target),
+    )
     found = []
     for at_once in (heads.common.losses._AT_ONCE, 3 * 259):
         monkeypatch.setattr(heads.common.losses, "_AT_ONCE", at_once)
@@ -71,7 +81,10 @@ def test_a_discriminator_of_embeddings_is_shown_the_same_in_pieces(target: Targe
         shown = view(batch, head.loss(batch).predictions)
         sum(each.fake.pow(3).sum() for each in shown).backward()  # type: ignore[union-attr]
         found.append(
-            [*(side.detach() for each in shown for side in (each.real, each.fake)), *(p.grad.clone() for p in head.parameters() if p.grad is not None)]
+            [
+                *(side.detach() for each in shown for side in (each.real, each.fake)),
+                *(p.grad.clone() for p in head.parameters() if p.grad is not None),
+            ]
         )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)

@@ -29,7 +29,13 @@ from koala_bench.training.experiment import train_heads
 
 def conversations(folder: Path, count: int = 120) -> Path:
     rows = [
-        {"id": f"c{i}", "conversations": [{"from": "human", "value": f"count {i}"}, {"from": "gpt", "value": " ".join(str(i + j) for j in range(3 + i % 9))}]}
+        {
+            "id": f"c{i}",
+            "conversations": [
+                {"from": "human", "value": f"count {i}"},
+                {"from": "gpt", "value": " ".join(str(i + j) for j in range(3 + i % 9))},
+            ],
+        }
         for i in range(count)
     ]
     path = folder / "conversations.jsonl"
@@ -67,7 +73,11 @@ def test_trainings_of_one_process_may_differ_in_precision(target_folder: Path, t
     for precision in ("no", "bf16", "no"):
         out = tmp_path / f"{precision}-{len(list(tmp_path.iterdir()))}"
         run(preset_for(target_folder, data, "training.steps=2", f"training.precision={precision}"), ["eagle"], out)
-    plain, mixed, again = sorted(tmp_path.glob("no-*"))[0], next(tmp_path.glob("bf16-*")), sorted(tmp_path.glob("no-*"))[1]
+    plain, mixed, again = (
+        sorted(tmp_path.glob("no-*"))[0],
+        next(tmp_path.glob("bf16-*")),
+        sorted(tmp_path.glob("no-*"))[1],
+    )
     assert equal(plain / "eagle", again / "eagle") and not equal(plain / "eagle", mixed / "eagle")
 
 
@@ -104,7 +114,9 @@ def test_a_head_does_not_depend_on_which_others_train_beside_it(target_folder: P
     assert equal(tmp_path / "alone" / "eagle", tmp_path / "together" / "eagle")
 
 
-def test_heads_that_read_different_layers_train_from_one_pass(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_that_read_different_layers_train_from_one_pass(
+    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preset = preset_for(target_folder, conversations(tmp_path), "training.steps=4")
     passes: list[int] = []
     real = Target.states
@@ -116,7 +128,9 @@ def test_heads_that_read_different_layers_train_from_one_pass(target_folder: Pat
         counts.append(len(passes))
     for method in ("eagle", "eagle3"):
         assert equal(tmp_path / method / method, tmp_path / "together" / method)
-    assert counts[2] == counts[0] + counts[1] - 4 - 1, "each of the four steps has one pass for both, and so has the look at a loaded target"
+    assert counts[2] == counts[0] + counts[1] - 4 - 1, (
+        "each of the four steps has one pass for both, and so has the look at a loaded target"
+    )
 
 
 @pytest.mark.parametrize("head", ["medusa", "eagle"])
@@ -131,7 +145,9 @@ def test_lambda_zero_is_the_supervised_run_bit_for_bit(target_folder: Path, tmp_
     assert not equal(tmp_path / "zero" / name, tmp_path / "adversarial" / name)
 
 
-def test_an_interrupted_run_ends_in_the_same_weights_and_log(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_in_the_same_weights_and_log(
+    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preset = preset_for(target_folder, conversations(tmp_path))
     methods = ["medusa+koala", "eagle+koala"]
     run(preset, methods, tmp_path / "whole")
@@ -214,7 +230,11 @@ def test_a_damaged_checkpoint_is_one_clear_error(target_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("damage", ["cut", "renamed"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+    target_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
 ) -> None:
     preset = preset_for(target_folder, conversations(tmp_path), "training.steps=7", "training.checkpoint_every=2")
     run(preset, ["eagle"], tmp_path / "whole")
@@ -240,7 +260,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert not before.exists()
 
 
-def test_a_step_holds_the_distributions_of_one_micro_batch(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_holds_the_distributions_of_one_micro_batch(
+    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are the largest part of what a head asks for, and gradient accumulation is there to save memory."""
     preset = preset_for(target_folder, conversations(tmp_path), "training.steps=1", "training.micro_batches=4")
     held: list[int] = []
@@ -249,7 +271,12 @@ def test_a_step_holds_the_distributions_of_one_micro_batch(target_folder: Path, 
     def watched(accelerator: Any, arm: Any, batch: FeatureBatch) -> HeadLoss:
         batches.append(batch)
         found = real(accelerator, arm, batch)
-        held.append(sum("target_probabilities" in whole.__dict__ for whole in {id(each.whole or each): each.whole or each for each in batches}.values()))
+        held.append(
+            sum(
+                "target_probabilities" in whole.__dict__
+                for whole in {id(each.whole or each): each.whole or each for each in batches}.values()
+            )
+        )
         return found
 
     monkeypatch.setattr(training, "_loss", watched)
@@ -258,7 +285,9 @@ def test_a_step_holds_the_distributions_of_one_micro_batch(target_folder: Path, 
     assert max(held) == 1
 
 
-def test_a_loss_that_is_not_finite_names_step_and_dialogues(target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_dialogues(
+    target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = training.features_of_each
 
     def spoilt(*arguments: Any, **options: Any) -> Any:
@@ -274,7 +303,9 @@ def test_a_loss_that_is_not_finite_names_step_and_dialogues(target_folder: Path,
 
 def test_a_head_of_another_target_is_refused(target_folder: Path, tmp_path: Path) -> None:
     run(preset_for(target_folder, conversations(tmp_path), "training.steps=2"), ["eagle"], tmp_path / "out")
-    other: Target = load_target(str(save_tiny_target(tmp_path / "other", tiny_config(hidden_size=64))), "cpu", "float32")
+    other: Target = load_target(
+        str(save_tiny_target(tmp_path / "other", tiny_config(hidden_size=64))), "cpu", "float32"
+    )
     with pytest.raises(KoalaBenchError, match="for a target of width 32"):
         load_head(tmp_path / "out" / "eagle", other)
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import TreeShape, TreeTemplate, load_template, template_names
 
-shapes = st.lists(st.integers(0, 10**6), max_size=24).map(lambda draws: TreeShape((-1, *(draw % (node + 1) for node, draw in enumerate(draws)))))
+shapes = st.lists(st.integers(0, 10**6), max_size=24).map(
+    lambda draws: TreeShape((-1, *(draw % (node + 1) for node, draw in enumerate(draws))))
+)
 
 
 @given(shapes)
@@ -63,7 +65,13 @@ def test_a_template_can_be_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("paths", "words"),
-    [([[0], [0]], "twice"), ([[0], [1, 0]], "parent"), ([[]], "not a path"), ([[-1]], "not a path"), ([["a"]], "not a path")],
+    [
+        ([[0], [0]], "twice"),
+        ([[0], [1, 0]], "parent"),
+        ([[]], "not a path"),
+        ([[-1]], "not a path"),
+        ([["a"]], "not a path"),
+    ],
 )
 def test_a_broken_template_is_refused_by_name(paths: list[list[int]], words: str) -> None:
     with pytest.raises(KoalaBenchError, match=words):

@@ -1,4 +1,6 @@
-"""Trees for a machine: ranks that are the head's, searches that find what brute force finds, expectations that follow from both."""
+"""Trees for a machine: ranks that are the head's, searches that find what brute force finds, expectations that follow
+from both.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,10 @@ def test_the_program_finds_the_best_tree_of_all(seed: int) -> None:
     for nodes in range(1, 6):
         for depth in (1, 2, 3):
             worth = {
-                frozenset(tree): sum(float(np.prod([p[level, rank] for level, rank in enumerate(path)])) for path in tree) for tree in trees(nodes, depth, 2)
+                frozenset(tree): sum(
+                    float(np.prod([p[level, rank] for level, rank in enumerate(path)])) for path in tree
+                )
+                for tree in trees(nodes, depth, 2)
             }
             paths, value = search.best(nodes, depth)
             if worth:  # there may be no tree of so many nodes and so few levels
@@ -74,12 +79,16 @@ def test_the_greedy_tree_is_the_best_for_the_positions_that_were_counted(seed: i
     profile = profile_of(seed)
     for nodes, depth in ((1, 3), (3, 2), (4, 3)):
         found = greedy(profile, nodes, depth, 2)
-        assert profile.expected(found) == pytest.approx(max(profile.expected(list(tree)) for tree in trees(nodes, depth, 2)))
+        assert profile.expected(found) == pytest.approx(
+            max(profile.expected(list(tree)) for tree in trees(nodes, depth, 2))
+        )
 
 
 def test_expectations_of_a_few_positions_by_hand() -> None:
     profile = RankProfile(np.asarray([[0, 0], [0, 1], [1, 0], [3, 0], [0, -1]]))
-    assert profile.frequency((0,)) == 3 / 5 and profile.frequency((0, 0)) == 1 / 5 and profile.frequency((1, 0)) == 1 / 5
+    assert (
+        profile.frequency((0,)) == 3 / 5 and profile.frequency((0, 0)) == 1 / 5 and profile.frequency((1, 0)) == 1 / 5
+    )
     assert profile.expected([(0,), (1,), (0, 0)]) == pytest.approx(3 / 5 + 1 / 5 + 1 / 5)
     # The fourth position's first token is beyond both candidates: no tree is there at the second level.
     np.testing.assert_allclose(profile.conditional(2), [[3 / 5, 1 / 5], [2 / 4, 1 / 4]])
@@ -95,7 +104,9 @@ def test_steps_begin_where_the_one_before_ended() -> None:
 
 @pytest.mark.parametrize("method", ["medusa", "eagle"])
 def test_the_expected_length_is_that_of_decoding(bench: Bench, method: str) -> None:
-    """Ranks are measured along the answers, and the same answers are decoded with the tree: on the same prompts nothing is left to chance."""
+    """Ranks are measured along the answers, and the same answers are decoded with the tree: on the same prompts nothing
+    is left to chance.
+    """
     ready = load_methods(bench.preset(), ["vanilla", method], bench.target, bench.heads)[1]
     template = load_template("150x20")
     assert isinstance(template, TreeTemplate)
@@ -157,7 +168,9 @@ def test_step_times_cover_every_size(bench: Bench) -> None:
 def test_tuning_compares_both_searches_with_the_usual_tree(bench: Bench) -> None:
     torch.manual_seed(0)
     ready = load_methods(bench.preset(), ["vanilla", "eagle"], bench.target, bench.heads)[1]
-    found = tune(bench.target, ready.head, load_template("2x1"), PROMPTS, tokens=10, most=6, depth=3, widest=259)  # the heads are bad
+    found = tune(
+        bench.target, ready.head, load_template("2x1"), PROMPTS, tokens=10, most=6, depth=3, widest=259
+    )  # the heads are bad
     assert {each.found for each in found} == {"dynamic programming", "greedy", "usual (2x1)"}
     assert [each.measured_speedup for each in found] == sorted((each.measured_speedup for each in found), reverse=True)
     for each in found:

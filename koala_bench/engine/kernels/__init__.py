@@ -1,7 +1,9 @@
-"""Triton kernels for passes in half precision on a GPU: what lies between the products costs a decoding step more than its arithmetic.
+"""Triton kernels for passes in half precision on a GPU: what lies between the products costs a decoding step more than
+its arithmetic.
 
-Sums are made in float32; results are rounded once, where the plain operations round at each step. ``koala_bench.engine.fusing`` puts them into
-recorded passes. Without a GPU Triton interprets them if TRITON_INTERPRET=1 is set before it is first imported.
+Sums are made in float32; results are rounded once, where the plain operations round at each step.
+``koala_bench.engine.fusing`` puts them into recorded passes. Without a GPU Triton interprets them if TRITON_INTERPRET=1
+is set before it is first imported.
 """
 
 from koala_bench.engine.kernels.attention import WIDTHS, attend, attend_row, rotate

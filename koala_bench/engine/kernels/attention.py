@@ -1,4 +1,6 @@
-"""Attention of a tree's nodes: turned, written into the cache, and attending to the rows that there are, not those there is room for."""
+"""Attention of a tree's nodes: turned, written into the cache, and attending to the rows that there are, not those
+there is room for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import triton.language as tl
 from koala_bench.engine.kernels.launching import cramped, launching
 
 WIDTHS = (16, 32, 64, 128, 256)  # of heads
-# By the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at once, warps, stages.
+# By the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at
+# once, warps, stages.
 _SHARES = {16: (128, 128, 4, 1), 32: (512, 64, 4, 3), 64: (512, 64, 4, 3)}
 _HEADS = 8  # turned by one program
 _ROW = 128  # rows of a cache for each of the programs that share a head of a single query
@@ -42,7 +45,9 @@ def _rotate(
     else:
         head = ((part - turning) * HEADS + tl.arange(0, HEADS))[:, None]
         tl.store(
-            values + head * value_head + number * value_row + at, tl.load(v + head * v_head + row * v_row + at, mask=head < kv_heads), mask=head < kv_heads
+            values + head * value_head + number * value_row + at,
+            tl.load(v + head * v_head + row * v_row + at, mask=head < kv_heads),
+            mask=head < kv_heads,
         )
 
 
@@ -55,8 +60,8 @@ def rotate(
     Args:
         x: [1, heads + kv_heads, rows, head_dim], queries and behind them keys.
         v: [1, kv_heads, rows, head_dim].
-        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``, and if the sines are not ``signed``, those of
-            the first half are taken negative.
+        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``, and if the sines are
+            not ``signed``, those of the first half are taken negative.
         numbers: of the rows of ``keys`` and ``values`` [1, kv_heads, capacity, head_dim] to be written, int64 [rows].
 
     Returns:
@@ -145,13 +150,21 @@ def _gather(found, high, mass, out, count, WIDTH: tl.constexpr, SPLITS: tl.const
     tl.store(out + place * WIDTH + at, (tl.sum(parts * weight[:, None], 0) / whole).to(out.dtype.element_ty))
 
 
-def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    hidden: torch.Tensor,
+    past: torch.Tensor,
+    scale: float | None = None,
+) -> torch.Tensor:
     """Attention of a tree's nodes to all settled rows and to those of the tree's rows that they see.
 
     Args:
         q: [1, heads, rows, head_dim].
         keys, values: [1, kv_heads, capacity, head_dim]; a multiple of them has as many heads as q.
-        hidden: bool [rows, columns], which rows from the first unsettled one on each node must not see; none sees those behind.
+        hidden: bool [rows, columns], which rows from the first unsettled one on each node must not see; none sees those
+            behind.
         past: number of settled rows, int64 [].
         scale: of the products; the root of the width's inverse where None.
 
@@ -167,7 +180,10 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: to
     out = torch.empty(1, rows, heads, width, dtype=q.dtype, device=q.device)
     found, high, mass = out, out, out
     if splits > 1:
-        found, high = q.new_empty(splits, rows, heads, width, dtype=torch.float32), q.new_empty(2, splits, rows, heads, dtype=torch.float32)
+        found, high = (
+            q.new_empty(splits, rows, heads, width, dtype=torch.float32),
+            q.new_empty(2, splits, rows, heads, dtype=torch.float32),
+        )
         high, mass = high[0], high[1]
     hidden = hidden.contiguous().view(torch.uint8)
     _attend[(heads, triton.cdiv(rows, most), splits)](
@@ -177,7 +193,9 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: to
         num_stages=stages, **launching(q),
     )  # fmt: skip
     if splits > 1:
-        _gather[(rows * heads,)](found, high, mass, out, rows * heads, WIDTH=width, SPLITS=splits, num_warps=1, **launching(q))
+        _gather[(rows * heads,)](
+            found, high, mass, out, rows * heads, WIDTH=width, SPLITS=splits, num_warps=1, **launching(q)
+        )
     return out.transpose(1, 2)
 
 
@@ -202,14 +220,22 @@ def _attend_row(
         place = split * BLOCK + each
         there = (place < every) & (place != number)
         key = tl.load(keys + place[:, None] * key_row + at[None, :], mask=there[:, None], other=0.0).to(tl.float32)
-        value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0).to(tl.float32)
+        value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0).to(
+            tl.float32
+        )
         unseen = tl.load(hidden + (place - settled), mask=there & (place >= settled), other=0)
-        turn, sign, other = tl.load(cosine + at).to(tl.float32), tl.load(sine + at).to(tl.float32), (at + WIDTH - shift) % WIDTH
+        turn, sign, other = (
+            tl.load(cosine + at).to(tl.float32),
+            tl.load(sine + at).to(tl.float32),
+            (at + WIDTH - shift) % WIDTH,
+        )
         if not SIGNED:
             sign = tl.where(at < WIDTH // 2, -sign, sign)
         query = tl.load(x + head * x_head + at)
         straight = (query.to(tl.float32) * turn).to(query.dtype).to(tl.float32)  # as two operations round it
-        turned = (straight + tl.load(x + head * x_head + other).to(tl.float32) * sign).to(query.dtype).to(tl.float32) * scale
+        turned = (straight + tl.load(x + head * x_head + other).to(tl.float32) * sign).to(query.dtype).to(
+            tl.float32
+        ) * scale
         score = tl.where(there & (unseen == 0), tl.sum(key * turned[None, :], 1), float("-inf"))
         best, last, new = tl.max(score, 0), float("-inf"), tl.zeros((WIDTH,), tl.float32)
         if split == number // BLOCK:
@@ -243,7 +269,12 @@ def _attend_row(
                 highs = tl.load(high + part * heads + head, mask=present, other=float("-inf"), cache_modifier=".cg")
                 weights = tl.exp(highs - tl.max(highs, 0))
                 masses = tl.load(mass + part * heads + head, mask=present, other=0.0, cache_modifier=".cg")
-                whole = tl.load(found + (part * heads + head)[:, None] * WIDTH + at[None, :], mask=present[:, None], other=0.0, cache_modifier=".cg")
+                whole = tl.load(
+                    found + (part * heads + head)[:, None] * WIDTH + at[None, :],
+                    mask=present[:, None],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
                 total = tl.sum(whole * weights[:, None], 0) / tl.sum(weights * masses, 0)
                 tl.store(out + head * WIDTH + at, total.to(out.dtype.element_ty))
 
@@ -252,7 +283,8 @@ def attend_row(
     x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int, numbers: torch.Tensor, keys: torch.Tensor,
     values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor, scale: float | None, arrived: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    """``rotate`` and ``attend`` for a single row at once: a node is turned, its key and value are written, and it attends.
+    """``rotate`` and ``attend`` for a single row at once: a node is turned, its key and value are written, and it
+    attends.
 
     Args:
         arrived: zeros, int32 [heads], and zeros again afterwards; for one call at a time.

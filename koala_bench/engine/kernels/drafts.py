@@ -29,7 +29,9 @@ def _best_of_part(x, values, places, width, COUNT: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _best_of_parts(values, places, best_values, best_places, count, COUNT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _best_of_parts(
+    values, places, best_values, best_places, count, COUNT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
     row, own = tl.program_id(0), tl.arange(0, BLOCK)
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -43,7 +45,9 @@ def _best_of_parts(values, places, best_values, best_places, count, COUNT: tl.co
 
 
 def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` largest of each row of x [..., width] in falling order, of equal ones the first: values and places, int64, [..., count]."""
+    """The ``count`` largest of each row of x [..., width] in falling order, of equal ones the first: values and places,
+    int64, [..., count].
+    """
     x, width = x.contiguous(), x.shape[-1]
     rows, parts = x.numel() // width, triton.cdiv(width, _PART)
     values = torch.empty(rows, parts * count, dtype=torch.float32, device=x.device)
@@ -52,7 +56,9 @@ def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     best_places = torch.empty(*x.shape[:-1], count, dtype=torch.int64, device=x.device)
     _best_of_part[(parts, rows)](x, values, places, width, COUNT=count, BLOCK=_PART, num_warps=4, **launching(x))
     block = triton.next_power_of_2(parts * count)
-    _best_of_parts[(rows,)](values, places, best_values, best_places, parts * count, COUNT=count, BLOCK=block, num_warps=1, **launching(x))
+    _best_of_parts[(rows,)](
+        values, places, best_values, best_places, parts * count, COUNT=count, BLOCK=block, num_warps=1, **launching(x)
+    )
     return best_values, best_places
 
 
@@ -76,8 +82,16 @@ def _paired(
     tl.store(out + row * (WIDTH + OTHER) + at, tl.where(at < WIDTH, first, second), mask=at < WIDTH + OTHER)
 
 
-def paired(embeddings: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor | None, states: torch.Tensor, parents: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings of ``tokens[places]`` [rows, width] beside ``states[parents]`` [rows, other], in one tensor; all where no places or parents are given."""
+def paired(
+    embeddings: torch.Tensor,
+    tokens: torch.Tensor,
+    places: torch.Tensor | None,
+    states: torch.Tensor,
+    parents: torch.Tensor | None,
+) -> torch.Tensor:
+    """Embeddings of ``tokens[places]`` [rows, width] beside ``states[parents]`` [rows, other], in one tensor; all where
+    no places or parents are given.
+    """
     states = states if states.stride(-1) == 1 else states.contiguous()
     rows = len(tokens) if places is None else len(places)
     width, other = embeddings.shape[1], states.shape[1]

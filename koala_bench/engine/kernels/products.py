@@ -1,4 +1,6 @@
-"""Norms, products and gates: a product of one row reads its weights once and does what stands before and behind it on the way."""
+"""Norms, products and gates: a product of one row reads its weights once and does what stands before and behind it on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import triton.language as tl
 
 from koala_bench.engine.kernels.launching import launching
 
-# The rows and the columns of weights that a program reads at once, and its warps; plain and gated. Of those tried on an H200 the fastest.
+# The rows and the columns of weights that a program reads at once, and its warps; plain and gated. Of those tried on an
+# H200 the fastest.
 _TILES = {False: (2, 1024, 4), True: (1, 1024, 4)}
 
 
@@ -28,7 +31,9 @@ def rms_norm(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
     """Root mean square norm of x [..., width], scaled by ``gain`` [width]."""
     x, width = x.contiguous(), x.shape[-1]
     out, block = torch.empty_like(x), triton.next_power_of_2(width)
-    _rms_norm[(x.numel() // width,)](x, gain, out, eps, width, BLOCK=block, num_warps=min(16, max(1, block // 256)), **launching(x))
+    _rms_norm[(x.numel() // width,)](
+        x, gain, out, eps, width, BLOCK=block, num_warps=min(16, max(1, block // 256)), **launching(x)
+    )
     return out
 
 
@@ -90,7 +95,8 @@ def row_product(
         weight: [rows, width].
         residual: [..., rows].
         gain: of a root mean square norm of x, which is left out where None; ``eps`` is its own.
-        gated: the first half of the weight's rows makes gates, and the result is SiLU(gate) times what the second half makes (no bias then).
+        gated: the first half of the weight's rows makes gates, and the result is SiLU(gate) times what the second half
+            makes (no bias then).
 
     Returns:
         [..., rows], or half of them if gated.
@@ -109,7 +115,9 @@ def row_product(
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """``x @ weight.T + bias + residual`` for any number of rows x [..., width], by the library's product, which adds the residual itself."""
+    """``x @ weight.T + bias + residual`` for any number of rows x [..., width], by the library's product, which adds
+    the residual itself.
+    """
     rows = residual if bias is None else residual + bias
     return torch.addmm(rows.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t()).view(residual.shape)
 

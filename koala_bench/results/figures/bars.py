@@ -28,15 +28,39 @@ def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval]
     ends = [[values[p] - measured[p].low for p in known], [measured[p].high - values[p] for p in known]]
     # A white line under the black one keeps the lower half of an interval visible on a dark bar.
     for colour, width, cap in (("white", 2.4, 3.0), ("black", 0.9, 2.5)):
-        axes.errorbar(known, [values[p] for p in known], yerr=ends, fmt="none", ecolor=colour, elinewidth=width, capsize=cap, capthick=width)
+        axes.errorbar(
+            known,
+            [values[p] for p in known],
+            yerr=ends,
+            fmt="none",
+            ecolor=colour,
+            elinewidth=width,
+            capsize=cap,
+            capthick=width,
+        )
     top = max([1.0, *(interval.value if math.isnan(interval.high) else interval.high for interval in measured)])
     for place, interval in zip(places, measured, strict=True):
         above = interval.value if math.isnan(interval.high) else max(interval.high, interval.value)
-        text = axes.annotate(f"{interval.value:.2f}", (place, above), xytext=(0, 2.5), textcoords="offset points", ha="center", va="bottom")
+        text = axes.annotate(
+            f"{interval.value:.2f}",
+            (place, above),
+            xytext=(0, 2.5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+        )
         text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
     # At the right of the last bar, where nothing else is.
-    axes.annotate("vanilla", (len(summaries) - 0.5, 1.0), xytext=(1, 2), textcoords="offset points", color=GREY, fontsize=7, va="bottom")
+    axes.annotate(
+        "vanilla",
+        (len(summaries) - 0.5, 1.0),
+        xytext=(1, 2),
+        textcoords="offset points",
+        color=GREY,
+        fontsize=7,
+        va="bottom",
+    )
     axes.set_xlim(-0.6, len(summaries) - 0.5 + _LABEL_SHARE * len(summaries))
     axes.set_ylim(0, top * 1.13)
     axes.set_ylabel(label)
@@ -72,7 +96,11 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
     """
     shown = []
     for run in runs:
-        rows = [summary for summary in summarise(run, methods) if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
+        rows = [
+            summary
+            for summary in summarise(run, methods)
+            if summary.name != VANILLA and not math.isnan(summary.speedup.value)
+        ]
         if not rows:
             raise KoalaBenchError(f"{run.path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
         shown.append(rows)

@@ -26,13 +26,35 @@ def _shown(row: TaskRows) -> list[Summary]:
 def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: str) -> None:
     width = _GROUP / len(methods)
     for place, (method, look) in enumerate(zip(methods, looks(methods), strict=True)):
-        found = [(index, summary.speedup) for index, row in enumerate(rows) for summary in _shown(row) if summary.name == method]
+        found = [
+            (index, summary.speedup)
+            for index, row in enumerate(rows)
+            for summary in _shown(row)
+            if summary.name == method
+        ]
         across = [index - _GROUP / 2 + (place + 0.5) * width for index, _ in found]
         speedups = [speedup for _, speedup in found]
         axes.bar(across, [each.value for each in speedups], width=width * 0.92, color=look.colour, label=method)
-        axes.errorbar(across, [each.value for each in speedups], yerr=ends(speedups), fmt="none", ecolor="black", elinewidth=0.7, capsize=1.2, capthick=0.7)
+        axes.errorbar(
+            across,
+            [each.value for each in speedups],
+            yerr=ends(speedups),
+            fmt="none",
+            ecolor="black",
+            elinewidth=0.7,
+            capsize=1.2,
+            capthick=0.7,
+        )
     axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
-    axes.annotate("vanilla", (len(rows) - 0.5, 1.0), xytext=(1, 2), textcoords="offset points", color=GREY, fontsize=7, va="bottom")
+    axes.annotate(
+        "vanilla",
+        (len(rows) - 0.5, 1.0),
+        xytext=(1, 2),
+        textcoords="offset points",
+        color=GREY,
+        fontsize=7,
+        va="bottom",
+    )
     axes.set_xlim(-0.55, len(rows) - 0.5 + 0.055 * len(rows))
     names = [f"{row.task} ({row.summaries[0].questions})" for row in rows]
     axes.set_xticks(range(len(rows)), names, rotation=30, ha="right", rotation_mode="anchor")
@@ -42,7 +64,8 @@ def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: s
 
 
 def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, methods: Sequence[str]) -> list[Path]:
-    """``figure-categories.pdf`` and ``.png``: speedup by task with 95 % intervals over the questions, whose number is in brackets.
+    """``figure-categories.pdf`` and ``.png``: speedup by task with 95 % intervals over the questions, whose number is
+    in brackets.
 
     Args:
         runs: as for Table 2; a row of bars per target.
@@ -64,7 +87,9 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
         for (axes,), target in zip(panels, targets, strict=True):
             here = [row for row in rows if row.summaries[0].target == target]
             _draw(axes, here, names, f"{target}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False)
+        figure.legend(
+            *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False
+        )
         return figure
 
     return save(draw, out_dir, "figure-categories")

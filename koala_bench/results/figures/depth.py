@@ -44,13 +44,19 @@ def _curve(chosen: Sample, method: str, conditional: bool) -> _Curve:
         steps[turn["question_id"]][0].extend(turn["accepted"] or [])
         steps[turn["question_id"]][1].extend(turn["drafted_depth"] or [])
     of = acceptance_rate_by_depth if conditional else unconditional_rate_by_depth
-    every = of([a for accepted, _ in steps.values() for a in accepted], [o for _, offered in steps.values() for o in offered])
-    by_question: list[dict[int, DepthRate]] = [{rate.depth: rate for rate in of(*steps[question])} for question in questions]
+    every = of(
+        [a for accepted, _ in steps.values() for a in accepted], [o for _, offered in steps.values() for o in offered]
+    )
+    by_question: list[dict[int, DepthRate]] = [
+        {rate.depth: rate for rate in of(*steps[question])} for question in questions
+    ]
     depths = [rate.depth for rate in every if rate.trials]
     rates = []
     for depth in depths:
         found = [each.get(depth, DepthRate(depth, 0, 0)) for each in by_question]
-        counts = [np.array([getattr(rate, field) for rate in found], dtype=np.float64) for field in ("accepted", "trials")]
+        counts = [
+            np.array([getattr(rate, field) for rate in found], dtype=np.float64) for field in ("accepted", "trials")
+        ]
         rates.append(chosen.interval(_ratio(*counts)))
     return _Curve(method, depths, rates)
 
@@ -69,7 +75,8 @@ def _draw(axes: Axes, curves: Sequence[_Curve], label: str) -> None:
 
 
 def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> list[Path]:
-    """``figure-depth.pdf`` and ``.png``: acceptance rate by depth with 95 % intervals over questions, one row of panels per record.
+    """``figure-depth.pdf`` and ``.png``: acceptance rate by depth with 95 % intervals over questions, one row of panels
+    per record.
 
     At the left given that the parent was accepted, at the right of all steps that drafted.
 
@@ -83,7 +90,10 @@ def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> l
     for label, run in zip(labels(runs), runs, strict=True):
         chosen = sample([run], methods)
         names = [name for name in chosen.names if name != VANILLA and name in chosen.totals]
-        panels = [[curve for curve in (_curve(chosen, name, conditional) for name in names) if curve.depths] for conditional in (True, False)]
+        panels = [
+            [curve for curve in (_curve(chosen, name, conditional) for name in names) if curve.depths]
+            for conditional in (True, False)
+        ]
         if not panels[0]:
             raise KoalaBenchError(f"{run.path} has no method that drafts.", "Evaluate with more --methods.")
         shown.append((label, panels))
@@ -95,7 +105,12 @@ def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> l
             target = f"{label}\n" if len(shown) > 1 else ""
             _draw(left, conditional, f"{target}acceptance rate given the parent")
             _draw(right, every, f"{target}acceptance rate of all steps")
-        figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown[0][1][0]), frameon=False)
+        figure.legend(
+            *rows[0][0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=len(shown[0][1][0]),
+            frameon=False,
+        )
         return figure
 
     return save(draw, out_dir, "figure-depth")

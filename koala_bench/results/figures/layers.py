@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, Look, curve_with_intervals, grid_lines, looks, save
+from koala_bench.results.figures.style import (
+    GREY,
+    ROW_INCHES,
+    WIDTH_INCHES,
+    Look,
+    curve_with_intervals,
+    grid_lines,
+    looks,
+    save,
+)
 from koala_bench.records.reading import Run
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
@@ -53,7 +62,8 @@ def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
             points = found.setdefault((summary.target, str(method["head"]), method["adversarial"]), {})
             if method["layers"] in points:
                 raise KoalaBenchError(
-                    f"{run.path}: {summary.name} has K = {method['layers']}, as {points[method['layers']].name} has.", "Name records with other --layers."
+                    f"{run.path}: {summary.name} has K = {method['layers']}, as {points[method['layers']].name} has.",
+                    "Name records with other --layers.",
                 )
             points[method["layers"]] = summary
     # Two points, such as of the ablation's adversarial methods, are no curve beside longer ones.
@@ -61,14 +71,19 @@ def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
     drawn = [Curve(*key, [points[k] for k in sorted(points)]) for key, points in found.items() if len(points) >= fewest]
     if fewest < 2:
         raise KoalaBenchError(
-            f"{runs[0].path} has no head with several numbers of layers.", "Use `koala-bench reproduce figures`, or name records made with several --layers."
+            f"{runs[0].path} has no head with several numbers of layers.",
+            "Use `koala-bench reproduce figures`, or name records made with several --layers.",
         )
     return sorted(drawn, key=lambda curve: (curve.target, heads.index(curve.head), curve.adversarial))
 
 
 def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
     """Whether records hold a head with several numbers of layers."""
-    kinds = {(run.header["target"]["name"], method["head"], method["adversarial"], method["layers"]) for run in runs for method in run.header["methods"]}
+    kinds = {
+        (run.header["target"]["name"], method["head"], method["adversarial"], method["layers"])
+        for run in runs
+        for method in run.header["methods"]
+    }
     curves_of = [kind[:3] for kind in kinds if kind[1] in heads]
     return len(curves_of) > len(set(curves_of))
 
@@ -79,7 +94,8 @@ def _line(axes: Axes, curve: Curve, look: Look, measured: Sequence[Interval], as
 
 
 def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:
-    """``figure-layers.pdf`` and ``.png``: against K the speedup and the acceptance length with 95 % intervals, and the draft overhead.
+    """``figure-layers.pdf`` and ``.png``: against K the speedup and the acceptance length with 95 % intervals, and the
+    draft overhead.
 
     Args:
         runs: of one or several targets, a row of panels each; every record has its own vanilla decoding.
@@ -96,21 +112,33 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
         panels = figure.subplots(len(targets), 3, squeeze=False)
         for row, target in zip(panels, targets, strict=True):
             here = [curve for curve in drawn if curve.target == target]
-            paired = any(curve.adversarial for curve in here)  # without, the darker of the two hues is free for the one there is
+            # without, the darker of the two hues is free for the one there is
+            paired = any(curve.adversarial for curve in here)
             styles = looks([f"{curve.head}+" if curve.adversarial or not paired else curve.head for curve in here])
             for place, (curve, look) in enumerate(zip(here, styles, strict=True)):
                 aside = _DODGE * (place - (len(here) - 1) / 2)
                 _line(row[0], curve, look, [point.speedup for point in curve.points], aside)
                 _line(row[1], curve, look, [point.acceptance_length for point in curve.points], aside)
-                shares = [math.nan if point.draft_overhead is None else 100.0 * point.draft_overhead for point in curve.points]
+                shares = [
+                    math.nan if point.draft_overhead is None else 100.0 * point.draft_overhead for point in curve.points
+                ]
                 _line(row[2], curve, look, [Interval(share, math.nan, math.nan) for share in shares], aside)
             row[0].axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
             row[0].annotate(
-                "vanilla", (1.0, 1.0), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", color=GREY, fontsize=7, ha="right"
+                "vanilla",
+                (1.0, 1.0),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                color=GREY,
+                fontsize=7,
+                ha="right",
             )
             most = max(point.method["layers"] for curve in here for point in curve.points)
             prefix = f"{target}\n" if len(targets) > 1 else ""
-            for axes, label in zip(row, ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)"), strict=True):
+            for axes, label in zip(
+                row, ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)"), strict=True
+            ):
                 axes.set_ylabel(prefix + label)
                 axes.set_xlabel("layers K")
                 axes.set_xticks(sorted({point.method["layers"] for curve in here for point in curve.points}))
@@ -118,7 +146,9 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
                 grid_lines(axes)
             row[0].set_xlim(0.6, most + 0.22 * most)  # room for the word at its right
             row[2].set_ylim(bottom=0)
-        labels = {label: handle for row in panels for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
+        labels = {
+            label: handle for row in panels for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)
+        }
         figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=len(labels), frameon=False)
         return figure
 

@@ -1,6 +1,8 @@
-"""Figure of predicted against measured speedup: is the speedup what the times of drafting, verifying and a vanilla step say?
+"""Figure of predicted against measured speedup: is the speedup what the times of drafting, verifying and a vanilla step
+say?
 
-Predicted: tau * t_base / (t_draft + t_verify), the mean tokens of a step over its cost in vanilla steps. Leviathan et al.
+Predicted: tau * t_base / (t_draft + t_verify), the mean tokens of a step over its cost in vanilla steps. Leviathan et
+    al.
 (2023, arXiv 2211.17192, Theorem 3.8) have this with the tokens of a chain of independent drafts for tau and a
 verification that costs as much as a vanilla step; here all of tau, t_draft, t_verify and t_base are measured.
 """
@@ -39,7 +41,9 @@ def _parts(turns: Sequence[TurnLine]) -> Totals | None:
     """Totals whose seconds are those of drafting and verifying alone; None if these were not timed in every turn."""
     if not turns or any(turn["draft_s"] is None or turn["verify_s"] is None for turn in turns):
         return None
-    timed: list[TurnLine] = [{**turn, "decode_s": (turn["draft_s"] or 0.0) + (turn["verify_s"] or 0.0)} for turn in turns]
+    timed: list[TurnLine] = [
+        {**turn, "decode_s": (turn["draft_s"] or 0.0) + (turn["verify_s"] or 0.0)} for turn in turns
+    ]
     return statistics.totals(timed)
 
 
@@ -54,19 +58,30 @@ def predictions(chosen: Sample) -> list[Point]:
     for name in (name for name in chosen.names if name != VANILLA and name in chosen.totals):
         here = _parts(chosen.turns(name))
         if base is not None and here is not None:
-            points.append(Point(name, chosen.interval(statistics.speedup_of_totals(here, base)), chosen.interval(chosen.speedup(name))))
+            points.append(
+                Point(
+                    name,
+                    chosen.interval(statistics.speedup_of_totals(here, base)),
+                    chosen.interval(chosen.speedup(name)),
+                )
+            )
     return points
 
 
 def _by_category(run: Run, methods: Sequence[str]) -> list[Point]:
     categories = dict.fromkeys(turn["category"] for turn in run.turns if turn["error"] is None)
-    parts = [replace(run, turns=[turn for turn in run.turns if turn["category"] == category]) for category in categories]
+    parts = [
+        replace(run, turns=[turn for turn in run.turns if turn["category"] == category]) for category in categories
+    ]
     # A category without a question that every method has finished says nothing here; the whole record still does.
     return [point for part in parts if _is_common(part, methods) for point in predictions(sample([part], methods))]
 
 
 def _is_common(run: Run, methods: Sequence[str]) -> bool:
-    done = [{(t["question_id"], t["turn"], t["repeat"]) for t in run.turns_of(name) if t["error"] is None} for name in (VANILLA, *methods)]
+    done = [
+        {(t["question_id"], t["turn"], t["repeat"]) for t in run.turns_of(name) if t["error"] is None}
+        for name in (VANILLA, *methods)
+    ]
     return bool(done[0]) and bool(set.intersection(*(places for places in done if places)))
 
 
@@ -85,22 +100,40 @@ def write_prediction(runs: Sequence[Run], out_dir: Path, methods: Sequence[str])
     for label, run in zip(labels(runs), runs, strict=True):
         points = predictions(sample([run], methods))
         if not points:
-            raise KoalaBenchError(f"{run.path} does not say how long drafting and verifying took.", "Evaluate again with this version.")
+            raise KoalaBenchError(
+                f"{run.path} does not say how long drafting and verifying took.", "Evaluate again with this version."
+            )
         shown.append((label, points, _by_category(run, [point.method for point in points])))
 
     def draw() -> Figure:
         figure = Figure(figsize=(_INCHES * len(shown), _INCHES), layout="constrained")
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
         for axes, (label, points, small) in zip(panels, shown, strict=True):
-            styles: dict[str, Look] = dict(zip([p.method for p in points], looks([p.method for p in points]), strict=True))
+            styles: dict[str, Look] = dict(
+                zip([p.method for p in points], looks([p.method for p in points]), strict=True)
+            )
             reach = [value for p in (*points, *small) for value in (p.predicted.value, p.measured.value)]
-            reach += [end for p in points for each in (p.predicted, p.measured) for end in (each.low, each.high) if not math.isnan(end)]
+            reach += [
+                end
+                for p in points
+                for each in (p.predicted, p.measured)
+                for end in (each.low, each.high)
+                if not math.isnan(end)
+            ]
             low, high = min(reach), max(reach)
             ends = (low - 0.06 * (high - low) - 0.02, high + 0.06 * (high - low) + 0.02)
             axes.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
             for point in small:
                 look = styles[point.method]
-                axes.plot(point.predicted.value, point.measured.value, look.marker, color=look.colour, markersize=3.5, alpha=0.45, markeredgewidth=0)
+                axes.plot(
+                    point.predicted.value,
+                    point.measured.value,
+                    look.marker,
+                    color=look.colour,
+                    markersize=3.5,
+                    alpha=0.45,
+                    markeredgewidth=0,
+                )
             for point in points:
                 look, x, y = styles[point.method], point.predicted, point.measured
                 axes.errorbar(

@@ -37,7 +37,13 @@ WIDTH_INCHES, ROW_INCHES = 7.0, 2.7
 GREY = "#444444"
 
 # Light and dark of one hue, after Okabe and Ito's blue, vermilion, green, purple and orange.
-_PAIRS = (("#8CC4E8", "#0072B2"), ("#F2B38A", "#D55E00"), ("#8FD3BC", "#009E73"), ("#E3BBD2", "#A8487F"), ("#F7D58B", "#C98A00"))
+_PAIRS = (
+    ("#8CC4E8", "#0072B2"),
+    ("#F2B38A", "#D55E00"),
+    ("#8FD3BC", "#009E73"),
+    ("#E3BBD2", "#A8487F"),
+    ("#F7D58B", "#C98A00"),
+)
 _MARKERS = "os^Dv"
 
 
@@ -83,7 +89,10 @@ def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
     with style.context(_STYLE, after_reset=True):
         figure = draw()
         FigureCanvasAgg(figure)
-        metadata = {"pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+        metadata = {
+            "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
+            "png": {"Software": None},
+        }
         written = []
         for kind, without in metadata.items():
             path = out_dir / f"{name}.{kind}"
@@ -93,7 +102,9 @@ def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
     return written
 
 
-def curve_with_intervals(axes: Axes, across: Sequence[float], measured: Sequence[Interval], look: Look, dashed: bool, label: str) -> None:
+def curve_with_intervals(
+    axes: Axes, across: Sequence[float], measured: Sequence[Interval], look: Look, dashed: bool, label: str
+) -> None:
     """Draw a line through measured values, each with its interval."""
     axes.errorbar(
         across,

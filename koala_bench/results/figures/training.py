@@ -17,7 +17,11 @@ _ROW_INCHES = 2.2
 
 
 def _series(lines: Sequence[dict[str, Any]], kind: str, method: str, key: str) -> tuple[list[int], list[float]]:
-    rows = [(line["step"], line[key]) for line in lines if line["kind"] == kind and line["method"] == method and line.get(key) is not None]
+    rows = [
+        (line["step"], line[key])
+        for line in lines
+        if line["kind"] == kind and line["method"] == method and line.get(key) is not None
+    ]
     return [step for step, _ in rows], [value for _, value in rows]
 
 
@@ -44,7 +48,9 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
     names = [name for name in methods if any(line["method"] == name for line in lines)]
     if not names:
         known = dict.fromkeys(line["method"] for line in lines)
-        raise KoalaBenchError(f"{log} has none of the methods {', '.join(methods)}.", f"It has {', '.join(known) or 'none'}.")
+        raise KoalaBenchError(
+            f"{log} has none of the methods {', '.join(methods)}.", f"It has {', '.join(known) or 'none'}."
+        )
     styles: dict[str, Look] = dict(zip(names, looks(names), strict=True))
     adversarial = [name for name in names if _series(lines, "step", name, "discriminator_loss")[0]]
 
@@ -54,7 +60,9 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
         marker = look.marker if kind == "held_out" or len(steps) == 1 else None
         style = ":" if dotted else "--" if look.dashed and kind == "step" else "-"
         shown = [value / values[0] for value in values] if relative else values
-        axes.plot(steps, shown, color=look.colour, marker=marker, markersize=4, linewidth=1.1, linestyle=style, label=name)
+        axes.plot(
+            steps, shown, color=look.colour, marker=marker, markersize=4, linewidth=1.1, linestyle=style, label=name
+        )
 
     last = max(line["step"] for line in lines)
 
@@ -79,7 +87,9 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
             panels[1][1].set_ylim(bottom=0)
         for axes in panels.flat:
             axes.set_xlim(0, 1.04 * last)
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False)
+        figure.legend(
+            *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False
+        )
         return figure
 
     return save(draw, out_dir, "figure-training")

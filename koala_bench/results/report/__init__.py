@@ -49,7 +49,8 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     """Write the page of a folder of results; it needs nothing beside it, and no model to be made.
 
     Args:
-        folder: with ``records.jsonl``; records of other seeds and tasks and the log of the training are used where they are there.
+        folder: with ``records.jsonl``; records of other seeds and tasks and the log of the training are used where they
+            are there.
         out: the HTML file.
         data_dir: where the questions are looked for, to be shown beside the answers.
 
@@ -58,16 +59,18 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     """
     sources = sources_in(folder)
     if sources.main is None:
-        raise KoalaBenchError(f"{folder} has no records.jsonl to report on.", "Name the folder that `reproduce` or `evaluate` wrote.")
+        raise KoalaBenchError(
+            f"{folder} has no records.jsonl to report on.", "Name the folder that `reproduce` or `evaluate` wrote."
+        )
     run = read_run(sources.main)
     summaries = summarise(run)
     if len(summaries) < 2:
         raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
     questions = _questions(run, data_dir)
     log = read_training(sources.log) if sources.log else []
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        (resources.files("koala_bench.results.report") / "page.html.jinja").read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string((resources.files("koala_bench.results.report") / "page.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
         run=run,
         header=run.header,
@@ -96,9 +99,14 @@ def _is_drawn(run: Run) -> bool:
 
 def _headline(run: Run, summaries: Sequence[Summary]) -> list[str]:
     """What a reader wants to know first, in sentences."""
-    heads = [summary for summary in summaries if summary.name != VANILLA and summary.speedup.value == summary.speedup.value]
+    heads = [
+        summary for summary in summaries if summary.name != VANILLA and summary.speedup.value == summary.speedup.value
+    ]
     lines = []
-    fastest = {kept: max((s for s in heads if s.method["lossless"] is kept), key=lambda s: s.speedup.value, default=None) for kept in (True, False)}
+    fastest = {
+        kept: max((s for s in heads if s.method["lossless"] is kept), key=lambda s: s.speedup.value, default=None)
+        for kept in (True, False)
+    }
     best, lossy = fastest[True], fastest[False]
     if best and lossy and lossy.speedup.value <= best.speedup.value:
         lossy = None
@@ -122,7 +130,10 @@ def _headline(run: Run, summaries: Sequence[Summary]) -> list[str]:
 
 def _in_numbers(summary: Summary) -> str:
     speed, length = summary.speedup, summary.acceptance_length
-    return f"{label_of(summary)}: {speed.value:.2f}x vanilla decoding [{speed.low:.2f}, {speed.high:.2f}], with {length.value:.2f} tokens per verification"
+    return (
+        f"{label_of(summary)}: {speed.value:.2f}x vanilla decoding [{speed.low:.2f}, {speed.high:.2f}], with"
+        f" {length.value:.2f} tokens per verification"
+    )
 
 
 def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
@@ -145,4 +156,8 @@ def _pictures(folder: Path, summaries: Sequence[Summary]) -> list[Picture]:
     captions = {name: caption + (among if name in _OF_ALL_METHODS else "") for name, caption in _CAPTIONS.items()}
     with tempfile.TemporaryDirectory() as temporary:
         files = [path for name in ("table1", *drawable(sources)) for path in make(name, sources, Path(temporary))]
-        return [Picture(captions[path.stem], base64.b64encode(path.read_bytes()).decode("ascii")) for path in files if path.suffix == ".png"]
+        return [
+            Picture(captions[path.stem], base64.b64encode(path.read_bytes()).decode("ascii"))
+            for path in files
+            if path.suffix == ".png"
+        ]

@@ -46,7 +46,13 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3)
         most: how many of each; fewer where a run has few questions, so that none is on both sides.
     """
     chosen = sample([run])
-    base = dict(zip(chosen.totals[VANILLA].question_ids, chosen.totals[VANILLA].tokens / chosen.totals[VANILLA].decode_s, strict=True))
+    base = dict(
+        zip(
+            chosen.totals[VANILLA].question_ids,
+            chosen.totals[VANILLA].tokens / chosen.totals[VANILLA].decode_s,
+            strict=True,
+        )
+    )
     found = []
     for name in chosen.names:
         if name == VANILLA or name not in chosen.totals:
@@ -56,14 +62,30 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3)
             turns.setdefault(turn["question_id"], []).append(turn)
         here = chosen.totals[name]
         each = [
-            Outlier(question, turns[question][0]["category"], rate / base[question], tokens / steps, int(tokens), _texts(turns[question], questions))
-            for question, rate, tokens, steps in zip(here.question_ids, here.tokens / here.decode_s, here.tokens, here.steps, strict=True)
+            Outlier(
+                question,
+                turns[question][0]["category"],
+                rate / base[question],
+                tokens / steps,
+                int(tokens),
+                _texts(turns[question], questions),
+            )
+            for question, rate, tokens, steps in zip(
+                here.question_ids, here.tokens / here.decode_s, here.tokens, here.steps, strict=True
+            )
             if steps and base[question]
         ]
         ranked = sorted(each, key=lambda one: (one.speedup, one.question_id))
         if ranked:
             count = min(most, len(ranked) // 2)
-            found.append(Outliers(name, statistics.median(one.speedup for one in ranked), ranked[:count], ranked[len(ranked) - count :][::-1]))
+            found.append(
+                Outliers(
+                    name,
+                    statistics.median(one.speedup for one in ranked),
+                    ranked[:count],
+                    ranked[len(ranked) - count :][::-1],
+                )
+            )
     return found
 
 

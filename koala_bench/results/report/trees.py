@@ -55,7 +55,10 @@ def draw_trees(run: Run) -> list[TreeDrawing]:
     found = []
     for name, method in run.methods.items():
         ends = [
-            pair for turn in run.turns_of(name) if turn["kept_node"] is not None for pair in zip(turn["kept_node"], turn["drafted_depth"] or [], strict=True)
+            pair
+            for turn in run.turns_of(name)
+            if turn["kept_node"] is not None
+            for pair in zip(turn["kept_node"], turn["drafted_depth"] or [], strict=True)
         ]
         kept = [node for node, depth in ends if depth]  # a step without room for a draft says nothing about the tree
         if kept and method["tree"] is not None and method["tree"]["parents"] is not None:
@@ -69,13 +72,17 @@ def _drawing(method: MethodInfo, parents: Sequence[int], kept: Sequence[int]) ->
         through[node] += 1
     for node in range(len(parents) - 1, 0, -1):  # parents come before children
         through[parents[node]] += through[node]
-    depths, children = node_depths(parents), [[child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))]
+    depths, children = node_depths(parents), [
+        [child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))
+    ]
     rows = _rows(children)
     paths = [""] * len(parents)
     for node, below in enumerate(children):
         for rank, child in enumerate(below):
             paths[child] = f"{paths[node]}.{rank}".lstrip(".")
-    places = [(_MARGIN + _ACROSS * depth, round(_MARGIN + _DOWN * row)) for depth, row in zip(depths, rows, strict=True)]
+    places = [
+        (_MARGIN + _ACROSS * depth, round(_MARGIN + _DOWN * row)) for depth, row in zip(depths, rows, strict=True)
+    ]
     nodes = [
         Node(
             paths[node] or "root", *places[node], places[parents[node]] if node else None, through[node] / len(kept),
@@ -85,7 +92,14 @@ def _drawing(method: MethodInfo, parents: Sequence[int], kept: Sequence[int]) ->
     ]  # fmt: skip
     tree = method["tree"]
     assert tree is not None
-    return TreeDrawing(method["name"], tree["name"], len(kept), nodes, _ACROSS * (max(depths) + 1) + _MARGIN, round(_DOWN * max(rows)) + 2 * _MARGIN)
+    return TreeDrawing(
+        method["name"],
+        tree["name"],
+        len(kept),
+        nodes,
+        _ACROSS * (max(depths) + 1) + _MARGIN,
+        round(_DOWN * max(rows)) + 2 * _MARGIN,
+    )
 
 
 def _rows(children: Sequence[Sequence[int]]) -> list[float]:

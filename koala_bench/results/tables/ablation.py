@@ -16,7 +16,11 @@ from koala_bench.records.summaries import Sample, Summary
 
 Part = Literal["the layers", "the adversarial term"]
 _OTHER: dict[Part, Part] = {"the layers": "the adversarial term", "the adversarial term": "the layers"}
-_VERBS = {"above zero": "help", "below zero": "harm", "not distinguishable from zero": "make no difference beyond the interval"}
+_VERBS = {
+    "above zero": "help",
+    "below zero": "harm",
+    "not distinguishable from zero": "make no difference beyond the interval",
+}
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,16 @@ class Effect:
 def effects(chosen: Sample, summaries: Sequence[Summary]) -> dict[str, list[Effect]]:
     """The effects of the parts of KOALA, by original head; of a head without variants there are none."""
     found: dict[str, list[Effect]] = {}
-    for original in (summary for summary in summaries if summary.method["head"] is not None and summary.original is None):
+    for original in (
+        summary for summary in summaries if summary.method["head"] is not None and summary.original is None
+    ):
         if original.name not in chosen.totals:
             continue
-        variants = {_parts(summary, original): summary.name for summary in summaries if summary.original == original.name and summary.name in chosen.totals}
+        variants = {
+            _parts(summary, original): summary.name
+            for summary in summaries
+            if summary.original == original.name and summary.name in chosen.totals
+        }
         layers, adversarial, both = (variants.get(parts) for parts in ((True, False), (False, True), (True, True)))
         wanted: list[tuple[str | None, str | None, Part | None]] = [
             (layers, original.name, "the layers"),
@@ -51,7 +61,11 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> dict[str, list[Effe
             (both, adversarial, "the layers"),
             (both, layers, "the adversarial term"),
         ]
-        rows = [_effect(chosen, new, old, added, old == original.name) for new, old, added in wanted if new is not None and old is not None]
+        rows = [
+            _effect(chosen, new, old, added, old == original.name)
+            for new, old, added in wanted
+            if new is not None and old is not None
+        ]
         if rows:
             found[original.name] = rows
     return found
@@ -65,7 +79,14 @@ def _effect(chosen: Sample, new: str, old: str, added: Part | None, alone: bool)
     def percent(of: tuple[Statistic, Statistic]) -> Interval:
         return chosen.interval(statistics.change_percent(*of))
 
-    return Effect(new, old, added, alone, percent((chosen.length(new), chosen.length(old))), percent((chosen.speedup(new), chosen.speedup(old))))
+    return Effect(
+        new,
+        old,
+        added,
+        alone,
+        percent((chosen.length(new), chosen.length(old))),
+        percent((chosen.speedup(new), chosen.speedup(old))),
+    )
 
 
 def _measured(change: Interval) -> str:
@@ -94,12 +115,23 @@ def verdict_lines(chosen: Sample, summaries: Sequence[Summary]) -> list[str]:
     for head, rows in of_heads.items():
         by_part: dict[Part, list[Effect]] = {part: [each for each in rows if each.added == part] for part in _OTHER}
         words = []
-        measures: tuple[tuple[Literal["length", "speed"], str], ...] = (("length", "Acceptance length"), ("speed", "Speed"))
+        measures: tuple[tuple[Literal["length", "speed"], str], ...] = (
+            ("length", "Acceptance length"),
+            ("speed", "Speed"),
+        )
         for measure, name in measures:
             said = [_in_words(of_part, part, measure) for part, of_part in by_part.items() if of_part]
-            both = [f"both together {_VERBS[statistics.against_zero(getattr(each, measure))]}" for each in rows if each.added is None]
+            both = [
+                f"both together {_VERBS[statistics.against_zero(getattr(each, measure))]}"
+                for each in rows
+                if each.added is None
+            ]
             words.append(f"{name}: {'; '.join([*said, *both])}.")
         lines.append(f"{head} on {label}. {' '.join(words)}")
-        lines += [f"{each.method} against {each.against}: acceptance length {_measured(each.length)}; speed {_measured(each.speed)}." for each in rows]
+        lines += [
+            f"{each.method} against {each.against}: acceptance length {_measured(each.length)}; speed"
+            f" {_measured(each.speed)}."
+            for each in rows
+        ]
     count = 2 * sum(len(rows) for rows in of_heads.values())
     return [*lines, statistics.caution(count)] if count else []

@@ -31,7 +31,9 @@ from koala_bench.results.tables.tasks import rows_by_task
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
     value = interval if interval is not None and not math.isnan(interval.value) else None
-    parts = {"": value.value, "_low": value.low, "_high": value.high} if value else {"": None, "_low": None, "_high": None}
+    parts = (
+        {"": value.value, "_low": value.low, "_high": value.high} if value else {"": None, "_low": None, "_high": None}
+    )
     return {name + ending: part for ending, part in parts.items()}
 
 
@@ -43,9 +45,16 @@ def _paper_cell(run: Run, method: str, task: str | None, spec: TableSpec, paper:
     """What KOALA's paper has for a row, if it may have anything for it."""
     if not spec.has_tasks:
         return next(
-            (each for each in (paper.table1 if spec.by == "target" else paper.table3) if each.target in paper_names(run) and each.method == method), None
+            (
+                each
+                for each in (paper.table1 if spec.by == "target" else paper.table3)
+                if each.target in paper_names(run) and each.method == method
+            ),
+            None,
         )
-    known = next((each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method), {})
+    known = next(
+        (each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method), {}
+    )
     return PaperCell(target="", method=method, speedup=known[task], acceptance_length=None) if task in known else None
 
 
@@ -69,13 +78,22 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
     for d in range(1, depth + 1):
         row[f"acceptance_rate_given_parent_depth_{d}"] = _number(rates[d].rate) if d in rates else None
         row[f"acceptance_trials_depth_{d}"] = rates[d].trials if d in rates else None
-    row |= {"draft_overhead_percent": None if summary.draft_overhead is None else 100.0 * summary.draft_overhead, "original": summary.original}
+    row |= {
+        "draft_overhead_percent": None if summary.draft_overhead is None else 100.0 * summary.draft_overhead,
+        "original": summary.original,
+    }
     row |= _ends("speedup_change_x", summary.change_x) | _ends("speedup_change_percent", summary.change_percent)
     row |= _ends("acceptance_length_change", summary.length_change)
     for name in ("speedup_change_x", "speedup_change_percent"):
         claim: Claim = getattr(paper.koala, name)
-        row |= {f"claim_{name}_low": claim.low if summary.is_koala else None, f"claim_{name}_high": claim.high if summary.is_koala else None}
-    row |= {"paper_speedup": cell.speedup if cell else None, "paper_acceptance_length": cell.acceptance_length if cell else None}
+        row |= {
+            f"claim_{name}_low": claim.low if summary.is_koala else None,
+            f"claim_{name}_high": claim.high if summary.is_koala else None,
+        }
+    row |= {
+        "paper_speedup": cell.speedup if cell else None,
+        "paper_acceptance_length": cell.acceptance_length if cell else None,
+    }
     row |= {
         "decode_tokens_per_s": _number(summary.tokens_per_s),
         "questions": summary.questions,
@@ -96,32 +114,56 @@ _SHARED = ("acceptance.", "limits.max_new_tokens")
 def _refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
     """Raise if records do not belong into one table: other limits or questions, or twice the same."""
     if not runs:
-        raise KoalaBenchError("There is no record to make a table of.", "Name at least one .jsonl file of an evaluation.")
+        raise KoalaBenchError(
+            "There is no record to make a table of.", "Name at least one .jsonl file of an evaluation."
+        )
     shared = _SHARED if spec.has_tasks else ("questions.", *_SHARED)
     for index, run in enumerate(runs[1:], 1):
-        different = [name for name in differences(runs[0].header, run.header, circumstances=False) if name.startswith(shared)]
-        for other in (other for other in runs[:index] if other.header["target"]["name"] == run.header["target"]["name"]):
+        different = [
+            name for name in differences(runs[0].header, run.header, circumstances=False) if name.startswith(shared)
+        ]
+        for other in (
+            other for other in runs[:index] if other.header["target"]["name"] == run.header["target"]["name"]
+        ):
             if spec.by == "target":
-                raise KoalaBenchError(f"{other.path} and {run.path} are of the same target.", "Name one record per target.")
+                raise KoalaBenchError(
+                    f"{other.path} and {run.path} are of the same target.", "Name one record per target."
+                )
             if spec.has_tasks and other.header["questions"]["name"] == run.header["questions"]["name"]:
-                raise KoalaBenchError(f"{other.path} and {run.path} are of the same target and questions.", "Name one record per question file.")
+                raise KoalaBenchError(
+                    f"{other.path} and {run.path} are of the same target and questions.",
+                    "Name one record per question file.",
+                )
             if spec.by == "part" and other.header["seed"] == run.header["seed"]:
-                raise KoalaBenchError(f"{other.path} and {run.path} are of the same target and training seed.", "Name one record per training.")
+                raise KoalaBenchError(
+                    f"{other.path} and {run.path} are of the same target and training seed.",
+                    "Name one record per training.",
+                )
             different += _other_heads(other, run, spec)
         if different:
-            raise KoalaBenchError(f"{runs[0].path} and {run.path} do not belong into one table: they differ in {different[0]}.", "Make a table of each.")
+            raise KoalaBenchError(
+                f"{runs[0].path} and {run.path} do not belong into one table: they differ in {different[0]}.",
+                "Make a table of each.",
+            )
 
 
 def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
-    """In what two runs of one target differ that are to be taken together: the target itself, methods, trees, and heads unless these are seeds."""
+    """In what two runs of one target differ that are to be taken together: the target itself, methods, trees, and heads
+    unless these are seeds.
+    """
     kept = ("target.",)
-    different = [name for name in differences(first.header, second.header, circumstances=False) if name.startswith(kept)]
+    different = [
+        name for name in differences(first.header, second.header, circumstances=False) if name.startswith(kept)
+    ]
     names = [name for name in spec.methods if name in first.methods or name in second.methods]
     different += [f"their methods ({name})" for name in names if (name in first.methods) != (name in second.methods)]
     fields = ("tree", "layers", "adversarial", *(("weights_sha256",) if spec.has_tasks else ()))
     both = [name for name in names if name in first.methods and name in second.methods]
     different += [f"the {field} of {name}" for name in both for field in fields if first.methods[name][field] != second.methods[name][field]]  # type: ignore[literal-required]
-    steps = [{name: training["steps"] if (training := run.methods[name]["training"]) else None for name in both} for run in (first, second)]
+    steps = [
+        {name: training["steps"] if (training := run.methods[name]["training"]) else None for name in both}
+        for run in (first, second)
+    ]
     different += [f"the training steps of {name}" for name in both if steps[0][name] != steps[1][name]]
     return different
 
@@ -136,20 +178,30 @@ class _Content:
 
 def _content(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> _Content:
     _refuse_mixture(runs, spec)
-    measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in zip(labels(runs), runs, strict=True)]
+    measured = [
+        Measured(label, run, summarise(run, spec.methods)) for label, run in zip(labels(runs), runs, strict=True)
+    ]
     if spec.by == "target":
         return _Content([(each.run, None, each.summaries) for each in measured], table1_notes(measured, spec, paper))
     if spec.has_tasks:
         rows, missing = rows_by_task(runs, spec)
-        return _Content([(row.run, row.task, row.summaries) for row in rows], table2_notes(measured, rows, missing, spec, paper))
+        return _Content(
+            [(row.run, row.task, row.summaries) for row in rows], table2_notes(measured, rows, missing, spec, paper)
+        )
     targets = dict.fromkeys(run.header["target"]["name"] for run in runs)
-    samples = [sample([run for run in runs if run.header["target"]["name"] == target], spec.methods) for target in targets]
+    samples = [
+        sample([run for run in runs if run.header["target"]["name"] == target], spec.methods) for target in targets
+    ]
     pooled = [(chosen, summaries_of(chosen)) for chosen in samples]
-    return _Content([(chosen.runs[0], None, summaries) for chosen, summaries in pooled], table3_notes(measured, pooled, spec, paper))
+    return _Content(
+        [(chosen.runs[0], None, summaries) for chosen, summaries in pooled], table3_notes(measured, pooled, spec, paper)
+    )
 
 
 def _frame(groups: Sequence[tuple[Run, str | None, Sequence[Summary]]], spec: TableSpec, paper: Paper) -> pd.DataFrame:
-    depth = max((each.depth for _, _, summaries in groups for summary in summaries for each in summary.depths), default=0)
+    depth = max(
+        (each.depth for _, _, summaries in groups for summary in summaries for each in summary.depths), default=0
+    )
     rows = [_row(run, summary, task, spec, paper, depth) for run, task, summaries in groups for summary in summaries]
     # Objects, so that an integer stays one beside an empty cell.
     return pd.DataFrame(rows, dtype=object)
@@ -206,11 +258,12 @@ def _set(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[SetTable, 
 
 
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
-    """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the same bytes.
+    """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the
+    same bytes.
 
     Args:
-        runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target and question
-            file; for Table 3 one per target and training seed.
+        runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target
+            and question file; for Table 3 one per target and training seed.
         spec: of ``reproduce/table*.toml``.
         paper: of ``reproduce/paper.toml``.
 

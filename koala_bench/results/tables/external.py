@@ -20,13 +20,23 @@ def external_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[
     """
     names = {name for run in runs for name in paper_names(run)}
     if spec.by == "task":
-        return _by_task(runs, spec, _of_targets(paper.by_task, names), "Published elsewhere: speedup (x) of the original heads, not measured here")
+        return _by_task(
+            runs,
+            spec,
+            _of_targets(paper.by_task, names),
+            "Published elsewhere: speedup (x) of the original heads, not measured here",
+        )
     if spec.by == "method":
         claims = [*paper.leaderboard, *paper.by_task]
-        ranked = sorted(claims, key=lambda claim: (len(claim.target), claim.target, claim.device, -claim.speedup.get(ALL_TASKS, 0)))
+        ranked = sorted(
+            claims, key=lambda claim: (len(claim.target), claim.target, claim.device, -claim.speedup.get(ALL_TASKS, 0))
+        )
         return _by_task(runs, spec, _of_targets(ranked, names), "Published elsewhere: speedup (x), not measured here")
     if spec.by == "part":
-        return _original_heads(_of_targets(paper.own_claims, names), _of_targets([each for each in paper.by_task if ALL_TASKS in each.speedup], names))
+        return _original_heads(
+            _of_targets(paper.own_claims, names),
+            _of_targets([each for each in paper.by_task if ALL_TASKS in each.speedup], names),
+        )
     return None
 
 
@@ -65,20 +75,47 @@ def _by_task(runs: Sequence[Run], spec: TableSpec, claims: Sequence[TaskClaim], 
         for claim in rows
     ]
     length = ["Acceptance length τ"] if lengths else []
-    headings = ["System", "Target", "Device", *(task.capitalize() for task in tasks), *length, *(task.capitalize() for task in whole), "Source"]
+    headings = [
+        "System",
+        "Target",
+        "Device",
+        *(task.capitalize() for task in tasks),
+        *length,
+        *(task.capitalize() for task in whole),
+        "Source",
+    ]
     right = [False, False, False, *([True] * (len(headings) - 4)), False]
     return title, Grid(headings, cells, right)
 
 
 def _original_heads(own: Sequence[OwnClaim], overall: Sequence[TaskClaim]) -> tuple[str, Grid] | None:
     cells = [
-        [each.system, each.target, f"MT-bench (temperature {each.temperature})", _NOT_STATED, _number(each.speedup), _NOT_STATED, each.source] for each in own
+        [
+            each.system,
+            each.target,
+            f"MT-bench (temperature {each.temperature})",
+            _NOT_STATED,
+            _number(each.speedup),
+            _NOT_STATED,
+            each.source,
+        ]
+        for each in own
     ]
     cells += [
-        [each.system, each.target, "Spec-Bench", each.device, _number(each.speedup[ALL_TASKS]), _number(each.acceptance_length), each.source]
+        [
+            each.system,
+            each.target,
+            "Spec-Bench",
+            each.device,
+            _number(each.speedup[ALL_TASKS]),
+            _number(each.acceptance_length),
+            each.source,
+        ]
         for each in overall
     ]
     if not cells:
         return None
     headings = ["System", "Target", "Questions", "Device", "Speedup (x)", "Acceptance length τ", "Source"]
-    return "Published elsewhere: the original heads, not measured here", Grid(headings, cells, [False, False, False, False, True, True, False])
+    return "Published elsewhere: the original heads, not measured here", Grid(
+        headings, cells, [False, False, False, False, True, True, False]
+    )

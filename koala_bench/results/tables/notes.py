@@ -65,13 +65,22 @@ def _incomplete(measured: Measured) -> Note | None:
         lines.append(f"{counted(len(failed), 'turn')} of {label} failed ({counts}). A failed turn has no numbers.")
         for turn in failed[:_FAILURES_LISTED]:
             why = f"{turn['error']['type']}: {turn['error']['message']}" if turn["error"] else ""
-            details.append(f"Failed: {turn['method']}, question {turn['question_id']}, turn {turn['turn']}, repeat {turn['repeat']}: {_code(why)}")
+            details.append(
+                f"Failed: {turn['method']}, question {turn['question_id']}, turn {turn['turn']}, repeat"
+                f" {turn['repeat']}: {_code(why)}"
+            )
         if len(failed) > _FAILURES_LISTED:
             details.append(f"{counted(len(failed) - _FAILURES_LISTED, 'more failure')} in the record.")
     most = max(summary.turns for summary in summaries)
     if summaries[0].counted < most:
-        lines.append(f"The numbers of {label} are from the {summaries[0].counted} of {most} turns that every method finished.")
-    lines += [f"{summary.name} finished no turn and has no numbers." for summary in summaries if math.isnan(summary.speedup.value)]
+        lines.append(
+            f"The numbers of {label} are from the {summaries[0].counted} of {most} turns that every method finished."
+        )
+    lines += [
+        f"{summary.name} finished no turn and has no numbers."
+        for summary in summaries
+        if math.isnan(summary.speedup.value)
+    ]
     return Note("This table is incomplete", tuple(lines), tuple(details)) if lines else None
 
 
@@ -99,20 +108,30 @@ def _where(measured: Interval, claim: Claim) -> str:
 
 def verdicts(summary: Summary, paper: Paper) -> list[str]:
     """Sentences on a KOALA row: is the change real, and does it lie in the paper's range? Empty for other rows."""
-    if not summary.is_koala or summary.change_x is None or summary.change_percent is None or summary.length_change is None:
+    if (
+        not summary.is_koala
+        or summary.change_x is None
+        or summary.change_percent is None
+        or summary.length_change is None
+    ):
         return []
     x, percent, longer = summary.change_x, summary.change_percent, summary.length_change
     lines = [
-        f"{summary.name} against {summary.original} on {summary.target}: the speedup changes by {with_interval(x.value, x.low, x.high, 3, True)} x, "
-        f"{statistics.against_zero(x)} ({_SIDES[statistics.against_zero(x)]}); the acceptance length changes by "
-        f"{with_interval(longer.value, longer.low, longer.high, 3, True)}, {statistics.against_zero(longer)}."
+        f"{summary.name} against {summary.original} on {summary.target}: the speedup changes by"
+        f" {with_interval(x.value, x.low, x.high, 3, True)} x, {statistics.against_zero(x)}"
+        f" ({_SIDES[statistics.against_zero(x)]}); the acceptance length changes by"
+        f" {with_interval(longer.value, longer.low, longer.high, 3, True)}, {statistics.against_zero(longer)}."
     ]
-    for measured, claim, unit, digits in ((x, paper.koala.speedup_change_x, "x", 3), (percent, paper.koala.speedup_change_percent, "%", 2)):
+    for measured, claim, unit, digits in (
+        (x, paper.koala.speedup_change_x, "x", 3),
+        (percent, paper.koala.speedup_change_percent, "%", 2),
+    ):
         verdict = statistics.against_range(measured, claim.low, claim.high)
         how = f"is {verdict} from" if verdict == "not distinguishable" else verdict
         lines.append(
-            f"The change of {summary.name} by {with_interval(measured.value, measured.low, measured.high, digits, True)} {unit} {how} "
-            f"the paper's range of +{claim.low:.2f} to +{claim.high:.2f} {unit}: {_where(measured, claim)}."
+            f"The change of {summary.name} by"
+            f" {with_interval(measured.value, measured.low, measured.high, digits, True)} {unit} {how} the paper's"
+            f" range of +{claim.low:.2f} to +{claim.high:.2f} {unit}: {_where(measured, claim)}."
         )
     return lines
 
@@ -132,8 +151,15 @@ def _verdict_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], p
 
 def draws_line(summaries: Sequence[Summary]) -> str:
     """Why nothing is said of equal answers above temperature 0, and which methods are lossless there."""
-    exact = list(dict.fromkeys(summary.name for summary in summaries if summary.method["lossless"] and summary.name != VANILLA))
-    kept = f"; {', '.join(exact)} {'keeps' if len(exact) == 1 else 'keep'} the target's distribution by speculative sampling" if exact else ""
+    exact = list(
+        dict.fromkeys(summary.name for summary in summaries if summary.method["lossless"] and summary.name != VANILLA)
+    )
+    kept = (
+        f"; {', '.join(exact)} {'keeps' if len(exact) == 1 else 'keep'} the target's distribution by speculative"
+        " sampling"
+        if exact
+        else ""
+    )
     return f"Answers are draws, so they differ{kept}."
 
 
@@ -142,11 +168,16 @@ def lossy_lines(summaries: Sequence[Summary], target: str) -> list[str]:
     lines = []
     for summary in (each for each in summaries if not each.method["lossless"]):
         typical = summary.method["typical"]
-        how = f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
+        how = (
+            f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})"
+            if typical
+            else ""
+        )
         apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
         lines.append(
-            f"LOSSY: {summary.name} does not keep the distribution of {target}{how}. Total variation between what it settles and the target's "
-            f"distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far as can be)."
+            f"LOSSY: {summary.name} does not keep the distribution of {target}{how}. Total variation between what it"
+            f" settles and the target's distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far"
+            " as can be)."
         )
     return lines
 
@@ -157,22 +188,34 @@ def _equality_note(measured: Sequence[Measured]) -> Note | None:
         compared = [summary for summary in each_run.summaries if summary.compared]
         where = f" on {each_run.label}" if len(measured) > 1 else ""
         if compared:
-            counts = [f"{s.name} {s.compared - len(s.differing)}/{s.compared} turns{'' if s.method['lossless'] else ' (lossy by design)'}" for s in compared]
+            counts = [
+                f"{s.name} {s.compared - len(s.differing)}/{s.compared}"
+                f" turns{'' if s.method['lossless'] else ' (lossy by design)'}"
+                for s in compared
+            ]
             lines.append(f"Answers on {each_run.label} equal to vanilla's, token by token: {', '.join(counts)}.")
         for summary in compared:
             for each in summary.differing if summary.method["lossless"] else ():
-                token, vanilla_token = ("end" if token is None else str(token) for token in (each.token, each.vanilla_token))
+                token, vanilla_token = (
+                    "end" if token is None else str(token) for token in (each.token, each.vanilla_token)
+                )
                 gap = "top-2 gap not recorded" if each.top2_gap is None else f"top-2 gap {each.top2_gap:.2e}"
                 details.append(
-                    f"Different: {summary.name}{where}, question {each.question_id}, turn {each.turn}, repeat {each.repeat}, position {each.position}: "
-                    f"token {token}, vanilla {vanilla_token}, {gap}."
+                    f"Different: {summary.name}{where}, question {each.question_id}, turn {each.turn}, repeat"
+                    f" {each.repeat}, position {each.position}: token {token}, vanilla {vanilla_token}, {gap}."
                 )
     drawn = [each for each in measured if each.run.header["acceptance"]["rule"] != "greedy"]
     if drawn:
         lines.append(draws_line([summary for each in drawn for summary in each.summaries]))
     lines += [line for each in measured for line in lossy_lines(each.summaries, each.label)]
-    title = "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
-    lines += [f"{counted(len(details), 'difference')}, each listed in the Markdown version of this table."] if details else []
+    title = (
+        "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
+    )
+    lines += (
+        [f"{counted(len(details), 'difference')}, each listed in the Markdown version of this table."]
+        if details
+        else []
+    )
     return Note(title, tuple(lines), tuple(details)) if lines else None
 
 
@@ -192,44 +235,89 @@ def _code_in_words(code: CodeState) -> str:
 
 def _measurement_note(measured: Measured) -> Note:
     run, summaries, header = measured.run, measured.summaries, measured.run.header
-    target, questions, acceptance, measure, preset = header["target"], header["questions"], header["acceptance"], header["measure"], header["preset"]
-    cuts = [f"top-k {acceptance['top_k']}"] * (acceptance["top_k"] > 0) + [f"top-p {acceptance['top_p']:g}"] * (acceptance["top_p"] < 1)
-    rule = ", ".join([acceptance["rule"], *([f"temperature {acceptance['temperature']:g}", *cuts] if acceptance["rule"] != "greedy" else [])])
+    target, questions, acceptance, measure, preset = (
+        header["target"],
+        header["questions"],
+        header["acceptance"],
+        header["measure"],
+        header["preset"],
+    )
+    cuts = [f"top-k {acceptance['top_k']}"] * (acceptance["top_k"] > 0) + [f"top-p {acceptance['top_p']:g}"] * (
+        acceptance["top_p"] < 1
+    )
+    rule = ", ".join(
+        [
+            acceptance["rule"],
+            *([f"temperature {acceptance['temperature']:g}", *cuts] if acceptance["rule"] != "greedy" else []),
+        ]
+    )
     packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
     shared = f"; questions shared out to {measure['processes']} processes" if "processes" in measure else ""
     lines = [
-        f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers, "
-        f"{target['dtype']} on {target['device']}, attention {target['attention']}{', engine graph' if 'engine' in target else ''}.",
+        (
+            f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers,"
+            f" {target['dtype']} on {target['device']}, attention"
+            f" {target['attention']}{', engine graph' if 'engine' in target else ''}."
+        ),
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
-        f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256 {questions['sha256'][:12]}), "
-        f"{summaries[0].questions} of them counted; chat template {header['chat_template']['name']}.",
-        f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up, "
-        f"{counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by question{shared}.",
+        (
+            f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256"
+            f" {questions['sha256'][:12]}), {summaries[0].questions} of them counted; chat template"
+            f" {header['chat_template']['name']}."
+        ),
+        (
+            f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up,"
+            f" {counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by"
+            f" question{shared}."
+        ),
     ]
-    trained = {(each["stream_sha256"], each["order_sha256"], each["tokens"]) for summary in summaries if (each := summary.method["training"])}
+    trained = {
+        (each["stream_sha256"], each["order_sha256"], each["tokens"])
+        for summary in summaries
+        if (each := summary.method["training"])
+    }
     for stream, order, tokens in sorted(trained):
-        names = [s.name for s in summaries if (each := s.method["training"]) and (each["stream_sha256"], each["order_sha256"]) == (stream, order)]
-        lines.append(f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}): {', '.join(names)}.")
+        names = [
+            s.name
+            for s in summaries
+            if (each := s.method["training"]) and (each["stream_sha256"], each["order_sha256"]) == (stream, order)
+        ]
+        lines.append(
+            f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}):"
+            f" {', '.join(names)}."
+        )
     trees = [(summary.name, summary.method["tree"]) for summary in summaries if summary.name != VANILLA]
-    in_words = [f"{name} {tree['name']} ({counted(tree['nodes'], 'node')}, depth {tree['depth']})" for name, tree in trees if tree]
+    in_words = [
+        f"{name} {tree['name']} ({counted(tree['nodes'], 'node')}, depth {tree['depth']})"
+        for name, tree in trees
+        if tree
+    ]
     if in_words:
         lines.append(f"Draft trees (nodes with the root): {', '.join(in_words)}.")
     with_speed = [summary for summary in summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
     if with_speed:
-        other = ", ".join(f"{summary.name} {summary.speedup_of_means:.3f} / {summary.mean_of_speedups:.3f}" for summary in with_speed)
-        lines.append(f"Speedup by other definitions (ratio of mean rates, as EAGLE's and Spec-Bench's scripts / mean of the questions' ratios): {other}.")
+        other = ", ".join(
+            f"{summary.name} {summary.speedup_of_means:.3f} / {summary.mean_of_speedups:.3f}" for summary in with_speed
+        )
+        lines.append(
+            "Speedup by other definitions (ratio of mean rates, as EAGLE's and Spec-Bench's scripts / mean of the"
+            f" questions' ratios): {other}."
+        )
     absent = [name for name in run.methods if name not in {summary.name for summary in summaries}]
     if absent:
         lines.append(f"Also in the record, not in this table: {', '.join(absent)}.")
     lines.append(
-        f"Run {header['run_id']}, {header['created']}, preset {preset['name']} (sha256 {preset['sha256'][:12]}), {_code_in_words(header['code'])}.",
+        f"Run {header['run_id']}, {header['created']}, preset {preset['name']} (sha256 {preset['sha256'][:12]}),"
+        f" {_code_in_words(header['code'])}.",
     )
     lines.append(f"Command: {_code(shlex.join(header['command']))}")
     return Note(f"How {measured.label} was measured", tuple(lines))
 
 
-def _mixture_note(measured: Sequence[Measured], looked_at: Sequence[str] = ("environment", "code", "preset")) -> Note | None:
+def _mixture_note(
+    measured: Sequence[Measured], looked_at: Sequence[str] = ("environment", "code", "preset")
+) -> Note | None:
     """Runs of one table that do not share machine, versions, code or preset, which no reader should have to find out."""
     lines = []
     first = measured[0]
@@ -237,26 +325,42 @@ def _mixture_note(measured: Sequence[Measured], looked_at: Sequence[str] = ("env
         places = differences(first.run.header, each.run.header)
         kinds = [kind for kind in looked_at if any(place.startswith(f"{kind}.") for place in places)]
         if kinds:
-            lines.append(f"{first.label} and {each.label} do not share their {' and '.join(kinds)}: speedups compare, times do not.")
+            lines.append(
+                f"{first.label} and {each.label} do not share their {' and '.join(kinds)}: speedups compare, times do"
+                " not."
+            )
     return Note("Not measured alike", tuple(lines)) if lines else None
 
 
 def _definitions_note(summaries: Sequence[Sequence[Summary]], seeds: int = 1) -> Note:
     lines = [
-        "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run, both totalled over the questions.",
-        "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has 1.",
-        f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and were offered that depth "
-        "(conditional on the parent).",
+        (
+            "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run,"
+            " both totalled over the questions."
+        ),
+        (
+            "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla"
+            " decoding has 1."
+        ),
+        (
+            f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above"
+            " it and were offered that depth (conditional on the parent)."
+        ),
         "Draft overhead: drafting time / (drafting + verification time).",
-        "Change: against the original head (same head, neither more layers nor adversarial training), as a difference of speedups (x) and relative to its "
-        "speedup (%).",
-        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired expanded percentile bootstrap (Hesterberg 2015) over questions "
-        f"({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}).",
+        (
+            "Change: against the original head (same head, neither more layers nor adversarial training), as a"
+            " difference of speedups (x) and relative to its speedup (%)."
+        ),
+        (
+            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired expanded percentile bootstrap (Hesterberg 2015)"
+            f" over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
+        ),
     ]
     if seeds > 1:
         lines[-1] = (
-            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {seeds} training seeds and the questions, crossed: pigeonhole bootstrap (Owen 2007) with "
-            f"the width of a t interval from a two-way analysis of variance ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
+            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {seeds} training seeds and the questions, crossed:"
+            " pigeonhole bootstrap (Owen 2007) with the width of a t interval from a two-way analysis of variance"
+            f" ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
         )
     if any(of_run[0].questions < 2 for of_run in summaries):
         lines.append("With a single question there are no intervals.")
@@ -264,10 +368,16 @@ def _definitions_note(summaries: Sequence[Sequence[Summary]], seeds: int = 1) ->
 
 
 def _paper_note(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> Note:
-    x, percent, questions = paper.koala.speedup_change_x, paper.koala.speedup_change_percent, measured[0].run.header["questions"]["name"]
+    x, percent, questions = (
+        paper.koala.speedup_change_x,
+        paper.koala.speedup_change_percent,
+        measured[0].run.header["questions"]["name"],
+    )
     lines = [
-        f"Paper: {paper.koala.citation}. Its change of +{x.low:.2f}x to +{x.high:.2f}x ({x.source}) and of {percent.low:.2f} % to {percent.high:.2f} % "
-        f"({percent.source}) is over all its targets and both heads.",
+        (
+            f"Paper: {paper.koala.citation}. Its change of +{x.low:.2f}x to +{x.high:.2f}x ({x.source}) and of"
+            f" {percent.low:.2f} % to {percent.high:.2f} % ({percent.source}) is over all its targets and both heads."
+        ),
         "The paper's individual cells are `unknown` until `reproduce/paper.toml` is filled from its PDF.",
     ]
     if spec.questions is not None and questions != spec.questions:
@@ -278,7 +388,10 @@ def _paper_note(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> 
             lines.append(f"The record of {each.label} has no {', '.join(missing)}.")
         for own in (own for own in paper.own_claims if spec.by == "target" and own.target in paper_names(each.run)):
             value = own.speedup if isinstance(own.speedup, str) else f"{own.speedup:.2f}x"
-            lines.append(f"Published by its authors for {own.target} on MT-bench: {own.system} {value} (temperature {own.temperature}; {own.source}).")
+            lines.append(
+                f"Published by its authors for {own.target} on MT-bench: {own.system} {value} (temperature"
+                f" {own.temperature}; {own.source})."
+            )
     return Note("Published values", tuple(lines))
 
 
@@ -298,41 +411,63 @@ def table1_notes(measured: Sequence[Measured], spec: TableSpec, paper: Paper) ->
 
 def _orders(rows: Sequence[TaskRows], spec: TableSpec, paper: Paper) -> list[str]:
     whole = {row.summaries[0].target: row for row in rows}  # of each target the last row: all tasks, or the only one
-    return [line for target, row in whole.items() if spec.systems for line in order_lines(sample([row.run], spec.methods), spec.systems, paper, target)]
+    return [
+        line
+        for target, row in whole.items()
+        if spec.systems
+        for line in order_lines(sample([row.run], spec.methods), spec.systems, paper, target)
+    ]
 
 
-def table2_notes(measured: Sequence[Measured], rows: Sequence[TaskRows], missing: Sequence[str], spec: TableSpec, paper: Paper) -> list[Note]:
+def table2_notes(
+    measured: Sequence[Measured], rows: Sequence[TaskRows], missing: Sequence[str], spec: TableSpec, paper: Paper
+) -> list[Note]:
     """All notes of Table 2, in their order."""
-    tasks, files = (", ".join(dict.fromkeys(getattr(task, field) for task in spec.tasks)) for field in ("name", "questions"))
+    tasks, files = (
+        ", ".join(dict.fromkeys(getattr(task, field) for task in spec.tasks)) for field in ("name", "questions")
+    )
     lines = [
         *missing,
         *(
-            f"{each.label}: these are the categories of the questions {each.run.header['questions']['name']}, not the tasks {tasks}, "
-            f"whose questions ({files}) are looked up in a data folder (`koala-bench data`)."
+            f"{each.label}: these are the categories of the questions {each.run.header['questions']['name']}, not the"
+            f" tasks {tasks}, whose questions ({files}) are looked up in a data folder (`koala-bench data`)."
             for each in measured
             if not is_named(each.run, spec)
         ),
     ]
     notes: list[Note | None] = [_incomplete(each) for each in measured]
-    notes += [_said("Which tasks these are", lines), _mixture_note(measured), _said("What the intervals say", task_verdicts(rows))]
-    notes += [_said("Which published order of methods this bears out", _orders(rows, spec, paper)), _equality_note(measured)]
+    notes += [
+        _said("Which tasks these are", lines),
+        _mixture_note(measured),
+        _said("What the intervals say", task_verdicts(rows)),
+    ]
+    notes += [
+        _said("Which published order of methods this bears out", _orders(rows, spec, paper)),
+        _equality_note(measured),
+    ]
     notes += [_measurement_note(each) for each in measured]
     notes += [_definitions_note([row.summaries for row in rows]), _paper_note(measured, spec, paper)]
     return [note for note in notes if note is not None]
 
 
-def table3_notes(measured: Sequence[Measured], pooled: Sequence[tuple[Sample, Sequence[Summary]]], spec: TableSpec, paper: Paper) -> list[Note]:
+def table3_notes(
+    measured: Sequence[Measured], pooled: Sequence[tuple[Sample, Sequence[Summary]]], spec: TableSpec, paper: Paper
+) -> list[Note]:
     """All notes of Table 3, in their order: one entry of ``pooled`` per target, of all its training seeds."""
     verdicts_of = [line for chosen, summaries in pooled for line in ablation_verdicts(chosen, summaries)]
     seeds = max(len(chosen.runs) for chosen, _ in pooled)
     for chosen, summaries in pooled:
         if len(chosen.runs) == 1:
             verdicts_of.append(
-                f"The heads of {summaries[0].target} were trained from one seed, {chosen.runs[0].header['seed']}: the intervals are over questions, "
-                "and another seed may move the numbers by more."
+                f"The heads of {summaries[0].target} were trained from one seed, {chosen.runs[0].header['seed']}: the"
+                " intervals are over questions, and another seed may move the numbers by more."
             )
     notes: list[Note | None] = [_incomplete(each) for each in measured]
-    notes += [_mixture_note(measured, ("environment", "code")), _said("What each part is worth", verdicts_of), _equality_note(measured)]
+    notes += [
+        _mixture_note(measured, ("environment", "code")),
+        _said("What each part is worth", verdicts_of),
+        _equality_note(measured),
+    ]
     notes += [_measurement_note(each) for each in measured]
     notes += [_definitions_note([summaries for _, summaries in pooled], seeds), _paper_note(measured, spec, paper)]
     return [note for note in notes if note is not None]

@@ -1,4 +1,6 @@
-"""Which published order of methods a record bears out: every pair of published systems, by acceptance length and by speedup."""
+"""Which published order of methods a record bears out: every pair of published systems, by acceptance length and by
+speedup.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _Value = Callable[[TaskClaim], float | None]
 
 
 def _ahead(claims: Sequence[TaskClaim], one: str, other: str, value: _Value) -> bool | None:
-    """Whether a system is ahead of another wherever both are published together; None where that differs, or nowhere are both."""
+    """Whether a system is ahead of another wherever both are published together; None where that differs, or nowhere
+    are both.
+    """
     places: dict[tuple[str, str, str], dict[str, float]] = {}
     for claim in claims:
         if claim.system in (one, other) and (found := value(claim)) is not None:
@@ -26,7 +30,8 @@ def _ahead(claims: Sequence[TaskClaim], one: str, other: str, value: _Value) -> 
 
 
 def order_lines(chosen: Sample, systems: Mapping[str, str], paper: Paper, target: str) -> list[str]:
-    """Sentences on what the measured intervals say of each published order; none where fewer than two of the systems were measured.
+    """Sentences on what the measured intervals say of each published order; none where fewer than two of the systems
+    were measured.
 
     Args:
         chosen: turns over all tasks.
@@ -46,15 +51,23 @@ def order_lines(chosen: Sample, systems: Mapping[str, str], paper: Paper, target
                 continue
             first, second = (one, other) if ahead else (other, one)
             gap = chosen.interval(statistics.change(statistic(here[first]), statistic(here[second])))
-            found[_verdict(gap)].append(f"{first} over {second} ({with_interval(gap.value, gap.low, gap.high, 2, True)}{unit})")
+            found[_verdict(gap)].append(
+                f"{first} over {second} ({with_interval(gap.value, gap.low, gap.high, 2, True)}{unit})"
+            )
         if count := sum(map(len, found.values())):
             counts = ", ".join(f"{len(pairs)} {verdict}" for verdict, pairs in found.items())
-            lines.append(f"By {what}, of {count} pairs of systems whose order is the same wherever both are published, on {target}: {counts}.")
-            lines += [f"{verdict.capitalize()} by {what}: {', '.join(pairs)}." for verdict, pairs in found.items() if pairs]
+            lines.append(
+                f"By {what}, of {count} pairs of systems whose order is the same wherever both are published, on"
+                f" {target}: {counts}."
+            )
+            lines += [
+                f"{verdict.capitalize()} by {what}: {', '.join(pairs)}." for verdict, pairs in found.items() if pairs
+            ]
     if lines:
         stands = ", ".join(f"{system} is {method}" for system, method in here.items())
         lines.append(
-            f"Here {stands}, each with the tree listed below. In brackets: by how much the system that is ahead elsewhere is ahead here, with its interval."
+            f"Here {stands}, each with the tree listed below. In brackets: by how much the system that is ahead"
+            " elsewhere is ahead here, with its interval."
         )
     return lines
 

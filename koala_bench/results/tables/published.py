@@ -29,8 +29,8 @@ class TableSpec(_Strict):
     """What to run for a table and what it shows: ``reproduce/table*.toml``.
 
     Attributes:
-        by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA; the leaderboard has
-            a row per method and a column per task.
+        by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA; the leaderboard
+            has a row per method and a column per task.
         methods: rows of each group, in this order.
         questions: the question set of the paper's table.
         columns: names out of ``COLUMNS``.
@@ -145,11 +145,15 @@ def _read_toml(path: Path, model: type[_Model]) -> _Model:
         with open(path, "rb") as handle:
             return model.model_validate(tomllib.load(handle))
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Name a file of the folder reproduce/.") from error
+        raise KoalaBenchError(
+            f"Cannot read {path}: {error.strerror or error}.", "Name a file of the folder reproduce/."
+        ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise KoalaBenchError(f"{path}: {place}: {first['msg']}.", "Correct that entry; reproduce/ of the repository has an example.") from error
+        raise KoalaBenchError(
+            f"{path}: {place}: {first['msg']}.", "Correct that entry; reproduce/ of the repository has an example."
+        ) from error
     except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits or of brackets
         raise KoalaBenchError(f"{path} is not TOML: {error}.", "Correct that line.") from error
 
@@ -158,17 +162,23 @@ def read_table_spec(path: Path) -> TableSpec:
     """Read a ``reproduce/table*.toml``.
 
     Raises:
-        KoalaBenchError: no such file, not TOML, a misspelt key, a column that does not exist, or a table by task without
-            tasks.
+        KoalaBenchError: no such file, not TOML, a misspelt key, a column that does not exist, or a table by task
+            without tasks.
     """
     spec = _read_toml(path, TableSpec)
     unknown = [name for name in spec.columns if name not in COLUMNS]
     if unknown:
         raise KoalaBenchError(f"{path}: unknown column '{unknown[0]}'.", f"The columns are {', '.join(COLUMNS)}.")
     if not spec.has_tasks and spec.questions is None:
-        raise KoalaBenchError(f"{path}: questions: missing.", "Name the question set of the paper's table; the table says so when a record is of another.")
+        raise KoalaBenchError(
+            f"{path}: questions: missing.",
+            "Name the question set of the paper's table; the table says so when a record is of another.",
+        )
     if spec.has_tasks != bool(spec.tasks):
-        raise KoalaBenchError(f'{path}: tasks go with by = "task" or "method", and only with these.', "Correct `by`, or list the [[tasks]].")
+        raise KoalaBenchError(
+            f'{path}: tasks go with by = "task" or "method", and only with these.',
+            "Correct `by`, or list the [[tasks]].",
+        )
     return spec
 
 

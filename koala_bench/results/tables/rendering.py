@@ -43,7 +43,11 @@ def _interval_cell(row: Mapping[str, Any], name: str, digits: int, sign: bool = 
 
 
 def _rates_cell(row: Mapping[str, Any]) -> str:
-    rates = [value for name, value in row.items() if name.startswith("acceptance_rate_given_parent_depth_") and value is not None]
+    rates = [
+        value
+        for name, value in row.items()
+        if name.startswith("acceptance_rate_given_parent_depth_") and value is not None
+    ]
     return " / ".join(_fixed(rate, 2) for rate in rates) or _NOTHING
 
 
@@ -85,7 +89,9 @@ class ColumnGroup:
 
 
 def _label(name: str, lossless: bool, distance: float | None) -> str:
-    return name if lossless else f"{name} (lossy, total variation {_NOTHING if distance is None else _fixed(distance, 2)})"
+    return (
+        name if lossless else f"{name} (lossy, total variation {_NOTHING if distance is None else _fixed(distance, 2)})"
+    )
 
 
 def label_of(summary: Summary) -> str:
@@ -110,7 +116,10 @@ def _interval_of(name: str, digits: int, sign: bool = False) -> Callable[[Mappin
 
 
 _ENDS = "(_low|_high)?"
-_CHANGES = (Column("Change (x)", _interval_of("speedup_change_x", 2, sign=True)), Column("Change (%)", _interval_of("speedup_change_percent", 1, sign=True)))
+_CHANGES = (
+    Column("Change (x)", _interval_of("speedup_change_x", 2, sign=True)),
+    Column("Change (%)", _interval_of("speedup_change_percent", 1, sign=True)),
+)
 _PAPER = Column("Paper: speedup; τ", _paper_cell, right=False)
 
 COLUMNS: dict[str, ColumnGroup] = {
@@ -121,12 +130,25 @@ COLUMNS: dict[str, ColumnGroup] = {
     "layers": ColumnGroup((Column("Layers K", _plain("layers")),), "layers"),
     "adversarial": ColumnGroup((Column("Adversarial", _yes_or_no, right=False),), "adversarial"),
     "parameters": ColumnGroup((Column("Head (M)", _scaled("parameters", 1e-6, 2)),), "parameters"),
-    "speedup": ColumnGroup((Column("Speedup (x)", _interval_of("speedup", 2)),), f"speedup({_ENDS}|_ratio_of_means|_mean_of_ratios)"),
-    "acceptance_length": ColumnGroup((Column("Acceptance length τ", _interval_of("acceptance_length", 2)),), f"acceptance_length{_ENDS}"),
-    "acceptance_rate": ColumnGroup((Column(f"Acceptance rate {ALPHA}₁ / {ALPHA}₂ / …", _rates_cell, right=False),), "acceptance_(rate|trials)_.*"),
-    "draft_overhead": ColumnGroup((Column("Draft overhead (%)", _scaled("draft_overhead_percent", 1.0, 1)),), "draft_overhead_percent"),
-    "change": ColumnGroup(_CHANGES, f"original|(speedup_change_x|speedup_change_percent|acceptance_length_change){_ENDS}"),
-    "length_change": ColumnGroup((Column("Change of τ", _interval_of("acceptance_length_change", 2, sign=True)),), f"acceptance_length_change{_ENDS}"),
+    "speedup": ColumnGroup(
+        (Column("Speedup (x)", _interval_of("speedup", 2)),), f"speedup({_ENDS}|_ratio_of_means|_mean_of_ratios)"
+    ),
+    "acceptance_length": ColumnGroup(
+        (Column("Acceptance length τ", _interval_of("acceptance_length", 2)),), f"acceptance_length{_ENDS}"
+    ),
+    "acceptance_rate": ColumnGroup(
+        (Column(f"Acceptance rate {ALPHA}₁ / {ALPHA}₂ / …", _rates_cell, right=False),), "acceptance_(rate|trials)_.*"
+    ),
+    "draft_overhead": ColumnGroup(
+        (Column("Draft overhead (%)", _scaled("draft_overhead_percent", 1.0, 1)),), "draft_overhead_percent"
+    ),
+    "change": ColumnGroup(
+        _CHANGES, f"original|(speedup_change_x|speedup_change_percent|acceptance_length_change){_ENDS}"
+    ),
+    "length_change": ColumnGroup(
+        (Column("Change of τ", _interval_of("acceptance_length_change", 2, sign=True)),),
+        f"acceptance_length_change{_ENDS}",
+    ),
     "claim": ColumnGroup((Column("Paper: change", _claim_cell, right=False), _PAPER), "(claim|paper)_.*"),
     "paper": ColumnGroup((_PAPER,), "paper_.*"),
 }
@@ -170,7 +192,9 @@ class Note:
 
 
 def grid(frame: pd.DataFrame, columns: Sequence[str]) -> Grid:
-    """Round a table's frame to what is read; the best speedup of each target, or of each of its tasks, is marked, lossy methods aside."""
+    """Round a table's frame to what is read; the best speedup of each target, or of each of its tasks, is marked, lossy
+    methods aside.
+    """
     shown = [column for name in columns for column in COLUMNS[name].shown]
     records = [{str(name): value for name, value in row.items()} for row in frame.to_dict(orient="records")]
     groups = [tuple(row[name] for name in ("target", "task") if name in row) for row in records]
@@ -178,7 +202,11 @@ def grid(frame: pd.DataFrame, columns: Sequence[str]) -> Grid:
     if "speedup" in columns:
         place = shown.index(COLUMNS["speedup"].shown[0])
         for group in dict.fromkeys(groups):
-            speeds = {i: row["speedup"] for i, row in enumerate(records) if groups[i] == group and row["lossless"] and row["speedup"] is not None}
+            speeds = {
+                i: row["speedup"]
+                for i, row in enumerate(records)
+                if groups[i] == group and row["lossless"] and row["speedup"] is not None
+            }
             if speeds:
                 best.add((max(speeds, key=lambda index: speeds[index]), place))
     rows = [[column.cell(row) for column in shown] for row in records]
@@ -208,7 +236,10 @@ def _bold_start(cell: str, mark: Callable[[str], str]) -> str:
 
 def _markdown_rows(table: Grid) -> list[str]:
     rows = [
-        [_bold_start(cell, lambda value: f"**{value}**") if (r, c) in table.best else cell.replace("|", "\\|") for c, cell in enumerate(row)]
+        [
+            _bold_start(cell, lambda value: f"**{value}**") if (r, c) in table.best else cell.replace("|", "\\|")
+            for c, cell in enumerate(row)
+        ]
         for r, row in enumerate(table.rows)
     ]
     lines = [table.headings, ["--:" if right else ":--" for right in table.right], *rows]
@@ -260,7 +291,10 @@ def _tabular(table: Grid) -> list[str]:
     rows = []
     for r, row in enumerate(table.rows):
         rows += [r"\midrule"] if r in table.begins else []
-        cells = [_bold_start(tex(cell), lambda value: rf"\textbf{{{value}}}") if (r, c) in table.best else tex(cell) for c, cell in enumerate(row)]
+        cells = [
+            _bold_start(tex(cell), lambda value: rf"\textbf{{{value}}}") if (r, c) in table.best else tex(cell)
+            for c, cell in enumerate(row)
+        ]
         rows.append(" & ".join(cells) + r" \\")
     return [
         r"\resizebox{\textwidth}{!}{%",
@@ -283,7 +317,11 @@ def to_latex(table: Grid, title: str, label: str, notes: Sequence[Note], below: 
         rf"\caption{{{tex(title)}}}",
         rf"\label{{{label}}}",
         *_tabular(table),
-        *([r"\par\medskip", rf"\textbf{{{tex(below[0])}}}\par\smallskip", *_tabular(below[1])] if below is not None else []),
+        *(
+            [r"\par\medskip", rf"\textbf{{{tex(below[0])}}}\par\smallskip", *_tabular(below[1])]
+            if below is not None
+            else []
+        ),
         r"\par\medskip",
         r"\begin{minipage}{\textwidth}\footnotesize\raggedright",
         *(rf"\textbf{{{tex(note.title)}.}} " + " ".join(tex(line) for line in note.lines) + r"\par" for note in notes),

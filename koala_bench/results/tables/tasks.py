@@ -35,16 +35,28 @@ def _split(run: Run, spec: TableSpec) -> dict[str, Run]:
     """The record's part of each task, in the order of the table, or of the record for its own categories."""
     present = list(dict.fromkeys(turn["category"] for turn in run.turns))
     if is_named(run, spec):
-        wanted = {task.name: task.categories or tuple(present) for task in spec.tasks if task.questions == run.header["questions"]["name"]}
+        wanted = {
+            task.name: task.categories or tuple(present)
+            for task in spec.tasks
+            if task.questions == run.header["questions"]["name"]
+        }
     else:
         wanted = {category: (category,) for category in present}
-    parts = {name: replace(run, turns=[turn for turn in run.turns if turn["category"] in categories]) for name, categories in wanted.items()}
+    parts = {
+        name: replace(run, turns=[turn for turn in run.turns if turn["category"] in categories])
+        for name, categories in wanted.items()
+    }
     return {name: part for name, part in parts.items() if part.turns}
 
 
 def _together(parts: Sequence[Run]) -> Run:
     """Several parts as one record. Question files number their questions as they like, so they are numbered anew."""
-    places = {key: index for index, key in enumerate(dict.fromkeys((part.path, turn["question_id"]) for part in parts for turn in part.turns))}
+    places = {
+        key: index
+        for index, key in enumerate(
+            dict.fromkeys((part.path, turn["question_id"]) for part in parts for turn in part.turns)
+        )
+    }
     turns = [{**turn, "question_id": places[(part.path, turn["question_id"])]} for part in parts for turn in part.turns]
     return replace(parts[0], turns=turns)  # type: ignore[arg-type]
 
@@ -62,7 +74,12 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
     rows: list[TaskRows] = []
     missing: list[str] = []
     for target in dict.fromkeys(run.header["target"]["name"] for run in runs):
-        parts = [(name, part) for run in runs if run.header["target"]["name"] == target for name, part in _split(run, spec).items()]
+        parts = [
+            (name, part)
+            for run in runs
+            if run.header["target"]["name"] == target
+            for name, part in _split(run, spec).items()
+        ]
         parts.sort(key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
         shown = []
         for name, part in parts:
@@ -76,25 +93,48 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
             together = _together(shown)
             rows.append(TaskRows(ALL_TASKS, together, summarise(together, spec.methods)))
         if any(is_named(run, spec) for run in runs):
-            missing += [f"The records of {target} have no question of the task {name}." for name in order if name not in dict(parts)]
+            missing += [
+                f"The records of {target} have no question of the task {name}."
+                for name in order
+                if name not in dict(parts)
+            ]
     if not rows:
-        raise KoalaBenchError(missing[0] if missing else "There is no turn to make a table of.", "Let the evaluation go on; it resumes.")
+        raise KoalaBenchError(
+            missing[0] if missing else "There is no turn to make a table of.", "Let the evaluation go on; it resumes."
+        )
     return rows, missing
 
 
 def verdict_lines(rows: Sequence[TaskRows]) -> list[str]:
-    """For each changed head, the tasks on which the whole interval of its speedup or its acceptance length changes lies on one side of zero."""
+    """For each changed head, the tasks on which the whole interval of its speedup or its acceptance length changes lies
+    on one side of zero.
+    """
     lines, count = [], 0
     for target in dict.fromkeys(row.summaries[0].target for row in rows):
         here = [row for row in rows if row.summaries[0].target == target and row.task != ALL_TASKS]
         changed = [summary for summary in here[0].summaries if summary.original is not None]
         for name, original in ((summary.name, summary.original) for summary in changed):
             parts = []
-            for field, above, below in (("change_x", "faster", "slower"), ("length_change", "longer accepted", "shorter accepted")):
-                changes = {row.task: getattr(s, field) for row in here for s in row.summaries if s.name == name and getattr(s, field) is not None}
+            for field, above, below in (
+                ("change_x", "faster", "slower"),
+                ("length_change", "longer accepted", "shorter accepted"),
+            ):
+                changes = {
+                    row.task: getattr(s, field)
+                    for row in here
+                    for s in row.summaries
+                    if s.name == name and getattr(s, field) is not None
+                }
                 count += len(changes)
                 up = [task for task, change in changes.items() if change.low > 0]
                 down = [task for task, change in changes.items() if change.high < 0]
-                parts += [f"{word} on {len(tasks)} of {len(changes)} ({', '.join(tasks)})" for word, tasks in ((above, up), (below, down)) if tasks]
-            lines.append(f"{name} against {original} on {target}: {'; '.join(parts) or 'not distinguishable from it on any task'}.")
+                parts += [
+                    f"{word} on {len(tasks)} of {len(changes)} ({', '.join(tasks)})"
+                    for word, tasks in ((above, up), (below, down))
+                    if tasks
+                ]
+            lines.append(
+                f"{name} against {original} on {target}:"
+                f" {'; '.join(parts) or 'not distinguishable from it on any task'}."
+            )
     return [*lines, statistics.caution(count)] if count else []

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:
@@ -91,13 +92,8 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
     from fastchat.conversation import conv_templates, get_conv_template
 
     if name not in conv_templates:
-        import difflib
-
-        close = difflib.get_close_matches(name, conv_templates, n=3)
-        raise KoalaBenchError(
-            f"Unknown chat template '{name}'.",
-            f"Did you mean {', '.join(close)}?" if close else "Use a name of fastchat.conversation, or 'tokenizer'.",
-        )
+        usable = "Use a name of fastchat.conversation, or 'tokenizer'."
+        raise KoalaBenchError(f"Unknown chat template '{name}'.", did_you_mean(name, conv_templates, usable))
 
     def render(turns: Sequence[str]) -> str:
         conversation = get_conv_template(name)

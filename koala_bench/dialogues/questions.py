@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import sha256_of
-from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, did_you_mean, places_of
+from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, places_of
 from koala_bench.errors import KoalaBenchError
 
 BUNDLED = "bundled"
@@ -189,10 +190,10 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     try:
         folder = data_folder(data_dir)
     except KoalaBenchError as error:
-        hint = did_you_mean(name, [BUNDLED, *public]) if name not in public else ""
+        hint = did_you_mean(name.lower(), [BUNDLED, *public], "") if name not in public else ""
         raise KoalaBenchError(
             f"The questions {name!r} are looked up in a data folder, and none is set.",
-            f"{hint}Set --data-dir or {DATA_DIR_VARIABLE}, or use {BUNDLED!r}.",
+            f"{hint} Set --data-dir or {DATA_DIR_VARIABLE}, or use {BUNDLED!r}.",
         ) from error
     if not folder.is_dir():
         raise KoalaBenchError(f"There is no data folder {folder}.", f"Correct --data-dir or {DATA_DIR_VARIABLE}.")
@@ -208,7 +209,7 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         )
     raise KoalaBenchError(
         f"There are no questions {name!r} in {folder}.",
-        f"{did_you_mean(name, [*available, *public])}Available are: {', '.join(available)}.",
+        did_you_mean(name.lower(), [*available, *public], f"Available are: {', '.join(available)}."),
     )
 
 

@@ -150,7 +150,7 @@ def test_a_file_address_works_as_a_mirror(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(KoalaBenchError, match="Did you mean 'mt_bench'"):
+    with pytest.raises(KoalaBenchError, match="Did you mean mt_bench"):
         fetch(["mt-bench"], tmp_path)
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from koala_bench.common.choices import did_you_mean
+from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed, load
 
@@ -362,9 +363,6 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
         raise KoalaBenchError(
-            f"Preset {name}{f', {place}' if place else ''}: {said}.", "Correct the file or the --set option."
+            f"Preset {name}, {first_problem(error)}.", "Correct the file or the --set option."
         ) from error

@@ -105,11 +105,6 @@ DATASETS = (
 )  # fmt: skip
 
 
-def list_datasets() -> tuple[Dataset, ...]:
-    """The public question files that are known by name."""
-    return DATASETS
-
-
 def data_folder(data_dir: Path | None) -> Path:
     """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist.
 

@@ -163,10 +163,3 @@ def encode_dialogues(
             # Five bytes a token: lists of numbers would take ten times as much, and a corpus has millions.
             found.append(EncodedDialogue(array("i", ids), array("b", supervised.tobytes())))
     return found
-
-
-def encode_dialogue(
-    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]
-) -> EncodedDialogue:
-    """Token ids and answer mask of one dialogue; see ``encode_dialogues``."""
-    return encode_dialogues(template, tokenizer, [turns])[0]

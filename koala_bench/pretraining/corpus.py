@@ -26,8 +26,9 @@ _LISTED_METHODS = 8
 _SMALLEST_COMPRESSED_SHARE = 0.4
 
 
-def _cut(text: str, limit: int = _ANSWER_CHARACTERS) -> str:
-    """Whole paragraphs, else whole lines, up to about ``limit`` characters."""
+def _cut(text: str) -> str:
+    """Whole paragraphs, else whole lines, up to about the length of an answer."""
+    limit = _ANSWER_CHARACTERS
     if len(text) <= limit:
         return text
     head = text[:limit]

@@ -34,6 +34,7 @@ from koala_bench.training.checkpoints import read_state, write_state
 
 _EVALUATE_EVERY = 200
 _CHECKPOINT = "checkpoint.pt"
+_TEMPLATE = "vicuna_v1.1"
 
 
 def _decay_steps(options: PretrainOptions) -> int:
@@ -70,7 +71,6 @@ def pretrain(
     options: PretrainOptions,
     out: Path,
     device: torch.device,
-    template_name: str = "vicuna_v1.1",
     checkpoint_every: int = 50,
     start: Path | None = None,
     compiled: bool = False,
@@ -102,7 +102,7 @@ def pretrain(
     make_folder(work)
     torch.manual_seed(options.seed)
     tokenizer = tokenizer_in(work / "tokenizer", corpus, options.vocabulary, start, imitate)
-    text = make_text(corpus, tokenizer, template_name, options, imitate)
+    text = make_text(corpus, tokenizer, _TEMPLATE, options, imitate)
     held_out, judged = text.held_out.to(device), text.judged.to(device)
     model = _model(options, start).to(device)  # type: ignore[arg-type]
     optimisers = _optimisers(model, options)
@@ -174,7 +174,7 @@ def pretrain(
     tokenizer.save_pretrained(out)
     manifest = {
         "options": asdict(options),
-        "chat_template": template_name,
+        "chat_template": _TEMPLATE,
         "corpus_sha256": corpus_hash,
         "corpus_versions": corpus.provenance.get("versions", {}),
         "tokens_seen": options.steps * options.step_tokens,

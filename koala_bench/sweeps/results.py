@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from koala_bench.common.files import make_folder
+from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.statistics import Interval, Totals
@@ -108,6 +109,9 @@ def read_sweep(path: Path) -> SweepLog:
     return log
 
 
+_REMEDY = "Remove the line and those after it, or choose another --out."
+
+
 def _read(path: Path) -> SweepLog:
     try:
         content = path.read_bytes()
@@ -116,9 +120,8 @@ def _read(path: Path) -> SweepLog:
             f"Cannot read {path}: {error.strerror}.", "Name the sweep.jsonl of a sweep's folder."
         ) from error
     log = None
-    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(complete_lines(path, content, _REMEDY)[0], start=1):
         try:
-            line = json.loads(text)
             if line["kind"] not in _KINDS or (log is None) != (line["kind"] == "sweep"):
                 raise ValueError(f"kind {line['kind']!r} is not expected here")
             if log is None:
@@ -127,11 +130,8 @@ def _read(path: Path) -> SweepLog:
                 log = SweepLog(path, line)
             else:
                 log._take(line)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise KoalaBenchError(
-                f"{path}, line {number} is damaged: {error}.",
-                "Remove the line and those after it, or choose another --out.",
-            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise KoalaBenchError(f"{path}:{number}: damaged, {error}.", _REMEDY) from error
     if log is None:
         raise KoalaBenchError(f"{path} holds no sweep.", "Name the sweep.jsonl of a sweep's folder.")
     return log
@@ -152,10 +152,8 @@ def open_sweep(path: Path, header: dict[str, Any]) -> SweepLog:
                 f"{path} holds another sweep: its {', '.join(different[:3])} differ.",
                 "Choose another --out, or delete the folder.",
             )
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            with open(path, "r+b") as handle:
-                handle.truncate(content.rfind(b"\n") + 1)
+        with open(path, "r+b") as handle:
+            handle.truncate(complete_lines(path, handle.read(), _REMEDY)[1])
         return log
     path.unlink(missing_ok=True)  # a header that a kill left half written
     log = SweepLog(path, header)

@@ -283,7 +283,7 @@ def test_a_half_written_last_line_is_cut_off_and_other_damage_is_one_clear_error
     open_sweep(path, log.header)
     assert path.read_bytes() == before
     path.write_bytes(before + b'{"kind":"answer"}\n')
-    with pytest.raises(KoalaBenchError, match=r"sweep\.jsonl, line \d+ is damaged"):
+    with pytest.raises(KoalaBenchError, match=r"sweep\.jsonl:\d+: "):
         read_sweep(path)
     path.write_bytes(b"")
     with pytest.raises(KoalaBenchError, match="holds no sweep"):

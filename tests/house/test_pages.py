@@ -195,6 +195,17 @@ def test_commands_exist_with_their_options(page: Path) -> None:
     assert [f"{shlex.join(words)}: {found}" for words, whole in shown(text) for found in wrong(words, whole)] == []
 
 
+def test_a_number_of_table_1_follows_from_its_record_as_the_page_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code shown for readers who distrust the package: what the record gives and what the table says are equal."""
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "koala_bench" / "README.md").read_text("utf-8"), re.DOTALL)
+    exec(code, {})
+    of_record, of_table = map(float, capsys.readouterr().out.split())
+    assert of_record == pytest.approx(of_table, rel=1e-9)
+
+
 # ------------------------------------------------------------------------------------ the README is a door
 
 

@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, named functions are where a page says, commands parse, and the README stays short."""
+"""The pages: links lead somewhere, functions are where a page says, commands parse, and the README stays short."""
 
 from __future__ import annotations
 
@@ -86,6 +86,16 @@ def lost_names(page: Path, text: str) -> Iterator[str]:
 def test_links_lead_somewhere_and_names_are_where_the_page_says(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert [*dead_links(page, text), *lost_names(page, text)] == []
+
+
+PACKAGES = sorted(path for name in ("heads", "koala_bench") for path in (ROOT / name).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("init", PACKAGES, ids=lambda path: name_of(path.parent))
+def test_each_folder_names_the_file_to_read_first_and_it_is_there(init: Path) -> None:
+    first = re.search(r"\bRead ``(\w+)``", ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "")
+    assert first is not None
+    assert (init.parent / f"{first[1]}.py").exists()
 
 
 # ------------------------------------------------------------------------------------ commands

@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from koala_bench.cli import app
-from koala_bench.pretraining.options import SETTABLE
 from koala_bench.presets import Preset, preset_names
+from koala_bench.pretraining.options import SETTABLE
 from koala_bench.results.recipes import RECIPE_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,9 @@ def anchors(text: str) -> set[str]:
     for heading in re.findall(r"^#{1,6} +(.+?)[ #]*$", _FENCE.sub("", text), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
         slug = re.sub(r"[^\w\- ]", "", plain.strip().lower()).replace(" ", "-")
-        repeated = sum(anchor == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", anchor) is not None for anchor in found)
+        repeated = sum(
+            anchor == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", anchor) is not None for anchor in found
+        )
         found.add(f"{slug}-{repeated}" if repeated else slug)
     return found
 

@@ -26,7 +26,7 @@ _FENCE = re.compile(r"^(```+|~~~+)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DO
 _INDENTED = re.compile(r"(?:\A|\n[ \t]*\n)((?: {4}[^\n]*\n)+)")
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _LINK = re.compile(r"\]\(<?([^)\s>]+)>?\)")
-_NAMED = re.compile(r"\]\(([^)\s#]+\.py)\):? `([A-Za-z_]\w*)`")
+_NAMED = re.compile(r"\]\(([^)\s#]+\.py)\):?\s+`([A-Za-z_]\w*)`")
 
 
 def pages() -> list[Path]:
@@ -201,7 +201,11 @@ def wrong(words: list[str], whole: bool) -> Iterator[str]:
                 yield f"there is no {word}"
 
 
-@each_page
+# A table among the results names the command and the commit that made it; options may have gone since.
+SHOWING = [page for page in pages() if ROOT / "results" not in page.parents or page.name == "README.md"]
+
+
+@pytest.mark.parametrize("page", SHOWING, ids=name_of)
 def test_commands_exist_with_their_options(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert [f"{shlex.join(words)}: {found}" for words, whole in shown(text) for found in wrong(words, whole)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import re
 import shlex
 from collections.abc import Iterator
@@ -229,6 +230,22 @@ def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= MOST_WORDS
     assert len(re.findall(r"\d[\d.,]*", text)) <= MOST_NUMBERS
+
+
+def test_the_readmes_table_holds_the_numbers_of_the_folder_that_its_picture_is_from() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (folder,) = set(re.findall(r"!\[[^\]]*\]\((results/[\w-]+)/", text))
+    with (ROOT / folder / "table1.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    table = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    shown_rows = [cells for cells in table if cells[0] in rows]
+    assert shown_rows
+    for method, speedup, length, equal in shown_rows:
+        row = rows[method]
+        numbers = [float(row[name]) for name in ("speedup", "speedup_low", "speedup_high", "acceptance_length")]
+        assert speedup.replace("*", "") == "{:.2f} [{:.2f}, {:.2f}]".format(*numbers[:3])
+        assert length == f"{numbers[3]:.2f}"
+        assert equal == f"{row['turns_equal_to_vanilla']} of {row['turns_compared_with_vanilla']}"
 
 
 # ------------------------------------------------------------------------------------ these tests can fail

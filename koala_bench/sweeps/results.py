@@ -7,8 +7,6 @@ at its end, and an ``answer`` line how many drafts each step of one decoded prom
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -375,32 +373,19 @@ def _grid(stage: Stage) -> Grid:
 
 def to_csv(log: SweepLog) -> str:
     """The numbers with 12 digits, search and confirmation; empty cells for what there is not."""
-    names = ("acceptance_length", "change_percent")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ends = ("", "_low", "_high")
-    writer.writerow(
+    import pandas as pd
+
+    columns = ["stage", "trial", "label", "seeds", "prompts"]
+    columns += [name + end for name in ("acceptance_length", "change_percent") for end in ("", "_low", "_high")]
+    nothing = Interval(math.nan, math.nan, math.nan)
+    rows = [
         [
-            "stage",
-            "trial",
-            "label",
-            "seeds",
-            "prompts",
-            *(name + end for name in names for end in ends),
-            "discriminator_accuracy",
+            *(name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts),
+            *(end for each in (outcome.length, outcome.change or nothing) for end in (each.value, each.low, each.high)),
+            math.nan if outcome.accuracy is None else outcome.accuracy,
         ]
-    )
-    for name, stage in (("search", explored(log)), ("confirmation", confirmed(log))):
-        for outcome in stage.outcomes:
-            numbers = [
-                value
-                for each in (outcome.length, outcome.change)
-                for value in ((each.value, each.low, each.high) if each else (math.nan,) * 3)
-            ]
-            shown = [
-                "" if value is None or math.isnan(value) else f"{value:.12g}" for value in (*numbers, outcome.accuracy)
-            ]
-            writer.writerow(
-                [name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts, *shown]
-            )
-    return text.getvalue()
+        for name, stage in (("search", explored(log)), ("confirmation", confirmed(log)))
+        for outcome in stage.outcomes
+    ]
+    frame = pd.DataFrame(rows, columns=[*columns, "discriminator_accuracy"])
+    return str(frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))

@@ -110,7 +110,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
                 f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be"
                 " worse than they could be."
             )
-        template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+        template.check(depth=head.max_depth, candidates=target.config.vocab_size)
         info: MethodInfo = {
             "name": name,
             "head": config["head"],
@@ -132,7 +132,7 @@ def _free_method(
     name: str, preset: MethodPreset, head: DraftHead, template: Template, target: Target, evaluation: EvaluationPreset
 ) -> Method:
     """A method that has nothing to train, hence nothing to load."""
-    template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+    template.check(depth=head.max_depth, candidates=target.config.vocab_size)
     info: MethodInfo = {
         "name": name, "head": preset.head, "layers": preset.layers, "adversarial": False, "parameters": getattr(head, "drafting_parameters", 0),
         "tree": _tree(template, getattr(head, "dynamic", False)),
@@ -279,7 +279,7 @@ class _Session:
     def answer(self, method: Method, prompt: Sequence[int], rule: Rule) -> Decoded:
         needed = capacity_for(len(prompt), self.limit, self.widest, self.target.max_positions)
         if self.cache is None or self.cache.capacity < needed:
-            self.cache = self.target.new_cache(-(-needed // _CACHE_ROUNDING) * _CACHE_ROUNDING)
+            self.cache = self.target.new_cache(needed, _CACHE_ROUNDING)
         return decode(
             self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache, rule=rule
         )

@@ -27,7 +27,9 @@ _ASIDE = 20
 _BRANCHING = TreeShape((-1, *[0] * _ASIDE, 0, _ASIDE + 1, _ASIDE + 2))
 _PATH = [0, _ASIDE + 1, _ASIDE + 2, _ASIDE + 3]
 _CHAIN = TreeShape((-1, 0, 1, 2))
-_ROUNDINGS = 4  # of the values, and as many times what a chain is apart: what a tree may be apart more
+# What a tree may be apart: so many roundings of the largest logit, or a part of it where models compute in float32
+# whatever they are asked for, and so many times what a chain is apart.
+_ROUNDINGS, _PART, _CHAINS = 4, 1e-4, 8
 _CHAIN_APART = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
 _REMEDY = (
     "Use a target that takes positions from position_ids and honours a 4-D mask, such as Llama, Vicuna, Qwen or Mistral."
@@ -67,15 +69,14 @@ def check_trees(target: Target, verify: Verify, room: int) -> None:
     except Exception as error:  # a model may do whatever it likes with a mask that it does not expect
         raise KoalaBenchError(f"{target.name} cannot verify a draft tree: {first_line(error)}", _REMEDY) from error
     scale = float(truth.double().abs().max())
-    rounding = _ROUNDINGS * torch.finfo(target.dtype).eps * scale
-    # Models that compute parts of a float64 pass in float32 are as far apart as that.
+    rounding = max(_ROUNDINGS * torch.finfo(target.dtype).eps, _PART) * scale
     in_chain = max(_apart(chain[1:], truth[1:]), _apart(alone, truth[:1]))
     if not in_chain <= _CHAIN_APART[target.dtype] * max(scale, 1e-6):
         raise KoalaBenchError(
             f"{target.name} gives other logits token by token than at once, by {in_chain:.1e} of {scale:.1e}.", _REMEDY
         )
     in_tree = _apart(tree[1:], truth[1:])
-    if not in_tree <= rounding + _ROUNDINGS * in_chain:
+    if not in_tree <= rounding + _CHAINS * in_chain:
         raise KoalaBenchError(
             f"{target.name} gives other logits in a branching tree than token by token, by {in_tree:.1e} of"
             f" {scale:.1e}: it counts rows instead of positions.",

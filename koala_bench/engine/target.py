@@ -35,7 +35,7 @@ from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.replay import Recorded
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Pass, TargetSpec
-from koala_bench.tree import DraftTree
+from koala_bench.tree import DraftTree, TreeShape
 
 # How transformers and what it stands on refuse a checkpoint; but for the hub's, they depend on the family.
 _UNLOADABLE: tuple[type[Exception], ...] = (
@@ -453,7 +453,7 @@ def load_target(
         name, model, found, where, picked, context, driven, where.type == "cuda", pick_threads(threads, where, weights)
     )
     _check_target(target)
-    return target
+    return _recordable(target)
 
 
 def _load_model(
@@ -507,6 +507,25 @@ def _check_target(target: Target) -> None:
     check_trees(target, target._unrecorded, limit.rows if limit else target.max_positions)
     if limit is not None:
         say(f"koala-bench: {target.name} {limit.reason}: answers that need more rows than that are refused.")
+
+
+def _recordable(target: Target) -> Target:
+    """The target, with the engine ``eager`` if its passes cannot be recorded, as those of most mixtures of experts.
+
+    The recording that shows it is the one that verifies trees later on. Graphs of fixed shapes fit none but their own,
+    and are not tried here.
+    """
+    if target.engine == "eager" or target.fixed:
+        return target
+    tree, cache = DraftTree(torch.tensor([1, 2, 3], device=target.device), TreeShape((-1, 0, 0))), target.new_cache(8)
+    with torch.inference_mode():
+        target.prefill(tree.tokens[:2], cache)
+        target.verify(tree, cache)
+    recorded = target._passes[(-1,)]
+    if not isinstance(recorded, Recorded) or recorded.refusal is None:
+        return target
+    say(f"koala-bench: {target.name} is decoded with the engine eager.")
+    return replace(target, engine="eager")
 
 
 def _check_ids(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:

@@ -109,6 +109,25 @@ def forgetting(bench: Bench) -> str:
     return "drafts after begin() do not depend on the sequence before"
 
 
+def lent_states(bench: Bench) -> str:
+    """Drafts do not depend on what becomes of ``hidden`` after the call: a CUDA graph's next pass writes over it."""
+    target = bench.target()
+    head = bench.trained(target).eval()
+    template = templates_of(head.max_depth)[0]
+    ids = random_ids(1, 40)[0].tolist()
+    drafts = []
+    for overwritten in (False, True):
+        torch.manual_seed(0)  # a head that draws at random is the concern of another check
+        drafts.append([tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 16, overwritten)])
+    if drafts[0] != drafts[1]:
+        step = next(i for i, (kept, lost) in enumerate(zip(*drafts, strict=True)) if kept != lost)
+        raise BrokenError(
+            f"draft {step + 1} reads states that an earlier call was given: they lie in a buffer that the target writes"
+            " over; clone what is kept of new.hidden"
+        )
+    return "nothing is read of hidden after the call that it was given to"
+
+
 def losslessness(bench: Bench) -> str:
     """In float64 the answer is the target's own, also where its context ends."""
     target = bench.target("float64")

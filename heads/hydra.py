@@ -18,7 +18,6 @@ and ``.norm`` are ``prefix.layer`` and ``prefix.norm``. Without one there is no 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F

@@ -63,9 +63,9 @@ class _Watched(Target):
         object.__setattr__(self, "watch", Stopwatch(target.device))
 
     @property
-    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # type: ignore[override]
+    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The target's own, which was captured before."""
-        return self.inner.greedy_question  # type: ignore[attr-defined, no-any-return]
+        return self.inner.greedy_question  # type: ignore[attr-defined]
 
     def run(
         self,

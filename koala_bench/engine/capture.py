@@ -77,11 +77,7 @@ class Captured:
             graph = self._graphs[key] = self._capture(arguments)
             self._made()
         for place, (own, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
-            if (
-                own is None
-                or argument is None
-                or (place in self._steady and argument is graph.copied[place])
-            ):
+            if own is None or argument is None or (place in self._steady and argument is graph.copied[place]):
                 continue
             graph.copied[place] = argument if place in self._steady else None
             if isinstance(argument, torch.Tensor):

@@ -34,7 +34,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _APART = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-class _Unrecordable(Exception):
+class _UnrecordableError(Exception):
     """Why a function cannot be recorded."""
 
 
@@ -97,7 +97,7 @@ class Recorded:
                 break
         try:
             return self._new(known, arguments)
-        except _Unrecordable as error:
+        except _UnrecordableError as error:
             self.refusal = str(error)
             self._recordings.clear()
             say(f"koala-bench: a pass is not recorded but runs as with --engine eager: {error}")
@@ -105,7 +105,7 @@ class Recorded:
 
     def _new(self, known: list[_Recording], arguments: Sequence[Argument]) -> Any:
         if len(known) == _MOST:
-            raise _Unrecordable(f"what it does depends on sizes, {_MOST} recordings of it are not enough")
+            raise _UnrecordableError(f"what it does depends on sizes, {_MOST} recordings of it are not enough")
         made = self._record(arguments)
         half = any(isinstance(each, torch.Tensor) and each.dtype in _HALF for each in arguments)
         _check(self._function(*arguments), made.replay(*arguments), half)
@@ -161,7 +161,7 @@ class Recorded:
             with torch.no_grad(), mode:
                 traced = make_fx(called, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)(*given)
         except Exception as error:  # a model may do whatever it likes
-            raise _Unrecordable(first_line(error)) from error
+            raise _UnrecordableError(first_line(error)) from error
         holds = _holding([guard.expr for guard in shapes.guards], symbols, len(arguments))
         constants = {
             str(node.target): _attribute(traced, str(node.target))
@@ -196,7 +196,7 @@ def _holding(guards: Sequence[Any], symbols: dict[Any, str], count: int) -> Call
     tests, used = [], {}
     for guard in dict.fromkeys(guards):
         if unknown := guard.free_symbols - symbols.keys():
-            raise _Unrecordable(f"a branch depends on {min(map(str, unknown))}, which is no size of an argument")
+            raise _UnrecordableError(f"a branch depends on {min(map(str, unknown))}, which is no size of an argument")
         used.update({names[symbol]: symbols[symbol] for symbol in guard.free_symbols})
         tests.append(f"({PythonPrinter().doprint(guard.xreplace(renamed))})")
     # Each size is read once, as the default of a parameter cannot be: a function within the function.
@@ -222,12 +222,12 @@ def _check(called: Any, replayed: Any, half: bool) -> None:
                     " which half precision can do."
                 )
             elif 2 * same < one.numel():
-                raise _Unrecordable("a recording of it finds other tokens, which should be reported")
+                raise _UnrecordableError("a recording of it finds other tokens, which should be reported")
             continue
         apart = (one.double() - other.double()).abs().max() if one.numel() else torch.zeros(())
         most = _APART[one.dtype] * max(1.0, float(one.double().abs().max())) if one.numel() else 1.0
         if not apart <= most:
-            raise _Unrecordable(f"a recording of it is off by {float(apart):.1e}, which should be reported")
+            raise _UnrecordableError(f"a recording of it is off by {float(apart):.1e}, which should be reported")
 
 
 def _attribute(module: torch.nn.Module, name: str) -> Any:

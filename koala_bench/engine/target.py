@@ -262,8 +262,7 @@ class Target:
         """
         if self.limit is not None and rows > self.limit.rows:
             raise KoalaBenchError(
-                f"{self.name} {self.limit.reason}, {rows} are needed.",
-                "Lower --max-new-tokens or use shorter prompts.",
+                f"{self.name} {self.limit.reason}, {rows} are needed.", "Lower --max-new-tokens or use shorter prompts."
             )
 
     def _forward(
@@ -464,7 +463,7 @@ def _load_model(
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     if dtype == torch.float64 and _experts(config.get_text_config(decoder=True)):
         options["experts_implementation"] = "eager"  # the grouped products of the others know no float64
-    return reader.from_pretrained(source, revision=revision, output_loading_info=True, **options)  # type: ignore[no-any-return]
+    return reader.from_pretrained(source, revision=revision, output_loading_info=True, **options)
 
 
 def _experts(config: Any) -> int:
@@ -501,7 +500,9 @@ def _check_target(target: Target) -> None:
     try:
         _check_output(target)
     except torch.cuda.OutOfMemoryError as error:
-        raise KoalaBenchError(f"There is no memory left for a pass of {target.name}.", "Use another --device.") from error
+        raise KoalaBenchError(
+            f"There is no memory left for a pass of {target.name}.", "Use another --device."
+        ) from error
     except _UNLOADABLE as error:
         raise KoalaBenchError(f"A pass of {target.name} fails: {first_line(error)}", "Use another target.") from error
     check_trees(target, target._unrecorded, limit.rows if limit else target.max_positions)

@@ -157,13 +157,11 @@ def test_a_method_without_memory_fails_alone(
 def test_a_run_without_any_answer_ends_with_the_reason(bench: Bench, tmp_path: Path) -> None:
     asked = write_questions(tmp_path / "asked.jsonl", [("a", ["word " * 120]), ("b", ["word " * 130])])
     for _ in range(2):  # a finished record of failures is no success either
-        with pytest.raises(KoalaBenchError, match="vanilla: no turn of 2 succeeded: .*has a context of 512"):
+        with pytest.raises(KoalaBenchError, match=r"vanilla: no turn of 2 succeeded: .*has a context of 512"):
             bench.run(tmp_path / "record.jsonl", ["medusa"], f"evaluation.questions='{asked}'", "evaluation.warmup=1")
 
 
-def test_some_failures_are_counted_at_the_end(
-    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_some_failures_are_counted_at_the_end(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = write_questions(tmp_path / "asked.jsonl", [("a", ["word " * 120]), ("b", ["short"])])
     settings = (f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=3", "evaluation.warmup=1")
     assert bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa"], *settings).finished

@@ -60,7 +60,7 @@ class DraftModel(nn.Module):
         # Target is no module: neither state_dict() nor parameters() finds what it holds.
         self._model = _load(spec, model, revision)
         self.pick: Pick = best
-        self._vocab_size, self._own = spec.vocab_size, int(self._model.model.config.vocab_size)
+        self._vocab_size, self._own = spec.vocab_size, int(self._model.config.vocab_size)
         self._known = min(self._vocab_size, self._own)
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
@@ -155,9 +155,9 @@ def _load(spec: TargetSpec, name: str, revision: str | None) -> Target:
     if spec.tokenizer is not None and model.tokenizer is not None:
         if problem := _difference(spec.tokenizer, model.tokenizer):
             raise KoalaBenchError(f"The draft model {name} has another tokenizer than the target: {problem}.", _REMEDY)
-    elif model.model.config.vocab_size != spec.vocab_size:
+    elif model.config.vocab_size != spec.vocab_size:
         raise KoalaBenchError(
-            f"The draft model {name} has {model.model.config.vocab_size} tokens, the target {spec.vocab_size}.", _REMEDY
+            f"The draft model {name} has {model.config.vocab_size} tokens, the target {spec.vocab_size}.", _REMEDY
         )
     return model
 

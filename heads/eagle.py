@@ -47,7 +47,7 @@ class Eagle(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         width = spec.hidden_size
-        self.shape = LayerShape.of(spec.config, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
+        self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
         self.checkpointing = checkpointing

@@ -85,7 +85,7 @@ class Eagle3(nn.Module):
         self.features = fused_layers(spec.layers)
         self.steps, self.decay = steps, decay
         self.pick: Pick = best
-        self.shape = LayerShape.of(spec.config, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
+        self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         width = self.shape.width
         self.fc = nn.Linear(_FUSED * width, width, bias=False)
         self.midlayer = PairLayer(*self.shape.sizes)

@@ -18,7 +18,6 @@ and ``.norm`` are ``prefix.layer`` and ``prefix.norm``. Without one there is no 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +74,9 @@ class _Head(nn.Module):
 class _Prefix(nn.Module):
     """A decoder layer of the target's shape and a norm, over all states so far."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, spec: TargetSpec) -> None:
         super().__init__()
-        self.shape = LayerShape.of(config)
+        self.shape = LayerShape.of(spec)
         self.layer = DecoderLayer(*self.shape.sizes)
         self.norm = RMSNorm(self.shape.width, self.shape.eps)
 
@@ -119,7 +118,7 @@ class Hydra(nn.Module):
         self.max_depth, self.labels = heads, labels
         self.pick: Pick = best
         self.heads = nn.ModuleList(_Head(spec.output_weight.detach(), head + 1, layers) for head in range(heads))
-        self.prefix = _Prefix(spec.config) if prefix else None
+        self.prefix = _Prefix(spec) if prefix else None
         # The target's own, held where neither state_dict() nor parameters() finds it.
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
         self._drafter = Drafter(self, spec)

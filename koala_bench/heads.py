@@ -40,11 +40,12 @@ class TargetSpec:
     """What a head may know of its target. The modules are the target's own: frozen, and never part of a head's state.
 
     Attributes:
-        hidden_size, vocab_size, layers, max_positions: sizes of the target.
+        hidden_size, vocab_size, layers, max_positions: sizes of the target; the first is the width of its last states,
+            which some families make narrower than those of their layers.
         embed: ids [...] -> embeddings [..., hidden_size].
         output: states [..., hidden_size] -> logits [..., vocab_size], the whole of what follows the final norm.
         output_weight: weight of the output layer [vocab_size, hidden_size], to start from.
-        config: the target's Hugging Face configuration.
+        config: Hugging Face configuration of the target, of the language model where that is a part of it.
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
         record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the
@@ -77,7 +78,8 @@ class Committed:
 
     Attributes:
         tokens: settled tokens, int64 [new]; the last one is the root of the next tree.
-        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``.
+        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``. Lent for the call:
+            they may lie in the target's own buffer, which its next pass writes over. Clone what is kept.
         position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
         first: after the prefill the sequence's first token, int64 [1], which no state predicted and ``tokens``
             therefore lacks; None at every other step, and from callers that do not know it.

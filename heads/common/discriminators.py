@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,13 @@ class View:
         self.kind = kind
         self.described = described if kind == "sequence" else kind
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
+        self._device = spec.device
+
+    @cached_property
+    def _table(self) -> torch.Tensor:
+        """Embeddings of all tokens [vocab_size, width], in the target's dtype."""
+        with torch.no_grad():
+            return self._embed(torch.arange(self._vocab_size, device=self._device))
 
     def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """One piece per depth, or one of all runs; empty if no answer of the batch is long enough for a run."""
@@ -61,33 +69,45 @@ class View:
             return self._runs(batch, sorted(predictions, key=lambda prediction: prediction.depth))
         hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
         found = []
-        for each in predictions:
+        for each, (real, fake) in zip(predictions, self._describe(batch, predictions), strict=True):
             token = self._embed(ids[each.rows + each.depth]).float()
-            real, fake = self._describe(batch, each)
             found.append(
                 Shown(normalised(hidden[each.rows]), normalised(token), normalised(real), normalised(fake), each.depth)
             )
         return found
 
-    def _describe(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's and the head's description of the token, each [rows, width]."""
+    def _describe(
+        self, batch: FeatureBatch, predictions: Sequence[Prediction]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each prediction the target's and the head's description of the tokens, each float32 [rows, width]."""
         hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
         if self.described == "feature":
-            return hidden[prediction.rows + prediction.depth], prediction.feature
-        table = self._embed(torch.arange(self._vocab_size, device=hidden.device)).float()
-        probabilities, scored = batch.target_probabilities.flatten(0, 1), prediction.scored
-
-        def head(rows: slice) -> torch.Tensor:
-            logits = scored[rows] if isinstance(scored, torch.Tensor) else scored(rows)
-            return torch.softmax(logits.float(), dim=-1) @ table
-
-        pieces = slices(len(prediction.rows), self._vocab_size)
+            return [(hidden[each.rows + each.depth], each.feature) for each in predictions]
+        # Several depths predict the same place of the text, whose description by the target is made once.
+        places, where = torch.unique(torch.cat([each.rows + each.depth for each in predictions]), return_inverse=True)
+        probabilities = batch.target_probabilities.flatten(0, 1)
         with torch.no_grad():
-            real = torch.cat([probabilities[prediction.rows[rows] + prediction.depth] @ table for rows in pieces])
+            pieces = slices(len(places), self._vocab_size)
+            real = torch.cat([self._expected(probabilities[places[rows]]) for rows in pieces])
+        reals = [real[part] for part in where.split([len(each.rows) for each in predictions])]
+        return [(one, self._expected_of(each)) for one, each in zip(reals, predictions, strict=True)]
+
+    def _expected_of(self, prediction: Prediction) -> torch.Tensor:
+        """The head's expected embeddings [rows, width]."""
+        scored = prediction.scored
         if isinstance(scored, torch.Tensor):
-            return real, head(slice(None))
+            return self._expected(torch.softmax(scored.float(), dim=-1))
+
+        def piece(rows: slice) -> torch.Tensor:
+            return self._expected(torch.softmax(scored(rows).float(), dim=-1))
+
         # Distributions of a large vocabulary are made again for their gradients, as in the head's own loss.
-        return real, torch.cat([checkpoint(head, rows, use_reentrant=False) for rows in pieces])
+        pieces = slices(len(prediction.rows), self._vocab_size)
+        return torch.cat([checkpoint(piece, rows, use_reentrant=False) for rows in pieces])
+
+    def _expected(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Expected embeddings, float32 [rows, width]; the product is one of the target's dtype."""
+        return (probabilities.to(self._table.dtype) @ self._table).float()
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that
@@ -103,7 +123,7 @@ class View:
             places = each.rows.new_full((size,), -1)
             places[each.rows] = torch.arange(len(each.rows), device=places.device)
             order.append(places)
-        described = [self._describe(batch, each) for each in predictions]
+        described = self._describe(batch, predictions)
         if len(predictions) > 1:
             index = torch.stack(order, dim=1)
             index = index[(index >= 0).all(dim=1)]

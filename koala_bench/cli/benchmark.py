@@ -51,7 +51,7 @@ def benchmark(
     from koala_bench.costs.figure_context import write_context
     from koala_bench.costs.generate import compare_with_generate
     from koala_bench.costs.profile import machine_in_words
-    from koala_bench.costs.training import training_speed
+    from koala_bench.costs.training import in_words, training_speed
     from koala_bench.dialogues.conversations import read_conversations
     from koala_bench.dialogues.encoding import encode_prompt
     from koala_bench.dialogues.questions import bundled_questions, read_questions
@@ -74,9 +74,10 @@ def benchmark(
     trained = [
         name for name in dict.fromkeys(map(chosen.trained_as, names)) if free_head(chosen.method(name), eager) is None
     ]
-    stream, *_ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
-    speed = training_speed(chosen, trained, eager, stream, steps)
-    alone = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speed.alone.items())
+    training = ""
+    if trained:
+        stream, *_ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
+        training = in_words(training_speed(chosen, trained, eager, stream, steps))
     text = "\n".join([
         f"Decoding on {place}.",
         "",
@@ -85,9 +86,7 @@ def benchmark(
         f"{found.equal} of {found.answers} answers have the same tokens.",
         "",
         scaling.in_words(costs),
-        "",
-        f"A training step of {len(trained)} heads together takes {1000 * speed.together:.0f} ms ({speed.tokens / speed.together:,.0f} tokens/s, "
-        f"{speed.target / speed.together:.0%} of it the target's), of each alone {alone}: together {speed.ratio:.2f} of the sum.",
+        *(["", training] if training else []),
     ])  # fmt: skip
     print(text)
     if out is not None:

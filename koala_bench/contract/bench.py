@@ -147,10 +147,14 @@ def train(
 
 @torch.inference_mode()
 def drafts_along(
-    head: Any, target: Target, template: Template, ids: Sequence[int], first: int
+    head: Any, target: Target, template: Template, ids: Sequence[int], first: int, overwritten: bool = False
 ) -> Iterator[tuple[int, DraftTree]]:
     """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth +
     1 at a time.
+
+    Args:
+        overwritten: whether the states that a draft was given become nan behind it, as the next pass of a CUDA graph
+            writes over them.
 
     Yields:
         the place of each tree's root in the text, and the tree.
@@ -161,6 +165,8 @@ def drafts_along(
     start, stop, piece = 0, first, 1
     while stop < len(ids):
         yield stop, head.draft(Committed(text[start + 1 : stop + 1], states[start:stop], start))
+        if overwritten:
+            states[start:stop] = torch.nan
         piece = piece % (template.depth + 1) + 1
         start, stop = stop, stop + piece
 

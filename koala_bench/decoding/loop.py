@@ -137,6 +137,7 @@ def decode(
     if max_new_tokens < 1:
         raise KoalaBenchError(f"--max-new-tokens is {max_new_tokens}.", "It must be at least 1.")
     capacity = capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions)
+    target.check_rows(capacity)
     if cache is None or cache.capacity < capacity:
         cache = target.new_cache(capacity)
     stops = frozenset(stop_ids)

@@ -110,7 +110,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
                 f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be"
                 " worse than they could be."
             )
-        template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+        template.check(depth=head.max_depth, candidates=target.config.vocab_size)
         info: MethodInfo = {
             "name": name,
             "head": config["head"],
@@ -132,7 +132,7 @@ def _free_method(
     name: str, preset: MethodPreset, head: DraftHead, template: Template, target: Target, evaluation: EvaluationPreset
 ) -> Method:
     """A method that has nothing to train, hence nothing to load."""
-    template.check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+    template.check(depth=head.max_depth, candidates=target.config.vocab_size)
     info: MethodInfo = {
         "name": name, "head": preset.head, "layers": preset.layers, "adversarial": False, "parameters": getattr(head, "drafting_parameters", 0),
         "tree": _tree(template, getattr(head, "dynamic", False)),
@@ -260,6 +260,12 @@ class _Session:
         assert self.target.tokenizer is not None
         return encode_prompt(self.template, self.target.tokenizer, turns)
 
+    def fits(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer to a prompt goes into the target's context and, if it has one, its window."""
+        target = self.target
+        needed = capacity_for(len(prompt), self.limit, self.widest, target.max_positions)
+        return len(prompt) < target.max_positions and (target.limit is None or needed <= target.limit.rows)
+
     def rule(self, method: Method, question: int, turn: int, repeat: int) -> Rule:
         """How a method accepts; what it draws at random follows from the seed and the place alone, so that resuming
         changes nothing.
@@ -279,7 +285,7 @@ class _Session:
     def answer(self, method: Method, prompt: Sequence[int], rule: Rule) -> Decoded:
         needed = capacity_for(len(prompt), self.limit, self.widest, self.target.max_positions)
         if self.cache is None or self.cache.capacity < needed:
-            self.cache = self.target.new_cache(-(-needed // _CACHE_ROUNDING) * _CACHE_ROUNDING)
+            self.cache = self.target.new_cache(needed, _CACHE_ROUNDING)
         return decode(
             self.target, method.head, method.template, prompt, self.limit, self.target.stop_ids, self.cache, rule=rule
         )
@@ -495,13 +501,50 @@ def evaluate(
             session = _Session(preset, target, template, ready)
             shared = f", {len(own)} of them in this process" if len(own) < len(questions) else ""
             say(f"Decoding {len(questions)} questions{shared} with {', '.join(method.name for method in ready)} ...")
-            for _ in range(preset.evaluation.warmup):
-                for method in ready:
-                    _try(session, method, questions[0], 0, 0, session.prompt(questions[0].turns[:1]))
+            _warm_up(session, questions, preset.evaluation.warmup)
             with _settled_memory(), progress("decode", total, "turns", len(kept)) as advance:
                 for repeat in range(preset.evaluation.repeats):
                     for place, question in own:
                         _ask(session, writer, kept, question, place, repeat, advance)
             writer.finish(time.perf_counter() - started)
     merge_parts(record, team, questions, started)
-    return read_run(record)
+    run = read_run(record)
+    _check_failures(run)
+    return run
+
+
+def _warm_up(session: _Session, questions: Sequence[Question], times: int) -> None:
+    """Answer the first question that fits with every method; what fails there would fail everywhere.
+
+    Raises:
+        KoalaBenchError: a method fails, and not for want of memory, which a shorter prompt may need less of.
+    """
+    prompts = ((question, session.prompt(question.turns[:1])) for question in questions)
+    first = next(((question, prompt) for question, prompt in prompts if session.fits(prompt)), None)
+    if first is None:
+        return  # all turns will say why
+    question, prompt = first
+    for _ in range(times):
+        for method in session.methods:
+            error = _try(session, method, question, 0, 0, prompt)["error"]
+            if error is not None and "memory" not in error["message"]:
+                raise KoalaBenchError(f"{method.name} cannot answer: {error['message']}", "Nothing was measured.")
+
+
+def _check_failures(run: Run) -> None:
+    """Say how many turns failed.
+
+    Raises:
+        KoalaBenchError: all of a method did.
+    """
+    for name in (method["name"] for method in run.header["methods"]):
+        turns = [turn for turn in run.turns if turn["method"] == name]
+        errors = [turn["error"] for turn in turns if turn["error"] is not None]
+        if not errors:
+            continue
+        if len(errors) == len(turns):
+            raise KoalaBenchError(
+                f"{name}: no turn of {len(turns)} succeeded: {errors[0]['message']}",
+                f"The failures are in {run.path}; correct what they say and choose another --out.",
+            )
+        say(f"{name}: {len(errors)} of {len(turns)} turns failed, the first with: {errors[0]['message']}")

@@ -154,7 +154,7 @@ def _batch(preset: Preset, target: Target) -> TokenBatch:
     length = min(_ROW, preset.data.max_tokens, preset.training.batch_tokens)
     rows = max(1, preset.training.batch_tokens // length)
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(target.model.config.vocab_size, (rows, length), generator=draw)
+    ids = torch.randint(target.config.vocab_size, (rows, length), generator=draw)
     supervised = torch.ones(rows, length, dtype=torch.bool)
     supervised[:, : length // 4] = False
     return TokenBatch(ids, supervised, tuple(range(rows)), torch.full((rows,), length))
@@ -163,7 +163,7 @@ def _batch(preset: Preset, target: Target) -> TokenBatch:
 def _step(target: Target, head: object, template: Template, seconds: float) -> float:
     """Seconds of a decoding step, the median over answers to one prompt."""
     draw = torch.Generator().manual_seed(0)
-    prompt = torch.randint(target.model.config.vocab_size, (_PROMPT,), generator=draw).tolist()
+    prompt = torch.randint(target.config.vocab_size, (_PROMPT,), generator=draw).tolist()
     cache = target.new_cache(capacity_for(_PROMPT, _ANSWER, template.nodes, target.max_positions))
     found: list[float] = []
     stop = time.perf_counter() + seconds

@@ -129,7 +129,7 @@ def train_heads(
         )
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
-        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
+        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.config.vocab_size)
     _check_answers(target, preset.data.source)
     conversations = read_conversations(preset.data.source)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)

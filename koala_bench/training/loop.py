@@ -183,6 +183,7 @@ def train(
     first, seen = 0, 0
     if state:
         first, seen = _restore(checkpoint, state, arms)
+        state = None  # the heads hold what is needed of it
         say(f"Resuming the training after step {first:,} of {options.steps:,}.")
 
     def save(step: int) -> None:

@@ -190,6 +190,17 @@ class NeverForgets(Good):
         return super().draft(Committed(new.tokens, new.hidden + 0.5 * self.sum.to(new.hidden.dtype), new.position))
 
 
+class KeepsWhatWasLent(Good):
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        super().begin(template, capacity)
+        self.before: torch.Tensor | None = None
+
+    def draft(self, new: Committed) -> DraftTree:
+        before, self.before = self.before, new.hidden[-1]
+        hidden = new.hidden if before is None else new.hidden + before
+        return super().draft(Committed(new.tokens, hidden, new.position))
+
+
 class ShortTable(Good):
     def draft(self, new: Committed) -> DraftTree:
         return super().draft(
@@ -335,10 +346,11 @@ BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
     WritesToTheTarget: ("target", set(), "of the target changed: the target is frozen"),
     AlwaysAChain: ("trees", {"positions"}, "the template's are (-1, 0, 0, 0)"),
     SameSiblings: ("trees", set(), "two children of node 0 are the same token"),
-    BeyondTheVocabulary: ("trees", set(CHECKS) - {"form", "frozen parts", "gradients", "trees", "batches"}, "is not one of the vocabulary's 259"),
+    BeyondTheVocabulary: ("trees", set(CHECKS) - {"form", "frozen parts", "gradients", "trees", "lent states", "batches"}, "is not one of the vocabulary's 259"),
     OtherRoot: ("trees", {"losslessness", "positions"}, "it is new.tokens[-1]"),
     Silent: ("trees", {"positions", "predictions"}, "it never drafts anything"),
-    NeverForgets: ("forgetting", {"positions", "predictions"}, "begin() must reset all that draft() keeps"),
+    NeverForgets: ("forgetting", {"lent states", "positions", "predictions"}, "begin() must reset all that draft() keeps"),
+    KeepsWhatWasLent: ("lent states", {"positions", "predictions"}, "clone what is kept of new.hidden"),
     ShortTable: ("losslessness", set(), "IndexError: index 492 is out of bounds for dimension 0 with size 256 (test_contract.py, line "),
     OtherRows: ("predictions", set(), "reach beyond their dialogue"),
     ReportsWithoutGradient: ("predictions", set(), "carry no gradient"),

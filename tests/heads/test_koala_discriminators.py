@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,14 @@ from torch import nn
 
 from heads.common.discriminators import Shown, View, make_discriminator
 from heads.koala import Adversarial
+from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.presets import load_preset
+from koala_bench.testing import tiny_config, tiny_target
+from koala_bench.training.features import features_of
+from koala_bench.training.loop import build_head
 from tests.heads.test_heads import batch_of, make
 from tests.support.turns import turns
 
@@ -118,6 +124,55 @@ def trained(
 
 def same(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("name", ["hydra", "eagle3"])
+@pytest.mark.parametrize("kind", ["embedding", "sequence"])
+def test_a_large_vocabulary_is_scored_again_as_under_autocast(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """Logits made a piece at a time, after the loss and outside of its autocast, are those that the loss saw."""
+    target = tiny_target(tmp_path_factory.mktemp("four"), tiny_config(num_hidden_layers=4))
+    preset = load_preset("tiny").method(f"{name}+koala")
+    found = []
+    for at_once in (1 << 24, 5 * 259):
+        monkeypatch.setattr("heads.common.losses._AT_ONCE", at_once)
+        torch.manual_seed(0)
+        head = build_head(target, preset, seed=0)
+        with torch.no_grad():
+            for each in head.parameters():
+                each.add_(0.02 * torch.randn(each.shape))
+        objective = Adversarial(target.spec(), kind, 0.3, described="embedding", window=2, **NOW)
+        ids = torch.randint(3, 250, (2, 24), generator=torch.Generator().manual_seed(0))
+        batch = features_of(
+            target,
+            TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), (0, 1), torch.tensor([24, 24])),
+            head.features,
+            seed=0,
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = head.loss(batch)
+        extra, _ = turns(objective, batch, loss, 0.5)
+        assert extra is not None
+        (loss.total + extra).backward()
+        found.append((extra.detach(), [each.grad.clone() for each in head.parameters() if each.grad is not None]))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=2e-2, atol=2e-2)
+    assert len(found[0][1]) == len(found[1][1]) > 0
+
+
+def test_the_embedding_is_read_once_and_stays_in_its_dtype(target: Target) -> None:
+    asked: list[int] = []
+
+    def embed(ids: torch.Tensor) -> torch.Tensor:
+        asked.append(ids.numel())
+        return target.embed(ids)
+
+    spec = replace(target.spec(), embed=embed)
+    objective = Adversarial(spec, "embedding", 0.3, **NOW)
+    for step in range(3):
+        turns(objective, batch_of(target, seed=step), make(target, "medusa", 2).loss(batch_of(target, seed=step)), 0.5)
+    assert asked.count(spec.vocab_size) == 1
 
 
 # ---------------------------------------------------------------------------------------------- what must not change

@@ -34,6 +34,7 @@ from koala_bench.registry import HEADS, OBJECTIVES, build
 from koala_bench.training.checkpoints import earlier, read_state, save_head, write_state
 from koala_bench.training.features import features_of_each
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
+from koala_bench.training.tracking import curves, tracked_accelerator
 
 _LOG_EVERY = 10
 
@@ -156,6 +157,7 @@ def train(
     out: Path,
     manifest: dict[str, Any],
     team: Team,
+    log_with: str | None = None,
 ) -> None:
     """Train all arms together and write each as ``out/<method>/``.
 
@@ -166,13 +168,15 @@ def train(
         names: what to call each dialogue of the stream in an error.
         manifest: hashes and settings of the run; it becomes ``training.json`` beside every head, and a checkpoint of
             another manifest is refused.
+        log_with: where curves go beside the log, out of ``tracking.SERVICES``.
 
     Raises:
         KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory
             runs out.
     """
     AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
-    accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
+    log_with = log_with if team.first else None
+    accelerator = tracked_accelerator(log_with, out, mixed_precision=options.precision, cpu=target.device.type == "cpu")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     state = _read_checkpoint(checkpoint, manifest, target.device)
@@ -198,10 +202,15 @@ def train(
     timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
     started, seen_before = time.perf_counter(), seen
     log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
-    with log_file as log, progress("train", options.steps, "steps", first) as advance:
+    with (
+        log_file as log,
+        curves(accelerator, log_with) as send,
+        progress("train", options.steps, "steps", first) as advance,
+    ):
 
         def write(line: dict[str, Any]) -> None:
             log.write(json.dumps(line) + "\n")
+            send(line)
 
         for step in range(first, options.steps):
             numbers = range(step * options.micro_batches, (step + 1) * options.micro_batches)

@@ -18,9 +18,14 @@ from koala_bench.engine.target import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.imitation import Imitated, load_imitated
 from koala_bench.pretraining.loop import _batch, _Rows, pretrain
-from tests.cli.test_cli import Koala, koala  # noqa: F401
-from tests.pretraining.test_pretraining import CPU, TINY, equal, made_up, short_card  # noqa: F401
+from tests.pretraining.test_pretraining import CPU, TINY, equal, made_up, shorten_card
 from tests.pretraining.test_pretraining import train as train_target
+from tests.support.commands import Koala
+
+
+@pytest.fixture(autouse=True)
+def short_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_card(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from koala_bench.pretraining.card import repeated_ngrams
 from koala_bench.pretraining.corpus import Corpus
 from koala_bench.pretraining.loop import pretrain
 from koala_bench.pretraining.options import SETTABLE, PretrainOptions, deviations, with_settings
-from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
 
 CPU = torch.device("cpu")
@@ -39,10 +39,14 @@ def made_up(offset: int = 0) -> Corpus:
     return Corpus(train, [["What does `other` do?", f"It counts to {i}."] for i in range(8)], {"library": "1.0"})
 
 
+def shorten_card(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(target_card, "_PROMPTS", 2)
+    patch.setattr(target_card, "_TOKENS", 12)
+
+
 @pytest.fixture(autouse=True)
 def short_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_card, "_PROMPTS", 2)
-    monkeypatch.setattr(target_card, "_TOKENS", 12)
+    shorten_card(monkeypatch)
 
 
 def train(out: Path, corpus: Corpus | None = None, every: int = 2, **changes: Any) -> Path:
@@ -69,8 +73,7 @@ def equal(first: Path, second: Path) -> bool:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps without interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target_card, "_PROMPTS", 2)
-        patch.setattr(target_card, "_TOKENS", 12)
+        shorten_card(patch)
         return train(tmp_path_factory.mktemp("whole") / "out")
 
 

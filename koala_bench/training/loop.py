@@ -203,8 +203,8 @@ def train(
     started, seen_before = time.perf_counter(), seen
     log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
     with (
+        curves(accelerator, log_with) as send,  # first: a service that refuses leaves no log
         log_file as log,
-        curves(accelerator, log_with) as send,
         progress("train", options.steps, "steps", first) as advance,
     ):
 

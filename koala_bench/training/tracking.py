@@ -48,9 +48,9 @@ def curves(accelerator: Accelerator, service: str | None) -> Iterator[Callable[[
     try:
         accelerator.init_trackers(_PROJECT)
     except Exception as error:  # whatever the service's own library raises
+        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise KoalaBenchError(
-            f"--log-with {service} cannot begin: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "Check its settings, or leave --log-with out.",
+            f"--log-with {service} cannot begin: {said}.", "Check its settings, or leave --log-with out."
         ) from error
     try:
         yield lambda line: accelerator.log(_scalars(line), step=line["step"])

@@ -41,7 +41,7 @@ def compare(
     target, template = load_preset_target(preset)
     note_code = refuse_changed_code(preset, methods, folder)
     heads = folder / "heads"
-    train_heads(preset, methods, target, template, heads, note_code, log_with)
+    train_heads(preset, methods, target, template, heads, note_code, log_with=log_with)
     run = evaluate(preset, name, methods, target, template, heads, folder / RECORD, data_dir, command)
     write_fastchat_answers(run, folder / "answers")
     text = verdict_table(run, compare_heads(run, judged, methods))

@@ -46,7 +46,10 @@ def distill(
     options: Shared,
     out: Annotated[Path, typer.Option("--out", help="File of conversations to write: .jsonl, or .jsonl.gz.")],
     source: Annotated[
-        str, typer.Option("--source", help="Whose questions: 'documentation', or a file of conversations.")
+        str,
+        typer.Option(
+            "--source", help="Whose questions: 'documentation' of installed packages, or a file of conversations."
+        ),
     ] = "documentation",
     train: Annotated[int, typer.Option("--limit", min=1, help="Number of dialogues to answer.")] = 4000,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
@@ -66,10 +69,10 @@ def distill(
     Example: `koala-bench distill --out answers.jsonl`, then `koala-bench train --set data.source=answers.jsonl`.
     Interrupted, the same command goes on.
     """
-    from koala_bench.dialogues.conversations import read_conversations
     from koala_bench.dialogues.distillation import DistillOptions, distill
+    from koala_bench.pretraining.corpus import read_source
     from koala_bench.training.experiment import load_preset_target
 
     target, template = load_preset_target(options.resolved())
     wanted = DistillOptions(train, held_out, max_new_tokens, rows, turns)
-    print(distill(target, template, read_conversations(source), out, wanted))
+    print(distill(target, template, read_source(source), out, wanted))

@@ -39,14 +39,6 @@ def pretrain(
             "--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start."
         ),
     ] = 1.0,
-    unlikelihood: Annotated[
-        float,
-        typer.Option(
-            "--unlikelihood",
-            min=0,
-            help="Weight of the unlikelihood of what the target's own answers repeat; 1 ends most loops.",
-        ),
-    ] = 0.0,
     layers: Annotated[
         int | None,
         typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model."),
@@ -94,23 +86,23 @@ def pretrain(
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
     from koala_bench.common.files import make_folder
-    from koala_bench.dialogues.conversations import corpus_of
     from koala_bench.engine.target import pick_device
+    from koala_bench.pretraining.corpus import DOCUMENTATION, read_corpus
     from koala_bench.pretraining.imitation import load_imitated
     from koala_bench.pretraining.loop import pretrain
 
-    _refuse_conflicts(start, layers, settings or [], imitate, answers, unlikelihood)
-    wanted = _wanted(options.seed, layers, steps, rate, unlikelihood, settings or [])
+    _refuse_conflicts(start, layers, settings or [], imitate, answers)
+    wanted = _wanted(options.seed, layers, steps, rate, settings or [])
     where = pick_device("auto" if options.device is None else options.device)
     if start is not None and not (start / "pretraining.json").is_file():
         raise KoalaBenchError(
             f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written."
         )
     imitated = None if imitate is None else load_imitated(imitate, answers, where)
-    corpus = None if source == "documentation" else corpus_of(source)
-    make_folder(out)  # reading the documentation takes a minute; a wrong --out should not wait for it
+    corpus = None if source == DOCUMENTATION else read_corpus(source)
+    make_folder(out)  # reading the documentation takes half a minute; a wrong --out should not wait for it
     pretrain(
-        corpus or corpus_of(source),
+        corpus or read_corpus(source),
         wanted,
         out,
         where,
@@ -122,22 +114,15 @@ def pretrain(
     print(out)
 
 
-def _wanted(
-    seed: int | None, layers: int | None, steps: int, rate: float, unlikelihood: float, settings: list[str]
-) -> PretrainOptions:
+def _wanted(seed: int | None, layers: int | None, steps: int, rate: float, settings: list[str]) -> PretrainOptions:
     from koala_bench.pretraining.options import PretrainOptions, with_settings
 
     given = {name: value for name, value in (("seed", seed), ("layers", layers)) if value is not None}
-    return with_settings(PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **given), settings)
+    return with_settings(PretrainOptions(steps=steps, rate=rate, **given), settings)
 
 
 def _refuse_conflicts(
-    start: Path | None,
-    layers: int | None,
-    settings: list[str],
-    imitate: str | None,
-    answers: str | None,
-    unlikelihood: float,
+    start: Path | None, layers: int | None, settings: list[str], imitate: str | None, answers: str | None
 ) -> None:
     """Raise ``KoalaBenchError`` if options do not go together."""
     from koala_bench.pretraining.options import SHAPE
@@ -153,7 +138,5 @@ def _refuse_conflicts(
             "A draft model has its target's vocabulary and positions.",
             f"Leave out --set {min(named & {'vocabulary', 'positions'})}.",
         )
-    if imitate is not None and unlikelihood:
-        raise KoalaBenchError("A draft model learns from its target not to repeat itself.", "Leave out --unlikelihood.")
     if answers is not None and imitate is None:
         raise KoalaBenchError("--answers are those of a target.", "Name it with --imitate.")

@@ -160,7 +160,8 @@ def test_a_killed_process_resumes_to_the_same_weights(target_folder: Path, tmp_p
         torch.set_num_threads(1)
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from pathlib import Path
-        from tests.training.test_training import preset_for, run
+        from tests.support.small_runs import preset_for
+        from tests.training.test_training import run
         run(preset_for(Path({str(target_folder)!r}), Path({str(data)!r}), "training.steps=60"), ["eagle+koala"], Path({str(tmp_path / "killed")!r}))
         """)
     )

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from koala_bench.common.bundled import RECIPES
 from koala_bench.common.files import sha256_of, write_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.records import statistics
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, read_run
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA, Summary, summarise
 from koala_bench.registry import HEADS, load
 from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
+from koala_bench.results.tables.published import read_table_spec
 from koala_bench.results.tables.rendering import Grid, Note, label_of, to_markdown, with_interval
 
 Verdict = Literal["better", "worse", "not distinguishable"]
@@ -55,6 +57,41 @@ class Comparison:
     def speed_verdict(self) -> Verdict:
         """Of the speed."""
         return _VERDICTS[statistics.against_zero(self.speed)]
+
+
+def judged_of(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
+    """The methods that are compared with the others: the chosen ``heads``, or those that are not in the paper's table.
+
+    Raises:
+        KoalaBenchError: a head is none of the methods, all are the paper's, or vanilla is to be judged.
+    """
+    if unknown := [head for head in heads or () if head not in methods]:
+        raise KoalaBenchError(f"--head {unknown[0]} is not one of --methods.", f"They are {', '.join(methods)}.")
+    paper = read_table_spec(RECIPES / "table1.toml").methods
+    judged = list(heads or [name for name in methods if name not in paper])
+    if not judged:
+        raise KoalaBenchError(
+            "Every one of the methods is in the paper's table.",
+            "Name a head of your own in --methods, or choose one with --head.",
+        )
+    if VANILLA in judged:
+        raise KoalaBenchError("Vanilla decoding is what the others are compared with.", "Choose another --head.")
+    return judged
+
+
+def judge_record(
+    record: Path, methods: Sequence[str] | None, heads: Sequence[str] | None, out: Path | None = None
+) -> str:
+    """The verdict table of a record, written to ``out/verdict.md`` too if ``out`` is given.
+
+    Raises:
+        KoalaBenchError: see ``read_run``, ``judged_of`` and ``compare_heads``.
+    """
+    run = read_run(record)
+    text = verdict_table(run, compare_heads(run, judged_of(methods or list(run.methods), heads), methods))
+    if out is not None:
+        write_text(out / "verdict.md", text)
+    return text
 
 
 def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None = None) -> list[Comparison]:

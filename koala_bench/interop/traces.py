@@ -22,7 +22,7 @@ What the files of others hold, and where it misleads:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -137,6 +137,42 @@ def read_traces(path: Path, vanilla: bool = False) -> list[Trace]:
     if not rows:
         raise KoalaBenchError(f"{path} has no answers: it is empty.", _FORMAT)
     return [_answers(path, rows, vanilla)]
+
+
+def read_all(
+    files: Sequence[Path], baseline: Path | None = None, categories: Mapping[int, str] | None = None
+) -> tuple[list[Trace], Trace | None]:
+    """The traces of several files, and that of the baseline, which comes first if it is none of them.
+
+    Args:
+        baseline: file of vanilla decoding.
+        categories: by question id, for traces that have none of their own.
+
+    Raises:
+        KoalaBenchError: a file is named twice, the baseline has no vanilla decoding, or see ``read_traces``.
+    """
+    seen: set[Path] = set()
+    for path in files:
+        if path.resolve() in seen:
+            raise KoalaBenchError(f"{path} is named twice.", "Name each file once.")
+        seen.add(path.resolve())
+    apart = [baseline] if baseline is not None and baseline.resolve() not in seen else []
+    traces, chosen = [], None
+    for path in [*apart, *files]:
+        named = baseline is not None and path.resolve() == baseline.resolve()
+        found = [with_categories(trace, categories or {}) for trace in read_traces(path, vanilla=named)]
+        if named:
+            chosen = _baseline(path, found)
+        traces += [chosen] if path in apart and chosen is not None else found
+    return traces, chosen
+
+
+def _baseline(path: Path, found: Sequence[Trace]) -> Trace:
+    """The only trace of a file, or the vanilla one of a record."""
+    fit = found if len(found) == 1 else [trace for trace in found if is_vanilla(trace)]
+    if len(fit) != 1:
+        raise KoalaBenchError(f"The record {path} has no vanilla decoding.", "Name another --baseline.")
+    return fit[0]
 
 
 # ---------------------------------------------------------------------------------------------- lines

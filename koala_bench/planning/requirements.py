@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.common.machine import memory_bytes
 from koala_bench.dialogues.conversations import BUNDLED, files_of
 from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
 from koala_bench.dialogues.questions import find_questions, read_questions
@@ -309,8 +310,8 @@ def missing_for(
             " time or a smaller target."
         )
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if memory < need:
+        memory = memory_bytes()
+        if memory is not None and memory < need:
             found.append(
                 f"Memory: it takes at least {gibibytes(need)}, this machine has {gibibytes(memory)}. Use a smaller"
                 " target."

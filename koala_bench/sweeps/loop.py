@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from koala_bench.common.files import write_texts
+from koala_bench.common.machine import free_memory_bytes
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state, environment
 from koala_bench.decoding.loop import capacity_for, decode
@@ -180,13 +181,7 @@ def arm_bytes(arm: Arm) -> int:
 def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass  # not Linux
-    return None
+    return free_memory_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- one seed

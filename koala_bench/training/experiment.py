@@ -32,6 +32,7 @@ from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.states import layers_of, remove_states, write_states
+from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
@@ -89,6 +90,7 @@ def train_heads(
     out: Path,
     begin: Callable[[], None] = lambda: None,
     states: Path | None = None,
+    log_with: str | None = None,
 ) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
@@ -99,23 +101,18 @@ def train_heads(
         begin: called once everything is checked that can be, before the first thing is written.
         states: folder for the target's states where the preset stores them; other trainings on the same dialogues may
             share it, and it is the caller's to delete. None: a folder in ``out``, which is deleted in the end.
+        log_with: where curves go beside the log, out of ``tracking.SERVICES``.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
     """
-    owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
-    names = [name for name in owners if free_head(preset.method(name), target) is None]
+    check_service(log_with)
+    names = trained_methods(preset, methods, target)
     if not names:
         begin()
         return
-    identity = {
-        "target": fingerprint(target),
-        "data": preset.data.model_dump(mode="json"),
-        "training": preset.training.model_dump(mode="json"),
-        "chat_template": template.sha256,
-    }
-    identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names}
-    if all(_same(read_manifest(out / name), identity, name) for name in names):
+    identity = _identity(preset, names, target, template)
+    if _finished(names, identity, out):
         begin()
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
@@ -160,9 +157,40 @@ def train_heads(
             team,
         )
         manifest["states_sha256"] = stored.sha256
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored)
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with)
     if states is None and team.first:
         remove_states(out / STATES)
+
+
+def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:
+    """The methods whose heads have to be trained so that ``methods`` can decode, each once.
+
+    Raises:
+        KoalaBenchError: a mistake in the methods or their options.
+    """
+    owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
+    return [name for name in owners if free_head(preset.method(name), target) is None]
+
+
+def heads_finished(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> bool:
+    """Whether ``train_heads`` would reuse what lies in ``out``."""
+    names = trained_methods(preset, methods, target)
+    return not names or _finished(names, _identity(preset, names, target, template), out)
+
+
+def _identity(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
+    """What trained heads depend on."""
+    return {
+        "target": fingerprint(target),
+        "data": preset.data.model_dump(mode="json"),
+        "training": preset.training.model_dump(mode="json"),
+        "chat_template": template.sha256,
+        "methods": {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names},
+    }
+
+
+def _finished(names: Sequence[str], identity: dict[str, Any], out: Path) -> bool:
+    return all(_same(read_manifest(out / name), identity, name) for name in names)
 
 
 def _check_answers(target: Target, source: str) -> None:

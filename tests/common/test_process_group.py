@@ -26,9 +26,9 @@ from koala_bench.evaluation.recording import open_record
 from koala_bench.evaluation.shards import merge_parts, part_of, place_for
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
-from tests.evaluation.test_evaluation import write_questions
+from tests.support.small_runs import conversations, preset_for, write_questions
 from tests.support.synthetic_run import QUESTIONS, make_header, make_turns
-from tests.training.test_training import conversations, preset_for, run, weights
+from tests.training.test_training import run, weights
 
 METHODS = ["medusa+koala", "eagle", "eagle+koala"]
 TIMES = {"prefill_s", "decode_s", "draft_s", "verify_s"}

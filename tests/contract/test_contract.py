@@ -19,9 +19,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction
 from koala_bench.presets import MethodPreset
 from koala_bench.tree import DraftTree, TreeTemplate, load_template
-from tests.cli.test_cli import Koala, koala
-
-__all__ = ["koala"]
+from tests.support.commands import Koala
 
 # ---------------------------------------------------------------------------------------------- a head, and its broken sisters
 
@@ -484,13 +482,13 @@ def test_a_name_or_option_that_is_none_is_one_clear_error(
 
 
 def test_options_are_read_as_toml() -> None:
-    from koala_bench.cli.newhead import _options
+    from koala_bench.cli.options import head_options
 
-    assert _options(["layers=2", "noise=0.1", "bias=false", "name=x y"]) == {
+    assert head_options(["layers=2", "noise=0.1", "bias=false", "name=x y"]) == {
         "layers": 2,
         "noise": 0.1,
         "bias": False,
         "name": "x y",
     }
     with pytest.raises(KoalaBenchError):
-        _options(["a.b=2"])
+        head_options(["a.b=2"])

@@ -14,9 +14,7 @@ import pytest
 from koala_bench.contract.scaffold import new_head
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS
-from tests.cli.test_cli import Koala, koala
-
-__all__ = ["koala"]
+from tests.support.commands import Koala
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,9 @@ from koala_bench.registry import HEADS
 from koala_bench.testing import save_tiny_target
 from koala_bench.training.checkpoints import load_head
 from koala_bench.tree import load_template
-from tests.cli.test_cli import Koala, decoding, koala, settings
-from tests.evaluation.test_evaluation import write_questions
-from tests.training.test_training import conversations, preset_for, run
-
-__all__ = ["koala"]
+from tests.support.commands import Koala, decoding, settings
+from tests.support.small_runs import conversations, preset_for, write_questions
+from tests.training.test_training import run
 
 README = (Path(__file__).parents[2] / "heads" / "README.md").read_text(encoding="utf-8")
 

@@ -15,80 +15,17 @@ import torch
 
 import koala_bench.evaluation.loop as evaluation
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
-from koala_bench.dialogues.encoding import ChatTemplate, chat_template, encode_prompt
+from koala_bench.dialogues.encoding import encode_prompt
 from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
 from koala_bench.engine.target import Target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import evaluate, load_methods, select_questions
+from koala_bench.evaluation.loop import load_methods, select_questions
 from koala_bench.interop.answers import write_fastchat_answers
-from koala_bench.presets import Preset
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine, key_of
 from koala_bench.testing import save_tiny_target
-from koala_bench.training.experiment import train_heads
 from koala_bench.tree import load_template
-from tests.training.test_training import conversations, preset_for
-
-METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
-TREE = "48x2x1"
-QUESTIONS = [
-    ("words", ["count 5", "and 6"]),
-    ("numbers", ["Write the letters of the alphabet.", "Again, please."]),
-    ("words", ["3, 4, 5", "go on"]),
-]
-
-
-def write_questions(path: Path, questions: Sequence[tuple[str, list[str]]]) -> Path:
-    rows = [
-        {"question_id": 81 + i, "category": category, "turns": turns} for i, (category, turns) in enumerate(questions)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@dataclasses.dataclass
-class Bench:
-    """Trained heads of a tiny target, a target in float64, and a short way to evaluate them."""
-
-    folder: Path
-    heads: Path
-    target: Target
-    template: ChatTemplate
-
-    def preset(self, *more: str) -> Preset:
-        questions = f"evaluation.questions='{self.folder / 'questions.jsonl'}'"
-        sizes = ("training.steps=4", "evaluation.max_new_tokens=12", "evaluation.warmup=0")
-        # Heads trained for so short guess badly; a wide tree is right now and then all the same.
-        trees = [f"methods.{method}.tree='{TREE}'" for method in METHODS[1:]]
-        return preset_for(self.folder / "target", self.folder / "conversations.jsonl", questions, *sizes, *trees, *more)
-
-    def run(self, record: Path, methods: Sequence[str] = METHODS, *more: str, target: Target | None = None) -> Run:
-        return evaluate(
-            self.preset(*more),
-            "tiny",
-            methods,
-            target or self.target,
-            self.template,
-            self.heads,
-            record,
-            None,
-            ["koala-bench", "evaluate"],
-        )
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("bench")
-    save_tiny_target(folder / "target")
-    conversations(folder)
-    write_questions(folder / "questions.jsonl", QUESTIONS)
-    exact = load_target(str(folder / "target"), "cpu", "float64")
-    assert exact.tokenizer is not None
-    made = Bench(folder, folder / "heads", exact, chat_template("vicuna_v1.1", exact.tokenizer))
-    train_heads(
-        made.preset(), METHODS, load_target(str(folder / "target"), "cpu", "float32"), made.template, made.heads
-    )
-    return made
+from tests.support.small_runs import METHODS, QUESTIONS, TREE, Bench
 
 
 @pytest.fixture(scope="module")

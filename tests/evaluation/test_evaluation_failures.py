@@ -22,9 +22,8 @@ from koala_bench.evaluation.loop import load_methods
 from koala_bench.records.reading import read_run
 from koala_bench.records.summaries import summarise
 from koala_bench.testing import save_tiny_target, tiny_config
-from tests.evaluation.test_evaluation import METHODS, Bench, bench, by_turn, count_decodes, write_questions
-
-__all__ = ["bench"]  # a fixture
+from tests.evaluation.test_evaluation import by_turn, count_decodes
+from tests.support.small_runs import METHODS, Bench, write_questions
 
 
 def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(

@@ -14,12 +14,9 @@ from koala_bench.gate.comparison import compare_heads, refuse_changed_code, verd
 from koala_bench.presets import load_preset
 from koala_bench.records.reading import Run, read_run
 from koala_bench.testing import save_tiny_target
-from tests.cli.test_cli import Koala, decoding, koala, settings
-from tests.evaluation.test_evaluation import write_questions
+from tests.support.commands import Koala, decoding, settings
+from tests.support.small_runs import conversations, write_questions
 from tests.support.synthetic_run import PATTERNS, failed, make_header, write_run, write_sampled
-from tests.training.test_training import conversations
-
-__all__ = ["koala"]
 
 MINE = ["vanilla", "medusa", "eagle", "mine", "mine+koala"]
 

@@ -34,7 +34,7 @@ ROOMS = (
         "dialogues",
     ),
     *("trees", "training", "evaluation", "contract", "interop", "results", "costs", "planning", "gate", "parity"),
-    *("sweeps", "pretraining", "cli"),
+    *("sweeps", "pretraining", "runs", "cli"),
 )
 FOR_HEADS = ("heads", "tree", "errors", "engine", "decoding", "testing", "common", "training", "registry", "records")
 

@@ -19,9 +19,9 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.imitation import Imitated, load_imitated
 from koala_bench.pretraining.loop import pretrain
 from koala_bench.pretraining.text import Rows, Text
-from tests.cli.test_cli import Koala, koala  # noqa: F401
 from tests.pretraining.test_pretraining import CPU, TINY, equal, made_up
 from tests.pretraining.test_pretraining import train as train_target
+from tests.support.commands import Koala
 
 
 @pytest.fixture(scope="module")

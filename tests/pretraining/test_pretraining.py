@@ -20,7 +20,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.corpus import corpus_sha256, read_corpus
 from koala_bench.pretraining.loop import pretrain
 from koala_bench.pretraining.options import SETTABLE, PretrainOptions, deviations, with_settings
-from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
 
 CPU = torch.device("cpu")

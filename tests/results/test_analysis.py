@@ -453,7 +453,7 @@ def test_the_exit_code_of_bad_input_is_2(tmp_path: Path) -> None:
 
 
 def test_answer_files_are_read_without_torch() -> None:
-    code = "import sys, koala_bench.results.analysis, koala_bench.cli.analyse; sys.exit('torch' in sys.modules)"
+    code = "import sys, koala_bench.results.analysis, koala_bench.cli.inspect; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

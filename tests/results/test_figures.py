@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib import rcParams
 from tests.support.synthetic_run import make_header, write_run
-from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.commands import Koala
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.results.figures import write_figure1

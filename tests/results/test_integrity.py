@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 from tests.support.synthetic_run import make_header, make_turns
-from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.commands import Koala
 
 from koala_bench.common.files import sha256_of
 from koala_bench.results.integrity import verify

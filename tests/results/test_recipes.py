@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cli.test_cli import Koala, decoding, folder, koala, settings  # noqa: F401
-from tests.evaluation.test_evaluation import write_questions
+from tests.support.commands import Koala, decoding, settings
+from tests.support.small_runs import write_questions
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.results.integrity import verify
@@ -188,19 +188,19 @@ def test_other_layers_are_those_of_the_variants() -> None:
 
 @pytest.mark.slow
 def test_all_tables_and_figures_come_in_one_go_and_verify(
-    koala: Koala, folder: Path, tmp_path: Path
+    koala: Koala, cli_folder: Path, tmp_path: Path
 ) -> None:  # noqa: F811
     (tmp_path / "data" / "humaneval").mkdir(parents=True)
     write_questions(tmp_path / "data" / "humaneval" / "question.jsonl", [("code", ["count 5"]), ("code", ["count 6"])])
-    options = [*decoding(folder), "--seed", "3", "--out", str(tmp_path / "out")]
+    options = [*decoding(cli_folder), "--seed", "3", "--out", str(tmp_path / "out")]
     without_questions = [
         *options[2:],
         "--set",
-        f"evaluation.questions={folder / 'questions.jsonl'}",
+        f"evaluation.questions={cli_folder / 'questions.jsonl'}",
         "--data-dir",
         str(tmp_path / "data"),
     ]
-    result = koala("reproduce", "all", *settings(folder), *without_questions)
+    result = koala("reproduce", "all", *settings(cli_folder), *without_questions)
     assert result.code == 0, result.err
     assert "Left out of Table 2: alpaca, gsm8k, spec_bench" in result.err
     for name in (
@@ -222,5 +222,5 @@ def test_all_tables_and_figures_come_in_one_go_and_verify(
         "figure-training.png",
         "record of tasks/humaneval",
     } <= states.keys()
-    again = koala("reproduce", "all", *settings(folder), *without_questions)
+    again = koala("reproduce", "all", *settings(cli_folder), *without_questions)
     assert again.code == 0 and again.err.count("Reusing") == 3

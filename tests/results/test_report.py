@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.support.synthetic_run import make_header, make_turn, with_chain, write_run, write_sampled
-from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.commands import Koala
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.dialogues.questions import bundled_questions, questions_sha256

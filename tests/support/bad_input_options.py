@@ -51,6 +51,12 @@ OPTIONS = [
     Case("a temperature below zero", "evaluate --temperature -1", "'--temperature'", "evaluate --help."),
     Case("a temperature that is a word", "reproduce table1 --temperature warm", "'--temperature'", "reproduce --help."),
     Case("a negative top-k", "evaluate --temperature 1 --top-k -3", "'--top-k'", "evaluate --help."),
+    Case(
+        "curves for a service that nobody knows",
+        TRAIN + " --log-with comet",
+        "--log-with comet",
+        "tensorboard or wandb",
+    ),
     Case("no such recipe", "reproduce table9", "'table9'", "table1"),
     Case("no rows to answer", "distill --out out.jsonl --rows 0", "'--rows'", "distill --help"),
 ]

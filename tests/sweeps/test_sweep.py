@@ -31,11 +31,11 @@ from koala_bench.sweeps.results import (
     verdict,
     winner,
 )
-from tests.cli.test_cli import Koala, koala
+from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
-from tests.training.test_training import conversations, equal
+from tests.support.small_runs import conversations
+from tests.training.test_training import equal
 
-__all__ = ["koala"]
 SWEEPS = Path(__file__).parents[2] / "reproduce" / "sweeps"
 
 

@@ -18,7 +18,7 @@ from koala_bench.presets import Preset, load_preset
 from koala_bench.testing import tiny_target
 from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.experiment import load_preset_target, methods_with_heads, train_heads
-from tests.training.test_training import conversations, preset_for
+from tests.support.small_runs import conversations, preset_for
 
 
 def train(preset: Preset, target: Target, out: Path, methods: tuple[str, ...] = ("eagle",)) -> None:

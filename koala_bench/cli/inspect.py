@@ -1,4 +1,4 @@
-"""Commands that read records: table, figure, report, verify."""
+"""Commands that read records and answers: table, figure, report, analyse."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from koala_bench.cli.app import app
-from koala_bench.cli.options import DataDir
+from koala_bench.cli.app import INSPECT, command
+from koala_bench.cli.options import Shared
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
 
 
-@app.command()
+@command(INSPECT)
 def table(
     records: Annotated[
         list[Path],
@@ -39,7 +39,7 @@ def table(
         print(path)
 
 
-@app.command()
+@command(INSPECT)
 def figure(
     name: Annotated[str, typer.Argument(help="depth, layers, categories, training, prediction, or all.")],
     paths: Annotated[
@@ -68,13 +68,13 @@ def figure(
         print(path)
 
 
-@app.command()
+@command(INSPECT, "data_dir")
 def report(
+    options: Shared,
     folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="The HTML file; report.html in the folder by default.")
     ] = None,
-    data_dir: DataDir = None,
 ) -> None:
     """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers,
     environment.
@@ -83,25 +83,57 @@ def report(
     """
     from koala_bench.results.report import write_report
 
-    print(write_report(folder, out or folder / "report.html", data_dir))
+    print(write_report(folder, out or folder / "report.html", options.data_dir))
 
 
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl and what was made from it.")],
-    data_dir: DataDir = None,
+@command(INSPECT, "data_dir")
+def analyse(
+    options: Shared,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Answer files of FastChat, Medusa, EAGLE or Spec-Bench, or run records.", show_default=False
+        ),
+    ],
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="The file of vanilla decoding; by default the one in a file's folder."),
+    ] = None,
+    by_category: Annotated[bool, typer.Option("--by-category", help="A row per category of questions too.")] = False,
+    questions: Annotated[
+        str | None,
+        typer.Option("--questions", help="Question file or name, for categories that the answers do not have."),
+    ] = None,
+    definitions: Annotated[
+        bool,
+        typer.Option("--definitions", help="Show the acceptance length as every project defines it, side by side."),
+    ] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the numbers to this file too.")] = None,
 ) -> None:
-    """Compute hashes and tables of a folder of results once more and say whether they match its record. Exit code 0 or
-    1.
+    """Acceptance lengths and speedups of published answer files, with intervals; needs no model.
 
-    Example: `koala-bench verify results/all-tiny`.
+    A second file is compared with the first, by question.
+
+    Example: `koala-bench analyse vicuna-7b-v1.3-eagle-float16-temperature-0.0.jsonl
+        vicuna-7b-v1.3-vanilla-float16-temp-0.0.jsonl`.
     """
-    from koala_bench.results.integrity import verify as checked
+    from koala_bench.common.files import write_text
+    from koala_bench.dialogues.questions import find_questions, read_questions
+    from koala_bench.interop.traces import read_all
+    from koala_bench.results.analysis import analyse, by_definition, to_csv, to_text
 
-    run, checks = checked(folder, data_dir)
-    for check in checks:
-        print(f"{check.state:<10}{check.subject:<34} {check.detail}")
-    code = run.header["code"]
-    commit = f"{code['commit'] or 'unknown'}{' with uncommitted changes' if code['dirty'] else ''}"
-    print(f"Measured {run.header['created']} on {run.header['environment']['cpu']}, commit {commit}.")
-    raise typer.Exit(1 if any(check.state == "differs" for check in checks) else 0)
+    known = {}
+    if questions is not None:
+        asked = read_questions(find_questions(questions, options.data_dir)[1])
+        known = {each.question_id: each.category for each in asked}
+    traces, chosen = read_all(files, baseline, known)
+    if by_category and not any(turn.category is not None for trace in traces for turn in trace.turns):
+        raise KoalaBenchError(
+            f"{files[0]} has no categories.", "Name its questions with --questions, or leave --by-category out."
+        )
+    rows = analyse(traces, chosen, by_category)
+    if csv is not None:
+        write_text(csv, to_csv(rows))
+    print(to_text(rows), end="")
+    if definitions:
+        print("\n" + by_definition(traces), end="")

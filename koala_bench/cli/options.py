@@ -22,6 +22,14 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise."),
 ]
+DrawSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**31 - 1, help="Of the methods' order and of what is drawn while decoding."),
+]
+Processes = Annotated[
+    int,
+    typer.Option("--processes", min=1, help="How often to evaluate, each time in a fresh process; all are pooled."),
+]
 Methods = Annotated[
     str | None,
     typer.Option(
@@ -87,6 +95,7 @@ def preset_of(
     device: str | None = None,
     dtype: str | None = None,
     seed: int | None = None,
+    draw_seed: int | None = None,
     layers: int | None = None,
     tree: str | None = None,
     max_new_tokens: int | None = None,
@@ -107,6 +116,7 @@ def preset_of(
         "target.attention": attention,
         "target.engine": engine,
         "training.seed": seed,
+        "evaluation.seed": draw_seed,
         "evaluation.max_new_tokens": max_new_tokens,
         "evaluation.questions": questions,
         "evaluation.limit": limit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from koala_bench.cli.options import (
     AttentionName,
     DataDir,
     Device,
+    DrawSeed,
     Dtype,
     EngineName,
     Layers,
@@ -20,6 +22,7 @@ from koala_bench.cli.options import (
     Methods,
     Out,
     PresetName,
+    Processes,
     Questions,
     Quick,
     Repeats,
@@ -40,7 +43,8 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 
 if TYPE_CHECKING:
-    from koala_bench.records.reading import Run
+    from koala_bench.dialogues.encoding import ChatTemplate
+    from koala_bench.engine.target import Target
 
 
 @app.command()
@@ -211,7 +215,7 @@ def evaluate(
     target: TargetName = None,
     device: Device = None,
     dtype: Dtype = None,
-    seed: Seed = None,
+    seed: DrawSeed = None,
     methods: Methods = None,
     layers: Layers = None,
     tree: Tree = None,
@@ -243,7 +247,7 @@ def evaluate(
         target=target,
         device=device,
         dtype=dtype,
-        seed=seed,
+        draw_seed=seed,
         layers=layers,
         tree=tree,
         max_new_tokens=max_new_tokens,
@@ -258,20 +262,47 @@ def evaluate(
     )
     folder = output_folder(out, "table1", chosen, quick)
     _evaluate(
-        chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir
+        chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir,
+        typed_command(),
     )
     print(folder / "records.jsonl")
 
 
-def _evaluate(chosen: Preset, name: str, methods: list[str], heads: Path, record: Path, data_dir: Path | None) -> Run:
-    from koala_bench.evaluation.loop import evaluate
-    from koala_bench.interop.answers import write_fastchat_answers
+def _evaluate(
+    chosen: Preset,
+    name: str,
+    methods: Sequence[str],
+    heads: Path,
+    record: Path,
+    data_dir: Path | None,
+    command: list[str],
+    process: int = 1,
+) -> None:
+    """Load the target and decode; also what a fresh process is started with."""
     from koala_bench.training.experiment import load_preset_target
 
     loaded, template = load_preset_target(chosen)
-    run = evaluate(chosen, name, methods, loaded, template, heads, record, data_dir, typed_command())
+    _decode(chosen, name, methods, loaded, template, heads, record, data_dir, command, process)
+
+
+def _decode(
+    chosen: Preset,
+    name: str,
+    methods: Sequence[str],
+    target: Target,
+    template: ChatTemplate,
+    heads: Path,
+    record: Path,
+    data_dir: Path | None,
+    command: list[str],
+    process: int,
+) -> None:
+    """One record, and the same answers in FastChat's format beside it."""
+    from koala_bench.evaluation.loop import evaluate
+    from koala_bench.interop.answers import write_fastchat_answers
+
+    run = evaluate(chosen, name, methods, target, template, heads, record, data_dir, command, process)
     write_fastchat_answers(run, record.parent / "answers")
-    return run
 
 
 @app.command()
@@ -289,6 +320,7 @@ def reproduce(
     questions: Questions = None,
     limit: Limit = None,
     repeats: Repeats = None,
+    processes: Processes = 1,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -309,6 +341,7 @@ def reproduce(
     import resource
     import time
 
+    from koala_bench.evaluation.processes import in_fresh_process, record_of_process, refuse_launched
     from koala_bench.results.making import make, sources_in
     from koala_bench.results.recipes import RECIPE_NAMES, layers_of_variants, plan
 
@@ -346,6 +379,8 @@ def reproduce(
         f"{title} with the preset '{preset}' into"
         f" {folder}{' (quick: sizes are reduced, the numbers mean little)' if quick else ''}."
     )
+    if processes > 1:
+        refuse_launched()
     planned = plan(
         what,
         chosen,
@@ -359,8 +394,6 @@ def reproduce(
     for line in planned.remarks:
         say(line)
     from koala_bench.dialogues.questions import find_questions, read_questions
-    from koala_bench.evaluation.loop import evaluate
-    from koala_bench.interop.answers import write_fastchat_answers
     from koala_bench.results.report import write_report
     from koala_bench.training.experiment import load_preset_target, train_heads
 
@@ -370,12 +403,23 @@ def reproduce(
         loaded, template = load_preset_target(settled)
         train_heads(settled, trained, loaded, template, heads)
         del loaded
-    loaded, template = load_preset_target(chosen)
-    for job in planned.jobs:
-        run = evaluate(
-            job.preset, preset, job.methods, loaded, template, job.heads, job.record, data_dir, typed_command()
-        )
-        write_fastchat_answers(run, job.record.parent / "answers")
+    records: list[Path] = []
+    if processes > 1:
+        for process in range(1, processes + 1):
+            for job in planned.jobs:
+                record = record_of_process(job.record, process)
+                records.append(record)
+                say(f"Process {process} of {processes} into {record}.")
+                in_fresh_process(
+                    _evaluate, job.preset, preset, job.methods, job.heads, record, data_dir, typed_command(), process
+                )
+    else:
+        loaded, template = load_preset_target(chosen)
+        for job in planned.jobs:
+            _decode(
+                job.preset, preset, job.methods, loaded, template, job.heads, job.record, data_dir, typed_command(), 1
+            )
+            records.append(job.record)
     sources = sources_in(folder)
     if missing := [name for name in planned.products if not sources.of(name)]:
         say(f"Not made: {', '.join(missing)}, for {folder} has no log of the training (its heads come from elsewhere).")
@@ -388,6 +432,6 @@ def reproduce(
     minutes = (time.perf_counter() - started) / 60
     names_of = (
         f"{', '.join(path.name for path in written)} and"
-        f" {', '.join(str(job.record.relative_to(folder)) for job in planned.jobs)}"
+        f" {', '.join(str(record.relative_to(folder)) for record in records)}"
     )
     say(f"Wrote {names_of} to {folder}; {minutes:.1f} minutes, at most {peak:.1f} GiB of memory.")

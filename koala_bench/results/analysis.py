@@ -119,7 +119,7 @@ def _totals(trace: Trace, turns: Sequence[AnsweredTurn], of_steps: bool) -> Tota
 
 
 def _rate(method: Totals) -> Statistic:
-    return lambda weights: (weights @ method.tokens) / (weights @ method.decode_s)
+    return lambda weights: (weights @ method.tokens) / (weights @ method.seconds)
 
 
 def _difference(trace: Trace, other: Trace) -> str | None:

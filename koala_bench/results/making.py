@@ -38,6 +38,7 @@ class Sources:
 
     Attributes:
         main: the record of the folder itself, if there is one; on the preset's own questions.
+        processes: records of the same evaluation in further processes, pooled with the main one in Table 1.
         seeds: records of other training seeds, for Table 3.
         tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes
             their place.
@@ -45,6 +46,7 @@ class Sources:
     """
 
     main: Path | None
+    processes: tuple[Path, ...] = ()
     seeds: tuple[Path, ...] = ()
     tasks: tuple[Path, ...] = ()
     log: Path | None = None
@@ -52,7 +54,7 @@ class Sources:
     @property
     def records(self) -> list[Path]:
         """All records."""
-        return [*([self.main] if self.main else []), *self.seeds, *self.tasks]
+        return [*([self.main] if self.main else []), *self.processes, *self.seeds, *self.tasks]
 
     def of(self, name: str) -> list[Path]:
         """The files that a table or figure is made from; empty if they are not there."""
@@ -60,7 +62,9 @@ class Sources:
             return [self.log] if self.log else []
         main = [self.main] if self.main else []
         if name in ("table2", "leaderboard", "categories"):
-            return list(self.tasks) or main
+            return [path for path in self.tasks if name in TABLES or not _of_process(path)] or main
+        if name in ("table1", "table3"):
+            main += self.processes
         return [*main, *self.seeds] if name == "table3" else main
 
 
@@ -74,13 +78,25 @@ def task_folder(folder: Path, questions: str) -> Path:
     return folder / "tasks" / questions
 
 
+def _each_process(folder: Path) -> tuple[Path, ...]:
+    """The record of a folder, and those of further processes below it in their order."""
+    of_processes = (path / RECORD for path in folder.glob("process-*"))
+    further = sorted(of_processes, key=lambda path: (len(path.parent.name), path.parent.name))
+    return tuple(path for path in (folder / RECORD, *further) if path.is_file())
+
+
+def _of_process(path: Path) -> bool:
+    return path.parent.name.startswith("process-")
+
+
 def sources_in(folder: Path) -> Sources:
     """What a folder of results holds to make tables and figures from."""
     main, logs = folder / RECORD, (folder / "training.jsonl", folder / "heads" / "training.jsonl")
     return Sources(
         main if main.is_file() else None,
-        tuple(sorted(folder.glob(f"seed-*/{RECORD}"))),
-        tuple(sorted(folder.glob(f"tasks/*/{RECORD}"))),
+        _each_process(folder)[1:] if main.is_file() else (),
+        tuple(path for seed in sorted(folder.glob("seed-*")) for path in _each_process(seed)),
+        tuple(path for task in sorted(folder.glob("tasks/*")) for path in _each_process(task)),
         next((log for log in logs if log.is_file()), None),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import koala_bench.contract as contract
+from heads.common.growth import Grown
 from heads.eagle import Eagle
 from koala_bench.contract import CHECKS, CheckResult, check_head
 from koala_bench.contract.bench import CIRCLE, Bench, circle_ids
@@ -309,14 +311,11 @@ class EagleThatRepeatsTheRoot(Eagle):
     """Its first level is right; the levels below are grown from the wrong token."""
 
     def draft(self, new: Committed) -> DraftTree:
-        self.root = None
+        self.root = new.tokens[-1:]
         return super().draft(new)
 
-    def _run(self, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        if self.root is None:
-            self.root = tokens[-1:]
-            return super()._run(tokens, *others)
-        return super()._run(self.root.expand(len(tokens)), *others)
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Any) -> Any:
+        return super().grow(replace(level, tokens=self.root.expand(len(level.tokens))), carried, memory)
 
 
 # Head -> the check that is for it, others that it fails as well, and words of the first one's answer.

@@ -92,7 +92,7 @@ def test_seeds_are_pooled_and_their_spread_widens_the_interval(tmp_path: Path) -
     # Total tokens per total second of the three seeds over vanilla's of the three.
     totals = [sample([run]).totals for run in apart]
     rates = [
-        sum(each[name].tokens.sum() for each in totals) / sum(each[name].decode_s.sum() for each in totals)
+        sum(each[name].tokens.sum() for each in totals) / sum(each[name].seconds.sum() for each in totals)
         for name in ("eagle+layers", "vanilla")
     ]
     assert found["apart"].speedup.value == pytest.approx(rates[0] / rates[1])

@@ -67,7 +67,7 @@ def test_tasks_gather_their_categories_and_all_of_them_come_last(tmp_path: Path,
     assert together.counted == sum(part.counted for part in parts) == 18
     totals = [sample([run]).totals["eagle"] for run in runs]
     assert together.tokens_per_s == pytest.approx(
-        sum(each.tokens.sum() for each in totals) / sum(each.decode_s.sum() for each in totals)
+        sum(each.tokens.sum() for each in totals) / sum(each.seconds.sum() for each in totals)
     )
 
 

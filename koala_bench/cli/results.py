@@ -25,6 +25,10 @@ def table(
         Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")
     ] = Path("table1"),
     paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", help="Comma-separated: the only columns, in this order, e.g. method,speedup."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
 ) -> None:
     """Make a table (Markdown, LaTeX, CSV), with Table 1 its figure, from run records; needs no model.
@@ -35,7 +39,8 @@ def table(
     from koala_bench.results.making import TABLES, make_table
 
     recipe = RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
-    for path in make_table(read_runs(records), out or records[0].parent, recipe, paper):
+    picked = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    for path in make_table(read_runs(records), out or records[0].parent, recipe, paper, picked):
         print(path)
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from koala_bench.errors import KoalaBenchError
 from koala_bench.common.files import sha256_of
+from koala_bench.dialogues.questions import find_questions, questions_sha256
+from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import resolved_sha256
-from koala_bench.dialogues.questions import find_questions, questions_sha256
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.results.making import RECORD, Sources, made_in, make, sources_in
 

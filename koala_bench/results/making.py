@@ -12,6 +12,8 @@ from pathlib import Path
 
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
+from koala_bench.records.reading import Run, read_runs
+from koala_bench.records.summaries import VANILLA
 from koala_bench.results.figures import (
     write_categories,
     write_depth,
@@ -21,10 +23,9 @@ from koala_bench.results.figures import (
     write_training,
 )
 from koala_bench.results.figures.layers import has_curves
-from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
-from koala_bench.records.reading import Run, read_runs
-from koala_bench.records.summaries import VANILLA
 from koala_bench.results.tables.building import SetTable, set_table, write_table
+from koala_bench.results.tables.columns import known
+from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
 
 RECORD = "records.jsonl"
 TABLES = ("table1", "table2", "table3", "leaderboard")
@@ -108,17 +109,26 @@ def make_table1(
     return make_table(runs, out, spec, paper)
 
 
-def make_table(runs: Sequence[Run], out: Path, spec: Path, paper: Path = RECIPES / "paper.toml") -> list[Path]:
+def make_table(
+    runs: Sequence[Run],
+    out: Path,
+    spec: Path,
+    paper: Path = RECIPES / "paper.toml",
+    columns: Sequence[str] | None = None,
+) -> list[Path]:
     """Write a table (Markdown, LaTeX, CSV), and beside Table 1 its figure (PDF, PNG); returns the files.
 
     Args:
         spec: what the table shows. Methods of a record that no recipe names stand below the others in Tables 1 and 2.
         paper: published values.
+        columns: the only columns, in this order, in place of the spec's.
 
     Raises:
-        KoalaBenchError: a record has nothing to compare, or see ``write_table``.
+        KoalaBenchError: there is no such column, a record has nothing to compare, or see ``write_table``.
     """
     wanted = _with_others(read_table_spec(spec), runs)
+    if columns is not None:
+        wanted = wanted.model_copy(update={"columns": known(columns, "--columns"), "more": (), "changes": ()})
     for run in runs:  # before anything is written: a table without its figure helps nobody
         if set(run.methods) <= {VANILLA}:
             raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, grid_lines, looks, save
 from koala_bench.records.reading import Run
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, grid_lines, looks, save
 
 _CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
 _LABEL_SHARE = 0.18  # room for the word "vanilla" at the right of the bars, as a share of theirs

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from koala_bench.records import statistics
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import GREY, Look, grid_lines, looks, save
-from koala_bench.results.tables.notes import labels
+from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.schema import TurnLine
 from koala_bench.records.statistics import Interval, Totals
 from koala_bench.records.summaries import VANILLA, Sample, sample
+from koala_bench.results.figures.style import GREY, Look, grid_lines, looks, save
+from koala_bench.results.tables.notes import labels
 
 _INCHES = 3.6
 

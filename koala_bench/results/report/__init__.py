@@ -12,16 +12,16 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from koala_bench.errors import KoalaBenchError
 from koala_bench.common.files import write_text
-from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
 from koala_bench.dialogues.questions import find_questions, questions_sha256, read_questions
+from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_run
-from koala_bench.results.tables.rendering import label_of
+from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.results.making import drawable, make, read_table, sources_in, tabulable
 from koala_bench.results.report.outliers import outliers_of
 from koala_bench.results.report.trees import draw_trees
-from koala_bench.results.making import drawable, make, read_table, sources_in, tabulable
-from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
+from koala_bench.results.tables.rendering import label_of
 from koala_bench.training.log import GAP, agreements, read_training
 
 _CAPTIONS = {

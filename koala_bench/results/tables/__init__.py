@@ -1,0 +1,1 @@
+"""Tables from records: `frame` has the numbers, `columns` what is shown of them, `building` puts a table together."""

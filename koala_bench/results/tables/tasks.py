@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.summaries import Summary, summarise
 from koala_bench.results.tables.published import TableSpec
@@ -103,38 +102,3 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
             missing[0] if missing else "There is no turn to make a table of.", "Let the evaluation go on; it resumes."
         )
     return rows, missing
-
-
-def verdict_lines(rows: Sequence[TaskRows]) -> list[str]:
-    """For each changed head, the tasks on which the whole interval of its speedup or its acceptance length changes lies
-    on one side of zero.
-    """
-    lines, count = [], 0
-    for target in dict.fromkeys(row.summaries[0].target for row in rows):
-        here = [row for row in rows if row.summaries[0].target == target and row.task != ALL_TASKS]
-        changed = [summary for summary in here[0].summaries if summary.original is not None]
-        for name, original in ((summary.name, summary.original) for summary in changed):
-            parts = []
-            for field, above, below in (
-                ("change_x", "faster", "slower"),
-                ("length_change", "longer accepted", "shorter accepted"),
-            ):
-                changes = {
-                    row.task: getattr(s, field)
-                    for row in here
-                    for s in row.summaries
-                    if s.name == name and getattr(s, field) is not None
-                }
-                count += len(changes)
-                up = [task for task, change in changes.items() if change.low > 0]
-                down = [task for task, change in changes.items() if change.high < 0]
-                parts += [
-                    f"{word} on {len(tasks)} of {len(changes)} ({', '.join(tasks)})"
-                    for word, tasks in ((above, up), (below, down))
-                    if tasks
-                ]
-            lines.append(
-                f"{name} against {original} on {target}:"
-                f" {'; '.join(parts) or 'not distinguishable from it on any task'}."
-            )
-    return [*lines, statistics.caution(count)] if count else []

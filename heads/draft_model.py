@@ -116,9 +116,7 @@ class DraftModel(nn.Module):
     def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
         """Write the rows of the new tokens; their last states [new, width]."""
         count = new.tokens.shape[0]
-        return self._states(
-            new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory
-        )
+        return self._states(new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory)
 
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""

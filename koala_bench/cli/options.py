@@ -27,8 +27,7 @@ DrawSeed = Annotated[
     typer.Option("--seed", min=0, max=2**31 - 1, help="Of the methods' order and of what is drawn while decoding."),
 ]
 Processes = Annotated[
-    int,
-    typer.Option("--processes", min=1, help="How often to evaluate, each time in a fresh process; all are pooled."),
+    int, typer.Option("--processes", min=1, help="How often to evaluate, each time in a fresh process; all are pooled.")
 ]
 Methods = Annotated[
     str | None,

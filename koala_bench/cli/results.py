@@ -46,7 +46,7 @@ def table(
 
 @app.command()
 def figure(
-    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, prediction, or all.")],
+    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, or all.")],
     paths: Annotated[
         list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")
     ],
@@ -55,7 +55,7 @@ def figure(
     """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the
     records for.
 
-    Example: `koala-bench figure prediction results/all-tiny`.
+    Example: `koala-bench figure categories results/all-tiny`.
     """
     from koala_bench.results.making import FIGURES, drawable, make, make_figure, sources_in
 

@@ -262,7 +262,12 @@ def evaluate(
     )
     folder = output_folder(out, "table1", chosen, quick)
     _evaluate(
-        chosen, preset, method_names(chosen, methods), heads or folder / "heads", folder / "records.jsonl", data_dir,
+        chosen,
+        preset,
+        method_names(chosen, methods),
+        heads or folder / "heads",
+        folder / "records.jsonl",
+        data_dir,
         typed_command(),
     )
     print(folder / "records.jsonl")

@@ -23,7 +23,7 @@ import torch
 
 import koala_bench
 from koala_bench.contract.bench import Bench, BrokenError, NotApplicableError
-from koala_bench.contract.drafts import batches, forgetting, losslessness, positions, predictions, trees
+from koala_bench.contract.drafts import batches, forgetting, losslessness, positions, predictions, prompts, trees
 from koala_bench.contract.module import (
     determinism,
     form,
@@ -43,6 +43,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "target": target_unchanged,
     "trees": trees,
     "forgetting": forgetting,
+    "prompts": prompts,
     "losslessness": losslessness,
     "positions": positions,
     "predictions": predictions,

@@ -57,6 +57,11 @@ class Run:
         return next(of_heads, self.header["seed"])
 
     @property
+    def process(self) -> int:
+        """Which of several processes made it that each made the same evaluation, from 1 on."""
+        return self.header["measure"].get("process", 1)
+
+    @property
     def heads(self) -> dict[str, str]:
         """Hash of the weights of every method that has some."""
         hashes = {method["name"]: method["weights_sha256"] for method in self.header["methods"]}

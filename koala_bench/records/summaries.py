@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, differences
 from koala_bench.records.schema import MethodInfo, TurnLine
 from koala_bench.records.statistics import Interval, SeedWeights, Statistic, Totals
 
@@ -50,7 +50,7 @@ class Summary:
     does not hold.
 
     Attributes:
-        covers: what the intervals are over.
+        covers: what the intervals are over, and how many of each there are.
         speedup: of decoding, the prefills of target and head left out.
         whole_answer: speedup of whole answers, both prefills included, and the same as the ratio of mean rates, which
             is what the scripts of EAGLE and Spec-Bench print.
@@ -73,7 +73,7 @@ class Summary:
     questions: int
     compared: int
     differing: tuple[Difference, ...]
-    covers: tuple[Factor, ...]
+    covers: dict[Factor, int]
     tokens_per_s: float
     speedup: Interval
     whole_answer: Interval
@@ -155,9 +155,12 @@ class Sample:
     weights: NDArray[np.float64] | SeedWeights
 
     @property
-    def covers(self) -> tuple[Factor, ...]:
-        """What the intervals are over."""
-        return ("questions",) if self.factor is None else ("questions", self.factor)
+    def covers(self) -> dict[Factor, int]:
+        """What the intervals are over, and how many of each there are."""
+        among: dict[Factor, int] = {"questions": self.questions}
+        if self.factor is not None:
+            among[self.factor] = len(self.totals[VANILLA].question_ids) // self.questions
+        return among
 
     @property
     def questions(self) -> int:
@@ -254,6 +257,25 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
         statistics.resample_weights(questions) if factor is None else statistics.resample_seeds(len(groups), questions)
     )
     return Sample(tuple(runs), tuple(names), tuple(done), common, totals, whole, factor, weights)
+
+
+def evaluations(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """The runs that are processes of one and the same evaluation together, in the order of the first of each."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        mates = (each for each in groups if all(same_evaluation(other, run) for other in each))
+        group = next(mates, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [tuple(sorted(group, key=lambda run: run.process)) for group in groups]
+
+
+def same_evaluation(one: Run, other: Run) -> bool:
+    """Whether two runs differ in nothing but the process that made them, and the machine and code of it."""
+    apart = set(differences(one.header, other.header, circumstances=False))
+    return one.process != other.process and apart <= {"measure.process"}
 
 
 def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:

@@ -19,7 +19,6 @@ from koala_bench.results.figures import (
     write_depth,
     write_figure1,
     write_layers,
-    write_prediction,
     write_training,
 )
 from koala_bench.results.figures.layers import has_curves
@@ -29,7 +28,7 @@ from koala_bench.results.tables.published import TableSpec, read_figure_spec, re
 
 RECORD = "records.jsonl"
 TABLES = ("table1", "table2", "table3", "leaderboard")
-FIGURES = ("depth", "layers", "categories", "training", "prediction")
+FIGURES = ("depth", "layers", "categories", "training")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
 
@@ -179,8 +178,7 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
     methods = _and_others(spec.methods, runs)
     if name == "categories":
         return write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
-    draw = write_depth if name == "depth" else write_prediction
-    return draw(runs, out, methods)
+    return write_depth(runs, out, methods)
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
@@ -200,8 +198,7 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
 
 
 def drawable(sources: Sources) -> list[str]:
-    """The figures that there are records for; the curve over K needs several K, the prediction steps that were timed in
-    parts.
+    """The figures that there are records for; the curve over K needs several K.
 
     Raises:
         KoalaBenchError: a record is damaged, or there is none.
@@ -211,10 +208,7 @@ def drawable(sources: Sources) -> list[str]:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
     heads = read_figure_spec(RECIPES / "figure-layers.toml").methods
     runs = read_runs([sources.main] if sources.main else [])
-    absent = {"layers"} if not has_curves(runs, heads) else set()
-    if not any(turn["verify_s"] is not None for run in runs for turn in run.turns_of(VANILLA)):
-        absent |= {"prediction"}
-    return [name for name in names if name not in absent]
+    return [name for name in names if name != "layers" or has_curves(runs, heads)]
 
 
 def tabulable(sources: Sources) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from koala_bench.records.schema import SCHEMA
 from tests.interop.test_traces import medusa_row
 from tests.support.bad_input import EVALUATE, HEAD, LONG, Case
 from tests.support.spoiling import (
@@ -55,9 +54,9 @@ RECORDS = [
     Case(
         "records of two forms",
         "table other.jsonl record.jsonl",
-        f"record.jsonl has record schema {SCHEMA - 2}",
+        "record.jsonl has record schema 2",
         "0.1.0",
-        turn(1, schema=SCHEMA - 2),
+        turn(1, schema=2),
     ),
     Case(
         "a header without a time zone",

@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from koala_bench.common.files import write_text
 from koala_bench.dialogues.questions import find_questions, questions_sha256, read_questions
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, read_run
-from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.records.reading import Run, read_run, read_runs
+from koala_bench.records.summaries import VANILLA, Summary, sample, summaries_of
 from koala_bench.results.making import drawable, make, read_table, sources_in, tabulable
 from koala_bench.results.report.outliers import outliers_of
 from koala_bench.results.report.trees import draw_trees
@@ -30,11 +30,10 @@ _CAPTIONS = {
     "figure-layers": "Speedup and draft overhead against the number of layers K.",
     "figure-categories": "Speedup by category of question.",
     "figure-training": "Training: the heads' losses, their held-out acceptance length, and the discriminators' side.",
-    "figure-prediction": "Speedup predicted from acceptance length and step times, against the measured one.",
 }
 
 
-_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories", "figure-prediction")
+_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
             f"{folder} has no records.jsonl to report on.", "Name the folder that `reproduce` or `evaluate` wrote."
         )
     run = read_run(sources.main)
-    summaries = summarise(run)
+    summaries = summaries_of(sample([run, *read_runs(sources.processes)]))
     if len(summaries) < 2:
         raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
     questions = _questions(run, data_dir)
@@ -129,9 +128,10 @@ def _headline(run: Run, summaries: Sequence[Summary]) -> list[str]:
 
 
 def _in_numbers(summary: Summary) -> str:
-    speed, length = summary.speedup, summary.acceptance_length
+    speed, whole, length = summary.speedup, summary.whole_answer, summary.acceptance_length
     return (
-        f"{label_of(summary)}: {speed.value:.2f}x vanilla decoding [{speed.low:.2f}, {speed.high:.2f}], with"
+        f"{label_of(summary)}: {speed.value:.2f}x vanilla decoding [{speed.low:.2f}, {speed.high:.2f}] ({whole.value:.2f}x"
+        f" of whole answers [{whole.low:.2f}, {whole.high:.2f}]), with"
         f" {length.value:.2f} tokens per verification"
     )
 

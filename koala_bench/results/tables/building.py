@@ -6,7 +6,7 @@ record gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ import pandas as pd
 from koala_bench.common.files import write_text
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run
-from koala_bench.records.summaries import Sample, Summary, sample, summaries_of, summarise
+from koala_bench.records.summaries import Factor, Sample, Summary, evaluations, sample, summaries_of, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
 from koala_bench.results.tables.columns import changes_grid, grid, grouped, records_of, to_csv
 from koala_bench.results.tables.external import external_table
 from koala_bench.results.tables.frame import table_frame
 from koala_bench.results.tables.leaderboard import changes_by_task, leaderboard, speedups_by_task, whole_rows
 from koala_bench.results.tables.mixing import refuse_mixture
-from koala_bench.results.tables.notes import Measured, intervals_in_words, labels, notes_of
+from koala_bench.results.tables.notes import Measured, intervals_in_words, labels, notes_of, over_in_words
 from koala_bench.results.tables.ordering import order_grid
 from koala_bench.results.tables.published import Paper, TableSpec
 from koala_bench.results.tables.rendering import Grid, Note, to_latex, to_markdown
@@ -48,7 +48,7 @@ class SetTable:
         grid: the columns that matter, rounded.
         further: more columns, changes and published values: each a title and a table.
         frame: all numbers in full precision, one row per target or task and method; columns carry their units.
-        seeds: how many training seeds its intervals are over.
+        covers: what its intervals are over, and how many of each there are.
     """
 
     name: str
@@ -57,7 +57,7 @@ class SetTable:
     further: Sequence[tuple[str, Grid]]
     notes: Sequence[Note]
     frame: pd.DataFrame
-    seeds: int
+    covers: Mapping[Factor, int]
 
 
 def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
@@ -67,13 +67,12 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in of_runs]
     groups, samples, remarks = _groups(measured, spec)
     frame = table_frame(groups, spec, paper)
-    seeds = max((len(chosen.runs) for chosen in samples), default=1)
-    intervals = intervals_in_words(seeds, min(summaries[0].questions for _, _, summaries in groups))
+    covers = min((summaries[0].covers for _, _, summaries in groups), key=lambda each: each["questions"])
     further, said = ([], []) if spec.picked else _further(records_of(frame), samples, spec, paper)
     if external := external_table(runs, spec, paper):
         further.append(external)
     name, caption = _TABLES[spec.by]
-    notes = notes_of(measured, spec, paper, [*remarks, *said], intervals)
+    notes = notes_of(measured, spec, paper, [*remarks, *said], intervals_in_words(covers))
     return SetTable(
         name=name.lower().replace(" ", ""),
         title=f"{name}: {caption[0].lower()}{caption[1:]}{_where(runs)}",
@@ -81,7 +80,7 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
         further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
         notes=notes,
         frame=frame,
-        seeds=seeds,
+        covers=covers,
     )
 
 
@@ -93,17 +92,18 @@ def _groups(measured: Sequence[Measured], spec: TableSpec) -> tuple[_Groups, lis
     runs = [each.run for each in measured]
     by_target: dict[str, list[Run]] = {run.header["target"]["name"]: [] for run in runs}
     if spec.by == "target":
-        return [(each.run, None, each.summaries) for each in measured], [], []
+        samples = [sample(group, spec.methods) for group in evaluations(runs)]
+        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], [], []
     if not spec.has_tasks:
         for run in runs:
             by_target[run.header["target"]["name"]].append(run)
         samples = [sample(of_target, spec.methods) for of_target in by_target.values()]
         remarks = [
             f"The heads of {chosen.runs[0].header['target']['name']} are of one training seed,"
-            f" {chosen.runs[0].header['seed']}: intervals are over questions, and another seed may move the numbers"
+            f" {chosen.runs[0].training_seed}: intervals are over questions, and another seed may move the numbers"
             " by more."
             for chosen in samples
-            if len(chosen.runs) == 1
+            if "training seeds" not in chosen.covers
         ]
         return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], samples, remarks
     rows, remarks = rows_by_task(runs, spec)
@@ -117,7 +117,7 @@ def _groups(measured: Sequence[Measured], spec: TableSpec) -> tuple[_Groups, lis
         if not is_named(each.run, spec)
     ]
     # Of each target the last row: all tasks, or the only one.
-    whole = {row.summaries[0].target: sample([row.run], spec.methods) for row in rows}
+    whole = {row.summaries[0].target: sample(row.runs, spec.methods) for row in rows}
     return [(row.run, row.task, row.summaries) for row in rows], list(whole.values()), remarks
 
 
@@ -178,9 +178,9 @@ def _caption(table: SetTable) -> tuple[str, str]:
     caption = f"{table.title.partition(': ')[2]}. In bold the best speedup of a lossless method."
     if any(note.alarm for note in table.notes):
         caption += f" This table is incomplete: see {table.name}.md."
-    over = f"{table.seeds} training seeds and the questions" if table.seeds > 1 else "questions"
+    over = over_in_words(table.covers)
     legend = (
-        "Speedup: decoding tokens per second over vanilla's. τ: tokens per verification step, bonus token included. In"
+        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens per verification step, bonus token included. In"
         f" brackets: {100 * statistics.CONFIDENCE:.0f} % bootstrap intervals over {over}."
     )
     return caption[0].upper() + caption[1:], legend
@@ -192,7 +192,7 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
 
     Args:
         runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target
-            and question file; for Table 3 one per target and training seed.
+            and question file; for Table 3 one per target and training seed; or of each of these one per process.
         spec: of ``reproduce/table*.toml``.
         paper: of ``reproduce/paper.toml``.
 

@@ -150,6 +150,11 @@ COLUMNS: dict[str, ColumnGroup] = {
     "parameters": _right("Head (M)", _scaled("parameters", 1e-6, 2), "parameters"),
     "tree": ColumnGroup((Column("Draft tree", _tree, right=False),), "tree(_nodes|_depth)?"),
     "speedup": _right("Speedup (x)", _interval_of("speedup", 2), f"speedup({_ENDS}|_ratio_of_means|_mean_of_ratios)"),
+    "whole_answer": _right(
+        "Whole answer (x)",
+        _interval_of("whole_answer_speedup", 2),
+        f"whole_answer_speedup({_ENDS}|_ratio_of_means)",
+    ),
     "other_speedups": _right(
         "Speedup, ratio of means / mean of ratios", _other_speedups, "speedup(_ratio_of_means|_mean_of_ratios)"
     ),

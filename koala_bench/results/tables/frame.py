@@ -62,6 +62,8 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
         **_ends("speedup", summary.speedup),
         "speedup_ratio_of_means": _number(summary.speedup_of_means),
         "speedup_mean_of_ratios": _number(summary.mean_of_speedups),
+        **_ends("whole_answer_speedup", summary.whole_answer),
+        "whole_answer_speedup_ratio_of_means": _number(summary.whole_answer_of_means),
         **_ends("acceptance_length", summary.acceptance_length),
     }
     for d in range(1, depth + 1):

@@ -11,7 +11,7 @@ from koala_bench.results.tables.rendering import NOTHING, Grid, fixed
 from koala_bench.results.tables.tasks import ALL_TASKS
 
 _Row = dict[str, Any]
-_SPEEDUP, _LENGTH = (COLUMNS[name].shown[0] for name in ("speedup", "acceptance_length"))
+_SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name].shown[0] for name in ("speedup", "whole_answer", "acceptance_length"))
 _RATE = Column("", lambda row: NOTHING if row["speedup"] is None else fixed(row["speedup"], 2))
 
 
@@ -23,10 +23,10 @@ def whole_rows(rows: Sequence[_Row]) -> list[_Row]:
 
 
 def leaderboard(rows: Sequence[_Row]) -> Grid:
-    """One row per target and method: speedup on each task, then over all of them the acceptance length and the speedup
-    with their intervals. The best speedup of each target on each task is marked, of the lossless methods.
+    """One row per target and method: speedup on each task, then over all of them the acceptance length and both
+    speedups with their intervals. The best speedup of each target on each task is marked, of the lossless methods.
     """
-    overall = (_LENGTH, replace(_SPEEDUP, heading="Overall speedup (x)"))
+    overall = (_LENGTH, _WHOLE, replace(_SPEEDUP, heading="Overall speedup (x)"))
     table = _pivot(rows, _RATE, overall)
     best = set()
     for column, task in enumerate([*_tasks(rows), None], 2):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, differences
-from koala_bench.records.schema import MethodInfo, RunHeader
+from koala_bench.records.schema import MethodInfo
+from koala_bench.records.summaries import same_evaluation
 from koala_bench.results.tables.published import TableSpec
 
 # What all records of one table must share; the rest may follow from the target.
@@ -23,7 +24,9 @@ def refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
         different = _different(runs[0], run, _SHARED if spec.has_tasks else ("questions.", *_SHARED))
         target = run.header["target"]["name"]
         for other in (each for each in runs[:index] if each.header["target"]["name"] == target):
-            alike, remedy = _alike(other.header, run.header, spec)
+            if same_evaluation(other, run):
+                continue
+            alike, remedy = _alike(other, run, spec)
             if alike is not None:
                 raise KoalaBenchError(f"{other.path} and {run.path} are of the same {alike}.", f"Name one {remedy}.")
             different += _other_heads(other, run, spec)
@@ -39,14 +42,18 @@ def _different(first: Run, second: Run, looked_at: tuple[str, ...]) -> list[str]
     return [name for name in found if name.startswith(looked_at)]
 
 
-def _alike(first: RunHeader, second: RunHeader, spec: TableSpec) -> tuple[str | None, str]:
+def _alike(first: Run, second: Run, spec: TableSpec) -> tuple[str | None, str]:
     """What makes two records of one target the same row of a table, if anything does, and the remedy."""
     if spec.by == "target":
         return "target", "record per target"
     if spec.has_tasks:
-        same = first["questions"]["name"] == second["questions"]["name"]
+        same = first.header["questions"]["name"] == second.header["questions"]["name"]
         return "target and questions" if same else None, "record per question file"
-    return "target and training seed" if first["seed"] == second["seed"] else None, "record per training"
+    remedy = "record per training; `reproduce --processes` repeats an evaluation"
+    shared = [name for name in spec.methods if name in first.heads and first.heads[name] == second.heads.get(name)]
+    if shared:
+        return f"trained head of {shared[0]}, to the weights' hash: one training, not two", remedy
+    return "target and training seed" if first.training_seed == second.training_seed else None, remedy
 
 
 def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from koala_bench.common.provenance import CodeState, Environment
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run, differences
-from koala_bench.records.summaries import VANILLA, Summary
+from koala_bench.records.summaries import VANILLA, Factor, Summary
 from koala_bench.results.tables.published import Paper, TableSpec, paper_names
 from koala_bench.results.tables.rendering import ALPHA, Note
 
@@ -28,10 +28,15 @@ class Measured:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """What to call each record: its target, with its questions or its seed where others have the same."""
+    """What to call each record: its target, with its questions, its seed or its process where others have the same."""
     names = [run.header["target"]["name"] for run in runs]
-    for mark in (" on {questions[name]}", ", seed {seed}"):
-        more = [f"{name}{mark.format_map(run.header)}" for name, run in zip(names, runs, strict=True)]
+    marks: tuple[Callable[[Run], str], ...] = (
+        lambda run: f" on {run.header['questions']['name']}",
+        lambda run: f", seed {run.training_seed}",
+        lambda run: f", process {run.process}",
+    )
+    for mark in marks:
+        more = [name + mark(run) for name, run in zip(names, runs, strict=True)]
         unique = [names.count(name) == 1 for name in names]
         if not all(unique) and len(set(more)) > len(set(names)):
             names = [name if alone else longer for name, longer, alone in zip(names, more, unique, strict=True)]
@@ -56,7 +61,7 @@ def notes_of(
         Note("This table is incomplete", _incomplete(measured), alarm=True),
         Note("Remarks", (*remarks, *_mixed(measured, spec))),
         Note("Losslessness (turns, repeats and positions count from 0)", _lossless(measured)),
-        *(Note(f"How {each.label} was measured", _measurement(each)) for each in measured),
+        *(Note(f"How {each.label} was measured", _measurement(each)) for each in measured if each.run.process == 1),
         Note("Definitions", (*DEFINITIONS, intervals)),
         Note("Published values", _published(measured, spec, paper)),
     ]
@@ -181,6 +186,7 @@ def _measurement(measured: Measured) -> tuple[str, ...]:
     target, questions, measure = header["target"], header["questions"], header["measure"]
     packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
     shared = f"; questions shared out to {measure['processes']} processes" if "processes" in measure else ""
+    order = "in an order drawn for each prompt" if "order" in measure else "taking turns"
     engine = ", engine graph" if "engine" in target else ""
     lines = [
         f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers,"
@@ -192,7 +198,7 @@ def _measurement(measured: Measured) -> tuple[str, ...]:
         f" {header['chat_template']['name']}.",
         f"Decoding: {rule_in_words(run)}, at most {header['limits']['max_new_tokens']} new tokens,"
         f" {measure['warmup']} warm-up, {counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods"
-        f" interleaved question by question{shared}.",
+        f" interleaved question by question, {order}{shared}.",
     ]
     trained: dict[tuple[str, str, int], list[str]] = {}
     for summary in summaries:
@@ -229,9 +235,11 @@ def _mixed(measured: Sequence[Measured], spec: TableSpec) -> list[str]:
 
 
 DEFINITIONS = (
-    "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run, both"
-    " totalled over the questions. Ratio of means: the ratio of mean rates, as EAGLE's and Spec-Bench's scripts have"
-    " it; mean of ratios: of the questions' ratios.",
+    "Speedup: tokens per second of decoding over vanilla's in the same run, both totalled over the questions. Reading"
+    " the prompt and the token it gives are left out, the target's reading and the head's (the latter is part of the"
+    " decoding in records of schema 4 and before). Whole answer: the same of everything from the prompt to the last"
+    " token. Ratio of means: the ratio of mean rates; EAGLE's and Spec-Bench's scripts have that of whole answers."
+    " Mean of ratios: of the questions' ratios.",
     "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has"
     " 1.",
     f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and"
@@ -245,21 +253,30 @@ DEFINITIONS = (
 )
 
 
-def intervals_in_words(seeds: int, questions: int) -> str:
-    """What the intervals of a table are over: questions, or training seeds and questions."""
+def over_in_words(covers: Mapping[Factor, int]) -> str:
+    """What intervals are over, such as "3 processes and 80 questions"."""
+    return " and ".join(f"{count} {factor}" for factor, count in reversed(covers.items()))
+
+
+def intervals_in_words(covers: Mapping[Factor, int]) -> str:
+    """What the intervals of a table are over, and what they are not: questions, processes, training seeds."""
     percent, draws = (
         f"{100 * statistics.CONFIDENCE:.0f} %",
         f"{statistics.RESAMPLES:,} resamples, seed {statistics.SEED}",
     )
-    if seeds > 1:
+    one = {"processes": "one process", "training seeds": "one training of each head"}
+    rest = [words for factor, words in one.items() if factor not in covers]
+    if "training seeds" in covers:  # each seed was evaluated by itself
+        rest = []
+    limits = f" They are of {' and '.join(rest)}: another may move the numbers by more." if rest else ""
+    if len(covers) > 1:
         return (
-            f"Intervals: {percent}, over {seeds} training seeds and the questions, crossed: pigeonhole bootstrap (Owen"
-            f" 2007) with the width of a t interval from a two-way analysis of variance ({draws})."
+            f"Intervals: {percent}, over {over_in_words(covers)}, crossed: pigeonhole bootstrap (Owen 2007) with the"
+            f" width of a t interval from a two-way analysis of variance ({draws}).{limits}"
         )
-    alone = " With a single question there are no intervals." if questions < 2 else ""
-    return (
-        f"Intervals: {percent}, paired expanded percentile bootstrap (Hesterberg 2015) over questions ({draws}).{alone}"
-    )
+    if covers["questions"] < 2:
+        return f"With a single question there are no intervals.{limits}"
+    return f"Intervals: {percent}, paired expanded percentile bootstrap (Hesterberg 2015) over questions ({draws}).{limits}"
 
 
 def _published(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ speed of it alike, so that questions and repeats within one process do not show 
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,24 @@ def record_of_process(record: Path, process: int) -> Path:
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a module in a new Python interpreter that ends with it, and return what it returns.
 
+    Not by ``multiprocessing``, whose new processes run the caller's main script again.
+
     Raises:
-        KoalaBenchError: what the function raises, or the process was killed.
+        KoalaBenchError: what the function raises, or the process ended otherwise.
     """
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
-    except BrokenProcessPool as error:
-        raise KoalaBenchError(
-            "A process of the evaluation was killed, perhaps for lack of memory.",
-            "Start the same command again; it goes on where it was.",
-        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        call, answer = Path(folder) / "call", Path(folder) / "answer"
+        call.write_bytes(pickle.dumps((function, arguments)))
+        done = subprocess.run([sys.executable, "-P", "-m", __name__, str(call), str(answer)], check=False)
+        if not answer.exists():
+            raise KoalaBenchError(
+                f"A process of the evaluation ended with exit code {done.returncode}.",
+                "See its message above, or the system's log if it was killed; the same command goes on where it was.",
+            )
+        value, error = pickle.loads(answer.read_bytes())
+    if error is not None:
+        raise error
+    return value
 
 
 def refuse_launched() -> None:
@@ -46,3 +54,16 @@ def refuse_launched() -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise KoalaBenchError("--processes starts processes itself.", "Leave the launcher out.")
+
+
+def _answer(call: Path, answer: Path) -> None:
+    function, arguments = pickle.loads(call.read_bytes())
+    try:
+        found = function(*arguments), None
+    except KoalaBenchError as error:
+        found = None, error
+    answer.write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    _answer(*map(Path, sys.argv[1:]))

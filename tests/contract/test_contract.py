@@ -318,6 +318,13 @@ class EagleThatRepeatsTheRoot(Eagle):
         return super().grow(replace(level, tokens=self.root.expand(len(level.tokens))), carried, memory)
 
 
+class EagleThatSkipsThePrompt(Eagle):
+    """Reads the last few pairs of a prompt only, if it is given them apart."""
+
+    def prefill(self, new: Committed) -> None:
+        super().prefill(replace(new, tokens=new.tokens[-3:], hidden=new.hidden[-3:]))
+
+
 # Head -> the check that is for it, others that it fails as well, and words of the first one's answer.
 BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
     LabelsTooEarly: ("positions", set(), "tokens drafted at depth 1 belong 1 place earlier"),
@@ -328,6 +335,7 @@ BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
     NeverLearns: ("positions", set(), "does draft() read what loss() trains on? the loss on a text to learn by heart ends at"),
     MispairedEagle: ("positions", {"predictions", "batches"}, "at depth 1"),
     EagleThatRepeatsTheRoot: ("positions", set(), "at depth 2"),
+    EagleThatSkipsThePrompt: ("prompts", set(), "prefill() must keep what draft() would"),
     DeadLayer: ("gradients", set(), "no gradient reaches unused.bias, unused.weight"),
     Detached: ("gradients", {"positions"}, "no gradient reaches guess.1.bias, guess.1.weight"),
     LearnsTheOutputLayer: ("frozen parts", {"target"}, "output_weight is the target's lm_head.weight"),
@@ -415,6 +423,7 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
     assert failed(results) == {}
     assert [result.name for result in results if result.outcome == "not applicable"] == [
         "gradients",
+        "prompts",
         "positions",
         "predictions",
         "batches",

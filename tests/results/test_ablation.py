@@ -101,10 +101,8 @@ def test_changes_are_marked_where_the_whole_interval_lies_on_one_side_of_zero() 
     up, down = Interval(2.0, 1.0, 3.0), Interval(-2.0, -3.0, -1.0)
     flat, none = Interval(0.0, -1.0, 1.0), Interval(2.0, math.nan, math.nan)
     table = effects_grid([("tiny", [Effect("eagle+layers", "eagle", "layers", up, down, flat, none)])])
-    assert table.rows == [
-        ["tiny", "eagle+layers", "eagle", "layers"]
-        + ["+2.000 [+1.000, +3.000]", "-2.0 [-3.0, -1.0]", "+0.000 [-1.000, +1.000]", "+2.0"]
-    ]
+    changes = ["+2.000 [+1.000, +3.000]", "-2.0 [-3.0, -1.0]", "+0.000 [-1.000, +1.000]", "+2.0"]
+    assert table.rows == [["tiny", "eagle+layers", "eagle", "layers", *changes]]
     assert table.best == {(0, 4), (0, 5)}
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
-from tests.support.synthetic_run import make_header, write_run
-from tests.cli.test_cli import Koala, koala  # noqa: F401
 
 from koala_bench.errors import KoalaBenchError
+from koala_bench.records.reading import read_run
+from koala_bench.records.schema import TurnLine
+from koala_bench.records.summaries import sample, summarise
 from koala_bench.results.figures import write_figure1
 from koala_bench.results.figures.layers import curves
 from koala_bench.results.integrity import verify
-from koala_bench.records.reading import read_run
 from koala_bench.results.making import FIGURES, make_figure
-from koala_bench.records.schema import TurnLine
-from koala_bench.records.summaries import sample, summarise
 from koala_bench.training.log import read_training
+from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.synthetic_run import make_header, write_run
 
 
 def test_the_same_record_gives_the_same_bytes_whatever_style_is_set(
@@ -43,9 +43,10 @@ def test_methods_and_targets_are_drawn_as_asked(tmp_path: Path) -> None:
     ]
     one = write_figure1(runs[:1], tmp_path / "one", methods=["vanilla", "eagle"])[1].read_bytes()
     two = write_figure1(runs, tmp_path / "two", methods=["vanilla", "eagle"])[1].read_bytes()
-    width, heights = [int.from_bytes(png[16:20], "big") for png in (one, two)], [
-        int.from_bytes(png[20:24], "big") for png in (one, two)
-    ]
+    width, heights = (
+        [int.from_bytes(png[16:20], "big") for png in (one, two)],
+        [int.from_bytes(png[20:24], "big") for png in (one, two)],
+    )
     assert width[0] == width[1] == 1400  # 7 inches at 200 dots
     assert heights[1] == 2 * heights[0]
 
@@ -162,7 +163,7 @@ def test_a_half_written_last_line_of_a_training_log_is_left_out(tmp_path: Path) 
     assert len(read_training(log)) == lines
 
 
-def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path: Path) -> None:
     run = write_run(tmp_path / "results" / "records.jsonl", timed)
     training_log(tmp_path / "results" / "training.jsonl")
     one = koala("figure", "depth", str(run), "--out", str(tmp_path / "one"))

@@ -7,15 +7,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cli.test_cli import Koala, decoding, folder, koala, settings  # noqa: F401
-from tests.evaluation.test_evaluation import write_questions
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.integrity import verify
 from koala_bench.presets import load_preset, usual_methods
-from koala_bench.results.recipes import Plan, layers_of_variants, plan, with_layers
 from koala_bench.records.reading import read_run
+from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, RECORD
+from koala_bench.results.recipes import Plan, layers_of_variants, plan, with_layers
+from tests.cli.test_cli import Koala, decoding, folder, koala, settings  # noqa: F401
+from tests.evaluation.test_evaluation import write_questions
 
 TABLES = ("table1", "table2", "table3")
 FOUR = ["medusa", "medusa+koala", "eagle", "eagle+koala"]
@@ -161,9 +161,10 @@ def test_a_method_of_ones_own_is_usual_and_no_part_of_the_ablation(tmp_path: Pat
     preset = load_preset(str(tmp_path / "mine.toml"))
     assert "mine" in usual_methods(preset)
     assert (
-        "mine" not in plan("table3", preset, "mine.toml", Path("F"), None, methods=None, asked=False, seeds=False).jobs[
-            0
-        ].methods
+        "mine"
+        not in plan("table3", preset, "mine.toml", Path("F"), None, methods=None, asked=False, seeds=False)
+        .jobs[0]
+        .methods
     )
 
 
@@ -187,9 +188,7 @@ def test_other_layers_are_those_of_the_variants() -> None:
 
 
 @pytest.mark.slow
-def test_all_tables_and_figures_come_in_one_go_and_verify(
-    koala: Koala, folder: Path, tmp_path: Path
-) -> None:  # noqa: F811
+def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "humaneval").mkdir(parents=True)
     write_questions(tmp_path / "data" / "humaneval" / "question.jsonl", [("code", ["count 5"]), ("code", ["count 6"])])
     options = [*decoding(folder), "--seed", "3", "--out", str(tmp_path / "out")]

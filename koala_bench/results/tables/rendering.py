@@ -57,6 +57,13 @@ class Grid:
     best: frozenset[tuple[int, int]] = frozenset()
     begins: frozenset[int] = frozenset()
 
+    @property
+    def last_group(self) -> Grid:
+        """The rows of the last target or task alone."""
+        first = max(self.begins, default=0)
+        best = frozenset((row - first, column) for row, column in self.best if row >= first)
+        return Grid(self.headings, self.rows[first:], self.right, best)
+
 
 @dataclass(frozen=True)
 class Note:
@@ -128,6 +135,8 @@ def tex(text: str) -> str:
 def _heading(text: str, right: bool) -> str:
     """A heading on several short lines, so that it is hardly wider than its column."""
     lines = [tex(line) for line in textwrap.wrap(text, 14)]
+    if len(lines) == 1:
+        return lines[0]
     return rf"\shortstack[{'r' if right else 'l'}]{{" + r"\\".join(lines) + "}"
 
 

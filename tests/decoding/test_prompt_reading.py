@@ -63,7 +63,7 @@ def test_nothing_is_read_for_an_answer_that_ends_with_its_first_token_or_a_promp
     assert head.given == [1, 1]
 
 
-@pytest.mark.parametrize("make", [lambda spec: Eagle(spec), lambda spec: Eagle(spec, layers=2), PromptLookup])
+@pytest.mark.parametrize("make", [Eagle, lambda spec: Eagle(spec, layers=2), PromptLookup])
 @pytest.mark.parametrize("tree", ["chain-3", "3x2x1"])
 def test_the_tokens_and_steps_are_those_of_a_head_that_reads_with_its_first_draft(
     target64: Target, make: Any, tree: str

@@ -58,6 +58,7 @@ def refuse_launched() -> None:
 
 def _answer(call: Path, answer: Path) -> None:
     function, arguments = pickle.loads(call.read_bytes())
+    found: tuple[Any, KoalaBenchError | None]
     try:
         found = function(*arguments), None
     except KoalaBenchError as error:

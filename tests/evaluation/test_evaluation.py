@@ -478,6 +478,13 @@ def test_a_draw_depends_on_the_seed_and_its_place_alone(
     assert {turn["first_difference"] for turn in whole.turns} == {None}, "draws are not held against vanilla's"
 
 
+def test_question_turn_and_repeat_each_draw_anew(bench: Bench, tmp_path: Path) -> None:
+    # So hot that every token is as likely, whatever the prompt: equal draws would give equal answers.
+    hot = ("evaluation.temperature=1e6", "evaluation.repeats=2", "evaluation.max_new_tokens=4")
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla"], *hot)
+    assert len({tuple(turn["new_token_ids"] or ()) for turn in run.turns}) == len(run.turns) == 2 * 2 * len(QUESTIONS)
+
+
 def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Path) -> None:
     run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "wide"], *SHARED)
     medusa, wide = run.methods["medusa"], run.methods["wide"]

@@ -12,7 +12,7 @@ import pytest
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_run
-from koala_bench.records.schema import TurnLine
+from koala_bench.records.schema import RunHeader, TurnLine
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import sample, summaries_of
 from koala_bench.results.tables.ablation import Effect, effects, effects_grid
@@ -42,11 +42,17 @@ def of_seed(
     methods: list[str] | None = None,
 ) -> Run:
     header = make_header(methods or METHODS)
-    header["seed"], header["run_id"] = seed, f"run-{seed}"
-    for method in header["methods"]:
-        if method["head"] is not None:
-            method["weights_sha256"] = f"{seed:02x}" * 32
+    header["run_id"] = f"run-{seed}"
+    _train(header, seed)
     return read_run(write_run(folder / f"{seed}.jsonl", change, header=header))
+
+
+def _train(header: RunHeader, seed: int) -> None:
+    """Heads of another training."""
+    for method in header["methods"]:
+        if method["training"] is not None:
+            method["weights_sha256"] = f"{seed:02x}" * 32
+            method["training"]["seed"] = seed
 
 
 def slower(factor: float) -> Callable[[TurnLine], TurnLine]:
@@ -158,17 +164,17 @@ def test_the_papers_cells_stand_beside_the_measured_ones(tmp_path: Path, spec: T
 def test_records_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     first = of_seed(tmp_path, 0)
     header = make_header(METHODS)
-    header["seed"] = 1
+    _train(header, 1)
     header["methods"][2]["tree"] = {"name": "2x1", "nodes": 5, "depth": 2, "parents": None}
     with pytest.raises(KoalaBenchError, match=r"differ in the tree of eagle\+layers"):
         write_table([first, read_run(write_run(tmp_path / "tree.jsonl", header=header))], tmp_path, spec, paper)
-    with pytest.raises(KoalaBenchError, match="same target and training seed"):
+    with pytest.raises(KoalaBenchError, match="same trained head of eagle"):
         write_table([first, first], tmp_path, spec, paper)
     fewer = of_seed(tmp_path, 2, methods=METHODS[:-1])
     with pytest.raises(KoalaBenchError, match=r"their methods \(eagle\+koala\)"):
         write_table([first, fewer], tmp_path, spec, paper)
     longer = make_header(METHODS)
-    longer["seed"] = 3
+    _train(longer, 3)
     for method in longer["methods"][1:]:
         assert method["training"]
         method["training"]["steps"] = 1200

@@ -52,18 +52,18 @@ def test_a_cell_is_that_of_the_table_by_task(tmp_path: Path, spec: TableSpec) ->
     board = set_table([run], spec, PAPER)
     by_task = set_table([run], read_table_spec(REPRODUCE / "table2.toml"), PAPER)
     assert board.grid.headings[:3] == ["Method", "Multi-turn conversation", "Translation"]
-    assert board.grid.headings[-2:] == ["Acceptance length τ", "Overall speedup (x)"]
+    assert board.grid.headings[-3:] == ["Acceptance length τ", "Whole answer (x)", "Overall speedup (x)"]
     assert [row[0] for row in board.grid.rows] == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
     place = by_task.grid.headings.index("Speedup (x)")
     speedups = {(row[0].capitalize(), row[1]): row[place] for row in by_task.grid.rows}
     whole = dict(board.further)["Speedup by task, with intervals"]
     for row, with_intervals in zip(board.grid.rows, whole.rows, strict=True):
-        for heading, cell, full in zip(board.grid.headings[1:-2], row[1:-2], with_intervals[1:], strict=True):
+        for heading, cell, full in zip(board.grid.headings[1:-3], row[1:-3], with_intervals[1:], strict=True):
             assert full == speedups[heading, row[0]]
             assert cell == full.partition(" ")[0]
         assert row[-1] == speedups["All tasks", row[0]]
     best = {column: board.grid.rows[row][0] for row, column in board.grid.best}
-    assert set(best) == {*range(1, len(board.grid.headings) - 2), len(board.grid.headings) - 1}
+    assert set(best) == {*range(1, len(board.grid.headings) - 3), len(board.grid.headings) - 1}
     assert set(best.values()) == {"eagle+koala"}
 
 
@@ -104,6 +104,7 @@ def test_the_published_columns_stand_in_the_order_of_the_measured_ones(tmp_path:
     board = set_table([spec_bench(tmp_path / "s.jsonl")], spec, PAPER)
     published = dict(board.further)["Published elsewhere: speedup (x), not measured here"].headings
     measured = [heading.replace("Overall speedup (x)", "All tasks") for heading in board.grid.headings[1:]]
+    measured.remove("Whole answer (x)")  # of which nothing is published here
     assert [heading for heading in published if heading in measured] == measured  # that knows more tasks
 
 

@@ -132,7 +132,7 @@ def test_table_3_has_the_verdict_the_seeds_and_the_papers_unknown_cells(
         ("eagle+adversarial", "eagle"),
     ]
     assert parts[0]["Change of τ"].startswith("**+")
-    assert "over 3 training seeds and the questions, crossed" in markdown
+    assert "over 3 training seeds and 8 questions, crossed" in markdown
     assert markdown.count("How tiny, seed ") == 3
     assert "The record of tiny, seed 0 has no medusa, medusa+layers, medusa+adversarial, medusa+koala." in markdown
     row = ["Medusa", "vicuna-13b", "Spec-Bench", "A100 80GB", "1.80", "2.39", "hemingkx/Spec-Bench Leaderboard.md"]

@@ -160,7 +160,7 @@ def test_a_failed_turn_is_counted_and_no_part_of_any_number(tmp_path: Path, spec
     assert "1 turn of tiny failed (eagle 1). A failed turn has no numbers." in text
     assert "Failed: eagle, question 83, turn 1, repeat 0: `RuntimeError: out of memory`" in text
     assert "The numbers of tiny are from the 15 of 16 turns that every method finished." in text
-    assert ["eagle", "15/15"] in [[row[0], row[3]] for row in table_rows(text) if len(row) == 6]
+    assert ["eagle", "15/15"] in [[row[0], row[4]] for row in table_rows(text) if len(row) == 7]
     assert [row["turns_failed"] for row in rows_of(tmp_path / "table1.csv")] == ["0", "0", "0", "1", "0"]
 
 
@@ -347,7 +347,7 @@ def test_the_markdown_marks_the_best_and_says_how_it_was_measured(
 ) -> None:
     text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert text.startswith("# Table 1: speedup and acceptance length, tiny on bundled\n")
-    table = [row for row in table_rows(text) if len(row) == 6]
+    table = [row for row in table_rows(text) if len(row) == 7]
     ((name, best, *_),) = [row for row in table if "**" in " ".join(row)]
     assert name == "eagle+koala" and best.startswith("**2.47** [")
     more = {row["Method"]: row for row in table_under(text, "More of each method")}
@@ -388,7 +388,7 @@ def test_the_latex_is_balanced_and_escaped(tmp_path: Path, run: Run, spec: Table
     assert plain.count("$") % 2 == 0
     assert text.count(r"\begin{") == text.count(r"\end{")
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {5}
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {6}
     assert r"\textbf{2.47} [" in body
     assert "\N{GREEK SMALL LETTER ALPHA}" not in text
     assert text.isascii()

@@ -192,7 +192,7 @@ def write_sampled(path: Path, lossy: str, methods: list[str] | None = None) -> P
     header["acceptance"] = {"rule": "speculative sampling", "temperature": 0.7, "top_k": 0, "top_p": 1.0}
     (method,) = (each for each in header["methods"] if each["name"] == lossy)
     method["lossless"], method["typical"] = False, {"threshold": 0.09, "alpha": 0.3}
-    return write_run(path, lambda turn: turn | {"distance": 0.3 if turn["method"] == lossy else None}, header=header)  # type: ignore[arg-type, return-value]
+    return write_run(path, lambda turn: turn | {"distance": 0.3 if turn["method"] == lossy else None}, header=header)  # type: ignore[return-value]
 
 
 def with_chain(header: RunHeader) -> RunHeader:

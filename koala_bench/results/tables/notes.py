@@ -255,7 +255,7 @@ DEFINITIONS = (
 
 def over_in_words(covers: Mapping[Factor, int]) -> str:
     """What intervals are over, such as "3 processes and 80 questions"."""
-    return " and ".join(f"{count} {factor}" for factor, count in reversed(covers.items()))
+    return " and ".join(f"{count} {factor}" for factor, count in reversed([*covers.items()]))
 
 
 def intervals_in_words(covers: Mapping[Factor, int]) -> str:

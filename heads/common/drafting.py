@@ -100,11 +100,8 @@ class Memory:
         return hiding(~seen, self.settled, self.buffers.shape[-2], self.buffers.dtype)
 
 
-class Remembering(Protocol):
-    """A head whose scores of a token depend on the tokens before it, and which keeps nothing itself."""
-
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
-        """Write the rows of newly settled tokens; what comes out of each of them, [new, any]."""
+class _Scoring(Protocol):
+    """The passes of a draft, of a head that keeps nothing itself."""
 
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Write the rows of newly settled tokens.
@@ -127,10 +124,17 @@ class Remembering(Protocol):
         """
 
 
+class Remembering(_Scoring, Protocol):
+    """A head whose scores of a token depend on the tokens before it, and which keeps nothing itself."""
+
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of newly settled tokens; what comes out of each of them, [new, any]."""
+
+
 class _Live:
     """One draft in the making, for ``heads.common.growth``: what goes from one of its passes to the next."""
 
-    def __init__(self, head: Remembering, memory: Memory) -> None:
+    def __init__(self, head: _Scoring, memory: Memory) -> None:
         self._head, self._memory = head, memory
 
     def read(self, new: Committed) -> torch.Tensor:

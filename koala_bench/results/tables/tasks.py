@@ -67,7 +67,7 @@ def _together(parts: Sequence[tuple[Run, ...]]) -> tuple[Run, ...]:
             for turn in run.turns:
                 number = places.setdefault((file, turn["question_id"]), len(places))
                 turns.append({**turn, "question_id": number})
-        found.append(replace(process[0], turns=turns))  # type: ignore[arg-type]
+        found.append(replace(process[0], turns=turns))
     return tuple(found)
 
 

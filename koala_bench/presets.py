@@ -67,6 +67,7 @@ class TrainingPreset(_Strict):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
     precision: Literal["no", "bf16"] = "no"  # accelerate's mixed precision
+    stored_states: bool = False  # the target's states are written to disk once, in half precision, and read from there
     held_out_evaluations: Positive = 4
     checkpoint_every: Positive = 100
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

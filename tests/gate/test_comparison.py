@@ -138,7 +138,9 @@ def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path) -> None:
     label = "mine (lossy, total variation 0.30)"
     assert text.startswith(f"# {label}, mine+koala on tiny\n")
     pairs = [row[:2] for row in table_rows(text)]
-    assert [label, "eagle"] in pairs and ["mine+koala", label] in pairs and not [pair for pair in pairs if "mine" in pair]
+    assert (
+        [label, "eagle"] in pairs and ["mine+koala", label] in pairs and not [pair for pair in pairs if "mine" in pair]
+    )
     assert "LOSSY: mine does not keep the distribution of tiny by typical acceptance" in text
     assert "Answers are draws, so they differ; medusa, eagle, mine+koala keep the target's distribution" in text
     assert "equal to vanilla's" not in text and "0/0" not in text

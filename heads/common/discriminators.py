@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from heads.common.losses import slices
@@ -16,6 +15,8 @@ from koala_bench.heads import FeatureBatch, Prediction, TargetSpec
 
 DISCRIMINATORS = ("feature", "embedding", "sequence")
 DESCRIPTIONS = ("feature", "embedding")
+_DEPTHS = 16  # at most, of a draft
+_WINDOW = 4  # predictions in a run of a head that looks one token ahead
 
 
 def normalised(states: torch.Tensor) -> torch.Tensor:
@@ -47,11 +48,10 @@ class View:
     Args:
         kind: ``feature`` or ``embedding``: each predicted token by itself; ``sequence``: runs of them.
         described: what a run is made of, ``feature`` or ``embedding``; of single tokens it is ``kind``.
-        window: length of a run where the head predicts one depth only.
     """
 
-    def __init__(self, spec: TargetSpec, kind: str, described: str, window: int) -> None:
-        self.kind, self.window = kind, window
+    def __init__(self, spec: TargetSpec, kind: str, described: str) -> None:
+        self.kind = kind
         self.described = described if kind == "sequence" else kind
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
 
@@ -116,8 +116,8 @@ class View:
             # within.
             starts = torch.arange(size, device=batch.ids.device)
             column = starts % tokens
-            starts = starts[((column + batch.seed % self.window) % self.window == 0) & (column + self.window <= tokens)]
-            index = order[0][starts[:, None] + torch.arange(self.window, device=starts.device)]
+            starts = starts[((column + batch.seed % _WINDOW) % _WINDOW == 0) & (column + _WINDOW <= tokens)]
+            index = order[0][starts[:, None] + torch.arange(_WINDOW, device=starts.device)]
             index = index[(index >= 0).all(dim=1)]
             real, fake = (side[index] for side in described[0])
             rows = predictions[0].rows[index]
@@ -139,19 +139,17 @@ class View:
 class Discriminator(nn.Module):
     """Hidden layers that answer one logit: does this description of the next token come from the target?"""
 
-    def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.into = nn.Linear(3 * width, hidden)
-        self.depth = nn.Embedding(depths, hidden)
-        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.depth = nn.Embedding(_DEPTHS, hidden)
+        self.middle = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
         """Logits [rows] from three normalised tensors [rows, width]; positive means target."""
         x = F.leaky_relu(self.into(torch.cat([context, token, described], dim=-1)) + self.depth.weight[depth - 1], 0.2)
-        for layer in self.middle:
-            x = F.leaky_relu(layer(x), 0.2)
-        logits: torch.Tensor = self.out(x)[:, 0]
+        logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]
         return logits
 
 
@@ -159,17 +157,17 @@ class SequenceDiscriminator(nn.Module):
     """Reads a run of descriptions in order and answers one logit for the whole: does this draft come from the target?
 
     A recurrent layer written out (cuDNN's kernels have no second derivative, which a gradient penalty needs) begins
-    with the context; the mean of its states goes through the other hidden layers, so that every place is near the
+    with the context; the mean of its states goes through another hidden layer, so that every place is near the
     answer.
     """
 
-    def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.first = nn.Linear(width, hidden)
         self.into = nn.Linear(2 * width, hidden)
-        self.depth = nn.Embedding(depths, hidden)
+        self.depth = nn.Embedding(_DEPTHS, hidden)
         self.again = nn.Linear(hidden, hidden, bias=False)
-        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.middle = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
@@ -185,23 +183,15 @@ class SequenceDiscriminator(nn.Module):
             state = torch.tanh(read[:, place] + self.again(state))
             states.append(state)
         x = torch.stack(states).mean(dim=0)
-        for layer in self.middle:
-            x = F.leaky_relu(layer(x), 0.2)
-        logits: torch.Tensor = self.out(x)[:, 0]
+        logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]
         return logits
 
 
-def make_discriminator(kind: str, width: int, hidden: int, depths: int, layers: int, spectral: bool) -> nn.Module:
+def make_discriminator(kind: str, width: int, hidden: int) -> nn.Module:
     """A fresh discriminator for a ``View`` of a kind; its weights come from the global random generator.
 
     Args:
-        hidden, layers: width and number of the hidden layers.
-        spectral: divide every weight matrix by its largest singular value (Miyato et al. 2018), which bounds how steep
-            the answer can be.
+        width: of the target's states.
+        hidden: width of its two hidden layers.
     """
-    network = (SequenceDiscriminator if kind == "sequence" else Discriminator)(width, hidden, depths, layers)
-    if spectral:
-        for module in list(network.modules()):
-            if isinstance(module, nn.Linear):
-                spectral_norm(module)
-    return network
+    return (SequenceDiscriminator if kind == "sequence" else Discriminator)(width, hidden)

@@ -17,7 +17,10 @@ def distill(
     preset: PresetName = "tiny",
     target: TargetName = None,
     source: Annotated[
-        str, typer.Option("--source", help="Whose questions: 'documentation', or a file of conversations.")
+        str,
+        typer.Option(
+            "--source", help="Whose questions: 'documentation' of installed packages, or a file of conversations."
+        ),
     ] = "documentation",
     train: Annotated[int, typer.Option("--limit", min=1, help="Number of dialogues to answer.")] = 4000,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
@@ -40,10 +43,10 @@ def distill(
     Example: `koala-bench distill --out answers.jsonl`, then `koala-bench train --set data.source=answers.jsonl`.
     Interrupted, the same command goes on.
     """
-    from koala_bench.dialogues.conversations import read_conversations
     from koala_bench.dialogues.distillation import DistillOptions, distill
+    from koala_bench.pretraining.corpus import read_source
     from koala_bench.training.experiment import load_preset_target
 
     loaded, template = load_preset_target(preset_of(preset, False, settings, target=target, device=device, dtype=dtype))
     options = DistillOptions(train, held_out, max_new_tokens, rows, turns)
-    print(distill(loaded, template, read_conversations(source), out, options))
+    print(distill(loaded, template, read_source(source), out, options))

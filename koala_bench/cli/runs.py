@@ -68,14 +68,6 @@ def pretrain(
             "--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start."
         ),
     ] = 1.0,
-    unlikelihood: Annotated[
-        float,
-        typer.Option(
-            "--unlikelihood",
-            min=0,
-            help="Weight of the unlikelihood of what the target's own answers repeat; 1 ends most loops.",
-        ),
-    ] = 0.0,
     layers: Annotated[
         int | None,
         typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model."),
@@ -123,8 +115,8 @@ def pretrain(
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
     from koala_bench.common.files import make_folder
-    from koala_bench.dialogues.conversations import corpus_of
     from koala_bench.engine.target import pick_device
+    from koala_bench.pretraining.corpus import DOCUMENTATION, read_corpus
     from koala_bench.pretraining.imitation import load_imitated
     from koala_bench.pretraining.loop import pretrain
     from koala_bench.pretraining.options import SHAPE, PretrainOptions, with_settings
@@ -140,22 +132,20 @@ def pretrain(
             "A draft model has its target's vocabulary and positions.",
             f"Leave out --set {min(settled & {'vocabulary', 'positions'})}.",
         )
-    if imitate is not None and unlikelihood:
-        raise KoalaBenchError("A draft model learns from its target not to repeat itself.", "Leave out --unlikelihood.")
     if answers is not None and imitate is None:
         raise KoalaBenchError("--answers are those of a target.", "Name it with --imitate.")
     given = {name: value for name, value in (("seed", seed), ("layers", layers)) if value is not None}
-    options = with_settings(PretrainOptions(steps=steps, rate=rate, unlikelihood=unlikelihood, **given), settings or ())
+    options = with_settings(PretrainOptions(steps=steps, rate=rate, **given), settings or ())
     where = pick_device("auto" if device is None else device)
     if start is not None and not (start / "pretraining.json").is_file():
         raise KoalaBenchError(
             f"{start} is no target of `koala-bench pretrain`.", "Give a folder that command has written."
         )
     imitated = None if imitate is None else load_imitated(imitate, answers, where)
-    corpus = None if source == "documentation" else corpus_of(source)
-    make_folder(out)  # reading the documentation takes a minute; a wrong --out should not wait for it
+    corpus = None if source == DOCUMENTATION else read_corpus(source)
+    make_folder(out)  # reading the documentation takes half a minute; a wrong --out should not wait for it
     pretrain(
-        corpus or corpus_of(source),
+        corpus or read_corpus(source),
         options,
         out,
         where,

@@ -327,7 +327,7 @@ def missing_for(
             found.append(
                 f"The weights of the draft model {name}, {size}. {_how(each, 'the option model of its method')}"
             )
-    if needs.training_tokens and (lacking := missing_conversations(preset.data.source)) is not None:
+    if needs.training_tokens and (lacking := missing_conversations(preset.data.source, preset.target.name)) is not None:
         found.append(lacking)
     if turns is None:
         found.append(
@@ -361,10 +361,15 @@ def _how(place: Place, option: str) -> str:
     return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for a gated model."
 
 
-def missing_conversations(source: str) -> str | None:
+def missing_conversations(source: str, target: str) -> str | None:
     """What is missing of the conversations to train on, with what to do about it, or None if they are here."""
-    if source in (BUNDLED, "documentation"):
-        return None
+    if source == BUNDLED:
+        if bundled_target(target) is not None:
+            return None
+        return (
+            f"Conversations: the bundled answers are those of the bundled target, not of {target}. Name a file with"
+            " --set data.source=FILE, or let the target answer questions: koala-bench distill."
+        )
     if not source.startswith(HUB):
         try:
             if all(path.is_file() for path in files_of(Path(source))):

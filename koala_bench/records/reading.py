@@ -6,12 +6,12 @@ files get edited and disks fail.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.schema import (
     SCHEMA,
@@ -57,10 +57,11 @@ class Run:
 # ---------------------------------------------------------------------------------------------- reading
 
 
+_RESTORE = "Restore the record from a copy, or delete it and run the evaluation again."
+
+
 def _damaged(path: Path, line: int, problem: str) -> KoalaBenchError:
-    return KoalaBenchError(
-        f"{path}:{line}: {problem}.", "Restore the record from a copy, or delete it and run the evaluation again."
-    )
+    return KoalaBenchError(f"{path}:{line}: {problem}.", _RESTORE)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -72,28 +73,6 @@ def read_bytes(path: Path) -> bytes:
             f"Cannot read the run record {path}: {error.strerror or error}.",
             "Name the .jsonl file that an evaluation wrote.",
         ) from error
-
-
-def _complete_lines(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of the complete lines, and how many bytes of the file they take.
-
-    A process that is killed while it writes leaves a last line without its end or with part of its text; such a
-    line is left out. The same anywhere else is damage.
-    """
-    lines = content.split(b"\n")
-    complete, length = lines[:-1], len(content) - len(lines[-1])
-    objects: list[dict[str, Any]] = []
-    for number, line in enumerate(complete, 1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits or of brackets
-            if number == len(complete) and number > 1:
-                return objects, length - len(line) - 1
-            raise _damaged(path, number, "not a line of JSON") from error
-        if not isinstance(value, dict):
-            raise _damaged(path, number, "not a JSON object")
-        objects.append(value)
-    return objects, length
 
 
 def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
@@ -119,7 +98,7 @@ def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
 
 def parse(path: Path, content: bytes) -> tuple[Run, int]:
     """The record in ``content`` and the length of its complete lines in bytes."""
-    objects, length = _complete_lines(path, content)
+    objects, length = complete_lines(path, content, _RESTORE)
     if not objects:
         raise KoalaBenchError(
             f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote."

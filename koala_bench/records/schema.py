@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from koala_bench.common.provenance import STRICT, CodeState, Count, Environment
+from koala_bench.common.reading import first_problem
 
 SCHEMA = 4
 
@@ -263,12 +264,6 @@ def of_today(line: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- validation
 
 
-def _complaint(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"]
-
-
 def node_depths(parents: Sequence[int]) -> list[int]:
     """Distance of every node from the root of a recorded tree.
 
@@ -303,7 +298,7 @@ def header_problem(header: Mapping[str, Any]) -> str | None:
     try:
         _HEADER.validate_python(header)
     except ValidationError as error:
-        return _complaint(error)
+        return first_problem(error)
     names = [method["name"] for method in header["methods"]]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -337,7 +332,7 @@ def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | 
     try:
         _TURN.validate_python(turn)
     except ValidationError as error:
-        return _complaint(error)
+        return first_problem(error)
     if turn["method"] not in methods:
         return f"method: '{turn['method']}' is not among the run's methods"
     if turn["error"] is not None:
@@ -373,5 +368,5 @@ def end_problem(end: Mapping[str, Any]) -> str | None:
     try:
         _END.validate_python(end)
     except ValidationError as error:
-        return _complaint(error)
+        return first_problem(error)
     return None

@@ -11,7 +11,7 @@ seeds x questions take the questions' place. What peers call acceptance length i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,17 +111,6 @@ def length(method: Totals) -> Statistic:
     return lambda weights: (weights @ method.tokens) / (weights @ method.steps)
 
 
-def mean_of_lengths(method: Totals) -> Statistic:
-    """Acceptance length as a mean of ratios: the mean over questions of each question's own, short answers counting
-    like long ones.
-
-    Questions that were answered without a step have no length and are left out.
-    """
-    usable = method.steps > 0
-    ratios = method.tokens[usable] / method.steps[usable]
-    return lambda weights: (weights[..., usable] @ ratios) / weights[..., usable].sum(axis=-1)
-
-
 def speedup_of_totals(method: Totals, base: Totals) -> Statistic:
     """Speedup as a ratio of totals: (tokens / seconds) / (the base's tokens / seconds), each summed over questions.
 
@@ -151,18 +140,6 @@ def mean_of_speedups(method: Totals, base: Totals) -> Statistic:
     usable = base.tokens > 0
     ratios = (method.tokens * base.decode_s)[usable] / (method.decode_s * base.tokens)[usable]
     return lambda weights: (weights[..., usable] @ ratios) / weights[..., usable].sum(axis=-1)
-
-
-LENGTHS: Mapping[str, Callable[[Totals], Statistic]] = {
-    "ratio of totals": length,
-    "ratio of means": length,
-    "mean of ratios": mean_of_lengths,
-}
-SPEEDUPS: Mapping[str, Callable[[Totals, Totals], Statistic]] = {
-    "ratio of totals": speedup_of_totals,
-    "ratio of means": speedup_of_means,
-    "mean of ratios": mean_of_speedups,
-}
 
 
 def change(new: Statistic, old: Statistic) -> Statistic:
@@ -334,7 +311,7 @@ def hierarchical_ends(statistic: Statistic, weights: SeedWeights, confidence: fl
     return value + np.divide(width, spread, out=np.zeros_like(width), where=spread > 0) * (ends - value)
 
 
-def hierarchical_interval(statistic: Statistic, weights: SeedWeights, confidence: float = CONFIDENCE) -> Interval:
+def hierarchical_interval(statistic: Statistic, weights: SeedWeights) -> Interval:
     """The statistic of all seeds together with its interval over seeds and questions; see ``hierarchical_ends``.
 
     With one seed the ends are NaN: how far seeds differ is not known.
@@ -342,7 +319,7 @@ def hierarchical_interval(statistic: Statistic, weights: SeedWeights, confidence
     seeds, questions = weights.seeds.shape[1], weights.questions.shape[1]
     if min(seeds, questions) < 2:
         return Interval(float(statistic(np.ones(seeds * questions))), math.nan, math.nan)
-    low, high = hierarchical_ends(statistic, weights, confidence)
+    low, high = hierarchical_ends(statistic, weights)
     return Interval(float(statistic(np.ones(seeds * questions))), float(low), float(high))
 
 

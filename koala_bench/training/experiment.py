@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from koala_bench.dialogues.distillation import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
-from koala_bench.engine.target import Target, bundled_target, fingerprint, load_target
+from koala_bench.engine.target import Target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
@@ -131,8 +130,8 @@ def train_heads(
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
         load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
+    _check_answers(target, preset.data.source)
     conversations = read_conversations(preset.data.source)
-    _notice_other_data(target, preset.data.source, conversations.provenance)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     manifest = {
         **identity,
@@ -166,33 +165,21 @@ def train_heads(
         remove_states(out / STATES)
 
 
-def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) -> None:
-    """Say so if the documentation read here is not what a target was trained on, or the answers are another target's."""
-    manifest = (bundled_target(target.name) or Path(target.name)) / "pretraining.json"
-    if "corpus_sha256" in provenance and manifest.is_file():
-        made_with = json.loads(manifest.read_text(encoding="utf-8"))
-        if made_with.get("conversations") is None and made_with["corpus_sha256"] != provenance["corpus_sha256"]:
-            theirs, ours = made_with["corpus_versions"], provenance["versions"]
-            other = [
-                f"{name} {ours.get(name, 'missing')} for {version}"
-                for name, version in theirs.items()
-                if ours.get(name) != version
-            ]
-            say(
-                f"The documentation read here is not the one {target.name} was trained on:"
-                f" {', '.join(other) or 'the same versions, other text'}."
-            )
-            say(
-                "Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the"
-                " README."
-            )
+def _check_answers(target: Target, source: str) -> None:
+    """Refuse the bundled answers for heads of another target; of other answers say it if they are another target's."""
     for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
         answering = answering_target(path)
-        if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-            say(
-                f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it"
-                " answer itself with koala-bench distill."
+        if answering is None or answering["weights_sha256"] == fingerprint(target)["weights_sha256"]:
+            continue
+        if source == BUNDLED:
+            raise KoalaBenchError(
+                f"The bundled answers are not those of {target.name}.",
+                "Name conversations with --set data.source=FILE, or let the target answer: koala-bench distill.",
             )
+        say(
+            f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it"
+            " answer itself with koala-bench distill."
+        )
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:

@@ -52,7 +52,7 @@ def launch(script: Path, processes: int) -> subprocess.CompletedProcess[str]:
 def settings(folder: Path, micro_batches: int) -> list[str]:
     balanced = (
         "methods.\"medusa+koala\".objective_options={ discriminator = 'embedding', weight = 0.1, balanced = true,"
-        " spectral = true, noise = 0.1 }"
+        " r1 = 1.0 }"
     )
     small = [
         "training.batch_tokens=192",

@@ -45,15 +45,6 @@ def test_changes_and_acceptance_length_of_totals() -> None:
     assert statistics.length(HEAD)(ONES) == pytest.approx(160 / 70)
 
 
-def test_the_definitions_of_acceptance_length() -> None:
-    # 100 tokens in 50 steps and 60 in 20. The ratio of means is (160 / 2) / (70 / 2).
-    assert {name: float(of(HEAD)(ONES)) for name, of in statistics.LENGTHS.items()} == pytest.approx(
-        {"ratio of totals": 160 / 70, "ratio of means": 160 / 70, "mean of ratios": (2 + 3) / 2}
-    )
-    assert statistics.mean_of_lengths(made([0, 60], [0, 20], [1e-6, 4.0]))(ONES) == pytest.approx(3.0)
-    assert list(statistics.SPEEDUPS) == list(statistics.LENGTHS)
-
-
 def test_questions_must_be_the_same() -> None:
     with pytest.raises(ValueError, match="not the same questions"):
         statistics.speedup_of_totals(HEAD, made([1], [1], [1.0]))

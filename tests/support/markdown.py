@@ -6,9 +6,8 @@ from __future__ import annotations
 def table_rows(page: str) -> list[list[str]]:
     """The cells of every row of every table, headings included."""
     lines = [line for line in page.splitlines() if line.startswith("|")]
-    return [
-        [cell.strip() for cell in line.strip("|").split(" |")] for line in lines if not line.startswith(("|:", "|-"))
-    ]
+    rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+    return [row for row in rows if set("".join(row)) - set("|:- ")]
 
 
 def table_under(page: str, title: str) -> list[dict[str, str]]:

@@ -22,7 +22,8 @@ from koala_bench.planning.requirements import Needs, dtype_of
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import Arm, make_arm, train_step
+from koala_bench.training.loop import Arm, make_arm
+from koala_bench.training.step import train_step
 from koala_bench.tree import Template, load_template
 
 # NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
@@ -125,8 +126,8 @@ def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: flo
     features = features_of_each(target, batch, wanted, seed=0)
     last = preset.training.steps - 1  # when everything that sets in late has done so
     for name, arm in arms.items():
-        own = [features[arm.head.features]] * preset.training.micro_batches
-        step = partial(train_step, accelerator, arm, own, preset.training, 1e-6, last, ALONE)
+        own = [lambda: features] * preset.training.micro_batches
+        step = partial(train_step, accelerator, [arm], own, preset.training, 1e-6, last, ALONE)
         heads[name] = _time(target.device, each, step) / preset.training.micro_batches
     return pass_s, heads
 

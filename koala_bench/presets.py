@@ -67,7 +67,8 @@ class TrainingPreset(_Strict):
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
-    precision: Literal["no", "bf16"] = "no"  # accelerate's mixed precision
+    # Accelerate's mixed precision; auto: what this machine does faster, see koala_bench.training.precision.
+    precision: Literal["auto", "no", "bf16"] = "auto"
     stored_states: bool = False  # the target's states are written to disk once, in half precision, and read from there
     held_out_evaluations: Positive = 4
     checkpoint_every: Positive = 100

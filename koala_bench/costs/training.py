@@ -21,6 +21,7 @@ from koala_bench.engine.timing import synchronise
 from koala_bench.presets import Preset
 from koala_bench.training.features import features_of_each
 from koala_bench.training.loop import Arm, make_arm
+from koala_bench.training.precision import resolve
 from koala_bench.training.step import Features, train_step
 
 
@@ -56,7 +57,7 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     """
     options = preset.training
     AcceleratorState._reset_state()  # as in ``train``
-    accelerator, team = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu"), Team()
+    accelerator, team = Accelerator(mixed_precision=resolve(options.precision, target.device), cpu=target.device.type == "cpu"), Team()
     groups: dict[str, list[Arm]] = {"": [make_arm(target, name, preset.method(name), options) for name in names]}
     groups |= {name: [make_arm(target, name, preset.method(name), options)] for name in names}
     spent: dict[str, list[float]] = {name: [] for name in groups}

@@ -23,6 +23,7 @@ from koala_bench.presets import Preset
 from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
 from koala_bench.training.loop import Arm, make_arm
+from koala_bench.training.precision import resolve
 from koala_bench.training.step import train_step
 from koala_bench.tree import Template, load_template
 
@@ -119,7 +120,7 @@ def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: flo
         return 0.0, heads
     target = replace(target, engine="eager")  # as ``train_heads`` does
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=preset.training.precision, cpu=target.device.type == "cpu")
+    accelerator = Accelerator(mixed_precision=resolve(preset.training.precision, target.device), cpu=target.device.type == "cpu")
     wanted = [arm.head.features for arm in arms.values()]
     batch = _batch(preset, target)
     pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))

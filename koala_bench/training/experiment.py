@@ -31,6 +31,7 @@ from koala_bench.registry import HEADS, load
 from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
+from koala_bench.training.precision import settle_precision
 from koala_bench.training.states import layers_of, remove_states, write_states
 from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
@@ -111,6 +112,7 @@ def train_heads(
     if not names:
         begin()
         return
+    preset = settle_precision(preset, names, out, target.device)
     identity = _identity(preset, names, target, template)
     if _finished(names, identity, out):
         begin()
@@ -175,6 +177,7 @@ def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> l
 def heads_finished(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> bool:
     """Whether ``train_heads`` would reuse what lies in ``out``."""
     names = trained_methods(preset, methods, target)
+    preset = settle_precision(preset, names, out, target.device)
     return not names or _finished(names, _identity(preset, names, target, template), out)
 
 

@@ -57,7 +57,10 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     """
     options = preset.training
     AcceleratorState._reset_state()  # as in ``train``
-    accelerator, team = Accelerator(mixed_precision=resolve(options.precision, target.device), cpu=target.device.type == "cpu"), Team()
+    accelerator, team = (
+        Accelerator(mixed_precision=resolve(options.precision, target.device), cpu=target.device.type == "cpu"),
+        Team(),
+    )
     groups: dict[str, list[Arm]] = {"": [make_arm(target, name, preset.method(name), options) for name in names]}
     groups |= {name: [make_arm(target, name, preset.method(name), options)] for name in names}
     spent: dict[str, list[float]] = {name: [] for name in groups}

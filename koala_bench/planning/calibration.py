@@ -120,7 +120,9 @@ def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: flo
         return 0.0, heads
     target = replace(target, engine="eager")  # as ``train_heads`` does
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=resolve(preset.training.precision, target.device), cpu=target.device.type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=resolve(preset.training.precision, target.device), cpu=target.device.type == "cpu"
+    )
     wanted = [arm.head.features for arm in arms.values()]
     batch = _batch(preset, target)
     pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))

@@ -24,7 +24,8 @@ from koala_bench.dialogues.distillation import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
-from koala_bench.engine.target import Target, fingerprint, load_target
+from koala_bench.engine.ends import Ends, fingerprint_of
+from koala_bench.engine.target import Target, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
@@ -32,7 +33,8 @@ from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.precision import settle_precision
-from koala_bench.training.states import layers_of, remove_states, write_states
+from koala_bench.training.shared_states import stored_states_of
+from koala_bench.training.states import remove_states
 from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
 
@@ -41,15 +43,18 @@ STATES = "states"  # the folder of stored states, beside the heads that are trai
 _OF_DECODING = {"tree", "head_of", "typical", "usual"}  # what a trained head does not depend on
 
 
-def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
+def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target) -> tuple[Target, ChatTemplate]:
     """The preset's target and chat template.
+
+    Args:
+        load: with the arguments of ``load_target``.
 
     Raises:
         KoalaBenchError: as ``load_target`` and ``chat_template``.
     """
     wanted = preset.target
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load_target(
+    target = load(
         wanted.name,
         wanted.device,
         wanted.dtype,
@@ -92,6 +97,7 @@ def train_heads(
     begin: Callable[[], None] = lambda: None,
     states: Path | None = None,
     log_with: str | None = None,
+    also: Sequence[tuple[int, ...]] = (),
 ) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
@@ -102,6 +108,7 @@ def train_heads(
         begin: called once everything is checked that can be, before the first thing is written.
         states: folder for the target's states where the preset stores them; other trainings on the same dialogues may
             share it, and it is the caller's to delete. None: a folder in ``out``, which is deleted in the end.
+        also: ``features`` of heads of those other trainings, for the states to hold what they read too.
         log_with: where curves go beside the log, out of ``tracking.SERVICES``.
 
     Raises:
@@ -143,21 +150,16 @@ def train_heads(
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
     }
+    if isinstance(target, Ends):
+        held_out = replace(held_out, prompts=())  # nothing can be decoded
     begin()
     make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
     stored = None
     if preset.training.stored_states:
-        stored = write_states(
-            target,
-            [*stream.dialogues, *held_out.dialogues],
-            stream.max_tokens,
-            layers_of([arm.head.features for arm in arms]),
-            states or out / STATES,
-            {"target": fingerprint(target), "stream_sha256": stream.sha256, "held_out_sha256": held_out.sha256},
-            team,
-        )
+        features = [*(arm.head.features for arm in arms), *also]
+        stored = stored_states_of(target, stream, held_out, features, states or out / STATES, team)
         manifest["states_sha256"] = stored.sha256
     train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with)
     if states is None and team.first:
@@ -184,7 +186,7 @@ def heads_finished(preset: Preset, methods: Sequence[str], target: Target, templ
 def _identity(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
     """What trained heads depend on."""
     return {
-        "target": fingerprint(target),
+        "target": fingerprint_of(target),
         "data": preset.data.model_dump(mode="json"),
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,
@@ -200,7 +202,7 @@ def _check_answers(target: Target, source: str) -> None:
     """Refuse the bundled answers for heads of another target; of other answers say it if they are another target's."""
     for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
         answering = answering_target(path)
-        if answering is None or answering["weights_sha256"] == fingerprint(target)["weights_sha256"]:
+        if answering is None or answering["weights_sha256"] == fingerprint_of(target)["weights_sha256"]:
             continue
         if source == BUNDLED:
             raise KoalaBenchError(

@@ -45,7 +45,9 @@ def test_what_is_named_is_taken_and_auto_is_what_is_faster(monkeypatch: pytest.M
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the setting is oneDNN's for x86")
 def test_a_processor_without_bfloat16_instructions_trains_in_float32() -> None:
-    ask = "import torch; from koala_bench.training.precision import resolve; print(resolve('auto', torch.device('cpu')))"
+    ask = (
+        "import torch; from koala_bench.training.precision import resolve; print(resolve('auto', torch.device('cpu')))"
+    )
     told = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=told, check=True)
     assert done.stdout.strip() == "no"

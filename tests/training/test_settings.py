@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_the_rate_warms_up_linearly_and_falls_by_a_cosine_to_its_final_fraction(
     assert found[60] == pytest.approx(0.2 + 0.8 * 0.5)
     assert found[35] == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.sqrt(0.5)))
     assert found[109] == pytest.approx(0.2, abs=1e-3) and found[109] > 0.2
-    assert all(later < before for before, later in zip(found[10:], found[11:], strict=False))
+    assert all(later < before for before, later in pairwise(found[10:]))
 
 
 def by_hand(weights: torch.Tensor, gradients: list[torch.Tensor], rate: float, options: Any) -> torch.Tensor:

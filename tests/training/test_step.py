@@ -26,7 +26,8 @@ COUNT = 4
 def stream() -> Stream:
     draw = torch.Generator().manual_seed(0)
     talk = [
-        EncodedDialogue(torch.randint(259, (20,), generator=draw).tolist(), [False] * 4 + [True] * 16) for _ in range(12)
+        EncodedDialogue(torch.randint(259, (20,), generator=draw).tolist(), [False] * 4 + [True] * 16)
+        for _ in range(12)
     ]
     return make_stream(talk, [str(i) for i in range(len(talk))], 64, 24, seed=0)
 

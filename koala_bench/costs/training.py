@@ -20,9 +20,9 @@ from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.presets import Preset
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import Arm, make_arm
+from koala_bench.training.loop import make_arm
 from koala_bench.training.precision import resolve
-from koala_bench.training.step import Features, train_step
+from koala_bench.training.step import Arm, Features, train_step
 
 
 @dataclass(frozen=True)

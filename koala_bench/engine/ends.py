@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -63,11 +63,12 @@ def load_ends(
     picked = pick_dtype(dtype, where)
     whole, model, tokenizer = read_model(name, revision, layers=False, dtype=picked, attn_implementation=attention)
     model = model.to(where)
-    if any(".layers." in key or ".h." in key for key in model.state_dict()):
+    ends = Ends(name, model, tokenizer, where, picked, 1, known=known)
+    if any(part in f".{key}" for key in ends.decoder.state_dict() for part in (".layers.", ".h.", ".blocks.")):
         raise KoalaBenchError(f"{name} cannot be made without its layers.", "Train without --states.")
     model.config = whole  # what a head asks for is the whole target's
     context = int(getattr(whole.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
-    return Ends(name, model, tokenizer, where, picked, context, threads=threads, known=known)
+    return replace(ends, max_positions=context, threads=threads)
 
 
 def read_model(name: str, revision: str | None, layers: bool, **options: Any) -> tuple[Any, Any, Any]:

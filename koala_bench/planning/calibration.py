@@ -22,9 +22,9 @@ from koala_bench.planning.requirements import Needs, dtype_of
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import Arm, make_arm
+from koala_bench.training.loop import make_arm
 from koala_bench.training.precision import resolve
-from koala_bench.training.step import train_step
+from koala_bench.training.step import Arm, train_step
 from koala_bench.tree import Template, load_template
 
 # NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
@@ -135,10 +135,15 @@ def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: flo
     return pass_s, heads
 
 
-def hours_at(pace: Pace, preset: Preset, needs: Needs) -> Hours:
-    """Times of the whole run at a measured pace."""
+def hours_at(pace: Pace, preset: Preset, needs: Needs, stored_tokens: int | None = None) -> Hours:
+    """Times of the whole run at a measured pace.
+
+    Args:
+        stored_tokens: that the target reads once where its states are stored; None where it reads each batch.
+    """
     steps = preset.training.steps * preset.training.micro_batches if pace.heads else 0
-    training = steps * (pace.target + sum(pace.heads.values()))
+    passes = steps if stored_tokens is None or not steps else stored_tokens / preset.training.batch_tokens
+    training = passes * pace.target + steps * sum(pace.heads.values())
     drafted = sum(step for name, step in pace.steps.items() if name != VANILLA)
     first, second = (needs.answer_tokens * (pace.steps[VANILLA] + drafted / length) for length in (1, 2))
     return Hours(training / 3600, (first / 3600, second / 3600))

@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +32,8 @@ from koala_bench.training.checkpoints import earlier, read_state, save_head, wri
 from koala_bench.training.features import features_of_each, in_host_memory
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.training.states import StoredStates
-from koala_bench.training.step import LOG_EVERY, Features, train_step
+from koala_bench.training.step import LOG_EVERY, Arm, Features, train_step
 from koala_bench.training.tracking import curves, tracked_accelerator
-
-
-@dataclass
-class Arm:
-    """One head in training.
-
-    Attributes:
-        name: of the method.
-        head, objective: what is trained, and what is added to its supervised loss if anything.
-        learning_rate: at the top of the schedule.
-    """
-
-    name: str
-    preset: MethodPreset
-    head: Any  # a TrainableHead that is an nn.Module
-    objective: Any | None
-    learning_rate: float
-    optimiser: torch.optim.Optimizer
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters of the head."""
-        return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
 
 
 def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:

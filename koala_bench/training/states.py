@@ -28,6 +28,7 @@ from koala_bench.errors import KoalaBenchError
 # Tokens of one pass, padding included: enough to fill two cores, and little beside the weights on a GPU.
 _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 _NAMES = {"stream_sha256": "training data", "held_out_sha256": "held-out data"}
+STATE_BYTES = 2  # of a dimension, in either dtype
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,7 +92,7 @@ def write_states(
     if found is not None and _difference(found, identity, layers, starts) is None:
         return _opened(folder, found, starts)
     if team.first:
-        _make_room(folder, wanted, 2 * shape[0] * shape[1] * shape[2])
+        _make_room(folder, wanted, STATE_BYTES * shape[0] * shape[1] * shape[2])
     team.wait()
     _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, team)
     team.wait()
@@ -235,7 +236,7 @@ def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: boo
 def _opened(folder: Path, found: dict[str, Any], starts: np.ndarray[Any, np.dtype[np.int64]]) -> StoredStates:
     path, (rows, layers, width) = folder / "states.bin", found["shape"]
     shape = (rows, layers, width)
-    if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1] * shape[2]:
+    if not path.is_file() or path.stat().st_size != STATE_BYTES * shape[0] * shape[1] * shape[2]:
         raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
     mapped = _mapped(folder, shape, found["dtype"], writable=False)
     return StoredStates(tuple(found["layers"]), starts, mapped, found["sha256"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,13 +14,33 @@ from torch import nn
 
 from koala_bench.common.process_group import Team
 from koala_bench.heads import FeatureBatch, HeadLoss
-from koala_bench.presets import TrainingPreset
-
-if TYPE_CHECKING:
-    from koala_bench.training.loop import Arm
+from koala_bench.presets import MethodPreset, TrainingPreset
 
 LOG_EVERY = 10
 Features = Mapping[tuple[int, ...], FeatureBatch]  # by what heads read, as ``features_of_each`` returns them
+
+
+@dataclass
+class Arm:
+    """One head in training.
+
+    Attributes:
+        name: of the method.
+        head, objective: what is trained, and what is added to its supervised loss if anything.
+        learning_rate: at the top of the schedule.
+    """
+
+    name: str
+    preset: MethodPreset
+    head: Any  # a TrainableHead that is an nn.Module
+    objective: Any | None
+    learning_rate: float
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters of the head."""
+        return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
 
 
 def train_step(

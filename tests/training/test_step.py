@@ -16,8 +16,8 @@ from koala_bench.dialogues.streams import Stream, make_stream
 from koala_bench.engine.target import Target
 from koala_bench.presets import load_preset
 from koala_bench.training.features import features_of_each, in_host_memory
-from koala_bench.training.loop import Arm, make_arm
-from koala_bench.training.step import Features, train_step
+from koala_bench.training.loop import make_arm
+from koala_bench.training.step import Arm, Features, train_step
 
 METHODS = ["medusa", "eagle+koala", "eagle3"]
 COUNT = 4

@@ -201,6 +201,19 @@ class DraftHead(Protocol):
 
 
 @runtime_checkable
+class ObservingHead(DraftHead, Protocol):
+    """A draft head that learns from what the target says while it decodes."""
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """See the target's logits [nodes, vocab_size] at the nodes of a tree that was verified, of the accepted nodes and
+        of all others.
+
+        Called after each verification, before the next ``draft``; its time counts as drafting. Both arguments are to be
+        left as they are, and nothing of them may be kept without a copy: the next pass may write there.
+        """
+
+
+@runtime_checkable
 class TrainableHead(DraftHead, Protocol):
     """A draft head that the suite can train."""
 

@@ -17,7 +17,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed, load
@@ -80,6 +88,14 @@ class TypicalPreset(_Strict):
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
 
 
+class FirstPreset(_Strict):
+    """A head with nothing to train that is asked before a method's own, see ``koala_bench.decoding.hybrid``."""
+
+    head: str
+    options: dict[str, Any] = {}
+    tree: str
+
+
 class MethodPreset(_Strict):
     """A head with its options, its objective and its tree."""
 
@@ -91,8 +107,17 @@ class MethodPreset(_Strict):
     tree: str
     learning_rate: Rate | None = None
     head_of: str | None = None  # another method whose trained head this one decodes with
+    first: FirstPreset | None = None  # drafts where it proposes something; the method's own head does elsewhere
     typical: TypicalPreset | None = None
     usual: bool = True  # whether a run takes it that names no methods
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``first`` where there is none: hashes of presets are older than it."""
+        values: dict[str, Any] = serialise(self)
+        if self.first is None:
+            values.pop("first", None)
+        return values
 
 
 class EvaluationPreset(_Strict):

@@ -33,6 +33,7 @@ from koala_bench.contract.module import (
     saving,
     target_unchanged,
 )
+from koala_bench.contract.observation import observation
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 
@@ -44,6 +45,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "trees": trees,
     "forgetting": forgetting,
     "losslessness": losslessness,
+    "observation": observation,
     "positions": positions,
     "predictions": predictions,
     "saving": saving,

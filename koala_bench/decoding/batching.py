@@ -22,7 +22,7 @@ from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed
+from koala_bench.heads import Committed, ObservingHead
 from koala_bench.tree import DraftTree, Template
 
 
@@ -85,6 +85,7 @@ def decode_batch(
         sequences.append(
             _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
         )
+    observing = isinstance(head, ObservingHead)
     synchronise(target.device)
     started, steps = time.perf_counter(), 0
     while active := [number for number, each in enumerate(sequences) if not each.ended]:
@@ -104,6 +105,8 @@ def decode_batch(
             one.ended = stop is not None
             one.new = Committed(tree.tokens.new_tensor(settled), hidden[first:last][list(path)], one.length)
             one.length += len(path)
+            if observing:
+                one.head.observe(tree, logits[first:last])
             path_of_all += [first + node for node in path]
             owner_of_all += [number] * len(path)
             first = last

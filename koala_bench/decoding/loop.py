@@ -14,7 +14,7 @@ from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, DraftHead
+from koala_bench.heads import Committed, DraftHead, ObservingHead
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, TreeTemplate
 
 Stop = Literal["eos", "limit", "context"]
@@ -162,6 +162,7 @@ def decode(
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
     stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
+    observing = head if isinstance(head, ObservingHead) else None
     watch = Stopwatch(target.device)
     while not stop:
         room = target.max_positions - cache.past  # positions that are still free, the root's included
@@ -192,6 +193,8 @@ def decode(
         rows = slice(0, len(path)) if path[-1] == len(path) - 1 else list(path)
         new = Committed(ids.new_tensor(settled), hidden[rows], past)
         watch.mark("rest")
+        if observing is not None and not stop:  # until the next mark, which is that of a draft
+            observing.observe(tree, logits)
     seconds = watch.seconds()
     decode_s = time.perf_counter() - first_token
     return Decoded(

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from koala_bench.common.process_group import Team, find_team
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state
 from koala_bench.decoding.acceptance import GREEDY, Rule, SpeculativeSampling, TypicalAcceptance
+from koala_bench.decoding.hybrid import Hybrid
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.decoding.sampling import Sampling
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
@@ -49,7 +50,7 @@ from koala_bench.records.schema import (
     TypicalInfo,
 )
 from koala_bench.training.checkpoints import load_head, read_manifest
-from koala_bench.training.experiment import VANILLA, free_head, methods_with_heads
+from koala_bench.training.experiment import VANILLA, first_head, free_head, methods_with_heads
 from koala_bench.tree import Template, load_template
 
 _CACHE_ROUNDING = 256  # rows; a cache that grows in steps serves many prompts
@@ -100,7 +101,8 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         wanted = preset.method(name)
         template = load_template(wanted.tree)
         if (free := free_head(wanted, target)) is not None:
-            methods.append(_free_method(name, wanted, free, template, target, preset.evaluation))
+            method = _free_method(name, wanted, free, template, target, preset.evaluation)
+            methods.append(_with_first(method, wanted, target))
             continue
         place = heads / preset.trained_as(name)
         head, config, weights = load_head(place, target)
@@ -124,8 +126,24 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "typical": _typical(name, wanted, preset.evaluation),
             "lossless": wanted.typical is None,
         }
-        methods.append(Method(name, head, template, info))
+        methods.append(_with_first(Method(name, head, template, info), wanted, target))
     return methods
+
+
+def _with_first(method: Method, preset: MethodPreset, target: Target) -> Method:
+    """The method with the head before its own that its preset names, if any."""
+    first = first_head(preset, target)
+    if first is None or preset.first is None:
+        return method
+    templates = load_template(preset.first.tree), method.template
+    head = Hybrid(first, method.head, templates)
+    tree: TreeInfo = {
+        "name": " or ".join(template.name for template in templates),
+        "nodes": head.template.nodes,
+        "depth": max(template.depth for template in templates),
+        "parents": None,
+    }
+    return replace(method, head=head, template=head.template, info={**method.info, "tree": tree})
 
 
 def _free_method(

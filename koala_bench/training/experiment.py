@@ -37,7 +37,7 @@ from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
 STATES = "states"  # the folder of stored states, beside the heads that are trained on them
-_OF_DECODING = {"tree", "head_of", "typical", "usual"}  # what a trained head does not depend on
+_OF_DECODING = {"tree", "head_of", "first", "typical", "usual"}  # what a trained head does not depend on
 
 
 def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
@@ -82,6 +82,25 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
     return head if next(head.parameters(), None) is None else None
 
 
+def first_head(preset: MethodPreset, target: Target) -> Any | None:
+    """The head that is asked before a method's own, ready to decode; None where there is none.
+
+    Raises:
+        KoalaBenchError: as ``free_head``; or it has to be trained.
+    """
+    if preset.first is None:
+        return None
+    first = MethodPreset(head=preset.first.head, options=preset.first.options, tree=preset.first.tree)
+    head = free_head(first, target)
+    if head is None:
+        raise KoalaBenchError(
+            f"The head '{first.head}' has to be trained, so it cannot be asked before another one.",
+            "Let first name a head with nothing to train, such as a lookup.",
+        )
+    load_template(first.tree).check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+    return head
+
+
 def train_heads(
     preset: Preset,
     methods: Sequence[str],
@@ -105,6 +124,8 @@ def train_heads(
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
     """
     owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
+    for name in methods_with_heads(preset, methods):
+        first_head(preset.method(name), target)  # not used before evaluation; a mistake in it should be told now
     names = [name for name in owners if free_head(preset.method(name), target) is None]
     if not names:
         begin()

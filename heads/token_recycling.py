@@ -1,0 +1,88 @@
+"""Token Recycling (Luo et al. 2024, arXiv 2408.08696): drafts from a matrix of the last best successors of each token.
+
+What the target holds likely after a token it mostly holds likely again, so its best few successors, of accepted nodes
+and of rejected ones, overwrite the token's row at each verification. A draft reads rows level by level into a static
+tree. Nothing is trained, and the text is not searched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from koala_bench.heads import Committed, TargetSpec
+from koala_bench.tree import DraftTree, Template
+
+
+class TokenRecycling(nn.Module):
+    """Proposes the best successors of the last token, of those theirs, and so on.
+
+    The matrix is [vocab_size, ranks] with as many ranks as the tree uses (the paper's 8 for its tree of 80 nodes).
+    Before anything is verified it holds what followed each token in the prompt, the latest first. Where nothing is known
+    of a token its row is the first ids of the vocabulary: the paper has zeros there, but siblings have to differ. Each
+    sequence starts anew, whereas the paper carries the matrix from question to question: a method's answer to a question
+    must not depend on those before it.
+
+    A step costs two small operations for each level of the tree and, for each node, the best few of the vocabulary;
+    nothing is read from the device. ``begin`` writes the matrix, the first draft a row for each token of the prompt.
+    """
+
+    features = (-1,)
+    max_depth = 64
+    usual_tree = "4x2x1"
+
+    def __init__(self, spec: TargetSpec) -> None:
+        super().__init__()
+        self._device, self._vocab_size = spec.device, spec.vocab_size
+        self._template: Template | None = None
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the successors."""
+        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        if template is not self._template:
+            index = {path: node for node, path in enumerate(((), *template.paths))}
+            # For each level the places of the parents among the nodes before, and the ranks of the children.
+            self._levels = [
+                (
+                    torch.tensor([index[path[:-1]] for path in level], device=self._device),
+                    torch.tensor([path[-1] for path in level], device=self._device),
+                )
+                for depth in range(1, template.depth + 1)
+                if (level := [path for path in template.paths if len(path) == depth])
+            ]
+            self._template = template
+        # A new one, since copies of a head share what the head holds.
+        self._successors = torch.arange(template.widest_rank, device=self._device).repeat(self._vocab_size, 1)
+        self._prompt_read = False
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the matrix into the tree."""
+        assert self._template is not None, "begin() comes before draft()"
+        if not self._prompt_read:
+            self._read_prompt(new.tokens if new.first is None else torch.cat([new.first, new.tokens]))
+        tokens = new.tokens[-1:]
+        for parents, ranks in self._levels:
+            tokens = torch.cat([tokens, self._successors[tokens[parents], ranks]])
+        return DraftTree(tokens, self._template.shape)
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """Overwrite the row of each node's token with the target's best successors there."""
+        best = logits.topk(self._successors.shape[1], dim=-1).indices
+        # Of nodes with the same token the last one's row stays: it is written for all of them, in whatever order.
+        places = torch.arange(len(tree.tokens), device=self._device)
+        last = (tree.tokens[:, None] == tree.tokens).mul(places).amax(dim=1)
+        self._successors[tree.tokens] = best[last]
+
+    def _read_prompt(self, tokens: torch.Tensor) -> None:
+        """Let what followed each token come first in its row, the latest first."""
+        self._prompt_read = True
+        ranks = self._successors.shape[1]
+        followed: dict[int, dict[int, None]] = {}
+        text: list[int] = tokens.tolist()
+        for token, successor in zip(reversed(text[:-1]), reversed(text[1:]), strict=True):
+            followed.setdefault(token, {}).setdefault(successor)
+        if followed:
+            rows = [[*dict.fromkeys([*row, *range(ranks)])][:ranks] for row in followed.values()]
+            self._successors[torch.tensor(list(followed), device=self._device)] = torch.tensor(
+                rows, device=self._device
+            )

@@ -58,11 +58,8 @@ class Eagle(nn.Module):
         forwards: int = 1, topk: int = 10, topk_weight: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if forwards < 1 or not 1 <= topk <= spec.vocab_size:
-            raise KoalaBenchError(
-                f"EAGLE with {forwards} forwards and a topk of {topk}.",
-                f"Both must be at least 1, and topk at most the target's {spec.vocab_size} tokens.",
-            )
+        if min(forwards, topk) < 1:
+            raise KoalaBenchError(f"EAGLE with {forwards} forwards and a topk of {topk}.", "Both must be at least 1.")
         if topk_weight and not classification_weight:
             raise KoalaBenchError(
                 "EAGLE with a topk_weight and a classification_weight of 0.",
@@ -79,7 +76,7 @@ class Eagle(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
         self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
-        self.forwards, self.topk, self.topk_weight = forwards, topk, topk_weight
+        self.forwards, self.topk, self.topk_weight = forwards, min(topk, spec.vocab_size), topk_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
         self.pick: Pick = best

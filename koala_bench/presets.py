@@ -291,7 +291,9 @@ def _added(
     alike = [method for method in preset.methods.values() if method.objective == objective]
     if layers is None and "layers" in inspect.signature(cls).parameters:
         layers = Counter(method.layers for method in alike).most_common(1)[0][0] if alike else None
-    usual = [tree for tree, _ in Counter(method.tree for method in preset.methods.values()).most_common(1)]
+    # Of those that a run takes anyhow, if there are any: rivals that a preset also lists must not change the default.
+    common = [method.tree for method in preset.methods.values() if method.usual]
+    usual = [tree for tree, _ in Counter(common or [each.tree for each in preset.methods.values()]).most_common(1)]
     depth = getattr(cls, "max_depth", None)  # heads that only know it once they are made must fit the usual tree
     if not usual or (isinstance(depth, int) and load_template(usual[0]).depth > depth):
         usual = ["x".join(["3", *"1" * ((depth if isinstance(depth, int) else 2) - 1)])]

@@ -15,6 +15,7 @@ from heads.eagle3 import Eagle3
 from heads.prompt_lookup import PromptLookup
 from heads.suffix_lookup import SuffixLookup
 from heads.token_recycling import TokenRecycling
+from koala_bench.contract.bench import random_ids
 from koala_bench.decoding.acceptance import SpeculativeSampling
 from koala_bench.decoding.batching import decode_batch
 from koala_bench.decoding.hybrid import Hybrid
@@ -93,7 +94,7 @@ def test_the_second_head_catches_up_on_all_that_was_settled(target64: Target) ->
 
 
 @pytest.mark.parametrize("second", ["eagle", "eagle3", "token_recycling"])
-@pytest.mark.parametrize("first", [lambda spec: SuffixLookup(spec, 3), PromptLookup], ids=["suffix", "prompt"])
+@pytest.mark.parametrize("first", [SuffixLookup, PromptLookup])
 def test_answers_are_vanillas_and_both_heads_draft(target64: Target, first: Any, second: str) -> None:
     makers: dict[str, Any] = {
         "eagle": lambda spec: eagle(target64),
@@ -105,10 +106,9 @@ def test_answers_are_vanillas_and_both_heads_draft(target64: Target, first: Any,
     for _ in range(2):  # the second time nothing of the first is left
         found = decode(target64, hybrid, hybrid.template, PROMPT, 60, (), trace=True)
         assert found.tokens == vanilla.tokens
-    assert {len(step.tree_tokens) for step in found.steps} & {TREES[1].nodes}
-    assert any(depth > TREES[1].depth for depth in found.drafted_depth)
+    assert {len(step.tree_tokens) for step in found.steps} > {TREES[1].nodes}
     assert len(found.accepted) < len(vanilla.accepted)
-    near_the_end = list(range(3, 503))
+    near_the_end = random_ids(1, target64.max_positions - 20)[0].tolist()
     truth = decode(target64, Vanilla(), VANILLA_TREE, near_the_end, 40, ()).tokens
     assert decode(target64, hybrid, hybrid.template, near_the_end, 40, ()).tokens == truth
 

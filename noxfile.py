@@ -75,7 +75,7 @@ def compare(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, on all cores; options go to pytest (-- -m 'not slow')."""
-    install(session, "test")
+    install(session, "test", "pretrain")
     session.run("pytest", "-n", "auto", *session.posargs)
 
 
@@ -111,7 +111,7 @@ def pretrain(session: nox.Session) -> None:
     """Train a target like the bundled one (-- --out FOLDER --steps N; --start FOLDER goes on from an earlier one;
     --source FOLDER reads conversations).
     """
-    install(session)
+    install(session, "pretrain")
     session.run("koala-bench", "pretrain", *session.posargs)
 
 

@@ -14,17 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
 
 from heads.common.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
 
-RATE_SCHEDULES = ("constant", "cosine")
 _RATIO_EVERY = 8  # steps between two looks at the gradients' norms, which cost two backward passes and change slowly
-_NOISE_STREAM = (
-    0x6B6F616C61  # sets the discriminator's noise apart from that of a head, which starts from the same seed
-)
 
 
 def _alone(measure: Callable[[], float | None]) -> float | None:
@@ -37,63 +32,42 @@ class Adversarial(nn.Module):
     Args:
         discriminator: what D sees: ``feature``, the target's next state against the head's; ``embedding``, the expected
             embedding under the target's and the head's distribution; or ``sequence``, a run of descriptions judged as a
-            whole: all depths drafted from one state, or ``window`` neighbouring predictions of a head that looks one
-            token ahead.
+            whole: all depths drafted from one state, or four neighbouring predictions of a head that looks one token
+            ahead.
         weight: lambda. Zero leaves the supervised run as it is, bit for bit.
         balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's
             output, which is measured at every eighth step.
         start, ramp: fractions of training after which the term sets in, and over which it grows to ``weight``.
-        hidden, hidden_layers: width and number of D's hidden layers.
+        hidden: width of D's two hidden layers.
         learning_rate: D's own, for Adam with betas (0.5, 0.9).
-        seed: of D's initial weights.
         described: what a ``sequence`` is made of, ``feature`` or ``embedding``.
-        window: length of a ``sequence`` where the head predicts one depth only.
-        spectral: spectral normalisation of D's weights (Miyato et al. 2018).
         r1: gamma of the penalty gamma/2 |dD/dx|^2 on the target's descriptions (R1, Mescheder et al. 2018).
-        noise: standard deviation of the noise on descriptions, target's and head's, whose own is 1 (instance noise,
-            Soenderby et al. 2016).
-        noise_until: fraction of training at which that noise, falling linearly from ``start`` on, has come to nothing.
-        rate_schedule: ``constant``, or ``cosine``: D's rate falls along half a cosine from ``start`` to zero at the
-            end.
+
+    Spectral normalisation, noise on descriptions, a falling rate and other numbers of hidden layers were tried and made no
+    difference (results/sweeps-tiny).
     """
 
     def __init__(
         self, spec: TargetSpec, discriminator: str = "feature", weight: float = 0.1, balanced: bool = False, start: float = 0.2, ramp: float = 0.1,
-        hidden: int = 256, learning_rate: float = 1e-4, seed: int = 0, depths: int = 16, hidden_layers: int = 2, described: str = "feature",
-        window: int = 4, spectral: bool = False, r1: float = 0.0, noise: float = 0.0, noise_until: float = 1.0, rate_schedule: str = "constant",
+        hidden: int = 256, learning_rate: float = 1e-4, described: str = "feature", r1: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        choices = (
-            ("discriminator", discriminator, DISCRIMINATORS),
-            ("description", described, DESCRIPTIONS),
-            ("schedule", rate_schedule, RATE_SCHEDULES),
-        )
+        choices = (("discriminator", discriminator, DISCRIMINATORS), ("description", described, DESCRIPTIONS))
         for what, value, known in choices:
             if value not in known:
                 raise KoalaBenchError(f"Unknown {what} '{value}'.", f"Use one of {', '.join(known)}.")
-        for name, amount in (("weight", weight), ("r1", r1), ("noise", noise)):
+        for name, amount in (("weight", weight), ("r1", r1)):
             if not 0 <= amount < math.inf:
                 raise KoalaBenchError(f"The adversarial {name} is {amount}.", "It must be finite and not negative.")
-        for name, count in (("hidden", hidden), ("hidden_layers", hidden_layers)):
-            if count < 1:
-                raise KoalaBenchError(f"The discriminator's {name} is {count}.", "It must be at least 1.")
-        if not 2 <= window <= depths:
-            raise KoalaBenchError(f"The discriminator's window is {window}.", f"It must be 2 to {depths} (its depths).")
-        if noise and noise_until <= start:
-            raise KoalaBenchError(
-                f"The noise ends at {noise_until}, before the adversarial term sets in at {start}.",
-                "Raise noise_until.",
-            )
+        if hidden < 1:
+            raise KoalaBenchError(f"The discriminator's width hidden is {hidden}.", "It must be at least 1.")
         self.weight, self.balanced, self.start, self.ramp = weight, balanced, start, ramp
-        self.learning_rate, self.rate_schedule = learning_rate, rate_schedule
-        self.r1, self.noise, self.noise_until = r1, noise, noise_until
-        self.view = View(spec, discriminator, described, window)
+        self.r1 = r1
+        self.view = View(spec, discriminator, described)
         # A generator of its own: the heads' random numbers must not depend on whether there is a discriminator.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.discriminator = make_discriminator(
-                discriminator, spec.hidden_size, hidden, depths, hidden_layers, spectral
-            )
+            torch.manual_seed(0)
+            self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden)
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
         self._turns = 0  # steps so far
@@ -103,7 +77,7 @@ class Adversarial(nn.Module):
         self._seen: tuple[HeadLoss, Sequence[Shown]] | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What is no tensor of the discriminator, so that ``state_dict`` is all there is to resume from."""
+        """The optimiser and counters, which ``state_dict`` then holds beside the discriminator's weights."""
         return {"optimiser": self.optimiser.state_dict(), "turns": self._turns, "ratio": self._ratio}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -123,24 +97,15 @@ class Adversarial(nn.Module):
         """
         if not self.active(progress):
             return {}
-        first, self._begun = not self._begun, True
-        if first:
+        if not self._begun:
             self.optimiser.zero_grad(set_to_none=True)
+        self._begun = True
         shown = self._shown(batch, found)
         if not shown:
             return {}
-        # All noise of a step comes from the batch, so that a resumed run draws the same.
-        noisy = self._noise(batch, progress, _NOISE_STREAM)
-        real_inputs, fake_inputs = (
-            [noisy(each.real.detach()) for each in shown],
-            [noisy(each.fake.detach()) for each in shown],
-        )
-        for inputs in real_inputs:
-            inputs.requires_grad_(self.r1 > 0)
-        self.discriminator.train(first)  # one power iteration a step, however many micro-batches it has
-        with parametrize.cached():  # and not one a look
-            real = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
-            fake = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, fake_inputs, strict=True)])
+        real_inputs = [each.real.detach().requires_grad_(self.r1 > 0) for each in shown]
+        real = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
+        fake = torch.cat([self._judge(each, each.fake.detach()) for each in shown])
         loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
         accuracy = 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean())
         logs = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
@@ -156,10 +121,6 @@ class Adversarial(nn.Module):
         """Move the discriminator once, by the gradients of all micro-batches of the step."""
         if not self.active(progress):
             return
-        if self.rate_schedule == "cosine":
-            done = (progress - self.start) / (1.0 - self.start)
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
         self.optimiser.step()
         self._begun = False
         self._due = self._turns % _RATIO_EVERY == 0
@@ -185,13 +146,8 @@ class Adversarial(nn.Module):
         self._seen = None
         adversarial = None
         if shown:
-            noisy = self._noise(batch, progress, _NOISE_STREAM + 1)
-            self.discriminator.requires_grad_(
-                False
-            ).eval()  # eval: the head's turn must not move the state of the spectral norm
-            adversarial = torch.stack(
-                [F.softplus(-self._judge(each, noisy(each.fake))).mean() for each in shown]
-            ).mean()
+            self.discriminator.requires_grad_(False)
+            adversarial = torch.stack([F.softplus(-self._judge(each, each.fake)).mean() for each in shown]).mean()
             self.discriminator.requires_grad_(True)
         if self._due:
             judged = adversarial
@@ -230,19 +186,6 @@ class Adversarial(nn.Module):
             )
         self._seen = found, self.view(batch, predictions)
         return self._seen[1]
-
-    def _noise(self, batch: FeatureBatch, progress: float, stream: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        spread = (
-            self.noise * max(0.0, 1.0 - (progress - self.start) / (self.noise_until - self.start))
-            if self.noise
-            else 0.0
-        )
-        if not spread:
-            return lambda descriptions: descriptions
-        draw = torch.Generator(device=batch.hidden.device).manual_seed(batch.seed ^ stream)
-        return lambda descriptions: (
-            descriptions + spread * torch.randn(descriptions.shape, generator=draw, device=descriptions.device)
-        )
 
     def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)

@@ -126,6 +126,10 @@ class _OnePass:
     head: PEagle
     depth: int
 
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of settled tokens, as EAGLE-3 does."""
+        return self.head.settle(new, memory)
+
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Scores of the root's children; carries those of all depths [depth, vocab_size]."""
         scores = self.head._all_depths(new, self.depth, memory)

@@ -24,7 +24,7 @@ class TokenRecycling(nn.Module):
     must not depend on those before it.
 
     A step costs two small operations for each level of the tree and, for each node, the best few of the vocabulary;
-    nothing is read from the device. ``begin`` writes the matrix, the first draft a row for each token of the prompt.
+    nothing is read from the device. ``begin`` writes the matrix, ``prefill`` a row for each token of the prompt.
     """
 
     features = (-1,)
@@ -54,12 +54,20 @@ class TokenRecycling(nn.Module):
         # A new one, since copies of a head share what the head holds.
         self._successors = torch.arange(template.widest_rank, device=self._device).repeat(self._vocab_size, 1)
         self._prompt_read = False
+        self._before: torch.Tensor | None = None  # the last token read, where a prompt comes in parts
+
+    def prefill(self, new: Committed) -> None:
+        """Let what followed each token of a prompt come first in its row."""
+        tokens = new.tokens if self._before is None else torch.cat([self._before, new.tokens])
+        self._follow((tokens if new.first is None else torch.cat([new.first, tokens])).tolist())
+        self._before = new.tokens[-1:].clone()
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the matrix into the tree."""
         assert self._template is not None, "begin() comes before draft()"
         if not self._prompt_read:
-            self._read_prompt(new.tokens if new.first is None else torch.cat([new.first, new.tokens]))
+            self.prefill(new)
+            self._prompt_read = True
         tokens = new.tokens[-1:]
         for parents, ranks in self._levels:
             tokens = torch.cat([tokens, self._successors[tokens[parents], ranks]])
@@ -73,16 +81,13 @@ class TokenRecycling(nn.Module):
         last = (tree.tokens[:, None] == tree.tokens).mul(places).amax(dim=1)
         self._successors[tree.tokens] = best[last]
 
-    def _read_prompt(self, tokens: torch.Tensor) -> None:
-        """Let what followed each token come first in its row, the latest first."""
-        self._prompt_read = True
-        ranks = self._successors.shape[1]
+    def _follow(self, text: list[int]) -> None:
+        """Let what followed each token of a text come first in its row, the latest first."""
         followed: dict[int, dict[int, None]] = {}
-        text: list[int] = tokens.tolist()
         for token, successor in zip(reversed(text[:-1]), reversed(text[1:]), strict=True):
             followed.setdefault(token, {}).setdefault(successor)
         if followed:
-            rows = [[*dict.fromkeys([*row, *range(ranks)])][:ranks] for row in followed.values()]
-            self._successors[torch.tensor(list(followed), device=self._device)] = torch.tensor(
-                rows, device=self._device
-            )
+            places, ranks = torch.tensor(list(followed), device=self._device), self._successors.shape[1]
+            known = zip(followed.values(), self._successors[places].tolist(), strict=True)
+            rows = [[*dict.fromkeys([*latest, *before])][:ranks] for latest, before in known]
+            self._successors[places] = torch.tensor(rows, device=self._device)

@@ -40,11 +40,12 @@ class TargetSpec:
     """What a head may know of its target. The modules are the target's own: frozen, and never part of a head's state.
 
     Attributes:
-        hidden_size, vocab_size, layers, max_positions: sizes of the target.
+        hidden_size, vocab_size, layers, max_positions: sizes of the target; the first is the width of its last states,
+            which some families make narrower than those of their layers.
         embed: ids [...] -> embeddings [..., hidden_size].
         output: states [..., hidden_size] -> logits [..., vocab_size], the whole of what follows the final norm.
         output_weight: weight of the output layer [vocab_size, hidden_size], to start from.
-        config: the target's Hugging Face configuration.
+        config: Hugging Face configuration of the target, of the language model where that is a part of it.
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
         record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the
@@ -77,10 +78,11 @@ class Committed:
 
     Attributes:
         tokens: settled tokens, int64 [new]; the last one is the root of the next tree.
-        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``.
+        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``. Lent for the call:
+            they may lie in the target's own buffer, which its next pass writes over. Clone what is kept.
         position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
-        first: after the prefill the sequence's first token, int64 [1], which no state predicted and ``tokens``
-            therefore lacks; None at every other step, and from callers that do not know it.
+        first: with the first pairs of a sequence its first token, int64 [1], which no state predicted and ``tokens``
+            therefore lacks; None with all others, and from callers that do not know it.
     """
 
     tokens: torch.Tensor
@@ -197,7 +199,32 @@ class DraftHead(Protocol):
         """
 
     def draft(self, new: Committed) -> DraftTree:
-        """Propose a tree whose root is ``new.tokens[-1]``."""
+        """Propose a tree whose root is ``new.tokens[-1]``.
+
+        Of a head without ``prefill`` the first call of a sequence gets the whole prompt, and all of its time counts as
+        decoding: right for a head that reads the last pair alone, too much for one that reads the others too.
+        """
+
+
+@runtime_checkable
+class ReadingHead(DraftHead, Protocol):
+    """A draft head that reads the prompt apart from its first draft, so that its reading is timed as a prefill."""
+
+    def prefill(self, new: Committed) -> None:
+        """Read the prompt's pairs but the last, after ``begin``; the last one comes with the first ``draft``.
+
+        Drafts must be those that ``draft`` would make if it were given all pairs at once. Not called where the prompt
+        is a single token.
+        """
+
+
+def read_prompt(head: DraftHead, prompt: Committed) -> Committed:
+    """Let a head read a prompt if it does so apart from drafting; returns what its first ``draft`` is to be given."""
+    last = len(prompt.tokens) - 1
+    if not last or not isinstance(head, ReadingHead):
+        return prompt
+    head.prefill(replace(prompt, tokens=prompt.tokens[:last], hidden=prompt.hidden[:last]))
+    return Committed(prompt.tokens[last:], prompt.hidden[last:], prompt.position + last)
 
 
 @runtime_checkable

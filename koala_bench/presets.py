@@ -6,7 +6,6 @@ together with its hash.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -27,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from koala_bench.common.choices import did_you_mean
+from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed, load
 
@@ -53,11 +54,11 @@ class TargetPreset(_Strict):
 
 
 class DataPreset(_Strict):
-    """What heads are trained on: the documentation corpus, or files of conversations."""
+    """What heads are trained on: conversations, see ``koala_bench.dialogues.conversations``."""
 
-    source: str = "documentation"
+    source: str = "bundled"  # what the bundled target answered, for its heads alone
     max_tokens: Positive = 2048
-    limit: Positive | None = None  # only the first dialogues; the corpus comes shuffled, files in their own order
+    limit: Positive | None = None  # only the first dialogues of the file
     held_out: Positive = 64  # dialogues kept for held-out loss
     probes: Positive = 12  # held-out prompts decoded to measure acceptance during training
 
@@ -128,6 +129,7 @@ class EvaluationPreset(_Strict):
     max_new_tokens: Positive = 1024
     warmup: Annotated[int, Field(ge=0)] = 3
     repeats: Positive = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of the order of the methods and of what is drawn while decoding
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # 0 is greedy
     top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -178,10 +180,8 @@ class Preset(_Strict):
         """
         if name not in self.methods:
             known = ["vanilla", *self.methods]
-            close = difflib.get_close_matches(name, known, n=3)
             raise KoalaBenchError(
-                f"Unknown method '{name}'.",
-                f"Did you mean {', '.join(close)}?" if close else f"The preset has: {', '.join(known)}.",
+                f"Unknown method '{name}'.", did_you_mean(name, known, f"The preset has: {', '.join(known)}.")
             )
         return self.methods[name]
 
@@ -370,10 +370,9 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
     elif name in preset_names():
         text = (resources.files("koala_bench") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     else:
-        close = difflib.get_close_matches(name, preset_names(), n=3)
+        known = preset_names()
         raise KoalaBenchError(
-            f"Unknown preset '{name}'.",
-            f"Did you mean {', '.join(close)}?" if close else f"Use {', '.join(preset_names())} or a .toml file.",
+            f"Unknown preset '{name}'.", did_you_mean(name, known, f"Use {', '.join(known)} or a .toml file.")
         )
     try:
         values = tomllib.loads(text)
@@ -393,9 +392,6 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
         raise KoalaBenchError(
-            f"Preset {name}{f', {place}' if place else ''}: {said}.", "Correct the file or the --set option."
+            f"Preset {name}, {first_problem(error)}.", "Correct the file or the --set option."
         ) from error

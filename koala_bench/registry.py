@@ -7,7 +7,6 @@ use them like anyone's. Listing reads metadata only, nothing is imported until i
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -16,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 HEADS = "koala_bench.heads"
@@ -71,13 +71,8 @@ def load(group: str, name: str) -> type[Any]:
         return found
     points = installed(group)
     if name not in points:
-        close = difflib.get_close_matches(name, points, n=3)
-        hint = (
-            f"Did you mean {', '.join(close)}?"
-            if close
-            else f"Installed: {', '.join(sorted(points)) or 'none; run pip install -e .'}."
-        )
-        raise KoalaBenchError(f"Unknown {what} '{name}'.", hint)
+        known = f"Installed: {', '.join(sorted(points)) or 'none; run pip install -e .'}."
+        raise KoalaBenchError(f"Unknown {what} '{name}'.", did_you_mean(name, points, known))
     loaded: type[Any] = points[name].load()
     return loaded
 
@@ -93,10 +88,8 @@ def build(group: str, name: str, first: Any, options: dict[str, Any]) -> Any:
     known = list(parameters)[1:]
     for option, value in options.items():
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
             raise KoalaBenchError(
-                f"'{name}' has no option '{option}'.",
-                f"Did you mean {close[0]}?" if close else f"It has: {', '.join(known)}.",
+                f"'{name}' has no option '{option}'.", did_you_mean(option, known, f"It has: {', '.join(known)}.")
             )
         if not _is_like(value, parameters[option].default):
             raise KoalaBenchError(

@@ -6,7 +6,6 @@ a tree of width 1, and vanilla decoding is a tree of the root alone.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 _LONGEST_CHAIN = 64
@@ -349,12 +349,5 @@ def load_template(name: str) -> Template:
             raise KoalaBenchError(
                 f"{name} is not a list of child-rank paths.", "Write for example [[0], [1], [0, 0]]."
             ) from error
-    close = difflib.get_close_matches(name, bundled, n=3)
-    raise KoalaBenchError(
-        f"Unknown tree '{name}'.",
-        (
-            f"Did you mean {', '.join(close)}?"
-            if close
-            else f"Use chain-N, WxWxW, dynamic-DxKxN, a .json file, or one of: {', '.join(sorted(bundled))}."
-        ),
-    )
+    usable = f"Use chain-N, WxWxW, dynamic-DxKxN, a .json file, or one of: {', '.join(sorted(bundled))}."
+    raise KoalaBenchError(f"Unknown tree '{name}'.", did_you_mean(name, bundled, usable))

@@ -11,6 +11,8 @@ import torch
 from koala_bench.engine.target import Target
 from koala_bench.testing import save_tiny_target, tiny_target
 
+pytest_plugins = ["tests.support.small_runs", "tests.support.commands"]
+
 # Without a GPU Triton interprets its kernels; it decides so when it is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

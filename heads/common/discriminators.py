@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from heads.common.losses import slices
@@ -16,6 +16,8 @@ from koala_bench.heads import FeatureBatch, Prediction, TargetSpec
 
 DISCRIMINATORS = ("feature", "embedding", "sequence")
 DESCRIPTIONS = ("feature", "embedding")
+_DEPTHS = 16  # at most, of a draft
+_WINDOW = 4  # predictions in a run of a head that looks one token ahead
 
 
 def normalised(states: torch.Tensor) -> torch.Tensor:
@@ -47,13 +49,19 @@ class View:
     Args:
         kind: ``feature`` or ``embedding``: each predicted token by itself; ``sequence``: runs of them.
         described: what a run is made of, ``feature`` or ``embedding``; of single tokens it is ``kind``.
-        window: length of a run where the head predicts one depth only.
     """
 
-    def __init__(self, spec: TargetSpec, kind: str, described: str, window: int) -> None:
-        self.kind, self.window = kind, window
+    def __init__(self, spec: TargetSpec, kind: str, described: str) -> None:
+        self.kind = kind
         self.described = described if kind == "sequence" else kind
         self._embed, self._vocab_size = spec.embed, spec.vocab_size
+        self._device = spec.device
+
+    @cached_property
+    def _table(self) -> torch.Tensor:
+        """Embeddings of all tokens [vocab_size, width], in the target's dtype."""
+        with torch.no_grad():
+            return self._embed(torch.arange(self._vocab_size, device=self._device))
 
     def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """One piece per depth, or one of all runs; empty if no answer of the batch is long enough for a run."""
@@ -61,33 +69,45 @@ class View:
             return self._runs(batch, sorted(predictions, key=lambda prediction: prediction.depth))
         hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
         found = []
-        for each in predictions:
+        for each, (real, fake) in zip(predictions, self._describe(batch, predictions), strict=True):
             token = self._embed(ids[each.rows + each.depth]).float()
-            real, fake = self._describe(batch, each)
             found.append(
                 Shown(normalised(hidden[each.rows]), normalised(token), normalised(real), normalised(fake), each.depth)
             )
         return found
 
-    def _describe(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's and the head's description of the token, each [rows, width]."""
+    def _describe(
+        self, batch: FeatureBatch, predictions: Sequence[Prediction]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each prediction the target's and the head's description of the tokens, each float32 [rows, width]."""
         hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
         if self.described == "feature":
-            return hidden[prediction.rows + prediction.depth], prediction.feature
-        table = self._embed(torch.arange(self._vocab_size, device=hidden.device)).float()
-        probabilities, scored = batch.target_probabilities.flatten(0, 1), prediction.scored
-
-        def head(rows: slice) -> torch.Tensor:
-            logits = scored[rows] if isinstance(scored, torch.Tensor) else scored(rows)
-            return torch.softmax(logits.float(), dim=-1) @ table
-
-        pieces = slices(len(prediction.rows), self._vocab_size)
+            return [(hidden[each.rows + each.depth], each.feature) for each in predictions]
+        # Several depths predict the same place of the text, whose description by the target is made once.
+        places, where = torch.unique(torch.cat([each.rows + each.depth for each in predictions]), return_inverse=True)
+        probabilities = batch.target_probabilities.flatten(0, 1)
         with torch.no_grad():
-            real = torch.cat([probabilities[prediction.rows[rows] + prediction.depth] @ table for rows in pieces])
+            pieces = slices(len(places), self._vocab_size)
+            real = torch.cat([self._expected(probabilities[places[rows]]) for rows in pieces])
+        reals = [real[part] for part in where.split([len(each.rows) for each in predictions])]
+        return [(one, self._expected_of(each)) for one, each in zip(reals, predictions, strict=True)]
+
+    def _expected_of(self, prediction: Prediction) -> torch.Tensor:
+        """The head's expected embeddings [rows, width]."""
+        scored = prediction.scored
         if isinstance(scored, torch.Tensor):
-            return real, head(slice(None))
+            return self._expected(torch.softmax(scored.float(), dim=-1))
+
+        def piece(rows: slice) -> torch.Tensor:
+            return self._expected(torch.softmax(scored(rows).float(), dim=-1))
+
         # Distributions of a large vocabulary are made again for their gradients, as in the head's own loss.
-        return real, torch.cat([checkpoint(head, rows, use_reentrant=False) for rows in pieces])
+        pieces = slices(len(prediction.rows), self._vocab_size)
+        return torch.cat([checkpoint(piece, rows, use_reentrant=False) for rows in pieces])
+
+    def _expected(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Expected embeddings, float32 [rows, width]; the product is one of the target's dtype."""
+        return (probabilities.to(self._table.dtype) @ self._table).float()
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that
@@ -103,7 +123,7 @@ class View:
             places = each.rows.new_full((size,), -1)
             places[each.rows] = torch.arange(len(each.rows), device=places.device)
             order.append(places)
-        described = [self._describe(batch, each) for each in predictions]
+        described = self._describe(batch, predictions)
         if len(predictions) > 1:
             index = torch.stack(order, dim=1)
             index = index[(index >= 0).all(dim=1)]
@@ -116,8 +136,8 @@ class View:
             # within.
             starts = torch.arange(size, device=batch.ids.device)
             column = starts % tokens
-            starts = starts[((column + batch.seed % self.window) % self.window == 0) & (column + self.window <= tokens)]
-            index = order[0][starts[:, None] + torch.arange(self.window, device=starts.device)]
+            starts = starts[((column + batch.seed % _WINDOW) % _WINDOW == 0) & (column + _WINDOW <= tokens)]
+            index = order[0][starts[:, None] + torch.arange(_WINDOW, device=starts.device)]
             index = index[(index >= 0).all(dim=1)]
             real, fake = (side[index] for side in described[0])
             rows = predictions[0].rows[index]
@@ -139,19 +159,17 @@ class View:
 class Discriminator(nn.Module):
     """Hidden layers that answer one logit: does this description of the next token come from the target?"""
 
-    def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.into = nn.Linear(3 * width, hidden)
-        self.depth = nn.Embedding(depths, hidden)
-        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.depth = nn.Embedding(_DEPTHS, hidden)
+        self.middle = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
         """Logits [rows] from three normalised tensors [rows, width]; positive means target."""
         x = F.leaky_relu(self.into(torch.cat([context, token, described], dim=-1)) + self.depth.weight[depth - 1], 0.2)
-        for layer in self.middle:
-            x = F.leaky_relu(layer(x), 0.2)
-        logits: torch.Tensor = self.out(x)[:, 0]
+        logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]
         return logits
 
 
@@ -159,17 +177,17 @@ class SequenceDiscriminator(nn.Module):
     """Reads a run of descriptions in order and answers one logit for the whole: does this draft come from the target?
 
     A recurrent layer written out (cuDNN's kernels have no second derivative, which a gradient penalty needs) begins
-    with the context; the mean of its states goes through the other hidden layers, so that every place is near the
+    with the context; the mean of its states goes through another hidden layer, so that every place is near the
     answer.
     """
 
-    def __init__(self, width: int, hidden: int, depths: int, layers: int = 2) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.first = nn.Linear(width, hidden)
         self.into = nn.Linear(2 * width, hidden)
-        self.depth = nn.Embedding(depths, hidden)
+        self.depth = nn.Embedding(_DEPTHS, hidden)
         self.again = nn.Linear(hidden, hidden, bias=False)
-        self.middle = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        self.middle = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
     def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
@@ -185,23 +203,15 @@ class SequenceDiscriminator(nn.Module):
             state = torch.tanh(read[:, place] + self.again(state))
             states.append(state)
         x = torch.stack(states).mean(dim=0)
-        for layer in self.middle:
-            x = F.leaky_relu(layer(x), 0.2)
-        logits: torch.Tensor = self.out(x)[:, 0]
+        logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]
         return logits
 
 
-def make_discriminator(kind: str, width: int, hidden: int, depths: int, layers: int, spectral: bool) -> nn.Module:
+def make_discriminator(kind: str, width: int, hidden: int) -> nn.Module:
     """A fresh discriminator for a ``View`` of a kind; its weights come from the global random generator.
 
     Args:
-        hidden, layers: width and number of the hidden layers.
-        spectral: divide every weight matrix by its largest singular value (Miyato et al. 2018), which bounds how steep
-            the answer can be.
+        width: of the target's states.
+        hidden: width of its two hidden layers.
     """
-    network = (SequenceDiscriminator if kind == "sequence" else Discriminator)(width, hidden, depths, layers)
-    if spectral:
-        for module in list(network.modules()):
-            if isinstance(module, nn.Linear):
-                spectral_norm(module)
-    return network
+    return (SequenceDiscriminator if kind == "sequence" else Discriminator)(width, hidden)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from koala_bench.engine.cache import written
+from koala_bench.heads import TargetSpec
 
 # Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states'
 # first.
@@ -33,26 +34,28 @@ class LayerShape:
 
     @classmethod
     def of(
-        cls, config: Any, heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None, eps: float | None = None,
+        cls, spec: TargetSpec, heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None, eps: float | None = None,
         base: float | None = None,
     ) -> LayerShape:  # fmt: skip
-        """Read them from a Hugging Face configuration, but for those that are given; the width is always the target's."""
+        """Read them from a target's configuration, but for those that are given; the width is that of its last states.
+
+        Families that name no width of a feed-forward layer by one of the known names get four times the states'.
+        """
+        config = spec.config
         heads = heads or config.num_attention_heads
         kv_heads = kv_heads or getattr(config, "num_key_value_heads", None) or heads
         eps = eps or float(getattr(config, "rms_norm_eps", 1e-6))
-        return cls(
-            config.hidden_size,
-            heads,
-            kv_heads,
-            intermediate or config.intermediate_size,
-            eps,
-            base or rope_base(config),
-        )
+        named = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"))
+        inner = intermediate or next((size for size in named if isinstance(size, int)), 4 * spec.hidden_size)
+        return cls(spec.hidden_size, heads, kv_heads, inner, eps, base or rope_base(config))
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head; all heads together are as wide as the layer."""
-        return self.width // self.heads
+        """Width of an attention head; all heads together are as wide as the layer, or a little wider where their width
+        would be odd, which has no halves to rotate.
+        """
+        width = self.width // self.heads
+        return width + width % 2
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, float]:

@@ -45,9 +45,21 @@ def judged(
     def piece(part: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return judge(score(part), rows)
 
+    again = _as_now(states.device.type)
     sums = [checkpoint(piece, states[rows], rows, use_reentrant=False) for rows in pieces]
     loss, right = (torch.stack(each).sum() for each in zip(*sums, strict=True))
-    return loss, right, lambda rows: score(states[rows])
+
+    def scored(rows: slice) -> torch.Tensor:
+        with again():
+            return score(states[rows])
+
+    return loss, right, scored
+
+
+def _as_now(device: str) -> Callable[[], torch.autocast]:
+    """Makes the autocast that is in force now, for what is computed later from states that came out of it."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype, enabled)
 
 
 def token_loss(

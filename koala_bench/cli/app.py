@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import typer
 
+from koala_bench.cli.options import with_shared
 from koala_bench.errors import KoalaBenchError
 
 HELP = "Benchmark and reproduce draft heads of speculative decoding."
+
+# What a person wants; --help shows the commands by these, in this order.
+START, REPRODUCE, OWN_HEAD = "Start here", "Reproduce", "Your own head"
+GATE, INSPECT, EXCHANGE, MACHINE = "Gate", "Inspect", "Exchange", "This machine"
 
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP
@@ -20,6 +26,22 @@ _TOGETHER = ("train", "evaluate", "reproduce")  # commands that several processe
 _INTERRUPTED = 130  # typer turns Ctrl-C into this exit code
 # typer brings a click of its own from some version on, and the class is public in neither by the same name.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+
+
+def command(panel: str, *shared: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator that adds a command to the application.
+
+    Args:
+        panel: heading of --help that it stands under.
+        shared: its fields of ``Shared``; where there are some, the command takes a ``Shared`` first.
+        name: if it is not the function's.
+    """
+
+    def add(run: Callable[..., None]) -> Callable[..., None]:
+        app.command(name, rich_help_panel=panel)(with_shared(run, shared))
+        return run
+
+    return add
 
 
 def main() -> None:

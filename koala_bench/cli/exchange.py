@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from koala_bench.cli.app import app
-from koala_bench.cli.options import Device, PresetName, Settings, TargetName, preset_of
+from koala_bench.cli.app import EXCHANGE, command
+from koala_bench.cli.options import TARGET, Shared
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
 
-@app.command("import")
+@command(EXCHANGE, *TARGET, name="import")
 def import_(
+    options: Shared,
     folder: Annotated[Path, typer.Argument(help="A downloaded Medusa, Hydra, EAGLE-1 or EAGLE-3 head: its folder.")],
     out: Annotated[
         Path,
@@ -23,10 +24,6 @@ def import_(
             help="Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`.",
         ),
     ],
-    preset: PresetName = "tiny",
-    target: TargetName = None,
-    device: Device = None,
-    settings: Settings = None,
 ) -> None:
     """Read a released Medusa, Hydra, EAGLE-1 or EAGLE-3 head strictly: whatever is missing, too many or made for
     another target is named.
@@ -37,33 +34,30 @@ def import_(
     from koala_bench.interop.layouts import import_head
     from koala_bench.training.experiment import load_preset_target
 
-    loaded, _ = load_preset_target(preset_of(preset, False, settings, target=target, device=device))
-    imported = import_head(folder, loaded, out)
-    options = ", ".join(
+    target, _ = load_preset_target(options.resolved())
+    imported = import_head(folder, target, out)
+    values = (
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in imported.options.items()
     )
-    say(f"A head '{imported.head}': {options}.")
+    say(f"A head '{imported.head}': {', '.join(values)}.")
     for note in imported.notes:
         say(note)
     print(out)
 
 
-@app.command()
+@command(EXCHANGE, *TARGET)
 def export(
+    options: Shared,
     head: Annotated[
         Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     layout: Annotated[str, typer.Option("--layout", help="official, or vllm.")] = "official",
-    preset: PresetName = "tiny",
-    target: TargetName = None,
-    device: Device = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default."),
     ] = None,
-    settings: Settings = None,
 ) -> None:
     """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa or EAGLE-1
     as vLLM does.
@@ -76,6 +70,6 @@ def export(
 
     if layout not in LAYOUTS:
         raise KoalaBenchError(f"There is no layout '{layout}'.", f"Use {' or '.join(LAYOUTS)}.")
-    loaded, _ = load_preset_target(preset_of(preset, False, settings, target=target, device=device))
-    for path in export_head(head, loaded, layout, out, None if dtype is None else pick_dtype(dtype, loaded.device)):
+    target, _ = load_preset_target(options.resolved())
+    for path in export_head(head, target, layout, out, None if dtype is None else pick_dtype(dtype, target.device)):
         print(path)

@@ -1,142 +1,268 @@
-"""Options that several commands share, and the preset that they make together."""
+"""The options that commands share, each written once, and the preset that they choose together."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import Preset, load_preset, preset_names, usual_methods
+from koala_bench.presets import Preset, load_preset, preset_names, toml_value, usual_methods
 
-PresetName = Annotated[str, typer.Option("--preset", help=f"{', '.join(preset_names())}, or a .toml file.")]
-TargetName = Annotated[
-    str | None, typer.Option("--target", help="Hub id or folder of any causal LM, in place of the preset's.")
-]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.")]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, max=2**31 - 1, help="Of the heads' weights, the order of the data and the noise."),
-]
-Methods = Annotated[
-    str | None,
+_MODEL, _HEADS, _QUESTIONS, _RUN = "Target", "Methods", "Questions and answers", "Run"
+
+# A folder of trained heads that a command cannot do without.
+Heads = Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")]
+USUAL_HEADS = Path("results/runs/table1-tiny/heads")
+Processes = Annotated[
+    int,
     typer.Option(
-        "--methods", help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default."
+        "--processes",
+        min=1,
+        help="How often to evaluate, each time in a fresh process; all are pooled.",
+        rich_help_panel=_RUN,
     ),
 ]
-Layers = Annotated[int | None, typer.Option("--layers", min=1, help="K, the number of layers of every head.")]
-Tree = Annotated[
-    str | None,
-    typer.Option(
-        "--tree",
-        help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.",
-    ),
-]
-MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")]
-Questions = Annotated[
-    str | None,
-    typer.Option(
-        "--questions", help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format."
-    ),
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first questions of each category.")]
-Repeats = Annotated[int | None, typer.Option("--repeats", min=1, help="How often every question is answered.")]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature", min=0, help="0 decodes greedily; above, drafts and target are sampled from, losslessly."
-    ),
-]
-TopK = Annotated[
+DrawSeed = Annotated[
     int | None,
     typer.Option(
-        "--top-k", min=0, help="Of target and drafts alike, where there is a temperature: only the k likeliest tokens."
+        "--seed",
+        min=0,
+        max=2**31 - 1,
+        help="Of the methods' order and of what is drawn while decoding.",
+        rich_help_panel=_RUN,
     ),
 ]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p", help="Of both, where there is a temperature: the fewest tokens that together have this probability."
-    ),
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of question files; KOALA_BENCH_DATA by default.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for heads, records and tables.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.")
-]
-Quick = Annotated[bool, typer.Option("--quick", help="The same at reduced size: shows that everything works, no more.")]
-AttentionName = Annotated[str | None, typer.Option("--attention", help="sdpa or eager.")]
-EngineName = Annotated[
+LogWith = Annotated[
     str | None,
-    typer.Option("--engine", help="eager calls the model, graph replays recorded passes; auto: graph on the CPU."),
+    typer.Option("--log-with", help="tensorboard or wandb: curves of the training go there too.", rich_help_panel=_RUN),
 ]
 
 
-def preset_of(
-    name: str,
-    quick: bool,
-    settings: list[str] | None,
-    *,
-    target: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    seed: int | None = None,
-    layers: int | None = None,
-    tree: str | None = None,
-    max_new_tokens: int | None = None,
-    questions: str | None = None,
-    limit: int | None = None,
-    repeats: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    attention: str | None = None,
-    engine: str | None = None,
-) -> Preset:
-    """The preset with the options' values in place; an option wins over --quick, --set over both."""
-    direct = {
-        "target.name": target,
-        "target.device": device,
-        "target.dtype": dtype,
-        "target.attention": attention,
-        "target.engine": engine,
-        "training.seed": seed,
-        "evaluation.max_new_tokens": max_new_tokens,
-        "evaluation.questions": questions,
-        "evaluation.limit": limit,
-        "evaluation.repeats": repeats,
-        "evaluation.temperature": temperature,
-        "evaluation.top_k": top_k,
-        "evaluation.top_p": top_p,
-    }
-    overrides = [
-        f"{key}={value}" if isinstance(value, (int, float)) else f"{key}={_quoted(value)}"
-        for key, value in direct.items()
-        if value is not None
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """The shared options as typed. A command has some of them; the others keep their defaults."""
+
+    preset: Annotated[
+        str, typer.Option("--preset", help=f"{', '.join(preset_names())}, or a .toml file.", rich_help_panel=_MODEL)
+    ] = "tiny"
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", help="Hub id or folder of any causal LM, in place of the preset's.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODEL)
+    ] = None
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.", rich_help_panel=_MODEL)
+    ] = None
+    attention: Annotated[str | None, typer.Option("--attention", help="sdpa or eager.", rich_help_panel=_MODEL)] = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            help="eager calls the model, graph replays recorded passes; auto: graph on the CPU.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.",
+            rich_help_panel=_HEADS,
+        ),
+    ] = None
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="K, the number of layers of every head.", rich_help_panel=_HEADS),
+    ] = None
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            "--tree",
+            help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.",
+            rich_help_panel=_HEADS,
+        ),
+    ] = None
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            "--questions",
+            help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Only the first questions of each category.", rich_help_panel=_QUESTIONS),
+    ] = None
+    repeats: Annotated[
+        int | None,
+        typer.Option("--repeats", min=1, help="How often every question is answered.", rich_help_panel=_QUESTIONS),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.", rich_help_panel=_QUESTIONS),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            min=0,
+            help="0 decodes greedily; above, drafts and target are sampled from, losslessly.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            min=0,
+            help="Of target and drafts alike, where there is a temperature: only the k likeliest tokens.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p",
+            help="Of both, where there is a temperature: the fewest tokens that together have this probability.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-dir", help="Folder of question files; KOALA_BENCH_DATA by default.", rich_help_panel=_QUESTIONS
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=2**31 - 1,
+            help="Of the heads' weights, the order of the data and the noise.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for heads, records and tables.", rich_help_panel=_RUN)
+    ] = None
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="The same at reduced size: shows that everything works, no more.", rich_help_panel=_RUN
+        ),
+    ] = False
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.", rich_help_panel=_RUN),
+    ] = None
+
+    def resolved(self) -> Preset:
+        """The preset with the options' values in place; an option wins over --quick, --set over both.
+
+        Raises:
+            KoalaBenchError: see ``load_preset``.
+        """
+        given = [(key, getattr(self, field)) for field, key in _KEYS.items()]
+        overrides = [f"{key}={_toml(value)}" for key, value in given if value is not None]
+        own = {"layers": self.layers, "tree": self.tree}
+        of_methods = [f"{key}={_toml(value)}" for key, value in own.items() if value is not None]
+        for method in load_preset(self.preset).methods if of_methods else ():
+            overrides += [f'methods."{method}".{assignment}' for assignment in of_methods]
+        return load_preset(self.preset, [*overrides, *(self.settings or [])], self.quick)
+
+    def folder(self, kind: str, preset: Preset) -> Path:
+        """The folder of --out, or one named after what is run."""
+        return self.out if self.out is not None else default_folder(kind, preset, self.quick)
+
+
+# Where each option stands in a preset.
+_KEYS = {
+    "target": "target.name",
+    "device": "target.device",
+    "dtype": "target.dtype",
+    "attention": "target.attention",
+    "engine": "target.engine",
+    "seed": "training.seed",
+    "max_new_tokens": "evaluation.max_new_tokens",
+    "questions": "evaluation.questions",
+    "limit": "evaluation.limit",
+    "repeats": "evaluation.repeats",
+    "temperature": "evaluation.temperature",
+    "top_k": "evaluation.top_k",
+    "top_p": "evaluation.top_p",
+}
+
+# Sets of shared options, by name.
+TARGET = ("preset", "target", "device", "settings")
+PASS = (*TARGET, "dtype", "attention", "engine")
+DECODING = (*PASS, "methods", "tree")
+TRAINING = (*TARGET, "dtype", "attention", "seed", "methods", "layers", "out", "quick")
+EVERYTHING = tuple(field.name for field in fields(Shared))
+
+
+def with_shared(run: Callable[..., None], names: Sequence[str]) -> Callable[..., None]:
+    """A command with its own options and some shared ones, as typer reads it.
+
+    Args:
+        run: takes a ``Shared`` as its first argument, and its own options besides.
+        names: fields of ``Shared``; none where ``run`` takes its own options only.
+    """
+    if not names:
+        return run
+    own, shared = get_type_hints(run, include_extras=True), get_type_hints(Shared, include_extras=True)
+    first, *rest = inspect.signature(run).parameters.values()
+    asked = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+        for field in fields(Shared)
+        if field.name in names
     ]
-    methods = load_preset(name).methods if layers is not None or tree is not None else {}
-    for method in methods:
-        overrides += [f'methods."{method}".layers={layers}'] if layers is not None else []
-        overrides += [f'methods."{method}".tree={_quoted(tree)}'] if tree is not None else []
-    return load_preset(name, [*overrides, *(settings or [])], quick)
+    hints = {each.name: own[each.name] for each in rest} | {each.name: shared[each.name] for each in asked}
+    if len(hints) < len(rest) + len(asked) or own[first.name] is not Shared:
+        raise TypeError(f"{run.__name__} takes a Shared first, and no option twice")
+    parameters = [
+        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY) for each in (*rest, *asked)
+    ]
+
+    @wraps(run)
+    def command(**values: Any) -> None:
+        run(Shared(**{name: values.pop(name) for name in names}), **values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = hints
+    return command
 
 
-def _quoted(text: str) -> str:
+def _toml(value: float | str) -> str:
     # A JSON string is a TOML string too, unless it spells characters beyond U+FFFF as two.
-    return json.dumps(text, ensure_ascii=False)
+    return str(value) if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)
+
+
+def split_names(text: str) -> list[str]:
+    """The names of a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def method_names(preset: Preset, methods: str | None) -> list[str]:
-    """The methods of --methods, or the usual ones of the preset."""
-    names = (
-        [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else usual_methods(preset)
-    )
+    """The methods of --methods, or the usual ones of the preset.
+
+    Raises:
+        KoalaBenchError: the preset has no such method, one is named twice, or none is.
+    """
+    names = split_names(methods) if methods is not None else usual_methods(preset)
     if not names:
         raise KoalaBenchError(
             f"--methods '{methods}' names no method.", f"The preset has: {', '.join(['vanilla', *preset.methods])}."
@@ -149,21 +275,30 @@ def method_names(preset: Preset, methods: str | None) -> list[str]:
     return names
 
 
-def output_folder(out: Path | None, kind: str, preset: Preset, quick: bool) -> Path:
-    """The folder of --out, or one named after what is run."""
-    if out is not None:
-        return out
+def head_options(assignments: Sequence[str]) -> dict[str, Any]:
+    """Options of a head from ``key=value``, values as in TOML.
+
+    Raises:
+        KoalaBenchError: an assignment is none.
+    """
+    options = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise KoalaBenchError(
+                f"'{assignment}' is not an option of a head.", "Write --option key=value, e.g. --option layers=2."
+            )
+        options[key.strip()] = toml_value(text.strip())
+    return options
+
+
+def default_folder(kind: str, preset: Preset, quick: bool) -> Path:
+    """Where a run writes that has no --out."""
     target = Path(preset.target.name).name
-    questions = (
-        "" if preset.evaluation.questions == _usual_questions(preset) else f"-{Path(preset.evaluation.questions).stem}"
-    )
+    usual = "bundled" if preset.target.name == "tiny" else "mt_bench"  # need no mention
+    questions = "" if preset.evaluation.questions == usual else f"-{Path(preset.evaluation.questions).stem}"
     sampled = f"-t{preset.evaluation.temperature:g}" if preset.evaluation.temperature else ""
     return Path("results") / "runs" / f"{kind}-{target}{questions}{sampled}{'-quick' if quick else ''}"
-
-
-def _usual_questions(preset: Preset) -> str:
-    """Question set that needs no mention in a folder's name."""
-    return "bundled" if preset.target.name == "tiny" else "mt_bench"
 
 
 def typed_command() -> list[str]:

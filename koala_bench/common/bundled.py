@@ -7,4 +7,4 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 _CHECKOUT = PACKAGE.parent / "reproduce"
 # A wheel carries the recipes inside of the package; see the package-dir table of pyproject.toml.
-RECIPES = _CHECKOUT if _CHECKOUT.is_dir() else PACKAGE / "reproduce"
+RECIPES = _CHECKOUT if (_CHECKOUT / "paper.toml").is_file() else PACKAGE / "reproduce"

@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "r+b") as handle:  # Windows flushes no handle that cannot write
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:

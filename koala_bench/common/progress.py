@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 _SECONDS_BETWEEN_LINES = 15.0
+_LINE = "{desc}: {n:,}/{total:,}{unit}, {rate_noinv_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
 
 
 def say(text: str) -> None:
@@ -19,10 +22,13 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+class _Lines(io.TextIOBase):
+    """A file where every drawing of a bar is a line of its own."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            say(line)
+        return len(text)
 
 
 @contextmanager
@@ -33,60 +39,23 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
         total: amount of work, in ``unit``.
         done: what an earlier, interrupted run has finished; it does not count towards the rate.
     """
-    if sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") and os.environ.get("RANK", "0") == "0":
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
+    common = {"total": total, "initial": done, "desc": description, "unit": f" {unit}", "smoothing": 0, "miniters": 1}
+    terminal = sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") and os.environ.get("RANK", "0") == "0"
+    bar = (
+        tqdm(**common, file=sys.stderr, dynamic_ncols=True)
+        if terminal
+        # The delay keeps tqdm from drawing a bar of nothing at the start.
+        else tqdm(
+            **common, file=_Lines(), bar_format=_LINE, mininterval=_SECONDS_BETWEEN_LINES, delay=1e-9, leave=False
         )
+    )
 
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        ]
-        started = time.perf_counter()
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, completed=done, rate="", note="")
-            count = 0
+    def advance(amount: int = 1, note: str = "") -> None:
+        if note:
+            bar.set_postfix_str(note, refresh=False)
+        bar.update(amount)
 
-            def advance(amount: int = 1, note: str = "") -> None:
-                nonlocal count
-                count += amount
-                rate = count / max(time.perf_counter() - started, 1e-9)
-                bar.update(task, advance=amount, rate=f"{rate:,.1f} {unit}/s")
-                if note:
-                    bar.update(task, note=note)
-
-            yield advance
-        return
-
-    started = last_line = time.perf_counter()
-    count = 0
-
-    def advance_plain(amount: int = 1, note: str = "") -> None:
-        nonlocal count, last_line
-        count += amount
-        now = time.perf_counter()
-        finished = done + count >= total
-        if now - last_line < _SECONDS_BETWEEN_LINES and not finished:
-            return
-        last_line = now
-        rate = count / max(now - started, 1e-9)
-        left = max(total - done - count, 0.0) / rate if rate > 0 else 0.0
-        times = f"{_clock(now - started)} elapsed, {_clock(left)} left"
-        say(
-            f"{description}: {done + count:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s,"
-            f" {times}{'  ' + note if note else ''}"
-        )
-
-    yield advance_plain
+    with bar:
+        yield advance
+        if bar.n > bar.last_print_n:
+            bar.refresh()

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from koala_bench.common.bundled import PACKAGE
+from koala_bench.common.machine import cores, memory_bytes
 
 # What determines tokens and times; the libraries that only draw tables and figures are not of interest here.
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "fschat")
@@ -81,15 +82,13 @@ def environment(threads: int, gpu: str | None = None, driver: str | None = None)
         threads: threads that the target computes with (``torch.get_num_threads()``).
         gpu, driver: names of the device and its driver, if there is one; the caller asks torch.
     """
-    known = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-    has_memory = "SC_PAGE_SIZE" in known and "SC_PHYS_PAGES" in known
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "cores": cores(),
         "threads": threads,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if has_memory else None,
+        "memory_bytes": memory_bytes(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpu": gpu,
         "driver": driver,

@@ -166,12 +166,12 @@ def model_cost(
     """
     steps = step_costs(target, (_PROMPT,), nodes, rounds)
     draw = torch.Generator().manual_seed(0)
-    prompt = torch.randint(3, target.model.config.vocab_size, (_PROMPT,), generator=draw).tolist()
+    prompt = torch.randint(3, target.config.vocab_size, (_PROMPT,), generator=draw).tolist()
     found = [
         _method_cost(target, name, preset, tree, prompt, tokens, rounds) for name, (preset, tree) in methods.items()
     ]
     weights = target.parameters - target.model.get_input_embeddings().weight.numel()
-    config = target.model.config
+    config = target.config
     row = 2 * target.layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
     bytes_per_token = target.dtype.itemsize * (weights + row * (_PROMPT + tokens // 2))
     vanilla = statistics.median(each.vanilla_s for each in found) if found else _vanilla(target, prompt, tokens, rounds)

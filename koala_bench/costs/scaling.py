@@ -41,7 +41,7 @@ def step_costs(target: Target, contexts: Sequence[int], nodes: Sequence[int], ro
     draw = torch.Generator().manual_seed(0)
     longest = min(max(contexts), target.max_positions - max(nodes))
     places = sorted({min(context, longest) for context in contexts})
-    ids = torch.randint(target.model.config.vocab_size, (longest,), generator=draw).to(target.device)
+    ids = torch.randint(target.config.vocab_size, (longest,), generator=draw).to(target.device)
     cache = target.new_cache(longest + max(nodes))
     target.prefill(ids, cache)
     chains = {count: DraftTree(ids[:count].clone(), TreeShape(tuple(range(-1, count - 1)))) for count in nodes}
@@ -64,7 +64,7 @@ def step_costs(target: Target, contexts: Sequence[int], nodes: Sequence[int], ro
 
 def _attend(target: Target, storage: torch.Tensor, context: int, nodes: int) -> None:
     """The attention of every layer, on queries that are all zero."""
-    heads = target.model.config.num_attention_heads
+    heads = target.config.num_attention_heads
     queries = storage.new_zeros(1, heads, nodes, storage.shape[-1])
     mask = storage.new_zeros(nodes, context + nodes) if nodes > 1 else None
     for layer in storage[:, :, :, : context + nodes]:

@@ -83,3 +83,13 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     return TrainingSpeed(
         together, statistics.median(asked), dict(zip(names, alone, strict=True)), statistics.mean(tokens[2:])
     )
+
+
+def in_words(speed: TrainingSpeed) -> str:
+    """One sentence."""
+    alone = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speed.alone.items())
+    return (
+        f"A training step of {len(speed.alone)} heads together takes {1000 * speed.together:.0f} ms"
+        f" ({speed.tokens / speed.together:,.0f} tokens/s, {speed.target / speed.together:.0%} of it the target's),"
+        f" of each alone {alone}: together {speed.ratio:.2f} of the sum."
+    )

@@ -22,7 +22,7 @@ from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, ObservingHead
+from koala_bench.heads import Committed, ObservingHead, read_prompt
 from koala_bench.tree import DraftTree, Template
 
 
@@ -143,7 +143,7 @@ def _begin(
     cache.past = past + count
     head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
     bonus = int(logits[-1].argmax())
-    new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
+    new = read_prompt(head, Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1]))
     return _Sequence(head, new, [bonus], count, bonus in stops or limit == 1)
 
 

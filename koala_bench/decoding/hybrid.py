@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from koala_bench.decoding.candidates import Pick
-from koala_bench.heads import Committed, ObservingHead
+from koala_bench.heads import Committed, ObservingHead, ReadingHead
 from koala_bench.tree import DraftTree, Template
 
 
@@ -32,6 +32,13 @@ class _Member:
     def keep(self, new: Committed) -> None:
         """Have it read these pairs when it is next asked; copied, since the next pass may write where they lie."""
         self._waiting.append(Committed(new.tokens, self._of(new.hidden).clone(), new.position, new.first))
+
+    def prefill(self, new: Committed) -> None:
+        """Read a prompt if it does so apart from drafting; else with its first draft."""
+        if isinstance(self.head, ReadingHead):
+            self.head.prefill(Committed(new.tokens, self._of(new.hidden), new.position, new.first))
+        else:
+            self.keep(new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Its draft, after all pairs that were kept."""
@@ -94,6 +101,11 @@ class Hybrid:
         """Forget the sequence. Trees follow the heads' own templates, whichever is given."""
         for each in self._members:
             each.begin(capacity)
+
+    def prefill(self, new: Committed) -> None:
+        """Let both read a prompt."""
+        for each in self._members:
+            each.prefill(new)
 
     def draft(self, new: Committed) -> DraftTree:
         """The first one's proposal, if there is any."""

@@ -14,7 +14,7 @@ from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, DraftHead, ObservingHead
+from koala_bench.heads import Committed, DraftHead, ObservingHead, read_prompt
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, TreeTemplate
 
 Stop = Literal["eos", "limit", "context"]
@@ -60,7 +60,10 @@ class Decoded:
         accepted: drafted tokens kept at each step, after cutting at the end of the answer.
         drafted_depth: how deep the tree of each step was.
         kept_node: the node at which each step's accepted path ends, after the same cutting; 0 is the root.
-        prefill_s, decode_s: seconds up to and after the first token.
+        prefill_s: seconds up to the first token.
+        draft_prefill_s: seconds of the head's own reading of the prompt, see ``ReadingHead``; 0 where it has none, or
+            the answer ends with its first token.
+        decode_s: seconds of what follows.
         parts_s: seconds of the parts of ``decode_s``: ``draft``; ``verify``, the target's passes; ``accept``, which
             paths to keep; ``commit``, their rows in the cache; ``rest``, the answer's own bookkeeping.
         steps: trees and paths, only where asked for.
@@ -72,6 +75,7 @@ class Decoded:
     drafted_depth: list[int]
     kept_node: list[int]
     prefill_s: float
+    draft_prefill_s: float
     decode_s: float
     parts_s: dict[str, float]
     steps: list[Step]
@@ -137,6 +141,7 @@ def decode(
     if max_new_tokens < 1:
         raise KoalaBenchError(f"--max-new-tokens is {max_new_tokens}.", "It must be at least 1.")
     capacity = capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions)
+    target.check_rows(capacity)
     if cache is None or cache.capacity < capacity:
         cache = target.new_cache(capacity)
     stops = frozenset(stop_ids)
@@ -162,6 +167,10 @@ def decode(
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
     stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
+    if not stop:
+        new = read_prompt(head, new)
+        synchronise(target.device)
+    ready = time.perf_counter()
     observing = head if isinstance(head, ObservingHead) else None
     watch = Stopwatch(target.device)
     while not stop:
@@ -196,7 +205,16 @@ def decode(
         if observing is not None and not stop:  # until the next mark, which is that of a draft
             observing.observe(tree, logits)
     seconds = watch.seconds()
-    decode_s = time.perf_counter() - first_token
     return Decoded(
-        tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, seconds, steps, distances
+        tokens=tokens,
+        stop=stop,
+        accepted=accepted,
+        drafted_depth=drafted_depth,
+        kept_node=kept_node,
+        prefill_s=first_token - started,
+        draft_prefill_s=ready - first_token,
+        decode_s=time.perf_counter() - ready,
+        parts_s=seconds,
+        steps=steps,
+        distances=distances,
     )

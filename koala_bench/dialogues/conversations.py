@@ -1,5 +1,4 @@
-"""Where training dialogues come from: the documentation corpus, files of conversations, or those of a data set on the
-hub.
+"""Where training dialogues come from: files of conversations, or those of a data set on the hub.
 
 A file is a JSON array of rows or has one a line, plain or gzip-compressed. A row is ShareGPT's and FastChat's
 ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, OpenAI's ``{"messages":
@@ -13,7 +12,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import random
 import re
 import zlib
 from collections import Counter
@@ -28,7 +26,6 @@ from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.corpus import Corpus, cached_corpus
 
 BUNDLED = "bundled"
 MANIFEST = ".manifest.json"  # how the names of manifests end that ``distill`` writes beside its answers
@@ -49,7 +46,7 @@ class Conversations:
 
     Attributes:
         provenance: what they were read from, for the manifest; what was made of it by ``distill`` is known by it.
-        rows: how many were read as a whole, in part and not at all, the latter two by reason; empty for the corpus.
+        rows: how many were read as a whole, in part and not at all, the latter two by reason.
     """
 
     train: list[list[str]]
@@ -65,27 +62,16 @@ def bundled_answers() -> Path:
 
 
 def read_conversations(source: str) -> Conversations:
-    """Read ``documentation``, the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if
-    there are several.
+    """Read the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
 
     Of a folder all its ``.json`` and ``.jsonl`` files are read, plain or ``.gz``, in the order of their names, but not
     what lies deeper.
 
-    Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out. The corpus holds out
-    whole entries.
+    Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out.
 
     Raises:
         KoalaBenchError: the file is missing, damaged, or holds no dialogue.
     """
-    if source == "documentation":
-        say("Reading the documentation of the installed packages ...")
-        corpus = cached_corpus()
-        if corpus.missing:
-            say(f"Not installed, so missing from the corpus: {', '.join(corpus.missing)}.")
-        provenance: dict[str, Any] = {"source": source, "versions": corpus.versions, "corpus_sha256": corpus.sha256}
-        return Conversations(
-            corpus.train, [f"documentation:{i}" for i in range(len(corpus.train))], corpus.held_out, provenance
-        )
     path = (
         bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
     )
@@ -129,23 +115,6 @@ def read_conversations(source: str) -> Conversations:
         "left_out": dict(sorted(dropped.items())),
     }
     return Conversations(train, names, held_out, provenance, rows)
-
-
-def corpus_of(source: str) -> Corpus:
-    """What a target is trained on: the documentation, or conversations as ``read_conversations`` takes them, shuffled
-    as the documentation is.
-
-    Raises:
-        KoalaBenchError: as ``read_conversations``.
-    """
-    if source == "documentation":
-        return cached_corpus()
-    found = read_conversations(source)
-    for part in (found.train, found.held_out):
-        random.Random(0).shuffle(part)
-    return Corpus(
-        found.train, found.held_out, {}, provenance={**found.provenance, "source": source, "rows": found.rows}
-    )
 
 
 def counted(reasons: Counter[str]) -> str:
@@ -199,8 +168,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise KoalaBenchError(
             f"Cannot read {path}: {error.strerror}.",
-            "Check --set data.source: 'documentation', 'bundled', a file or folder of conversations, or"
-            " 'hub:OWNER/NAME'.",
+            "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
         ) from error
     if text.lstrip().startswith("["):
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from koala_bench.common.files import make_folder, replacing, write_text
 from koala_bench.common.progress import progress, say
+from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
 from koala_bench.dialogues.conversations import MANIFEST, Conversations
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
@@ -211,11 +212,8 @@ def _finished_rows(partial: Path, identity: dict[str, Any], rows: int) -> list[d
     """
     found: list[dict[str, Any]] = []
     if partial.exists():
-        try:
-            # A kill or a full disk may have cut the last line, in the middle of a character too.
-            values = [json.loads(line) for line in partial.read_bytes().split(b"\n")[:-1]]
-        except (OSError, ValueError, RecursionError) as error:
-            raise KoalaBenchError(f"{partial} is damaged: {error}.", "Delete it to start again.") from error
+        # A kill or a full disk may have cut the last line, in the middle of a character too.
+        values = complete_lines(partial, partial.read_bytes(), "Delete it to start again.")[0]
         if values and values[0] != identity:
             raise KoalaBenchError(
                 f"{partial} belongs to another run.", "Choose another --out, or delete it to start again."

@@ -6,7 +6,6 @@ that a table made from it can be compared with one made elsewhere.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import http.client
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import replacing, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
@@ -105,11 +105,6 @@ DATASETS = (
 )  # fmt: skip
 
 
-def list_datasets() -> tuple[Dataset, ...]:
-    """The public question files that are known by name."""
-    return DATASETS
-
-
 def data_folder(data_dir: Path | None) -> Path:
     """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist.
 
@@ -129,12 +124,6 @@ def data_folder(data_dir: Path | None) -> Path:
 def places_of(name: str, data_dir: Path) -> tuple[Path, ...]:
     """Where a question file of this name may lie in a data folder; the first is where ``fetch`` puts it."""
     return data_dir / "eval" / name / "question.jsonl", data_dir / name / "question.jsonl", data_dir / f"{name}.jsonl"
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A sentence that suggests the nearest known name, or nothing where none is near."""
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
@@ -187,7 +176,7 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
         if name not in known:
             raise KoalaBenchError(
                 f"There is no public question file {name!r}.",
-                f"{did_you_mean(name, list(known))}Known are: {', '.join(known)}.",
+                did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}."),
             )
     folder = data_folder(data_dir)
     found = {name: _status_of(known[name], folder) for name in dict.fromkeys(names)}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:
@@ -91,13 +92,8 @@ def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
     from fastchat.conversation import conv_templates, get_conv_template
 
     if name not in conv_templates:
-        import difflib
-
-        close = difflib.get_close_matches(name, conv_templates, n=3)
-        raise KoalaBenchError(
-            f"Unknown chat template '{name}'.",
-            f"Did you mean {', '.join(close)}?" if close else "Use a name of fastchat.conversation, or 'tokenizer'.",
-        )
+        usable = "Use a name of fastchat.conversation, or 'tokenizer'."
+        raise KoalaBenchError(f"Unknown chat template '{name}'.", did_you_mean(name, conv_templates, usable))
 
     def render(turns: Sequence[str]) -> str:
         conversation = get_conv_template(name)
@@ -167,10 +163,3 @@ def encode_dialogues(
             # Five bytes a token: lists of numbers would take ten times as much, and a corpus has millions.
             found.append(EncodedDialogue(array("i", ids), array("b", supervised.tobytes())))
     return found
-
-
-def encode_dialogue(
-    template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]
-) -> EncodedDialogue:
-    """Token ids and answer mask of one dialogue; see ``encode_dialogues``."""
-    return encode_dialogues(template, tokenizer, [turns])[0]

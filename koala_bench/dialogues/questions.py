@@ -6,14 +6,17 @@ turn is asked after the answer to the first.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import sha256_of
-from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, did_you_mean, places_of
+from koala_bench.common.reading import first_problem, json_lines, read_text
+from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, places_of
 from koala_bench.errors import KoalaBenchError
 
 BUNDLED = "bundled"
@@ -34,65 +37,15 @@ class Question:
 # Reading
 
 
-def _kind(value: object) -> str:
-    """The name of a JSON value's type, as the format's own words have it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    return {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}[type(value)]
+class _Row(BaseModel):
+    """One line of a question file, the keys that are read."""
 
+    model_config = ConfigDict(strict=True)
 
-def _field(row: dict[str, Any], key: str, where: str) -> Any:
-    if key not in row:
-        raise KoalaBenchError(f"{where}: the key {key!r} is missing.", _FORMAT)
-    return row[key]
-
-
-def _turns(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise KoalaBenchError(f"{where}: 'turns' is {_kind(value)}, not a list of texts.", _FORMAT)
-    if not value:
-        raise KoalaBenchError(f"{where}: 'turns' is empty.", "Give at least one text, or remove the line.")
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, str):
-            raise KoalaBenchError(f"{where}: turn {number} is {_kind(turn)}, not a text.", _FORMAT)
-        if not turn.strip():
-            raise KoalaBenchError(f"{where}: turn {number} is blank.", "Give it a text, or remove the line.")
-        try:
-            turn.encode("utf-8")
-        except UnicodeEncodeError as error:
-            # JSON can spell half of a surrogate pair, which no tokenizer takes.
-            raise KoalaBenchError(
-                f"{where}: turn {number} has a lone surrogate at character {error.start + 1}.",
-                "Repair the text at its source.",
-            ) from error
-    return tuple(value)
-
-
-def _question(line: str, where: str) -> Question:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise KoalaBenchError(
-            f"{where}: not valid JSON ({error.msg} at character {error.pos + 1}).", _FORMAT
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
-        raise KoalaBenchError(f"{where}: JSON that Python cannot read ({error}).", _FORMAT) from error
-    if not isinstance(row, dict):
-        raise KoalaBenchError(f"{where}: this is {_kind(row)}, not an object.", _FORMAT)
-    question_id = _field(row, "question_id", where)
-    if not isinstance(question_id, int) or isinstance(question_id, bool):
-        raise KoalaBenchError(f"{where}: 'question_id' is {_kind(question_id)}, not a whole number.", _FORMAT)
-    category = _field(row, "category", where)
-    if not isinstance(category, str):
-        raise KoalaBenchError(f"{where}: 'category' is {_kind(category)}, not a text.", 'Use "" for none.')
-    held_out = row.get("held_out", False)
-    if not isinstance(held_out, bool):
-        raise KoalaBenchError(
-            f"{where}: 'held_out' is {_kind(held_out)}, not true or false.", "Correct it or leave the key out."
-        )
-    return Question(question_id, category.strip() or "all", _turns(_field(row, "turns", where), where), held_out)
+    question_id: int
+    category: str
+    turns: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
+    held_out: bool = False
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -104,40 +57,28 @@ def read_questions(path: Path) -> list[Question]:
         KoalaBenchError: the file is missing, unreadable, not UTF-8 or without questions, or a line is not a
             question or repeats an id. The message names the file and the line.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise KoalaBenchError(
-            f"There is no question file {path}.", "Check the path, or use a name: `koala-bench data` lists them."
-        ) from error
-    except IsADirectoryError as error:
-        inside = path / "question.jsonl"
-        remedy = f"Use {inside}." if inside.is_file() else "Name the question file inside it."
-        raise KoalaBenchError(f"{path} is a folder, not a question file.", remedy) from error
-    except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line_number = content.count(b"\n", 0, error.start) + 1
-        raise KoalaBenchError(
-            f"{path}, line {line_number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8."
-        ) from error
+    inside = path / "question.jsonl"
+    text = read_text(
+        path,
+        "question file",
+        "Check the path, or use a name: `koala-bench data` lists them.",
+        f"Use {inside}." if inside.is_file() else "Name the question file inside it.",
+    )
     questions: list[Question] = []
     line_of: dict[int, int] = {}
-    # Not splitlines(): a text may hold U+2028 and others that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        question = _question(line, f"{path}, line {number}")
-        if question.question_id in line_of:
+    for number, values in json_lines(path, text, _FORMAT):
+        try:
+            row = _Row.model_validate(values)
+        except ValidationError as error:
+            raise KoalaBenchError(f"{path}, line {number}: {first_problem(error)}.", _FORMAT) from error
+        if row.question_id in line_of:
             raise KoalaBenchError(
-                f"{path}, line {number}: the question_id {question.question_id} was used in line"
-                f" {line_of[question.question_id]}.",
+                f"{path}, line {number}: the question_id {row.question_id} was used in line"
+                f" {line_of[row.question_id]}.",
                 "Give every question an id of its own.",
             )
-        line_of[question.question_id] = number
-        questions.append(question)
+        line_of[row.question_id] = number
+        questions.append(Question(row.question_id, row.category.strip() or "all", tuple(row.turns), row.held_out))
     if not questions:
         raise KoalaBenchError(f"{path} has no questions.", _FORMAT)
     return questions
@@ -189,10 +130,10 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     try:
         folder = data_folder(data_dir)
     except KoalaBenchError as error:
-        hint = did_you_mean(name, [BUNDLED, *public]) if name not in public else ""
+        hint = did_you_mean(name.lower(), [BUNDLED, *public], "") if name not in public else ""
         raise KoalaBenchError(
             f"The questions {name!r} are looked up in a data folder, and none is set.",
-            f"{hint}Set --data-dir or {DATA_DIR_VARIABLE}, or use {BUNDLED!r}.",
+            f"{hint} Set --data-dir or {DATA_DIR_VARIABLE}, or use {BUNDLED!r}.",
         ) from error
     if not folder.is_dir():
         raise KoalaBenchError(f"There is no data folder {folder}.", f"Correct --data-dir or {DATA_DIR_VARIABLE}.")
@@ -208,7 +149,7 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         )
     raise KoalaBenchError(
         f"There are no questions {name!r} in {folder}.",
-        f"{did_you_mean(name, [*available, *public])}Available are: {', '.join(available)}.",
+        f"{did_you_mean(name.lower(), [*available, *public], '')} Available are: {', '.join(available)}.".lstrip(),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from koala_bench.errors import KoalaBenchError
+from koala_bench.common.hub_errors import first_line
+from koala_bench.common.progress import say
 
 Argument = torch.Tensor | int | None
 _MOST = 64  # graphs kept of a function; each keeps its outputs and whatever lies between
@@ -22,14 +23,17 @@ _WARM_UP = 2  # calls before a capture, in which libraries set themselves up
 
 @dataclass(frozen=True)
 class _Graph:
-    """One captured call; ``inputs`` are its own but for those that stay where they are, ``copied`` what they were
-    copied from last.
+    """One captured call; ``inputs`` are its own, None in the place of those that stay where they are, ``copied`` what
+    they were copied from last. ``replay`` is given the arguments that stay.
+
+    It does not hold these: a cache that was outgrown should go, and one that comes to lie where it lay, with the same
+    sizes, is as good.
     """
 
     inputs: tuple[torch.Tensor | None, ...]
     copied: list[Argument]
     outputs: Any
-    replay: Callable[[], None]
+    replay: Callable[[Sequence[Argument]], None]
 
 
 class Captured:
@@ -44,8 +48,7 @@ class Captured:
         steady: places of tensors that nobody changes once they are made: copied only where another one came before.
         made: called for each graph that is captured.
 
-    Raises:
-        KoalaBenchError: when called, if the function cannot be captured.
+    What cannot be captured is said, and called as it is.
     """
 
     def __init__(
@@ -74,19 +77,14 @@ class Captured:
             graph = self._graphs[key] = self._capture(arguments)
             self._made()
         for place, (own, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
-            if (
-                own is None
-                or argument is None
-                or place in self._kept
-                or (place in self._steady and argument is graph.copied[place])
-            ):
+            if own is None or argument is None or (place in self._steady and argument is graph.copied[place]):
                 continue
             graph.copied[place] = argument if place in self._steady else None
             if isinstance(argument, torch.Tensor):
                 own.copy_(argument)
             else:
                 own.fill_(argument)
-        graph.replay()
+        graph.replay(arguments)
         return graph.outputs
 
     def _key(self, arguments: Sequence[Argument]) -> tuple[object, ...]:
@@ -111,34 +109,35 @@ class Captured:
                 )
             else:
                 inputs.append(torch.tensor(argument, device=self._device))
-        own = tuple(inputs)
+        given = tuple(inputs)
+        own = tuple(None if place in self._kept else each for place, each in enumerate(given))
         if self._device.type != "cuda":
-            return self._called(own)
+            return self._called(own, given)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
-                self._function(*own)
+                self._function(*given)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                outputs = self._function(*own)
+                outputs = self._function(*given)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:  # a model may ask the device for a value, or wait for it
-            first = str(error).strip().splitlines()[0]
-            raise KoalaBenchError(
-                f"A pass cannot be captured as a CUDA graph: {first}", "Decode with --engine eager."
-            ) from error
-        return _Graph(own, [None] * len(own), outputs, graph.replay)
+            torch.cuda.synchronize(self._device)
+            say(f"koala-bench: a pass is not captured as a CUDA graph but called: {first_line(error)}")
+            return self._called(own, given)
+        return _Graph(own, [None] * len(own), outputs, lambda arguments: graph.replay())
 
-    def _called(self, own: tuple[torch.Tensor | None, ...]) -> _Graph:
-        outputs = self._function(*own)
+    def _called(self, own: tuple[torch.Tensor | None, ...], given: tuple[torch.Tensor | None, ...]) -> _Graph:
+        outputs = self._function(*given)
         several = isinstance(outputs, tuple)
 
-        def replay() -> None:
-            again = self._function(*own)
+        def replay(arguments: Sequence[Argument]) -> None:
+            mixed = [argument if place in self._kept else own[place] for place, argument in enumerate(arguments)]
+            again = self._function(*mixed)
             for there, here in zip(outputs if several else [outputs], again if several else [again], strict=True):
                 there.copy_(here)
 

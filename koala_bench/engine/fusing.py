@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from koala_bench.engine import kernels
-from koala_bench.engine.lowering import calls, constant, is_call, only_user, replace_node, value_of, writes
+from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
 
 _aten = torch.ops.aten
 _LINEAR = (_aten.linear.default, torch._C._nn.linear)

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch.fx import Graph, Node
 
+from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
+
 _aten = torch.ops.aten
 _USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
 # Elements of weights up to which oneDNN's layout costs more than it saves, on cores of AMD EPYC. That all numbers of
@@ -108,46 +110,6 @@ def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]
 
 def _on_processor(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu"
-
-
-def writes(node: Node) -> bool:
-    """Whether a node changes what it is given, so that it stays though nothing reads its result."""
-    if node.op in ("placeholder", "output"):
-        return True
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def calls(graph: Graph, *targets: Any) -> Iterator[Any]:
-    """The nodes that call one of the targets; those are read before any is rewritten."""
-    yield from [node for node in graph.nodes if node.op == "call_function" and node.target in targets]
-
-
-def is_call(node: Any, *targets: Any) -> bool:
-    """Whether a node calls one of the targets."""
-    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
-
-
-def value_of(node: Any) -> Any:
-    """What a node gave when it was recorded: a tensor without data, whose sizes may be symbols."""
-    return node.meta["val"]
-
-
-def replace_node(old: Node, new: Node) -> None:
-    """Put a node in another's place."""
-    new.meta.setdefault("val", old.meta.get("val"))
-    old.replace_all_uses_with(new)
-    old.graph.erase_node(old)
-
-
-def constant(graph: Graph, constants: dict[str, Any], value: Any, name: str) -> Node:
-    """A node for a new constant, where the graph's insertion point is; ``name`` begins its own."""
-    key = f"{name}_{len(constants)}"
-    constants[key] = value
-    node = graph.create_node("get_attr", key)
-    node.meta["val"] = value
-    return node
 
 
 def _constant_of(node: Any, constants: dict[str, Any]) -> torch.Tensor | None:
@@ -293,6 +255,8 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
             and value_of(x.args[0]).dtype.itemsize < value_of(x).dtype.itemsize
         ):
             x = x.args[0]
+        if is_call(x, _aten.to.dtype) and value_of(x.args[0]).dtype.itemsize > value_of(x).dtype.itemsize:
+            continue  # a float64 pass through a float32 norm: another kernel would round it in another way
         if outer is None or _constant_of(weight, constants) is None or value_of(outer).dtype != value_of(x).dtype:
             continue
         if value_of(weight).shape != value_of(x).shape[-1:]:
@@ -315,12 +279,6 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
         mirrored = graph.call_function(torch.mul, (graph.call_method("unsqueeze", (x, -2)), signs))
         whole = graph.call_function(torch.layer_norm, (mirrored, (2, len(scale)), twice, None, eps))
         replace_node(old, graph.call_method("select", (whole, -2, 0)))
-
-
-def only_user(node: Node, target: Any) -> Any:
-    """The node that reads this one, if it is the only one and calls the target; else None."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and is_call(users[0], target) else None
 
 
 def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:

@@ -8,58 +8,109 @@ compute the same. Sizes that change from call to call stay symbols, so one recor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._sympy.printers import PythonPrinter
 
+from koala_bench.common.hub_errors import first_line
 from koala_bench.common.progress import say
 from koala_bench.engine.lowering import Layouts, lower
-from koala_bench.errors import KoalaBenchError
 
 Argument = torch.Tensor | int | None
-_REMEDY = "Decode with --engine eager."
+_MOST = 16  # recordings of arguments of one kind; each takes a moment to make
 _HALF = (torch.bfloat16, torch.float16)
 # How far a recording may be from what it records, as a part of the largest value.
 _APART = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+class _UnrecordableError(Exception):
+    """Why a function cannot be recorded."""
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """One trace of a function.
+
+    Attributes:
+        holds: of the arguments: whether what the function asked of sizes and numbers when it was traced would be
+            answered alike.
+        versions: of the parameters that it has copies of.
+    """
+
+    replay: Callable[..., Any]
+    holds: Callable[..., bool]
+    versions: list[tuple[torch.nn.Parameter, int]]
+
+    def current(self) -> bool:
+        """Whether no parameter was changed in place since."""
+        return all(parameter._version == version for parameter, version in self.versions)
 
 
 class Recorded:
     """A function of tensors, numbers and None that is recorded when it is first called with arguments of a new kind,
     and replayed after.
 
-    A new recording is compared with the function itself, which must therefore do the same if called again.
-
     Arguments are of one kind if the same ones are None and dtypes and sizes agree, but for the sizes that may move, of
-    which only 0 and 1 are kinds of their own. What the function does must follow from that alone: it is not run again.
+    which only 0 and 1 are kinds of their own. A branch that the function takes by a size or number is part of its
+    recording: where another one would be taken it is recorded anew. Host code runs while a recording is made only.
     Parameters that it reads are copied into the recording, in a layout of its own; one that is changed in place since,
     as by an optimiser, is noticed.
+
+    A new recording is compared with the function itself, which must therefore do the same if called again. What cannot
+    be recorded, or is recorded wrongly, is said once and called as it is from then on.
 
     Args:
         function: of positional arguments; returns a tensor or a tuple of them. It may write into its arguments.
         moving: for each argument the dimensions whose sizes may differ from call to call; none for a number, which
-            always may.
+            always may, and is not negative.
         layouts: of the weights, shared with other recordings.
+
+    Attributes:
+        refusal: why the function is not recorded; None as long as it is.
     """
 
     def __init__(self, function: Callable[..., Any], moving: Sequence[Sequence[int]], layouts: Layouts) -> None:
         self._function, self._moving, self._layouts = function, tuple(tuple(each) for each in moving), layouts
-        self._recordings: dict[tuple[object, ...], tuple[Callable[..., Any], list[tuple[torch.nn.Parameter, int]]]] = {}
+        self._recordings: dict[tuple[object, ...], list[_Recording]] = {}
+        self.refusal: str | None = None
 
     def __call__(self, *arguments: Argument) -> Any:
-        kind = self._kind(arguments)
-        found = self._recordings.get(kind)
-        if found is None or any(parameter._version != version for parameter, version in found[1]):
-            found = self._recordings[kind] = self._record(arguments)
-            half = any(isinstance(each, torch.Tensor) and each.dtype in _HALF for each in arguments)
-            _check(self._function(*arguments), found[0](*arguments), half)
-        return found[0](*arguments)
+        if self.refusal is not None:
+            return self._function(*arguments)
+        known = self._recordings.setdefault(self._kind(arguments), [])
+        for recording in known:
+            if recording.holds(*arguments):
+                if recording.current():
+                    return recording.replay(*arguments)
+                known.remove(recording)
+                break
+        try:
+            return self._new(known, arguments)
+        except _UnrecordableError as error:
+            self.refusal = str(error)
+            self._recordings.clear()
+            say(f"koala-bench: a pass is not recorded but runs as with --engine eager: {error}")
+            return self._function(*arguments)
+
+    def _new(self, known: list[_Recording], arguments: Sequence[Argument]) -> Any:
+        if len(known) == _MOST:
+            raise _UnrecordableError(f"what it does depends on sizes, {_MOST} recordings of it are not enough")
+        made = self._record(arguments)
+        half = any(isinstance(each, torch.Tensor) and each.dtype in _HALF for each in arguments)
+        _check(self._function(*arguments), made.replay(*arguments), half)
+        known.append(made)
+        return made.replay(*arguments)
 
     def _kind(self, arguments: Sequence[Argument]) -> tuple[object, ...]:
         kind: list[object] = []
@@ -73,11 +124,12 @@ class Recorded:
                 kind.append(argument is None)
         return tuple(kind)
 
-    def _record(self, arguments: Sequence[Argument]) -> tuple[Callable[..., Any], list[tuple[torch.nn.Parameter, int]]]:
+    def _record(self, arguments: Sequence[Argument]) -> _Recording:
         # No two sizes share a symbol because they happen to be equal now.
         shapes = ShapeEnv(duck_shape=False, specialize_zero_one=True)
         mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
         given: list[Any] = []
+        symbols: dict[Any, str] = {}  # and what they are of the arguments
         for place, (argument, moving) in enumerate(zip(arguments, self._moving, strict=True)):
             source = ConstantSource(f"argument_{place}")
             if isinstance(argument, torch.Tensor):
@@ -90,6 +142,9 @@ class Recorded:
                         argument, source=source, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes)
                     )
                 )
+                for asked, found in _properties(given[-1]):
+                    if isinstance(found, torch.SymInt) and isinstance(found.node.expr, sympy.Symbol):
+                        symbols.setdefault(found.node.expr, f"a{place}.{asked}")
             elif argument is None:
                 given.append(None)
             else:
@@ -97,6 +152,7 @@ class Recorded:
                     argument, source, dynamic_dim=DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
                 )
                 given.append(shapes.create_symintnode(symbol, hint=argument, source=source))
+                symbols[symbol] = f"a{place}"
 
         def called(*arguments: Any) -> Any:  # make_fx counts the arguments of a method wrongly
             return self._function(*arguments)
@@ -105,13 +161,8 @@ class Recorded:
             with torch.no_grad(), mode:
                 traced = make_fx(called, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)(*given)
         except Exception as error:  # a model may do whatever it likes
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise KoalaBenchError(f"A pass of this model cannot be recorded: {first}", _REMEDY) from error
-        # Sizes may be tied to one another, as the mask's to the rows': then they are in every call. A size that is tied
-        # to a number is not.
-        for symbol, value in shapes.replacements.items():
-            if value.is_number:
-                raise KoalaBenchError(f"A recorded pass holds for {symbol} = {value} only.", _REMEDY)
+            raise _UnrecordableError(first_line(error)) from error
+        holds = _holding([guard.expr for guard in shapes.guards], symbols, len(arguments))
         constants = {
             str(node.target): _attribute(traced, str(node.target))
             for node in traced.graph.nodes
@@ -128,7 +179,31 @@ class Recorded:
         ]
         with torch.inference_mode():
             constants = lower(graph, constants, self._layouts)
-        return _compiled(graph, constants), versions
+        return _Recording(_compiled(graph, constants), holds, versions)
+
+
+def _properties(tensor: torch.Tensor) -> list[tuple[str, Any]]:
+    """Sizes and strides of a tensor, each behind the code that asks for it."""
+    sizes = [(f"shape[{place}]", size) for place, size in enumerate(tensor.shape)]
+    strides = [(f"stride({place})", stride) for place, stride in enumerate(tensor.stride())]
+    return [*sizes, *strides, ("storage_offset()", tensor.storage_offset())]
+
+
+def _holding(guards: Sequence[Any], symbols: dict[Any, str], count: int) -> Callable[..., bool]:
+    """Whether all guards of a trace, sympy's expressions, hold for the ``count`` arguments that it is called with."""
+    names = {symbol: f"n{at}" for at, symbol in enumerate(symbols)}
+    renamed = {symbol: sympy.Symbol(name, integer=True) for symbol, name in names.items()}
+    tests, used = [], {}
+    for guard in dict.fromkeys(guards):
+        if unknown := guard.free_symbols - symbols.keys():
+            raise _UnrecordableError(f"a branch depends on {min(map(str, unknown))}, which is no size of an argument")
+        used.update({names[symbol]: symbols[symbol] for symbol in guard.free_symbols})
+        tests.append(f"({PythonPrinter().doprint(guard.xreplace(renamed))})")
+    # Each size is read once, as the default of a parameter cannot be: a function within the function.
+    inner = f"(lambda {', '.join(used)}: {' and '.join(tests) or True})({', '.join(used.values())})"
+    code = f"lambda {', '.join(f'a{place}' for place in range(count))}: {inner}"
+    found: Callable[..., bool] = eval(code, {"math": math, "torch": torch})
+    return found
 
 
 def _check(called: Any, replayed: Any, half: bool) -> None:
@@ -147,18 +222,12 @@ def _check(called: Any, replayed: Any, half: bool) -> None:
                     " which half precision can do."
                 )
             elif 2 * same < one.numel():
-                raise KoalaBenchError(
-                    "A recorded pass finds other tokens.",
-                    "Decode with --engine eager, and report this with the target's name.",
-                )
+                raise _UnrecordableError("a recording of it finds other tokens, which should be reported")
             continue
         apart = (one.double() - other.double()).abs().max() if one.numel() else torch.zeros(())
         most = _APART[one.dtype] * max(1.0, float(one.double().abs().max())) if one.numel() else 1.0
         if not apart <= most:
-            raise KoalaBenchError(
-                f"A recorded pass is off by {float(apart):.1e}.",
-                "Decode with --engine eager, and report this with the target's name.",
-            )
+            raise _UnrecordableError(f"a recording of it is off by {float(apart):.1e}, which should be reported")
 
 
 def _attribute(module: torch.nn.Module, name: str) -> Any:

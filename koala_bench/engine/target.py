@@ -10,8 +10,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,18 +25,21 @@ from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.files import sha256_of
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
 from koala_bench.common.process_group import local_device
+from koala_bench.common.progress import say
 from koala_bench.common.provenance import Environment, driver_version, environment
 from koala_bench.engine.cache import LENGTHS, TreeCache, aligned, hiding, windows
 from koala_bench.engine.capture import Captured
+from koala_bench.engine.conformance import check_trees
+from koala_bench.engine.limits import Limit, limit_of
 from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.replay import Recorded
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Pass, TargetSpec
-from koala_bench.tree import DraftTree
+from koala_bench.tree import DraftTree, TreeShape
 
 # How transformers and what it stands on refuse a checkpoint; but for the hub's, they depend on the family.
 _UNLOADABLE: tuple[type[Exception], ...] = (
-    *HUB_ERRORS, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
+    *HUB_ERRORS, ImportError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 # Bytes of weights up to which a second thread gains a tenth at most on an idle machine, and costs several times as much
 # beside any other process.
@@ -155,6 +158,11 @@ class Target:
             torch.set_num_threads(before)
 
     @property
+    def config(self) -> Any:
+        """Configuration of the language model, which is a part of a multimodal model's."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
     def decoder(self) -> Any:
         """The model without its output layer."""
         return self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
@@ -163,13 +171,13 @@ class Target:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: the generation configuration's, else the model's."""
         ids = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = self.model.config.eos_token_id if ids is None else ids
+        ids = getattr(self.config, "eos_token_id", None) if ids is None else ids
         return tuple(ids) if isinstance(ids, (list, tuple)) else () if ids is None else (int(ids),)
 
     @property
     def layers(self) -> int:
         """Number of decoder layers."""
-        return int(self.model.config.num_hidden_layers)
+        return int(self.config.num_hidden_layers)
 
     @property
     def parameters(self) -> int:
@@ -178,9 +186,9 @@ class Target:
 
     def spec(self) -> TargetSpec:
         """What heads may know of this target."""
-        config, weight = self.model.config, self.model.get_output_embeddings().weight
+        config, weight = self.config, self.model.get_output_embeddings().weight
         return TargetSpec(
-            config.hidden_size, config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype,
+            weight.shape[-1], config.vocab_size, self.layers, self.max_positions, self.embed, self.output, weight, config, self.device, self.dtype,
             self.tokenizer, self.record, self.engine == "graph" and self.fixed,
         )  # fmt: skip
 
@@ -217,7 +225,7 @@ class Target:
         """
         layer = self.model.get_output_embeddings()
         logits: torch.Tensor = layer(hidden.to(layer.weight.dtype))
-        config = self.model.config
+        config = self.config
         if scale := getattr(config, "logit_scale", None):
             logits = logits * scale
         if scale := getattr(config, "logits_scaling", None):
@@ -226,25 +234,36 @@ class Target:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def new_cache(self, capacity: int) -> TreeCache:
+    @cached_property
+    def limit(self) -> Limit | None:
+        """Up to how many rows the model computes as trees need it, if that is less than its context."""
+        found = limit_of(self.config)
+        return None if found is None or found.rows >= self.max_positions else found
+
+    def new_cache(self, capacity: int, step: int = 1) -> TreeCache:
         """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.
 
+        Args:
+            step: the room is a multiple of this, so that one cache serves many prompts.
+
         Raises:
-            KoalaBenchError: some layers see only a window shorter than that.
+            KoalaBenchError: the model computes differently in sequences as long as that.
         """
-        config = self.model.config
-        window = getattr(config, "sliding_window", None)
-        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]) and getattr(
-            config, "use_sliding_window", True
-        )
-        if window and slides and capacity > window:
-            raise KoalaBenchError(
-                f"{self.name} attends only to the last {window} tokens in some layers, {capacity} are needed.",
-                "Lower --max-new-tokens or use shorter prompts.",
-            )
+        self.check_rows(capacity)
         if self.fixed:  # another cache is another graph: few different ones should come up
-            capacity = -(-capacity // LENGTHS) * LENGTHS
-        return TreeCache(self.layers, capacity)
+            step = max(step, LENGTHS)
+        return TreeCache(self.layers, -(-capacity // step) * step)
+
+    def check_rows(self, rows: int) -> None:
+        """Make sure that the model reads so many rows alike.
+
+        Raises:
+            KoalaBenchError: it does not.
+        """
+        if self.limit is not None and rows > self.limit.rows:
+            raise KoalaBenchError(
+                f"{self.name} {self.limit.reason}, {rows} are needed.", "Lower --max-new-tokens or use shorter prompts."
+            )
 
     def _forward(
         self,
@@ -267,6 +286,12 @@ class Target:
             hidden: torch.Tensor = found.last_hidden_state.unsqueeze(2)
             return hidden
         states = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
+        if len({state.shape[-1] for state in states}) > 1:
+            raise KoalaBenchError(
+                f"The last states of {self.name} are {states[-1].shape[-1]} wide, those of earlier layers"
+                f" {max(state.shape[-1] for state in states)}.",
+                "Take a head that reads the last states only, such as medusa or eagle.",
+            )
         return torch.stack(states, dim=2)
 
     @torch.inference_mode()
@@ -329,35 +354,35 @@ class Target:
     def _recorded(self, features: tuple[int, ...]) -> Pass:
         """The pass of ``verify`` that reads these features, with everything that it depends on as an argument."""
         if features not in self._passes:
-
-            def whole(
-                tokens: torch.Tensor,
-                mask: torch.Tensor | None,
-                positions: torch.Tensor,
-                past: int,
-                storage: torch.Tensor,
-            ) -> Any:
-                hidden = self._forward(
-                    tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features
-                )[0]
-                return self.output(hidden[:, features.index(-1)]), hidden
-
-            def of_fixed_shape(
-                tokens: torch.Tensor,
-                unseen: torch.Tensor,
-                depths: torch.Tensor,
-                past: torch.Tensor,
-                storage: torch.Tensor,
-            ) -> Any:
-                rows = past + torch.arange(tokens.shape[0], device=tokens.device)
-                mask = hiding(unseen, past, storage.shape[3], storage.dtype)[None, None]
-                return whole(tokens, mask, depths + past, rows, storage)  # type: ignore[arg-type]
-
             if self.fixed:
-                self._passes[features] = self.record(of_fixed_shape, ((0,), (0, 1), (1,), (), (3,)), (4,), (1, 2))
+                moving, kept, steady = ((0,), (0, 1), (1,), (), (3,)), (4,), (1, 2)
+                self._passes[features] = self.record(partial(self._fixed_pass, features), moving, kept, steady)
             else:
-                self._passes[features] = self.record(whole, ((0,), (2, 3), (1,), (), (3,)))
+                self._passes[features] = self.record(partial(self._pass, features), ((0,), (2, 3), (1,), (), (3,)))
         return self._passes[features]
+
+    def _pass(
+        self, features: tuple[int, ...], tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, past: Any, storage: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """``run`` on a cache's storage alone; ``past`` as ``windows`` takes it."""
+        hidden = self._forward(tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features)[0]
+        return self.output(hidden[:, features.index(-1)]), hidden
+
+    def _fixed_pass(
+        self, features: tuple[int, ...], tokens: torch.Tensor, unseen: torch.Tensor, depths: torch.Tensor, past: torch.Tensor, storage: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """``_pass`` with shapes that do not depend on how many rows are settled, which is a tensor []."""
+        rows = past + torch.arange(tokens.shape[0], device=tokens.device)
+        mask = hiding(unseen, past, storage.shape[3], storage.dtype)[None, None]
+        return self._pass(features, tokens, mask, depths + past, rows, storage)
+
+    def _unrecorded(self, tree: DraftTree, cache: TreeCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """``verify`` as this engine makes it, before it is recorded or captured."""
+        if self.engine == "eager" or not self.fixed:
+            return replace(self, engine="eager").verify(tree, cache)
+        hidden, depths = cache.unseen(tree.shape, self.device)
+        past, rows = torch.tensor(cache.past, device=self.device), cache.first_rows(cache.past + tree.shape.nodes)
+        return self._fixed_pass((-1,), tree.tokens, hidden, depths, past, rows)
 
     @torch.inference_mode()
     def states(self, ids: torch.Tensor, features: tuple[int, ...] = (-1,)) -> torch.Tensor:
@@ -402,14 +427,10 @@ def load_target(
     source = str(bundled_target(name) or name)
     if os.sep in name and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise KoalaBenchError(f"There is no folder {name}.", "Check --target.")
-    remedy = "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
-        _refuse_unsupported(name, config)
-        reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
-        model, loaded = reader.from_pretrained(
-            source, revision=revision, dtype=picked, attn_implementation=attention, output_loading_info=True
-        )
+        _refuse_unsupported(name, config.get_text_config(decoder=True))
+        model, loaded = _load_model(source, revision, config, picked, attention)
         found = _load_tokenizer(source, revision) if tokenizer else None
         model = model.to(where)
     except torch.cuda.OutOfMemoryError as error:
@@ -418,25 +439,46 @@ def load_target(
             "Use a smaller target, --dtype float16, or another --device.",
         ) from error
     except _UNLOADABLE as error:
-        raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", remedy) from error
+        raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", _remedy(error)) from error
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
         raise KoalaBenchError(
             f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.",
             "Use a complete checkpoint.",
         )
-    if found is not None and found.vocab_size > config.vocab_size:
-        raise KoalaBenchError(
-            f"The tokenizer of {name} has {found.vocab_size} tokens, the model knows only {config.vocab_size}.",
-            "Use the tokenizer that belongs to the model.",
-        )
     model.eval().requires_grad_(False)
-    context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    context = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     target = Target(
         name, model, found, where, picked, context, driven, where.type == "cuda", pick_threads(threads, where, weights)
     )
-    _check_output(target)
-    return target
+    _check_target(target)
+    return _recordable(target)
+
+
+def _load_model(
+    source: str, revision: str | None, config: Any, dtype: torch.dtype, attention: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says about its weights."""
+    reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    if dtype == torch.float64 and _experts(config.get_text_config(decoder=True)):
+        options["experts_implementation"] = "eager"  # the grouped products of the others know no float64
+    return reader.from_pretrained(source, revision=revision, output_loading_info=True, **options)
+
+
+def _experts(config: Any) -> int:
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
+
+
+def _remedy(error: Exception) -> str:
+    """What helps against an error of loading: mostly the hub's."""
+    said = str(error)
+    if isinstance(error, ImportError):
+        return "Install the package that it names, or use a copy of the target that is not quantised."
+    if "attention implementation" in said or "attn_implementation" in said:
+        return "Use --attention eager."
+    return "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
 
 
 def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -446,13 +488,69 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
         raise ValueError(f"its tokenizer cannot be read: {error}") from error
 
 
+def _check_target(target: Target) -> None:
+    """Look once at what decoding takes for granted: all ids have embeddings, the parts make up the model, trees work.
+
+    Raises:
+        KoalaBenchError: something of that is not so.
+    """
+    vocabulary, limit = target.config.vocab_size, target.limit
+    if target.tokenizer is not None:
+        _check_ids(target.name, target.tokenizer, vocabulary)
+    try:
+        _check_output(target)
+    except torch.cuda.OutOfMemoryError as error:
+        raise KoalaBenchError(
+            f"There is no memory left for a pass of {target.name}.", "Use another --device."
+        ) from error
+    except _UNLOADABLE as error:
+        raise KoalaBenchError(f"A pass of {target.name} fails: {first_line(error)}", "Use another target.") from error
+    check_trees(target, target._unrecorded, limit.rows if limit else target.max_positions)
+    if limit is not None:
+        say(f"koala-bench: {target.name} {limit.reason}: answers that need more rows than that are refused.")
+
+
+def _recordable(target: Target) -> Target:
+    """The target, with the engine ``eager`` if its passes cannot be recorded, as those of most mixtures of experts.
+
+    The recording that shows it is the one that verifies trees later on. Graphs of fixed shapes fit none but their own,
+    and are not tried here.
+    """
+    if target.engine == "eager" or target.fixed:
+        return target
+    tree, cache = DraftTree(torch.tensor([1, 2, 3], device=target.device), TreeShape((-1, 0, 0))), target.new_cache(8)
+    with torch.inference_mode():
+        target.prefill(tree.tokens[:2], cache)
+        target.verify(tree, cache)
+    recorded = target._passes[(-1,)]
+    if not isinstance(recorded, Recorded) or recorded.refusal is None:
+        return target
+    say(f"koala-bench: {target.name} is decoded with the engine eager.")
+    return replace(target, engine="eager")
+
+
+def _check_ids(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Refuse tokens without an embedding, but for padding, which no prompt holds."""
+    beyond = [
+        (index, token)
+        for token, index in tokenizer.get_vocab().items()
+        if index >= vocabulary and index != tokenizer.pad_token_id
+    ]
+    if beyond:
+        index, token = min(beyond)
+        raise KoalaBenchError(
+            f"The tokenizer of {name} has the token {token!r} with id {index}, the model knows only {vocabulary} ids.",
+            "Use the tokenizer that belongs to the model, or resize the model's embeddings and train them.",
+        )
+
+
 def _check_output(target: Target) -> None:
     """Make sure that decoder and output layer together are the model: some families post-process their logits."""
-    ids = torch.arange(4, device=target.device)[None] % target.model.config.vocab_size
+    ids = torch.arange(4, device=target.device)[None] % target.config.vocab_size
     with torch.inference_mode():
         whole = target.model(input_ids=ids, use_cache=False).logits
         parts = target.output(target.states(ids)[:, :, -1])
-    if not torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3):
+    if whole.shape != parts.shape or not torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3):
         raise KoalaBenchError(
             f"{target.name} changes its logits in a way that is not known here.",
             "Use another target, or teach koala_bench/engine/target.py what this family does after the output layer.",

@@ -13,12 +13,14 @@ import reprlib
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.registry import HEADS, build
@@ -85,49 +87,27 @@ class Fields(dict[str, Any]):
 
     def whole(self, key: str, default: int = _MISSING, least: int = 1) -> int:
         """A whole number of at least ``least``, and no larger than a size of anything may be."""
-        value = self._read(key, default)
-        if type(value) is not int or not least <= value <= _LARGEST:
-            raise self._refusal(key, f"no whole number from {least} to {_LARGEST}")
-        return value
+        return int(self._read(key, default, Annotated[int, Field(ge=least, le=_LARGEST)]))
 
     def number(self, key: str, default: float = _MISSING) -> float:
         """A positive number that a float can hold."""
-        value = self._read(key, default)
-        try:
-            number = float(value) if type(value) in (int, float) else math.nan
-        except OverflowError:
-            number = math.inf
-        if not 0 < number < math.inf:
-            raise self._refusal(key, "no positive number")
-        return number
+        return float(self._read(key, default, Annotated[float, Field(gt=0, lt=math.inf)]))
 
     def truth(self, key: str, default: bool = _MISSING) -> bool:
         """True or false, and nothing that is merely like one of them."""
-        value = self._read(key, default)
-        if type(value) is not bool:
-            raise self._refusal(key, "neither true nor false")
-        return value
+        return bool(self._read(key, default, bool))
 
     def text(self, key: str, default: str = _MISSING) -> str:
         """A text."""
-        value = self._read(key, default)
-        if not isinstance(value, str):
-            raise self._refusal(key, "no text")
-        return value
+        return str(self._read(key, default, str))
 
     def wholes(self, key: str) -> list[int]:
         """A list of whole numbers; empty where it is missing or null."""
-        value = self.get(key)
-        if value is not None and not (isinstance(value, list) and all(type(each) is int for each in value)):
-            raise self._refusal(key, "no list of whole numbers")
-        return value or []
+        return list(self._read(key, None, list[int] | None) or [])
 
     def part(self, key: str) -> Fields:
         """The fields of a field; none where it is missing or null."""
-        value = self.get(key)
-        if value is not None and not isinstance(value, Fields):
-            raise self._refusal(key, "no object")
-        return Fields(self.path, {}) if value is None else value
+        return Fields(self.path, self._read(key, None, dict[str, Any] | None) or {})
 
     def given(self, key: str) -> bool:
         """Whether a field is there and not null, which is how configurations leave to the reader what may be left to
@@ -135,13 +115,13 @@ class Fields(dict[str, Any]):
         """
         return self.get(key) is not None
 
-    def _read(self, key: str, default: Any) -> Any:
-        return self[key] if default is _MISSING else self.get(key, default)
-
-    def _refusal(self, key: str, fault: str) -> KoalaBenchError:
-        return KoalaBenchError(
-            f"{self.path}: {key} is {reprlib.repr(self[key])}, {fault}.", "Copy or download the file again."
-        )
+    def _read(self, key: str, default: Any, kind: Any) -> Any:
+        value = self[key] if default is _MISSING else self.get(key, default)
+        try:
+            return TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            problem = f"{self.path}: {key} is {reprlib.repr(value)}, {first_problem(error)}."
+            raise KoalaBenchError(problem, "Copy or download the file again.") from error
 
 
 def first_of(folder: Path, *names: str) -> Path:

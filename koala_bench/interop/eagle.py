@@ -92,7 +92,7 @@ def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> E
 
 
 def _with_embedding(tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, torch.Tensor]:
-    every = torch.arange(target.model.config.vocab_size, device=target.device)
+    every = torch.arange(target.config.vocab_size, device=target.device)
     return {"embed_tokens.weight": target.spec().embed(every).detach().float().cpu(), **tensors}
 
 

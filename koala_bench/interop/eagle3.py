@@ -102,7 +102,7 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
     if "draft_vocabulary" in tensors:
         ids = tensors["draft_vocabulary"]
         named["d2t"] = ids - torch.arange(drafted)
-        named["t2d"] = torch.zeros(target.model.config.vocab_size, dtype=torch.bool).index_fill(0, ids, True)
+        named["t2d"] = torch.zeros(target.config.vocab_size, dtype=torch.bool).index_fill(0, ids, True)
     config = {
         "architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": drafted, **layer_fields(head.shape), **target_fields(target),
     }  # fmt: skip

@@ -70,7 +70,7 @@ def layer_fields(shape: Any) -> dict[str, Any]:
 
 def target_fields(target: Target) -> dict[str, Any]:
     """The fields of a draft's configuration that are its target's."""
-    own = target.model.config
+    own = target.config
     return {
         "model_type": "llama", "vocab_size": own.vocab_size, "max_position_embeddings": target.max_positions, "bos_token_id": own.bos_token_id,
         "eos_token_id": own.eos_token_id, "tie_word_embeddings": False,

@@ -138,7 +138,7 @@ def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> E
         named["lm_heads.0.weight"] = target.spec().output_weight.detach().float().cpu()
     else:
         named |= {f"lm_heads.{each}.weight": tensors["output_weight"][each] for each in range(heads)}
-    vocab, width = target.model.config.vocab_size, target.model.config.hidden_size
+    vocab, width = target.config.vocab_size, target.spec().hidden_size
     config = {
         "architectures": ["MedusaModel"], "model_type": "medusa", "hidden_size": width, "vocab_size": vocab, "truncated_vocab_size": vocab,
         "num_heads": heads, "num_hidden_layers": layers, "medusa_fc_bias": True, "original_lm_head": shared,

@@ -21,9 +21,8 @@ What the files of others hold, and where it misleads:
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -31,6 +30,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
 
@@ -128,56 +128,58 @@ def read_traces(path: Path, vanilla: bool = False) -> list[Trace]:
         KoalaBenchError: the file is missing, unreadable, empty, not UTF-8 or of another kind, or a line is wrong.
             The message names the file and the line.
     """
-    content = _content(path)
+    content = read_text(path, "answer file", "Check the path.", "Name the .jsonl files inside it.")
     rows: list[tuple[int, dict[str, Any]]] = []
-    # Not splitlines(): an answer may hold U+2028 and others that it takes for line ends.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        rows.append((number, _row(path, number, line)))
-        if len(rows) == 1 and rows[0][1].get("kind") in ("run", "turn", "end"):
+    for number, row in json_lines(path, content, "If a run was cut off while it wrote this line, remove it."):
+        rows.append((number, row))
+        if len(rows) == 1 and row.get("kind") in ("run", "turn", "end"):
             return _record(path)
     if not rows:
         raise KoalaBenchError(f"{path} has no answers: it is empty.", _FORMAT)
     return [_answers(path, rows, vanilla)]
 
 
+def read_all(
+    files: Sequence[Path], baseline: Path | None = None, categories: Mapping[int, str] | None = None
+) -> tuple[list[Trace], Trace | None]:
+    """The traces of several files, and that of the baseline, which comes first if it is none of them.
+
+    Args:
+        baseline: file of vanilla decoding.
+        categories: by question id, for traces that have none of their own.
+
+    Raises:
+        KoalaBenchError: a file is named twice, the baseline has no vanilla decoding, or see ``read_traces``.
+    """
+    seen: set[Path] = set()
+    for path in files:
+        if path.resolve() in seen:
+            raise KoalaBenchError(f"{path} is named twice.", "Name each file once.")
+        seen.add(path.resolve())
+    apart = [baseline] if baseline is not None and baseline.resolve() not in seen else []
+    traces, chosen = [], None
+    for path in [*apart, *files]:
+        named = baseline is not None and path.resolve() == baseline.resolve()
+        found = [with_categories(trace, categories or {}) for trace in read_traces(path, vanilla=named)]
+        if named:
+            chosen = _baseline(path, found)
+        traces += [chosen] if path in apart and chosen is not None else found
+    return traces, chosen
+
+
+def _baseline(path: Path, found: Sequence[Trace]) -> Trace:
+    """The only trace of a file, or the vanilla one of a record."""
+    fit = found if len(found) == 1 else [trace for trace in found if is_vanilla(trace)]
+    if len(fit) != 1:
+        raise KoalaBenchError(f"The record {path} has no vanilla decoding.", "Name another --baseline.")
+    return fit[0]
+
+
 # ---------------------------------------------------------------------------------------------- lines
-
-
-def _content(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise KoalaBenchError(f"There is no answer file {path}.", "Check the path.") from error
-    except IsADirectoryError as error:
-        raise KoalaBenchError(f"{path} is a folder, not an answer file.", "Name the .jsonl files inside it.") from error
-    except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise KoalaBenchError(
-            f"{path}, line {number}: not UTF-8 text.", "Unpack it if it is compressed, or save it as UTF-8."
-        ) from error
 
 
 def _bad(path: Path, number: int, problem: str, remedy: str = _FORMAT) -> KoalaBenchError:
     return KoalaBenchError(f"{path}, line {number}: {problem}.", remedy)
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        remedy = "Name a file of JSON lines; if a run was cut off while it wrote one, remove it."
-        raise _bad(path, number, f"not valid JSON ({error.msg} at character {error.pos + 1})", remedy) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
-        raise _bad(path, number, f"JSON that Python cannot read ({error})") from error
-    if not isinstance(value, dict):
-        raise _bad(path, number, "a JSON value that is not an object")
-    return value
 
 
 _STRICT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
@@ -226,9 +228,7 @@ def _answer(path: Path, number: int, row: dict[str, Any]) -> _Answer:
     try:
         answer = _ANSWER.validate_python(row)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise _bad(path, number, f"{place}: {first['msg']}") from error
+        raise _bad(path, number, first_problem(error)) from error
     for choice in answer["choices"]:
         turns = len(choice["turns"])
         for name in _MEASURED[:-1]:

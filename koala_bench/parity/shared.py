@@ -107,41 +107,33 @@ def judge(name: str, faults: Sequence[str], detail: str) -> Check:
     return Check(name, "fail", faults[0] + more) if faults else Check(name, "pass", detail)
 
 
-def near(
-    name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]], allowed: float = OUTPUTS_ABSOLUTE
-) -> Check:
+def near(name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> Check:
     """Compare tensors (what, ours, recorded) by their largest difference."""
-    faults, worst, count = [], 0.0, 0
+    faults, differences = [], []
     for what, ours, recorded in pairs:
-        count += 1
         if ours.shape != recorded.shape:
             faults.append(f"{what}: shape {list(ours.shape)}, recorded {list(recorded.shape)}")
             continue
-        difference = float((ours - recorded).abs().max()) if ours.numel() else 0.0
-        worst = max(worst, difference)
-        if not difference <= allowed:  # so that nan fails
-            faults.append(f"{what}: differs by {difference:.1e}, {allowed:.0e} is allowed")
-    return (
-        judge(name, faults, f"{count} compared, largest difference {worst:.1e}")
-        if count
-        else Check(name, "skip", "nothing of it is recorded")
-    )
+        differences.append(float((ours - recorded).abs().max()) if ours.numel() else 0.0)
+        if not differences[-1] <= OUTPUTS_ABSOLUTE:  # so that nan fails
+            faults.append(f"{what}: differs by {differences[-1]:.1e}, {OUTPUTS_ABSOLUTE:.0e} is allowed")
+    return _compared(name, faults, differences, "largest difference")
 
 
 def relative(name: str, pairs: Iterable[tuple[str, float, float]], allowed: float) -> Check:
     """Compare numbers (what, ours, recorded) by their relative difference."""
-    faults, worst, count = [], 0.0, 0
+    faults, differences = [], []
     for what, ours, recorded in pairs:
-        count += 1
-        difference = abs(ours - recorded) / max(abs(recorded), 1e-6)
-        worst = max(worst, difference)
-        if not difference <= allowed:
+        differences.append(abs(ours - recorded) / max(abs(recorded), 1e-6))
+        if not differences[-1] <= allowed:
             faults.append(f"{what} is {ours:.6g}, recorded {recorded:.6g}")
-    return (
-        judge(name, faults, f"{count} compared, largest relative difference {worst:.1e}")
-        if count
-        else Check(name, "skip", "nothing of it is recorded")
-    )
+    return _compared(name, faults, differences, "largest relative difference")
+
+
+def _compared(name: str, faults: Sequence[str], differences: Sequence[float], of: str) -> Check:
+    if not faults and not differences:
+        return Check(name, "skip", "nothing of it is recorded")
+    return judge(name, faults, f"{len(differences)} compared, {of} {max(differences, default=0.0):.1e}")
 
 
 def prompt_numbers(tensors: Fields) -> list[int]:

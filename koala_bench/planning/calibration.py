@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,9 +20,9 @@ from koala_bench.engine.target import Target
 from koala_bench.engine.timing import seconds_of
 from koala_bench.planning.requirements import Needs, dtype_of
 from koala_bench.presets import Preset
-from koala_bench.training.experiment import VANILLA, free_head
+from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import make_arm, train_step
+from koala_bench.training.loop import Arm, make_arm, train_step
 from koala_bench.tree import Template, load_template
 
 # NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
@@ -32,6 +32,7 @@ _NAMED_BYTES, _NAMED_FLOP, _NAMED_SINGLE_FLOP = 2.0e12, 312e12, 19.5e12
 FLOP_SHARE = 0.4  # of these, an assumption: what training large models mostly gets
 _PROMPT, _ANSWER = 64, 16  # tokens
 _ROW = 256  # tokens of a dialogue in the measured batch
+_LONG_CALL_S = 10.0  # where warming up is little beside the call itself
 
 
 @dataclass(frozen=True)
@@ -80,25 +81,10 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
         KoalaBenchError: a mistake in the methods or their options.
     """
     names = [name for name in methods if name != VANILLA]
-    owners = dict.fromkeys(preset.trained_as(name) for name in names)
-    trained = [name for name in owners if free_head(preset.method(name), target) is None]
+    trained = trained_methods(preset, methods, target)
     each = seconds / (1 + len(trained) + 1 + len(names))
     arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
-    heads: dict[str, float] = {}
-    pass_s = 0.0
-    if arms:
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(mixed_precision=preset.training.precision, cpu=target.device.type == "cpu")
-        wanted = [arm.head.features for arm in arms.values()]
-        batch = _batch(preset, target)
-        pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))
-        features = features_of_each(target, batch, wanted, seed=0)
-        last = preset.training.steps - 1  # when everything that sets in late has done so
-        for name, arm in arms.items():
-            own = [features[arm.head.features]] * preset.training.micro_batches
-            step = partial(train_step, accelerator, arm, own, preset.training, 1e-6, last, ALONE)
-            spent = _time(target.device, each, step)
-            heads[name] = spent / preset.training.micro_batches
+    pass_s, heads = _training(preset, arms, target, each)
     with target.computing():
         steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
         for name in names:
@@ -108,6 +94,41 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
                 head = arms[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
             steps[name] = _step(target, head, load_template(wanted_method.tree), each)
     return Pace(pass_s, heads, steps)
+
+
+def training_pace(
+    preset: Preset, trained: Sequence[str], target: Target, seconds: float
+) -> tuple[float, dict[str, float]]:
+    """Seconds of the target's pass over one micro-batch, and of the update of each head; see ``Pace``.
+
+    Args:
+        trained: methods with a head to train.
+        seconds: to spend, about.
+
+    Raises:
+        KoalaBenchError: a mistake in the methods or their options.
+    """
+    arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
+    return _training(preset, arms, target, seconds / (1 + len(arms)))
+
+
+def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: float) -> tuple[float, dict[str, float]]:
+    heads: dict[str, float] = {}
+    if not arms:
+        return 0.0, heads
+    target = replace(target, engine="eager")  # as ``train_heads`` does
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=preset.training.precision, cpu=target.device.type == "cpu")
+    wanted = [arm.head.features for arm in arms.values()]
+    batch = _batch(preset, target)
+    pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))
+    features = features_of_each(target, batch, wanted, seed=0)
+    last = preset.training.steps - 1  # when everything that sets in late has done so
+    for name, arm in arms.items():
+        own = [features[arm.head.features]] * preset.training.micro_batches
+        step = partial(train_step, accelerator, arm, own, preset.training, 1e-6, last, ALONE)
+        heads[name] = _time(target.device, each, step) / preset.training.micro_batches
+    return pass_s, heads
 
 
 def hours_at(pace: Pace, preset: Preset, needs: Needs) -> Hours:
@@ -154,7 +175,7 @@ def _batch(preset: Preset, target: Target) -> TokenBatch:
     length = min(_ROW, preset.data.max_tokens, preset.training.batch_tokens)
     rows = max(1, preset.training.batch_tokens // length)
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(target.model.config.vocab_size, (rows, length), generator=draw)
+    ids = torch.randint(target.config.vocab_size, (rows, length), generator=draw)
     supervised = torch.ones(rows, length, dtype=torch.bool)
     supervised[:, : length // 4] = False
     return TokenBatch(ids, supervised, tuple(range(rows)), torch.full((rows,), length))
@@ -163,7 +184,7 @@ def _batch(preset: Preset, target: Target) -> TokenBatch:
 def _step(target: Target, head: object, template: Template, seconds: float) -> float:
     """Seconds of a decoding step, the median over answers to one prompt."""
     draw = torch.Generator().manual_seed(0)
-    prompt = torch.randint(target.model.config.vocab_size, (_PROMPT,), generator=draw).tolist()
+    prompt = torch.randint(target.config.vocab_size, (_PROMPT,), generator=draw).tolist()
     cache = target.new_cache(capacity_for(_PROMPT, _ANSWER, template.nodes, target.max_positions))
     found: list[float] = []
     stop = time.perf_counter() + seconds
@@ -174,10 +195,12 @@ def _step(target: Target, head: object, template: Template, seconds: float) -> f
 
 
 def _time(device: torch.device, seconds: float, run: Callable[[], object]) -> float:
-    """Median seconds of a call; the first one only warms up."""
-    run()
-    found: list[float] = []
+    """Median seconds of a call; the first one only warms up, if there is time for another."""
     stop = time.perf_counter() + seconds
+    first = seconds_of(device, run)
+    if first > max(seconds, _LONG_CALL_S):
+        return first
+    found: list[float] = []
     while not found or (time.perf_counter() < stop and len(found) < 50):
         found.append(seconds_of(device, run))
     return sorted(found)[len(found) // 2]

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.common.machine import memory_bytes
 from koala_bench.dialogues.conversations import BUNDLED, files_of
 from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
 from koala_bench.dialogues.questions import find_questions, read_questions
@@ -309,8 +310,8 @@ def missing_for(
             " time or a smaller target."
         )
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if memory < need:
+        memory = memory_bytes()
+        if memory is not None and memory < need:
             found.append(
                 f"Memory: it takes at least {gibibytes(need)}, this machine has {gibibytes(memory)}. Use a smaller"
                 " target."
@@ -327,7 +328,7 @@ def missing_for(
             found.append(
                 f"The weights of the draft model {name}, {size}. {_how(each, 'the option model of its method')}"
             )
-    if needs.training_tokens and (lacking := missing_conversations(preset.data.source)) is not None:
+    if needs.training_tokens and (lacking := missing_conversations(preset.data.source, preset.target.name)) is not None:
         found.append(lacking)
     if turns is None:
         found.append(
@@ -361,10 +362,15 @@ def _how(place: Place, option: str) -> str:
     return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for a gated model."
 
 
-def missing_conversations(source: str) -> str | None:
+def missing_conversations(source: str, target: str) -> str | None:
     """What is missing of the conversations to train on, with what to do about it, or None if they are here."""
-    if source in (BUNDLED, "documentation"):
-        return None
+    if source == BUNDLED:
+        if bundled_target(target) is not None:
+            return None
+        return (
+            f"Conversations: the bundled answers are those of the bundled target, not of {target}. Name a file with"
+            " --set data.source=FILE, or let the target answer questions: koala-bench distill."
+        )
     if not source.startswith(HUB):
         try:
             if all(path.is_file() for path in files_of(Path(source))):

@@ -21,6 +21,7 @@ from koala_bench.dialogues.conversations import BUNDLED, Conversations, bundled_
 from koala_bench.dialogues.distillation import answering_target
 from koala_bench.engine.target import Target, bundled_target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
+from koala_bench.pretraining.corpus import DOCUMENTATION
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,6 @@ class Imitated:
             "weights_sha256": fingerprint(self.target)["weights_sha256"],
             "answers": answers,
         }
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write the target's tokenizer, which is the draft model's too."""
-        assert self.target.tokenizer is not None
-        self.target.tokenizer.save_pretrained(folder)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Refuse a tokenizer that is not the target's.
@@ -96,7 +92,7 @@ def load_imitated(name: str, answers: str | None, device: torch.device) -> Imita
             f"{name} is no target of `koala-bench pretrain`.",
             "Give --imitate a bundled target, or a folder that command has written.",
         )
-    if answers == "documentation":
+    if answers == DOCUMENTATION:
         raise KoalaBenchError(
             "The documentation is trained on anyway.",
             "Give --answers bundled, or a file made by `koala-bench distill`.",

@@ -15,13 +15,11 @@ not), and an end token that is the bonus takes them one step more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from koala_bench.records.schema import TurnLine
 
 _Counts = NDArray[np.int64]
 
@@ -62,18 +60,6 @@ class Steps:
     accepted: tuple[int, ...]
     drafted_depth: tuple[int, ...] | None
     prefill_tokens: int
-
-
-def steps_of(turns: Iterable[TurnLine]) -> list[Steps]:
-    """The steps of a record's turns, in their order; failed turns are left out."""
-    found = []
-    for turn in turns:
-        accepted, offered, tokens = turn["accepted"], turn["drafted_depth"], turn["new_token_ids"]
-        if accepted is not None and offered is not None and tokens is not None:
-            found.append(
-                Steps(turn["question_id"], tuple(accepted), tuple(offered), len(tokens) - sum(accepted) - len(accepted))
-            )
-    return found
 
 
 # ---------------------------------------------------------------------------------------------- rates by depth
@@ -136,24 +122,6 @@ def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_C
 
 def _depths(offered: _Counts) -> range:
     return range(1, int(offered.max(initial=0)) + 1)
-
-
-RATE_DEFINITIONS: Mapping[str, Callable[[Sequence[int], Sequence[int]], list[DepthRate]]] = {
-    "given the parent": acceptance_rate_by_depth,
-    "unconditional": unconditional_rate_by_depth,
-}
-
-
-def accepted_share(answers: Iterable[Steps]) -> float:
-    """Accepted / drafted tokens of a chain, NeMo Automodel's acceptance rate (PR #2912); NaN without a recorded draft.
-
-    Of a tree only one child of a node can win, so accepted / nodes would fall with the tree's width (Spec-Bench#8);
-    levels are counted here instead of nodes.
-    """
-    known = [answer for answer in answers if answer.drafted_depth is not None]
-    return _ratio(
-        sum(sum(answer.accepted) for answer in known), sum(sum(answer.drafted_depth or ()) for answer in known)
-    )
 
 
 # ---------------------------------------------------------------------------------------------- lengths

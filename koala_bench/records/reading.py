@@ -6,14 +6,15 @@ files get edited and disks fail.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.schema import (
+    READABLE,
     SCHEMA,
     Key,
     MethodInfo,
@@ -49,6 +50,23 @@ class Run:
         """The methods by name, in the order of the header."""
         return {method["name"]: method for method in self.header["methods"]}
 
+    @property
+    def training_seed(self) -> int:
+        """The seed that its heads were trained from; its own where it has no head that was trained here."""
+        of_heads = (method["training"]["seed"] for method in self.header["methods"] if method["training"])
+        return next(of_heads, self.header["seed"])
+
+    @property
+    def process(self) -> int:
+        """Which of several processes made it that each made the same evaluation, from 1 on."""
+        return self.header["measure"].get("process", 1)
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Hash of the weights of every method that has some."""
+        hashes = {method["name"]: method["weights_sha256"] for method in self.header["methods"]}
+        return {name: weights for name, weights in hashes.items() if weights is not None}
+
     def turns_of(self, method: str) -> list[TurnLine]:
         """The turn lines of a method, failed ones included."""
         return [turn for turn in self.turns if turn["method"] == method]
@@ -57,10 +75,11 @@ class Run:
 # ---------------------------------------------------------------------------------------------- reading
 
 
+_RESTORE = "Restore the record from a copy, or delete it and run the evaluation again."
+
+
 def _damaged(path: Path, line: int, problem: str) -> KoalaBenchError:
-    return KoalaBenchError(
-        f"{path}:{line}: {problem}.", "Restore the record from a copy, or delete it and run the evaluation again."
-    )
+    return KoalaBenchError(f"{path}:{line}: {problem}.", _RESTORE)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -74,28 +93,6 @@ def read_bytes(path: Path) -> bytes:
         ) from error
 
 
-def _complete_lines(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of the complete lines, and how many bytes of the file they take.
-
-    A process that is killed while it writes leaves a last line without its end or with part of its text; such a
-    line is left out. The same anywhere else is damage.
-    """
-    lines = content.split(b"\n")
-    complete, length = lines[:-1], len(content) - len(lines[-1])
-    objects: list[dict[str, Any]] = []
-    for number, line in enumerate(complete, 1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, thousands of digits or of brackets
-            if number == len(complete) and number > 1:
-                return objects, length - len(line) - 1
-            raise _damaged(path, number, "not a line of JSON") from error
-        if not isinstance(value, dict):
-            raise _damaged(path, number, "not a JSON object")
-        objects.append(value)
-    return objects, length
-
-
 def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
     if header.get("kind") != "run":
         raise KoalaBenchError(
@@ -106,7 +103,8 @@ def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
         code = header.get("code")
         version = code.get("version") if isinstance(code, dict) else None
         raise KoalaBenchError(
-            f"{path} has record schema {header.get('schema')}; this version reads schemas 3 and {SCHEMA}.",
+            f"{path} has record schema {header.get('schema')}; this version reads schemas"
+            f" {', '.join(map(str, READABLE[:-1]))} and {SCHEMA}.",
             f"Read it with koala-bench {version}, which wrote it, or run the evaluation again."
             if version
             else "Run the evaluation again with this version.",
@@ -119,12 +117,12 @@ def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
 
 def parse(path: Path, content: bytes) -> tuple[Run, int]:
     """The record in ``content`` and the length of its complete lines in bytes."""
-    objects, length = _complete_lines(path, content)
+    objects, length = complete_lines(path, content, _RESTORE)
     if not objects:
         raise KoalaBenchError(
             f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote."
         )
-    older = objects[0].get("schema") == 3
+    older = objects[0].get("schema") in READABLE[:-1]
     objects = [of_today(line) for line in objects] if older else objects
     header = _checked_header(path, objects[0])
     methods = depths_by_method(header)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from koala_bench.common.reading import first_problem, read_toml
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset, Positive, Preset
 
@@ -72,21 +72,7 @@ def read_grid(path: Path) -> SweepGrid:
     Raises:
         KoalaBenchError: the file is missing, is no TOML, or an entry is unknown or of the wrong kind.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read the grid {path}: {error.strerror}.", "Name a file such as reproduce/sweeps/eagle.toml."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise KoalaBenchError(f"The grid {path} is not valid TOML: {error}.", "Mend the file.") from error
-    try:
-        grid = SweepGrid.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise KoalaBenchError(
-            f"Grid {path}, {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the file."
-        ) from error
+    grid = read_toml(path, "grid", SweepGrid, "Name a file such as reproduce/sweeps/eagle.toml.")
     every = [*grid.seeds, *grid.confirm_seeds]
     if twice := sorted({seed for seed in every if every.count(seed) > 1}):
         raise KoalaBenchError(
@@ -153,9 +139,8 @@ def _changed(base: MethodPreset, settings: dict[str, Any]) -> MethodPreset:
     try:
         return MethodPreset.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
         raise KoalaBenchError(
-            f"The trial '{_label(settings)}', {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Correct the grid."
+            f"The trial '{_label(settings)}', {first_problem(error)}.", "Correct the grid."
         ) from error
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from koala_bench.common.files import write_texts
+from koala_bench.common.machine import free_memory_bytes
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state, environment
 from koala_bench.decoding.loop import capacity_for, decode
@@ -32,6 +33,7 @@ from koala_bench.sweeps.grid import SweepGrid, Trial, trials_of
 from koala_bench.sweeps.results import SCHEMA, SweepLog, markdown, open_sweep, to_csv, winner
 from koala_bench.training.checkpoints import load_head
 from koala_bench.training.experiment import load_preset_target, train_heads
+from koala_bench.training.log import read_training
 from koala_bench.training.loop import Arm, make_arm
 from koala_bench.tree import load_template
 
@@ -179,13 +181,7 @@ def arm_bytes(arm: Arm) -> int:
 def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass  # not Linux
-    return None
+    return free_memory_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- one seed
@@ -233,13 +229,7 @@ def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
 def _logged(path: Path, steps: int) -> dict[str, dict[str, float]]:
     """What each head's training logged, as means over the last quarter of its steps."""
     found: dict[str, dict[str, list[float]]] = {}
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise KoalaBenchError(
-            f"The log {path} is missing or damaged.", "Delete its folder to train these heads again."
-        ) from error
-    logged = [line for line in lines if line["kind"] == "step"]
+    logged = [line for line in read_training(path) if line["kind"] == "step"]
     since = min(
         0.75 * steps, max((line["step"] for line in logged), default=0)
     )  # a very short training logs its first step alone

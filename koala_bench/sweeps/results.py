@@ -7,8 +7,6 @@ at its end, and an ``answer`` line how many drafts each step of one decoded prom
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from koala_bench.common.files import make_folder
+from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.statistics import Interval, Totals
@@ -108,6 +107,9 @@ def read_sweep(path: Path) -> SweepLog:
     return log
 
 
+_REMEDY = "Remove the line and those after it, or choose another --out."
+
+
 def _read(path: Path) -> SweepLog:
     try:
         content = path.read_bytes()
@@ -116,9 +118,8 @@ def _read(path: Path) -> SweepLog:
             f"Cannot read {path}: {error.strerror}.", "Name the sweep.jsonl of a sweep's folder."
         ) from error
     log = None
-    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(complete_lines(path, content, _REMEDY)[0], start=1):
         try:
-            line = json.loads(text)
             if line["kind"] not in _KINDS or (log is None) != (line["kind"] == "sweep"):
                 raise ValueError(f"kind {line['kind']!r} is not expected here")
             if log is None:
@@ -127,11 +128,8 @@ def _read(path: Path) -> SweepLog:
                 log = SweepLog(path, line)
             else:
                 log._take(line)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise KoalaBenchError(
-                f"{path}, line {number} is damaged: {error}.",
-                "Remove the line and those after it, or choose another --out.",
-            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise KoalaBenchError(f"{path}:{number}: damaged, {error}.", _REMEDY) from error
     if log is None:
         raise KoalaBenchError(f"{path} holds no sweep.", "Name the sweep.jsonl of a sweep's folder.")
     return log
@@ -152,10 +150,8 @@ def open_sweep(path: Path, header: dict[str, Any]) -> SweepLog:
                 f"{path} holds another sweep: its {', '.join(different[:3])} differ.",
                 "Choose another --out, or delete the folder.",
             )
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            with open(path, "r+b") as handle:
-                handle.truncate(content.rfind(b"\n") + 1)
+        with open(path, "r+b") as handle:
+            handle.truncate(complete_lines(path, handle.read(), _REMEDY)[1])
         return log
     path.unlink(missing_ok=True)  # a header that a kill left half written
     log = SweepLog(path, header)
@@ -349,11 +345,8 @@ def markdown(log: SweepLog) -> str:
         Note("How to read the best number", tuple(line for line in caution if line)),
         Note("What the numbers rest on", tuple(basis)),
     ]
-    below = (
-        (f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result", _grid(again))
-        if again.trials
-        else None
-    )
+    title = f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result"
+    below = [(title, _grid(again))] if again.trials else []
     return to_markdown(_grid(search), f"Sweep of {grid['method']} on {log.header['target']}", notes, below)
 
 
@@ -377,32 +370,19 @@ def _grid(stage: Stage) -> Grid:
 
 def to_csv(log: SweepLog) -> str:
     """The numbers with 12 digits, search and confirmation; empty cells for what there is not."""
-    names = ("acceptance_length", "change_percent")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ends = ("", "_low", "_high")
-    writer.writerow(
+    import pandas as pd
+
+    columns = ["stage", "trial", "label", "seeds", "prompts"]
+    columns += [name + end for name in ("acceptance_length", "change_percent") for end in ("", "_low", "_high")]
+    nothing = Interval(math.nan, math.nan, math.nan)
+    rows = [
         [
-            "stage",
-            "trial",
-            "label",
-            "seeds",
-            "prompts",
-            *(name + end for name in names for end in ends),
-            "discriminator_accuracy",
+            *(name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts),
+            *(end for each in (outcome.length, outcome.change or nothing) for end in (each.value, each.low, each.high)),
+            math.nan if outcome.accuracy is None else outcome.accuracy,
         ]
-    )
-    for name, stage in (("search", explored(log)), ("confirmation", confirmed(log))):
-        for outcome in stage.outcomes:
-            numbers = [
-                value
-                for each in (outcome.length, outcome.change)
-                for value in ((each.value, each.low, each.high) if each else (math.nan,) * 3)
-            ]
-            shown = [
-                "" if value is None or math.isnan(value) else f"{value:.12g}" for value in (*numbers, outcome.accuracy)
-            ]
-            writer.writerow(
-                [name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts, *shown]
-            )
-    return text.getvalue()
+        for name, stage in (("search", explored(log)), ("confirmation", confirmed(log)))
+        for outcome in stage.outcomes
+    ]
+    frame = pd.DataFrame(rows, columns=[*columns, "discriminator_accuracy"])
+    return str(frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))

@@ -40,7 +40,7 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
     """Write a head; the weights come last, so a folder with weights is complete."""
     config = {
         "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective, "objective_options": preset.objective_options,
-        "target": {"name": target.name, "hidden_size": target.model.config.hidden_size, "vocab_size": target.model.config.vocab_size},
+        "target": {"name": target.name, "hidden_size": target.spec().hidden_size, "vocab_size": target.config.vocab_size},
     }  # fmt: skip
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
@@ -188,7 +188,7 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
     """
     config = read_config(folder)
     wanted, kind, layers, own_options = config["target"], config["head"], config["layers"], config["options"]
-    own = target.model.config
+    own = target.spec()
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
         raise KoalaBenchError(
             f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from koala_bench.dialogues.distillation import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
-from koala_bench.engine.target import Target, bundled_target, fingerprint, load_target
+from koala_bench.engine.target import Target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
@@ -33,6 +32,7 @@ from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.states import layers_of, remove_states, write_states
+from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
@@ -109,6 +109,7 @@ def train_heads(
     out: Path,
     begin: Callable[[], None] = lambda: None,
     states: Path | None = None,
+    log_with: str | None = None,
 ) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
@@ -119,25 +120,20 @@ def train_heads(
         begin: called once everything is checked that can be, before the first thing is written.
         states: folder for the target's states where the preset stores them; other trainings on the same dialogues may
             share it, and it is the caller's to delete. None: a folder in ``out``, which is deleted in the end.
+        log_with: where curves go beside the log, out of ``tracking.SERVICES``.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
     """
-    owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
+    check_service(log_with)
     for name in methods_with_heads(preset, methods):
         first_head(preset.method(name), target)  # not used before evaluation; a mistake in it should be told now
-    names = [name for name in owners if free_head(preset.method(name), target) is None]
+    names = trained_methods(preset, methods, target)
     if not names:
         begin()
         return
-    identity = {
-        "target": fingerprint(target),
-        "data": preset.data.model_dump(mode="json"),
-        "training": preset.training.model_dump(mode="json"),
-        "chat_template": template.sha256,
-    }
-    identity["methods"] = {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names}
-    if all(_same(read_manifest(out / name), identity, name) for name in names):
+    identity = _identity(preset, names, target, template)
+    if _finished(names, identity, out):
         begin()
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
@@ -151,9 +147,9 @@ def train_heads(
         )
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
-        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.model.config.vocab_size)
+        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.config.vocab_size)
+    _check_answers(target, preset.data.source)
     conversations = read_conversations(preset.data.source)
-    _notice_other_data(target, preset.data.source, conversations.provenance)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     manifest = {
         **identity,
@@ -182,38 +178,57 @@ def train_heads(
             team,
         )
         manifest["states_sha256"] = stored.sha256
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored)
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with)
     if states is None and team.first:
         remove_states(out / STATES)
 
 
-def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) -> None:
-    """Say so if the documentation read here is not what a target was trained on, or the answers are another target's."""
-    manifest = (bundled_target(target.name) or Path(target.name)) / "pretraining.json"
-    if "corpus_sha256" in provenance and manifest.is_file():
-        made_with = json.loads(manifest.read_text(encoding="utf-8"))
-        if made_with.get("conversations") is None and made_with["corpus_sha256"] != provenance["corpus_sha256"]:
-            theirs, ours = made_with["corpus_versions"], provenance["versions"]
-            other = [
-                f"{name} {ours.get(name, 'missing')} for {version}"
-                for name, version in theirs.items()
-                if ours.get(name) != version
-            ]
-            say(
-                f"The documentation read here is not the one {target.name} was trained on:"
-                f" {', '.join(other) or 'the same versions, other text'}."
-            )
-            say(
-                "Heads can be trained on it all the same; install with -c constraints.txt for the numbers in the"
-                " README."
-            )
+def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:
+    """The methods whose heads have to be trained so that ``methods`` can decode, each once.
+
+    Raises:
+        KoalaBenchError: a mistake in the methods or their options.
+    """
+    owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
+    return [name for name in owners if free_head(preset.method(name), target) is None]
+
+
+def heads_finished(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> bool:
+    """Whether ``train_heads`` would reuse what lies in ``out``."""
+    names = trained_methods(preset, methods, target)
+    return not names or _finished(names, _identity(preset, names, target, template), out)
+
+
+def _identity(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
+    """What trained heads depend on."""
+    return {
+        "target": fingerprint(target),
+        "data": preset.data.model_dump(mode="json"),
+        "training": preset.training.model_dump(mode="json"),
+        "chat_template": template.sha256,
+        "methods": {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names},
+    }
+
+
+def _finished(names: Sequence[str], identity: dict[str, Any], out: Path) -> bool:
+    return all(_same(read_manifest(out / name), identity, name) for name in names)
+
+
+def _check_answers(target: Target, source: str) -> None:
+    """Refuse the bundled answers for heads of another target; of other answers say it if they are another target's."""
     for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
         answering = answering_target(path)
-        if answering is not None and answering["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-            say(
-                f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it"
-                " answer itself with koala-bench distill."
+        if answering is None or answering["weights_sha256"] == fingerprint(target)["weights_sha256"]:
+            continue
+        if source == BUNDLED:
+            raise KoalaBenchError(
+                f"The bundled answers are not those of {target.name}.",
+                "Name conversations with --set data.source=FILE, or let the target answer: koala-bench distill.",
             )
+        say(
+            f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it"
+            " answer itself with koala-bench distill."
+        )
 
 
 def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 
 GAP = 0.10  # relative; a larger one between teacher-forced and decoded acceptance is flagged
@@ -19,31 +19,17 @@ def read_training(path: Path) -> list[dict[str, Any]]:
     Raises:
         KoalaBenchError: no such file, or a line that training did not write.
     """
+    remedy = "Name the training.jsonl beside trained heads."
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KoalaBenchError(
-            f"Cannot read the training log {path}: {error}.", "Name the training.jsonl beside trained heads."
-        ) from error
-    found = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            value = json.loads(line)
-            fine = (
-                value["kind"] in ("step", "held_out")
-                and isinstance(value["step"], int)
-                and isinstance(value["method"], str)
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise KoalaBenchError(
-                f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads."
-            ) from error
-        if not fine:
-            raise KoalaBenchError(
-                f"{path}:{number}: not a line of a training log.", "Name the training.jsonl beside trained heads."
-            )
-        found.append(value)
-    return found
+        content = path.read_bytes()
+    except OSError as error:
+        raise KoalaBenchError(f"Cannot read the training log {path}: {error}.", remedy) from error
+    lines = complete_lines(path, content, remedy)[0]
+    for number, line in enumerate(lines, 1):
+        known = line.get("kind") in ("step", "held_out")
+        if not (known and isinstance(line.get("step"), int) and isinstance(line.get("method"), str)):
+            raise KoalaBenchError(f"{path}:{number}: not a line of a training log.", remedy)
+    return lines
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from koala_bench.training.checkpoints import earlier, read_state, save_head, wri
 from koala_bench.training.features import features_of_each
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.training.states import StoredStates
+from koala_bench.training.tracking import curves, tracked_accelerator
 
 _LOG_EVERY = 10
 
@@ -158,6 +159,7 @@ def train(
     manifest: dict[str, Any],
     team: Team,
     stored: StoredStates | None = None,
+    log_with: str | None = None,
 ) -> None:
     """Train all arms together and write each as ``out/<method>/``.
 
@@ -170,19 +172,22 @@ def train(
             another manifest is refused.
         stored: the target's states of the stream and, behind them, of what is held out; without them the target
             computes the states of each batch.
+        log_with: where curves go beside the log, out of ``tracking.SERVICES``.
 
     Raises:
         KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory
             runs out.
     """
     AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
-    accelerator = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu")
+    log_with = log_with if team.first else None
+    accelerator = tracked_accelerator(log_with, out, mixed_precision=options.precision, cpu=target.device.type == "cpu")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     state = _read_checkpoint(checkpoint, manifest, target.device)
     first, seen = 0, 0
     if state:
         first, seen = _restore(checkpoint, state, arms)
+        state = None  # the heads hold what is needed of it
         say(f"Resuming the training after step {first:,} of {options.steps:,}.")
 
     def save(step: int) -> None:
@@ -202,10 +207,15 @@ def train(
     timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
     started, seen_before = time.perf_counter(), seen
     log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
-    with log_file as log, progress("train", options.steps, "steps", first) as advance:
+    with (
+        curves(accelerator, log_with) as send,  # first: a service that refuses leaves no log
+        log_file as log,
+        progress("train", options.steps, "steps", first) as advance,
+    ):
 
         def write(line: dict[str, Any]) -> None:
             log.write(json.dumps(line) + "\n")
+            send(line)
 
         for step in range(first, options.steps):
             numbers = range(step * options.micro_batches, (step + 1) * options.micro_batches)

@@ -167,7 +167,7 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
     medians.
     """
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(target.model.config.vocab_size, (_PAST,), generator=draw).to(target.device)
+    ids = torch.randint(target.config.vocab_size, (_PAST,), generator=draw).to(target.device)
     cache = target.new_cache(_PAST + most)
     _, hidden = target.prefill(ids, cache, head.features)
     counts = sorted({1, 2, 3, 4, *range(6, most + 1, 2 if most <= 16 else 4), most} & set(range(1, most + 1)))

@@ -22,16 +22,16 @@ from koala_bench.presets import load_preset
 from koala_bench.testing import save_tiny_target
 from koala_bench.training.checkpoints import save_weights, write_state
 from koala_bench.training.loop import build_head
-from tests.cli.test_cli import COMMANDS, Koala, koala  # noqa: F401
-from tests.evaluation.test_evaluation import write_questions
+from tests.cli.test_cli import COMMANDS
 from tests.interop.test_traces import medusa_row, write
 from tests.support.bad_input import Case
 from tests.support.bad_input_files import FILE_CASES
 from tests.support.bad_input_options import OPTION_CASES
 from tests.support.bad_input_results import RESULT_CASES
+from tests.support.commands import Koala
+from tests.support.small_runs import conversations, write_questions
 from tests.support.spoiling import full_disk
 from tests.support.synthetic_run import make_header, make_turn, write_run
-from tests.training.test_training import conversations
 
 ROOT = Path(__file__).parents[2]
 CASES = [*OPTION_CASES, *FILE_CASES, *RESULT_CASES]

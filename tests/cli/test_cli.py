@@ -8,117 +8,20 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import koala_bench.evaluation.loop as evaluation
-from koala_bench.cli import app, main
+from koala_bench.cli import app
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
 from koala_bench.results.recipes import RECIPE_NAMES
-from koala_bench.testing import save_tiny_target
-from tests.evaluation.test_evaluation import write_questions
-from tests.training.test_training import conversations
+from tests.support.commands import Koala, decoding, settings
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 TABLE_FILES = ["figure1.pdf", "figure1.png", "table1.csv", "table1.md", "table1.tex"]
-
-
-@dataclass
-class Result:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line that a mistake ends in."""
-        found = [line for line in self.err.splitlines() if line.startswith("koala-bench: ")]
-        assert len(found) == 1, self.err
-        assert self.err.splitlines()[-1] == found[0]
-        return found[0]
-
-
-Koala = Callable[..., Result]
-
-
-@pytest.fixture
-def koala(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Koala:
-    """Runs the entry point as a shell would; only a traceback passes through."""
-    monkeypatch.delenv("KOALA_BENCH_DATA", raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/koala-bench", *arguments])
-        capsys.readouterr()
-        code: int | str | None = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return Result(int(code or 0), captured.out, captured.err)
-
-    return run
-
-
-def settings(folder: Path) -> list[str]:
-    """Options that make a command small: a random target, made-up data, two steps."""
-    values = [
-        'target.engine="eager"',
-        "data.max_tokens=192",
-        "data.probes=1",
-        "training.batch_tokens=256",
-        "training.steps=2",
-        "training.held_out_evaluations=1",
-    ]
-    source = f"data.source={folder / 'conversations.jsonl'}"
-    return [
-        "--target",
-        str(folder / "target"),
-        "--device",
-        "cpu",
-        *(part for value in [source, *values] for part in ("--set", value)),
-    ]
-
-
-def decoding(folder: Path) -> list[str]:
-    return ["--questions", str(folder / "questions.jsonl"), "--max-new-tokens", "6", "--set", "evaluation.warmup=0"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, conversations and questions, and an empty folder."""
-    place = tmp_path_factory.mktemp("cli")
-    save_tiny_target(place / "target")
-    conversations(place)
-    write_questions(place / "questions.jsonl", [("a", ["count 5", "and 6"]), ("b", ["spell it", "again"])])
-    (place / "empty").mkdir()
-    return place
-
-
-@pytest.fixture(scope="module")
-def done(folder: Path) -> Path:
-    """A finished run of ``reproduce table1``."""
-    command = [
-        "koala-bench",
-        "reproduce",
-        "table1",
-        *settings(folder),
-        *decoding(folder),
-        "--out",
-        str(folder / "done"),
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command)
-        app(standalone_mode=False)
-    return folder / "done"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -151,19 +54,19 @@ def test_help_of_a_command_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_table_1_is_reproduced_end_to_end(done: Path) -> None:
-    files = {str(path.relative_to(done)) for path in done.rglob("*") if path.is_file()}
+def test_table_1_is_reproduced_end_to_end(finished_run: Path) -> None:
+    files = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
     trained = ("medusa", "medusa+koala", "eagle", "eagle+koala")
     heads = {
         f"heads/{method}/{name}" for method in trained for name in ("config.json", "model.safetensors", "training.json")
     }
     answers = {f"answers/target-{method}.jsonl" for method in ("vanilla", *trained)}
     assert files == {*TABLE_FILES, "records.jsonl", "heads/checkpoint.pt", "heads/training.jsonl", *heads, *answers}
-    run = read_run(done / "records.jsonl")
+    run = read_run(finished_run / "records.jsonl")
     assert run.finished
     assert len(run.turns) == 5 * 2 * 2
     assert run.header["command"][:3] == ["koala-bench", "reproduce", "table1"]
-    table = (done / "table1.md").read_text()
+    table = (finished_run / "table1.md").read_text()
     assert all(
         f"| {method} |" in " ".join(table.split())
         for method in ("vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala")
@@ -172,20 +75,20 @@ def test_table_1_is_reproduced_end_to_end(done: Path) -> None:
 
 
 def test_a_second_run_reuses_everything_says_so_and_writes_the_same_bytes(
-    koala: Koala, folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+    koala: Koala, cli_folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in done.rglob("*") if path.is_file()}
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished_run.rglob("*") if path.is_file()}
 
     def never(*_: object) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(evaluation, "decode", never)
-    result = koala("reproduce", "table1", *settings(folder), *decoding(folder), "--out", str(done))
+    result = koala("reproduce", "table1", *settings(cli_folder), *decoding(cli_folder), "--out", str(finished_run))
     assert result.code == 0
-    assert f"Reusing the trained heads in {done / 'heads'}" in result.err
-    assert f"Reusing the finished record {done / 'records.jsonl'}" in result.err
+    assert f"Reusing the trained heads in {finished_run / 'heads'}" in result.err
+    assert f"Reusing the finished record {finished_run / 'records.jsonl'}" in result.err
     assert "# Table 1" in result.out
-    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in done.rglob("*") if path.is_file()}
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in finished_run.rglob("*") if path.is_file()}
     assert before.keys() == after.keys()
     assert {path for path in before if before[path][0] != after[path][0]} == set()
     untouched = {path for path in before if path.parent.parent.name == "heads" or path.name == "records.jsonl"}
@@ -193,34 +96,36 @@ def test_a_second_run_reuses_everything_says_so_and_writes_the_same_bytes(
 
 
 def test_tables_come_again_from_the_record_alone(
-    koala: Koala, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    koala: Koala, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = tmp_path / "elsewhere" / "records.jsonl"
     record.parent.mkdir()
-    record.write_bytes((done / "records.jsonl").read_bytes())
+    record.write_bytes((finished_run / "records.jsonl").read_bytes())
     monkeypatch.chdir(tmp_path)
     result = koala("table", str(record))
     assert result.code == 0
     assert sorted(Path(line).name for line in result.out.split()) == TABLE_FILES
     for name in TABLE_FILES:
-        assert (record.parent / name).read_bytes() == (done / name).read_bytes(), name
+        assert (record.parent / name).read_bytes() == (finished_run / name).read_bytes(), name
 
 
-def test_train_and_evaluate_are_the_same_in_two_steps(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
+def test_train_and_evaluate_are_the_same_in_two_steps(
+    koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path
+) -> None:
     few = ["--methods", "vanilla,eagle"]
-    assert koala("train", *settings(folder), *few, "--out", str(tmp_path)).out.strip() == str(tmp_path / "heads")
+    assert koala("train", *settings(cli_folder), *few, "--out", str(tmp_path)).out.strip() == str(tmp_path / "heads")
     assert (tmp_path / "heads" / "eagle" / "model.safetensors").read_bytes() == (
-        done / "heads" / "eagle" / "model.safetensors"
+        finished_run / "heads" / "eagle" / "model.safetensors"
     ).read_bytes()
-    result = koala("evaluate", *settings(folder), *decoding(folder), *few, "--out", str(tmp_path))
+    result = koala("evaluate", *settings(cli_folder), *decoding(cli_folder), *few, "--out", str(tmp_path))
     assert result.out.strip() == str(tmp_path / "records.jsonl")
     assert [turn["new_token_ids"] for turn in read_run(tmp_path / "records.jsonl").turns_of("eagle")] == [
-        turn["new_token_ids"] for turn in read_run(done / "records.jsonl").turns_of("eagle")
+        turn["new_token_ids"] for turn in read_run(finished_run / "records.jsonl").turns_of("eagle")
     ]
     assert {path.name for path in (tmp_path / "answers").iterdir()} == {"target-vanilla.jsonl", "target-eagle.jsonl"}
 
 
-def test_options_are_what_the_record_says(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
+def test_options_are_what_the_record_says(koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path) -> None:
     options = [
         "--methods",
         "medusa",
@@ -235,10 +140,17 @@ def test_options_are_what_the_record_says(koala: Koala, folder: Path, done: Path
         "--attention",
         "eager",
         "--heads",
-        str(done / "heads"),
+        str(finished_run / "heads"),
     ]
     result = koala(
-        "evaluate", *settings(folder), *decoding(folder), *options, "--max-new-tokens", "3", "--out", str(tmp_path)
+        "evaluate",
+        *settings(cli_folder),
+        *decoding(cli_folder),
+        *options,
+        "--max-new-tokens",
+        "3",
+        "--out",
+        str(tmp_path),
     )
     assert result.code == 0
     header = read_run(tmp_path / "records.jsonl").header
@@ -252,11 +164,11 @@ def test_options_are_what_the_record_says(koala: Koala, folder: Path, done: Path
     assert header["preset"]["resolved"]["methods"]["eagle+koala"]["tree"] == "2x1"
 
 
-def test_layers_are_those_of_every_head(koala: Koala, folder: Path, tmp_path: Path) -> None:
+def test_layers_are_those_of_every_head(koala: Koala, cli_folder: Path, tmp_path: Path) -> None:
     assert (
         koala(
             "train",
-            *settings(folder),
+            *settings(cli_folder),
             "--methods",
             "eagle,medusa",
             "--layers",
@@ -273,38 +185,45 @@ def test_layers_are_those_of_every_head(koala: Koala, folder: Path, tmp_path: Pa
         assert json.loads((tmp_path / "heads" / method / "training.json").read_text())["training"]["seed"] == 5
 
 
-def test_names_with_quotes_and_spaces_work(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
+def test_names_with_quotes_and_spaces_work(koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path) -> None:
     odd = tmp_path / 'it\'s "one" \\ target'
-    odd.symlink_to(folder / "target")
-    few = ["--methods", "eagle", "--limit", "1", "--heads", str(done / "heads")]
+    odd.symlink_to(cli_folder / "target")
+    few = ["--methods", "eagle", "--limit", "1", "--heads", str(finished_run / "heads")]
     result = koala(
-        "evaluate", *settings(folder), *decoding(folder), *few, "--target", str(odd), "--out", str(tmp_path / "out")
+        "evaluate",
+        *settings(cli_folder),
+        *decoding(cli_folder),
+        *few,
+        "--target",
+        str(odd),
+        "--out",
+        str(tmp_path / "out"),
     )
     assert result.code == 0, result.err
     assert read_run(tmp_path / "out" / "records.jsonl").header["target"]["name"] == str(odd)
 
 
 def test_without_out_the_results_go_to_a_folder_of_the_target(
-    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = ["--methods", "eagle", "--limit", "1", "--heads", str(done / "heads")]
-    result = koala("evaluate", *settings(folder), *decoding(folder), *few)
+    few = ["--methods", "eagle", "--limit", "1", "--heads", str(finished_run / "heads")]
+    result = koala("evaluate", *settings(cli_folder), *decoding(cli_folder), *few)
     assert result.out.strip() == "results/runs/table1-target-questions/records.jsonl"
     assert (tmp_path / result.out.strip()).is_file()
 
 
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
-    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [
         "evaluate",
-        *settings(folder),
-        *decoding(folder),
+        *settings(cli_folder),
+        *decoding(cli_folder),
         "--methods",
         "eagle",
         "--heads",
-        str(done / "heads"),
+        str(finished_run / "heads"),
         "--out",
         str(tmp_path),
     ]
@@ -326,22 +245,24 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
     assert "Resuming" in result.err and "2 of 8 turns are there" in result.err
 
 
-def test_the_usual_engine_replays_and_answers_the_same(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
+def test_the_usual_engine_replays_and_answers_the_same(
+    koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path
+) -> None:
     """The other commands here are told to use the eager one: recording takes longer than what they decode."""
     command = [
         "evaluate",
-        *settings(folder),
-        *decoding(folder),
+        *settings(cli_folder),
+        *decoding(cli_folder),
         "--methods",
         "eagle",
         "--heads",
-        str(done / "heads"),
+        str(finished_run / "heads"),
         "--out",
         str(tmp_path),
     ]
     result = koala(*command, "--set", 'target.engine="auto"')
     assert result.code == 0, result.err
-    graph, eager = read_run(tmp_path / "records.jsonl"), read_run(done / "records.jsonl")
+    graph, eager = read_run(tmp_path / "records.jsonl"), read_run(finished_run / "records.jsonl")
     assert (graph.header["target"].get("engine"), eager.header["target"].get("engine")) == ("graph", None)
     wanted = {key_of(turn): turn["new_token_ids"] for turn in eager.turns}
     assert {key_of(turn): turn["new_token_ids"] for turn in graph.turns} == {
@@ -366,12 +287,12 @@ def test_heads_lists_what_is_installed(koala: Koala) -> None:
 
 
 def test_data_lists_the_public_files_with_their_state(
-    koala: Koala, folder: Path, monkeypatch: pytest.MonkeyPatch
+    koala: Koala, cli_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = koala("data").out
     assert "mt_bench" in out and "no data folder set" in out and "Set --data-dir or KOALA_BENCH_DATA" in out
-    assert "missing" in koala("data", "--data-dir", str(folder / "empty")).out
-    monkeypatch.setenv("KOALA_BENCH_DATA", str(folder / "empty"))
+    assert "missing" in koala("data", "--data-dir", str(cli_folder / "empty")).out
+    monkeypatch.setenv("KOALA_BENCH_DATA", str(cli_folder / "empty"))
     assert "missing" in koala("data").out
 
 
@@ -380,7 +301,7 @@ def test_data_finds_the_public_files(koala: Koala, data_dir: Path) -> None:
 
 
 def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(
-    koala: Koala, folder: Path, tmp_path: Path
+    koala: Koala, cli_folder: Path, tmp_path: Path
 ) -> None:
     small = [
         "--device",
@@ -398,7 +319,7 @@ def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(
         "--out",
         str(tmp_path),
     ]
-    result = koala("benchmark", "--target", str(folder / "target"), "--methods", "vanilla,medusa,eagle", *small)
+    result = koala("benchmark", "--target", str(cli_folder / "target"), "--methods", "vanilla,medusa,eagle", *small)
     assert result.code == 0, result.err
     assert "8 of 8 answers have the same tokens" in result.out
     assert "| 504 | 8 |" in result.out  # as far as the target's context of 512 goes

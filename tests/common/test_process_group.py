@@ -26,12 +26,12 @@ from koala_bench.evaluation.recording import open_record
 from koala_bench.evaluation.shards import merge_parts, part_of, place_for
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
-from tests.evaluation.test_evaluation import write_questions
+from tests.support.small_runs import conversations, preset_for, write_questions
 from tests.support.synthetic_run import QUESTIONS, make_header, make_turns
-from tests.training.test_training import conversations, preset_for, run, weights
+from tests.training.test_training import run, weights
 
 METHODS = ["medusa+koala", "eagle", "eagle+koala"]
-TIMES = {"prefill_s", "decode_s", "draft_s", "verify_s"}
+TIMES = {"prefill_s", "draft_prefill_s", "decode_s", "draft_s", "verify_s"}
 
 
 def launch(script: Path, processes: int) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def launch(script: Path, processes: int) -> subprocess.CompletedProcess[str]:
 def settings(folder: Path, micro_batches: int) -> list[str]:
     balanced = (
         "methods.\"medusa+koala\".objective_options={ discriminator = 'embedding', weight = 0.1, balanced = true,"
-        " spectral = true, noise = 0.1 }"
+        " r1 = 1.0 }"
     )
     small = [
         "training.batch_tokens=192",

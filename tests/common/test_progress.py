@@ -6,8 +6,8 @@ import io
 import sys
 
 import pytest
+import tqdm
 
-import koala_bench.common.progress as progress_module
 from koala_bench.common.progress import progress, say
 
 
@@ -23,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress_module.time, "perf_counter", clock)
+    monkeypatch.setattr(tqdm.std, "time", clock)
     return clock
 
 
@@ -44,8 +44,8 @@ def test_a_line_now_and_then_says_how_far_how_fast_and_how_long(
             clock.now += 1
             advance(2, "loss 1.0")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6  # every fifteen seconds
-    assert lines[0] == "train: 30/1,000 steps, 2.0 steps/s, 0:15 elapsed, 8:05 left  loss 1.0"
+    assert len(lines) == 7  # every fifteen seconds, and at the end
+    assert lines[0] == "train: 30/1,000 steps,  2.00 steps/s, 00:15 elapsed, 08:05 left, loss 1.0"
 
 
 def test_the_end_is_always_told(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,14 +53,14 @@ def test_the_end_is_always_told(clock: Clock, capsys: pytest.CaptureFixture[str]
         for _ in range(3):
             clock.now += 0.5
             advance()
-    assert capsys.readouterr().err == "decode: 3/3 turns, 2.0 turns/s, 0:02 elapsed, 0:00 left\n"
+    assert capsys.readouterr().err == "decode: 3/3 turns,  2.00 turns/s, 00:01 elapsed, 00:00 left\n"
 
 
 def test_what_was_done_before_does_not_count_towards_the_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress("train", 7300, "steps", done=100) as advance:
         clock.now += 20
         advance(20)
-    assert capsys.readouterr().err == "train: 120/7,300 steps, 1.0 steps/s, 0:20 elapsed, 1:59:40 left\n"
+    assert capsys.readouterr().err == "train: 120/7,300 steps,  1.00 steps/s, 00:20 elapsed, 1:59:40 left\n"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import koala_bench.contract as contract
+from heads.common.growth import Grown
 from heads.eagle import Eagle
 from koala_bench.contract import CHECKS, CheckResult, check_head
 from koala_bench.contract.bench import CIRCLE, Bench, circle_ids
@@ -19,9 +21,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction
 from koala_bench.presets import MethodPreset
 from koala_bench.tree import DraftTree, TreeTemplate, load_template
-from tests.cli.test_cli import Koala, koala
-
-__all__ = ["koala"]
+from tests.support.commands import Koala
 
 # ---------------------------------------------------------------------------------------------- a head, and its broken sisters
 
@@ -190,6 +190,17 @@ class NeverForgets(Good):
         return super().draft(Committed(new.tokens, new.hidden + 0.5 * self.sum.to(new.hidden.dtype), new.position))
 
 
+class KeepsWhatWasLent(Good):
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        super().begin(template, capacity)
+        self.before: torch.Tensor | None = None
+
+    def draft(self, new: Committed) -> DraftTree:
+        before, self.before = self.before, new.hidden[-1]
+        hidden = new.hidden if before is None else new.hidden + before
+        return super().draft(Committed(new.tokens, hidden, new.position))
+
+
 class ShortTable(Good):
     def draft(self, new: Committed) -> DraftTree:
         return super().draft(
@@ -332,14 +343,18 @@ class EagleThatRepeatsTheRoot(Eagle):
     """Its first level is right; the levels below are grown from the wrong token."""
 
     def draft(self, new: Committed) -> DraftTree:
-        self.root = None
+        self.root = new.tokens[-1:]
         return super().draft(new)
 
-    def _run(self, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        if self.root is None:
-            self.root = tokens[-1:]
-            return super()._run(tokens, *others)
-        return super()._run(self.root.expand(len(tokens)), *others)
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Any) -> Any:
+        return super().grow(replace(level, tokens=self.root.expand(len(level.tokens))), carried, memory)
+
+
+class EagleThatSkipsThePrompt(Eagle):
+    """Reads the last few pairs of a prompt only, if it is given them apart."""
+
+    def prefill(self, new: Committed) -> None:
+        super().prefill(replace(new, tokens=new.tokens[-3:], hidden=new.hidden[-3:]))
 
 
 # Head -> the check that is for it, others that it fails as well, and words of the first one's answer.
@@ -352,16 +367,18 @@ BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
     NeverLearns: ("positions", set(), "does draft() read what loss() trains on? the loss on a text to learn by heart ends at"),
     MispairedEagle: ("positions", {"predictions", "batches"}, "at depth 1"),
     EagleThatRepeatsTheRoot: ("positions", set(), "at depth 2"),
+    EagleThatSkipsThePrompt: ("prompts", set(), "prefill() must keep what draft() would"),
     DeadLayer: ("gradients", set(), "no gradient reaches unused.bias, unused.weight"),
     Detached: ("gradients", {"positions"}, "no gradient reaches guess.1.bias, guess.1.weight"),
     LearnsTheOutputLayer: ("frozen parts", {"target"}, "output_weight is the target's lm_head.weight"),
     WritesToTheTarget: ("target", set(), "of the target changed: the target is frozen"),
     AlwaysAChain: ("trees", {"positions"}, "the template's are (-1, 0, 0, 0)"),
     SameSiblings: ("trees", set(), "two children of node 0 are the same token"),
-    BeyondTheVocabulary: ("trees", set(CHECKS) - {"form", "frozen parts", "gradients", "trees", "batches"}, "is not one of the vocabulary's 259"),
+    BeyondTheVocabulary: ("trees", set(CHECKS) - {"form", "frozen parts", "gradients", "trees", "lent states", "batches"}, "is not one of the vocabulary's 259"),
     OtherRoot: ("trees", {"losslessness", "positions"}, "it is new.tokens[-1]"),
     Silent: ("trees", {"positions", "predictions"}, "it never drafts anything"),
-    NeverForgets: ("forgetting", {"positions", "predictions"}, "begin() must reset all that draft() keeps"),
+    NeverForgets: ("forgetting", {"lent states", "positions", "predictions"}, "begin() must reset all that draft() keeps"),
+    KeepsWhatWasLent: ("lent states", {"positions", "predictions"}, "clone what is kept of new.hidden"),
     ShortTable: ("losslessness", set(), "IndexError: index 492 is out of bounds for dimension 0 with size 256 (test_contract.py, line "),
     OtherRows: ("predictions", set(), "reach beyond their dialogue"),
     ReportsWithoutGradient: ("predictions", set(), "carry no gradient"),
@@ -441,6 +458,7 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
     assert failed(results) == {}
     assert [result.name for result in results if result.outcome == "not applicable"] == [
         "gradients",
+        "prompts",
         "observation",
         "positions",
         "predictions",
@@ -498,13 +516,13 @@ def test_a_name_or_option_that_is_none_is_one_clear_error(
 
 
 def test_options_are_read_as_toml() -> None:
-    from koala_bench.cli.newhead import _options
+    from koala_bench.cli.options import head_options
 
-    assert _options(["layers=2", "noise=0.1", "bias=false", "name=x y"]) == {
+    assert head_options(["layers=2", "noise=0.1", "bias=false", "name=x y"]) == {
         "layers": 2,
         "noise": 0.1,
         "bias": False,
         "name": "x y",
     }
     with pytest.raises(KoalaBenchError):
-        _options(["a.b=2"])
+        head_options(["a.b=2"])

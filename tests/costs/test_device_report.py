@@ -16,9 +16,8 @@ from koala_bench.costs.scaling import StepCost
 from koala_bench.engine import shapes
 from koala_bench.presets import load_preset
 from koala_bench.results.tables.published import read_paper
-from tests.cli.test_cli import Koala, koala
+from tests.support.commands import Koala
 
-__all__ = ["koala"]  # a fixture
 CPU = torch.device("cpu")
 PAPER = Path(__file__).parents[2] / "reproduce" / "paper.toml"
 

@@ -9,10 +9,8 @@ import pytest
 from koala_bench.costs.profile import PARTS, Profile, in_words, profile
 from koala_bench.decoding.loop import decode
 from koala_bench.evaluation.loop import load_methods
-from tests.cli.test_cli import Koala, koala
-from tests.evaluation.test_evaluation import Bench, bench
-
-__all__ = ["bench", "koala"]
+from tests.support.commands import Koala
+from tests.support.small_runs import Bench
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,8 @@ from koala_bench.evaluation.loop import load_methods
 from koala_bench.presets import load_preset
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
-from tests.cli.test_cli import Koala, koala
-from tests.evaluation.test_evaluation import Bench, bench
-
-__all__ = ["bench", "koala"]
+from tests.support.commands import Koala
+from tests.support.small_runs import Bench
 
 PROMPTS = [[1, 70, 81, 82], [1, 90], [1, 60, 61, 62, 63, 64, 65, 66, 67], [1, 5, 6]]
 

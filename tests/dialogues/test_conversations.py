@@ -11,13 +11,11 @@ from typing import Any
 import huggingface_hub.utils._http as hub_http
 import pytest
 
-import koala_bench.dialogues.conversations as conversations
 import koala_bench.dialogues.hub as hub
 from koala_bench.dialogues.conversations import encode_all, read_conversations
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.corpus import Corpus
 from tests.support.spoiling import Around, no_hub, offline
 
 
@@ -310,25 +308,6 @@ def test_no_dialogue_is_on_both_sides_even_if_it_comes_twice(tmp_path: Path) -> 
     found = read_conversations(write(tmp_path / "a.jsonl", [*many(), *many()]))
     assert not {tuple(turns) for turns in found.train} & {tuple(turns) for turns in found.held_out}
     assert len(found.train) + len(found.held_out) == 600
-
-
-def test_the_documentation_is_a_source_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    corpus = Corpus([["a", "b"], ["c", "d"]], [["e", "f"]], {"requests": "1.0"}, ("scipy",))
-    monkeypatch.setattr(conversations, "cached_corpus", lambda: corpus)
-    found = read_conversations("documentation")
-    assert (found.train, found.held_out, found.train_names) == (
-        corpus.train,
-        corpus.held_out,
-        ["documentation:0", "documentation:1"],
-    )
-    assert found.provenance == {
-        "source": "documentation",
-        "versions": {"requests": "1.0"},
-        "corpus_sha256": corpus.sha256,
-    }
-    assert "Not installed, so missing from the corpus: scipy." in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------ damage

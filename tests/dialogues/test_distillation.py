@@ -125,7 +125,7 @@ def test_what_is_there_is_reused_or_refused_and_never_overwritten(
 
 
 def test_the_leftovers_of_another_run_are_refused(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
-    for content, words in (('{"target": "other"}\n', "another run"), ("{{{\n", "damaged")):
+    for content, words in (('{"target": "other"}\n', "another run"), ("{{{\n", "not a line of JSON")):
         (tmp_path / "a.jsonl.partial").write_text(content)
         with pytest.raises(KoalaBenchError, match=words):
             distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from koala_bench.dialogues.encoding import chat_template, encode_dialogue, encode_prompt
+from koala_bench.dialogues.encoding import chat_template, encode_dialogues, encode_prompt
 from koala_bench.errors import KoalaBenchError
 from koala_bench.testing import tiny_tokenizer
 
@@ -16,7 +16,7 @@ def test_exactly_the_answers_and_their_ends_are_supervised(name: str) -> None:
     tokenizer = tiny_tokenizer()
     template = chat_template(name, tokenizer)
     turns = [TURNS[0], TURNS[1], "And then?", TURNS[3]]
-    found = encode_dialogue(template, tokenizer, turns)
+    found = encode_dialogues(template, tokenizer, [turns])[0]
     said = tokenizer.decode([i for i, answer in zip(found.ids, found.supervised, strict=True) if answer])
     unsaid = tokenizer.decode([i for i, answer in zip(found.ids, found.supervised, strict=True) if not answer])
     assert all(text in said for text in turns[1::2])
@@ -26,7 +26,7 @@ def test_exactly_the_answers_and_their_ends_are_supervised(name: str) -> None:
 
 def test_vicuna_answers_end_with_the_end_token() -> None:
     tokenizer = tiny_tokenizer()
-    found = encode_dialogue(chat_template("vicuna_v1.1", tokenizer), tokenizer, TURNS[:2])
+    found = encode_dialogues(chat_template("vicuna_v1.1", tokenizer), tokenizer, [TURNS[:2]])[0]
     said = [i for i, answer in zip(found.ids, found.supervised, strict=True) if answer]
     assert tokenizer.decode(said) == " A marsupial.</s>"
 
@@ -34,7 +34,7 @@ def test_vicuna_answers_end_with_the_end_token() -> None:
 def test_a_prompt_is_the_beginning_of_its_dialogue() -> None:
     tokenizer = tiny_tokenizer()
     template = chat_template("vicuna_v1.1", tokenizer)
-    whole = list(encode_dialogue(template, tokenizer, TURNS).ids)
+    whole = list(encode_dialogues(template, tokenizer, [TURNS])[0].ids)
     for turns in (TURNS[:1], TURNS[:3]):
         prompt = encode_prompt(template, tokenizer, turns)
         assert whole[: len(prompt)] == prompt
@@ -48,7 +48,7 @@ def test_a_tokenizers_own_template_is_used_and_starts_once() -> None:
         " eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     template = chat_template("tokenizer", tokenizer)
-    found = encode_dialogue(template, tokenizer, TURNS[:2])
+    found = encode_dialogues(template, tokenizer, [TURNS[:2]])[0]
     assert found.ids.count(1) == 1
     assert (
         tokenizer.decode([i for i, answer in zip(found.ids, found.supervised, strict=True) if answer])
@@ -60,7 +60,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(KoalaBenchError, match="changes earlier turns"):
-        encode_dialogue(chat_template("tokenizer", tokenizer), tokenizer, TURNS)
+        encode_dialogues(chat_template("tokenizer", tokenizer), tokenizer, [TURNS])[0]
 
 
 def test_unknown_and_absent_templates_are_refused() -> None:

@@ -4,6 +4,8 @@ graphs themselves.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +90,8 @@ def test_what_is_rewritten_for_a_gpu_computes_the_same(
     assert torch.equal(query, eager.decoder.layers[0].self_attn.q_proj.weight)
     (captured,) = fixed._passes.values()
     assert isinstance(captured, Captured) and isinstance(captured._function, Recorded)
-    ((replay, _),) = captured._function._recordings.values()
+    ((recording,),) = captured._function._recordings.values()
+    replay = recording.replay
     assert isinstance(replay, partial)
     called = set(replay.func.__code__.co_names)
     # In float64 transformers' norm rounds to float32, which is not what a norm's own kernel does.
@@ -206,6 +209,20 @@ def test_what_nobody_changes_is_copied_where_another_one_came(device: str) -> No
         own.fill_(7.0)  # which the next call of the same would not undo
         assert captured(torch.zeros(2, device=device), one).tolist() == [7.0, 7.0]
         assert captured(torch.zeros(2, device=device), other).tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_stays_where_it_is_is_not_kept_alive(device: str) -> None:
+    """An outgrown cache goes, though graphs were captured with it."""
+    captured = Captured(lambda x, rows: rows[:3] + x, (1,), (), torch.device(device), lambda: None)
+    rows = torch.ones(5, device=device)
+    captured(torch.zeros(3, device=device), rows)
+    gone = weakref.ref(rows.untyped_storage())
+    del rows
+    gc.collect()
+    assert gone() is None
+    other = torch.full((6,), 2.0, device=device)
+    assert captured(torch.zeros(3, device=device), other).tolist() == [2.0] * 3
 
 
 def test_graphs_are_not_kept_without_end() -> None:

@@ -15,7 +15,8 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.training.checkpoints import load_head
 from koala_bench.training.experiment import train_heads
 from koala_bench.tree import load_template
-from tests.training.test_training import conversations, preset_for, weights
+from tests.support.small_runs import conversations, preset_for
+from tests.training.test_training import weights
 
 METHODS = ["medusa", "medusa+koala", "eagle", "eagle+koala"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MistralConfig
 from typer.testing import CliRunner
 
 import koala_bench.evaluation.loop as evaluation
@@ -18,11 +19,11 @@ from koala_bench.dialogues.questions import read_questions
 from koala_bench.engine.target import Target, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods
+from koala_bench.records.reading import read_run
 from koala_bench.records.summaries import summarise
-from koala_bench.testing import save_tiny_target
-from tests.evaluation.test_evaluation import METHODS, Bench, bench, by_turn, count_decodes, write_questions
-
-__all__ = ["bench"]  # a fixture
+from koala_bench.testing import save_tiny_target, tiny_config
+from tests.evaluation.test_evaluation import by_turn, count_decodes
+from tests.support.small_runs import METHODS, Bench, write_questions
 
 
 def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(
@@ -133,7 +134,9 @@ def test_a_method_without_memory_fails_alone(
         raise RuntimeError("out of memory\nwith many details")
 
     spoil(monkeypatch, name, fail)
-    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], "evaluation.max_new_tokens=3")
+    with pytest.raises(KoalaBenchError, match=rf"{name.lower()}: no turn of \d succeeded: out of memory"):
+        bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "eagle"], "evaluation.max_new_tokens=3")
+    run = read_run(tmp_path / "record.jsonl")
     reasons = {(turn["method"], turn["turn"]): turn["error"] for turn in run.turns}
     assert run.finished
     out_of_memory = {"type": "RuntimeError", "message": "out of memory"}
@@ -148,6 +151,55 @@ def test_a_method_without_memory_fails_alone(
             ("eagle", 1),
         }
         assert reasons["vanilla", 0] == out_of_memory
+
+
+def test_a_run_without_any_answer_ends_with_the_reason(bench: Bench, tmp_path: Path) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", [("a", ["word " * 120]), ("b", ["word " * 130])])
+    for _ in range(2):  # a finished record of failures is no success either
+        with pytest.raises(KoalaBenchError, match=r"vanilla: no turn of 2 succeeded: .*has a context of 512"):
+            bench.run(tmp_path / "record.jsonl", ["medusa"], f"evaluation.questions='{asked}'", "evaluation.warmup=1")
+
+
+def test_some_failures_are_counted_at_the_end(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = write_questions(tmp_path / "asked.jsonl", [("a", ["word " * 120]), ("b", ["short"])])
+    settings = (f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=3", "evaluation.warmup=1")
+    assert bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa"], *settings).finished
+    said = capsys.readouterr().err
+    assert "vanilla: 1 of 2 turns failed" in said and "medusa: 1 of 2 turns failed" in said
+
+
+@pytest.mark.parametrize(("reason", "stops"), [("a head's defect", True), ("out of memory", False)])
+def test_a_failing_warm_up_stops_at_once_unless_it_is_memory(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, stops: bool
+) -> None:
+    calls: list[int] = []
+
+    def fail_first(answer: Decoded) -> Decoded:
+        calls.append(1)
+        if stops or len(calls) == 1:
+            raise RuntimeError(reason)
+        return answer
+
+    spoil(monkeypatch, "Medusa", fail_first)
+    settings = ("evaluation.warmup=1", "evaluation.max_new_tokens=3")
+    if stops:
+        with pytest.raises(KoalaBenchError, match=f"medusa cannot answer: {reason}"):
+            bench.run(tmp_path / "record.jsonl", ["medusa"], *settings)
+        assert len(calls) == 1
+    else:
+        assert all(turn["error"] is None for turn in bench.run(tmp_path / "record.jsonl", ["medusa"], *settings).turns)
+
+
+def test_room_is_held_against_a_window_before_it_is_rounded(bench: Bench, tmp_path: Path) -> None:
+    """What is needed fits into the window, what is taken at a time does not."""
+    config = MistralConfig(**{**tiny_config().to_dict(), "sliding_window": 200, "model_type": "mistral"})
+    target = load_target(str(save_tiny_target(tmp_path / "target", config)), "cpu", "float64")
+    asked = write_questions(tmp_path / "asked.jsonl", [("a", ["hello"]), ("b", ["word " * 40])])
+    settings = (f"evaluation.questions='{asked}'", "evaluation.max_new_tokens=3", "evaluation.warmup=1")
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla"], *settings, target=target)
+    short, long = run.turns
+    assert short["error"] is None
+    assert long["error"] is not None and "last 200 tokens" in long["error"]["message"]
 
 
 @pytest.mark.parametrize(

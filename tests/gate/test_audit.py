@@ -19,8 +19,8 @@ from koala_bench.gate.audit import audit, judge, to_markdown
 from koala_bench.records.reading import Run
 from koala_bench.records.summaries import Difference
 from koala_bench.testing import tiny_target
-from tests.cli.test_cli import Koala, decoding, done, folder, koala, settings  # noqa: F401
 from tests.evaluation.test_evaluation_failures import spoil
+from tests.support.commands import Koala, decoding, settings
 from tests.support.synthetic_run import make_header, make_turn
 
 CONTEXT = [1, 70, 81, 82, 90]
@@ -154,37 +154,39 @@ def test_a_failed_turn_counts_as_failed_not_as_equal(target: Target, target64: T
 # ------------------------------------------------------------------------------ the command
 
 
-def command(folder: Path, done: Path, out: Path, *more: str) -> list[str]:
-    small = settings(folder)
+def command(cli_folder: Path, finished_run: Path, out: Path, *more: str) -> list[str]:
+    small = settings(cli_folder)
     return [
         "audit",
         *small,
-        *decoding(folder)[2:],
+        *decoding(cli_folder)[2:],
         "--tasks",
-        str(folder / "questions.jsonl"),
+        str(cli_folder / "questions.jsonl"),
         "--heads",
-        str(done / "heads"),
+        str(finished_run / "heads"),
         "--out",
         str(out),
         *more,
     ]
 
 
-def test_the_command_ends_in_0_without_a_difference(koala: Koala, folder: Path, done: Path, tmp_path: Path) -> None:
-    result = koala(*command(folder, done, tmp_path / "audit", "--dtype", "float64"))
+def test_the_command_ends_in_0_without_a_difference(
+    koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    result = koala(*command(cli_folder, finished_run, tmp_path / "audit", "--dtype", "float64"))
     assert result.code == 0, result.err
     assert "| **all** | | | 16 | 16 | 0 | 0 | 0 |" in (tmp_path / "audit" / "audit.md").read_text()
     assert (tmp_path / "audit" / "questions-float64.jsonl").is_file()
 
 
 def test_the_command_ends_in_1_with_a_defect(
-    koala: Koala, folder: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(answer: Any) -> Any:
         return dataclasses.replace(answer, tokens=[*answer.tokens[:-1], (answer.tokens[-1] + 1) % 259])
 
     spoil(monkeypatch, "Eagle", change)
-    result = koala(*command(folder, done, tmp_path / "audit"))
+    result = koala(*command(cli_folder, finished_run, tmp_path / "audit"))
     assert result.code == 1, result.err
     assert "defect" in result.out
     shutil.rmtree(tmp_path / "audit")
@@ -201,8 +203,10 @@ def test_the_command_ends_in_1_with_a_defect(
         (["--dtype", "float31"], "float31"),
     ],
 )
-def test_bad_input_ends_in_one_line(koala: Koala, folder: Path, tmp_path: Path, options: list[str], words: str) -> None:
-    result = koala("audit", *settings(folder), "--out", str(tmp_path / "audit"), *options)
+def test_bad_input_ends_in_one_line(
+    koala: Koala, cli_folder: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    result = koala("audit", *settings(cli_folder), "--out", str(tmp_path / "audit"), *options)
     assert result.code == 2
     assert words in result.err and result.err.strip().count("\n") == 0
     assert not (tmp_path / "audit").exists()

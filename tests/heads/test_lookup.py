@@ -24,7 +24,7 @@ from koala_bench.heads import Committed
 from koala_bench.presets import with_heads
 from koala_bench.training.experiment import free_head, train_heads
 from koala_bench.tree import TreeTemplate, load_template
-from tests.training.test_training import conversations, preset_for
+from tests.support.small_runs import conversations, preset_for
 
 CPU = torch.device("cpu")
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=40)

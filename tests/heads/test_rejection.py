@@ -20,7 +20,7 @@ from koala_bench.heads import FeatureBatch, HeadLoss, Prediction
 from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.experiment import train_heads
 from tests.heads.test_heads import batch_of, make
-from tests.training.test_training import conversations, preset_for
+from tests.support.small_runs import conversations, preset_for
 
 P = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
 Q = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.2, 0.7]])

@@ -202,8 +202,13 @@ def wrong(words: list[str], whole: bool) -> Iterator[str]:
                 yield f"there is no {word}"
 
 
-# A table among the results names the command and the commit that made it; options may have gone since.
-SHOWING = [page for page in pages() if ROOT / "results" not in page.parents or page.name == "README.md"]
+# A table among the results and a bundled target name the command and the commit that made them; options may have gone since.
+SHOWING = [
+    page
+    for page in pages()
+    if ROOT / "koala_bench" / "targets" not in page.parents
+    and (ROOT / "results" not in page.parents or page.name == "README.md")
+]
 
 
 @pytest.mark.parametrize("page", SHOWING, ids=name_of)

@@ -272,7 +272,7 @@ def test_a_preset_file_is_read_as_it_stands(small: Path) -> None:
         "some/model",
         5,
         "chain-2",
-        "documentation",
+        "bundled",
     )
 
 

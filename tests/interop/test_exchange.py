@@ -24,10 +24,8 @@ from koala_bench.presets import MethodPreset
 from koala_bench.training.checkpoints import load_head, save_head
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
-from tests.cli.test_cli import Koala, koala
+from tests.support.commands import Koala
 from tests.support.spoiling import full_disk
-
-__all__ = ["koala"]
 
 METHODS = {
     "medusa": MethodPreset(head="medusa", options={"heads": 3}, tree="chain-2"),

@@ -109,7 +109,7 @@ def test_heads_and_layers_of_medusa_come_from_the_keys_and_the_disagreement_is_n
 def test_a_malformed_configuration_of_medusa_is_named(tmp_path: Path, config: dict[str, Any]) -> None:
     save_file(_medusa_tensors(2, 1), tmp_path / "medusa_lm_head.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(KoalaBenchError, match=rf"config\.json: {next(iter(config))} is .*, no whole number"):
+    with pytest.raises(KoalaBenchError, match=rf"config\.json: {next(iter(config))} is .*, "):
         medusa.read(tmp_path)
 
 

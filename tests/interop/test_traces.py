@@ -397,7 +397,7 @@ def test_a_wrong_file_ends_in_one_line_with_file_line_and_remedy(case: str, tmp_
 
 BAD_PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "There is no answer file"),
-    "folder": (lambda path: path.mkdir(), "is a folder, not an answer file."),
+    "folder": (lambda path: path.mkdir(), "is a folder, no answer file."),
     "gzip": (
         lambda path: path.write_bytes(b"\x1f\x8b\x08\x00" + bytes(range(128, 256))),
         "line 1: not UTF-8 text. Unpack it",

@@ -31,12 +31,10 @@ from koala_bench.planning.requirements import (
 )
 from koala_bench.presets import Preset, load_preset
 from koala_bench.training.loop import make_arm
-from tests.cli.test_cli import Koala, koala
-from tests.evaluation.test_evaluation import write_questions
+from tests.support.commands import Koala
+from tests.support.small_runs import conversations, preset_for, write_questions
 from tests.support.spoiling import no_hub
-from tests.training.test_training import conversations, preset_for, run
-
-__all__ = ["koala"]
+from tests.training.test_training import run
 
 METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle2", "prompt_lookup"]
 

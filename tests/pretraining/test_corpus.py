@@ -1,9 +1,7 @@
-"""The documentation corpus: docstrings of three styles, dialogues, a held-out part that stays apart, the cache."""
+"""The documentation corpus: docstrings of three styles, dialogues, a held-out part that stays apart."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import subprocess
 import sys
@@ -11,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import koala_bench.pretraining.corpus as corpus_module
+from koala_bench.dialogues.conversations import Conversations
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.corpus import (
-    Corpus,
-    Entry,
-    answers_of,
-    cached_corpus,
-    dialogues_of,
-    read_corpus,
-    read_entries,
-    split_docstring,
-)
+from koala_bench.pretraining.corpus import answers_of, corpus_sha256, dialogues_of, read_documentation
+from koala_bench.pretraining.documentation import Entry, read_entries, split_docstring
 
 SMALL = ("jinja2", "requests")
 
@@ -164,12 +154,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_sources_are_read_without_being_run(package: str) -> None:
-    entries, versions, missing = read_entries((package,))
+    entries, versions = read_entries((package,))
     assert {(entry.kind, entry.name) for entry in entries} == {
         ("function", "parts.turn"), ("module", "made_up_library.shapes"), ("function", "shapes.area"), ("class", "shapes.Circle"), ("method", "Circle.grow"),
         ("method", "Circle.shrink"),
     }  # fmt: skip
-    assert (versions, missing) == ({package: "unknown"}, ())
+    assert versions == {package: "unknown"}
     assert package not in sys.modules
 
 
@@ -183,12 +173,8 @@ def test_an_entry_holds_its_source_without_the_docstring(package: str) -> None:
 
 
 def test_missing_packages_are_named(package: str) -> None:
-    assert read_entries(("surely_not_installed", package, "nor_this_one"))[2] == (
-        "surely_not_installed",
-        "nor_this_one",
-    )
-    with pytest.raises(KoalaBenchError, match="None of the packages"):
-        read_corpus(("surely_not_installed",))
+    with pytest.raises(KoalaBenchError, match=r"surely_not_installed, nor_this_one .*pip install"):
+        read_entries(("surely_not_installed", package, "nor_this_one"))
 
 
 # ------------------------------------------------------------------------------ dialogues
@@ -248,11 +234,11 @@ def test_answers_are_cut_at_a_boundary() -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> Corpus:
-    return read_corpus(SMALL)
+def small() -> Conversations:
+    return read_documentation(SMALL)
 
 
-def test_dialogues_alternate_and_have_at_most_two_turns(small: Corpus) -> None:
+def test_dialogues_alternate_and_have_at_most_two_turns(small: Conversations) -> None:
     assert len(small.train) > 500
     for dialogue in [*small.train, *small.held_out]:
         assert len(dialogue) in (2, 4)
@@ -261,7 +247,7 @@ def test_dialogues_alternate_and_have_at_most_two_turns(small: Corpus) -> None:
     assert sum(len(dialogue) == 4 for dialogue in small.train) > len(small.train) * 0.8
 
 
-def test_held_out_entries_never_occur_in_training_dialogues(small: Corpus) -> None:
+def test_held_out_entries_never_occur_in_training_dialogues(small: Conversations) -> None:
     entries = read_entries(SMALL)[0]
     held = [entry for entry in entries if entry.held_out]
     assert 0.01 < len(held) / len(entries) < 0.06
@@ -285,9 +271,9 @@ def test_whether_an_entry_is_held_out_depends_on_its_name_alone() -> None:
     assert 60 <= len(held) <= 140  # one in forty
 
 
-def test_the_corpus_is_the_same_in_every_process(small: Corpus) -> None:
-    assert read_corpus(SMALL) == small
-    code = f"from koala_bench.pretraining.corpus import read_corpus; print(read_corpus({SMALL!r}).sha256)"
+def test_the_corpus_is_the_same_in_every_process(small: Conversations) -> None:
+    assert read_documentation(SMALL) == small
+    code = f"import koala_bench.pretraining.corpus as c; print(c.corpus_sha256(c.read_documentation({SMALL!r})))"
     for seed in ("1", "2"):
         answer = subprocess.run(
             [sys.executable, "-c", code],
@@ -296,80 +282,18 @@ def test_the_corpus_is_the_same_in_every_process(small: Corpus) -> None:
             check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
         )
-        assert answer.stdout.strip() == small.sha256
+        assert answer.stdout.strip() == corpus_sha256(small) == small.provenance["corpus_sha256"]
 
 
 def test_the_hash_tells_training_from_held_out_and_knows_the_order() -> None:
-    corpora = [
-        Corpus([["a", "b"]], [], {}),
-        Corpus([], [["a", "b"]], {}),
-        Corpus([["a"], ["b"]], [], {}),
-        Corpus([["b", "a"]], [], {}),
-        Corpus([["a", "b"], ["c", "d"]], [], {}),
+    parts: list[tuple[list[list[str]], list[list[str]]]] = [
+        ([["a", "b"]], []),
+        ([], [["a", "b"]]),
+        ([["a"], ["b"]], []),
+        ([["b", "a"]], []),
+        ([["a", "b"], ["c", "d"]], []),
+        ([["c", "d"], ["a", "b"]], []),
     ]
-    corpora.append(Corpus([["c", "d"], ["a", "b"]], [], {}))
-    assert len({corpus.sha256 for corpus in corpora}) == len(corpora)
-    assert Corpus([["a", "b"]], [], {"x": "1"}).sha256 == corpora[0].sha256
-
-
-# ------------------------------------------------------------------------------ the cache
-
-
-@pytest.fixture
-def built(small: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Has the cache build the small corpus, and counts how often."""
-    calls: list[int] = []
-
-    def build() -> Corpus:
-        calls.append(1)
-        return small
-
-    monkeypatch.setattr(corpus_module, "read_corpus", build)
-    return calls
-
-
-def test_the_cache_gives_back_what_was_built(small: Corpus, tmp_path: Path, built: list[int]) -> None:
-    for _ in range(3):
-        found = cached_corpus(tmp_path)
-        assert (found, found.sha256) == (small, small.sha256)
-    assert len(built) == 1
-    assert [path.suffix for path in tmp_path.iterdir()] == [".gz"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "json", "keys", "bytes"])
-def test_a_damaged_cache_is_built_again(small: Corpus, tmp_path: Path, built: list[int], damage: str) -> None:
-    cached_corpus(tmp_path)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    contents = {
-        "cut": whole[: len(whole) // 2], "empty": b"", "text": b"not gzip", "json": gzip.compress(b"{"),
-        "keys": gzip.compress(json.dumps({"train": []}).encode()), "bytes": whole[:1000] + b"\0" * 1000 + whole[2000:],
-    }  # fmt: skip
-    path.write_bytes(contents[damage])
-    assert cached_corpus(tmp_path) == small
-    assert cached_corpus(tmp_path) == small
-    assert len(built) == 2
-
-
-def test_other_versions_of_the_packages_are_another_cache(
-    tmp_path: Path, built: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached_corpus(tmp_path)
-    monkeypatch.setattr(corpus_module, "_version", lambda package: "0.0")
-    cached_corpus(tmp_path)
-    assert len(built) == 2
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_cache_that_cannot_be_written_costs_time_only(small: Corpus, tmp_path: Path, built: list[int]) -> None:
-    (tmp_path / "file").write_text("")
-    assert cached_corpus(tmp_path / "file" / "below") == small
-    assert len(built) == 1
-
-
-def test_the_cache_lies_where_the_user_keeps_such_things(
-    tmp_path: Path, built: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    cached_corpus()
-    assert len(list((tmp_path / "cache" / "koala-bench").iterdir())) == 1
+    corpora = [Conversations(train, [], held_out, {}) for train, held_out in parts]
+    assert len({corpus_sha256(corpus) for corpus in corpora}) == len(corpora)
+    assert corpus_sha256(Conversations([["a", "b"]], ["x"], [], {"source": "y"})) == corpus_sha256(corpora[0])

@@ -17,19 +17,17 @@ from koala_bench.dialogues.conversations import Conversations
 from koala_bench.engine.target import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.imitation import Imitated, load_imitated
-from koala_bench.pretraining.loop import _batch, _Rows, pretrain
-from tests.cli.test_cli import Koala, koala  # noqa: F401
-from tests.pretraining.test_pretraining import CPU, TINY, equal, made_up, short_card  # noqa: F401
+from koala_bench.pretraining.loop import pretrain
+from koala_bench.pretraining.text import Rows, Text
+from tests.pretraining.test_pretraining import CPU, TINY, equal, made_up
 from tests.pretraining.test_pretraining import train as train_target
+from tests.support.commands import Koala
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small target that has learnt something."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("koala_bench.pretraining.card._PROMPTS", 1)
-        patch.setattr("koala_bench.pretraining.card._TOKENS", 4)
-        return train_target(tmp_path_factory.mktemp("teacher") / "out", steps=30, every=100)
+    return train_target(tmp_path_factory.mktemp("teacher") / "out", steps=30, every=100)
 
 
 def said(count: int) -> Conversations:
@@ -118,12 +116,12 @@ def test_a_checkpoint_that_imitates_something_else_is_refused(teacher: Path, tmp
         imitate(teacher, tmp_path / "out", answers=0, steps=2)
 
 
-def test_half_of_the_rows_are_answers() -> None:
-    text, answers = (_Rows([np.full(50, token, dtype=np.uint16)] * 9, 10, 0) for token in (3, 7))
-    assert [row[0] for row in _batch(4, text, answers, 40)] == [7, 7, 3, 3]
-    assert [row[0] for row in _batch(4, text, None, 40)] == [3, 3, 3, 3]
-    seen = [_batch(step, text, answers, 20).shape for step in range(30)]
-    assert set(seen) == {(2, 10)}
+def test_half_of_the_rows_are_answers_while_the_rate_falls() -> None:
+    corpus, answers = (Rows([np.full(50, token, dtype=np.uint16)] * 9, 10, 0) for token in (3, 7))
+    text = Text(corpus, corpus, answers, torch.empty(0), torch.empty(0))
+    assert text.batch(4, 40, decaying=True)[:, 0].tolist() == [7, 7, 3, 3]
+    assert text.batch(4, 40, decaying=False)[:, 0].tolist() == [3, 3, 3, 3]
+    assert {tuple(text.batch(step, 20, decaying=True).shape) for step in range(30)} == {(2, 10)}
 
 
 def test_answers_that_fill_no_row_are_refused(teacher: Path, tmp_path: Path) -> None:
@@ -138,7 +136,6 @@ def test_answers_that_fill_no_row_are_refused(teacher: Path, tmp_path: Path) -> 
         ("--imitate nowhere", "nowhere is no target of `koala-bench pretrain`."),
         ("--imitate tiny --answers documentation", "The documentation is trained on anyway."),
         ("--imitate tiny --answers none.jsonl", "Cannot read none.jsonl"),
-        ("--imitate tiny --unlikelihood 1", "Leave out --unlikelihood."),
         ("--layers 2 --start somewhere", "--start brings its own shape. Leave out --layers."),
         ("--set width=64 --start somewhere", "--start brings its own shape. Leave out --set width."),
         (

@@ -14,14 +14,13 @@ from safetensors.torch import load_file
 
 import koala_bench.pretraining.card as target_card
 import koala_bench.pretraining.loop as pretraining
-from koala_bench.dialogues.conversations import corpus_of
+from koala_bench.dialogues.conversations import Conversations
 from koala_bench.engine.target import load_target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.card import repeated_ngrams
-from koala_bench.pretraining.corpus import Corpus
+from koala_bench.pretraining.corpus import corpus_sha256, read_corpus
 from koala_bench.pretraining.loop import pretrain
 from koala_bench.pretraining.options import SETTABLE, PretrainOptions, deviations, with_settings
-from tests.cli.test_cli import Koala, koala  # noqa: F401
+from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
 
 CPU = torch.device("cpu")
@@ -31,21 +30,17 @@ TINY = PretrainOptions(
 )  # fmt: skip
 
 
-def made_up(offset: int = 0) -> Corpus:
+def made_up(offset: int = 0) -> Conversations:
     train = [
         [f"What does `thing_{i + offset}` do?", f"It counts to {i}.", "Show an example.", f"thing_{i}(1, 2, {i})"]
         for i in range(60)
     ]
-    return Corpus(train, [["What does `other` do?", f"It counts to {i}."] for i in range(8)], {"library": "1.0"})
+    held_out = [["What does `other` do?", f"It counts to {i}."] for i in range(8)]
+    provenance = {"source": "documentation", "versions": {"library": "1.0"}}
+    return Conversations(train, [str(i) for i in range(60)], held_out, provenance)
 
 
-@pytest.fixture(autouse=True)
-def short_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_card, "_PROMPTS", 2)
-    monkeypatch.setattr(target_card, "_TOKENS", 12)
-
-
-def train(out: Path, corpus: Corpus | None = None, every: int = 2, **changes: Any) -> Path:
+def train(out: Path, corpus: Conversations | None = None, every: int = 2, **changes: Any) -> Path:
     return pretrain(corpus or made_up(), dataclasses.replace(TINY, **changes), out, CPU, checkpoint_every=every)
 
 
@@ -68,10 +63,7 @@ def equal(first: Path, second: Path) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps without interruption."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target_card, "_PROMPTS", 2)
-        patch.setattr(target_card, "_TOKENS", 12)
-        return train(tmp_path_factory.mktemp("whole") / "out")
+    return train(tmp_path_factory.mktemp("whole") / "out")
 
 
 def test_the_finished_target_loads_like_any_other(whole: Path) -> None:
@@ -95,13 +87,12 @@ def test_the_finished_target_loads_like_any_other(whole: Path) -> None:
 
 def test_the_manifest_says_what_it_was_made_of(whole: Path) -> None:
     manifest = json.loads((whole / "pretraining.json").read_text())
-    assert manifest["corpus_sha256"] == made_up().sha256
+    assert manifest["corpus_sha256"] == corpus_sha256(made_up())
     assert manifest["corpus_versions"] == {"library": "1.0"}
     assert manifest["tokens_seen"] == 6 * 128
     assert manifest["options"] == dataclasses.asdict(TINY)
     assert 0 < manifest["held_out_loss"] < 8
     assert manifest["parameters"] == sum(tensor.numel() for tensor in load_file(whole / "model.safetensors").values())
-    assert 0 <= manifest["repeated_8grams"] <= 1
     lines = [json.loads(line) for line in (whole / "work" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert lines[-1]["held_out_loss"] == manifest["held_out_loss"]
@@ -126,9 +117,7 @@ def test_the_card_names_every_stage_and_takes_manifests_from_before_there_were_s
         "weights_sha256": "a" * 64,
         "tokens_seen": 1234,
     }
-    oldest["options"] = {
-        key: value for key, value in manifest["options"].items() if key not in ("rate", "unlikelihood")
-    }
+    oldest["options"] = {key: value for key, value in manifest["options"].items() if key != "rate"}
     second = {**manifest, "started_from": oldest, "weights_sha256": "b" * 64, "tokens_seen": 2345}
     card = target_card.model_card({**manifest, "started_from": second})
     assert card.count("| began with |") == 2
@@ -229,13 +218,6 @@ def test_seeds_give_different_weights_and_equal_seeds_equal_ones(whole: Path, tm
     assert not equal(whole, tmp_path / "other")
 
 
-def test_repeated_ngrams_tell_loops_from_text() -> None:
-    assert repeated_ngrams([list(range(50))]) == 0
-    assert repeated_ngrams([[1, 2] * 50]) > 0.9
-    assert repeated_ngrams([list(range(20)), list(range(20))]) == 0  # each answer counts on its own
-    assert repeated_ngrams([]) == repeated_ngrams([[1, 2, 3]]) == 0
-
-
 def conversations(folder: Path, count: int = 200) -> Path:
     """A folder with a file of conversations, one of which is too long to be answered."""
     rows = [
@@ -281,7 +263,7 @@ def test_a_target_of_conversations_in_another_shape(
     assert manifest["conversations"]["source"] == "talk" and list(manifest["conversations"]["files_sha256"]) == [
         "sums.jsonl"
     ]
-    assert manifest["corpus_sha256"] == corpus_of("talk").sha256
+    assert manifest["corpus_sha256"] == corpus_sha256(read_corpus("talk"))
     card = (tmp_path / "out" / "README.md").read_text()
     for text in (
         "--source talk",
@@ -298,7 +280,7 @@ def test_a_target_of_conversations_in_another_shape(
 
 def test_conversations_come_shuffled_and_as_they_were_read(tmp_path: Path) -> None:
     folder = conversations(tmp_path / "talk")
-    one, other = corpus_of(str(folder)), corpus_of(str(folder))
+    one, other = read_corpus(str(folder)), read_corpus(str(folder))
     assert one.train == other.train != sorted(one.train)
     assert len(one.train) + len(one.held_out) == 201
     assert {len(turns) for turns in one.train} == {2}
@@ -321,6 +303,6 @@ def test_settings_say_what_differs_from_the_usual() -> None:
         "weight_decay=0.0",
     ]
     assert deviations({}) == deviations(dataclasses.asdict(PretrainOptions())) == []
-    assert {"steps", "seed", "rate", "unlikelihood", "layers"}.isdisjoint(SETTABLE)
+    assert {"steps", "seed", "rate", "layers"}.isdisjoint(SETTABLE)
     with pytest.raises(KoalaBenchError, match="decay_fraction"):
         with_settings(PretrainOptions(), ["decay_fraction=1.5"])

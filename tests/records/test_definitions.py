@@ -8,7 +8,6 @@ import pytest
 
 from koala_bench.records import definitions
 from koala_bench.records.definitions import LENGTH_DEFINITIONS, DepthRate, Steps, lengths_by_definition
-from tests.support.synthetic_run import TOKENS, failed, make_turn
 
 # Two questions, the first of two turns: 5 steps that settle 2 + 3 + 1, then 4 + 1, and 2 steps that settle 1 + 2.
 # The chain has three levels; the last step of the second turn was offered none, that of the third one level.
@@ -49,7 +48,6 @@ def test_unconditional_rates_are_of_all_steps_that_drafted() -> None:
         DepthRate(3, 1, 6),
     ]
     assert definitions.unconditional_rate_by_depth([0, 0], [0, 0]) == []
-    assert set(definitions.RATE_DEFINITIONS) == {"given the parent", "unconditional"}
 
 
 def test_of_a_static_chain_the_unconditional_rate_is_the_product_of_the_conditional_ones() -> None:
@@ -124,19 +122,3 @@ def test_an_answer_without_a_step_counts_for_nothing() -> None:
         "SpecForge benchmark"
     }  # it has a token
     assert all(math.isnan(value) for value in lengths_by_definition([nothing]).values())
-
-
-def test_the_share_of_accepted_drafts() -> None:
-    assert definitions.accepted_share(ANSWERS) == pytest.approx(7 / 16)
-    assert math.isnan(definitions.accepted_share([Steps(81, (1,), None, 0)]))
-
-
-def test_steps_of_turns_know_whose_the_first_token_is() -> None:
-    turns = [
-        make_turn("eagle", 81, 0),
-        failed(make_turn("eagle", 81, 1)),
-        make_turn("eagle", 82, 0, new_token_ids=list(range(TOKENS + 1))),
-    ]
-    found = definitions.steps_of(turns)
-    assert [(each.question_id, each.prefill_tokens) for each in found] == [(81, 0), (82, 1)]
-    assert [list(each.accepted) for each in found] == [turns[0]["accepted"], turns[2]["accepted"]]

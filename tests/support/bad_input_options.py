@@ -17,8 +17,8 @@ OPTIONS = [
     Case("a misspelt setting of a target", "pretrain --out out --set widht=64", "widht=64", "width"),
     Case("a setting of a target that has an option", "pretrain --out out --set steps=4", "steps=4", "--steps"),
     Case("a setting of a target without a value", "pretrain --out out --set width", "--set width", "name=value"),
-    Case("a word for a width", "pretrain --out out --set width=wide", "'wide' is no whole number", "name=value"),
-    Case("a width of nothing", "pretrain --out out --set width=0", "width=0", "above 0"),
+    Case("a word for a width", "pretrain --out out --set width=wide", "width=wide", "integer"),
+    Case("a width of nothing", "pretrain --out out --set width=0", "width=0", "greater than 0"),
     Case("a width that heads cannot share", "pretrain --out out --set width=100", "100", "even number"),
     Case("too few tokens", "pretrain --out out --set vocabulary=200", "vocabulary=200", "259"),
     Case("a row longer than a step", "pretrain --out out --set step_tokens=256", "512 tokens", "step_tokens"),
@@ -51,6 +51,12 @@ OPTIONS = [
     Case("a temperature below zero", "evaluate --temperature -1", "'--temperature'", "evaluate --help."),
     Case("a temperature that is a word", "reproduce table1 --temperature warm", "'--temperature'", "reproduce --help."),
     Case("a negative top-k", "evaluate --temperature 1 --top-k -3", "'--top-k'", "evaluate --help."),
+    Case(
+        "curves for a service that nobody knows",
+        TRAIN + " --log-with comet",
+        "--log-with comet",
+        "tensorboard or wandb",
+    ),
     Case("no such recipe", "reproduce table9", "'table9'", "table1"),
     Case("no rows to answer", "distill --out out.jsonl --rows 0", "'--rows'", "distill --help"),
 ]

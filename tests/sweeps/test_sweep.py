@@ -31,11 +31,11 @@ from koala_bench.sweeps.results import (
     verdict,
     winner,
 )
-from tests.cli.test_cli import Koala, koala
+from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
-from tests.training.test_training import conversations, equal
+from tests.support.small_runs import conversations
+from tests.training.test_training import equal
 
-__all__ = ["koala"]
 SWEEPS = Path(__file__).parents[2] / "reproduce" / "sweeps"
 
 
@@ -135,7 +135,7 @@ def test_the_grids_that_ship_name_settings_that_their_methods_have(path: Path, t
     grid = read_grid(path)
     preset = load_preset(grid.preset, grid.overrides)
     baseline, trials = trials_of(grid, preset)
-    assert 12 <= len(trials) <= 20 and len(grid.seeds) >= 3 and grid.confirm_seeds
+    assert 8 <= len(trials) <= 20 and len(grid.seeds) >= 3 and grid.confirm_seeds
     assert baseline.preset.objective is None and baseline.preset.layers == preset.method(grid.method).layers
     for trial in trials:
         make_arm(target, trial.name, trial.preset, preset.training)
@@ -283,7 +283,7 @@ def test_a_half_written_last_line_is_cut_off_and_other_damage_is_one_clear_error
     open_sweep(path, log.header)
     assert path.read_bytes() == before
     path.write_bytes(before + b'{"kind":"answer"}\n')
-    with pytest.raises(KoalaBenchError, match=r"sweep\.jsonl, line \d+ is damaged"):
+    with pytest.raises(KoalaBenchError, match=r"sweep\.jsonl:\d+: "):
         read_sweep(path)
     path.write_bytes(b"")
     with pytest.raises(KoalaBenchError, match="holds no sweep"):

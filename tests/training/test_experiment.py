@@ -18,7 +18,7 @@ from koala_bench.presets import Preset, load_preset
 from koala_bench.testing import tiny_target
 from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.experiment import load_preset_target, methods_with_heads, train_heads
-from tests.training.test_training import conversations, preset_for
+from tests.support.small_runs import conversations, preset_for
 
 
 def train(preset: Preset, target: Target, out: Path, methods: tuple[str, ...] = ("eagle",)) -> None:
@@ -166,26 +166,20 @@ def test_the_presets_target_and_template_are_loaded(target_folder: Path, tmp_pat
     assert (target.name, str(target.dtype), template.name) == (str(target_folder), "torch.float64", "zero_shot")
 
 
-def test_documentation_of_other_versions_is_noticed_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tiny_target(tmp_path)
-    capsys.readouterr()
-    made_with = {"corpus_sha256": "a", "corpus_versions": {"requests": "1.0", "rich": "3"}}
-    (tmp_path / "pretraining.json").write_text(json.dumps(made_with))
-    for read, expected in (("a", ""), ("b", "requests 2.0 for 1.0")):
-        experiment._notice_other_data(
-            target, "documentation", {"corpus_sha256": read, "versions": {"requests": "2.0", "rich": "3"}}
-        )
-        said = capsys.readouterr().err
-        assert expected in said and bool(said) == bool(expected)
-
-
 def test_answers_of_another_target_are_noticed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tiny_target(tmp_path)
     for weights, noticed in ((fingerprint(target)["weights_sha256"], False), ("other", True)):
         identity = {"target": {"name": "someone", "weights_sha256": weights}}
         (tmp_path / "answers.manifest.json").write_text(json.dumps({"identity": identity}))
         capsys.readouterr()
-        experiment._notice_other_data(target, str(tmp_path / "answers.jsonl.gz"), {})
+        experiment._check_answers(target, str(tmp_path / "answers.jsonl.gz"))
         assert ("another target, someone" in capsys.readouterr().err) == noticed
+
+
+def test_the_bundled_answers_are_refused_for_another_target(
+    target: Target, target_folder: Path, tmp_path: Path
+) -> None:
+    preset = load_preset("tiny", [f"target.name='{target_folder}'"])
+    with pytest.raises(KoalaBenchError, match=r"--set data\.source=FILE"):
+        train(preset, target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

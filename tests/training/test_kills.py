@@ -14,8 +14,8 @@ import pytest
 
 from koala_bench.records.reading import read_run
 from tests.common.test_process_group import METHODS, TIMES, train_and_evaluate
-from tests.evaluation.test_evaluation import write_questions
-from tests.training.test_training import conversations, equal
+from tests.support.small_runs import conversations, write_questions
+from tests.training.test_training import equal
 
 KILLS = 20
 

@@ -18,7 +18,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.training import states as states_module
 from koala_bench.training.experiment import train_heads
 from koala_bench.training.states import layers_of, write_states
-from tests.training.test_training import conversations, preset_for
+from tests.support.small_runs import conversations, preset_for
 
 METHODS = ["medusa", "eagle+koala", "eagle3"]
 

@@ -20,37 +20,12 @@ from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss
-from koala_bench.presets import Preset, load_preset
+from koala_bench.presets import Preset
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training import loop as training
 from koala_bench.training.checkpoints import load_head, read_manifest
 from koala_bench.training.experiment import train_heads
-
-
-def conversations(folder: Path, count: int = 120) -> Path:
-    rows = [
-        {
-            "id": f"c{i}",
-            "conversations": [
-                {"from": "human", "value": f"count {i}"},
-                {"from": "gpt", "value": " ".join(str(i + j) for j in range(3 + i % 9))},
-            ],
-        }
-        for i in range(count)
-    ]
-    path = folder / "conversations.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def preset_for(target_folder: Path, data: Path, *more: str) -> Preset:
-    return load_preset(
-        "tiny",
-        [
-            f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
-            "training.steps=12", "training.checkpoint_every=4", "training.held_out_evaluations=1", "training.learning_rate=1e-3", *more,
-        ],
-    )  # fmt: skip
+from tests.support.small_runs import conversations, preset_for
 
 
 def run(preset: Preset, methods: list[str], out: Path) -> None:
@@ -185,7 +160,8 @@ def test_a_killed_process_resumes_to_the_same_weights(target_folder: Path, tmp_p
         torch.set_num_threads(1)
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from pathlib import Path
-        from tests.training.test_training import preset_for, run
+        from tests.support.small_runs import preset_for
+        from tests.training.test_training import run
         run(preset_for(Path({str(target_folder)!r}), Path({str(data)!r}), "training.steps=60"), ["eagle+koala"], Path({str(tmp_path / "killed")!r}))
         """)
     )

@@ -21,10 +21,8 @@ from koala_bench.tree import TreeTemplate, load_template
 from koala_bench.trees.rank_profile import RankProfile, measure_ranks
 from koala_bench.trees.search import BestTrees, greedy
 from koala_bench.trees.tuning import StepTimes, Tuned, in_words, measure_steps, tune
-from tests.cli.test_cli import Koala, koala
-from tests.evaluation.test_evaluation import Bench, bench
-
-__all__ = ["bench", "koala"]
+from tests.support.commands import Koala
+from tests.support.small_runs import Bench
 
 Path_ = tuple[int, ...]
 PROMPTS = [[1, 2, 3, 4], [9, 8, 7], [20, 30, 40, 50, 60]]

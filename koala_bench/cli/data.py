@@ -1,0 +1,78 @@
+"""Commands for questions and training text: data, distill."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koala_bench.cli.app import REPRODUCE, command
+from koala_bench.cli.options import PASS, Shared
+
+
+@command(REPRODUCE, "data_dir")
+def data(
+    options: Shared,
+    names: Annotated[list[str] | None, typer.Argument(help="Files to download; none lists them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Download every file.")] = False,
+) -> None:
+    """List the public question files with their sources, or download and verify them.
+
+    Example: `koala-bench data mt_bench --data-dir data`.
+    """
+    from koala_bench.dialogues.downloads import DATASETS, fetch, status
+
+    named = os.environ.get("KOALA_BENCH_DATA")
+    folder = options.data_dir or (Path(named) if named else None)
+    if names or everything:
+        for path in fetch([dataset.name for dataset in DATASETS] if everything else list(names or ()), folder):
+            print(path)
+        return
+    states = {found.dataset.name: found.state for found in status(folder)} if folder is not None else {}
+    for dataset in DATASETS:
+        print(
+            f"{dataset.name:<14}{states.get(dataset.name, 'no data folder set'):<20}{dataset.rows:>4} rows  sha256"
+            f" {dataset.sha256}"
+        )
+        print(f"{'':<14}{dataset.repository}@{dataset.commit[:12]} {dataset.path}")
+    if folder is None:
+        print("Set --data-dir or KOALA_BENCH_DATA to the folder that holds them.")
+
+
+@command(REPRODUCE, *PASS)
+def distill(
+    options: Shared,
+    out: Annotated[Path, typer.Option("--out", help="File of conversations to write: .jsonl, or .jsonl.gz.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source", help="Whose questions: 'documentation' of installed packages, or a file of conversations."
+        ),
+    ] = "documentation",
+    train: Annotated[int, typer.Option("--limit", min=1, help="Number of dialogues to answer.")] = 4000,
+    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")] = 256,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts answered at once.")] = 32,
+    turns: Annotated[
+        int | None,
+        typer.Option(
+            "--turns",
+            min=1,
+            help="Questions of a dialogue that are answered at most; a long one keeps the others of its batch waiting.",
+        ),
+    ] = None,
+) -> None:
+    """Let the target answer the questions of conversations itself, greedily: training data for its heads.
+
+    Example: `koala-bench distill --out answers.jsonl`, then `koala-bench train --set data.source=answers.jsonl`.
+    Interrupted, the same command goes on.
+    """
+    from koala_bench.dialogues.distillation import DistillOptions, distill
+    from koala_bench.pretraining.corpus import read_source
+    from koala_bench.training.experiment import load_preset_target
+
+    target, template = load_preset_target(options.resolved())
+    wanted = DistillOptions(train, held_out, max_new_tokens, rows, turns)
+    print(distill(target, template, read_source(source), out, wanted))

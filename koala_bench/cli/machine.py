@@ -1,0 +1,200 @@
+"""Commands that measure this machine: plan, benchmark, profile, batches, device-report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koala_bench.cli.app import MACHINE, command
+from koala_bench.cli.options import DECODING, PASS, USUAL_HEADS, Heads, Shared, method_names
+from koala_bench.common.bundled import RECIPES
+from koala_bench.errors import KoalaBenchError
+
+_PROMPTS = 8  # of batches
+
+_OF_PLAN = ("methods", "layers", "tree", "max_new_tokens", "questions", "limit", "repeats", "data_dir", "out", "quick")
+
+
+@command(MACHINE, *PASS, *_OF_PLAN)
+def plan(
+    options: Shared,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="How long to measure; longer is more exact.")
+    ] = 60.0,
+) -> None:
+    """Say what a run takes: parameters, memory, disk, tokens, hours on this machine, and what is missing for it.
+
+    Nothing is downloaded but the configurations of the target and of draft models. Exit code 0 if it can run here, 1 if
+    something is missing.
+
+    Example: `koala-bench plan --preset vicuna-7b --data-dir data`.
+    """
+    from koala_bench.planning.outlook import outlook
+
+    chosen = options.resolved()
+    names = method_names(chosen, options.methods)
+    text, ready = outlook(chosen, names, options.data_dir, options.folder("table1", chosen), seconds)
+    print(text)
+    raise typer.Exit(0 if ready else 1)
+
+
+@command(MACHINE, *PASS, "methods")
+def benchmark(
+    options: Shared,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 96,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every prompt is timed.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps to time.")] = 12,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for benchmark.md and the figure of step time against context.")
+    ] = None,
+) -> None:
+    """Time vanilla decoding against transformers' generate, steps against context length, and training heads together
+    against each alone.
+
+    Example: `koala-bench benchmark --rounds 5`.
+    """
+    from koala_bench.common.files import write_text
+    from koala_bench.costs.benchmark import benchmark
+    from koala_bench.costs.figure_context import write_context
+
+    chosen = options.resolved()
+    text, steps_by_context = benchmark(chosen, method_names(chosen, options.methods), tokens, rounds, steps)
+    print(text)
+    if out is not None:
+        write_text(out / "benchmark.md", text + "\n")
+        write_context(steps_by_context, out)
+
+
+@command(MACHINE, *DECODING)
+def profile(
+    options: Shared,
+    heads: Heads = USUAL_HEADS,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table here too, a .md file.")] = None,
+) -> None:
+    """Split a decoding step: draft, the model's own pass, what the harness puts around it, reads from the device.
+
+    Example: `koala-bench profile --methods vanilla,eagle --heads results/runs/table1-tiny/heads`.
+    """
+    from koala_bench.common.files import write_text
+    from koala_bench.costs.profile import in_words
+    from koala_bench.costs.profile import profile as measure
+    from koala_bench.dialogues.encoding import encode_prompt
+    from koala_bench.dialogues.questions import bundled_questions, read_questions
+    from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.training.experiment import load_preset_target
+
+    chosen = options.resolved()
+    target, template = load_preset_target(chosen)
+    assert target.tokenizer is not None
+    ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
+    prompts = [
+        encode_prompt(template, target.tokenizer, question.turns[:1])
+        for question in select_questions(read_questions(bundled_questions()), 1)
+    ]
+    with target.computing():
+        text = in_words(measure(target, ready, prompts, tokens), target)
+    if out is not None:
+        write_text(out, text + "\n")
+    print(text)
+
+
+@command(MACHINE, *DECODING)
+def batches(
+    options: Shared,
+    heads: Heads = USUAL_HEADS,
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="Comma-separated: how many answers at once; divisors of 8.")
+    ] = "1,2,4,8",
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is timed.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for batches.md and the figure of speedup against batch size.")
+    ] = None,
+) -> None:
+    """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets;
+    greedy and lossless.
+
+    Example: `koala-bench batches --methods vanilla,medusa,eagle --heads results/runs/table1-tiny/heads`.
+    """
+    from koala_bench.common.files import write_text
+    from koala_bench.costs.batches import batch_speeds, in_words
+    from koala_bench.costs.figure_batches import write_batches
+    from koala_bench.dialogues.encoding import encode_prompt
+    from koala_bench.dialogues.questions import bundled_questions, read_questions
+    from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.training.experiment import load_preset_target
+
+    counts = [int(each) if each.strip().isdigit() else 0 for each in sizes.split(",")]
+    if not counts or any(count < 1 or _PROMPTS % count for count in counts):
+        raise KoalaBenchError(f"--sizes {sizes} are not divisors of {_PROMPTS}.", "Use some of 1,2,4,8.")
+    chosen = options.resolved()
+    target, template = load_preset_target(chosen)
+    assert target.tokenizer is not None
+    ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
+    questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
+    prompts = [encode_prompt(template, target.tokenizer, question.turns[:1]) for question in questions]
+    with target.computing():
+        speeds = batch_speeds(target, ready, prompts, counts, tokens, rounds)
+    text = in_words(speeds)
+    if out is not None:
+        write_text(out / "batches.md", text + "\n")
+        write_batches(speeds, out)
+    print(text)
+
+
+@command(MACHINE, "device", "dtype", "methods", name="device-report")
+def device_report(
+    options: Shared,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", help="Comma-separated: 160m, 7b, 13b, 33b. On CUDA the last three, else the first."),
+    ] = None,
+    engines: Annotated[
+        str,
+        typer.Option(
+            "--engines", help="Comma-separated: eager calls the models, graph replays recorded passes (CUDA graphs)."
+        ),
+    ] = "eager,graph",
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 32,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Answers timed of each method, and rounds of each step.")
+    ] = 3,
+    paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for device-report.json, device-report.md and the figure of step time against nodes."
+        ),
+    ] = Path("results/runs/device"),
+) -> None:
+    """Measure what steps, verifications and drafts cost on a device, with random weights of the papers' shapes in
+    bfloat16.
+
+    No weights, data or network are needed. Acceptance means nothing then: the report states latencies, how close
+    vanilla decoding is to the memory's limit, and for each method the acceptance length from which it pays and that
+    published speedups would need.
+
+    Example: `koala-bench device-report --sizes 7b --engines graph`.
+    """
+    from koala_bench.costs.device_run import measure
+
+    preset = Shared(preset="vicuna-7b").resolved()
+    names = method_names(preset, options.methods)
+    print(
+        measure(
+            None if sizes is None else sizes.split(","),
+            engines.split(","),
+            preset,
+            names,
+            out,
+            device=options.device,
+            dtype=options.dtype,
+            tokens=tokens,
+            rounds=rounds,
+            paper=paper,
+        ),
+        end="",
+    )

@@ -1,0 +1,118 @@
+"""Commands that train heads and decode with them: reproduce, evaluate, train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from koala_bench.cli.app import REPRODUCE, START, command
+from koala_bench.cli.options import (
+    EVERYTHING,
+    TRAINING,
+    DrawSeed,
+    LogWith,
+    Processes,
+    Shared,
+    method_names,
+    typed_command,
+)
+from koala_bench.errors import KoalaBenchError
+
+
+@command(START, *EVERYTHING)
+def reproduce(
+    options: Shared,
+    what: Annotated[str, typer.Argument(help="table1, table2, table3, figures, leaderboard or all.")],
+    log_with: LogWith = None,
+    processes: Processes = 1,
+) -> None:
+    """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
+
+    With --layers, only the methods that have several layers get others where originals stand beside them (table3,
+    figures, all).
+
+    Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
+    """
+    from koala_bench.results.recipes import RECIPE_NAMES, layers_of_variants, plan
+
+    if what not in RECIPE_NAMES:
+        raise KoalaBenchError(f"There is no recipe '{what}'.", f"Use {', '.join(RECIPE_NAMES)}.")
+    if options.layers is not None and what not in ("table1", "table2", "leaderboard"):
+        variants = layers_of_variants(options.preset, options.layers)
+        options = replace(options, layers=None, settings=[*variants, *(options.settings or [])])
+    chosen = options.resolved()
+    names = method_names(chosen, options.methods)
+    if names == ["vanilla"]:
+        raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
+    folder = options.folder(what, chosen)
+    planned = plan(
+        what,
+        chosen,
+        options.preset,
+        folder,
+        options.data_dir,
+        methods=names if options.methods is not None else None,
+        asked=options.questions is not None,
+        seeds=options.seed is None and not options.quick,
+    )
+    from koala_bench.runs.reproduce import reproduce
+
+    titles = {"figures": "All figures", "leaderboard": "The leaderboard", "all": "All tables and figures"}
+    written = reproduce(
+        planned,
+        chosen,
+        f"{titles.get(what, f'Table {what[-1]}')} with the preset '{options.preset}' into {folder}",
+        options.preset,
+        folder,
+        data_dir=options.data_dir,
+        command=typed_command(),
+        quick=options.quick,
+        report=what == "all",
+        log_with=log_with,
+        processes=processes,
+    )
+    for path in (path for path in written if path.suffix == ".md"):
+        print(path.read_text(encoding="utf-8"))
+
+
+@command(START, *(name for name in EVERYTHING if name != "seed"))
+def evaluate(
+    options: Shared,
+    seed: DrawSeed = None,
+    heads: Annotated[
+        Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")
+    ] = None,
+) -> None:
+    """Decode questions with trained heads and with vanilla decoding, interleaved, into one run record.
+
+    Example: `koala-bench evaluate --methods vanilla,eagle --questions mt_bench --data-dir data`.
+    """
+    from koala_bench.runs.evaluate import evaluate
+
+    if seed is not None:
+        options = replace(options, settings=[f"evaluation.seed={seed}", *(options.settings or [])])
+    chosen = options.resolved()
+    names = method_names(chosen, options.methods)
+    folder = options.folder("table1", chosen)
+    record = folder / "records.jsonl"
+    evaluate(chosen, options.preset, names, heads or folder / "heads", record, options.data_dir, typed_command())
+    print(record)
+
+
+@command(REPRODUCE, *TRAINING)
+def train(options: Shared, log_with: LogWith = None) -> None:
+    """Train draft heads together on identical data; finished ones are reused, interrupted ones go on.
+
+    Example: `koala-bench train --methods eagle,eagle+koala --set training.steps=200`.
+    """
+    from koala_bench.training.experiment import load_preset_target, train_heads
+
+    chosen = options.resolved()
+    names = method_names(chosen, options.methods)
+    heads = options.folder("table1", chosen) / "heads"
+    target, template = load_preset_target(chosen)
+    train_heads(chosen, names, target, template, heads, log_with=log_with)
+    print(heads)

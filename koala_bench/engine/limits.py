@@ -1,0 +1,49 @@
+"""How many rows a model reads before it computes differently: a window of attention, or rotary factors that change.
+
+Trees are verified as if every row were seen and rotated alike, which holds up to the shortest of these lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# Names under which configurations keep the width of local attention.
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_window", "attention_chunk_size")
+_LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """``rows`` is the length up to which all rows are read alike; ``reason`` continues a sentence about the target."""
+
+    rows: int
+    reason: str
+
+
+def limit_of(config: Any) -> Limit | None:
+    """The shortest length at which a model with this text configuration changes; None if there is none."""
+    found = [*_windows(config), *_rotations(config)]
+    return min(found, key=lambda each: each.rows) if found else None
+
+
+def _windows(config: Any) -> Iterator[Limit]:
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if (kinds and not set(kinds) & set(_LOCAL)) or not getattr(config, "use_sliding_window", True):
+        return
+    for name in _WINDOWS:
+        window = getattr(config, name, None)
+        if isinstance(window, int) and not isinstance(window, bool) and window > 0:
+            yield Limit(window, f"attends only to the last {window} tokens in some layers")
+
+
+def _rotations(config: Any) -> Iterator[Limit]:
+    """Rotary factors that are picked by the length of the whole sequence, for rows that were rotated before too."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # One set of them, or one for each kind of layer.
+    every = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    for each in every:
+        if each.get("rope_type") == "longrope":
+            rows = each.get("original_max_position_embeddings") or config.original_max_position_embeddings
+            yield Limit(int(rows), f"rotates by other factors in sequences of more than {rows} tokens")

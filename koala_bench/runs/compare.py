@@ -1,0 +1,49 @@
+"""A head of one's own trained and measured beside the baselines, and judged against each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from koala_bench.common.files import write_text
+from koala_bench.dialogues.questions import find_questions, read_questions
+from koala_bench.evaluation.loop import evaluate
+from koala_bench.gate.comparison import compare_heads, refuse_changed_code, verdict_table
+from koala_bench.interop.answers import write_fastchat_answers
+from koala_bench.presets import Preset
+from koala_bench.results.making import RECORD
+from koala_bench.training.experiment import load_preset_target, train_heads
+
+
+def compare(
+    preset: Preset,
+    name: str,
+    methods: Sequence[str],
+    judged: Sequence[str],
+    folder: Path,
+    *,
+    data_dir: Path | None,
+    command: Sequence[str],
+    log_with: str | None = None,
+) -> str:
+    """Train and decode all methods into ``folder``, write ``verdict.md`` there and return its text.
+
+    Args:
+        name: of the preset, for the record.
+        judged: those of the methods that are compared with the others.
+        command: as typed, for the record.
+        log_with: see ``train_heads``.
+
+    Raises:
+        KoalaBenchError: a mistake in questions, data or methods, or the folder holds heads that other code trained.
+    """
+    read_questions(find_questions(preset.evaluation.questions, data_dir)[1])  # before the training: it may be wrong
+    target, template = load_preset_target(preset)
+    note_code = refuse_changed_code(preset, methods, folder)
+    heads = folder / "heads"
+    train_heads(preset, methods, target, template, heads, note_code, log_with=log_with)
+    run = evaluate(preset, name, methods, target, template, heads, folder / RECORD, data_dir, command)
+    write_fastchat_answers(run, folder / "answers")
+    text = verdict_table(run, compare_heads(run, judged, methods))
+    write_text(folder / "verdict.md", text)
+    return text

@@ -40,7 +40,8 @@ class TokenRecycling(nn.Module):
         """Forget the successors."""
         template.check(depth=self.max_depth, candidates=self._vocab_size)
         if template is not self._template:
-            index = {path: node for node, path in enumerate(((), *template.paths))}
+            paths, self._ranks = template.paths, 1 + max((rank for path in template.paths for rank in path), default=-1)
+            index = {path: node for node, path in enumerate(((), *paths))}
             # For each level the places of the parents among the nodes before, and the ranks of the children.
             self._levels = [
                 (
@@ -48,11 +49,11 @@ class TokenRecycling(nn.Module):
                     torch.tensor([path[-1] for path in level], device=self._device),
                 )
                 for depth in range(1, template.depth + 1)
-                if (level := [path for path in template.paths if len(path) == depth])
+                if (level := [path for path in paths if len(path) == depth])
             ]
             self._template = template
         # A new one, since copies of a head share what the head holds.
-        self._successors = torch.arange(template.widest_rank, device=self._device).repeat(self._vocab_size, 1)
+        self._successors = torch.arange(self._ranks, device=self._device).repeat(self._vocab_size, 1)
         self._prompt_read = False
         self._before: torch.Tensor | None = None  # the last token read, where a prompt comes in parts
 

@@ -70,16 +70,12 @@ class Hybrid:
     def __init__(self, first: Any, second: Any, templates: tuple[Template, Template]) -> None:
         read = dict.fromkeys([*first.features, *second.features])
         self.features = (*(feature for feature in read if feature != -1), -1)
+        self.max_depth: int = max(first.max_depth, second.max_depth)
         self.first, self.second = first, second
         self._templates = templates
         self._members = [
             _Member(head, template, self.features) for head, template in zip((first, second), templates, strict=True)
         ]
-
-    @property
-    def max_depth(self) -> int:
-        """As deep as either drafts."""
-        return max(self.first.max_depth, self.second.max_depth)
 
     @property
     def template(self) -> Template:

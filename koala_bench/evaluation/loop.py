@@ -50,6 +50,7 @@ from koala_bench.records.schema import (
     TurnLine,
     TypicalInfo,
 )
+from koala_bench.registry import OBJECTIVES, installed, load
 from koala_bench.training.checkpoints import load_head, read_manifest
 from koala_bench.training.experiment import VANILLA, first_head, free_head, methods_with_heads
 from koala_bench.tree import Template, load_template
@@ -118,7 +119,7 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "name": name,
             "head": config["head"],
             "layers": config["layers"],
-            "adversarial": config["objective"] is not None,
+            "adversarial": _learns(config["objective"]),
             "parameters": sum(p.numel() for p in head.parameters()),
             "tree": _tree(template, getattr(head, "dynamic", False)),
             "checkpoint": _seen_from_here(place),
@@ -127,8 +128,19 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "typical": _typical(name, wanted, preset.evaluation),
             "lossless": wanted.typical is None,
         }
+        if config["objective"] is not None:
+            info["objective"] = config["objective"]
         methods.append(_with_first(Method(name, head, template, info), wanted, target))
     return methods
+
+
+def _learns(objective: str | None) -> bool:
+    """Whether an objective has parameters that were trained against the head; of one that is not installed here we know
+    no better.
+    """
+    if objective is None or (":" not in objective and objective not in installed(OBJECTIVES)):
+        return objective is not None
+    return bool(getattr(load(OBJECTIVES, objective), "learns", True))
 
 
 def _with_first(method: Method, preset: MethodPreset, target: Target) -> Method:

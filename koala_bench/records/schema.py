@@ -87,12 +87,17 @@ class TypicalInfo(TypedDict):
 
 @with_config(STRICT)
 class MethodInfo(TypedDict):
-    """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone."""
+    """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone.
+
+    ``objective`` names what was added to the head's supervised loss, if anything (not recorded up to koala-bench 0.1.0);
+    ``adversarial`` says whether that learns beside the head, as a discriminator does.
+    """
 
     name: str
     head: str | None
     layers: Count
     adversarial: bool
+    objective: NotRequired[str]
     parameters: Count  # trainable ones; of a small draft model all of them
     tree: TreeInfo | None
     checkpoint: str | None

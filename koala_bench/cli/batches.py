@@ -80,7 +80,7 @@ def batches(
     assert loaded.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)
     questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
-    prompts = [encode_prompt(template, loaded.tokenizer, question.turns[:1]) for question in questions]
+    prompts = [encode_prompt(template, loaded.tokenizer, question.asked()) for question in questions]
     with loaded.computing():
         speeds = batch_speeds(loaded, ready, prompts, counts, tokens, rounds)
     text = in_words(speeds)

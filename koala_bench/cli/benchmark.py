@@ -63,7 +63,7 @@ def benchmark(
     loaded, template = load_preset_target(chosen)
     assert loaded.tokenizer is not None
     prompts = [
-        encode_prompt(template, loaded.tokenizer, question.turns[:1])
+        encode_prompt(template, loaded.tokenizer, question.asked())
         for question in select_questions(read_questions(bundled_questions()), 1)
     ]
     with loaded.computing():
@@ -74,7 +74,7 @@ def benchmark(
     trained = [
         name for name in dict.fromkeys(map(chosen.trained_as, names)) if free_head(chosen.method(name), eager) is None
     ]
-    stream, *_ = training_streams(chosen, read_conversations(chosen.data.source), eager, template)
+    stream, *_ = training_streams(chosen, read_conversations(chosen.data.source, template), eager, template)
     speed = training_speed(chosen, trained, eager, stream, steps)
     alone = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in speed.alone.items())
     text = "\n".join([

@@ -46,4 +46,4 @@ def distill(
 
     loaded, template = load_preset_target(preset_of(preset, False, settings, target=target, device=device, dtype=dtype))
     options = DistillOptions(train, held_out, max_new_tokens, rows, turns)
-    print(distill(loaded, template, read_conversations(source), out, options))
+    print(distill(loaded, template, read_conversations(source, template), out, options))

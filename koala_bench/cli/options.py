@@ -70,6 +70,12 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for heads, recor
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.")
 ]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop", help="A text that ends an answer, besides the target's and the template's; may be repeated."
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The same at reduced size: shows that everything works, no more.")]
 AttentionName = Annotated[str | None, typer.Option("--attention", help="sdpa or eager.")]
 EngineName = Annotated[
@@ -98,10 +104,15 @@ def preset_of(
     top_p: float | None = None,
     attention: str | None = None,
     engine: str | None = None,
+    stop: list[str] | None = None,
 ) -> Preset:
-    """The preset with the options' values in place; an option wins over --quick, --set over both."""
+    """The preset with the options' values in place; an option wins over --quick, --set over both.
+
+    Another target brings its own chat template, but where a preset of the user's own names one.
+    """
     direct = {
         "target.name": target,
+        "target.chat_template": _template_of(name, target),
         "target.device": device,
         "target.dtype": dtype,
         "target.attention": attention,
@@ -120,11 +131,21 @@ def preset_of(
         for key, value in direct.items()
         if value is not None
     ]
+    overrides += [f"evaluation.stop={json.dumps(stop, ensure_ascii=False)}"] if stop else []
     methods = load_preset(name).methods if layers is not None or tree is not None else {}
     for method in methods:
         overrides += [f'methods."{method}".layers={layers}'] if layers is not None else []
         overrides += [f'methods."{method}".tree={_quoted(tree)}'] if tree is not None else []
     return load_preset(name, [*overrides, *(settings or [])], quick)
+
+
+def _template_of(name: str, target: str | None) -> str | None:
+    """What --target says of the chat template: nothing where it names the preset's own target."""
+    if target is None:
+        return None
+    own = load_preset(name).target
+    named = name.endswith(".toml") and "chat_template" in own.model_fields_set
+    return None if own.name == target or named else "auto"
 
 
 def _quoted(text: str) -> str:

@@ -67,7 +67,7 @@ def profile(
     assert loaded.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, methods), loaded, heads)
     prompts = [
-        encode_prompt(template, loaded.tokenizer, question.turns[:1])
+        encode_prompt(template, loaded.tokenizer, question.asked())
         for question in select_questions(read_questions(bundled_questions()), 1)
     ]
     with loaded.computing():

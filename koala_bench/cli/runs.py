@@ -25,6 +25,7 @@ from koala_bench.cli.options import (
     Repeats,
     Seed,
     Settings,
+    Stop,
     TargetName,
     Temperature,
     TopK,
@@ -225,6 +226,7 @@ def evaluate(
     data_dir: DataDir = None,
     attention: AttentionName = None,
     engine: EngineName = None,
+    stop: Stop = None,
     heads: Annotated[
         Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")
     ] = None,
@@ -255,6 +257,7 @@ def evaluate(
         top_p=top_p,
         attention=attention,
         engine=engine,
+        stop=stop,
     )
     folder = output_folder(out, "table1", chosen, quick)
     _evaluate(
@@ -295,6 +298,7 @@ def reproduce(
     data_dir: DataDir = None,
     attention: AttentionName = None,
     engine: EngineName = None,
+    stop: Stop = None,
     out: Out = None,
     quick: Quick = False,
     settings: Settings = None,
@@ -335,6 +339,7 @@ def reproduce(
         top_p=top_p,
         attention=attention,
         engine=engine,
+        stop=stop,
     )
     names = method_names(chosen, methods)
     if names == ["vanilla"]:

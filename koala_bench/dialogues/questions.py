@@ -1,18 +1,20 @@
 """Question files in MT-bench's JSON-lines format: reading them strictly and finding them by name.
 
 One JSON object a line with ``question_id``, ``category`` and ``turns`` (FastChat, llm_judge/data). The second
-turn is asked after the answer to the first.
+turn is asked after the answer to the first. A ``system`` prompt may stand beside them.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from koala_bench.common.files import sha256_of
+from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, did_you_mean, places_of
 from koala_bench.errors import KoalaBenchError
 
@@ -28,6 +30,12 @@ class Question:
     category: str  # "all" where the file leaves it empty
     turns: tuple[str, ...]
     held_out: bool = False  # about an object that the bundled target never saw in training
+    system: str | None = None
+
+    def asked(self, answers: Sequence[str] = ()) -> Dialogue:
+        """The conversation up to the question that is asked after ``answers``."""
+        turns = [text for pair in zip(self.turns, answers, strict=False) for text in pair]
+        return Dialogue([*turns, self.turns[len(answers)]], self.system)
 
 
 # --------------------------------------------------------------------------------------------
@@ -92,7 +100,11 @@ def _question(line: str, where: str) -> Question:
         raise KoalaBenchError(
             f"{where}: 'held_out' is {_kind(held_out)}, not true or false.", "Correct it or leave the key out."
         )
-    return Question(question_id, category.strip() or "all", _turns(_field(row, "turns", where), where), held_out)
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise KoalaBenchError(f"{where}: 'system' is {_kind(system)}, not a text.", "Correct it or leave the key out.")
+    turns = _turns(_field(row, "turns", where), where)
+    return Question(question_id, category.strip() or "all", turns, held_out, system.strip() or None if system else None)
 
 
 def read_questions(path: Path) -> list[Question]:

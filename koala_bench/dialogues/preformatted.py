@@ -37,7 +37,7 @@ def _turns(text: str, asked: str, answered: str, between: str, end: str, system:
         if not met:
             return None
         answer, more, after = rest.partition(between)
-        turns += [question, answer if more else answer.removesuffix(end)]
+        turns += [question.strip(), (answer if more else answer.removesuffix(end)).strip()]
         if not more:
             return Dialogue(turns, system)
         rest = after

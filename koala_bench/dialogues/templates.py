@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -24,6 +25,7 @@ AUTO = "auto"  # that one where there is one, else the usual one
 USUAL = "vicuna_v1.1"
 # What a template is told that asks for today's date: a run that is gone on with tomorrow has the same prompts.
 PINNED = date(2025, 1, 1)
+_CLOCK = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
 # Texts that no template has in itself: what stands around them is the template's.
 _QUESTION, _ANSWER, _MORE, _SYSTEM = "Q7zq", "A7zq", "M7zq", "S7zq"
 
@@ -114,16 +116,23 @@ def _own(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], pinned: da
 
     from jinja2 import TemplateError
 
-    source = tokenizer.chat_template
-    asks_date = "strftime_now" in (source if isinstance(source, str) else "".join(map(str, source.values())))
-    # Arguments of a template hide the globals of its environment, where transformers puts the clock.
-    given = {"strftime_now": datetime.combine(pinned, time()).strftime, **options} if asks_date else options
+    try:
+        source, asks_date = _pinned(tokenizer.get_chat_template(), pinned)
+    except ValueError as error:  # several by name, and none of them is the default
+        raise KoalaBenchError(
+            f"This tokenizer has several chat templates, {', '.join(tokenizer.chat_template)}, and no default one.",
+            "Name one of fschat's: --set target.chat_template=NAME.",
+        ) from error
 
     def render(turns: Sequence[str]) -> str:
         try:
             return str(
                 tokenizer.apply_chat_template(
-                    messages_of(turns), tokenize=False, add_generation_prompt=len(turns) % 2 == 1, **given
+                    messages_of(turns),
+                    chat_template=source,
+                    tokenize=False,
+                    add_generation_prompt=len(turns) % 2 == 1,
+                    **options,
                 )
             )
         except (TemplateError, TypeError) as error:
@@ -133,6 +142,18 @@ def _own(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], pinned: da
             ) from error
 
     return ChatTemplate(OWN, render, own=True, date=pinned if asks_date else None)
+
+
+def _pinned(source: str, day: date) -> tuple[str, bool]:
+    """A template that takes this day for today's, and whether it asks."""
+    clock = datetime.combine(day, time())
+    found, calls = _CLOCK.subn(lambda call: repr(clock.strftime(call[2])), source)
+    if re.search(r"strftime_now\s*\(", found):
+        raise KoalaBenchError(
+            "The tokenizer's own chat template asks for today's date in a form that is not known before it does.",
+            "Name one of fschat's: --set target.chat_template=NAME.",
+        )
+    return found, calls > 0
 
 
 def _of_fschat(name: str) -> ChatTemplate:

@@ -104,12 +104,11 @@ def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """In what two identities differ, None if they are the same. What only one of them knows of a target is no difference:
     earlier versions wrote down less.
     """
-    for key, mine in one.items():
-        theirs = other[key]
+    for key, value in one.items():
+        same = value == other[key]
         if key == "target":
-            both = mine.keys() & theirs.keys()
-            mine, theirs = {name: mine[name] for name in both}, {name: theirs[name] for name in both}
-        if mine != theirs:
+            same = all(value[name] == other[key][name] for name in value.keys() & other[key].keys())
+        if not same:
             return _NAMES.get(key, key)
     return None
 

@@ -217,6 +217,9 @@ class Objective(Protocol):
 
     A step has one or more micro-batches, which several processes may share out. For each of them comes first ``learn``,
     then one ``step`` for all, then for each ``term``.
+
+    Attributes:
+        learns: optional; False for an objective without parameters, of which only ``term`` is asked.
     """
 
     def active(self, progress: float) -> bool:

@@ -1,5 +1,6 @@
-"""The command line: ``koala-bench COMMAND``. Thin, and torch is imported inside the commands, so that --help is
-instant.
+"""The command line: ``koala-bench COMMAND``. Thin: options come in, one call of another room goes out.
+
+Torch is imported inside the commands, so that --help is instant. Read ``app`` first; ``README.md`` here lists the commands.
 """
 
 from koala_bench.cli import (

@@ -36,10 +36,12 @@ from koala_bench.registry import HEADS, load
 from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
+from koala_bench.training.states import layers_of, remove_states, write_states
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
 _READING = 2  # of rows and templates: one more whenever the same file becomes other tokens
+STATES = "states"  # the folder of stored states, beside the heads that are trained on them
 _OF_DECODING = {"tree", "head_of", "typical", "usual"}  # what a trained head does not depend on
 
 
@@ -105,6 +107,7 @@ def train_heads(
     template: ChatTemplate,
     out: Path,
     begin: Callable[[], None] = lambda: None,
+    states: Path | None = None,
 ) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
@@ -113,6 +116,8 @@ def train_heads(
 
     Args:
         begin: called once everything is checked that can be, before the first thing is written.
+        states: folder for the target's states where the preset stores them; other trainings on the same dialogues may
+            share it, and it is the caller's to delete. None: a folder in ``out``, which is deleted in the end.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
@@ -168,7 +173,21 @@ def train_heads(
     make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team)
+    stored = None
+    if preset.training.stored_states:
+        stored = write_states(
+            target,
+            [*stream.dialogues, *held_out.dialogues],
+            stream.max_tokens,
+            layers_of([arm.head.features for arm in arms]),
+            states or out / STATES,
+            {"target": fingerprint(target), "stream_sha256": stream.sha256, "held_out_sha256": held_out.sha256},
+            team,
+        )
+        manifest["states_sha256"] = stored.sha256
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored)
+    if states is None and team.first:
+        remove_states(out / STATES)
 
 
 def _notice_other_data(target: Target, source: str, provenance: dict[str, Any]) -> None:
@@ -251,7 +270,7 @@ def training_streams(
     while covered < len(held.dialogues):
         batch = held.batch(len(batches))
         covered += len(batch.samples)
-        batches.append(batch)
+        batches.append(replace(batch, samples=tuple(len(stream.dialogues) + index for index in batch.samples)))
     assert target.tokenizer is not None
     prompts = [
         encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]
@@ -261,7 +280,7 @@ def training_streams(
         "train": {**lengths, "not_taken": len(conversations.train[limit:])},
         "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)},
     }
-    return stream, names, HeldOut(batches, probes), counts
+    return stream, names, HeldOut(batches, probes, held.dialogues, held.sha256), counts
 
 
 def _answered(

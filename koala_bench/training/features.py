@@ -1,4 +1,4 @@
-"""From a batch of tokens to a batch of features: the one pass of the target that all heads share."""
+"""From a batch of tokens to a batch of features: the one pass of the target that all heads share, or its stored states."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from collections.abc import Iterable
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch
+from koala_bench.training.states import StoredStates, layers_of
 
 
-def features_of(target: Target, batch: TokenBatch, features: tuple[int, ...], seed: int) -> FeatureBatch:
+def features_of(
+    target: Target, batch: TokenBatch, features: tuple[int, ...], seed: int, stored: StoredStates | None = None
+) -> FeatureBatch:
     """The target's states for a batch.
 
     Args:
         features: which hidden states, as ``DraftHead.features``.
         seed: of whatever noise heads add at this step.
+        stored: where to read them from; else the target computes them.
     """
+    if stored is not None:
+        return features_of_each(target, batch, (features,), seed, stored)[features]
     ids = batch.ids.to(target.device)
     hidden = target.states(ids, features).clone()  # a clone outside of inference mode may enter autograd
     return FeatureBatch(
@@ -24,18 +30,27 @@ def features_of(target: Target, batch: TokenBatch, features: tuple[int, ...], se
 
 
 def features_of_each(
-    target: Target, batch: TokenBatch, features: Iterable[tuple[int, ...]], seed: int
+    target: Target,
+    batch: TokenBatch,
+    features: Iterable[tuple[int, ...]],
+    seed: int,
+    stored: StoredStates | None = None,
 ) -> dict[tuple[int, ...], FeatureBatch]:
     """The same batch as heads with different ``features`` want it, from one pass of the target.
 
     Args:
         features: of each head.
-        seed: as for ``features_of``.
+        seed, stored: as for ``features_of``.
     """
     wanted = dict.fromkeys(features)
+    if stored is not None:
+        hidden = stored.read(batch, target.device, target.dtype)
+        ids, lengths = batch.ids.to(target.device), batch.lengths.to(target.device)
+        whole = FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output, lengths)
+        return {each: whole.reading([stored.layers.index(index) for index in each]) for each in wanted}
     if len(wanted) == 1:
         (only,) = wanted
         return {only: features_of(target, batch, only, seed)}
-    every = (*sorted({index for each in wanted for index in each} - {-1}), -1)
+    every = layers_of(list(wanted))
     whole = features_of(target, batch, every, seed)
     return {each: whole.reading([every.index(index) for index in each]) for each in wanted}

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from koala_bench.decoding.loop import Decoded, decode
+from koala_bench.dialogues.encoding import EncodedDialogue
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
 from koala_bench.records.definitions import acceptance_length, acceptance_rate_by_depth
 from koala_bench.training.features import features_of
+from koala_bench.training.states import StoredStates
 from koala_bench.tree import load_template
 
 _DEPTH = 4  # acceptance is measured with chains this deep, whatever tree the method decodes with
@@ -29,19 +31,29 @@ _TOKENS = 64
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What heads are watched on: batches for the loss, and prompts that are decoded for the acceptance length."""
+    """What heads are watched on.
+
+    Attributes:
+        batches: for the loss; their samples are counted behind those of the training stream.
+        prompts: decoded for the acceptance length.
+        dialogues, sha256: what the batches are made of, and its hash.
+    """
 
     batches: Sequence[TokenBatch]
     prompts: Sequence[Sequence[int]]
+    dialogues: Sequence[EncodedDialogue] = ()
+    sha256: str = ""
 
 
 @torch.no_grad()
-def held_out_losses(target: Target, head: Any, held_out: HeldOut) -> dict[str, float]:
-    """Mean of the parts of a head's loss over the held-out batches."""
+def held_out_losses(
+    target: Target, head: Any, held_out: HeldOut, stored: StoredStates | None = None
+) -> dict[str, float]:
+    """Mean of the parts of a head's loss over the held-out batches, whose states may be stored ones."""
     head.eval()
     sums: dict[str, float] = {}
     for batch in held_out.batches:
-        found = head.loss(features_of(target, batch, head.features, seed=0))
+        found = head.loss(features_of(target, batch, head.features, seed=0, stored=stored))
         for key, value in {"loss": found.total, **found.parts}.items():
             sums[key] = sums.get(key, 0.0) + float(value) / len(held_out.batches)
     head.train()

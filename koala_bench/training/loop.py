@@ -34,6 +34,7 @@ from koala_bench.registry import HEADS, OBJECTIVES, build
 from koala_bench.training.checkpoints import earlier, first_difference, identity_of, read_state, save_head, write_state
 from koala_bench.training.features import features_of_each
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
+from koala_bench.training.states import StoredStates
 
 _LOG_EVERY = 10
 
@@ -158,6 +159,7 @@ def train(
     out: Path,
     manifest: dict[str, Any],
     team: Team,
+    stored: StoredStates | None = None,
 ) -> None:
     """Train all arms together and write each as ``out/<method>/``.
 
@@ -168,6 +170,8 @@ def train(
         names: what to call each dialogue of the stream in an error.
         manifest: hashes and settings of the run; it becomes ``training.json`` beside every head, and a checkpoint of
             another manifest is refused.
+        stored: the target's states of the stream and, behind them, of what is held out; without them the target
+            computes the states of each batch.
 
     Raises:
         KoalaBenchError: a loss is not finite, a batch has nothing to train on, a checkpoint does not fit, or memory
@@ -218,6 +222,7 @@ def train(
                     micro_batches[index],
                     (arm.head.features for arm in arms),
                     seed=options.seed * 1_000_003 + numbers[index],
+                    stored=stored,
                 )
                 for index in team.own(options.micro_batches)
             ]
@@ -252,7 +257,7 @@ def train(
                             "kind": "held_out",
                             "step": step + 1,
                             "method": arm.name,
-                            **held_out_losses(target, arm.head, held_out),
+                            **held_out_losses(target, arm.head, held_out, stored),
                             **held_out_acceptance(target, arm.head, held_out),
                         }
                     )
@@ -298,7 +303,7 @@ def train_step(
     objective = arm.objective if arm.objective is not None and arm.objective.active(done) else None
     kept: HeadLoss | None = None
     learned: list[dict[str, torch.Tensor]] = [{} for _ in batches]
-    if objective is not None:
+    if objective is not None and getattr(objective, "learns", True):
         for index, batch in enumerate(batches):
             kept = _loss(accelerator, arm, batch)
             learned[index] = objective.learn(batch, kept, done, share)

@@ -1,5 +1,5 @@
 """Triton kernels for passes in half precision on a GPU: what lies between the products costs a decoding step more than
-its arithmetic.
+its arithmetic. Read ``products`` first.
 
 Sums are made in float32; results are rounded once, where the plain operations round at each step.
 ``koala_bench.engine.fusing`` puts them into recorded passes. Without a GPU Triton interprets them if TRITON_INTERPRET=1

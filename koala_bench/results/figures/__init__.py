@@ -1,4 +1,7 @@
-"""Figures as pure functions of run records: PDF for papers, PNG for pages, the same bytes for the same record."""
+"""Figures as pure functions of run records: PDF for papers, PNG for pages, the same bytes for the same record.
+
+Comes in: runs, or a training log. Goes out: two files per figure. Read ``depth`` first, then ``style``.
+"""
 
 from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.figures.categories import write_categories

@@ -1,4 +1,7 @@
-"""One self-contained HTML page of a folder of results: what was measured, how, and what to look at twice."""
+"""One self-contained HTML page of a folder of results: what was measured, how, and what to look at twice.
+
+Comes in: records and figures. Goes out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for what is only here.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,209 @@
+"""The target's states of a training's dialogues on disk: one pass of the target serves every epoch, seed and variant.
+
+A folder holds ``states.bin``, the states of all tokens one dialogue after the other, and ``states.json``, which says of
+what they are. The rows are bfloat16 (float16 for a float16 target): 2 bytes per token, layer and dimension.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from koala_bench.common.files import make_folder, sha256_of, write_text
+from koala_bench.common.process_group import Team
+from koala_bench.common.progress import progress, say
+from koala_bench.dialogues.encoding import EncodedDialogue
+from koala_bench.dialogues.streams import TokenBatch, collate
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+
+# Tokens of one pass, padding included: enough to fill two cores, and little beside the weights on a GPU.
+_PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StoredStates:
+    """States of dialogues, memory-mapped.
+
+    Attributes:
+        layers: which hidden states, as ``DraftHead.features``, in ascending order with -1 last.
+        starts: row of the first token of each dialogue and, last, the number of rows; int64 [dialogues + 1].
+        rows: [tokens, layers, hidden_size], bfloat16 or float16, mapped from the file.
+        sha256: of the file, for the manifest of what is trained on it.
+    """
+
+    layers: tuple[int, ...]
+    starts: np.ndarray[Any, np.dtype[np.int64]]
+    rows: torch.Tensor
+    sha256: str
+
+    def read(self, batch: TokenBatch, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """The states of a batch [batch, tokens, layers, hidden_size]; zero on padding."""
+        hidden = torch.zeros(*batch.ids.shape, *self.rows.shape[1:], dtype=self.rows.dtype)
+        for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
+            hidden[row, :count] = self.rows[self.starts[sample] : self.starts[sample] + count]
+        return hidden.to(device, dtype)
+
+
+def layers_of(features: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The hidden states that heads with these ``features`` need together, and the last one, for the target's own
+    distribution.
+    """
+    return (*sorted({index for each in features for index in each} - {-1}), -1)
+
+
+def write_states(
+    target: Target,
+    dialogues: Sequence[EncodedDialogue],
+    max_tokens: int,
+    layers: tuple[int, ...],
+    folder: Path,
+    identity: dict[str, Any],
+    team: Team,
+) -> StoredStates:
+    """Compute the states of all dialogues, or open the ones that are there; after a kill it goes on where it was.
+
+    A dialogue is read once, in passes of dialogues of similar length, which the processes of the team share out.
+
+    Args:
+        max_tokens: a dialogue is cut there.
+        layers: as ``layers_of`` returns them.
+        identity: what the states depend on: target, dialogues, cut. States of another identity are computed anew.
+
+    Raises:
+        KoalaBenchError: the disk has no room for them, or they cannot be written.
+    """
+    dtype = "float16" if target.dtype == torch.float16 else "bfloat16"
+    lengths = [min(len(dialogue.ids), max_tokens) for dialogue in dialogues]
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    shape = (int(starts[-1]), len(layers), int(target.spec().hidden_size))
+    wanted = {**identity, "layers": list(layers), "dtype": dtype, "shape": list(shape)}
+    found = _read_manifest(folder / "states.json")
+    if found is not None and {key: found.get(key) for key in wanted} == wanted:
+        return _opened(folder, layers, starts, shape, dtype, found["sha256"])
+    if team.first:
+        _make_room(folder, wanted, 2 * shape[0] * shape[1] * shape[2])
+    team.wait()
+    _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, team)
+    team.wait()
+    if team.first:
+        digest = sha256_of(folder / "states.bin")
+        write_text(folder / "states.json", json.dumps({**wanted, "sha256": digest}, indent=2) + "\n")
+        for log in folder.glob("passes-*.txt"):
+            log.unlink()
+    team.wait()
+    manifest = _read_manifest(folder / "states.json")
+    assert manifest is not None
+    return _opened(folder, layers, starts, shape, dtype, manifest["sha256"])
+
+
+def remove_states(folder: Path) -> None:
+    """Delete stored states; a folder that is not there is fine."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compute(
+    target: Target,
+    dialogues: Sequence[EncodedDialogue],
+    max_tokens: int,
+    layers: tuple[int, ...],
+    folder: Path,
+    starts: np.ndarray[Any, np.dtype[np.int64]],
+    shape: tuple[int, int, int],
+    dtype: str,
+    team: Team,
+) -> None:
+    """Fill the file, pass by pass; a pass is logged once its rows are written."""
+    passes = list(_passes(np.diff(starts), _PASS_TOKENS[target.device.type]))
+    done = {int(line) for log in folder.glob("passes-*.txt") for line in log.read_text(encoding="ascii").split()}
+    own = [number for number in team.own(len(passes)) if number not in done]
+    rows = _mapped(folder, shape, dtype, writable=True)
+    tokens_done = 0
+    with (
+        open(folder / f"passes-{team.rank}.txt", "a", encoding="ascii") as log,
+        progress("states", len(own), "passes") as advance,
+    ):
+        for number in own:
+            batch = collate(dialogues, passes[number], max_tokens)
+            states = target.states(batch.ids.to(target.device), layers).to("cpu", _DTYPES[dtype])
+            for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
+                rows[starts[sample] : starts[sample] + count] = states[row, :count]
+            log.write(f"{number}\n")
+            log.flush()
+            tokens_done += int(batch.lengths.sum())
+            advance(1, f"{tokens_done:,} tokens")
+
+
+def _passes(lengths: np.ndarray[Any, Any], pass_tokens: int) -> Iterator[tuple[int, ...]]:
+    """Dialogues of similar length together, about ``pass_tokens`` a pass, padding included."""
+    group: list[int] = []
+    for index in np.argsort(lengths, kind="stable").tolist():
+        if group and lengths[index] * (len(group) + 1) > pass_tokens:
+            yield tuple(group)
+            group = []
+        group.append(index)
+    if group:
+        yield tuple(group)
+
+
+def _make_room(folder: Path, wanted: dict[str, Any], size: int) -> None:
+    """Prepare the folder; whatever is there of another identity goes."""
+    plan = folder / "plan.json"
+    if _read_manifest(plan) != wanted:
+        remove_states(folder)
+        make_folder(folder)
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise KoalaBenchError(
+                f"The target's states take {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free.",
+                "Free space, choose another --out, lower data.limit, or set training.stored_states=false.",
+            )
+        write_text(plan, json.dumps(wanted, indent=2) + "\n")
+        say(f"Computing the target's states once, {size / 1e6:,.0f} MB in {folder} ...")
+    else:
+        say(f"Going on with the target's states in {folder}.")
+    try:
+        with open(folder / "states.bin", "ab") as handle:
+            os.truncate(handle.fileno(), size)
+    except OSError as error:
+        raise KoalaBenchError(
+            f"Cannot write {folder / 'states.bin'}: {error.strerror or error}.", "Choose another --out."
+        ) from error
+
+
+def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: bool) -> torch.Tensor:
+    count = shape[0] * shape[1] * shape[2]
+    flat = torch.from_file(str(folder / "states.bin"), shared=writable, size=count, dtype=_DTYPES[dtype])
+    return flat.view(shape)
+
+
+def _opened(
+    folder: Path,
+    layers: tuple[int, ...],
+    starts: np.ndarray[Any, np.dtype[np.int64]],
+    shape: tuple[int, int, int],
+    dtype: str,
+    sha256: str,
+) -> StoredStates:
+    path = folder / "states.bin"
+    if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1] * shape[2]:
+        raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
+    return StoredStates(layers, starts, _mapped(folder, shape, dtype, writable=False), sha256)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest, or None where there is none that can be read: then the states are computed anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,154 @@
+"""Stored states: the same training from states on disk, computed once, resumable, shared and refused where they must be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from koala_bench.common.process_group import ALONE, Team
+from koala_bench.dialogues.encoding import EncodedDialogue, chat_template
+from koala_bench.dialogues.streams import make_stream
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.training import states as states_module
+from koala_bench.training.experiment import train_heads
+from koala_bench.training.states import layers_of, write_states
+from tests.training.test_training import conversations, preset_for
+
+METHODS = ["medusa", "eagle+koala", "eagle3"]
+
+
+def dialogues(count: int = 20) -> list[EncodedDialogue]:
+    draw = torch.Generator().manual_seed(0)
+    lengths = [9 + (7 * i) % 31 for i in range(count)]
+    return [
+        EncodedDialogue(torch.randint(259, (n,), generator=draw).tolist(), [False] * 4 + [True] * (n - 4))
+        for n in lengths
+    ]
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None) -> list[int]:
+    """Number of passes of the target so far; the one after ``fail_after`` dies as a killed process would."""
+    counted = [0]
+    real = Target.states
+
+    def states(self: Target, *arguments: Any) -> torch.Tensor:
+        if fail_after is not None and counted[0] == fail_after:
+            raise KeyboardInterrupt
+        counted[0] += 1
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Target, "states", states)
+    return counted
+
+
+def test_rows_are_the_targets_states_and_padding_is_zero(target: Target, tmp_path: Path) -> None:
+    talk = dialogues()
+    found = write_states(target, talk, 24, (1, -1), tmp_path, {"of": "test"}, ALONE)
+    batch = make_stream(talk, [str(i) for i in range(len(talk))], 128, 24, seed=0).batch(1)
+    read = found.read(batch, torch.device("cpu"), torch.float32)
+    wanted = target.states(batch.ids, (1, -1))
+    for row, length in enumerate(batch.lengths.tolist()):
+        torch.testing.assert_close(read[row, :length], wanted[row, :length], rtol=1e-2, atol=1e-2)
+        assert not read[row, length:].any()
+
+
+def test_training_from_stored_states_ends_near_that_from_live_ones_and_leaves_none_behind(
+    target: Target, target_folder: Path, tmp_path: Path
+) -> None:
+    data = conversations(tmp_path)
+    assert target.tokenizer is not None
+    template = chat_template("vicuna_v1.1", target.tokenizer)
+    losses = {}
+    for name, setting in {"live": "false", "stored": "true"}.items():
+        preset = preset_for(target_folder, data, f"training.stored_states={setting}")
+        train_heads(preset, METHODS, target, template, tmp_path / name)
+        log = [json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss"] for line in log]
+        assert not (tmp_path / name / "states").exists()
+    assert losses["stored"] == pytest.approx(losses["live"], rel=0.02)
+    assert losses["stored"] != losses["live"], "states are rounded to half precision"
+    manifest = json.loads((tmp_path / "stored" / "eagle3" / "training.json").read_text())
+    assert len(manifest["states_sha256"]) == 64
+
+
+def test_trainings_that_share_a_folder_ask_the_target_once(
+    target: Target, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = conversations(tmp_path)
+    assert target.tokenizer is not None
+    template = chat_template("vicuna_v1.1", target.tokenizer)
+    for seed in (0, 1):
+        preset = preset_for(
+            target_folder,
+            data,
+            "training.stored_states=true",
+            f"training.seed={seed}",
+            "training.held_out_evaluations=1",
+        )
+        passes = count_passes(monkeypatch)
+        train_heads(preset, ["eagle"], target, template, tmp_path / str(seed), states=tmp_path / "states")
+        monkeypatch.undo()
+        assert passes[0] > 1 if not seed else passes[0] <= 1, "the second only watches acceptance with it"
+    assert (tmp_path / "states" / "states.json").exists()
+
+
+def test_a_kill_loses_no_pass_and_processes_share_them(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
+    talk = dialogues()
+    whole = write_states(target, talk, 64, (-1,), tmp_path / "whole", {}, ALONE)
+    count_passes(monkeypatch, fail_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ALONE)
+    monkeypatch.undo()
+    monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
+    # The second of two processes does its share, as if it ran alone; then one process does the rest.
+    monkeypatch.setattr(Team, "wait", lambda self: None)
+    with pytest.raises(AssertionError):  # it finds no manifest: the first process has not finished
+        write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, Team(1, 2))
+    counted = count_passes(monkeypatch)
+    rest = write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ALONE)
+    total = len(list(states_module._passes(torch.tensor([len(each.ids) for each in talk]).numpy(), 64)))
+    assert 0 < counted[0] < total - 3
+    assert rest.sha256 == whole.sha256
+
+
+def test_states_of_something_else_are_computed_anew(target: Target, tmp_path: Path) -> None:
+    first = write_states(target, dialogues(), 64, (-1,), tmp_path, {"stream": "a"}, ALONE)
+    other = write_states(target, dialogues(12), 64, (-1,), tmp_path, {"stream": "b"}, ALONE)
+    assert first.sha256 != other.sha256 and len(other.starts) == 13
+
+
+def test_a_disk_without_room_and_a_cut_file_are_told_in_a_line(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_states(target, dialogues(), 64, (-1,), tmp_path / "cut", {}, ALONE)
+    with open(tmp_path / "cut" / "states.bin", "r+b") as handle:
+        handle.truncate(100)
+    with pytest.raises(KoalaBenchError, match="incomplete"):
+        write_states(target, dialogues(), 64, (-1,), tmp_path / "cut", {}, ALONE)
+    monkeypatch.setattr(states_module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
+    with pytest.raises(KoalaBenchError, match="GB free"):
+        write_states(target, dialogues(), 64, (-1,), tmp_path / "full", {}, ALONE)
+
+
+def test_layers_of_heads_are_put_together_with_the_last_one_behind() -> None:
+    assert layers_of([(-1,), (2, 0), (0, -1)]) == (0, 2, -1)
+
+
+def test_weights_do_not_depend_on_who_computed_the_states(target: Target, target_folder: Path, tmp_path: Path) -> None:
+    data = conversations(tmp_path)
+    assert target.tokenizer is not None
+    template = chat_template("vicuna_v1.1", target.tokenizer)
+    preset = preset_for(target_folder, data, "training.stored_states=true")
+    for name in ("first", "second"):
+        train_heads(preset, ["medusa"], target, template, tmp_path / name)
+    first, second = (load_file(tmp_path / name / "medusa" / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[key], second[key]) for key in first)

@@ -111,8 +111,6 @@ def preset_of(
     Another target brings its own chat template, but where a preset of the user's own names one.
     """
     direct = {
-        "target.name": target,
-        "target.chat_template": _template_of(name, target),
         "target.device": device,
         "target.dtype": dtype,
         "target.attention": attention,
@@ -136,16 +134,17 @@ def preset_of(
     for method in methods:
         overrides += [f'methods."{method}".layers={layers}'] if layers is not None else []
         overrides += [f'methods."{method}".tree={_quoted(tree)}'] if tree is not None else []
+    found = load_preset(name, [*overrides, *(settings or [])], quick)
+    if target is None:
+        return found
+    overrides += [f"target.name={_quoted(target)}", *_template_of(name, found, target)]
     return load_preset(name, [*overrides, *(settings or [])], quick)
 
 
-def _template_of(name: str, target: str | None) -> str | None:
+def _template_of(name: str, preset: Preset, target: str) -> list[str]:
     """What --target says of the chat template: nothing where it names the preset's own target."""
-    if target is None:
-        return None
-    own = load_preset(name).target
-    named = name.endswith(".toml") and "chat_template" in own.model_fields_set
-    return None if own.name == target or named else "auto"
+    named = name.endswith(".toml") and "chat_template" in preset.target.model_fields_set
+    return [] if preset.target.name == target or named else ["target.chat_template=auto"]
 
 
 def _quoted(text: str) -> str:

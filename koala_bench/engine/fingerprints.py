@@ -15,7 +15,7 @@ from koala_bench.common.files import sha256_of
 
 # Of a configuration, what depends on how and from where the same model was loaded.
 _OF_LOADING = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation", "use_cache")
-_of_tensors: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_of_tensors: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 def checkpoint_folder(name: str, config: Any) -> Path | None:
@@ -48,13 +48,15 @@ def weights_sha256(folder: Path | None, model: Any) -> str:
     files = weight_files(folder) if folder is not None else []
     if files:
         return hashlib.sha256("".join(_of_file(path) for path in files).encode()).hexdigest()
-    if model not in _of_tensors:
+    tensors = sorted(model.state_dict().items())
+    changes = sum(tensor._version for _, tensor in tensors)  # counted by torch: how often each was written into
+    if model not in _of_tensors or _of_tensors[model][0] != changes:
         digest = hashlib.sha256()
-        for name, tensor in sorted(model.state_dict().items()):
+        for name, tensor in tensors:
             digest.update(name.encode())
             digest.update(tensor.detach().flatten()[:: max(1, tensor.numel() // 4096)].float().cpu().numpy().tobytes())
-        _of_tensors[model] = digest.hexdigest()
-    return _of_tensors[model]
+        _of_tensors[model] = changes, digest.hexdigest()
+    return _of_tensors[model][1]
 
 
 def architecture_sha256(config: Any) -> str:

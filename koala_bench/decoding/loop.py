@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from koala_bench.decoding.acceptance import GREEDY, Greedy, Rule
+from koala_bench.decoding.stops import end_of_text
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
@@ -117,6 +118,8 @@ def decode(
 ) -> Decoded:
     """Answer a prompt: with a lossless rule as the target would alone, whatever the head proposes.
 
+    It ends with a token of ``stop_ids``, with the token that completes one of the target's ``stop_texts``, or at a limit.
+
     A head with an attribute ``pick`` is set to take its candidates as the rule wants them.
 
     Args:
@@ -163,6 +166,8 @@ def decode(
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
     stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
+    if not stop and target.stop_texts and end_of_text(target.tokenizer, tokens, 1, target.stop_texts):
+        stop = "eos"
     watch = Stopwatch(target.device)
     while not stop:
         room = target.max_positions - cache.past  # positions that are still free, the root's included
@@ -185,6 +190,9 @@ def decode(
 
         keep, stop = cut(settled, max_new_tokens - len(tokens), stops)
         tokens += settled[:keep]
+        if target.stop_texts and (ended := end_of_text(target.tokenizer, tokens, keep, target.stop_texts)) is not None:
+            keep, stop = keep - (len(tokens) - ended), "eos"
+            del tokens[ended:]
         if distances is not None and apart is not None:
             distances += apart[:keep]
         accepted.append(keep - 1)

@@ -9,6 +9,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from koala_bench.records import statistics
 from koala_bench.results.tables.ablation import verdict_lines as ablation_verdicts
@@ -17,6 +18,7 @@ from koala_bench.results.tables.published import Claim, Paper, TableSpec, paper_
 from koala_bench.records.reading import Run, differences
 from koala_bench.results.tables.rendering import ALPHA, Note, with_interval
 from koala_bench.common.provenance import CodeState, Environment
+from koala_bench.records.schema import PresetInfo
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA, Sample, Summary, sample
 from koala_bench.results.tables.tasks import TaskRows, is_named
@@ -233,6 +235,19 @@ def _code_in_words(code: CodeState) -> str:
     return f"{version}, commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
 
 
+def _options(preset: PresetInfo) -> str:
+    """The arguments that the chat template was given, such as the mode of a model that can reason."""
+    options = preset["resolved"].get("target", {}).get("template_options", {})
+    return f" ({', '.join(f'{name} = {value}' for name, value in options.items())})" if options else ""
+
+
+def _ignored(settings: dict[str, Any]) -> list[str]:
+    if not settings:
+        return []
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return [f"The checkpoint's own generation settings are ignored by all methods alike: {told}."]
+
+
 def _measurement_note(measured: Measured) -> Note:
     run, summaries, header = measured.run, measured.summaries, measured.run.header
     target, questions, acceptance, measure, preset = (
@@ -259,12 +274,13 @@ def _measurement_note(measured: Measured) -> Note:
             f" {target['dtype']} on {target['device']}, attention"
             f" {target['attention']}{', engine graph' if 'engine' in target else ''}."
         ),
+        *_ignored(target.get("ignored_settings", {})),
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
         (
             f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256"
             f" {questions['sha256'][:12]}), {summaries[0].questions} of them counted; chat template"
-            f" {header['chat_template']['name']}."
+            f" {header['chat_template']['name']}{_options(preset)}."
         ),
         (
             f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up,"

@@ -37,7 +37,7 @@ class DraftModel(nn.Module):
     A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled
     tokens (the accepted ones once more, in the same pass as the new root) and scores the first level, then each level
     but the last is one pass over those of its nodes that have children. ``chain-4`` is 4 passes, ``4x2x1`` is 3,
-    ``dynamic-5x8x25`` is 6. The first of an answer reads the whole prompt.
+    ``dynamic-5x8x25`` is 6. The prompt is one more pass before the first of them.
 
     The draft model's output layer may be padded to another length than the target's: ids that only one of the two has
     are never proposed. Where its context ends before the target's, nothing is drafted any more.
@@ -85,28 +85,42 @@ class DraftModel(nn.Module):
         self._places = torch.arange(rows + UNBOUNDED, device=self._model.device)[None]
         return Memory(cache.storage.unsqueeze(2), self._places, 0)
 
+    def prefill(self, new: Committed) -> None:
+        """Read a prompt, if the draft model's context has room for it and a draft."""
+        assert self._text is not None, "begin() comes before prefill()"
+        if self._has_room(self._text, new):
+            self._drafter.prefill(self._text, self._given(self._text, new))
+
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
         text = self._text
         assert text is not None, "begin() comes before draft()"
-        root = new.position + len(new.tokens)  # its place in the sequence
-        if root + text.levels.template.depth > self._model.max_positions:
+        if not self._has_room(text, new):
             return DraftTree(new.tokens[-1:], ROOT_ONLY)
+        return self._drafter.draft(text, self._given(text, new), self.pick)
+
+    def _has_room(self, text: Text, new: Committed) -> bool:
+        last = new.position + len(new.tokens)  # place of the last token in the sequence
+        return last + text.levels.template.depth <= self._model.max_positions
+
+    def _given(self, text: Text, new: Committed) -> Committed:
+        """The tokens to read; nothing of the target's states is."""
         tokens = new.tokens
         if not text.memory.settled:
             if new.first is not None:
                 tokens = torch.cat([new.first, tokens])
             else:  # row 0 is that of the second token
                 text.memory = replace(text.memory, table=text.memory.table[:, 1:])
-        # Nothing of the target's states is read.
-        return self._drafter.draft(text, Committed(tokens, tokens, new.position), self.pick)
+        return Committed(tokens, tokens, new.position)
+
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of the new tokens; their last states [new, width]."""
+        count = new.tokens.shape[0]
+        return self._states(new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory)
 
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""
-        count = new.tokens.shape[0]
-        states = self._states(
-            new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory
-        )[-1:]
+        states = self.settle(new, memory)[-1:]
         return self._logits(states), states
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:

@@ -70,24 +70,31 @@ class Eagle(nn.Module):
 
         self._text = self._drafter.begin(self._text, template, capacity, like, empty)
 
+    def prefill(self, new: Committed) -> None:
+        """Read the pairs of a prompt."""
+        assert self._text is not None, "begin() comes before prefill()"
+        self._drafter.prefill(self._text, new)
+
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled pairs, then grow the tree level by level."""
         assert self._text is not None, "begin() comes before draft()"
         return self._drafter.draft(self._text, new, self.pick)
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
-        """Write the rows of the settled pairs, which hold true states of the target; carries the state predicted of the
-        last one.
-        """
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of the settled pairs, which hold true states of the target; the states predicted of them."""
         count = new.tokens.shape[0]
-        state = self._run(
+        return self._run(
             new.tokens,
             new.hidden[:, -1],
             memory.positions(0, count),
             memory.rows(0, count),
             memory.causal(count),
             memory.buffers,
-        )[-1:]
+        )
+
+    def read(self, new: Committed, memory: Memory) -> Scored:
+        """Settle the pairs; carries the state predicted of the last one."""
+        state = self.settle(new, memory)[-1:]
         return self._output(state), state
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:

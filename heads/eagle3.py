@@ -141,22 +141,31 @@ class Eagle3(nn.Module):
 
         self._text = self._drafter.begin(self._text, template, capacity, like, empty)
 
+    def prefill(self, new: Committed) -> None:
+        """Read the tokens of a prompt with the target's states."""
+        assert self._text is not None, "begin() comes before prefill()"
+        self._drafter.prefill(self._text, new)
+
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled tokens with the target's states, then grow the tree from states of the head's own."""
         assert self._text is not None, "begin() comes before draft()"
         return self._drafter.draft(self._text, new, self.pick)
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
-        """Write the rows of settled tokens from fused states of the target; carries what came out of the last one."""
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of settled tokens from fused states of the target; what came out of each."""
         count = new.tokens.shape[0]
-        x = self._run(
+        return self._run(
             new.tokens,
             self._fused(new.hidden),
             memory.positions(0, count),
             memory.rows(0, count),
             memory.causal(count),
             memory.buffers,
-        )[-1:]
+        )
+
+    def read(self, new: Committed, memory: Memory) -> Scored:
+        """Settle the tokens; carries what came out of the last one."""
+        x = self.settle(new, memory)[-1:]
         return self._scores(x), x
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:

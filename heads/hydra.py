@@ -143,6 +143,12 @@ class Hydra(nn.Module):
 
         self._text = self._drafter.begin(self._text, template, capacity, like, empty if prefix is not None else None)
 
+    def prefill(self, new: Committed) -> None:
+        """Let the prefix layer read a prompt, if there is one."""
+        assert self._text is not None, "begin() comes before prefill()"
+        if self.prefix is not None:
+            self._drafter.prefill(self._text, new)
+
     def draft(self, new: Committed) -> DraftTree:
         """Grow the tree level by level: a node depends on all drafted tokens above it."""
         assert self._text is not None, "begin() comes before draft()"
@@ -150,13 +156,18 @@ class Hydra(nn.Module):
             new = replace(new, tokens=new.tokens[-1:], hidden=new.hidden[-1:])
         return self._drafter.draft(self._text, new, self.pick)
 
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """The states that the heads read: the target's, or what the prefix layer makes of them, whose rows it writes."""
+        state, count = new.hidden[:, -1], new.tokens.shape[0]
+        if self.prefix is None:
+            return state
+        places = memory.positions(0, count), memory.buffers[0], memory.rows(0, count), memory.causal(count)
+        read: torch.Tensor = self.prefix.norm(self.prefix.layer(state[None], *places)[0])
+        return read
+
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Scores of the root's children; carries the state and the embeddings that the heads have read, side by side."""
-        state, count = new.hidden[:, -1], new.tokens.shape[0]
-        if self.prefix is not None:
-            places = memory.positions(0, count), memory.buffers[0], memory.rows(0, count), memory.causal(count)
-            state = self.prefix.norm(self.prefix.layer(state[None], *places)[0])
-        known = torch.cat([state[-1:], self._embed(new.tokens[-1:])], dim=-1)
+        known = torch.cat([self.settle(new, memory)[-1:], self._embed(new.tokens[-1:])], dim=-1)
         return self._scores(0, known), known
 
     def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:

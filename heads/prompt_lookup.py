@@ -46,14 +46,19 @@ class PromptLookup(nn.Module):
         self._text: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}
 
-    def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed the same ones before; the root alone where nothing did."""
-        assert self._paths is not None, "begin() comes before draft()"
+    def prefill(self, new: Committed) -> None:
+        """Note where every n-gram of a prompt stands."""
         text = self._text
         for token in new.tokens.tolist():
             text.append(token)
             for length in range(1, min(self.ngram, len(text)) + 1):
                 self._places.setdefault(tuple(text[-length:]), []).append(len(text))
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the settled tokens, then propose what followed the same ones before; the root alone where nothing did."""
+        assert self._paths is not None, "begin() comes before draft()"
+        self.prefill(new)
+        text = self._text
         found: dict[int, None] = {}
         for length in range(min(self.ngram, len(text)), 0, -1):
             for place in self._places[tuple(text[-length:])][

@@ -108,10 +108,14 @@ class SuffixLookup(nn.Module):
         self._paths = template.paths
         self._automaton = SuffixAutomaton()
 
+    def prefill(self, new: Committed) -> None:
+        """Let the automaton grow by a prompt."""
+        for token in new.tokens.tolist():
+            self._automaton.append(token)
+
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens, then propose what followed their longest suffix; the root alone where it is new."""
         assert self._paths is not None, "begin() comes before draft()"
-        for token in new.tokens.tolist():
-            self._automaton.append(token)
+        self.prefill(new)
         places = dict.fromkeys(place for _, place in self._automaton.matches())
         return drafted(self._automaton.text, list(places)[:_PLACES], self._paths, self._device)

@@ -16,3 +16,7 @@ class KoalaBenchError(Exception):
         self.message = " ".join(message.splitlines())
         self.remedy = " ".join(remedy.splitlines())
         super().__init__(f"{self.message} {self.remedy}".strip())
+
+    def __reduce__(self) -> tuple[type[KoalaBenchError], tuple[str, str]]:
+        """So that it comes out of another process as it went in."""
+        return type(self), (self.message, self.remedy)

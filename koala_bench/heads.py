@@ -81,8 +81,8 @@ class Committed:
         hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``. Lent for the call:
             they may lie in the target's own buffer, which its next pass writes over. Clone what is kept.
         position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
-        first: after the prefill the sequence's first token, int64 [1], which no state predicted and ``tokens``
-            therefore lacks; None at every other step, and from callers that do not know it.
+        first: with the first pairs of a sequence its first token, int64 [1], which no state predicted and ``tokens``
+            therefore lacks; None with all others, and from callers that do not know it.
     """
 
     tokens: torch.Tensor
@@ -199,7 +199,32 @@ class DraftHead(Protocol):
         """
 
     def draft(self, new: Committed) -> DraftTree:
-        """Propose a tree whose root is ``new.tokens[-1]``."""
+        """Propose a tree whose root is ``new.tokens[-1]``.
+
+        Of a head without ``prefill`` the first call of a sequence gets the whole prompt, and all of its time counts as
+        decoding: right for a head that reads the last pair alone, too much for one that reads the others too.
+        """
+
+
+@runtime_checkable
+class ReadingHead(DraftHead, Protocol):
+    """A draft head that reads the prompt apart from its first draft, so that its reading is timed as a prefill."""
+
+    def prefill(self, new: Committed) -> None:
+        """Read the prompt's pairs but the last, after ``begin``; the last one comes with the first ``draft``.
+
+        Drafts must be those that ``draft`` would make if it were given all pairs at once. Not called where the prompt
+        is a single token.
+        """
+
+
+def read_prompt(head: DraftHead, prompt: Committed) -> Committed:
+    """Let a head read a prompt if it does so apart from drafting; returns what its first ``draft`` is to be given."""
+    last = len(prompt.tokens) - 1
+    if not last or not isinstance(head, ReadingHead):
+        return prompt
+    head.prefill(replace(prompt, tokens=prompt.tokens[:last], hidden=prompt.hidden[:last]))
+    return Committed(prompt.tokens[last:], prompt.hidden[last:], prompt.position + last)
 
 
 @runtime_checkable

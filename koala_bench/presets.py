@@ -131,6 +131,7 @@ class EvaluationPreset(_Strict):
     max_new_tokens: Positive = 1024
     warmup: Annotated[int, Field(ge=0)] = 3
     repeats: Positive = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of the order of the methods and of what is drawn while decoding
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # 0 is greedy
     top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

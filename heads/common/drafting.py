@@ -98,8 +98,8 @@ class Memory:
         return hiding(~seen, self.settled, self.buffers.shape[-2], self.buffers.dtype)
 
 
-class Remembering(Protocol):
-    """A head whose scores of a token depend on the tokens before it, and which keeps nothing itself."""
+class _Scoring(Protocol):
+    """The passes of a draft, of a head that keeps nothing itself."""
 
     def read(self, new: Committed, memory: Memory) -> Scored:
         """Write the rows of newly settled tokens.
@@ -122,10 +122,17 @@ class Remembering(Protocol):
         """
 
 
+class Remembering(_Scoring, Protocol):
+    """A head whose scores of a token depend on the tokens before it, and which keeps nothing itself."""
+
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of newly settled tokens; what comes out of each of them, [new, any]."""
+
+
 class _Live:
     """One draft in the making, for ``heads.common.growth``: what goes from one of its passes to the next."""
 
-    def __init__(self, head: Remembering, memory: Memory) -> None:
+    def __init__(self, head: _Scoring, memory: Memory) -> None:
         self._head, self._memory = head, memory
 
     def read(self, new: Committed) -> torch.Tensor:
@@ -188,12 +195,17 @@ class Drafter:
             return Text(levels, whole, replace(text.memory, settled=0))
         return Text(levels, whole, empty(-(-needed // _ROWS) * _ROWS))
 
+    def prefill(self, text: Text, new: Committed) -> None:
+        """Read settled tokens without a draft. Not recorded: behind no rows attention is causal and needs no mask."""
+        self._head.settle(new, text.memory)
+        text.memory = text.memory.after(len(new.tokens))
+
     def draft(self, text: Text, new: Committed, pick: Pick) -> DraftTree:
         """Read the newly settled tokens and grow the tree."""
         template, count = text.levels.template, len(new.tokens)
-        if self._fixed and count > template.depth + 1:  # a prompt; any other count comes again
-            self._head.read(replace(new, tokens=new.tokens[:-1], hidden=new.hidden[:-1]), text.memory)
-            text.memory = text.memory.after(count - 1)
+        if count > 1 and (not text.memory.settled or (self._fixed and count > template.depth + 1)):
+            # A prompt: no count that comes again, and a recorded pass would want a mask of [count, count].
+            self.prefill(text, replace(new, tokens=new.tokens[:-1], hidden=new.hidden[:-1]))
             new, count = Committed(new.tokens[-1:], new.hidden[-1:], new.position + count - 1), 1
         memory = text.memory
         text.memory = memory.after(count)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from koala_bench.cli.app import INSPECT, command
 from koala_bench.cli.options import Shared
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
+
+if TYPE_CHECKING:
+    from koala_bench.results.integrity import Verdict
 
 
 @command(INSPECT)
@@ -25,6 +29,10 @@ def table(
         Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")
     ] = Path("table1"),
     paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", help="Comma-separated: the only columns, in this order, e.g. method,speedup."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
 ) -> None:
     """Make a table (Markdown, LaTeX, CSV), with Table 1 its figure, from run records; needs no model.
@@ -35,13 +43,14 @@ def table(
     from koala_bench.results.making import TABLES, make_table
 
     recipe = RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
-    for path in make_table(read_runs(records), out or records[0].parent, recipe, paper):
+    picked = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    for path in make_table(read_runs(records), out or records[0].parent, recipe, paper, picked):
         print(path)
 
 
 @command(INSPECT)
 def figure(
-    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, prediction, or all.")],
+    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, or all.")],
     paths: Annotated[
         list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")
     ],
@@ -50,7 +59,7 @@ def figure(
     """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the
     records for.
 
-    Example: `koala-bench figure prediction results/all-tiny`.
+    Example: `koala-bench figure categories results/all-tiny`.
     """
     from koala_bench.results.making import FIGURES, drawable, make, make_figure, sources_in
 
@@ -137,3 +146,72 @@ def analyse(
     print(to_text(rows), end="")
     if definitions:
         print("\n" + by_definition(traces), end="")
+
+
+@command(INSPECT, "data_dir")
+def verify(
+    options: Shared,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with records.jsonl and what was made from it, or of such folders.")
+    ],
+    update: Annotated[
+        bool, typer.Option("--update", help="First make the tables, figures and pages again; records stay.")
+    ] = False,
+) -> None:
+    """Compute hashes and tables of results once more and say whether they match their records: every file of one folder,
+    or a line per folder below. Exit code 0; 1 if anything differs; 2 if a record is damaged.
+
+    Example: `koala-bench verify results`.
+    """
+    from koala_bench.results.integrity import verify as checked
+    from koala_bench.results.integrity import verify_below
+    from koala_bench.results.making import sources_in
+
+    alone = bool(sources_in(folder).records) or not folder.is_dir()
+    if update or not alone:
+        found = list(
+            _told(
+                verify_below(
+                    folder, options.data_dir, {"sweep.jsonl": _sweep_pages, "device-report.json": _device_pages}, update
+                )
+            )
+        )
+        if not found:
+            raise KoalaBenchError(
+                f"{folder} and the folders below have no records.jsonl.", "Name a folder that an evaluation wrote."
+            )
+        raise typer.Exit(max({"matches": 0, "differs": 1, "damaged": 2}[each.state] for each in found))
+    run, checks = checked(folder, options.data_dir)
+    for check in checks:
+        print(f"{check.state:<10}{check.subject:<34} {check.detail}")
+    code = run.header["code"]
+    commit = f"{code['commit'] or 'unknown'}{' with uncommitted changes' if code['dirty'] else ''}"
+    print(f"Measured {run.header['created']} on {run.header['environment']['cpu']}, commit {commit}.")
+    raise typer.Exit(1 if any(check.state == "differs" for check in checks) else 0)
+
+
+def _told(verdicts: Iterator[Verdict]) -> Iterator[Verdict]:
+    for each in verdicts:
+        print(f"{each.state:<10}{each.folder!s:<34} {each.detail}", flush=True)
+        yield each
+
+
+def _sweep_pages(log: Path, out: Path) -> list[Path]:
+    from koala_bench.common.files import write_texts
+    from koala_bench.sweeps.results import markdown, read_sweep, to_csv
+
+    sweep = read_sweep(log)
+    pages = {out / "sweep.md": markdown(sweep), out / "sweep.csv": to_csv(sweep)}
+    write_texts(pages)
+    return list(pages)
+
+
+def _device_pages(log: Path, out: Path) -> list[Path]:
+    from koala_bench.common.files import write_text
+    from koala_bench.costs.device_report import in_words, read_report
+    from koala_bench.costs.figure_nodes import write_nodes
+    from koala_bench.results.tables.published import read_paper
+
+    report = read_report(log)
+    write_text(out / "device-report.md", in_words(report, read_paper(RECIPES / "paper.toml")))
+    return [out / "device-report.md", *write_nodes(report.models, out)]

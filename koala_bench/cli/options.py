@@ -21,6 +21,25 @@ _MODEL, _HEADS, _QUESTIONS, _RUN = "Target", "Methods", "Questions and answers",
 # A folder of trained heads that a command cannot do without.
 Heads = Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")]
 USUAL_HEADS = Path("results/runs/table1-tiny/heads")
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="How often to evaluate, each time in a fresh process; all are pooled.",
+        rich_help_panel=_RUN,
+    ),
+]
+DrawSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        min=0,
+        max=2**31 - 1,
+        help="Of the methods' order and of what is drawn while decoding.",
+        rich_help_panel=_RUN,
+    ),
+]
 LogWith = Annotated[
     str | None,
     typer.Option("--log-with", help="tensorboard or wandb: curves of the training go there too.", rich_help_panel=_RUN),

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import REPRODUCE, START, command
-from koala_bench.cli.options import EVERYTHING, TRAINING, LogWith, Shared, method_names, typed_command
+from koala_bench.cli.options import (
+    EVERYTHING,
+    TRAINING,
+    DrawSeed,
+    LogWith,
+    Processes,
+    Shared,
+    method_names,
+    typed_command,
+)
 from koala_bench.errors import KoalaBenchError
 
 
@@ -18,6 +27,7 @@ def reproduce(
     options: Shared,
     what: Annotated[str, typer.Argument(help="table1, table2, table3, figures, leaderboard or all.")],
     log_with: LogWith = None,
+    processes: Processes = 1,
 ) -> None:
     """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
 
@@ -62,14 +72,16 @@ def reproduce(
         quick=options.quick,
         report=what == "all",
         log_with=log_with,
+        processes=processes,
     )
     for path in (path for path in written if path.suffix == ".md"):
         print(path.read_text(encoding="utf-8"))
 
 
-@command(START, *EVERYTHING)
+@command(START, *(name for name in EVERYTHING if name != "seed"))
 def evaluate(
     options: Shared,
+    seed: DrawSeed = None,
     heads: Annotated[
         Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")
     ] = None,
@@ -78,18 +90,15 @@ def evaluate(
 
     Example: `koala-bench evaluate --methods vanilla,eagle --questions mt_bench --data-dir data`.
     """
-    from koala_bench.evaluation.loop import evaluate
-    from koala_bench.interop.answers import write_fastchat_answers
-    from koala_bench.training.experiment import load_preset_target
+    from koala_bench.runs.evaluate import evaluate
 
+    if seed is not None:
+        options = replace(options, settings=[f"evaluation.seed={seed}", *(options.settings or [])])
     chosen = options.resolved()
     names = method_names(chosen, options.methods)
     folder = options.folder("table1", chosen)
     record = folder / "records.jsonl"
-    target, template = load_preset_target(chosen)
-    heads = heads or folder / "heads"
-    run = evaluate(chosen, options.preset, names, target, template, heads, record, options.data_dir, typed_command())
-    write_fastchat_answers(run, folder / "answers")
+    evaluate(chosen, options.preset, names, heads or folder / "heads", record, options.data_dir, typed_command())
     print(record)
 
 

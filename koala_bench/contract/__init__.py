@@ -23,7 +23,16 @@ import torch
 
 import koala_bench
 from koala_bench.contract.bench import Bench, BrokenError, NotApplicableError
-from koala_bench.contract.drafts import batches, forgetting, lent_states, losslessness, positions, predictions, trees
+from koala_bench.contract.drafts import (
+    batches,
+    forgetting,
+    lent_states,
+    losslessness,
+    positions,
+    predictions,
+    prompts,
+    trees,
+)
 from koala_bench.contract.module import (
     determinism,
     form,
@@ -44,6 +53,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "trees": trees,
     "forgetting": forgetting,
     "lent states": lent_states,
+    "prompts": prompts,
     "losslessness": losslessness,
     "positions": positions,
     "predictions": predictions,

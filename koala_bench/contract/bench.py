@@ -17,7 +17,7 @@ from torch import nn
 
 from koala_bench.decoding.loop import Decoded, capacity_for, decode
 from koala_bench.engine.target import Target, load_target
-from koala_bench.heads import Committed, FeatureBatch
+from koala_bench.heads import Committed, FeatureBatch, read_prompt
 from koala_bench.presets import MethodPreset
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training.loop import build_head
@@ -147,7 +147,13 @@ def train(
 
 @torch.inference_mode()
 def drafts_along(
-    head: Any, target: Target, template: Template, ids: Sequence[int], first: int, overwritten: bool = False
+    head: Any,
+    target: Target,
+    template: Template,
+    ids: Sequence[int],
+    first: int,
+    overwritten: bool = False,
+    reading: bool = False,
 ) -> Iterator[tuple[int, DraftTree]]:
     """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth +
     1 at a time.
@@ -155,6 +161,7 @@ def drafts_along(
     Args:
         overwritten: whether the states that a draft was given become nan behind it, as the next pass of a CUDA graph
             writes over them.
+        reading: let the head read the prompt apart from its first draft, if it can.
 
     Yields:
         the place of each tree's root in the text, and the tree.
@@ -164,7 +171,8 @@ def drafts_along(
     head.begin(template, capacity_for(first, len(ids) - first, template.nodes, target.max_positions))
     start, stop, piece = 0, first, 1
     while stop < len(ids):
-        yield stop, head.draft(Committed(text[start + 1 : stop + 1], states[start:stop], start))
+        new = Committed(text[start + 1 : stop + 1], states[start:stop], start)
+        yield stop, head.draft(read_prompt(head, new) if reading and not start else new)
         if overwritten:
             states[start:stop] = torch.nan
         piece = piece % (template.depth + 1) + 1

@@ -27,9 +27,9 @@ from koala_bench.contract.bench import (
     templates_of,
     train,
 )
-from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
+from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.engine.target import Target
-from koala_bench.heads import FeatureBatch
+from koala_bench.heads import Committed, FeatureBatch, ReadingHead
 from koala_bench.records.definitions import acceptance_rate_by_depth
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, load_template
 
@@ -126,6 +126,46 @@ def lent_states(bench: Bench) -> str:
             " over; clone what is kept of new.hidden"
         )
     return "nothing is read of hidden after the call that it was given to"
+
+
+def prompts(bench: Bench) -> str:
+    """What is read of a prompt by ``prefill`` leads to the same drafts as if ``draft`` had read it; and whether a head
+    without ``prefill`` reads more of a prompt than its end.
+    """
+    target = bench.target()
+    head = bench.trained(target).eval()
+    template = templates_of(head.max_depth)[-1]
+    ids = 2 * random_ids(1, 20)[0].tolist()  # lookups find nothing where nothing comes again
+    if isinstance(head, ReadingHead):
+        apart, at_once = (
+            [tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 30, reading=reading)]
+            for reading in (True, False)
+        )
+        if apart != at_once:
+            step = next(i for i, (one, other) in enumerate(zip(apart, at_once, strict=True)) if one != other)
+            raise BrokenError(
+                f"after prefill() the drafts are others than if draft() is given the whole prompt, from step {step + 1}"
+                " on: prefill() must keep what draft() would, of all pairs that it is given"
+            )
+        return "drafts after prefill() are those of draft() alone; reading the prompt is timed as a prefill"
+    if _reads_a_prompt(head, target, template, ids):
+        raise NotApplicableError(
+            "it has no prefill() and its first draft depends on the whole prompt: reading that is timed as decoding,"
+            " to the head's disadvantage; prefill(new) has it timed as a prefill"
+        )
+    return "it has no prefill() and needs none: the first draft depends on the end of a prompt alone"
+
+
+@torch.inference_mode()
+def _reads_a_prompt(head: Any, target: Target, template: Template, ids: list[int]) -> bool:
+    """Whether the first draft is another one if all pairs of the prompt but the last are."""
+    tokens, hidden = torch.tensor(ids[1:]), target.states(torch.tensor([ids]), head.features)[0, :-1].clone()
+    drafts = []
+    for order in (torch.arange(len(tokens)), torch.tensor([*range(len(tokens) - 2, -1, -1), len(tokens) - 1])):
+        torch.manual_seed(0)  # a head that draws at random is the concern of another check
+        head.begin(template, capacity_for(len(ids), 1, template.nodes, target.max_positions))
+        drafts.append(head.draft(Committed(tokens[order], hidden[order], 0)).tokens.tolist())
+    return bool(drafts[0] != drafts[1])
 
 
 def losslessness(bench: Bench) -> str:

@@ -7,9 +7,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from koala_bench.costs.device import Bandwidth, MethodCost, ModelCost
+from koala_bench.errors import KoalaBenchError
 from koala_bench.results.tables.published import Paper
 
 
@@ -36,6 +40,19 @@ class DeviceReport:
     def json(self) -> str:
         """Everything, for whoever calculates with it."""
         return json.dumps({"kind": "device-report", "schema": 2, **asdict(self)}, indent=1) + "\n"
+
+
+def read_report(path: Path) -> DeviceReport:
+    """Read a ``device-report.json``.
+
+    Raises:
+        KoalaBenchError: there is no such file, or it is damaged.
+    """
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(DeviceReport).validate_python({name: written[name] for name in DeviceReport.__annotations__})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KoalaBenchError(f"{path} is no device report that can be read.", "Make it again.") from error
 
 
 def limit_s(report: DeviceReport, model: ModelCost) -> float:

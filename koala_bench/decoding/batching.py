@@ -23,7 +23,7 @@ from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed
+from koala_bench.heads import Committed, read_prompt
 from koala_bench.tree import DraftTree, Template
 
 
@@ -144,8 +144,10 @@ def _begin(
     cache.past = past + count
     head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
     bonus = int(logits[-1].argmax())
-    new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
-    return _Sequence(head, new, [bonus], count, bonus in stops or limit == 1)
+    new = read_prompt(head, Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1]))
+    texts = target.stop_texts
+    said = bool(texts) and end_of_text(target.tokenizer, [bonus], 1, texts) is not None
+    return _Sequence(head, new, [bonus], count, said or bonus in stops or limit == 1)
 
 
 def _first(

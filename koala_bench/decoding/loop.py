@@ -15,7 +15,7 @@ from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, DraftHead
+from koala_bench.heads import Committed, DraftHead, read_prompt
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, TreeTemplate
 
 Stop = Literal["eos", "limit", "context"]
@@ -61,7 +61,10 @@ class Decoded:
         accepted: drafted tokens kept at each step, after cutting at the end of the answer.
         drafted_depth: how deep the tree of each step was.
         kept_node: the node at which each step's accepted path ends, after the same cutting; 0 is the root.
-        prefill_s, decode_s: seconds up to and after the first token.
+        prefill_s: seconds up to the first token.
+        draft_prefill_s: seconds of the head's own reading of the prompt, see ``ReadingHead``; 0 where it has none, or
+            the answer ends with its first token.
+        decode_s: seconds of what follows.
         parts_s: seconds of the parts of ``decode_s``: ``draft``; ``verify``, the target's passes; ``accept``, which
             paths to keep; ``commit``, their rows in the cache; ``rest``, the answer's own bookkeeping.
         steps: trees and paths, only where asked for.
@@ -73,6 +76,7 @@ class Decoded:
     drafted_depth: list[int]
     kept_node: list[int]
     prefill_s: float
+    draft_prefill_s: float
     decode_s: float
     parts_s: dict[str, float]
     steps: list[Step]
@@ -156,6 +160,7 @@ def decode(
     _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     if rule is GREEDY:
         rule = Greedy(target.greedy_question)
+    said = bool(target.stop_texts) and end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
     synchronise(target.device)
     first_token = time.perf_counter()
 
@@ -165,9 +170,11 @@ def decode(
     kept_node: list[int] = []
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
-    stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
-    if not stop and target.stop_texts and end_of_text(target.tokenizer, tokens, 1, target.stop_texts):
-        stop = "eos"
+    stop: Stop | None = "eos" if said or bonus in stops else "limit" if max_new_tokens == 1 else None
+    if not stop:
+        new = read_prompt(head, new)
+        synchronise(target.device)
+    ready = time.perf_counter()
     watch = Stopwatch(target.device)
     while not stop:
         room = target.max_positions - cache.past  # positions that are still free, the root's included
@@ -202,7 +209,16 @@ def decode(
         new = Committed(ids.new_tensor(settled), hidden[rows], past)
         watch.mark("rest")
     seconds = watch.seconds()
-    decode_s = time.perf_counter() - first_token
     return Decoded(
-        tokens, stop, accepted, drafted_depth, kept_node, first_token - started, decode_s, seconds, steps, distances
+        tokens=tokens,
+        stop=stop,
+        accepted=accepted,
+        drafted_depth=drafted_depth,
+        kept_node=kept_node,
+        prefill_s=first_token - started,
+        draft_prefill_s=ready - first_token,
+        decode_s=time.perf_counter() - ready,
+        parts_s=seconds,
+        steps=steps,
+        distances=distances,
     )

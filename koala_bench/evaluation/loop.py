@@ -1,7 +1,7 @@
 """Measuring methods: every question is answered by all of them in turn, so that drift of the machine cancels.
 
 Vanilla decoding is one of the methods and runs through the same loop, cache, dtype and stopping rule. The order of the
-methods rotates from question to question. Every method is given the same prompts: the second turn shows vanilla's first
+methods is drawn anew for every prompt. Every method is given the same prompts: the second turn shows vanilla's first
 answer.
 """
 
@@ -33,6 +33,7 @@ from koala_bench.dialogues.questions import Question, find_questions, questions_
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target, fingerprint, machine
 from koala_bench.errors import KoalaBenchError
+from koala_bench.evaluation.order import drawn_order
 from koala_bench.evaluation.recording import RecordWriter, open_record
 from koala_bench.evaluation.shards import merge_parts, place_for
 from koala_bench.heads import DraftHead
@@ -206,9 +207,13 @@ def _header(
     source: tuple[str, Path],
     command: Sequence[str],
     team: Team,
+    process: int,
 ) -> RunHeader:
     prints = fingerprint(target)
-    measure: MeasureInfo = {"warmup": preset.evaluation.warmup, "repeats": preset.evaluation.repeats}
+    evaluation = preset.evaluation
+    measure: MeasureInfo = {"warmup": evaluation.warmup, "repeats": evaluation.repeats, "order": "drawn"}
+    if process > 1:
+        measure["process"] = process
     if team.size > 1:
         measure["processes"] = team.size
     header: RunHeader = {
@@ -234,7 +239,7 @@ def _header(
         "questions": {"name": source[0], "sha256": questions_sha256(source[1]), "count": len(questions)},
         "chat_template": {"name": template.name, "sha256": template.sha256},
         "limits": {"max_new_tokens": preset.evaluation.max_new_tokens, "stop_ids": list(target.stop_ids)},
-        "seed": preset.training.seed,
+        "seed": evaluation.seed,
         "measure": measure,
         "environment": machine(target.device),
         "code": code_state(),
@@ -251,12 +256,15 @@ def _header(
 class _Session:
     """What the turns of a run share: target, template, limits, and a cache that grows when a prompt needs it."""
 
-    def __init__(self, preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[Method]) -> None:
-        self.target, self.template, self.methods = target, template, methods
+    def __init__(
+        self, preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[Method], process: int
+    ) -> None:
+        self.target, self.template, self.process = target, template, process
+        self.methods = {method.name: method for method in methods}
         self.limit, self.evaluation, self.seed = (
             preset.evaluation.max_new_tokens,
             preset.evaluation,
-            preset.training.seed,
+            preset.evaluation.seed,
         )
         self.widest = max(method.template.nodes for method in methods)
         self.cache: TreeCache | None = None
@@ -325,6 +333,7 @@ def _unmeasured(method: str, question: Question, turn: int, repeat: int, prompt:
         "drafted_depth": None,
         "kept_node": None,
         "prefill_s": None,
+        "draft_prefill_s": None,
         "decode_s": None,
         "draft_s": None,
         "verify_s": None,
@@ -352,6 +361,7 @@ def _line(
         "drafted_depth": answer.drafted_depth,
         "kept_node": answer.kept_node if method.info["tree"] and method.info["tree"]["parents"] is not None else None,
         "prefill_s": answer.prefill_s,
+        "draft_prefill_s": answer.draft_prefill_s,
         "decode_s": answer.decode_s,
         "draft_s": answer.draft_s,
         "verify_s": answer.verify_s,
@@ -410,17 +420,15 @@ def _ask(
     writer: RecordWriter,
     kept: dict[tuple[str, int, int, int], TurnLine],
     question: Question,
-    place: int,
     repeat: int,
     advance: Any,
 ) -> None:
     """All turns of one question by all methods, except what the record has already."""
-    count = len(session.methods)
-    order = [session.methods[(i + place + repeat) % count] for i in range(count)]
     answers: list[str] = []
     for number in range(len(question.turns)):
         prompt = session.prompt(question.asked(answers))
         key = (question.question_id, number, repeat)
+        order = [session.methods[name] for name in drawn_order([*session.methods], session.seed, *key, session.process)]
         lines = {name: kept[(name, *key)] for name in (m.name for m in order) if (name, *key) in kept}
         fresh = [method for method in order if method.name not in lines]
         gc.collect()
@@ -435,9 +443,9 @@ def _ask(
         if vanilla["text"] is None:
             reason = KoalaBenchError("Vanilla decoding gave no answer to the turn before.", "")
             for later in range(number + 1, len(question.turns)):
-                for method in session.methods:
-                    if (method.name, question.question_id, later, repeat) not in kept:
-                        writer.append(_failure(method.name, question, later, repeat, None, reason))
+                for name in session.methods:
+                    if (name, question.question_id, later, repeat) not in kept:
+                        writer.append(_failure(name, question, later, repeat, None, reason))
                         advance(1)
             return
         answers.append(vanilla["text"])
@@ -464,6 +472,7 @@ def evaluate(
     record: Path,
     data_dir: Path | None,
     command: Sequence[str],
+    process: int = 1,
 ) -> Run:
     """Decode the preset's questions with all methods into one record; a finished record is reused, a partial one
     continued.
@@ -474,6 +483,7 @@ def evaluate(
         name: of the preset, for the record.
         heads: folder with one trained head per method.
         record: the JSON-lines file.
+        process: which of several fresh processes that make this evaluation, from 1 on.
 
     Raises:
         KoalaBenchError: questions, heads or the record are missing, damaged or of another run.
@@ -483,15 +493,11 @@ def evaluate(
     team = find_team(target.device)
     ready = load_methods(preset, methods, target, heads)
     with target.computing():
-        header = _header(preset, name, target, template, ready, questions, source, command, team)
+        header = _header(preset, name, target, template, ready, questions, source, command, team, process)
     started = time.perf_counter()
     path = place_for(record, team, len(questions))
-    own = (
-        list(enumerate(questions))
-        if path == record
-        else [(place, questions[place]) for place in team.own(len(questions))]
-    )
-    total = sum(len(question.turns) for _, question in own) * len(ready) * preset.evaluation.repeats
+    own = questions if path == record else [questions[place] for place in team.own(len(questions))]
+    total = sum(len(question.turns) for question in own) * len(ready) * preset.evaluation.repeats
     with target.computing(), open_record(path, header) as writer:
         if writer.finished:
             say(f"Reusing the finished record {path}.")
@@ -503,14 +509,14 @@ def evaluate(
                 if writer.done
                 else {}
             )
-            session = _Session(preset, target, template, ready)
+            session = _Session(preset, target, template, ready, process)
             shared = f", {len(own)} of them in this process" if len(own) < len(questions) else ""
             say(f"Decoding {len(questions)} questions{shared} with {', '.join(method.name for method in ready)} ...")
             _warm_up(session, questions, preset.evaluation.warmup)
             with _settled_memory(), progress("decode", total, "turns", len(kept)) as advance:
                 for repeat in range(preset.evaluation.repeats):
-                    for place, question in own:
-                        _ask(session, writer, kept, question, place, repeat, advance)
+                    for question in own:
+                        _ask(session, writer, kept, question, repeat, advance)
             writer.finish(time.perf_counter() - started)
     merge_parts(record, team, questions, started)
     run = read_run(record)
@@ -530,7 +536,7 @@ def _warm_up(session: _Session, questions: Sequence[Question], times: int) -> No
         return  # all turns will say why
     question, prompt = first
     for _ in range(times):
-        for method in session.methods:
+        for method in session.methods.values():
             error = _try(session, method, question, 0, 0, prompt)["error"]
             if error is not None and "memory" not in error["message"]:
                 raise KoalaBenchError(f"{method.name} cannot answer: {error['message']}", "Nothing was measured.")

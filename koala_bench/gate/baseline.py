@@ -54,7 +54,7 @@ def accept(baseline: Path, new: Sequence[Run]) -> list[str]:
         old = []
     changes = describe_update(old, new)
     places = [
-        baseline / f"seed-{run.header['seed']}-{run.header['run_id'][:8]}.jsonl" if folder else baseline for run in new
+        baseline / f"seed-{run.training_seed}-{run.header['run_id'][:8]}.jsonl" if folder else baseline for run in new
     ]
     for run, place in zip(new, places, strict=True):
         with replacing(place) as temporary:

@@ -17,7 +17,7 @@ Place = tuple[int, int, int]  # question_id, turn, repeat
 
 # Fields in which comparable runs may differ: names where hashes tell more, the trainings' settings, what concerns
 # times.
-_FREE = ("preset.", "seed", "target.name", "questions.name", "measure.warmup")
+_FREE = ("preset.", "seed", "target.name", "questions.name", "measure.warmup", "measure.order", "measure.process")
 _REMEDIES = {
     "target.": "Evaluate on the baseline's target with its --dtype, --device, --engine and --attention",
     "questions.": "Evaluate with the baseline's --questions and --limit",

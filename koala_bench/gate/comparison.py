@@ -19,7 +19,7 @@ from koala_bench.presets import Preset
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.records.summaries import VANILLA, Summary, sample, summaries_of
 from koala_bench.registry import HEADS, load
 from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
 from koala_bench.results.tables.published import read_table_spec
@@ -109,34 +109,22 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
     for name in names:
         if name not in run.methods:
             raise KoalaBenchError(f"{run.path} has no method '{name}'.", f"It has {', '.join(run.methods)}.")
-    summaries = {summary.name: summary for summary in summarise(run, names)}
-    done = {
-        name: {(t["question_id"], t["turn"], t["repeat"]): t for t in run.turns_of(name) if t["error"] is None}
-        for name in names
-    }
-    for name, turns in done.items():
-        if not turns:
+    chosen = sample([run], names)
+    summaries = {summary.name: summary for summary in summaries_of(chosen)}
+    for name in names:
+        if name not in chosen.totals:
             raise KoalaBenchError(
                 f"{name} finished no turn in {run.path}.", "Leave it out of --methods, or let the evaluation go on."
             )
-    common = set.intersection(*(set(turns) for turns in done.values()))
-    totals = {
-        name: statistics.totals(turn for place, turn in turns.items() if place in common)
-        for name, turns in done.items()
-    }
-    weights = statistics.resample_weights(len(totals[VANILLA].question_ids))
-    lengths = {name: statistics.length(each) for name, each in totals.items()}
-    speeds = {name: statistics.speedup_of_totals(each, totals[VANILLA]) for name, each in totals.items()}
     found = []
     for head in heads:
         plain = head.rpartition("+")[0]
         for baseline in (name for name in names if name not in heads or name == plain):
-            changes = (statistics.change_percent(of[head], of[baseline]) for of in (lengths, speeds))
-            found.append(
-                Comparison(
-                    summaries[head], summaries[baseline], *(statistics.interval(change, weights) for change in changes)
-                )
+            changes = (
+                chosen.interval(statistics.change_percent(of(head), of(baseline)))
+                for of in (chosen.length, chosen.speedup)
             )
+            found.append(Comparison(summaries[head], summaries[baseline], *changes))
     if not found:
         raise KoalaBenchError(
             "There is nothing to compare the heads with.",
@@ -156,20 +144,23 @@ def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
         "Speedup (x)",
         "Change of speed (%)",
         "Verdict on speed",
+        "Whole answer (x)",
     ]
     rows = []
     for each in comparisons:
         pairs = (
             (each.head.acceptance_length, each.baseline.acceptance_length),
             (each.head.speedup, each.baseline.speedup),
+            (each.head.whole_answer, each.baseline.whole_answer),
         )
         values = [f"{new.value:.2f} vs {old.value:.2f}" for new, old in pairs]
         changes = [
             with_interval(change.value, change.low, change.high, 1, sign=True) for change in (each.length, each.speed)
         ]
         names = [label_of(each.head), label_of(each.baseline)]
-        rows.append([*names, values[0], changes[0], each.length_verdict, values[1], changes[1], each.speed_verdict])
-    right = [False, False, True, True, False, True, True, False]
+        length = [values[0], changes[0], each.length_verdict]
+        rows.append([*names, *length, values[1], changes[1], each.speed_verdict, values[2]])
+    right = [False, False, True, True, False, True, True, False, True]
     table = Grid(headings, rows, right, frozenset(), frozenset())
     heads = ", ".join(dict.fromkeys(label_of(each.head) for each in comparisons))
     return to_markdown(
@@ -189,7 +180,11 @@ def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
             " with a single question there are none."
         ),
         (
-            f"Each head was trained once, from seed {run.header['seed']}: the verdicts are about these weights, and"
+            "Speedup and speed are of decoding; whole answer: with the reading of the prompt by the target and by the"
+            " head."
+        ),
+        (
+            f"Each head was trained once, from seed {run.training_seed}: the verdicts are about these weights, and"
             " another seed may move the numbers."
         ),
     ]

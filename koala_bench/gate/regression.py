@@ -191,7 +191,7 @@ def _together(parts: Sequence[Totals]) -> Totals:
         parts[0],
         tokens=np.sum([part.tokens for part in parts], axis=0),
         steps=np.sum([part.steps for part in parts], axis=0),
-        decode_s=np.sum([part.decode_s for part in parts], axis=0),
+        seconds=np.sum([part.seconds for part in parts], axis=0),
     )
 
 
@@ -263,7 +263,7 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
                 margin=force,
                 spread=spread,
                 seeds=(len(old), len(new)),
-                decode_s=float(sum(part.decode_s.sum() for part in new)),
+                decode_s=float(sum(part.seconds.sum() for part in new)),
                 speedups=(
                     (float(np.mean(speedups[: len(old)])), float(np.mean(speedups[len(old) :])))
                     if same and speedups

@@ -10,7 +10,7 @@ from typing import Any
 
 from koala_bench.common.files import write_text
 from koala_bench.records.reading import Run
-from koala_bench.records.schema import TurnLine, key_of
+from koala_bench.records.schema import TurnLine, answer_s, key_of
 
 
 def write_fastchat_answers(run: Run, folder: Path) -> list[Path]:
@@ -68,6 +68,6 @@ def _choice(repeat: int, turns: list[TurnLine]) -> dict[str, Any]:
         "idxs": [count - 1 for count in steps],
         "decoding_steps": steps,
         "new_tokens": [len(turn["new_token_ids"] or []) for turn in turns],
-        "wall_time": [(turn["prefill_s"] or 0.0) + (turn["decode_s"] or 0.0) for turn in turns],
+        "wall_time": [answer_s(turn) for turn in turns],
         "accept_lengths": [accepted + 1 for turn in turns for accepted in turn["accepted"] or []],
     }

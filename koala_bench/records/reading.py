@@ -14,6 +14,7 @@ from typing import Any
 from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.schema import (
+    READABLE,
     SCHEMA,
     Key,
     MethodInfo,
@@ -48,6 +49,23 @@ class Run:
     def methods(self) -> dict[str, MethodInfo]:
         """The methods by name, in the order of the header."""
         return {method["name"]: method for method in self.header["methods"]}
+
+    @property
+    def training_seed(self) -> int:
+        """The seed that its heads were trained from; its own where it has no head that was trained here."""
+        of_heads = (method["training"]["seed"] for method in self.header["methods"] if method["training"])
+        return next(of_heads, self.header["seed"])
+
+    @property
+    def process(self) -> int:
+        """Which of several processes made it that each made the same evaluation, from 1 on."""
+        return self.header["measure"].get("process", 1)
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Hash of the weights of every method that has some."""
+        hashes = {method["name"]: method["weights_sha256"] for method in self.header["methods"]}
+        return {name: weights for name, weights in hashes.items() if weights is not None}
 
     def turns_of(self, method: str) -> list[TurnLine]:
         """The turn lines of a method, failed ones included."""
@@ -85,7 +103,8 @@ def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
         code = header.get("code")
         version = code.get("version") if isinstance(code, dict) else None
         raise KoalaBenchError(
-            f"{path} has record schema {header.get('schema')}; this version reads schemas 3 and {SCHEMA}.",
+            f"{path} has record schema {header.get('schema')}; this version reads schemas"
+            f" {', '.join(map(str, READABLE[:-1]))} and {SCHEMA}.",
             f"Read it with koala-bench {version}, which wrote it, or run the evaluation again."
             if version
             else "Run the evaluation again with this version.",
@@ -103,7 +122,7 @@ def parse(path: Path, content: bytes) -> tuple[Run, int]:
         raise KoalaBenchError(
             f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote."
         )
-    older = objects[0].get("schema") == 3
+    older = objects[0].get("schema") in READABLE[:-1]
     objects = [of_today(line) for line in objects] if older else objects
     header = _checked_header(path, objects[0])
     methods = depths_by_method(header)

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 from koala_bench.common.provenance import STRICT, CodeState, Count, Environment
 from koala_bench.common.reading import first_problem
 
-SCHEMA = 4
+SCHEMA = 5
 
 _Seconds = Annotated[float, Field(ge=0)]
 
@@ -144,16 +144,25 @@ class LimitsInfo(TypedDict):
 
 @with_config(STRICT)
 class MeasureInfo(TypedDict):
-    """How often everything was run; ``processes`` is there if several shared out the questions."""
+    """How often everything was run; ``processes`` is there if several shared out the questions.
+
+    ``order`` is how the methods followed one another at a turn, the lines of which stand in that order: in a permutation
+    drawn from the run's seed and the place, see ``koala_bench.evaluation.order``; without it they took turns.
+    ``process`` is there if the same evaluation was made in several fresh processes: which of them this is, from 1 on.
+    """
 
     warmup: Count
     repeats: Annotated[int, Field(ge=1)]
+    order: NotRequired[Literal["drawn"]]
+    process: NotRequired[Annotated[int, Field(ge=1)]]
     processes: NotRequired[Annotated[int, Field(ge=2)]]
 
 
 @with_config(STRICT)
 class RunHeader(TypedDict):
-    """The first line of a record."""
+    """The first line of a record. ``seed`` is that of the evaluation: of what is drawn while decoding, and of the order
+    of the methods. Up to schema 4 it was the one that the run's preset trained with, whatever the heads came from.
+    """
 
     kind: Literal["run"]
     schema: int
@@ -199,8 +208,9 @@ class TurnLine(TypedDict):
     a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or all but the
     first where the prefill's token is no step's. ``drafted_depth[i]`` is the deepest draft level offered at that step,
     ``kept_node[i]`` the node of the tree at which its accepted path ends (0 is the root), null where the tree differs
-    from step to step. ``decode_s`` is the whole decode loop; ``draft_s`` and ``verify_s`` are the seconds of drafting
-    and of the target's passes, null if the parts were not timed. ``distance`` is the total variation between what the
+    from step to step. ``prefill_s`` is the target's reading of the prompt, ``draft_prefill_s`` the head's, null if it is
+    part of the following (up to schema 4). ``decode_s`` is the whole decode loop; ``draft_s`` and ``verify_s`` are the
+    seconds of drafting and of the target's passes, null if the parts were not timed. ``distance`` is the total variation between what the
     rule settles and the target's distribution, averaged over the new tokens, null for a lossless rule.
     """
 
@@ -218,6 +228,7 @@ class TurnLine(TypedDict):
     drafted_depth: list[Count] | None
     kept_node: list[Count] | None
     prefill_s: _Seconds | None
+    draft_prefill_s: _Seconds | None
     decode_s: _Seconds | None
     draft_s: _Seconds | None
     verify_s: _Seconds | None
@@ -241,7 +252,7 @@ _TURN = TypeAdapter(TurnLine)
 _END = TypeAdapter(EndLine)
 
 _MEASURED = ("new_token_ids", "text", "stop", "accepted", "drafted_depth", "prefill_s", "decode_s")
-_MEASURED_SOMETIMES = ("kept_node", "draft_s", "verify_s", "distance", "first_difference")
+_MEASURED_SOMETIMES = ("kept_node", "draft_prefill_s", "draft_s", "verify_s", "distance", "first_difference")
 
 
 def key_of(turn: TurnLine) -> Key:
@@ -249,19 +260,31 @@ def key_of(turn: TurnLine) -> Key:
     return turn["method"], turn["question_id"], turn["turn"], turn["repeat"]
 
 
+def answer_s(turn: TurnLine) -> float:
+    """Seconds of a whole answer that did not fail, from the prompt to the last token."""
+    return (turn["prefill_s"] or 0.0) + (turn["draft_prefill_s"] or 0.0) + (turn["decode_s"] or 0.0)
+
+
 # ---------------------------------------------------------------------------------------------- older records
 
 
+READABLE = (3, 4, SCHEMA)
+
+
 def of_today(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of a record of schema 3 in the form of schema 4, which only added what greedy decoding does not need."""
-    if line.get("kind") == "run" and line.get("schema") == 3:
+    """A line of an older record in the form of today.
+
+    Schema 4 added what greedy decoding does not need, schema 5 the head's own reading of the prompt, till then a part of
+    ``decode_s``.
+    """
+    if line.get("kind") == "run" and line.get("schema") in READABLE:
         acceptance, methods = line.get("acceptance"), line.get("methods")
         if isinstance(acceptance, dict):
             acceptance = {"top_k": 0, "top_p": 1.0, **acceptance}
         if isinstance(methods, list):
             methods = [{"typical": None, **method} if isinstance(method, dict) else method for method in methods]
         return {**line, "schema": SCHEMA, "acceptance": acceptance, "methods": methods}
-    return {"distance": None, **line} if line.get("kind") == "turn" else line
+    return {"distance": None, "draft_prefill_s": None, **line} if line.get("kind") == "turn" else line
 
 
 # ---------------------------------------------------------------------------------------------- validation

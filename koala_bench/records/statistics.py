@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.schema import TurnLine
+from koala_bench.records.schema import TurnLine, answer_s
 
 Array = NDArray[np.float64]
 # weights [..., questions] -> values [...], or [..., samples] where the totals are [questions, samples]
@@ -54,30 +54,35 @@ class Totals:
 
     Attributes:
         question_ids: ascending, length ``questions``.
-        tokens: tokens that the steps settled, [questions]; a token that the prefill gave is not among them.
+        tokens: tokens that the steps settled, [questions]; a token that the prefill gave is not among them. Of whole
+            answers all their tokens.
         steps: verification steps, [questions].
-        decode_s: seconds of decoding without prefill, [questions].
+        seconds: of decoding without the prefills, or of whole answers, [questions].
     """
 
     question_ids: tuple[int, ...]
     tokens: Array
     steps: Array
-    decode_s: Array
+    seconds: Array
 
 
-def totals(turns: Iterable[TurnLine]) -> Totals:
+def totals(turns: Iterable[TurnLine], whole: bool = False) -> Totals:
     """Add up the turns of one method per question; failed turns count for nothing.
+
+    Args:
+        whole: take whole answers, what reading the prompt cost and gave included; else decoding alone.
 
     Raises:
         KoalaBenchError: a question has no decode time, or no question took a step, so that there is no rate.
     """
     sums: dict[int, list[float]] = {}
     for turn in turns:
-        accepted, seconds = turn["accepted"], turn["decode_s"]
-        if accepted is None or seconds is None:
+        accepted, ids, seconds = turn["accepted"], turn["new_token_ids"], turn["decode_s"]
+        if accepted is None or ids is None or seconds is None:
             continue
         row = sums.setdefault(turn["question_id"], [0.0, 0.0, 0.0])
-        for column, amount in enumerate((sum(accepted) + len(accepted), len(accepted), seconds)):
+        tokens = len(ids) if whole else sum(accepted) + len(accepted)
+        for column, amount in enumerate((tokens, len(accepted), answer_s(turn) if whole else seconds)):
             row[column] += amount
     ordered = sorted(sums)
     table = np.array([sums[question] for question in ordered], dtype=np.float64).reshape(-1, 3)
@@ -118,7 +123,7 @@ def speedup_of_totals(method: Totals, base: Totals) -> Statistic:
     """
     _paired(method, base)
     return lambda weights: (
-        (weights @ method.tokens) * (weights @ base.decode_s) / ((weights @ method.decode_s) * (weights @ base.tokens))
+        (weights @ method.tokens) * (weights @ base.seconds) / ((weights @ method.seconds) * (weights @ base.tokens))
     )
 
 
@@ -128,7 +133,7 @@ def speedup_of_means(method: Totals, base: Totals) -> Statistic:
     EAGLE's and Spec-Bench's ``speed.py`` compute this (with the base's tokens counted from its text).
     """
     _paired(method, base)
-    return lambda weights: (weights @ (method.tokens / method.decode_s)) / (weights @ (base.tokens / base.decode_s))
+    return lambda weights: (weights @ (method.tokens / method.seconds)) / (weights @ (base.tokens / base.seconds))
 
 
 def mean_of_speedups(method: Totals, base: Totals) -> Statistic:
@@ -138,7 +143,7 @@ def mean_of_speedups(method: Totals, base: Totals) -> Statistic:
     """
     _paired(method, base)
     usable = base.tokens > 0
-    ratios = (method.tokens * base.decode_s)[usable] / (method.decode_s * base.tokens)[usable]
+    ratios = (method.tokens * base.seconds)[usable] / (method.seconds * base.tokens)[usable]
     return lambda weights: (weights[..., usable] @ ratios) / weights[..., usable].sum(axis=-1)
 
 
@@ -217,11 +222,11 @@ def stacked(seeds: Sequence[Totals]) -> Totals:
     """
     for each in seeds:
         _paired(each, seeds[0])
-    tokens, steps, decode_s = (
+    tokens, steps, seconds = (
         np.concatenate(parts)
-        for parts in zip(*((each.tokens, each.steps, each.decode_s) for each in seeds), strict=True)
+        for parts in zip(*((each.tokens, each.steps, each.seconds) for each in seeds), strict=True)
     )
-    return Totals(seeds[0].question_ids * len(seeds), tokens, steps, decode_s)
+    return Totals(seeds[0].question_ids * len(seeds), tokens, steps, seconds)
 
 
 def resample_seeds(seeds: int, questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> SeedWeights:

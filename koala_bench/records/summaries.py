@@ -1,7 +1,8 @@
 """A run in numbers: one summary per method, with intervals, differences from vanilla and changes by KOALA.
 
 All methods of a run are compared on the same turns: those that every one of them finished. Runs of several training
-seeds are summarised together, on the turns that every method finished in every run.
+seeds, or of one evaluation in several processes, are summarised together, on the turns that every method finished in
+every run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,14 @@ from numpy.typing import NDArray
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, differences
 from koala_bench.records.schema import MethodInfo, TurnLine
 from koala_bench.records.statistics import Interval, SeedWeights, Statistic, Totals
 
 VANILLA = "vanilla"
 _KOALA = "+koala"
+
+Factor = Literal["questions", "training seeds", "processes"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method of one run, or of the runs of several training seeds, in numbers; NaN or None stands for what the
-    record does not hold.
+    """One method of one run, or of runs that are taken together, in numbers; NaN or None stands for what the record
+    does not hold.
 
     Attributes:
+        covers: what the intervals are over, and how many of each there are.
+        speedup: of decoding, the prefills of target and head left out.
+        whole_answer: speedup of whole answers, both prefills included, and the same as the ratio of mean rates, which
+            is what the scripts of EAGLE and Spec-Bench print.
         original: the method that the changes are against, if there is one.
         turns: turn lines, failed ones included.
         counted: turns that the numbers are from; the same for all methods.
@@ -65,8 +73,11 @@ class Summary:
     questions: int
     compared: int
     differing: tuple[Difference, ...]
+    covers: dict[Factor, int]
     tokens_per_s: float
     speedup: Interval
+    whole_answer: Interval
+    whole_answer_of_means: float
     speedup_of_means: float
     mean_of_speedups: float
     acceptance_length: Interval
@@ -127,8 +138,11 @@ class Sample:
         names: the methods that were asked for, in that order.
         finished: of each run, the turns that each method finished, by place.
         common: places of the turns that every method finished in every run.
-        totals: of each method that finished anything, per question, the runs stacked.
-        weights: of the questions, or of training seeds and questions where there are several runs.
+        totals: of each method that finished anything, per question; stacked are the trainings, or the processes where
+            there is one training.
+        whole: the same of whole answers.
+        factor: what is stacked, if there is more than one.
+        weights: of the questions, or of the stacked runs and questions.
     """
 
     runs: tuple[Run, ...]
@@ -136,11 +150,21 @@ class Sample:
     finished: tuple[dict[str, dict[_Place, TurnLine]], ...]
     common: frozenset[_Place]
     totals: dict[str, Totals]
+    whole: dict[str, Totals]
+    factor: Factor | None
     weights: NDArray[np.float64] | SeedWeights
 
     @property
+    def covers(self) -> dict[Factor, int]:
+        """What the intervals are over, and how many of each there are."""
+        among: dict[Factor, int] = {"questions": self.questions}
+        if self.factor is not None:
+            among[self.factor] = len(self.totals[VANILLA].question_ids) // self.questions
+        return among
+
+    @property
     def questions(self) -> int:
-        """How many questions the numbers are from, however many runs answered them."""
+        """How many questions the numbers are from, however often they were answered."""
         return len({question for question, _, _ in self.common})
 
     def turns(self, name: str) -> list[TurnLine]:
@@ -148,7 +172,7 @@ class Sample:
         return [turn for finished in self.finished for place, turn in finished[name].items() if place in self.common]
 
     def interval(self, statistic: Statistic) -> Interval:
-        """A statistic with its interval over the questions, and over the training seeds where there are several runs."""
+        """A statistic with its interval over the questions, and over trainings or processes where there are several."""
         if isinstance(self.weights, SeedWeights):
             return statistics.hierarchical_interval(statistic, self.weights)
         return statistics.interval(statistic, self.weights)
@@ -161,6 +185,10 @@ class Sample:
         """The speedup of a method over vanilla."""
         return statistics.speedup_of_totals(self.totals[name], self.totals[VANILLA])
 
+    def whole_answer(self, name: str) -> Statistic:
+        """The speedup of whole answers over vanilla's."""
+        return statistics.speedup_of_totals(self.whole[name], self.whole[VANILLA])
+
     def length(self, name: str) -> Statistic:
         """The acceptance length of a method."""
         return statistics.length(self.totals[name])
@@ -172,7 +200,9 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     A method without any finished turn is left out of that rule and has no numbers.
 
     Args:
-        runs: one, or one per training seed, which answer the same questions with the same methods.
+        runs: which answer the same questions with the same methods: one, or one per training, each in one or more
+            processes. Processes of one of several trainings count as repeats of its answers, and what they add to the
+            spread is in that between the trainings.
         methods: which ones, in which order (those that the first run does not have are passed over); None takes all.
 
     Raises:
@@ -206,18 +236,46 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
         raise KoalaBenchError(
             f"{first.path} has no turn that every method finished.", "Let the evaluation go on; it resumes."
         )
-    each = {
-        name: [
-            statistics.totals(turn for place, turn in finished[name].items() if place in common) for finished in done
+    trainings: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        trainings.setdefault(tuple(sorted(run.heads.items())), []).append(index)
+    groups = list(trainings.values()) if len(trainings) > 1 else [[index] for index in range(len(runs))]
+
+    def stacked(name: str, whole: bool) -> Totals:
+        parts = [
+            statistics.totals(
+                (turn for index in group for place, turn in done[index][name].items() if place in common), whole
+            )
+            for group in groups
         ]
-        for name in answered
-    }
-    totals = {name: parts[0] if len(parts) == 1 else statistics.stacked(parts) for name, parts in each.items()}
-    questions = len(each[VANILLA][0].question_ids)
+        return parts[0] if len(parts) == 1 else statistics.stacked(parts)
+
+    totals, whole = ({name: stacked(name, kind) for name in answered} for kind in (False, True))
+    questions = len(totals[VANILLA].question_ids) // len(groups)
+    factor: Factor | None = None if len(groups) == 1 else "training seeds" if len(trainings) > 1 else "processes"
     weights = (
-        statistics.resample_weights(questions) if len(runs) == 1 else statistics.resample_seeds(len(runs), questions)
+        statistics.resample_weights(questions) if factor is None else statistics.resample_seeds(len(groups), questions)
     )
-    return Sample(tuple(runs), tuple(names), tuple(done), common, totals, weights)
+    return Sample(tuple(runs), tuple(names), tuple(done), common, totals, whole, factor, weights)
+
+
+def evaluations(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """The runs that are processes of one and the same evaluation together, in the order of the first of each."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        mates = (each for each in groups if all(same_evaluation(other, run) for other in each))
+        group = next(mates, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [tuple(sorted(group, key=lambda run: run.process)) for group in groups]
+
+
+def same_evaluation(one: Run, other: Run) -> bool:
+    """Whether two runs differ in nothing but the process that made them, and the machine and code of it."""
+    apart = set(differences(one.header, other.header, circumstances=False))
+    return one.process != other.process and apart <= {"measure.process"}
 
 
 def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:
@@ -275,8 +333,15 @@ def summaries_of(chosen: Sample) -> list[Summary]:
                 differing=tuple(
                     sorted((d for d in found if d is not None), key=lambda d: (d.question_id, d.turn, d.repeat))
                 ),
-                tokens_per_s=float(here.tokens.sum() / here.decode_s.sum()) if here else math.nan,
+                covers=chosen.covers,
+                tokens_per_s=float(here.tokens.sum() / here.seconds.sum()) if here else math.nan,
                 speedup=chosen.interval(chosen.speedup(name)) if here else _NOTHING,
+                whole_answer=chosen.interval(chosen.whole_answer(name)) if here else _NOTHING,
+                whole_answer_of_means=(
+                    chosen.value(statistics.speedup_of_means(chosen.whole[name], chosen.whole[VANILLA]))
+                    if here
+                    else math.nan
+                ),
                 speedup_of_means=chosen.value(statistics.speedup_of_means(here, base)) if here else math.nan,
                 mean_of_speedups=chosen.value(statistics.mean_of_speedups(here, base)) if here else math.nan,
                 acceptance_length=chosen.interval(chosen.length(name)) if here else _NOTHING,

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from koala_bench.records import statistics
-from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.traces import AnsweredTurn, Trace, is_vanilla, vanilla_stem
-from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
+from koala_bench.records import statistics
+from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
 from koala_bench.records.statistics import Array, Interval, Statistic, Totals
+from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
 
 _DEPTHS = 5  # accepted drafts a step that the table shows; chains of speculative sampling are longer
 _NOTHING = "\N{EN DASH}"
@@ -119,7 +119,7 @@ def _totals(trace: Trace, turns: Sequence[AnsweredTurn], of_steps: bool) -> Tota
 
 
 def _rate(method: Totals) -> Statistic:
-    return lambda weights: (weights @ method.tokens) / (weights @ method.decode_s)
+    return lambda weights: (weights @ method.tokens) / (weights @ method.seconds)
 
 
 def _difference(trace: Trace, other: Trace) -> str | None:

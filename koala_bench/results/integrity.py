@@ -5,17 +5,20 @@ Needs no model. What is not on this machine (weights, question files) is reporte
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from koala_bench.errors import KoalaBenchError
 from koala_bench.common.files import sha256_of
+from koala_bench.dialogues.questions import find_questions, questions_sha256
+from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import resolved_sha256
-from koala_bench.dialogues.questions import find_questions, questions_sha256
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.results.making import RECORD, Sources, made_in, make, sources_in
 
@@ -63,12 +66,9 @@ def _heads(run: Run, folder: Path) -> Iterator[Check]:
 def _same_bytes(subject: str, kept: Path, made: Path) -> Check:
     if not kept.is_file():
         return Check(subject, "not here", f"no {kept}")
-    same = sha256_of(kept) == sha256_of(made)
-    return Check(
-        subject,
-        "matches" if same else "differs",
-        "the same bytes made again" if same else "made again from the record it has other bytes",
-    )
+    if sha256_of(kept) == sha256_of(made):
+        return Check(subject, "matches", "the same bytes made again")
+    return Check(subject, "differs", "made again from the record it has other bytes")
 
 
 def _record(run: Run, folder: Path, data_dir: Path | None) -> Iterator[Check]:
@@ -95,20 +95,24 @@ def _record(run: Run, folder: Path, data_dir: Path | None) -> Iterator[Check]:
 def _made(sources: Sources, folder: Path) -> Iterator[Check]:
     """Tables and figures that lie in the folder; Table 1 is looked for where there is none at all."""
     for name in made_in(folder) or (["table1"] if sources.main else []):
-        with tempfile.TemporaryDirectory() as scratch:
-            if not sources.of(name):
-                yield Check(name, "not here", "what it was made from")
-                continue
-            for path in make(name, sources, Path(scratch)):
-                yield _same_bytes(path.name, folder / path.name, path)
+        if not sources.of(name):
+            yield Check(name, "not here", "what it was made from")
+        else:
+            yield from _again(folder, partial(make, name, sources))
+
+
+def _again(folder: Path, maker: Callable[[Path], list[Path]]) -> Iterator[Check]:
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in maker(Path(scratch)):
+            yield _same_bytes(path.name, folder / path.name, path)
 
 
 def verify(folder: Path, data_dir: Path | None = None) -> tuple[Run, list[Check]]:
     """Compare what lies in a folder of results with its records.
 
     Args:
-        folder: holds ``records.jsonl``, or records below it as ``reproduction.Sources`` has them, and, where they were
-            kept, the tables, figures, answers and heads made with them.
+        folder: holds ``records.jsonl``, or records below it as ``making.Sources`` has them, and, where they were kept,
+            the tables, figures, answers and heads made with them.
         data_dir: folder of question files.
 
     Returns the main run and the checks: each record's own form, the preset's hash, the questions, every head's weights,
@@ -121,3 +125,71 @@ def verify(folder: Path, data_dir: Path | None = None) -> tuple[Run, list[Check]
     runs = read_runs(sources.records or [folder / RECORD])
     checks = [check for run in runs for check in _record(run, folder, data_dir)]
     return runs[0], [*checks, *_made(sources, folder)]
+
+
+# A file of measurements of another kind -> what makes its pages in a folder.
+Makers = Mapping[str, Callable[[Path, Path], list[Path]]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A folder below a verified one.
+
+    Attributes:
+        checks: of its files; empty if its record cannot be read.
+        error: why it cannot.
+    """
+
+    folder: Path
+    checks: Sequence[Check]
+    error: str | None = None
+
+    @property
+    def state(self) -> Literal["matches", "differs", "damaged"]:
+        """Whether everything that is here matches."""
+        if self.error is not None:
+            return "damaged"
+        return "differs" if any(check.state == "differs" for check in self.checks) else "matches"
+
+    @property
+    def detail(self) -> str:
+        """How many files match, and what differs."""
+        if self.error is not None:
+            return self.error
+        counts = Counter(check.state for check in self.checks)
+        differing = ", ".join(check.subject for check in self.checks if check.state == "differs")
+        absent = f", {counts['not here']} not here" if counts["not here"] else ""
+        return f"{counts['matches']} match{absent}" + (f"; differs: {differing}" if differing else "")
+
+
+def verify_below(
+    root: Path, data_dir: Path | None = None, makers: Makers | None = None, update: bool = False
+) -> Iterator[Verdict]:
+    """Verify every folder of results below one, in the order of their names.
+
+    Args:
+        makers: of pages that are made from other files than run records.
+        update: make the tables, figures and pages that lie in each folder again first; records stay as they are.
+    """
+    for folder in sorted(path for path in (root, *root.rglob("*")) if path.is_dir()):
+        others = [folder / name for name in makers or {} if (folder / name).is_file()]
+        if not others and not _is_result(folder):
+            continue
+        try:
+            if update:
+                for name in made_in(folder) if _is_result(folder) else ():
+                    make(name, sources_in(folder), folder)
+                for log in others:
+                    (makers or {})[log.name](log, folder)
+            checks = verify(folder, data_dir)[1] if _is_result(folder) else []
+            for log in others:
+                checks += _again(folder, partial((makers or {})[log.name], log))
+            yield Verdict(folder, checks)
+        except KoalaBenchError as error:
+            yield Verdict(folder, [], str(error))
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a folder has records of its own and is no part of another."""
+    part = re.fullmatch(r"seed-\d+", folder.name) or folder.parent.name == "tasks"
+    return bool(sources_in(folder).records) and not part

@@ -12,23 +12,23 @@ from pathlib import Path
 
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
+from koala_bench.records.reading import Run, read_runs
+from koala_bench.records.summaries import VANILLA
 from koala_bench.results.figures import (
     write_categories,
     write_depth,
     write_figure1,
     write_layers,
-    write_prediction,
     write_training,
 )
 from koala_bench.results.figures.layers import has_curves
-from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
-from koala_bench.records.reading import Run, read_runs
-from koala_bench.records.summaries import VANILLA
 from koala_bench.results.tables.building import SetTable, set_table, write_table
+from koala_bench.results.tables.columns import known
+from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
 
 RECORD = "records.jsonl"
 TABLES = ("table1", "table2", "table3", "leaderboard")
-FIGURES = ("depth", "layers", "categories", "training", "prediction")
+FIGURES = ("depth", "layers", "categories", "training")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
 
@@ -38,6 +38,7 @@ class Sources:
 
     Attributes:
         main: the record of the folder itself, if there is one; on the preset's own questions.
+        processes: records of the same evaluation in further processes, pooled with the main one in Table 1.
         seeds: records of other training seeds, for Table 3.
         tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes
             their place.
@@ -45,6 +46,7 @@ class Sources:
     """
 
     main: Path | None
+    processes: tuple[Path, ...] = ()
     seeds: tuple[Path, ...] = ()
     tasks: tuple[Path, ...] = ()
     log: Path | None = None
@@ -52,7 +54,7 @@ class Sources:
     @property
     def records(self) -> list[Path]:
         """All records."""
-        return [*([self.main] if self.main else []), *self.seeds, *self.tasks]
+        return [*([self.main] if self.main else []), *self.processes, *self.seeds, *self.tasks]
 
     def of(self, name: str) -> list[Path]:
         """The files that a table or figure is made from; empty if they are not there."""
@@ -60,7 +62,9 @@ class Sources:
             return [self.log] if self.log else []
         main = [self.main] if self.main else []
         if name in ("table2", "leaderboard", "categories"):
-            return list(self.tasks) or main
+            return [path for path in self.tasks if name in TABLES or not _of_process(path)] or main
+        if name in ("table1", "table3"):
+            main += self.processes
         return [*main, *self.seeds] if name == "table3" else main
 
 
@@ -74,13 +78,25 @@ def task_folder(folder: Path, questions: str) -> Path:
     return folder / "tasks" / questions
 
 
+def _each_process(folder: Path) -> tuple[Path, ...]:
+    """The record of a folder, and those of further processes below it in their order."""
+    of_processes = (path / RECORD for path in folder.glob("process-*"))
+    further = sorted(of_processes, key=lambda path: (len(path.parent.name), path.parent.name))
+    return tuple(path for path in (folder / RECORD, *further) if path.is_file())
+
+
+def _of_process(path: Path) -> bool:
+    return path.parent.name.startswith("process-")
+
+
 def sources_in(folder: Path) -> Sources:
     """What a folder of results holds to make tables and figures from."""
     main, logs = folder / RECORD, (folder / "training.jsonl", folder / "heads" / "training.jsonl")
     return Sources(
         main if main.is_file() else None,
-        tuple(sorted(folder.glob(f"seed-*/{RECORD}"))),
-        tuple(sorted(folder.glob(f"tasks/*/{RECORD}"))),
+        _each_process(folder)[1:] if main.is_file() else (),
+        tuple(path for seed in sorted(folder.glob("seed-*")) for path in _each_process(seed)),
+        tuple(path for task in sorted(folder.glob("tasks/*")) for path in _each_process(task)),
         next((log for log in logs if log.is_file()), None),
     )
 
@@ -92,17 +108,26 @@ def make_table1(
     return make_table(runs, out, spec, paper)
 
 
-def make_table(runs: Sequence[Run], out: Path, spec: Path, paper: Path = RECIPES / "paper.toml") -> list[Path]:
+def make_table(
+    runs: Sequence[Run],
+    out: Path,
+    spec: Path,
+    paper: Path = RECIPES / "paper.toml",
+    columns: Sequence[str] | None = None,
+) -> list[Path]:
     """Write a table (Markdown, LaTeX, CSV), and beside Table 1 its figure (PDF, PNG); returns the files.
 
     Args:
         spec: what the table shows. Methods of a record that no recipe names stand below the others in Tables 1 and 2.
         paper: published values.
+        columns: the only columns, in this order, in place of the spec's.
 
     Raises:
-        KoalaBenchError: a record has nothing to compare, or see ``write_table``.
+        KoalaBenchError: there is no such column, a record has nothing to compare, or see ``write_table``.
     """
     wanted = _with_others(read_table_spec(spec), runs)
+    if columns is not None:
+        wanted = wanted.model_copy(update={"columns": known(columns, "--columns"), "more": (), "changes": ()})
     for run in runs:  # before anything is written: a table without its figure helps nobody
         if set(run.methods) <= {VANILLA}:
             raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
@@ -153,8 +178,7 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
     methods = _and_others(spec.methods, runs)
     if name == "categories":
         return write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
-    draw = write_depth if name == "depth" else write_prediction
-    return draw(runs, out, methods)
+    return write_depth(runs, out, methods)
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
@@ -174,8 +198,7 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
 
 
 def drawable(sources: Sources) -> list[str]:
-    """The figures that there are records for; the curve over K needs several K, the prediction steps that were timed in
-    parts.
+    """The figures that there are records for; the curve over K needs several K.
 
     Raises:
         KoalaBenchError: a record is damaged, or there is none.
@@ -185,10 +208,7 @@ def drawable(sources: Sources) -> list[str]:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
     heads = read_figure_spec(RECIPES / "figure-layers.toml").methods
     runs = read_runs([sources.main] if sources.main else [])
-    absent = {"layers"} if not has_curves(runs, heads) else set()
-    if not any(turn["verify_s"] is not None for run in runs for turn in run.turns_of(VANILLA)):
-        absent |= {"prediction"}
-    return [name for name in names if name not in absent]
+    return [name for name in names if name != "layers" or has_curves(runs, heads)]
 
 
 def tabulable(sources: Sources) -> list[str]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from koala_bench.common.bundled import RECIPES
 from koala_bench.dialogues.downloads import data_folder, places_of
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset, usual_methods
-from koala_bench.results.tables.published import read_figure_spec, read_table_spec
-from koala_bench.common.bundled import RECIPES
 from koala_bench.results.making import FIGURES, RECORD, TABLES, seed_folder, task_folder
+from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
 RECIPE_NAMES = (*TABLES, "figures", "all")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from koala_bench.common.machine import peak_memory_bytes
 from koala_bench.common.progress import say
 from koala_bench.dialogues.questions import find_questions, read_questions
-from koala_bench.evaluation.loop import evaluate
-from koala_bench.interop.answers import write_fastchat_answers
+from koala_bench.evaluation.processes import in_fresh_process, record_of_process, refuse_launched
 from koala_bench.planning.requirements import find_target
 from koala_bench.presets import Preset
 from koala_bench.results.making import make, sources_in
 from koala_bench.results.recipes import Plan
 from koala_bench.results.report import write_report
+from koala_bench.runs.evaluate import evaluate
 from koala_bench.runs.forecast import LONG_S, forecast
 from koala_bench.training.experiment import load_preset_target, train_heads
 from koala_bench.training.tracking import check_service
@@ -33,6 +33,7 @@ def reproduce(
     quick: bool = False,
     report: bool = False,
     log_with: str | None = None,
+    processes: int = 1,
 ) -> list[Path]:
     """Train, decode and write what a plan says into ``folder``; returns the tables, figures and pages.
 
@@ -43,12 +44,15 @@ def reproduce(
         quick: whether the preset is in its quick form.
         report: write the HTML page of the folder too.
         log_with: see ``train_heads``.
+        processes: how often to evaluate, each time in a fresh process.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data, the questions or what lies in the folder.
     """
     started = time.perf_counter()
     check_service(log_with)
+    if processes > 1:
+        refuse_launched()
     for job in planned.jobs:  # a wrong --questions should not wait for the training
         read_questions(find_questions(job.preset.evaluation.questions, data_dir)[1])
     _say_how_long(planned, preset, title, data_dir, quick)
@@ -58,13 +62,30 @@ def reproduce(
         target, template = load_preset_target(settled)
         train_heads(settled, trained, target, template, heads, log_with=log_with)
         del target
-    target, template = load_preset_target(preset)
-    for job in planned.jobs:
-        run = evaluate(job.preset, name, job.methods, target, template, job.heads, job.record, data_dir, command)
-        write_fastchat_answers(run, job.record.parent / "answers")
+    records = _evaluated(planned, preset, name, data_dir, command, processes)
     written = _pages(planned, folder, data_dir, report)
-    _say_the_end(written, planned, folder, time.perf_counter() - started)
+    _say_the_end(written, records, folder, time.perf_counter() - started)
     return written
+
+
+def _evaluated(
+    planned: Plan, preset: Preset, name: str, data_dir: Path | None, command: Sequence[str], processes: int
+) -> list[Path]:
+    """The records of all evaluations."""
+    if processes == 1:
+        loaded = load_preset_target(preset)
+        for job in planned.jobs:
+            evaluate(job.preset, name, job.methods, job.heads, job.record, data_dir, command, loaded=loaded)
+        return [job.record for job in planned.jobs]
+    records = []
+    for process in range(1, processes + 1):
+        for job in planned.jobs:
+            records.append(record_of_process(job.record, process))
+            say(f"Process {process} of {processes} into {records[-1]}.")
+            in_fresh_process(
+                evaluate, job.preset, name, job.methods, job.heads, records[-1], data_dir, command, process
+            )
+    return records
 
 
 def _say_how_long(planned: Plan, preset: Preset, title: str, data_dir: Path | None, quick: bool) -> None:
@@ -88,9 +109,9 @@ def _pages(planned: Plan, folder: Path, data_dir: Path | None, report: bool) -> 
     return [*written, write_report(folder, folder / "report.html", data_dir)] if report else written
 
 
-def _say_the_end(written: Sequence[Path], planned: Plan, folder: Path, seconds: float) -> None:
+def _say_the_end(written: Sequence[Path], made: Sequence[Path], folder: Path, seconds: float) -> None:
     names = ", ".join(path.name for path in written)
-    records = ", ".join(str(job.record.relative_to(folder)) for job in planned.jobs)
+    records = ", ".join(str(record.relative_to(folder)) for record in made)
     peak = peak_memory_bytes()
     memory = "" if peak is None else f", at most {peak / 2**30:.1f} GiB of memory"
     say(f"Wrote {names} and {records} to {folder}; {seconds / 60:.1f} minutes{memory}.")

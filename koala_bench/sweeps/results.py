@@ -345,11 +345,8 @@ def markdown(log: SweepLog) -> str:
         Note("How to read the best number", tuple(line for line in caution if line)),
         Note("What the numbers rest on", tuple(basis)),
     ]
-    below = (
-        (f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result", _grid(again))
-        if again.trials
-        else None
-    )
+    title = f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result"
+    below = [(title, _grid(again))] if again.trials else []
     return to_markdown(_grid(search), f"Sweep of {grid['method']} on {log.header['target']}", notes, below)
 
 

@@ -31,7 +31,7 @@ from tests.support.synthetic_run import QUESTIONS, make_header, make_turns
 from tests.training.test_training import run, weights
 
 METHODS = ["medusa+koala", "eagle", "eagle+koala"]
-TIMES = {"prefill_s", "decode_s", "draft_s", "verify_s"}
+TIMES = {"prefill_s", "draft_prefill_s", "decode_s", "draft_s", "verify_s"}
 
 
 def launch(script: Path, processes: int) -> subprocess.CompletedProcess[str]:

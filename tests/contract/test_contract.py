@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import koala_bench.contract as contract
+from heads.common.growth import Grown
 from heads.eagle import Eagle
 from koala_bench.contract import CHECKS, CheckResult, check_head
 from koala_bench.contract.bench import CIRCLE, Bench, circle_ids
@@ -318,14 +320,18 @@ class EagleThatRepeatsTheRoot(Eagle):
     """Its first level is right; the levels below are grown from the wrong token."""
 
     def draft(self, new: Committed) -> DraftTree:
-        self.root = None
+        self.root = new.tokens[-1:]
         return super().draft(new)
 
-    def _run(self, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        if self.root is None:
-            self.root = tokens[-1:]
-            return super()._run(tokens, *others)
-        return super()._run(self.root.expand(len(tokens)), *others)
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Any) -> Any:
+        return super().grow(replace(level, tokens=self.root.expand(len(level.tokens))), carried, memory)
+
+
+class EagleThatSkipsThePrompt(Eagle):
+    """Reads the last few pairs of a prompt only, if it is given them apart."""
+
+    def prefill(self, new: Committed) -> None:
+        super().prefill(replace(new, tokens=new.tokens[-3:], hidden=new.hidden[-3:]))
 
 
 # Head -> the check that is for it, others that it fails as well, and words of the first one's answer.
@@ -338,6 +344,7 @@ BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
     NeverLearns: ("positions", set(), "does draft() read what loss() trains on? the loss on a text to learn by heart ends at"),
     MispairedEagle: ("positions", {"predictions", "batches"}, "at depth 1"),
     EagleThatRepeatsTheRoot: ("positions", set(), "at depth 2"),
+    EagleThatSkipsThePrompt: ("prompts", set(), "prefill() must keep what draft() would"),
     DeadLayer: ("gradients", set(), "no gradient reaches unused.bias, unused.weight"),
     Detached: ("gradients", {"positions"}, "no gradient reaches guess.1.bias, guess.1.weight"),
     LearnsTheOutputLayer: ("frozen parts", {"target"}, "output_weight is the target's lm_head.weight"),
@@ -426,6 +433,7 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
     assert failed(results) == {}
     assert [result.name for result in results if result.outcome == "not applicable"] == [
         "gradients",
+        "prompts",
         "positions",
         "predictions",
         "batches",

@@ -60,6 +60,7 @@ class ToyTarget:
     max_positions = 1 << 30
     name = "toy"
     greedy = GREEDY
+    stop_texts = ()
 
     def __init__(self, world: World) -> None:
         self.world = world

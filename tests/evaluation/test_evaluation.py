@@ -5,7 +5,9 @@ test_evaluation_failures.py.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from koala_bench.dialogues.questions import Question, questions_sha256, read_que
 from koala_bench.engine.target import Target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods, select_questions
+from koala_bench.evaluation.order import drawn_order
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine, key_of
@@ -153,12 +156,28 @@ def test_a_head_that_answers_wrongly_does_not_change_anyones_second_prompt(
     assert len(prompts["Vanilla"]) == 6
 
 
-def test_the_order_of_methods_rotates_from_question_to_question(run: Run) -> None:
-    order: dict[int, list[str]] = {}
+def test_the_lines_stand_in_the_drawn_order_of_the_methods(run: Run) -> None:
+    order: dict[tuple[int, int, int], list[str]] = {}
     for turn in run.turns:
-        if turn["turn"] == 0:
-            order.setdefault(turn["question_id"], []).append(turn["method"])
-    assert list(order.values()) == [METHODS[i:] + METHODS[:i] for i in range(len(QUESTIONS))]
+        order.setdefault((turn["question_id"], turn["turn"], turn["repeat"]), []).append(turn["method"])
+    assert run.header["measure"]["order"] == "drawn"
+    assert order == {place: drawn_order(METHODS, run.header["seed"], *place) for place in order}
+
+
+def test_every_method_runs_behind_every_other_one_and_in_every_place() -> None:
+    names = ["vanilla", "medusa", "eagle", "hydra"]
+    orders = [drawn_order(names, 0, question, turn, 0) for question in range(100) for turn in (0, 1)]
+    assert all(sorted(order) == sorted(names) for order in orders)
+    behind = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    places = Counter((name, order.index(name)) for order in orders for name in order)
+    assert len(behind) == 12 and min(behind.values()) > 25  # of 600 pairs, 50 each
+    assert len(places) == 16 and min(places.values()) > 25  # of 800 places, 50 each
+
+
+@pytest.mark.parametrize("other", [(1, 5, 0, 0, 1), (0, 6, 0, 0, 1), (0, 5, 1, 0, 1), (0, 5, 0, 1, 1), (0, 5, 0, 0, 2)])
+def test_seed_question_turn_repeat_and_process_each_draw_another_order(other: tuple[int, int, int, int, int]) -> None:
+    names = [str(number) for number in range(20)]
+    assert drawn_order(names, *other) != drawn_order(names, 0, 5, 0, 0, 1) == drawn_order(names[::-1], 0, 5, 0, 0, 1)
 
 
 def test_repeats_ask_again_in_another_order(bench: Bench, tmp_path: Path) -> None:
@@ -169,8 +188,16 @@ def test_repeats_ask_again_in_another_order(bench: Bench, tmp_path: Path) -> Non
         "evaluation.limit=1",
         "evaluation.max_new_tokens=4",
     )
-    first = [(turn["method"], turn["repeat"]) for turn in run.turns if turn["question_id"] == 81 and turn["turn"] == 0]
-    assert first == [("vanilla", 0), ("eagle", 0), ("eagle", 1), ("vanilla", 1)]
+    orders = {
+        (place, repeat): [
+            turn["method"]
+            for turn in run.turns
+            if (turn["question_id"], turn["turn"], turn["repeat"]) == (*place, repeat)
+        ]
+        for place in {(turn["question_id"], turn["turn"]) for turn in run.turns}
+        for repeat in (0, 1)
+    }
+    assert any(orders[place, 0] != orders[place, 1] for place, _ in orders)
     assert len(run.turns) == 2 * 2 * 2 * 2  # methods, questions, turns, repeats
 
 
@@ -343,7 +370,7 @@ def test_a_finished_record_is_reused_and_says_so(
     [
         ("evaluation.max_new_tokens=5", "limits.max_new_tokens"),
         ("evaluation.limit=1", "questions.count"),
-        ("training.seed=1", "seed"),
+        ("evaluation.seed=1", "seed"),
     ],
 )
 def test_a_record_of_other_settings_is_refused(bench: Bench, run: Run, change: str, words: str) -> None:
@@ -382,10 +409,17 @@ def test_a_draw_depends_on_the_seed_and_its_place_alone(
         count_decodes(patch, die_at=8)
         bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
     assert tokens(bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)) == tokens(whole)
-    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *WARM, "training.seed=1")
+    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *WARM, "evaluation.seed=1")
     assert tokens(other) != {key: value for key, value in tokens(whole).items() if key[0] != "medusa"}
     assert {turn["distance"] for turn in whole.turns} == {None}
     assert {turn["first_difference"] for turn in whole.turns} == {None}, "draws are not held against vanilla's"
+
+
+def test_question_turn_and_repeat_each_draw_anew(bench: Bench, tmp_path: Path) -> None:
+    # So hot that every token is as likely, whatever the prompt: equal draws would give equal answers.
+    hot = ("evaluation.temperature=1e6", "evaluation.repeats=2", "evaluation.max_new_tokens=4")
+    run = bench.run(tmp_path / "record.jsonl", ["vanilla"], *hot)
+    assert len({tuple(turn["new_token_ids"] or ()) for turn in run.turns}) == len(run.turns) == 2 * 2 * len(QUESTIONS)
 
 
 def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Path) -> None:

@@ -160,9 +160,9 @@ def test_a_step_costs_a_pass_a_level(
         lambda _, __, given: calls.append(given["input_ids"].shape), with_kwargs=True
     )
     found = decode(target, head, load_template(tree), PROMPT, 20, ())
-    making_rows, *drafting = calls
+    making_rows, prompt, *drafting = calls
     assert len(drafting) == passes * len(found.accepted)
-    assert (making_rows, drafting[0]) == ((1, 1), (1, len(PROMPT) + 1))
+    assert (making_rows, prompt, drafting[0]) == ((1, 1), (1, len(PROMPT)), (1, 1))
 
 
 @torch.inference_mode()

@@ -66,7 +66,7 @@ def test_turns_and_repeats_are_totalled_within_their_question() -> None:
     assert totals.steps.tolist() == [
         sum(len(turn["accepted"] or []) for turn in turns if turn["question_id"] == question) for question in (81, 82)
     ]
-    assert totals.decode_s[0] == pytest.approx(4 * (make_turn("eagle", 81, 0)["decode_s"] or 0))
+    assert totals.seconds[0] == pytest.approx(4 * (make_turn("eagle", 81, 0)["decode_s"] or 0))
 
 
 def test_the_prefills_token_is_not_decoded() -> None:
@@ -151,7 +151,7 @@ def test_seeds_are_stacked_one_after_the_other() -> None:
     assert both.question_ids == (0, 1, 0, 1)
     assert both.tokens.tolist() == [100, 50, 100, 60]
     assert both.steps.tolist() == [100, 50, 50, 20]
-    assert both.decode_s.tolist() == [10.0, 5.0, 4.0, 4.0]
+    assert both.seconds.tolist() == [10.0, 5.0, 4.0, 4.0]
     with pytest.raises(ValueError, match="not the same questions"):
         statistics.stacked([VANILLA, made([1], [1], [1.0])])
 
@@ -210,7 +210,7 @@ def recorded() -> Population:
     """The questions of the tiny Table 1, as they were measured."""
     run = read_run(RECORD)
     found = {arm: statistics.totals(turn for turn in run.turns_of(arm) if turn["error"] is None) for arm in ARMS}
-    return {arm: np.stack([each.tokens, each.steps, each.decode_s], axis=1) for arm, each in found.items()}
+    return {arm: np.stack([each.tokens, each.steps, each.seconds], axis=1) for arm, each in found.items()}
 
 
 def skewed() -> Population:

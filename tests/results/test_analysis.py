@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.synthetic_run import failed, make_header, write_run
-from tests.interop.test_traces import medusa_row, spec_bench_row, write
 from typer.testing import CliRunner
 
-from koala_bench.results.analysis import Row, analyse, by_definition, to_csv, to_text
 from koala_bench.cli import app
+from koala_bench.dialogues.questions import read_questions
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.interop.traces import Trace, read_traces, with_categories
-from koala_bench.dialogues.questions import read_questions
 from koala_bench.records.reading import read_run
 from koala_bench.records.summaries import summarise
+from koala_bench.results.analysis import Row, analyse, by_definition, to_csv, to_text
+from tests.interop.test_traces import medusa_row, spec_bench_row, write
+from tests.support.synthetic_run import failed, make_header, write_run
 
 MEDUSA = "medusa/mt_bench/medusa-vicuna-{}-temperature-0.0-posterior_threshold-0.09-posterior_alpha-0.3.jsonl"
 SPEC_BENCH = "spec_bench_forks/{}/spec_bench/vicuna-7b-v1.3-{}.jsonl"
@@ -232,11 +232,10 @@ def vanilla_row(question: int = 81, model: str = "vicuna-vanilla", **choice: obj
 
 def test_a_speedup_counts_the_turns_that_both_finished(tmp_path: Path) -> None:
     error = spec_bench_row(82, turns=["One.", "ERROR"])
-    mine, base = [spec_bench_row(81), error, spec_bench_row(84)], [
-        vanilla_row(81),
-        vanilla_row(82, wall_time=[2.0, 99.0]),
-        vanilla_row(83),
-    ]
+    mine, base = (
+        [spec_bench_row(81), error, spec_bench_row(84)],
+        [vanilla_row(81), vanilla_row(82, wall_time=[2.0, 99.0]), vanilla_row(83)],
+    )
     rows = analyse(traces_of(tmp_path, a=mine, b=base))
     assert (rows[0].questions, rows[0].turns, rows[0].failed) == (3, 5, 1)
     versus = rows[0].speedup
@@ -390,8 +389,9 @@ def test_the_command_prints_markdown_and_writes_the_numbers(tmp_path: Path) -> N
 
 
 def test_a_named_baseline_need_not_be_among_the_files(tmp_path: Path) -> None:
-    eagle, base = write(tmp_path / "e.jsonl", medusa_row(81, "ea")), write(
-        tmp_path / "b.jsonl", medusa_row(81, "plain", new_tokens=[0, 0])
+    eagle, base = (
+        write(tmp_path / "e.jsonl", medusa_row(81, "ea")),
+        write(tmp_path / "b.jsonl", medusa_row(81, "plain", new_tokens=[0, 0])),
     )
     text = run(eagle, "--baseline", base)
     assert [cells_of(text, index)["System"] for index in (0, 1)] == ["plain", "ea"]

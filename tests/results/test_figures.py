@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
-from tests.support.synthetic_run import make_header, write_run
 from tests.support.commands import Koala
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures import write_figure1
-from koala_bench.results.figures.layers import curves
-from koala_bench.results.figures.prediction import predictions
-from koala_bench.results.integrity import verify
 from koala_bench.records.reading import read_run
-from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.records.schema import TurnLine
 from koala_bench.records.summaries import sample, summarise
+from koala_bench.results.figures import write_figure1
+from koala_bench.results.figures.layers import curves
+from koala_bench.results.integrity import verify
+from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.training.log import read_training
+from tests.support.synthetic_run import make_header, write_run
 
 
 def test_the_same_record_gives_the_same_bytes_whatever_style_is_set(
@@ -44,9 +43,10 @@ def test_methods_and_targets_are_drawn_as_asked(tmp_path: Path) -> None:
     ]
     one = write_figure1(runs[:1], tmp_path / "one", methods=["vanilla", "eagle"])[1].read_bytes()
     two = write_figure1(runs, tmp_path / "two", methods=["vanilla", "eagle"])[1].read_bytes()
-    width, heights = [int.from_bytes(png[16:20], "big") for png in (one, two)], [
-        int.from_bytes(png[20:24], "big") for png in (one, two)
-    ]
+    width, heights = (
+        [int.from_bytes(png[16:20], "big") for png in (one, two)],
+        [int.from_bytes(png[20:24], "big") for png in (one, two)],
+    )
     assert width[0] == width[1] == 1400  # 7 inches at 200 dots
     assert heights[1] == 2 * heights[0]
 
@@ -107,7 +107,7 @@ def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, n
     assert all(path.stat().st_size > 5000 for path in first)
 
 
-@pytest.mark.parametrize("name", ["depth", "categories", "prediction"])
+@pytest.mark.parametrize("name", ["depth", "categories"])
 def test_figures_change_with_the_record_and_take_one_question_and_two_targets(tmp_path: Path, name: str) -> None:
     run = write_run(tmp_path / "run.jsonl", timed)
     other = write_run(
@@ -120,26 +120,6 @@ def test_figures_change_with_the_record_and_take_one_question_and_two_targets(tm
         for place, paths in enumerate(([run], [other], [run, other]))
     ]
     assert len(set(drawn)) == 3
-
-
-def test_the_prediction_is_the_tokens_of_a_step_over_its_cost_in_vanilla_steps(tmp_path: Path) -> None:
-    def change(turn: TurnLine) -> TurnLine:
-        steps = len(turn["accepted"] or [])
-        parts = (0.0, 0.010) if turn["method"] == "vanilla" else (0.004, 0.011)
-        return turn | {"draft_s": parts[0] * steps, "verify_s": parts[1] * steps}
-
-    chosen = sample([read_run(write_run(tmp_path / "run.jsonl", change))], ["eagle"])
-    (point,) = predictions(chosen)
-    tau = chosen.value(chosen.length("eagle"))
-    assert point.predicted.value == pytest.approx(tau * 0.010 / (0.004 + 0.011))
-    assert point.measured == summarise(chosen.runs[0], ["vanilla", "eagle"])[1].speedup
-    assert point.predicted.low <= point.predicted.value <= point.predicted.high
-
-
-def test_steps_that_were_not_timed_in_parts_cannot_be_predicted(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run.jsonl", lambda turn: turn | {"draft_s": None, "verify_s": None})
-    with pytest.raises(KoalaBenchError, match="does not say how long drafting and verifying took"):
-        make_figure("prediction", [run], tmp_path)
 
 
 def test_curves_over_k_come_from_one_record_or_from_one_per_k(tmp_path: Path) -> None:
@@ -183,7 +163,7 @@ def test_a_half_written_last_line_of_a_training_log_is_left_out(tmp_path: Path) 
     assert len(read_training(log)) == lines
 
 
-def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path: Path) -> None:
     run = write_run(tmp_path / "results" / "records.jsonl", timed)
     training_log(tmp_path / "results" / "training.jsonl")
     one = koala("figure", "depth", str(run), "--out", str(tmp_path / "one"))
@@ -195,13 +175,12 @@ def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path:
         "figure-depth",
         "figure-categories",
         "figure-training",
-        "figure-prediction",
     }
     assert (tmp_path / "results" / "figure-depth.png").read_bytes() == (
         tmp_path / "one" / "figure-depth.png"
     ).read_bytes()
     states = {check.subject: check.state for check in verify(tmp_path / "results")[1]}
-    assert states["figure-training.pdf"] == states["figure-prediction.png"] == "matches"
+    assert states["figure-training.pdf"] == "matches"
     assert "table1.md" not in states, "tables and figures that are not there are not missed where others are"
     (tmp_path / "results" / "figure-depth.png").write_bytes(b"other")
     (tmp_path / "results" / "figure-depth.pdf").unlink()

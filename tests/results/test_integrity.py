@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tests.support.synthetic_run import make_header, make_turns
 from tests.support.commands import Koala
 
 from koala_bench.common.files import sha256_of
-from koala_bench.results.integrity import verify
-from koala_bench.interop.answers import write_fastchat_answers
-from koala_bench.presets import resolved_sha256
 from koala_bench.dialogues.questions import bundled_questions, questions_sha256
 from koala_bench.evaluation.recording import open_record
+from koala_bench.interop.answers import write_fastchat_answers
+from koala_bench.presets import resolved_sha256
 from koala_bench.records.reading import read_run
+from koala_bench.results.integrity import verify, verify_below
 from koala_bench.results.making import make_table1
+from tests.support.synthetic_run import make_header, make_turns
 
 
 @pytest.fixture
@@ -93,13 +93,54 @@ def test_other_weights_and_a_record_without_its_end_differ(results: Path) -> Non
     assert found["head eagle"] == found["record"] == "differs"
 
 
-def test_the_command_exits_with_1_when_something_differs(results: Path, koala: Koala) -> None:  # noqa: F811
+def test_the_command_exits_with_1_when_something_differs(results: Path, koala: Koala) -> None:
     fine = koala("verify", str(results))
     assert fine.code == 0 and "not here" in fine.out and "commit 0123456789abcdef" in fine.out
     (results / "table1.tex").write_text("")
     changed = koala("verify", str(results))
     assert changed.code == 1 and "differs   table1.tex" in changed.out
     assert koala("verify", str(results / "nowhere")).code == 2
+
+
+def test_all_folders_below_one_are_verified_in_a_line_each(results: Path, tmp_path: Path, koala: Koala) -> None:
+    import shutil
+
+    root = tmp_path / "all"
+    for name in ("one", "deep/two"):
+        shutil.copytree(results, root / name, ignore=shutil.ignore_patterns("all"))
+    fine = koala("verify", str(root))
+    assert fine.code == 0
+    assert [line.split()[:2] for line in fine.out.splitlines()] == [
+        ["matches", str(root / "deep" / "two")],
+        ["matches", str(root / "one")],
+    ]
+    (root / "one" / "table1.tex").write_text("")
+    changed = koala("verify", str(root))
+    assert changed.code == 1 and "differs: table1.tex" in changed.out
+    record = (root / "one" / "records.jsonl").read_bytes()
+    again = koala("verify", str(root), "--update")
+    assert again.code == 0 and (root / "one" / "records.jsonl").read_bytes() == record
+    (root / "one" / "records.jsonl").write_text("{")
+    damaged = koala("verify", str(root))
+    assert damaged.code == 2 and damaged.out.count("\n") == 2 and "damaged" in damaged.out
+
+
+def test_update_makes_only_what_lies_there(results: Path) -> None:
+    (results / "figure1.pdf").unlink()
+    (results / "figure1.png").unlink()
+    before = {path.name for path in results.iterdir()}
+    (found,) = verify_below(results, update=True)
+    assert found.state == "matches"
+    assert {path.name for path in results.iterdir()} - before <= {"figure1.pdf", "figure1.png"}
+
+
+def test_seeds_and_tasks_belong_to_their_folder(results: Path) -> None:
+    import shutil
+
+    for part in ("seed-1", "tasks/humaneval"):
+        (results / part).mkdir(parents=True)
+        shutil.copy(results / "records.jsonl", results / part)
+    assert [each.folder for each in verify_below(results)] == [results]
 
 
 def test_the_places_of_files_are_no_part_of_a_presets_hash() -> None:

@@ -9,13 +9,14 @@ import io
 from pathlib import Path
 
 import pytest
-from tests.support.synthetic_run import make_header, write_run
-from tests.results.test_tasks import CATEGORIES, spec_bench
 
-from koala_bench.results.tables.published import TableSpec, read_paper, read_table_spec
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.results.tables.building import set_table, write_table
+from koala_bench.results.tables.published import TableSpec, read_paper, read_table_spec
+from tests.results.test_tasks import CATEGORIES, spec_bench
+from tests.support.markdown import table_rows
+from tests.support.synthetic_run import make_header, write_run
 
 REPRODUCE = Path(__file__).parents[2] / "reproduce"
 PAPER = read_paper(REPRODUCE / "paper.toml")
@@ -37,7 +38,11 @@ def sampled(path: Path, lossy: str = "medusa") -> Run:
 
     def change(turn: TurnLine) -> TurnLine:
         far = {"distance": 0.25 if turn["turn"] else 0.35} if turn["method"] == lossy else {}
-        return turn | {"category": CATEGORIES[turn["question_id"]], "new_token_ids": [turn["question_id"]] * len(turn["new_token_ids"] or []), **far}  # type: ignore[return-value]
+        return turn | {
+            "category": CATEGORIES[turn["question_id"]],
+            "new_token_ids": [turn["question_id"]] * len(turn["new_token_ids"] or []),
+            **far,
+        }  # type: ignore[return-value]
 
     return read_run(write_run(path, change, header=header))
 
@@ -46,17 +51,31 @@ def test_a_cell_is_that_of_the_table_by_task(tmp_path: Path, spec: TableSpec) ->
     run = spec_bench(tmp_path / "s.jsonl")
     board = set_table([run], spec, PAPER)
     by_task = set_table([run], read_table_spec(REPRODUCE / "table2.toml"), PAPER)
-    assert board.grid.headings[:4] == ["Target", "Method", "Multi-turn conversation (x)", "Translation (x)"]
-    assert board.grid.headings[-2:] == ["Acceptance length τ", "Overall (x)"]
-    assert [row[1] for row in board.grid.rows] == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
-    speedups = {(row[1].capitalize(), row[3]): row[4] for row in by_task.grid.rows}
-    for row in board.grid.rows:
-        for heading, cell in zip(board.grid.headings[2:-2], row[2:-2], strict=True):
-            assert cell == speedups[heading.removesuffix(" (x)"), row[1]]
-        assert row[-1] == speedups["All tasks", row[1]]
-    best = {column: board.grid.rows[row][1] for row, column in board.grid.best}
-    assert set(best) == {*range(2, len(board.grid.headings) - 2), len(board.grid.headings) - 1}
+    assert board.grid.headings[:3] == ["Method", "Multi-turn conversation", "Translation"]
+    assert board.grid.headings[-3:] == ["Acceptance length τ", "Whole answer (x)", "Overall speedup (x)"]
+    assert [row[0] for row in board.grid.rows] == ["vanilla", "medusa", "medusa+koala", "eagle", "eagle+koala"]
+    place = by_task.grid.headings.index("Speedup (x)")
+    speedups = {(row[0].capitalize(), row[1]): row[place] for row in by_task.grid.rows}
+    whole = dict(board.further)["Speedup by task, with intervals"]
+    for row, with_intervals in zip(board.grid.rows, whole.rows, strict=True):
+        for heading, cell, full in zip(board.grid.headings[1:-3], row[1:-3], with_intervals[1:], strict=True):
+            assert full == speedups[heading, row[0]]
+            assert cell == full.partition(" ")[0]
+        assert row[-1] == speedups["All tasks", row[0]]
+    best = {column: board.grid.rows[row][0] for row, column in board.grid.best}
+    assert set(best) == {*range(1, len(board.grid.headings) - 3), len(board.grid.headings) - 1}
     assert set(best.values()) == {"eagle+koala"}
+
+
+def test_changes_by_task_are_those_of_the_csv(tmp_path: Path, spec: TableSpec) -> None:
+    board = set_table([spec_bench(tmp_path / "s.jsonl")], spec, PAPER)
+    table = dict(board.further)["Change against the original head: speedup (x)"]
+    assert [row[0] for row in table.rows] == ["medusa+koala", "eagle+koala"]
+    changes = {(row["task"].capitalize(), row["method"]): row["speedup_change_x"] for _, row in board.frame.iterrows()}
+    for row in table.rows:
+        for heading, cell in zip(table.headings[1:], row[1:], strict=True):
+            task = heading.replace("Overall", "All tasks")
+            assert float(cell.partition(" ")[0]) == pytest.approx(changes[task, row[0]], abs=5e-4)
 
 
 def test_the_files_hold_every_number_and_the_published_rows(tmp_path: Path, spec: TableSpec) -> None:
@@ -73,37 +92,30 @@ def test_the_files_hold_every_number_and_the_published_rows(tmp_path: Path, spec
     }
     assert all(float(row["speedup_low"]) <= float(row["speedup"]) <= float(row["speedup_high"]) for row in rows)
     assert r"\label{tab:leaderboard}" in latex
-    below = [line.split(" | ") for line in markdown.splitlines() if "Spec-Bench Leaderboard.md" in line]
-    assert {line[0].removeprefix("| ") for line in below} == {
-        "SpS",
-        "PLD",
-        "Medusa",
-        "Hydra",
-        "EAGLE",
-        "EAGLE2",
-        "EAGLE3",
-    }
+    below = [row for row in table_rows(markdown) if row[-1] == "hemingkx/Spec-Bench Leaderboard.md"]
+    assert {row[0] for row in below} == {"SpS", "PLD", "Medusa", "Hydra", "EAGLE", "EAGLE2", "EAGLE3"}
     for claim in (claim for claim in (*PAPER.leaderboard, *PAPER.by_task) if claim.source.endswith("Leaderboard.md")):
-        (line,) = [line for line in below if line[:3] == [f"| {claim.system}", claim.target, claim.device]]
+        (line,) = [line for line in below if line[:3] == [claim.system, claim.target, claim.device]]
         assert line[3] == f"{claim.speedup['multi-turn conversation']:.2f}"
         assert line[-3:-1] == [f"{claim.acceptance_length:.2f}", f"{claim.speedup['all tasks']:.2f}"]
 
 
 def test_the_published_columns_stand_in_the_order_of_the_measured_ones(tmp_path: Path, spec: TableSpec) -> None:
     board = set_table([spec_bench(tmp_path / "s.jsonl")], spec, PAPER)
-    assert board.below is not None
-    measured = [heading.removesuffix(" (x)").replace("Overall", "All tasks") for heading in board.grid.headings[2:]]
-    assert [heading for heading in board.below[1].headings if heading in measured] == measured  # that knows more tasks
+    published = dict(board.further)["Published elsewhere: speedup (x), not measured here"].headings
+    measured = [heading.replace("Overall speedup (x)", "All tasks") for heading in board.grid.headings[1:]]
+    measured.remove("Whole answer (x)")  # of which nothing is published here
+    assert [heading for heading in published if heading in measured] == measured  # that knows more tasks
 
 
 def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path, spec: TableSpec) -> None:
     run = sampled(tmp_path / "s.jsonl")
     markdown, _, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, PAPER))
-    assert "| tiny | medusa (lossy, total variation 0.30) |" in markdown
+    assert "medusa (lossy, total variation 0.30)" in [row[0] for row in table_rows(markdown)]
+    assert markdown.startswith("# Leaderboard: speedup by method and task, tiny on spec_bench, temperature 0.7\n")
     assert (
         "LOSSY: medusa does not keep the distribution of tiny by typical acceptance (threshold 0.09,"
-        " \N{GREEK SMALL LETTER ALPHA} 0.3)."
-        in markdown
+        " \N{GREEK SMALL LETTER ALPHA} 0.3)." in markdown
     )
     assert "speculative sampling, temperature 0.7, top-k 40, top-p 0.9" in markdown
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(table)) if row["task"] == "all tasks"}
@@ -116,8 +128,7 @@ def test_draws_are_not_held_against_vanillas(tmp_path: Path, spec: TableSpec) ->
     assert "equal to vanilla's" not in markdown
     assert (
         "Answers are draws, so they differ; medusa+koala, eagle, eagle+koala keep the target's distribution by"
-        " speculative sampling."
-        in markdown
+        " speculative sampling." in markdown
     )
 
 
@@ -130,23 +141,20 @@ def test_published_orders_are_held_against_the_measured_ones(tmp_path: Path, spe
         ({"Medusa": "medusa", "EAGLE": "eagle"}, "confirmed"),
         ({"Medusa": "eagle", "EAGLE": "medusa"}, "contradicted"),
     ):
-        notes = {
-            note.title: note.lines
-            for note in set_table([run], spec.model_copy(update={"systems": systems}), PAPER).notes
-        }
-        lines = notes["Which published order of methods this bears out"]
-        for what in ("acceptance length", "overall speedup"):
-            assert any(line.startswith(f"By {what}, of 1 pairs") and f"1 {verdict}" in line for line in lines)
-            assert any(line.startswith(f"{verdict.capitalize()} by {what}: EAGLE over Medusa (") for line in lines)
+        board = set_table([run], spec.model_copy(update={"systems": systems}), PAPER)
+        (row,) = dict(board.further)["Published order of methods, on tiny"].rows
+        assert row[:2] == ["EAGLE", "Medusa"] and [cell.split(": ")[1] for cell in row[2:]] == [verdict] * 2
+        remarks = next(note.lines for note in board.notes if note.title == "Remarks")
+        for what in ("τ", "speedup (x)"):
+            assert any(line.startswith(f"By {what}: ") and f"1 of 1 {verdict}" in line for line in remarks)
 
 
 def test_systems_whose_order_differs_from_place_to_place_are_no_pair(tmp_path: Path, spec: TableSpec) -> None:
     """EAGLE is faster than Hydra on Vicuna 7B and 33B and slower on 13B."""
     run = spec_bench(tmp_path / "s.jsonl")
-    notes = set_table([run], spec.model_copy(update={"systems": {"Hydra": "medusa", "EAGLE": "eagle"}}), PAPER).notes
-    lines = next(note.lines for note in notes if note.title.startswith("Which published order"))
-    assert any("By acceptance length, of 1 pairs" in line for line in lines)
-    assert not any("speedup" in line for line in lines)
+    board = set_table([run], spec.model_copy(update={"systems": {"Hydra": "medusa", "EAGLE": "eagle"}}), PAPER)
+    ((*_, length, speedup),) = dict(board.further)["Published order of methods, on tiny"].rows
+    assert "confirmed" in length and speedup == "\N{EN DASH}"
 
 
 def test_one_lossless_method_keeps_and_none_is_not_named(tmp_path: Path, spec: TableSpec) -> None:

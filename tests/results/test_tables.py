@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.synthetic_run import QUESTIONS, failed, make_header, make_turn, steps_of, write_run
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.tables.notes import verdicts
-from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
 from koala_bench.records.reading import Run, read_run
-from koala_bench.results.tables.rendering import COLUMNS, tex
 from koala_bench.records.schema import TurnLine, key_of
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
-from koala_bench.results.tables.building import table_frame, write_table
+from koala_bench.results.tables.building import set_table, write_table
+from koala_bench.results.tables.columns import COLUMNS
+from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
+from koala_bench.results.tables.rendering import tex
+from tests.support.commands import Koala
+from tests.support.markdown import table_rows, table_under
+from tests.support.synthetic_run import QUESTIONS, failed, make_header, make_turn, steps_of, write_run
 
 REPRODUCE = Path(__file__).parents[2] / "reproduce"
 
@@ -158,7 +160,7 @@ def test_a_failed_turn_is_counted_and_no_part_of_any_number(tmp_path: Path, spec
     assert "1 turn of tiny failed (eagle 1). A failed turn has no numbers." in text
     assert "Failed: eagle, question 83, turn 1, repeat 0: `RuntimeError: out of memory`" in text
     assert "The numbers of tiny are from the 15 of 16 turns that every method finished." in text
-    assert "eagle 15/15 turns" in text
+    assert ["eagle", "15/15"] in [[row[0], row[4]] for row in table_rows(text) if len(row) == 7]
     assert [row["turns_failed"] for row in rows_of(tmp_path / "table1.csv")] == ["0", "0", "0", "1", "0"]
 
 
@@ -180,10 +182,10 @@ def test_a_method_that_failed_throughout_has_no_numbers_and_takes_none_from_the_
 
 def test_an_unfinished_record_says_so(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     run = changed(tmp_path / "run.jsonl", lambda turn: None if turn["question_id"] > 85 else turn, finish=False)
-    for path in write_table([run], tmp_path, spec, paper)[:2]:
-        assert "The record of tiny is unfinished: it holds 50 turns and no end line." in path.read_text(
-            encoding="utf-8"
-        )
+    markdown, latex, _ = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, paper))
+    said = "**This table is incomplete**\n\n- The record of tiny is unfinished: it holds 50 turns and no end line."
+    assert said in markdown.split("\n\n**Change")[0], "right under the table"
+    assert "This table is incomplete: see table1.md." in latex
 
 
 def test_a_whole_record_has_no_such_note(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
@@ -232,16 +234,15 @@ def test_each_difference_is_listed_with_its_place_tokens_and_gap(tmp_path: Path,
 
     run = changed(tmp_path / "run.jsonl", change)
     markdown, latex, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, spec, paper))
-    assert "medusa 15/16 turns, medusa+koala 16/16 turns, eagle 15/16 turns, eagle+koala 16/16 turns." in markdown
-    assert "2 differences, each listed in the Markdown version" in latex
+    assert "token by token: medusa 15/16, medusa+koala 16/16, eagle 15/16, eagle+koala 16/16." in markdown
+    assert "15/16" in latex
     assert (
         "- Different: medusa, question 84, turn 1, repeat 0, position 9: token 7, vanilla 1009, top-2 gap 3.10e-07."
         in markdown
     )
     assert (
         "- Different: eagle, question 81, turn 0, repeat 0, position 1: token 1000, vanilla 1001, top-2 gap not"
-        " recorded."
-        in markdown
+        " recorded." in markdown
     )
     assert list(csv.DictReader(io.StringIO(table)))[1]["turns_equal_to_vanilla"] == "15"
 
@@ -267,62 +268,44 @@ def test_a_lossy_method_is_labelled_and_its_differences_are_not_listed(
         header=header,
     )
     text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
-    assert "medusa 0/16 turns (lossy by design), medusa+koala 16/16 turns," in text
+    assert "medusa 0/16 (lossy by design), medusa+koala 16/16," in text
     assert "Different:" not in text
 
 
 # ---------------------------------------------------------------------------------------------- verdicts
 
 
-def with_change(run: Run, x: Interval, percent: Interval) -> Summary:
-    from dataclasses import replace
-
-    return replace(by_name(summarise(run))["eagle+koala"], change_x=x, change_percent=percent)
-
-
-@pytest.mark.parametrize(
-    ("x", "sentence"),
-    [
-        (Interval(0.3, 0.25, 0.4), "confirms the paper's range of +0.24 to +0.41 x: the whole interval lies in it."),
-        (
-            Interval(0.1, 0.05, 0.15),
-            "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies below it.",
-        ),
-        (
-            Interval(0.5, 0.45, 0.55),
-            "contradicts the paper's range of +0.24 to +0.41 x: the whole interval lies above it.",
-        ),
-        (
-            Interval(0.3, 0.15, 0.45),
-            "is not distinguishable from the paper's range of +0.24 to +0.41 x: the interval lies only partly in it.",
-        ),
-        (
-            Interval(0.3, math.nan, math.nan),
-            "is not distinguishable from the paper's range of +0.24 to +0.41 x: there is no interval.",
-        ),
-    ],
-)
-def test_the_verdict_on_the_claim_follows_from_the_interval(run: Run, paper: Paper, x: Interval, sentence: str) -> None:
-    assert verdicts(with_change(run, x, Interval(12.0, 11.0, 13.0)), paper)[1].endswith(sentence)
+def with_change(x: Interval) -> dict[str, Any]:
+    """A row whose change of the speedup is to be judged."""
+    ends = {"": x.value, "_low": x.low, "_high": x.high}
+    row = {f"speedup_change_x{end}": None if math.isnan(value) else value for end, value in ends.items()}
+    return {"method": "eagle+koala", "claim_speedup_change_x_low": 0.24, "claim_speedup_change_x_high": 0.41, **row}
 
 
 @pytest.mark.parametrize(
-    ("x", "words"),
+    ("x", "verdict"),
     [
-        (Interval(0.3, 0.25, 0.4), "by +0.300 [+0.250, +0.400] x, above zero (faster than the original head)"),
-        (Interval(-0.1, -0.2, -0.05), "by -0.100 [-0.200, -0.050] x, below zero (slower than the original head)"),
-        (
-            Interval(0.0, -0.2, 0.2),
-            "by +0.000 [-0.200, +0.200] x, not distinguishable from zero (zero is within its interval)",
-        ),
+        (Interval(0.3, 0.25, 0.4), "confirms"),
+        (Interval(0.1, 0.05, 0.15), "contradicts, below"),
+        (Interval(0.5, 0.45, 0.55), "contradicts, above"),
+        (Interval(0.3, 0.15, 0.45), "not distinguishable"),
+        (Interval(0.3, math.nan, math.nan), "not distinguishable"),
     ],
 )
-def test_the_verdict_on_the_sign_follows_from_the_interval(run: Run, paper: Paper, x: Interval, words: str) -> None:
-    assert words in verdicts(with_change(run, x, x), paper)[0]
+def test_the_verdict_on_the_claim_follows_from_the_interval(x: Interval, verdict: str) -> None:
+    assert COLUMNS["claim"].shown[0].cell(with_change(x)) == f"+0.24 to +0.41 x: {verdict}"
 
 
-def test_only_koala_rows_are_judged(run: Run, paper: Paper) -> None:
-    assert [summary.name for summary in summarise(run) if verdicts(summary, paper)] == ["medusa+koala", "eagle+koala"]
+def test_changes_are_marked_where_zero_is_not_within(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    rows = table_under(text, "Change against the original head")
+    assert [(row["Method"], row["Against"]) for row in rows] == [("medusa+koala", "medusa"), ("eagle+koala", "eagle")]
+    for row in rows:
+        summary = by_name(summarise(run))[row["Method"]]
+        for heading, change in (("Change (x)", summary.change_x), ("Change of τ", summary.length_change)):
+            assert change
+            assert row[heading].startswith("**") == (change.low > 0 or change.high < 0)
+    assert "about one in 20 says that it does" in text
 
 
 # ---------------------------------------------------------------------------------------------- the files
@@ -363,21 +346,24 @@ def test_the_markdown_marks_the_best_and_says_how_it_was_measured(
     tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
 ) -> None:
     text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
-    (best,) = [line for line in text.splitlines() if "**" in line and line.startswith("|")]
-    assert best.startswith("| tiny | eagle+koala | 2 | yes | 0.82 | **2.47** [")
-    assert "+0.24 to +0.41 x; +10.57 to +14.09 %" in best
+    assert text.startswith("# Table 1: speedup and acceptance length, tiny on bundled\n")
+    table = [row for row in table_rows(text) if len(row) == 7]
+    ((name, best, *_),) = [row for row in table if row[1].startswith("**")]
+    assert name == "eagle+koala" and best.startswith("**2.47** [")
+    more = {row["Method"]: row for row in table_under(text, "More of each method")}
+    assert (more["eagle+koala"]["Layers K"], more["eagle+koala"]["Head (M)"]) == ("2", "0.82")
+    assert more["eagle"]["Draft tree"] == "mc_sim_7b_63 (26 nodes, depth 4)"
     for words in (
         "Machine: Example CPU @ 2.0 GHz, 2 cores, 2 threads, 8.0 GiB of memory; no GPU",
         "float32 on cpu, attention sdpa",
         "Questions: bundled (8 questions, sha256 444444444444)",
         "greedy, at most 64 new tokens, 1 warm-up, 1 repeat, seed 0",
-        "eagle mc_sim_7b_63 (26 nodes, depth 4)",
         "commit 0123456789ab.",
         "Command: `koala-bench evaluate --preset tiny --out 'results/a b'`",
         "the target's own (bonus) token included",
         "conditional on the parent",
         "The paper's table is on mt_bench; these numbers are on bundled.",
-        "about this measurement, not about those targets",
+        "vicuna-7b, vicuna-13b, vicuna-33b; tiny is none of these",
     ):
         assert words in text
 
@@ -402,7 +388,7 @@ def test_the_latex_is_balanced_and_escaped(tmp_path: Path, run: Run, spec: Table
     assert plain.count("$") % 2 == 0
     assert text.count(r"\begin{") == text.count(r"\end{")
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {12}
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {6}
     assert r"\textbf{2.47} [" in body
     assert "\N{GREEK SMALL LETTER ALPHA}" not in text
     assert text.isascii()
@@ -414,19 +400,43 @@ def test_text_is_escaped_for_latex() -> None:
         == r"50 \% of a\_b \& \{c\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{} $-$0.05, $+$0.1 [$-$1]"
         r" vicuna-7b"
     )
-    assert tex("run `a --b_c x/y`") == r"run \texttt{a -{}-{}b\_c x/\allowbreak{}y}"
+
+
+def test_a_papers_table_holds_no_notes(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    text = write_table([run], tmp_path, spec, paper)[1].read_text(encoding="utf-8")
+    assert text.count(r"\begin{tabular}") == 1 and "Command" not in text
+    assert len(text.splitlines()) < 25
 
 
 def test_columns_are_those_that_the_file_lists(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
-    fewer = spec.model_copy(update={"columns": ("method", "speedup"), "methods": ("vanilla", "eagle", "hydra")})
-    markdown, _, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, fewer, paper))
-    assert "| Method | Speedup (x) |" in markdown
+    update = {"columns": ("speedup", "method"), "more": (), "changes": (), "methods": ("vanilla", "eagle", "hydra")}
+    fewer = spec.model_copy(update=update)
+    markdown, latex, table = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, fewer, paper))
+    assert table_rows(markdown)[0] == ["Speedup (x)", "Method"] and {len(row) for row in table_rows(markdown)} == {2}
+    assert "Speedup (x) & Method" in latex
     assert "The record of tiny has no hydra." in markdown
     assert "Also in the record, not in this table: medusa, medusa+koala, eagle+koala." in markdown
     assert table.splitlines()[0].startswith(
-        "method,speedup,speedup_low,speedup_high,speedup_ratio_of_means,speedup_mean_of_ratios,decode_tokens_per_s,"
+        "speedup,speedup_low,speedup_high,speedup_ratio_of_means,speedup_mean_of_ratios,method,decode_tokens_per_s,"
     )
-    assert set(spec.columns) <= set(COLUMNS)
+    assert {*spec.columns, *spec.more, *spec.changes} <= set(COLUMNS)
+
+
+def test_columns_can_be_picked_on_the_command_line(tmp_path: Path, run: Run, koala: Koala) -> None:
+    done = koala("table", str(run.path), "--columns", "method, equal,speedup", "--out", str(tmp_path / "out"))
+    assert done.code == 0
+    rows = table_rows((tmp_path / "out" / "table1.md").read_text(encoding="utf-8"))
+    assert rows[0] == ["Method", "Equal answers", "Speedup (x)"]
+    wrong = koala("table", str(run.path), "--columns", "method,speed", "--out", str(tmp_path / "none"))
+    assert wrong.code == 2 and "unknown column 'speed'. The columns are target, task," in wrong.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_leaderboard_of_picked_columns_has_a_row_per_task_and_method(tmp_path: Path, run: Run, paper: Paper) -> None:
+    board = read_table_spec(REPRODUCE / "leaderboard.toml")
+    picked = board.model_copy(update={"columns": ("task", "method", "speedup"), "more": (), "changes": ()})
+    table = set_table([run], picked, paper)
+    assert table.grid.headings == ["Task", "Method", "Speedup (x)"] and len(table.grid.rows) == 15
 
 
 # ---------------------------------------------------------------------------------------------- several targets, paper values
@@ -436,7 +446,7 @@ def test_targets_stand_below_each_other_with_the_papers_values(
     tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
 ) -> None:
     other = read_run(write_run(tmp_path / "b.jsonl", header=make_header(target="vicuna-7b")))
-    frame = table_frame([run, other], spec, paper)
+    frame = set_table([run, other], spec, paper).frame
     assert list(frame["target"]) == ["tiny"] * 5 + ["vicuna-7b"] * 5
     assert list(frame["paper_speedup"]) == [None] * 6 + ["unknown"] * 4
     cells = tuple(
@@ -447,12 +457,9 @@ def test_targets_stand_below_each_other_with_the_papers_values(
         p.read_text(encoding="utf-8")
         for p in write_table([run, other], tmp_path, spec, paper.model_copy(update={"table1": cells}))
     )
-    assert "| 2.50; unknown |" in markdown
-    assert (
-        "Published by its authors for vicuna-7b on MT-bench: EAGLE 2.90x (temperature 0; SafeAILab/EAGLE"
-        " figs/benchmark.png)."
-        in markdown
-    )
+    assert "2.50; unknown" in [row["Paper: speedup; τ"] for row in table_under(markdown, "More of each method")]
+    published = table_under(markdown, "Published elsewhere, not measured here")
+    assert ("EAGLE", "2.90") in [(row["System"], row["Speedup (x)"]) for row in published]
     assert latex.count(r"\midrule") == 2
     assert markdown.count("**2.47**") == 2
 
@@ -492,8 +499,7 @@ def test_the_note_says_which_heads_were_trained_on_the_same_tokens(
     markdown = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert (
         "Trained on the same 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala,"
-        " eagle, eagle+koala."
-        in markdown
+        " eagle, eagle+koala." in markdown
     )
     header = make_header()
     header["methods"][1]["training"] = {

@@ -13,9 +13,10 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.records.summaries import sample, summarise
-from koala_bench.results.tables.tasks import ALL_TASKS, rows_by_task, verdict_lines
-from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
 from koala_bench.results.tables.building import write_table
+from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
+from koala_bench.results.tables.tasks import ALL_TASKS, rows_by_task
+from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import failed, make_header, write_run
 
 REPRODUCE = Path(__file__).parents[2] / "reproduce"
@@ -67,7 +68,7 @@ def test_tasks_gather_their_categories_and_all_of_them_come_last(tmp_path: Path,
     assert together.counted == sum(part.counted for part in parts) == 18
     totals = [sample([run]).totals["eagle"] for run in runs]
     assert together.tokens_per_s == pytest.approx(
-        sum(each.tokens.sum() for each in totals) / sum(each.decode_s.sum() for each in totals)
+        sum(each.tokens.sum() for each in totals) / sum(each.seconds.sum() for each in totals)
     )
 
 
@@ -98,22 +99,21 @@ def test_other_questions_show_their_own_categories_and_say_so(tmp_path: Path, sp
     )
     assert "(spec_bench, humaneval, gsm8k, alpaca) are looked up in a data folder" in markdown
     # Medusa's published chart has these two categories, so its row and not Spec-Bench's stands below.
-    assert "| Medusa | 7B | not stated | 1.95 | 2.15 | FasterDecoding/Medusa assets/category_speedup.png |" in markdown
+    published = ["Medusa", "7B", "not stated", "1.95", "2.15", "FasterDecoding/Medusa assets/category_speedup.png"]
+    assert published in table_rows(markdown)
     assert "Leaderboard" not in markdown
-    assert latex.isascii() and latex.count(r"\begin{tabular}") == 2
-    assert latex.count(r"\midrule") == 4, "a rule below each heading and between tasks"
+    assert latex.isascii() and latex.count(r"\begin{tabular}") == 1
+    assert latex.count(r"\midrule") == 3, "a rule below the heading and between tasks"
 
 
 def test_records_of_several_question_files_stand_in_one_table(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     runs = [spec_bench(tmp_path / "s.jsonl"), humaneval(tmp_path / "h.jsonl")]
     markdown = write_table(runs, tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert "How tiny on spec_bench was measured" in markdown and "How tiny on humaneval was measured" in markdown
-    assert "| tiny | code | 2 | eagle | " in markdown
-    assert (
-        "| EAGLE | vicuna-33b | A100 80GB | 2.75 | 2.04 | 2.42 | 2.16 | 2.97 | 2.20 | 3.39 | 2.43 | hemingkx/Spec-Bench"
-        " Leaderboard.md |"
-        in markdown
-    )
+    rows = table_rows(markdown)
+    assert ["code", "eagle"] in [row[:2] for row in rows]
+    speeds = ["2.75", "2.04", "2.42", "2.16", "2.97", "2.20", "3.39", "2.43"]
+    assert ["EAGLE", "vicuna-33b", "A100 80GB", *speeds, "hemingkx/Spec-Bench Leaderboard.md"] in rows
     assert "these are the categories" not in markdown
     assert (
         write_table(runs[::-1], tmp_path / "other", spec, paper)[2].read_bytes()
@@ -136,13 +136,13 @@ def test_the_papers_speedups_by_task_stand_beside_the_measured_ones(
     text = write_table([run], tmp_path, spec, paper.model_copy(update={"table2": table2}))[0].read_text(
         encoding="utf-8"
     )
-    rows = [line for line in text.splitlines() if line.startswith("| vicuna-7b | ") and " | eagle | " in line]
-    assert [(line.split(" | ")[1], line.split(" | ")[-1]) for line in rows] == [
-        ("multi-turn conversation", "unknown |"),
-        ("translation", "2.20 |"),
-        ("question answering", "unknown |"),
-        ("retrieval-augmented generation", "unknown |"),
-        (ALL_TASKS, "\N{EN DASH} |"),
+    rows = [row for row in table_under(text, "More of each method") if row["Method"] == "eagle"]
+    assert [(row["Task"], row["Paper: speedup; τ"]) for row in rows] == [
+        ("multi-turn conversation", "unknown"),
+        ("translation", "2.20"),
+        ("question answering", "unknown"),
+        ("retrieval-augmented generation", "unknown"),
+        (ALL_TASKS, "\N{EN DASH}"),
     ]
 
 
@@ -163,14 +163,17 @@ def test_a_task_without_a_common_turn_is_named_and_left_out(tmp_path: Path, spec
         rows_by_task([broken], spec)
 
 
-def test_the_verdict_names_the_tasks(tmp_path: Path, spec: TableSpec) -> None:
+def test_changes_are_marked_task_by_task(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
     def change(turn: TurnLine) -> TurnLine:
         slow = turn["method"] == "eagle+koala" and turn["category"] == "coding"
         return turn | {"decode_s": 3 * (turn["decode_s"] or 0)} if slow else turn
 
-    rows, _ = rows_by_task([read_run(write_run(tmp_path / "run.jsonl", change))], spec)
-    (line,) = [line for line in verdict_lines(rows) if line.startswith("eagle+koala against eagle on tiny")]
-    assert "slower on 1 of 2 (coding)" in line and "longer accepted on 2 of 2 (writing, coding)" in line
+    run = read_run(write_run(tmp_path / "run.jsonl", change))
+    text = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
+    rows = table_under(text, "Change against the original head")
+    found = {row["Task"]: row for row in rows if row["Method"] == "eagle+koala"}
+    assert found["coding"]["Change (%)"].startswith("**-") and not found["writing"]["Change (%)"].startswith("**-")
+    assert all(found[task]["Change of τ"].startswith("**+") for task in ("writing", "coding"))
 
 
 def test_records_of_one_target_must_be_of_the_same_heads(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:

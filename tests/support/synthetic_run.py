@@ -131,6 +131,7 @@ def make_turn(method: str, question: int, turn: int, repeat: int = 0, **changes:
         "drafted_depth": [4 if head else 0] * len(accepted),
         "kept_node": None,
         "prefill_s": 0.02,
+        "draft_prefill_s": 0.004 if head else 0.0,
         "decode_s": decode_s,
         "draft_s": 0.2 * decode_s if head else None,
         "verify_s": 0.6 * decode_s if head else None,
@@ -151,6 +152,7 @@ def failed(turn: TurnLine, message: str = "out of memory") -> TurnLine:
         "drafted_depth",
         "kept_node",
         "prefill_s",
+        "draft_prefill_s",
         "decode_s",
         "draft_s",
         "verify_s",
@@ -190,7 +192,7 @@ def write_sampled(path: Path, lossy: str, methods: list[str] | None = None) -> P
     header["acceptance"] = {"rule": "speculative sampling", "temperature": 0.7, "top_k": 0, "top_p": 1.0}
     (method,) = (each for each in header["methods"] if each["name"] == lossy)
     method["lossless"], method["typical"] = False, {"threshold": 0.09, "alpha": 0.3}
-    return write_run(path, lambda turn: turn | {"distance": 0.3 if turn["method"] == lossy else None}, header=header)  # type: ignore[arg-type, return-value]
+    return write_run(path, lambda turn: turn | {"distance": 0.3 if turn["method"] == lossy else None}, header=header)  # type: ignore[return-value]
 
 
 def with_chain(header: RunHeader) -> RunHeader:

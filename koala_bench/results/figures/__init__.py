@@ -7,7 +7,6 @@ from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.figures.categories import write_categories
 from koala_bench.results.figures.depth import write_depth
 from koala_bench.results.figures.layers import write_layers
-from koala_bench.results.figures.prediction import write_prediction
 from koala_bench.results.figures.training import write_training
 
-__all__ = ["write_categories", "write_depth", "write_figure1", "write_layers", "write_prediction", "write_training"]
+__all__ = ["write_categories", "write_depth", "write_figure1", "write_layers", "write_training"]

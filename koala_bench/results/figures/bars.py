@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, grid_lines, looks, save
 from koala_bench.records.reading import Run
 from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import VANILLA, Summary, summarise
+from koala_bench.records.summaries import VANILLA, Summary, evaluations, sample, summaries_of
+from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, grid_lines, looks, save
 
 _CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
 _LABEL_SHARE = 0.18  # room for the word "vanilla" at the right of the bars, as a share of theirs
@@ -95,14 +95,14 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
             written.
     """
     shown = []
-    for run in runs:
+    for of_processes in evaluations(runs):
         rows = [
             summary
-            for summary in summarise(run, methods)
+            for summary in summaries_of(sample(of_processes, methods))
             if summary.name != VANILLA and not math.isnan(summary.speedup.value)
         ]
         if not rows:
-            raise KoalaBenchError(f"{run.path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
+            raise KoalaBenchError(f"{of_processes[0].path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
         shown.append(rows)
 
     def draw() -> Figure:

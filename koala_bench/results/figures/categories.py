@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, ends, grid_lines, looks, save
-from koala_bench.results.tables.published import TableSpec
 from koala_bench.records.reading import Run
 from koala_bench.records.summaries import VANILLA, Summary
+from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, ends, grid_lines, looks, save
+from koala_bench.results.tables.published import TableSpec
 from koala_bench.results.tables.tasks import TaskRows, rows_by_task
 
 _GROUP = 0.84  # of the distance between two groups is taken by bars

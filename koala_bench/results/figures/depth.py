@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import ROW_INCHES, WIDTH_INCHES, curve_with_intervals, grid_lines, looks, save
-from koala_bench.results.tables.notes import labels
+from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
 from koala_bench.records.reading import Run
 from koala_bench.records.statistics import Array, Interval, Statistic
 from koala_bench.records.summaries import VANILLA, Sample, sample
+from koala_bench.results.figures.style import ROW_INCHES, WIDTH_INCHES, curve_with_intervals, grid_lines, looks, save
+from koala_bench.results.tables.notes import labels
 
 _DODGE = 0.08  # methods stand beside each other, so that their intervals can be told apart
 

@@ -11,6 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
+from koala_bench.records.reading import Run
+from koala_bench.records.statistics import Interval
+from koala_bench.records.summaries import Summary, summarise
 from koala_bench.results.figures.style import (
     GREY,
     ROW_INCHES,
@@ -21,9 +24,6 @@ from koala_bench.results.figures.style import (
     looks,
     save,
 )
-from koala_bench.records.reading import Run
-from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import Summary, summarise
 
 _CURVE = 3  # numbers of layers
 _DODGE = 0.07  # curves stand beside each other, so that their intervals can be told apart

@@ -49,7 +49,7 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3)
     base = dict(
         zip(
             chosen.totals[VANILLA].question_ids,
-            chosen.totals[VANILLA].tokens / chosen.totals[VANILLA].decode_s,
+            chosen.totals[VANILLA].tokens / chosen.totals[VANILLA].seconds,
             strict=True,
         )
     )
@@ -71,7 +71,7 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3)
                 _texts(turns[question], questions),
             )
             for question, rate, tokens, steps in zip(
-                here.question_ids, here.tokens / here.decode_s, here.tokens, here.steps, strict=True
+                here.question_ids, here.tokens / here.seconds, here.tokens, here.steps, strict=True
             )
             if steps and base[question]
         ]

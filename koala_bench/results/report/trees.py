@@ -72,9 +72,10 @@ def _drawing(method: MethodInfo, parents: Sequence[int], kept: Sequence[int]) ->
         through[node] += 1
     for node in range(len(parents) - 1, 0, -1):  # parents come before children
         through[parents[node]] += through[node]
-    depths, children = node_depths(parents), [
-        [child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))
-    ]
+    depths, children = (
+        node_depths(parents),
+        [[child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))],
+    )
     rows = _rows(children)
     paths = [""] * len(parents)
     for node, below in enumerate(children):

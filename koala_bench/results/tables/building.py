@@ -6,264 +6,193 @@ record gives the same bytes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from koala_bench.errors import KoalaBenchError
-from koala_bench.results.tables.external import external_table
 from koala_bench.common.files import write_text
-from koala_bench.results.tables.leaderboard import leaderboard
-from koala_bench.results.tables.notes import Measured, labels, table1_notes, table2_notes, table3_notes
-from koala_bench.results.tables.published import Claim, Paper, PaperCell, TableSpec, paper_names
-from koala_bench.records.reading import Run, differences
-from koala_bench.results.tables.rendering import Grid, Note, grid, to_csv, to_latex, to_markdown
-from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import VANILLA, Summary, sample, summaries_of, summarise
-from koala_bench.results.tables.tasks import rows_by_task
+from koala_bench.records import statistics
+from koala_bench.records.reading import Run
+from koala_bench.records.summaries import Factor, Sample, Summary, evaluations, sample, summaries_of, summarise
+from koala_bench.results.tables.ablation import effects, effects_grid
+from koala_bench.results.tables.columns import changes_grid, grid, grouped, records_of, to_csv
+from koala_bench.results.tables.external import external_table
+from koala_bench.results.tables.frame import table_frame
+from koala_bench.results.tables.leaderboard import changes_by_task, leaderboard, speedups_by_task, whole_rows
+from koala_bench.results.tables.mixing import refuse_mixture
+from koala_bench.results.tables.notes import Measured, intervals_in_words, labels, notes_of, over_in_words
+from koala_bench.results.tables.ordering import order_grid
+from koala_bench.results.tables.published import Paper, TableSpec
+from koala_bench.results.tables.rendering import Grid, Note, to_latex, to_markdown
+from koala_bench.results.tables.tasks import is_named, rows_by_task
 
-# ---------------------------------------------------------------------------------------------- data frame
-
-
-def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-    value = interval if interval is not None and not math.isnan(interval.value) else None
-    parts = (
-        {"": value.value, "_low": value.low, "_high": value.high} if value else {"": None, "_low": None, "_high": None}
-    )
-    return {name + ending: part for ending, part in parts.items()}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _paper_cell(run: Run, method: str, task: str | None, spec: TableSpec, paper: Paper) -> PaperCell | None:
-    """What KOALA's paper has for a row, if it may have anything for it."""
-    if not spec.has_tasks:
-        return next(
-            (
-                each
-                for each in (paper.table1 if spec.by == "target" else paper.table3)
-                if each.target in paper_names(run) and each.method == method
-            ),
-            None,
-        )
-    known = next(
-        (each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method), {}
-    )
-    return PaperCell(target="", method=method, speedup=known[task], acceptance_length=None) if task in known else None
-
-
-def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: Paper, depth: int) -> dict[str, Any]:
-    method = summary.method
-    is_vanilla = method["head"] is None
-    cell = _paper_cell(run, summary.name, task, spec, paper)
-    rates = {each.depth: each for each in summary.depths}
-    row: dict[str, Any] = {
-        "target": summary.target,
-        **({"task": task} if task is not None else {}),
-        "method": summary.name,
-        "layers": None if is_vanilla else method["layers"],
-        "adversarial": None if is_vanilla else method["adversarial"],
-        "parameters": None if is_vanilla else method["parameters"],
-        **_ends("speedup", summary.speedup),
-        "speedup_ratio_of_means": _number(summary.speedup_of_means),
-        "speedup_mean_of_ratios": _number(summary.mean_of_speedups),
-        **_ends("acceptance_length", summary.acceptance_length),
-    }
-    for d in range(1, depth + 1):
-        row[f"acceptance_rate_given_parent_depth_{d}"] = _number(rates[d].rate) if d in rates else None
-        row[f"acceptance_trials_depth_{d}"] = rates[d].trials if d in rates else None
-    row |= {
-        "draft_overhead_percent": None if summary.draft_overhead is None else 100.0 * summary.draft_overhead,
-        "original": summary.original,
-    }
-    row |= _ends("speedup_change_x", summary.change_x) | _ends("speedup_change_percent", summary.change_percent)
-    row |= _ends("acceptance_length_change", summary.length_change)
-    for name in ("speedup_change_x", "speedup_change_percent"):
-        claim: Claim = getattr(paper.koala, name)
-        row |= {
-            f"claim_{name}_low": claim.low if summary.is_koala else None,
-            f"claim_{name}_high": claim.high if summary.is_koala else None,
-        }
-    row |= {
-        "paper_speedup": cell.speedup if cell else None,
-        "paper_acceptance_length": cell.acceptance_length if cell else None,
-    }
-    row |= {
-        "decode_tokens_per_s": _number(summary.tokens_per_s),
-        "questions": summary.questions,
-        "turns_counted": summary.counted,
-        "turns_failed": len(summary.failed),
-        "turns_compared_with_vanilla": None if summary.name == VANILLA else summary.compared,
-        "turns_equal_to_vanilla": None if summary.name == VANILLA else summary.compared - len(summary.differing),
-        "lossless": method["lossless"],
-        "total_variation": summary.distance,
-    }
-    return row
-
-
-# What all records of one table must share; the rest may follow from the target.
-_SHARED = ("acceptance.", "limits.max_new_tokens")
-
-
-def _refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
-    """Raise if records do not belong into one table: other limits or questions, or twice the same."""
-    if not runs:
-        raise KoalaBenchError(
-            "There is no record to make a table of.", "Name at least one .jsonl file of an evaluation."
-        )
-    shared = _SHARED if spec.has_tasks else ("questions.", *_SHARED)
-    for index, run in enumerate(runs[1:], 1):
-        different = [
-            name for name in differences(runs[0].header, run.header, circumstances=False) if name.startswith(shared)
-        ]
-        for other in (
-            other for other in runs[:index] if other.header["target"]["name"] == run.header["target"]["name"]
-        ):
-            if spec.by == "target":
-                raise KoalaBenchError(
-                    f"{other.path} and {run.path} are of the same target.", "Name one record per target."
-                )
-            if spec.has_tasks and other.header["questions"]["name"] == run.header["questions"]["name"]:
-                raise KoalaBenchError(
-                    f"{other.path} and {run.path} are of the same target and questions.",
-                    "Name one record per question file.",
-                )
-            if spec.by == "part" and other.header["seed"] == run.header["seed"]:
-                raise KoalaBenchError(
-                    f"{other.path} and {run.path} are of the same target and training seed.",
-                    "Name one record per training.",
-                )
-            different += _other_heads(other, run, spec)
-        if different:
-            raise KoalaBenchError(
-                f"{runs[0].path} and {run.path} do not belong into one table: they differ in {different[0]}.",
-                "Make a table of each.",
-            )
-
-
-def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
-    """In what two runs of one target differ that are to be taken together: the target itself, methods, trees, and heads
-    unless these are seeds.
-    """
-    kept = ("target.",)
-    different = [
-        name for name in differences(first.header, second.header, circumstances=False) if name.startswith(kept)
-    ]
-    names = [name for name in spec.methods if name in first.methods or name in second.methods]
-    different += [f"their methods ({name})" for name in names if (name in first.methods) != (name in second.methods)]
-    fields = ("tree", "layers", "adversarial", *(("weights_sha256",) if spec.has_tasks else ()))
-    both = [name for name in names if name in first.methods and name in second.methods]
-    different += [f"the {field} of {name}" for name in both for field in fields if first.methods[name][field] != second.methods[name][field]]  # type: ignore[literal-required]
-    steps = [
-        {name: training["steps"] if (training := run.methods[name]["training"]) else None for name in both}
-        for run in (first, second)
-    ]
-    different += [f"the training steps of {name}" for name in both if steps[0][name] != steps[1][name]]
-    return different
-
-
-@dataclass(frozen=True)
-class _Content:
-    """A table before it is set: rows as (run, task, summaries), and its notes."""
-
-    groups: list[tuple[Run, str | None, Sequence[Summary]]]
-    notes: list[Note]
-
-
-def _content(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> _Content:
-    _refuse_mixture(runs, spec)
-    measured = [
-        Measured(label, run, summarise(run, spec.methods)) for label, run in zip(labels(runs), runs, strict=True)
-    ]
-    if spec.by == "target":
-        return _Content([(each.run, None, each.summaries) for each in measured], table1_notes(measured, spec, paper))
-    if spec.has_tasks:
-        rows, missing = rows_by_task(runs, spec)
-        return _Content(
-            [(row.run, row.task, row.summaries) for row in rows], table2_notes(measured, rows, missing, spec, paper)
-        )
-    targets = dict.fromkeys(run.header["target"]["name"] for run in runs)
-    samples = [
-        sample([run for run in runs if run.header["target"]["name"] == target], spec.methods) for target in targets
-    ]
-    pooled = [(chosen, summaries_of(chosen)) for chosen in samples]
-    return _Content(
-        [(chosen.runs[0], None, summaries) for chosen, summaries in pooled], table3_notes(measured, pooled, spec, paper)
-    )
-
-
-def _frame(groups: Sequence[tuple[Run, str | None, Sequence[Summary]]], spec: TableSpec, paper: Paper) -> pd.DataFrame:
-    depth = max(
-        (each.depth for _, _, summaries in groups for summary in summaries for each in summary.depths), default=0
-    )
-    rows = [_row(run, summary, task, spec, paper, depth) for run, task, summaries in groups for summary in summaries]
-    # Objects, so that an integer stays one beside an empty cell.
-    return pd.DataFrame(rows, dtype=object)
-
-
-def table_frame(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> pd.DataFrame:
-    """A table in full precision, one row per target or task and method; columns carry their units.
-
-    Raises:
-        KoalaBenchError: see ``write_table``.
-    """
-    return _frame(_content(runs, spec, paper).groups, spec, paper)
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-# By what a table's rows are grouped -> its name, its caption, and of what the best speedup is marked.
+# By what a table's rows are grouped -> its name and its caption.
 _TABLES = {
-    "target": ("Table 1", "Speedup and acceptance length by target", "target"),
-    "task": ("Table 2", "Speedup by task", "task"),
-    "part": ("Table 3", "What the parts of KOALA are worth", "target"),
-    "method": ("Leaderboard", "Speedup by method and task", "task of a target"),
+    "target": ("Table 1", "Speedup and acceptance length"),
+    "task": ("Table 2", "Speedup by task"),
+    "part": ("Table 3", "What the parts of KOALA are worth"),
+    "method": ("Leaderboard", "Speedup by method and task"),
 }
-
-
-def table_name(spec: TableSpec) -> str:
-    """The name of a table's files, such as ``table1``."""
-    return _TABLES[spec.by][0].lower().replace(" ", "")
 
 
 @dataclass(frozen=True)
 class SetTable:
-    """A table as it is read: rounded cells, notes, and a second table of other people's numbers if there is one."""
+    """A table as it is read.
+
+    Attributes:
+        name: of its files, such as ``table1``.
+        title: with the target and the questions, where these are the same for all rows.
+        grid: the columns that matter, rounded.
+        further: more columns, changes and published values: each a title and a table.
+        frame: all numbers in full precision, one row per target or task and method; columns carry their units.
+        covers: what its intervals are over, and how many of each there are.
+    """
 
     name: str
     title: str
     grid: Grid
+    further: Sequence[tuple[str, Grid]]
     notes: Sequence[Note]
-    below: tuple[str, Grid] | None
+    frame: pd.DataFrame
+    covers: Mapping[Factor, int]
 
 
 def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     """A table with its notes, not yet in any file format; arguments and errors as ``write_table``."""
-    return _set(runs, spec, paper)[0]
+    refuse_mixture(runs, spec)
+    of_runs = zip(labels(runs), runs, strict=True)
+    measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in of_runs]
+    groups, samples, remarks = _groups(measured, spec)
+    frame = table_frame(groups, spec, paper)
+    covers = min((summaries[0].covers for _, _, summaries in groups), key=lambda each: each["questions"])
+    further, said = ([], []) if spec.picked else _further(records_of(frame), samples, spec, paper)
+    if external := external_table(runs, spec, paper):
+        further.append(external)
+    name, caption = _TABLES[spec.by]
+    notes = notes_of(measured, spec, paper, [*remarks, *said], intervals_in_words(covers))
+    return SetTable(
+        name=name.lower().replace(" ", ""),
+        title=f"{name}: {caption[0].lower()}{caption[1:]}{_where(runs)}",
+        grid=_without_target(_first(records_of(frame), spec), spec),
+        further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
+        notes=notes,
+        frame=frame,
+        covers=covers,
+    )
 
 
-def _set(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[SetTable, pd.DataFrame]:
-    content = _content(runs, spec, paper)
-    frame = _frame(content.groups, spec, paper)
-    name, caption, _ = _TABLES[spec.by]
-    title = f"{name}: {caption if spec.by == 'part' else caption.lower()}"
-    cells = leaderboard(frame) if spec.by == "method" else grid(frame, spec.columns)
-    return SetTable(table_name(spec), title, cells, content.notes, external_table(runs, spec, paper)), frame
+_Groups = list[tuple[Run, str | None, Sequence[Summary]]]
+
+
+def _groups(measured: Sequence[Measured], spec: TableSpec) -> tuple[_Groups, list[Sample], list[str]]:
+    """The rows of a table as (run, task, summaries), the sample of each target, and what is to be said of them."""
+    runs = [each.run for each in measured]
+    by_target: dict[str, list[Run]] = {run.header["target"]["name"]: [] for run in runs}
+    if spec.by == "target":
+        samples = [sample(group, spec.methods) for group in evaluations(runs)]
+        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], [], []
+    if not spec.has_tasks:
+        for run in runs:
+            by_target[run.header["target"]["name"]].append(run)
+        samples = [sample(of_target, spec.methods) for of_target in by_target.values()]
+        remarks = [
+            f"The heads of {chosen.runs[0].header['target']['name']} are of one training seed,"
+            f" {chosen.runs[0].training_seed}: intervals are over questions, and another seed may move the numbers"
+            " by more."
+            for chosen in samples
+            if "training seeds" not in chosen.covers
+        ]
+        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], samples, remarks
+    rows, remarks = rows_by_task(runs, spec)
+    tasks, files = (
+        ", ".join(dict.fromkeys(getattr(each, name) for each in spec.tasks)) for name in ("name", "questions")
+    )
+    remarks += [
+        f"{each.label}: these are the categories of the questions {each.run.header['questions']['name']}, not the tasks"
+        f" {tasks}, whose questions ({files}) are looked up in a data folder (`koala-bench data`)."
+        for each in measured
+        if not is_named(each.run, spec)
+    ]
+    # Of each target the last row: all tasks, or the only one.
+    whole = {row.summaries[0].target: sample(row.runs, spec.methods) for row in rows}
+    return [(row.run, row.task, row.summaries) for row in rows], list(whole.values()), remarks
+
+
+def _first(rows: list[dict[str, Any]], spec: TableSpec) -> Grid:
+    return leaderboard(rows) if spec.by == "method" and not spec.picked else grid(rows, spec.columns)
+
+
+def _further(
+    rows: list[dict[str, Any]], samples: Sequence[Sample], spec: TableSpec, paper: Paper
+) -> tuple[list[tuple[str, Grid]], list[str]]:
+    """More of the measured numbers, each a title and a table, and what is to be said of them."""
+    change = "Change against the original head"
+    said: list[str] = []
+    if spec.by == "method":
+        changes = [
+            (f"{change}: speedup (x)", changes_by_task(rows, "change_x")),
+            (f"{change}: acceptance length", changes_by_task(rows, "length_change")),
+        ]
+        more = [("Speedup by task, with intervals", speedups_by_task(rows))]
+        more.append(("More of each method, over all tasks", grid(whole_rows(rows), ("target", "method", *spec.more))))
+    else:
+        more = [("More of each method", grid(rows, grouped(spec.columns, spec.more)))] if spec.more else []
+        shown = changes_grid(rows, grouped(spec.columns, spec.changes))
+        changes = [(change, shown)] if spec.changes else []
+    if spec.by == "part":
+        of_targets = [
+            (chosen.runs[0].header["target"]["name"], effects(chosen, summaries_of(chosen))) for chosen in samples
+        ]
+        changes = [("What each part is worth", effects_grid(of_targets))]
+    count = sum(cell.endswith("]") for _, table in changes for row in table.rows for cell in row)
+    said += [statistics.caution(count)] if count else []
+    for chosen in samples if spec.systems else ():
+        if found := order_grid(chosen, spec.systems, paper):
+            changes.append((f"Published order of methods, on {chosen.runs[0].header['target']['name']}", found[0]))
+            said += found[1]
+    return [*changes, *more], said
+
+
+def _where(runs: Sequence[Run]) -> str:
+    """The target, the questions and the temperature, where there is one of each."""
+    targets, questions = ({run.header[kind]["name"] for run in runs} for kind in ("target", "questions"))
+    target = f", {targets.pop()}" if len(targets) == 1 else ""
+    on = f" on {questions.pop()}" if target and len(questions) == 1 else ""
+    acceptance = runs[0].header["acceptance"]  # the same in all runs of a table
+    return target + on + (f", temperature {acceptance['temperature']:g}" if acceptance["rule"] != "greedy" else "")
+
+
+def _without_target(table: Grid, spec: TableSpec) -> Grid:
+    """The table without its first column where that names one target in all rows; the title says which."""
+    if spec.picked or table.headings[0] != "Target" or len({row[0] for row in table.rows}) > 1:
+        return table
+    best = frozenset((row, column - 1) for row, column in table.best)
+    return Grid(table.headings[1:], [row[1:] for row in table.rows], table.right[1:], best, table.begins)
+
+
+def _caption(table: SetTable) -> tuple[str, str]:
+    """The caption of the LaTeX, and the line under it."""
+    caption = f"{table.title.partition(': ')[2]}. In bold the best speedup of a lossless method."
+    if any(note.alarm for note in table.notes):
+        caption += f" This table is incomplete: see {table.name}.md."
+    over = over_in_words(table.covers)
+    legend = (
+        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens per verification step, bonus token included. In"
+        f" brackets: {100 * statistics.CONFIDENCE:.0f} % bootstrap intervals over {over}."
+    )
+    return caption[0].upper() + caption[1:], legend
 
 
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
     """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the
-    same bytes.
+    same bytes. The LaTeX holds the columns that matter and one line of definitions, the Markdown everything.
 
     Args:
         runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target
-            and question file; for Table 3 one per target and training seed.
+            and question file; for Table 3 one per target and training seed; or of each of these one per process.
         spec: of ``reproduce/table*.toml``.
         paper: of ``reproduce/paper.toml``.
 
@@ -273,13 +202,12 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
     Raises:
         KoalaBenchError: see ``summarise``; runs that do not belong into one table; or a folder that cannot be written.
     """
-    table, frame = _set(runs, spec, paper)
-    _, caption, group = _TABLES[spec.by]
-    latex_title = f"{caption}. The best speedup of each {group} is bold; intervals are in brackets."
+    table = set_table(runs, spec, paper)
+    caption, legend = _caption(table)
     contents = {
-        f"{table.name}.md": to_markdown(table.grid, table.title, table.notes, table.below),
-        f"{table.name}.tex": to_latex(table.grid, latex_title, f"tab:{table.name}", table.notes, table.below),
-        f"{table.name}.csv": to_csv(frame, spec.columns),
+        f"{table.name}.md": to_markdown(table.grid, table.title, table.notes, table.further),
+        f"{table.name}.tex": to_latex(table.grid, caption, f"tab:{table.name}", legend),
+        f"{table.name}.csv": to_csv(table.frame, (*spec.columns, *spec.more, *spec.changes)),
     }
     for file, text in contents.items():
         write_text(out_dir / file, text)

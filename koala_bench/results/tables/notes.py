@@ -1,28 +1,20 @@
-"""The notes under a table: what is missing, what the intervals say, and how the numbers were measured.
-
-Everything they say comes from the records and from the published values.
-"""
+"""The notes under a table: what is missing, where answers differ, how the numbers were measured, and definitions."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from koala_bench.records import statistics
-from koala_bench.results.tables.ablation import verdict_lines as ablation_verdicts
-from koala_bench.results.tables.ordering import order_lines
-from koala_bench.results.tables.published import Claim, Paper, TableSpec, paper_names
-from koala_bench.records.reading import Run, differences
-from koala_bench.results.tables.rendering import ALPHA, Note, with_interval
 from koala_bench.common.provenance import CodeState, Environment
+from koala_bench.records import statistics
+from koala_bench.records.reading import Run, differences
 from koala_bench.records.schema import PresetInfo
-from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import VANILLA, Sample, Summary, sample
-from koala_bench.results.tables.tasks import TaskRows, is_named
-from koala_bench.results.tables.tasks import verdict_lines as task_verdicts
+from koala_bench.records.summaries import VANILLA, Factor, Summary
+from koala_bench.results.tables.published import Paper, TableSpec, paper_names
+from koala_bench.results.tables.rendering import ALPHA, Note
 
 _FAILURES_LISTED = 10
 _CODE_CHARACTERS = 400  # of a command or an error message
@@ -38,10 +30,15 @@ class Measured:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """What to call each record: its target, with its questions or its seed where others have the same."""
+    """What to call each record: its target, with its questions, its seed or its process where others have the same."""
     names = [run.header["target"]["name"] for run in runs]
-    for mark in (" on {questions[name]}", ", seed {seed}"):
-        more = [f"{name}{mark.format_map(run.header)}" for name, run in zip(names, runs, strict=True)]
+    marks: tuple[Callable[[Run], str], ...] = (
+        lambda run: f" on {run.header['questions']['name']}",
+        lambda run: f", seed {run.training_seed}",
+        lambda run: f", process {run.process}",
+    )
+    for mark in marks:
+        more = [name + mark(run) for name, run in zip(names, runs, strict=True)]
         unique = [names.count(name) == 1 for name in names]
         if not all(unique) and len(set(more)) > len(set(names)):
             names = [name if alone else longer for name, longer, alone in zip(names, more, unique, strict=True)]
@@ -53,7 +50,32 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _incomplete(measured: Measured) -> Note | None:
+def notes_of(
+    measured: Sequence[Measured], spec: TableSpec, paper: Paper, remarks: Sequence[str], intervals: str
+) -> list[Note]:
+    """All notes of a table, in their order.
+
+    Args:
+        remarks: what else is to be said of this table.
+        intervals: what its intervals are.
+    """
+    found = [
+        Note("This table is incomplete", _incomplete(measured), alarm=True),
+        Note("Remarks", (*remarks, *_mixed(measured, spec))),
+        Note("Losslessness (turns, repeats and positions count from 0)", _lossless(measured)),
+        *(Note(f"How {each.label} was measured", _measurement(each)) for each in measured if each.run.process == 1),
+        Note("Definitions", (*DEFINITIONS, intervals)),
+        Note("Published values", _published(measured, spec, paper)),
+    ]
+    return [note for note in found if note.lines]
+
+
+def _incomplete(measured: Sequence[Measured]) -> tuple[str, ...]:
+    return tuple(line for each in measured for line in _incomplete_of(each))
+
+
+def _incomplete_of(measured: Measured) -> list[str]:
+    """What a record lacks: its end, turns that failed, methods without numbers; empty if it is whole."""
     lines, details = [], []
     label, run, summaries = measured.label, measured.run, measured.summaries
     if not run.finished:
@@ -67,10 +89,8 @@ def _incomplete(measured: Measured) -> Note | None:
         lines.append(f"{counted(len(failed), 'turn')} of {label} failed ({counts}). A failed turn has no numbers.")
         for turn in failed[:_FAILURES_LISTED]:
             why = f"{turn['error']['type']}: {turn['error']['message']}" if turn["error"] else ""
-            details.append(
-                f"Failed: {turn['method']}, question {turn['question_id']}, turn {turn['turn']}, repeat"
-                f" {turn['repeat']}: {_code(why)}"
-            )
+            place = f"question {turn['question_id']}, turn {turn['turn']}, repeat {turn['repeat']}"
+            details.append(f"Failed: {turn['method']}, {place}: {_code(why)}")
         if len(failed) > _FAILURES_LISTED:
             details.append(f"{counted(len(failed) - _FAILURES_LISTED, 'more failure')} in the record.")
     most = max(summary.turns for summary in summaries)
@@ -78,12 +98,8 @@ def _incomplete(measured: Measured) -> Note | None:
         lines.append(
             f"The numbers of {label} are from the {summaries[0].counted} of {most} turns that every method finished."
         )
-    lines += [
-        f"{summary.name} finished no turn and has no numbers."
-        for summary in summaries
-        if math.isnan(summary.speedup.value)
-    ]
-    return Note("This table is incomplete", tuple(lines), tuple(details)) if lines else None
+    empty = [summary.name for summary in summaries if math.isnan(summary.speedup.value)]
+    return [*lines, *(f"{name} finished no turn and has no numbers." for name in empty), *details]
 
 
 def _code(text: str) -> str:
@@ -91,77 +107,11 @@ def _code(text: str) -> str:
     return f"`{words if len(words) <= _CODE_CHARACTERS else words[:_CODE_CHARACTERS] + ' ...'}`"
 
 
-_SIDES = {
-    "above zero": "faster than the original head",
-    "below zero": "slower than the original head",
-    "not distinguishable from zero": "zero is within its interval",
-}
-
-
-def _where(measured: Interval, claim: Claim) -> str:
-    if measured.high < claim.low:
-        return "the whole interval lies below it"
-    if measured.low > claim.high:
-        return "the whole interval lies above it"
-    if claim.low <= measured.low and measured.high <= claim.high:
-        return "the whole interval lies in it"
-    return "the interval lies only partly in it" if not math.isnan(measured.low) else "there is no interval"
-
-
-def verdicts(summary: Summary, paper: Paper) -> list[str]:
-    """Sentences on a KOALA row: is the change real, and does it lie in the paper's range? Empty for other rows."""
-    if (
-        not summary.is_koala
-        or summary.change_x is None
-        or summary.change_percent is None
-        or summary.length_change is None
-    ):
-        return []
-    x, percent, longer = summary.change_x, summary.change_percent, summary.length_change
-    lines = [
-        f"{summary.name} against {summary.original} on {summary.target}: the speedup changes by"
-        f" {with_interval(x.value, x.low, x.high, 3, True)} x, {statistics.against_zero(x)}"
-        f" ({_SIDES[statistics.against_zero(x)]}); the acceptance length changes by"
-        f" {with_interval(longer.value, longer.low, longer.high, 3, True)}, {statistics.against_zero(longer)}."
-    ]
-    for measured, claim, unit, digits in (
-        (x, paper.koala.speedup_change_x, "x", 3),
-        (percent, paper.koala.speedup_change_percent, "%", 2),
-    ):
-        verdict = statistics.against_range(measured, claim.low, claim.high)
-        how = f"is {verdict} from" if verdict == "not distinguishable" else verdict
-        lines.append(
-            f"The change of {summary.name} by"
-            f" {with_interval(measured.value, measured.low, measured.high, digits, True)} {unit} {how} the paper's"
-            f" range of +{claim.low:.2f} to +{claim.high:.2f} {unit}: {_where(measured, claim)}."
-        )
-    return lines
-
-
-def _verdict_note(runs: Sequence[Run], summaries: Sequence[Sequence[Summary]], paper: Paper) -> Note | None:
-    lines = [line for of_run in summaries for summary in of_run for line in verdicts(summary, paper)]
-    if not lines:
-        return None
-    others = [run.header["target"]["name"] for run in runs if not set(paper.koala.targets) & set(paper_names(run))]
-    if others:
-        lines.append(
-            f"The paper's ranges are over {', '.join(paper.koala.targets)}; "
-            f"what is said above about {', '.join(others)} is about this measurement, not about those targets."
-        )
-    return Note("What the intervals say", tuple(lines))
-
-
 def draws_line(summaries: Sequence[Summary]) -> str:
-    """Why nothing is said of equal answers above temperature 0, and which methods are lossless there."""
-    exact = list(
-        dict.fromkeys(summary.name for summary in summaries if summary.method["lossless"] and summary.name != VANILLA)
-    )
-    kept = (
-        f"; {', '.join(exact)} {'keeps' if len(exact) == 1 else 'keep'} the target's distribution by speculative"
-        " sampling"
-        if exact
-        else ""
-    )
+    """Why answers are not compared above temperature 0, and which methods are lossless there."""
+    exact = dict.fromkeys(each.name for each in summaries if each.method["lossless"] and each.name != VANILLA)
+    keep = f"{', '.join(exact)} {'keeps' if len(exact) == 1 else 'keep'}"
+    kept = f"; {keep} the target's distribution by speculative sampling" if exact else ""
     return f"Answers are draws, so they differ{kept}."
 
 
@@ -170,55 +120,42 @@ def lossy_lines(summaries: Sequence[Summary], target: str) -> list[str]:
     lines = []
     for summary in (each for each in summaries if not each.method["lossless"]):
         typical = summary.method["typical"]
-        how = (
-            f" by typical acceptance (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})"
-            if typical
-            else ""
-        )
+        how = f" (threshold {typical['threshold']:g}, {ALPHA} {typical['alpha']:g})" if typical else ""
         apart = "not recorded" if summary.distance is None else f"{summary.distance:.3f}"
         lines.append(
-            f"LOSSY: {summary.name} does not keep the distribution of {target}{how}. Total variation between what it"
-            f" settles and the target's distribution, mean over its tokens: {apart} (0 would be lossless, 1 is as far"
-            " as can be)."
+            f"LOSSY: {summary.name} does not keep the distribution of {target}"
+            f"{' by typical acceptance' if typical else ''}{how}. Total variation from the target's distribution, mean"
+            f" over its tokens: {apart} (0 is lossless, 1 the largest)."
         )
     return lines
 
 
-def _equality_note(measured: Sequence[Measured]) -> Note | None:
+def _lossless(measured: Sequence[Measured]) -> tuple[str, ...]:
     lines, details = [], []
     for each_run in measured:
-        compared = [summary for summary in each_run.summaries if summary.compared]
         where = f" on {each_run.label}" if len(measured) > 1 else ""
+        compared = [summary for summary in each_run.summaries if summary.compared]
         if compared:
             counts = [
                 f"{s.name} {s.compared - len(s.differing)}/{s.compared}"
-                f" turns{'' if s.method['lossless'] else ' (lossy by design)'}"
+                f"{'' if s.method['lossless'] else ' (lossy by design)'}"
                 for s in compared
             ]
             lines.append(f"Answers on {each_run.label} equal to vanilla's, token by token: {', '.join(counts)}.")
-        for summary in compared:
-            for each in summary.differing if summary.method["lossless"] else ():
-                token, vanilla_token = (
-                    "end" if token is None else str(token) for token in (each.token, each.vanilla_token)
-                )
-                gap = "top-2 gap not recorded" if each.top2_gap is None else f"top-2 gap {each.top2_gap:.2e}"
+        for summary in (each for each in compared if each.method["lossless"]):
+            for each in summary.differing:
+                tokens = ("end" if token is None else str(token) for token in (each.token, each.vanilla_token))
+                gap = "not recorded" if each.top2_gap is None else f"{each.top2_gap:.2e}"
                 details.append(
                     f"Different: {summary.name}{where}, question {each.question_id}, turn {each.turn}, repeat"
-                    f" {each.repeat}, position {each.position}: token {token}, vanilla {vanilla_token}, {gap}."
+                    f" {each.repeat}, position {each.position}: token {next(tokens)}, vanilla {next(tokens)}, top-2"
+                    f" gap {gap}."
                 )
     drawn = [each for each in measured if each.run.header["acceptance"]["rule"] != "greedy"]
     if drawn:
         lines.append(draws_line([summary for each in drawn for summary in each.summaries]))
     lines += [line for each in measured for line in lossy_lines(each.summaries, each.label)]
-    title = (
-        "Losslessness (turns, repeats and positions count from 0; the gap is between the target's two largest logits)"
-    )
-    lines += (
-        [f"{counted(len(details), 'difference')}, each listed in the Markdown version of this table."]
-        if details
-        else []
-    )
-    return Note(title, tuple(lines), tuple(details)) if lines else None
+    return (*lines, *details)
 
 
 def _machine(where: Environment) -> str:
@@ -228,7 +165,8 @@ def _machine(where: Environment) -> str:
     return f"{where['cpu']}, {power}{memory}; {where['gpu'] or 'no GPU'}{driver}; {where['platform']}"
 
 
-def _code_in_words(code: CodeState) -> str:
+def code_in_words(code: CodeState) -> str:
+    """The version and the commit of the code that made a record."""
     version = f"koala-bench {code['version'] or 'of unknown version'}"
     if code["commit"] is None:
         return f"{version}, commit unknown (not a checkout)"
@@ -248,95 +186,59 @@ def _ignored(settings: dict[str, Any]) -> list[str]:
     return [f"The checkpoint's own generation settings are ignored by all methods alike: {told}."]
 
 
-def _measurement_note(measured: Measured) -> Note:
+def rule_in_words(run: Run) -> str:
+    """The acceptance rule with its temperature."""
+    acceptance = run.header["acceptance"]
+    if acceptance["rule"] == "greedy":
+        return "greedy"
+    cuts = [f"top-k {acceptance['top_k']}"] * (acceptance["top_k"] > 0)
+    cuts += [f"top-p {acceptance['top_p']:g}"] * (acceptance["top_p"] < 1)
+    return ", ".join([acceptance["rule"], f"temperature {acceptance['temperature']:g}", *cuts])
+
+
+def _measurement(measured: Measured) -> tuple[str, ...]:
     run, summaries, header = measured.run, measured.summaries, measured.run.header
-    target, questions, acceptance, measure, preset = (
-        header["target"],
-        header["questions"],
-        header["acceptance"],
-        header["measure"],
-        header["preset"],
-    )
-    cuts = [f"top-k {acceptance['top_k']}"] * (acceptance["top_k"] > 0) + [f"top-p {acceptance['top_p']:g}"] * (
-        acceptance["top_p"] < 1
-    )
-    rule = ", ".join(
-        [
-            acceptance["rule"],
-            *([f"temperature {acceptance['temperature']:g}", *cuts] if acceptance["rule"] != "greedy" else []),
-        ]
-    )
+    target, questions, measure = header["target"], header["questions"], header["measure"]
     packages = [f"{name} {version}" for name, version in header["environment"]["packages"].items() if version]
     shared = f"; questions shared out to {measure['processes']} processes" if "processes" in measure else ""
+    order = "in an order drawn for each prompt" if "order" in measure else "taking turns"
+    engine = ", engine graph" if "engine" in target else ""
     lines = [
-        (
-            f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers,"
-            f" {target['dtype']} on {target['device']}, attention"
-            f" {target['attention']}{', engine graph' if 'engine' in target else ''}."
-        ),
+        f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers,"
+        f" {target['dtype']} on {target['device']}, attention {target['attention']}{engine}.",
         *_ignored(target.get("ignored_settings", {})),
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
-        (
-            f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256"
-            f" {questions['sha256'][:12]}), {summaries[0].questions} of them counted; chat template"
-            f" {header['chat_template']['name']}{_options(preset)}."
-        ),
-        (
-            f"Decoding: {rule}, at most {header['limits']['max_new_tokens']} new tokens, {measure['warmup']} warm-up,"
-            f" {counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods interleaved question by"
-            f" question{shared}."
-        ),
+        f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256"
+        f" {questions['sha256'][:12]}), {summaries[0].questions} of them counted; chat template"
+        f" {header['chat_template']['name']}{_options(header['preset'])}.",
+        f"Decoding: {rule_in_words(run)}, at most {header['limits']['max_new_tokens']} new tokens,"
+        f" {measure['warmup']} warm-up, {counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods"
+        f" interleaved question by question, {order}{shared}.",
     ]
-    trained = {
-        (each["stream_sha256"], each["order_sha256"], each["tokens"])
-        for summary in summaries
-        if (each := summary.method["training"])
-    }
-    for stream, order, tokens in sorted(trained):
-        names = [
-            s.name
-            for s in summaries
-            if (each := s.method["training"]) and (each["stream_sha256"], each["order_sha256"]) == (stream, order)
-        ]
-        lines.append(
-            f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}):"
-            f" {', '.join(names)}."
-        )
-    trees = [(summary.name, summary.method["tree"]) for summary in summaries if summary.name != VANILLA]
-    in_words = [
-        f"{name} {tree['name']} ({counted(tree['nodes'], 'node')}, depth {tree['depth']})"
-        for name, tree in trees
-        if tree
+    trained: dict[tuple[str, str, int], list[str]] = {}
+    for summary in summaries:
+        if each := summary.method["training"]:
+            trained.setdefault((each["stream_sha256"], each["order_sha256"], each["tokens"]), []).append(summary.name)
+    lines += [
+        f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}): {', '.join(names)}."
+        for (stream, order, tokens), names in sorted(trained.items())
     ]
-    if in_words:
-        lines.append(f"Draft trees (nodes with the root): {', '.join(in_words)}.")
-    with_speed = [summary for summary in summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
-    if with_speed:
-        other = ", ".join(
-            f"{summary.name} {summary.speedup_of_means:.3f} / {summary.mean_of_speedups:.3f}" for summary in with_speed
-        )
-        lines.append(
-            "Speedup by other definitions (ratio of mean rates, as EAGLE's and Spec-Bench's scripts / mean of the"
-            f" questions' ratios): {other}."
-        )
     absent = [name for name in run.methods if name not in {summary.name for summary in summaries}]
-    if absent:
-        lines.append(f"Also in the record, not in this table: {', '.join(absent)}.")
-    lines.append(
-        f"Run {header['run_id']}, {header['created']}, preset {preset['name']} (sha256 {preset['sha256'][:12]}),"
-        f" {_code_in_words(header['code'])}.",
+    lines += [f"Also in the record, not in this table: {', '.join(absent)}."] if absent else []
+    return (
+        *lines,
+        f"Run {header['run_id']}, {header['created']}, preset {header['preset']['name']} (sha256"
+        f" {header['preset']['sha256'][:12]}),"
+        f" {code_in_words(header['code'])}.",
+        f"Command: {_code(shlex.join(header['command']))}",
     )
-    lines.append(f"Command: {_code(shlex.join(header['command']))}")
-    return Note(f"How {measured.label} was measured", tuple(lines))
 
 
-def _mixture_note(
-    measured: Sequence[Measured], looked_at: Sequence[str] = ("environment", "code", "preset")
-) -> Note | None:
-    """Runs of one table that do not share machine, versions, code or preset, which no reader should have to find out."""
-    lines = []
-    first = measured[0]
+def _mixed(measured: Sequence[Measured], spec: TableSpec) -> list[str]:
+    """Records of one table that do not share machine, versions, code or preset."""
+    lines, first = [], measured[0]
+    looked_at = ("environment", "code", *(("preset",) if spec.by != "part" else ()))
     for each in measured[1:]:
         places = differences(first.run.header, each.run.header)
         kinds = [kind for kind in looked_at if any(place.startswith(f"{kind}.") for place in places)]
@@ -345,145 +247,68 @@ def _mixture_note(
                 f"{first.label} and {each.label} do not share their {' and '.join(kinds)}: speedups compare, times do"
                 " not."
             )
-    return Note("Not measured alike", tuple(lines)) if lines else None
+    return lines
 
 
-def _definitions_note(summaries: Sequence[Sequence[Summary]], seeds: int = 1) -> Note:
-    lines = [
-        (
-            "Speedup: tokens per second of decoding (prefill and its token left out) over vanilla's in the same run,"
-            " both totalled over the questions."
-        ),
-        (
-            "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla"
-            " decoding has 1."
-        ),
-        (
-            f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above"
-            " it and were offered that depth (conditional on the parent)."
-        ),
-        "Draft overhead: drafting time / (drafting + verification time).",
-        (
-            "Change: against the original head (same head, neither more layers nor adversarial training), as a"
-            " difference of speedups (x) and relative to its speedup (%)."
-        ),
-        (
-            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, paired expanded percentile bootstrap (Hesterberg 2015)"
-            f" over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
-        ),
-    ]
-    if seeds > 1:
-        lines[-1] = (
-            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {seeds} training seeds and the questions, crossed:"
-            " pigeonhole bootstrap (Owen 2007) with the width of a t interval from a two-way analysis of variance"
-            f" ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
-        )
-    if any(of_run[0].questions < 2 for of_run in summaries):
-        lines.append("With a single question there are no intervals.")
-    return Note("Definitions", tuple(lines))
+DEFINITIONS = (
+    "Speedup: tokens per second of decoding over vanilla's in the same run, both totalled over the questions. Reading"
+    " the prompt and the token it gives are left out, the target's reading and the head's (the latter is part of the"
+    " decoding in records of schema 4 and before). Whole answer: the same of everything from the prompt to the last"
+    " token. Ratio of means: the ratio of mean rates; EAGLE's and Spec-Bench's scripts have that of whole answers."
+    " Mean of ratios: of the questions' ratios.",
+    "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has"
+    " 1.",
+    f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and"
+    " were offered that depth (conditional on the parent).",
+    "Draft overhead: drafting time / (drafting + verification time). Draft tree: its nodes include the root.",
+    "Equal answers: turns whose tokens are all vanilla's. Top-2 gap: between the target's two largest logits.",
+    "Change: against the original head (same head, neither more layers nor adversarial training), as a difference of"
+    " speedups (x) and relative to its speedup (%). Bold where the whole interval lies on one side of zero.",
+    "Paper's range: confirms if the whole interval of the change lies in it, contradicts if the whole interval lies"
+    " outside, not distinguishable otherwise.",
+)
 
 
-def _paper_note(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> Note:
-    x, percent, questions = (
-        paper.koala.speedup_change_x,
-        paper.koala.speedup_change_percent,
-        measured[0].run.header["questions"]["name"],
+def over_in_words(covers: Mapping[Factor, int]) -> str:
+    """What intervals are over, such as "3 processes and 80 questions"."""
+    return " and ".join(f"{count} {factor}" for factor, count in reversed([*covers.items()]))
+
+
+def intervals_in_words(covers: Mapping[Factor, int]) -> str:
+    """What the intervals of a table are over, and what they are not: questions, processes, training seeds."""
+    percent, draws = (
+        f"{100 * statistics.CONFIDENCE:.0f} %",
+        f"{statistics.RESAMPLES:,} resamples, seed {statistics.SEED}",
     )
+    one = {"processes": "one process", "training seeds": "one training of each head"}
+    rest = [words for factor, words in one.items() if factor not in covers]
+    if "training seeds" in covers:  # each seed was evaluated by itself
+        rest = []
+    limits = f" They are of {' and '.join(rest)}: another may move the numbers by more." if rest else ""
+    if len(covers) > 1:
+        return (
+            f"Intervals: {percent}, over {over_in_words(covers)}, crossed: pigeonhole bootstrap (Owen 2007) with the"
+            f" width of a t interval from a two-way analysis of variance ({draws}).{limits}"
+        )
+    if covers["questions"] < 2:
+        return f"With a single question there are no intervals.{limits}"
+    return f"Intervals: {percent}, paired expanded percentile bootstrap (Hesterberg 2015) over questions ({draws}).{limits}"
+
+
+def _published(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> tuple[str, ...]:
+    x, percent = paper.koala.speedup_change_x, paper.koala.speedup_change_percent
+    questions = measured[0].run.header["questions"]["name"]
+    others = [each.label for each in measured if not set(paper.koala.targets) & set(paper_names(each.run))]
+    about = f"; {', '.join(others)} is none of these" if others else ""
     lines = [
-        (
-            f"Paper: {paper.koala.citation}. Its change of +{x.low:.2f}x to +{x.high:.2f}x ({x.source}) and of"
-            f" {percent.low:.2f} % to {percent.high:.2f} % ({percent.source}) is over all its targets and both heads."
-        ),
+        f"Paper: {paper.koala.citation}. Its change of +{x.low:.2f}x to +{x.high:.2f}x ({x.source}) and of"
+        f" {percent.low:.2f} % to {percent.high:.2f} % ({percent.source}) is over both heads and its targets"
+        f" {', '.join(paper.koala.targets)}{about}.",
         "The paper's individual cells are `unknown` until `reproduce/paper.toml` is filled from its PDF.",
     ]
     if spec.questions is not None and questions != spec.questions:
         lines.append(f"The paper's table is on {spec.questions}; these numbers are on {questions}.")
     for each in measured:
         missing = [name for name in spec.methods if name not in {summary.name for summary in each.summaries}]
-        if missing:
-            lines.append(f"The record of {each.label} has no {', '.join(missing)}.")
-        for own in (own for own in paper.own_claims if spec.by == "target" and own.target in paper_names(each.run)):
-            value = own.speedup if isinstance(own.speedup, str) else f"{own.speedup:.2f}x"
-            lines.append(
-                f"Published by its authors for {own.target} on MT-bench: {own.system} {value} (temperature"
-                f" {own.temperature}; {own.source})."
-            )
-    return Note("Published values", tuple(lines))
-
-
-def _said(title: str, lines: Sequence[str]) -> Note | None:
-    return Note(title, tuple(lines)) if lines else None
-
-
-def table1_notes(measured: Sequence[Measured], spec: TableSpec, paper: Paper) -> list[Note]:
-    """All notes of Table 1, in their order."""
-    runs, summaries = [each.run for each in measured], [each.summaries for each in measured]
-    notes: list[Note | None] = [_incomplete(each) for each in measured]
-    notes += [_mixture_note(measured), _verdict_note(runs, summaries, paper), _equality_note(measured)]
-    notes += [_measurement_note(each) for each in measured]
-    notes += [_definitions_note(summaries), _paper_note(measured, spec, paper)]
-    return [note for note in notes if note is not None]
-
-
-def _orders(rows: Sequence[TaskRows], spec: TableSpec, paper: Paper) -> list[str]:
-    whole = {row.summaries[0].target: row for row in rows}  # of each target the last row: all tasks, or the only one
-    return [
-        line
-        for target, row in whole.items()
-        if spec.systems
-        for line in order_lines(sample([row.run], spec.methods), spec.systems, paper, target)
-    ]
-
-
-def table2_notes(
-    measured: Sequence[Measured], rows: Sequence[TaskRows], missing: Sequence[str], spec: TableSpec, paper: Paper
-) -> list[Note]:
-    """All notes of Table 2, in their order."""
-    tasks, files = (
-        ", ".join(dict.fromkeys(getattr(task, field) for task in spec.tasks)) for field in ("name", "questions")
-    )
-    lines = [
-        *missing,
-        *(
-            f"{each.label}: these are the categories of the questions {each.run.header['questions']['name']}, not the"
-            f" tasks {tasks}, whose questions ({files}) are looked up in a data folder (`koala-bench data`)."
-            for each in measured
-            if not is_named(each.run, spec)
-        ),
-    ]
-    notes: list[Note | None] = [_incomplete(each) for each in measured]
-    notes += [
-        _said("Which tasks these are", lines),
-        _mixture_note(measured),
-        _said("What the intervals say", task_verdicts(rows)),
-    ]
-    notes += [
-        _said("Which published order of methods this bears out", _orders(rows, spec, paper)),
-        _equality_note(measured),
-    ]
-    notes += [_measurement_note(each) for each in measured]
-    notes += [_definitions_note([row.summaries for row in rows]), _paper_note(measured, spec, paper)]
-    return [note for note in notes if note is not None]
-
-
-def table3_notes(
-    measured: Sequence[Measured], pooled: Sequence[tuple[Sample, Sequence[Summary]]], spec: TableSpec, paper: Paper
-) -> list[Note]:
-    """All notes of Table 3, in their order: one entry of ``pooled`` per target, of all its training seeds."""
-    verdicts_of = [line for chosen, summaries in pooled for line in ablation_verdicts(chosen, summaries)]
-    seeds = max(len(chosen.runs) for chosen, _ in pooled)
-    for chosen, summaries in pooled:
-        if len(chosen.runs) == 1:
-            verdicts_of.append(
-                f"The heads of {summaries[0].target} were trained from one seed, {chosen.runs[0].header['seed']}: the"
-                " intervals are over questions, and another seed may move the numbers by more."
-            )
-    notes: list[Note | None] = [_incomplete(each) for each in measured]
-    notes += [
-        _mixture_note(measured, ("environment", "code")),
-        _said("What each part is worth", verdicts_of),
-        _equality_note(measured),
-    ]
-    notes += [_measurement_note(each) for each in measured]
-    notes += [_definitions_note([summaries for _, summaries in pooled], seeds), _paper_note(measured, spec, paper)]
-    return [note for note in notes if note is not None]
+        lines += [f"The record of {each.label} has no {', '.join(missing)}."] if missing else []
+    return tuple(lines)

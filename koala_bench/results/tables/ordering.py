@@ -1,20 +1,25 @@
-"""Which published order of methods a record bears out: every pair of published systems, by acceptance length and by
-speedup.
+"""Whether the published order of methods holds in a record: every pair of published systems, by acceptance length and
+by speedup.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from koala_bench.records import statistics
-from koala_bench.results.tables.published import Paper, TaskClaim
-from koala_bench.results.tables.rendering import with_interval
-from koala_bench.records.statistics import Interval, Statistic
 from koala_bench.records.summaries import Sample
+from koala_bench.results.tables.published import Paper, TaskClaim
+from koala_bench.results.tables.rendering import NOTHING, Grid, with_interval
 from koala_bench.results.tables.tasks import ALL_TASKS
 
 _Value = Callable[[TaskClaim], float | None]
+_VERDICTS = {"above zero": "confirmed", "below zero": "contradicted", "not distinguishable from zero": "not decided"}
+_MEASURES: dict[str, _Value] = {
+    "τ": lambda claim: claim.acceptance_length,
+    "speedup (x)": lambda claim: claim.speedup.get(ALL_TASKS),
+}
 
 
 def _ahead(claims: Sequence[TaskClaim], one: str, other: str, value: _Value) -> bool | None:
@@ -29,9 +34,9 @@ def _ahead(claims: Sequence[TaskClaim], one: str, other: str, value: _Value) -> 
     return said.pop() if len(said) == 1 else None
 
 
-def order_lines(chosen: Sample, systems: Mapping[str, str], paper: Paper, target: str) -> list[str]:
-    """Sentences on what the measured intervals say of each published order; none where fewer than two of the systems
-    were measured.
+def order_grid(chosen: Sample, systems: Mapping[str, str], paper: Paper) -> tuple[Grid, list[str]] | None:
+    """Each published pair with the measured gap and its verdict, and lines that count the verdicts; None where fewer
+    than two of the systems were measured.
 
     Args:
         chosen: turns over all tasks.
@@ -39,38 +44,32 @@ def order_lines(chosen: Sample, systems: Mapping[str, str], paper: Paper, target
     """
     claims = [*paper.leaderboard, *paper.by_task]
     here = {system: method for system, method in systems.items() if method in chosen.totals}
-    lines = []
-    measures: tuple[tuple[str, str, _Value, Callable[[str], Statistic]], ...] = (
-        ("acceptance length", "", lambda claim: claim.acceptance_length, chosen.length),
-        ("overall speedup", " x", lambda claim: claim.speedup.get(ALL_TASKS), chosen.speedup),
-    )
-    for what, unit, value, statistic in measures:
-        found: dict[str, list[str]] = {"confirmed": [], "contradicted": [], "not decided": []}
+    statistic = {"τ": chosen.length, "speedup (x)": chosen.speedup}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _MEASURES}
+    for name, value in _MEASURES.items():
         for one, other in itertools.combinations(here, 2):
             if (ahead := _ahead(claims, one, other, value)) is None:
                 continue
             first, second = (one, other) if ahead else (other, one)
-            gap = chosen.interval(statistics.change(statistic(here[first]), statistic(here[second])))
-            found[_verdict(gap)].append(
-                f"{first} over {second} ({with_interval(gap.value, gap.low, gap.high, 2, True)}{unit})"
-            )
-        if count := sum(map(len, found.values())):
-            counts = ", ".join(f"{len(pairs)} {verdict}" for verdict, pairs in found.items())
-            lines.append(
-                f"By {what}, of {count} pairs of systems whose order is the same wherever both are published, on"
-                f" {target}: {counts}."
-            )
-            lines += [
-                f"{verdict.capitalize()} by {what}: {', '.join(pairs)}." for verdict, pairs in found.items() if pairs
-            ]
-    if lines:
-        stands = ", ".join(f"{system} is {method}" for system, method in here.items())
-        lines.append(
-            f"Here {stands}, each with the tree listed below. In brackets: by how much the system that is ahead"
-            " elsewhere is ahead here, with its interval."
-        )
-    return lines
-
-
-def _verdict(gap: Interval) -> str:
-    return {"above zero": "confirmed", "below zero": "contradicted"}.get(statistics.against_zero(gap), "not decided")
+            gap = chosen.interval(statistics.change(*(statistic[name](here[each]) for each in (first, second))))
+            verdict = _VERDICTS[statistics.against_zero(gap)]
+            counts[name][verdict] += 1
+            measured = with_interval(gap.value, gap.low, gap.high, 2, True)
+            cells.setdefault((first, second), {})[name] = f"{measured}: {verdict}"
+    if not cells:
+        return None
+    rows = [[*pair, *(of.get(name, NOTHING) for name in _MEASURES)] for pair, of in cells.items()]
+    lines = [
+        f"By {name}: "
+        + ", ".join(f"{found[verdict]} of {found.total()} {verdict}" for verdict in _VERDICTS.values())
+        + "."
+        for name, found in counts.items()
+        if found
+    ]
+    lines.append(
+        "A pair is listed if one of the two is ahead wherever both are published. The gap is by how much it is ahead"
+        f" here. {', '.join(f'{system} is {method}' for system, method in here.items())}."
+    )
+    headings = ["Published ahead", "Published behind", *(f"Gap in {name}" for name in _MEASURES)]
+    return Grid(headings, rows, [False, False, True, True]), lines

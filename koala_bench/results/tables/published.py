@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run
-from koala_bench.results.tables.rendering import COLUMNS
+from koala_bench.results.tables.columns import known
 
 
 class _Strict(BaseModel):
@@ -33,7 +33,9 @@ class TableSpec(_Strict):
             has a row per method and a column per task.
         methods: rows of each group, in this order.
         questions: the question set of the paper's table.
-        columns: names out of ``COLUMNS``.
+        columns: names out of ``COLUMNS``: few, for a text width and a screen.
+        more: further columns of the same rows, for a second table and the CSV.
+        changes: columns of the rows that are compared with an original head, for a table of their own and the CSV.
         tasks: groups of a table by task, columns of one by method.
         limit: questions of each category, by the name of a preset that cannot afford all of them.
         seeds: of the trainings that a table by part is pooled over.
@@ -44,10 +46,17 @@ class TableSpec(_Strict):
     methods: tuple[str, ...]
     questions: str | None = None
     columns: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = ()
     limit: dict[str, int] = {}
     seeds: tuple[int, ...] = ()
     systems: dict[str, str] = {}
+
+    @property
+    def picked(self) -> bool:
+        """Whether the table holds its ``columns`` and nothing else, as where they are chosen by hand."""
+        return not (self.more or self.changes)
 
     @property
     def has_tasks(self) -> bool:
@@ -166,9 +175,7 @@ def read_table_spec(path: Path) -> TableSpec:
             without tasks.
     """
     spec = _read_toml(path, TableSpec)
-    unknown = [name for name in spec.columns if name not in COLUMNS]
-    if unknown:
-        raise KoalaBenchError(f"{path}: unknown column '{unknown[0]}'.", f"The columns are {', '.join(COLUMNS)}.")
+    known((*spec.columns, *spec.more, *spec.changes), str(path))
     if not spec.has_tasks and spec.questions is None:
         raise KoalaBenchError(
             f"{path}: questions: missing.",

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records import statistics
 from koala_bench.records.reading import Run
-from koala_bench.records.summaries import Summary, summarise
+from koala_bench.records.summaries import Summary, evaluations, sample, summaries_of
 from koala_bench.results.tables.published import TableSpec
 
 ALL_TASKS = "all tasks"
@@ -22,8 +21,13 @@ class TaskRows:
     """A task of a target in numbers."""
 
     task: str
-    run: Run
+    runs: tuple[Run, ...]  # its part of the record, or of those of several processes
     summaries: list[Summary]
+
+    @property
+    def run(self) -> Run:
+        """The first of them."""
+        return self.runs[0]
 
 
 def is_named(run: Run, spec: TableSpec) -> bool:
@@ -49,23 +53,29 @@ def _split(run: Run, spec: TableSpec) -> dict[str, Run]:
     return {name: part for name, part in parts.items() if part.turns}
 
 
-def _together(parts: Sequence[Run]) -> Run:
-    """Several parts as one record. Question files number their questions as they like, so they are numbered anew."""
-    places = {
-        key: index
-        for index, key in enumerate(
-            dict.fromkeys((part.path, turn["question_id"]) for part in parts for turn in part.turns)
-        )
-    }
-    turns = [{**turn, "question_id": places[(part.path, turn["question_id"])]} for part in parts for turn in part.turns]
-    return replace(parts[0], turns=turns)  # type: ignore[arg-type]
+def _together(parts: Sequence[tuple[Run, ...]]) -> tuple[Run, ...]:
+    """Several parts as one record, or one of each process that made all of them.
+
+    Question files number their questions as they like, so they are numbered anew.
+    """
+    places: dict[tuple[str, int], int] = {}
+    found = []
+    for process in zip(*parts, strict=False):
+        turns = []
+        for run in process:
+            file = run.header["questions"]["sha256"]
+            for turn in run.turns:
+                number = places.setdefault((file, turn["question_id"]), len(places))
+                turns.append({**turn, "question_id": number})
+        found.append(replace(process[0], turns=turns))
+    return tuple(found)
 
 
 def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], list[str]]:
     """The tasks of each target in the table's order, all of them together last, and sentences on what has no rows.
 
     Args:
-        runs: of one or several targets, each of a question file of its own per target.
+        runs: of one or several targets, each of a question file of its own per target, or a process of that.
 
     Raises:
         KoalaBenchError: not one task has a turn that every method finished.
@@ -74,24 +84,22 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
     rows: list[TaskRows] = []
     missing: list[str] = []
     for target in dict.fromkeys(run.header["target"]["name"] for run in runs):
-        parts = [
-            (name, part)
-            for run in runs
-            if run.header["target"]["name"] == target
-            for name, part in _split(run, spec).items()
-        ]
+        parts = []
+        for of_processes in evaluations([run for run in runs if run.header["target"]["name"] == target]):
+            splits = [_split(run, spec) for run in of_processes]
+            parts += [(name, tuple(each[name] for each in splits if name in each)) for name in splits[0]]
         parts.sort(key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
         shown = []
         for name, part in parts:
             try:
-                rows.append(TaskRows(name, part, summarise(part, spec.methods)))
+                rows.append(TaskRows(name, part, summaries_of(sample(part, spec.methods))))
             except KoalaBenchError as error:
                 missing.append(f"{name} of {target} has no row: {error.message}")
                 continue
             shown.append(part)
         if len(shown) > 1:
             together = _together(shown)
-            rows.append(TaskRows(ALL_TASKS, together, summarise(together, spec.methods)))
+            rows.append(TaskRows(ALL_TASKS, together, summaries_of(sample(together, spec.methods))))
         if any(is_named(run, spec) for run in runs):
             missing += [
                 f"The records of {target} have no question of the task {name}."
@@ -103,38 +111,3 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
             missing[0] if missing else "There is no turn to make a table of.", "Let the evaluation go on; it resumes."
         )
     return rows, missing
-
-
-def verdict_lines(rows: Sequence[TaskRows]) -> list[str]:
-    """For each changed head, the tasks on which the whole interval of its speedup or its acceptance length changes lies
-    on one side of zero.
-    """
-    lines, count = [], 0
-    for target in dict.fromkeys(row.summaries[0].target for row in rows):
-        here = [row for row in rows if row.summaries[0].target == target and row.task != ALL_TASKS]
-        changed = [summary for summary in here[0].summaries if summary.original is not None]
-        for name, original in ((summary.name, summary.original) for summary in changed):
-            parts = []
-            for field, above, below in (
-                ("change_x", "faster", "slower"),
-                ("length_change", "longer accepted", "shorter accepted"),
-            ):
-                changes = {
-                    row.task: getattr(s, field)
-                    for row in here
-                    for s in row.summaries
-                    if s.name == name and getattr(s, field) is not None
-                }
-                count += len(changes)
-                up = [task for task, change in changes.items() if change.low > 0]
-                down = [task for task, change in changes.items() if change.high < 0]
-                parts += [
-                    f"{word} on {len(tasks)} of {len(changes)} ({', '.join(tasks)})"
-                    for word, tasks in ((above, up), (below, down))
-                    if tasks
-                ]
-            lines.append(
-                f"{name} against {original} on {target}:"
-                f" {'; '.join(parts) or 'not distinguishable from it on any task'}."
-            )
-    return [*lines, statistics.caution(count)] if count else []

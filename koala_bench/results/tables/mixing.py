@@ -1,0 +1,82 @@
+"""Which records may stand in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from koala_bench.errors import KoalaBenchError
+from koala_bench.records.reading import Run, differences
+from koala_bench.records.schema import MethodInfo
+from koala_bench.records.summaries import same_evaluation
+from koala_bench.results.tables.published import TableSpec
+
+# What all records of one table must share; the rest may follow from the target.
+_SHARED = ("acceptance.", "limits.max_new_tokens")
+
+
+def refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
+    """Raise if records do not belong into one table: other limits or questions, or twice the same."""
+    if not runs:
+        raise KoalaBenchError(
+            "There is no record to make a table of.", "Name at least one .jsonl file of an evaluation."
+        )
+    for index, run in enumerate(runs[1:], 1):
+        different = _different(runs[0], run, _SHARED if spec.has_tasks else ("questions.", *_SHARED))
+        target = run.header["target"]["name"]
+        for other in (each for each in runs[:index] if each.header["target"]["name"] == target):
+            if same_evaluation(other, run):
+                continue
+            alike, remedy = _alike(other, run, spec)
+            if alike is not None:
+                raise KoalaBenchError(f"{other.path} and {run.path} are of the same {alike}.", f"Name one {remedy}.")
+            different += _other_heads(other, run, spec)
+        if different:
+            raise KoalaBenchError(
+                f"{runs[0].path} and {run.path} do not belong into one table: they differ in {different[0]}.",
+                "Make a table of each.",
+            )
+
+
+def _different(first: Run, second: Run, looked_at: tuple[str, ...]) -> list[str]:
+    found = differences(first.header, second.header, circumstances=False)
+    return [name for name in found if name.startswith(looked_at)]
+
+
+def _alike(first: Run, second: Run, spec: TableSpec) -> tuple[str | None, str]:
+    """What makes two records of one target the same row of a table, if anything does, and the remedy."""
+    if spec.by == "target":
+        return "target", "record per target"
+    if spec.has_tasks:
+        same = first.header["questions"]["name"] == second.header["questions"]["name"]
+        return "target and questions" if same else None, "record per question file"
+    remedy = "record per training; `reproduce --processes` repeats an evaluation"
+    shared = [name for name in spec.methods if name in first.heads and first.heads[name] == second.heads.get(name)]
+    if shared:
+        return f"trained head of {shared[0]}, to the weights' hash: one training, not two", remedy
+    return "target and training seed" if first.training_seed == second.training_seed else None, remedy
+
+
+def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
+    """In what two runs of one target differ that are pooled: the target itself, methods, trees, training steps, and
+    weights unless these are seeds.
+    """
+    different = _different(first, second, ("target.",))
+    for name in spec.methods:
+        ours, theirs = first.methods.get(name), second.methods.get(name)
+        if (ours is None) != (theirs is None):
+            different.append(f"their methods ({name})")
+        elif ours is not None and theirs is not None:
+            looked_at = zip(_identity(ours, spec), _identity(theirs, spec), strict=True)
+            different += [f"the {field} of {name}" for (field, one), (_, other) in looked_at if one != other]
+    return different
+
+
+def _identity(method: MethodInfo, spec: TableSpec) -> list[tuple[str, object]]:
+    training = method["training"]
+    found: list[tuple[str, object]] = [
+        ("tree", method["tree"]),
+        ("layers", method["layers"]),
+        ("adversarial", method["adversarial"]),
+    ]
+    found += [("weights_sha256", method["weights_sha256"])] if spec.has_tasks else []
+    return [*found, ("training steps", training["steps"] if training else None)]

@@ -55,6 +55,8 @@ def test_options_win_over_quick_and_settings_over_both() -> None:
     assert chosen.target.engine == "eager" and chosen.training.steps < usual.training.steps
     assert {(method.layers, method.tree) for method in chosen.methods.values()} == {(3, "2x1")}
     assert Shared(seed=5, settings=["training.seed=6"]).resolved().training.seed == 6
+    stops = ["### End", 'a "b" \\']
+    assert Shared(stop=stops).resolved().evaluation.stop == tuple(stops) and Shared(stop=[]).resolved() == usual
     odd = 'it\'s "one" \\ target'
     assert Shared(target=odd).resolved().target.name == odd
 

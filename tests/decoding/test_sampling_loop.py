@@ -60,6 +60,7 @@ class ToyTarget:
     max_positions = 1 << 30
     name = "toy"
     greedy_question = staticmethod(drafted_and_likeliest)
+    stop_texts = ()
 
     def __init__(self, world: World) -> None:
         self.world = world

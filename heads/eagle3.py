@@ -15,7 +15,8 @@ the head has the target's whole vocabulary. ``layers`` is this project's, for K 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import nn
 
 from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import UNBOUNDED, Grown
-from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled, rotary_table
+from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled
 from heads.common.losses import token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
@@ -46,6 +47,14 @@ def fused_layers(layers: int) -> tuple[int, ...]:
     return layers // 3, 2 * layers // 3, -1
 
 
+def _checked(ids: Sequence[int], layers: int) -> tuple[int, ...]:
+    if len(ids) != _FUSED or not all(type(each) is int and 0 <= each < layers for each in ids):
+        raise KoalaBenchError(
+            f"EAGLE-3's layer_ids are {list(ids)}.", f"They must be {_FUSED} layers from 0 to {layers - 1}."
+        )
+    return tuple(ids)
+
+
 class Eagle3(nn.Module):
     """Draft head whose ``layers`` decoder layers have the shape of the target's.
 
@@ -59,9 +68,14 @@ class Eagle3(nn.Module):
         draft_vocabulary: how many of the target's tokens it can draft, all if None. Which these are is a buffer of the
             same name [count], saved with the head; in a new head they are the first, in an imported one those of its
             file. The others are never proposed.
+        head_dim, rope_scaling: width of an attention head and stretched positions, see ``LayerShape``.
+        layer_ids: which three of the target's states are fused, each the input of that layer; see ``fused_layers``.
+        norm_before_residual: whether the first layer's residual path carries the normed state.
+        biases: linear layers that have one, such as ``fc`` and ``midlayer.self_attn.q_proj``.
 
     Raises:
-        KoalaBenchError: there are no layers, no steps, no tokens to draft or more than the target has.
+        KoalaBenchError: there are no layers, no steps, no tokens to draft or more than the target has, or no such three
+            layers.
     """
 
     max_depth = UNBOUNDED
@@ -71,6 +85,8 @@ class Eagle3(nn.Module):
     def __init__(
         self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None, kv_heads: int | None = None,
         intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None, draft_vocabulary: int | None = None,
+        head_dim: int | None = None, rope_scaling: Mapping[str, Any] | None = None, layer_ids: Sequence[int] | None = None,
+        norm_before_residual: bool = False, biases: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         for name, count in (("layers", layers), ("steps", steps)):
@@ -82,14 +98,21 @@ class Eagle3(nn.Module):
                 f"EAGLE-3's draft_vocabulary is {drafted!r}.",
                 f"It must be a number of tokens from 1 to the target's {spec.vocab_size}.",
             )
-        self.features = fused_layers(spec.layers)
+        usual = fused_layers(spec.layers)
+        self.features = usual if layer_ids is None else (*_checked(layer_ids, spec.layers), -1)
+        self.own_layers = self.features != usual
         self.steps, self.decay = steps, decay
         self.pick: Pick = best
         self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
+        self.shape = replace(self.shape, head_width=head_dim, rope_scaling=rope_scaling)
         width = self.shape.width
         self.fc = nn.Linear(_FUSED * width, width, bias=False)
-        self.midlayer = PairLayer(*self.shape.sizes)
+        self.midlayer = PairLayer(*self.shape.sizes, norm_before_residual)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes) for _ in range(layers - 1))
+        for name in biases:
+            linear = self.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features))
         self.norm = RMSNorm(width, self.shape.eps)
         self.lm_head = nn.Linear(width, drafted, bias=False)
         with torch.no_grad():
@@ -200,7 +223,7 @@ class Eagle3(nn.Module):
         """
         tokens = ids.shape[1]
         x = self._fused(hidden)
-        positions = rotary_table(tokens + self.steps, self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
+        positions = self.shape.rotary(tokens + self.steps, x)
         kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
         outs = []
         for step in range(self.steps):

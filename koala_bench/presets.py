@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,11 +34,23 @@ from koala_bench.registry import HEADS, OBJECTIVES, installed, load
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_LATER = "added later"
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields marked as later ones where nobody sets them: a preset's hash outlives what is added to it."""
+        later = {name for name, field in type(self).model_fields.items() if _LATER in field.metadata}
+        found: dict[str, Any] = values(self)
+        return {
+            key: value
+            for key, value in found.items()
+            if key not in later or getattr(self, key) != type(self).model_fields[key].get_default()
+        }
 
 
 class TargetPreset(_Strict):
@@ -45,7 +58,12 @@ class TargetPreset(_Strict):
 
     name: str  # hub id, folder, or a bundled target
     revision: str | None = None
+    # A name of fschat's, tokenizer for its own, or auto for that where there is one.
     chat_template: str = "vicuna_v1.1"
+    template_options: Annotated[dict[str, Any], _LATER] = {}  # arguments of its own template, such as enable_thinking
+    template_date: Annotated[date | None, _LATER] = (
+        None  # told to a template that asks for today's; a fixed day if None
+    )
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
@@ -76,7 +94,8 @@ class TrainingPreset(_Strict):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
     precision: Literal["no", "bf16"] = "no"  # accelerate's mixed precision
-    stored_states: bool = False  # the target's states are written to disk once, in half precision, and read from there
+    # The target's states are written to disk once, in half precision, and read from there.
+    stored_states: Annotated[bool, _LATER] = False
     held_out_evaluations: Positive = 4
     checkpoint_every: Positive = 100
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -133,6 +152,7 @@ class EvaluationPreset(_Strict):
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # 0 is greedy
     top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: Annotated[tuple[str, ...], _LATER] = ()  # texts that end an answer, besides what ends one anyhow
 
     @model_validator(mode="after")
     def _cut_of_a_distribution(self) -> Self:

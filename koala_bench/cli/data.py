@@ -75,4 +75,4 @@ def distill(
 
     target, template = load_preset_target(options.resolved())
     wanted = DistillOptions(train, held_out, max_new_tokens, rows, turns)
-    print(distill(target, template, read_source(source), out, wanted))
+    print(distill(target, template, read_source(source, template), out, wanted))

@@ -91,7 +91,7 @@ def profile(
     assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
     prompts = [
-        encode_prompt(template, target.tokenizer, question.turns[:1])
+        encode_prompt(template, target.tokenizer, question.asked())
         for question in select_questions(read_questions(bundled_questions()), 1)
     ]
     with target.computing():
@@ -135,7 +135,7 @@ def batches(
     assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
     questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
-    prompts = [encode_prompt(template, target.tokenizer, question.turns[:1]) for question in questions]
+    prompts = [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
     with target.computing():
         speeds = batch_speeds(target, ready, prompts, counts, tokens, rounds)
     text = in_words(speeds)

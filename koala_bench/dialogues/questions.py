@@ -1,11 +1,12 @@
 """Question files in MT-bench's JSON-lines format: reading them strictly and finding them by name.
 
 One JSON object a line with ``question_id``, ``category`` and ``turns`` (FastChat, llm_judge/data). The second
-turn is asked after the answer to the first.
+turn is asked after the answer to the first. A ``system`` prompt may stand beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import sha256_of
 from koala_bench.common.reading import first_problem, json_lines, read_text
+from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, places_of
 from koala_bench.errors import KoalaBenchError
 
@@ -31,6 +33,12 @@ class Question:
     category: str  # "all" where the file leaves it empty
     turns: tuple[str, ...]
     held_out: bool = False  # about an object that the bundled target never saw in training
+    system: str | None = None
+
+    def asked(self, answers: Sequence[str] = ()) -> Dialogue:
+        """The conversation up to the question that is asked after ``answers``."""
+        turns = [text for pair in zip(self.turns, answers, strict=False) for text in pair]
+        return Dialogue([*turns, self.turns[len(answers)]], self.system)
 
 
 # --------------------------------------------------------------------------------------------
@@ -46,6 +54,7 @@ class _Row(BaseModel):
     category: str
     turns: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
     held_out: bool = False
+    system: str | None = None
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -78,7 +87,8 @@ def read_questions(path: Path) -> list[Question]:
                 "Give every question an id of its own.",
             )
         line_of[row.question_id] = number
-        questions.append(Question(row.question_id, row.category.strip() or "all", tuple(row.turns), row.held_out))
+        category, system = row.category.strip() or "all", (row.system or "").strip() or None
+        questions.append(Question(row.question_id, category, tuple(row.turns), row.held_out, system))
     if not questions:
         raise KoalaBenchError(f"{path} has no questions.", _FORMAT)
     return questions

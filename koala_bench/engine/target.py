@@ -22,7 +22,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.cache_utils import Cache
 
 from koala_bench.common.bundled import PACKAGE
-from koala_bench.common.files import sha256_of
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
 from koala_bench.common.process_group import local_device
 from koala_bench.common.progress import say
@@ -30,6 +29,8 @@ from koala_bench.common.provenance import Environment, driver_version, environme
 from koala_bench.engine.cache import LENGTHS, TreeCache, aligned, hiding, windows
 from koala_bench.engine.capture import Captured
 from koala_bench.engine.conformance import check_trees
+from koala_bench.engine.fingerprints import checkpoint_folder, weights_sha256
+from koala_bench.engine.generation import set_aside
 from koala_bench.engine.limits import Limit, limit_of
 from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.replay import Recorded
@@ -133,6 +134,9 @@ class Target:
         fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures
             them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
         threads: CPU threads to decode with, see ``computing`` and ``pick_threads``; all that torch takes where None.
+        more_stop_ids, stop_texts: what ends an answer besides the target's own ends: its chat template's, and others
+            that were asked for.
+        ignored: generation settings of the checkpoint that no method takes over; see ``koala_bench.engine.generation``.
     """
 
     name: str
@@ -144,6 +148,9 @@ class Target:
     engine: Engine = "eager"
     fixed: bool = False
     threads: int | None = None
+    more_stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    ignored: dict[str, Any] = field(default_factory=dict)
     _layouts: Layouts = field(default_factory=Layouts, init=False, repr=False, compare=False)
     _passes: dict[tuple[int, ...], Pass] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -169,10 +176,14 @@ class Target:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: the generation configuration's, else the model's."""
-        ids = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = getattr(self.config, "eos_token_id", None) if ids is None else ids
-        return tuple(ids) if isinstance(ids, (list, tuple)) else () if ids is None else (int(ids),)
+        """Ids that end an answer: all that the generation configuration, the model's or the tokenizer names, and
+        ``more_stop_ids``.
+        """
+        found: list[int] = []
+        for owner in (self.model.generation_config, self.model.config, self.config, self.tokenizer):
+            ids = getattr(owner, "eos_token_id", None)
+            found += ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
+        return tuple(dict.fromkeys(map(int, [*found, *self.more_stop_ids])))
 
     @property
     def layers(self) -> int:
@@ -446,10 +457,20 @@ def load_target(
             "Use a complete checkpoint.",
         )
     model.eval().requires_grad_(False)
+    ignored = set_aside(model)
     context = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     target = Target(
-        name, model, found, where, picked, context, driven, where.type == "cuda", pick_threads(threads, where, weights)
+        name,
+        model,
+        found,
+        where,
+        picked,
+        context,
+        driven,
+        where.type == "cuda",
+        pick_threads(threads, where, weights),
+        ignored=ignored,
     )
     _check_target(target)
     return _recordable(target)
@@ -565,19 +586,10 @@ def machine(device: torch.device) -> Environment:
 
 
 def fingerprint(target: Target) -> dict[str, str]:
-    """Hashes of configuration, weights and tokenizer; of a local folder the files', otherwise of the tensors."""
-    folder = bundled_target(target.name) or Path(target.name)
+    """Hashes of configuration, weights and tokenizer; of the weights' files where they are at hand, else of the tensors."""
     config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if files:
-        weights = hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
-    else:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(target.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().flatten()[:: max(1, tensor.numel() // 4096)].float().cpu().numpy().tobytes())
-        weights = digest.hexdigest()
-    found = {"config_sha256": config, "weights_sha256": weights}
+    folder = bundled_target(target.name) or checkpoint_folder(target.name, target.model.config)
+    found = {"config_sha256": config, "weights_sha256": weights_sha256(folder, target.model)}
     if target.tokenizer is not None:
         found["tokenizer_sha256"] = hashlib.sha256(
             repr(sorted(target.tokenizer.get_vocab().items())).encode()

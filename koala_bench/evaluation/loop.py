@@ -28,6 +28,7 @@ from koala_bench.decoding.acceptance import GREEDY, Rule, SpeculativeSampling, T
 from koala_bench.decoding.hybrid import Hybrid
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.decoding.sampling import Sampling
+from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.engine.cache import TreeCache
@@ -275,6 +276,10 @@ def _header(
     }
     if target.engine == "graph":
         header["target"]["engine"] = "graph"
+    if target.stop_texts:
+        header["limits"]["stop_texts"] = list(target.stop_texts)
+    if target.ignored:
+        header["target"]["ignored_settings"] = dict(target.ignored)
     return header
 
 
@@ -330,7 +335,8 @@ class _Session:
 
     def text(self, tokens: Sequence[int]) -> str:
         assert self.target.tokenizer is not None
-        return str(self.target.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        text = str(self.target.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return without_end(text, self.target.stop_texts).strip()
 
     def top2_gap(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
         """How far apart the target's two best next tokens are after ``tokens``, in logits."""
@@ -448,10 +454,9 @@ def _ask(
     advance: Any,
 ) -> None:
     """All turns of one question by all methods, except what the record has already."""
-    turns: list[str] = []
-    for number, text in enumerate(question.turns):
-        turns.append(text)
-        prompt = session.prompt(turns)
+    answers: list[str] = []
+    for number in range(len(question.turns)):
+        prompt = session.prompt(question.asked(answers))
         key = (question.question_id, number, repeat)
         order = [session.methods[name] for name in drawn_order([*session.methods], session.seed, *key, session.process)]
         lines = {name: kept[(name, *key)] for name in (m.name for m in order) if (name, *key) in kept}
@@ -473,7 +478,7 @@ def _ask(
                         writer.append(_failure(name, question, later, repeat, None, reason))
                         advance(1)
             return
-        turns.append(vanilla["text"])
+        answers.append(vanilla["text"])
 
 
 @contextmanager
@@ -555,7 +560,7 @@ def _warm_up(session: _Session, questions: Sequence[Question], times: int) -> No
     Raises:
         KoalaBenchError: a method fails, and not for want of memory, which a shorter prompt may need less of.
     """
-    prompts = ((question, session.prompt(question.turns[:1])) for question in questions)
+    prompts = ((question, session.prompt(question.asked())) for question in questions)
     first = next(((question, prompt) for question, prompt in prompts if session.fits(prompt)), None)
     if first is None:
         return  # all turns will say why

@@ -30,6 +30,7 @@ _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # coar
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
 _LARGEST = 2**31 - 1
 _MISSING: Any = object()
+INDEX = ".index.json"  # how the names of indices end that say which shard holds which tensor
 _NAMED = 4  # names listed in an error before it says how many more there are
 
 
@@ -159,11 +160,14 @@ def read_json(path: Path) -> Fields:
 
 
 def read_tensors(path: Path) -> Fields:
-    """All tensors of a ``.safetensors`` file or of a pickled state dict, on the CPU, as they are stored.
+    """All tensors of a ``.safetensors`` file, of a pickled state dict, or of the shards that an index names, on the CPU, as
+    they are stored.
 
     Raises:
         KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name, all of them dense.
     """
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     try:
         # weights_only: a pickle may run any code, and these files come from strangers.
         contents = (
@@ -194,6 +198,18 @@ def read_tensors(path: Path) -> Fields:
             "Give dense tensors: neither sparse, nested nor without data.",
         )
     return Fields(path, contents)
+
+
+def _read_shards(index: Path) -> Fields:
+    names = read_json(index).part("weight_map")
+    if not names or not all(isinstance(file, str) and Path(file).name == file for file in names.values()):
+        raise KoalaBenchError(f"{index} names no files beside it.", "Copy or download the file again.")
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(set(names.values())):
+        found |= read_tensors(index.with_name(file))
+    if missing := sorted(names.keys() - found.keys()):
+        raise KoalaBenchError(f"The shards of {index} miss {_some(missing)}.", "Download all of them again.")
+    return Fields(index, found)
 
 
 def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:

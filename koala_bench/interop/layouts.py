@@ -26,9 +26,9 @@ WRITERS: Mapping[str, Mapping[str, _Writer]] = {
     "medusa": {"official": medusa.to_official, "vllm": medusa.to_vllm},
     "hydra": {"official": hydra.to_official},
     "eagle": {"official": eagle.to_official, "vllm": eagle.to_vllm},
-    "eagle3": {"official": eagle3.to_official},
+    "eagle3": {"official": eagle3.to_official, "vllm": eagle3.to_vllm, "sglang": eagle3.to_sglang},
 }
-LAYOUTS = ("official", "vllm")
+LAYOUTS = ("official", "vllm", "sglang")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class _Reader:
 def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
     """EAGLE-1 and EAGLE-3 have files of the same names; what is in them tells."""
     tensors = read_tensors(first_of(folder, *eagle.FILES))
+    if eagle3.is_of_speculators(tensors):
+        return eagle3.fit(tensors, folder, spec)
     for kind in (eagle3, eagle):
         if any(name.startswith(kind.OWN) for name in tensors):
             return kind.fit(tensors, folder, spec)

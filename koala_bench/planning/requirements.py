@@ -379,7 +379,7 @@ def missing_conversations(source: str, target: str) -> str | None:
             return f"Conversations: {error}"
         return (
             f"The conversations {source}. Download some in the form of ShareGPT, FastChat, OpenAI's messages or Alpaca"
-            " (.json or .jsonl, also .gz, or a folder of these), or let the target answer questions: koala-bench"
+            " (.json or .jsonl, also .gz, .parquet, or a folder of these), or let the target answer questions: koala-bench"
             " distill; then --set data.source=FILE."
         )
     if dialogues_at_hand(source):

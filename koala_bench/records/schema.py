@@ -37,7 +37,8 @@ class PresetInfo(TypedDict):
 @with_config(STRICT)
 class TargetInfo(TypedDict):
     """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are. Without ``engine``
-    it was eager.
+    it was eager. ``ignored_settings`` are those of the checkpoint's own generation configuration that change its answers
+    and that no method takes over.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TargetInfo(TypedDict):
     device: str
     attention: str
     engine: NotRequired[Literal["graph"]]
+    ignored_settings: NotRequired[dict[str, Any]]
 
 
 @with_config(STRICT)
@@ -138,10 +140,11 @@ class ChatTemplateInfo(TypedDict):
 
 @with_config(STRICT)
 class LimitsInfo(TypedDict):
-    """Where decoding stops."""
+    """Where decoding stops: at an id, or where a text is complete, if there is one."""
 
     max_new_tokens: Annotated[int, Field(ge=1)]
     stop_ids: list[int]
+    stop_texts: NotRequired[list[str]]
 
 
 @with_config(STRICT)

@@ -22,6 +22,9 @@ from koala_bench.presets import MethodPreset
 from koala_bench.registry import HEADS, build
 
 _WEIGHTS = "model.safetensors"
+_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "architecture_sha256")
+_BESIDE_TRAINING = ("checkpoint_every", "held_out_evaluations")
+_NAMES = {"stream_sha256": "training data", "order_sha256": "order of the data", "chat_template": "chat template"}
 # How torch refuses a file; which of these it is depends on where the damage is.
 _DAMAGE = (
     RuntimeError,
@@ -77,6 +80,37 @@ def _telling_of_a_full_disk() -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError) as error:
         raise OSError(str(error)) from error
+
+
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What decides a head's weights, of a manifest: the content of the data and of the target, and the settings that
+    change an update. Where files lie, how often a state is written and what is measured meanwhile are no part of it.
+    """
+    target, training = manifest.get("target"), manifest.get("training")
+    return {
+        "target": {
+            name: value for name, value in (target if isinstance(target, dict) else {}).items() if name in _OF_TARGET
+        },
+        "training": {
+            name: value
+            for name, value in (training if isinstance(training, dict) else {}).items()
+            if name not in _BESIDE_TRAINING
+        },
+        **{name: manifest.get(name) for name in ("chat_template", "stream_sha256", "order_sha256")},
+    }
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In what two identities differ, None if they are the same. What only one of them knows of a target is no difference:
+    earlier versions wrote down less.
+    """
+    for key, value in one.items():
+        same = value == other[key]
+        if key == "target":
+            same = all(value[name] == other[key][name] for name in value.keys() & other[key].keys())
+        if not same:
+            return _NAMES.get(key, key)
+    return None
 
 
 def earlier(path: Path) -> Path:

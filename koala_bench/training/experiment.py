@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from koala_bench.dialogues.conversations import (
     BUNDLED,
     Conversations,
     bundled_answers,
+    content_of,
     encode_all,
     files_of,
     read_conversations,
@@ -24,11 +25,14 @@ from koala_bench.dialogues.distillation import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
+from koala_bench.dialogues.templates import AUTO, stops_of
+from koala_bench.engine.fingerprints import architecture_sha256
+from koala_bench.engine.generation import in_words
 from koala_bench.engine.target import Target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import MethodPreset, Preset
+from koala_bench.presets import DataPreset, MethodPreset, Preset
 from koala_bench.registry import HEADS, load
-from koala_bench.training.checkpoints import read_manifest
+from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.states import layers_of, remove_states, write_states
@@ -36,15 +40,16 @@ from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
+_READING = 2  # of rows and templates: one more whenever the same file becomes other tokens
 STATES = "states"  # the folder of stored states, beside the heads that are trained on them
 _OF_DECODING = {"tree", "head_of", "first", "typical", "usual"}  # what a trained head does not depend on
 
 
 def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
-    """The preset's target and chat template.
+    """The preset's target, which knows everything that ends its answers, and the chat template.
 
     Raises:
-        KoalaBenchError: as ``load_target`` and ``chat_template``.
+        KoalaBenchError: as ``load_target``, ``chat_template`` and ``stops_of``.
     """
     wanted = preset.target
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
@@ -59,7 +64,20 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     )
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
-    return target, chat_template(wanted.chat_template, target.tokenizer)
+    template = chat_template(wanted.chat_template, target.tokenizer, wanted.template_options, wanted.template_date)
+    if wanted.chat_template == AUTO:
+        say(
+            f"Prompts are made with the chat template that {target.name} brings."
+            if template.own
+            else f"{target.name} has no chat template of its own: prompts are made with fschat's {template.name}."
+            " Name another with --set target.chat_template=NAME."
+        )
+    if template.date is not None:
+        say(f"The chat template asks for today's date and is told {template.date} (target.template_date).")
+    if target.ignored:
+        say(f"Ignored by all methods: the checkpoint's own generation settings, {in_words(target.ignored)}.")
+    ids, texts = stops_of(template, target.tokenizer, target.stop_ids, preset.evaluation.stop, target.name)
+    return replace(target, more_stop_ids=ids, stop_texts=texts), template
 
 
 def methods_with_heads(preset: Preset, methods: Sequence[str]) -> list[str]:
@@ -132,8 +150,9 @@ def train_heads(
     if not names:
         begin()
         return
-    identity = _identity(preset, names, target, template)
-    if _finished(names, identity, out):
+    settings = _settings(preset, names, target, template)
+    finished = {name: read_manifest(out / name) for name in names}
+    if _finished(finished, settings, preset.data):
         begin()
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
@@ -149,10 +168,10 @@ def train_heads(
     for arm in arms:
         load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.config.vocab_size)
     _check_answers(target, preset.data.source)
-    conversations = read_conversations(preset.data.source)
+    conversations = read_conversations(preset.data.source, template)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     manifest = {
-        **identity,
+        **settings,
         "provenance": {
             **conversations.provenance,
             **({"rows": conversations.rows} if conversations.rows else {}),
@@ -163,6 +182,9 @@ def train_heads(
         "dialogues": len(stream.dialogues),
     }
     begin()
+    if _same(finished, manifest):
+        say(f"Reusing the trained heads in {out}, of the same dialogues: {', '.join(names)}.")
+        return
     make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
@@ -194,24 +216,29 @@ def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> l
 
 
 def heads_finished(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> bool:
-    """Whether ``train_heads`` would reuse what lies in ``out``."""
+    """Whether ``train_heads`` would reuse what lies in ``out``, as far as files tell before they are read."""
     names = trained_methods(preset, methods, target)
-    return not names or _finished(names, _identity(preset, names, target, template), out)
+    finished = {name: read_manifest(out / name) for name in names}
+    return not names or _finished(finished, _settings(preset, names, target, template), preset.data)
 
 
-def _identity(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
-    """What trained heads depend on."""
+def _settings(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
+    """What trained heads depend on, but for the data."""
     return {
-        "target": fingerprint(target),
+        "target": {**fingerprint(target), "architecture_sha256": architecture_sha256(target.model.config)},
         "data": preset.data.model_dump(mode="json"),
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,
         "methods": {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names},
+        "reading": _READING,
     }
 
 
-def _finished(names: Sequence[str], identity: dict[str, Any], out: Path) -> bool:
-    return all(_same(read_manifest(out / name), identity, name) for name in names)
+def _finished(finished: Mapping[str, dict[str, Any] | None], settings: dict[str, Any], data: DataPreset) -> bool:
+    """Whether heads with these manifests are what would be trained, as the files' bytes tell at once; where they are
+    others, what becomes of them may still be the same.
+    """
+    return all(_unread_data_of(manifest, data) for manifest in finished.values()) and _same(finished, settings)
 
 
 def _check_answers(target: Target, source: str) -> None:
@@ -231,12 +258,29 @@ def _check_answers(target: Target, source: str) -> None:
         )
 
 
-def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:
-    """Whether a finished head was trained as ``identity`` says, whatever other heads were trained beside it."""
-    if manifest is None:
+def _same(finished: Mapping[str, dict[str, Any] | None], wanted: dict[str, Any]) -> bool:
+    """Whether finished heads were trained as ``wanted`` says, whatever other heads were trained beside them. What it does
+    not say of the stream was found to be the same by its files.
+    """
+    for name, manifest in finished.items():
+        if manifest is None:
+            return False
+        if first_difference(identity_of({**manifest, **wanted}), identity_of(manifest)) is not None:
+            return False
+        methods = manifest.get("methods")
+        if not isinstance(methods, dict) or methods.get(name) != wanted["methods"][name]:
+            return False
+    return True
+
+
+def _unread_data_of(manifest: dict[str, Any] | None, data: DataPreset) -> bool:
+    """Whether a head was trained on what these settings read, as far as files tell: the same bytes, read and cut alike."""
+    if manifest is None or manifest.get("reading") != _READING:
         return False
-    shared = all(manifest.get(key) == value for key, value in identity.items() if key != "methods")
-    return shared and manifest.get("methods", {}).get(name) == identity["methods"][name]
+    own, provenance = manifest.get("data", {}), manifest.get("provenance", {})
+    files = provenance.get("files_sha256") or {"": provenance.get("file_sha256")}
+    alike = all(own.get(name) == getattr(data, name) for name in ("max_tokens", "limit"))
+    return alike and list(files.values()) == content_of(data.source)
 
 
 def training_streams(
@@ -300,7 +344,14 @@ def _answered(
             else []
         )
         say(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
+    last_only = sum(dialogues[index].last_only for index in kept)
+    if last_only:
+        say(
+            f"Of {last_only:,}{which} dialogues only the last answer is trained on, behind the prompt that is evaluated:"
+            " the chat template shows answers otherwise than they were given, or changes earlier ones."
+        )
     counts = {
+        "last_answer_only": last_only,
         "whole": len(kept) - len(over),
         "over_long_and_cut": len(over),
         "over_long_and_left_out": sum(len(dialogues[index].ids) > max_tokens for index in left_out),

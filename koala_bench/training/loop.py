@@ -31,7 +31,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.registry import HEADS, OBJECTIVES, build
-from koala_bench.training.checkpoints import earlier, read_state, save_head, write_state
+from koala_bench.training.checkpoints import earlier, first_difference, identity_of, read_state, save_head, write_state
 from koala_bench.training.features import features_of_each
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.training.states import StoredStates
@@ -125,12 +125,14 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
     state = read_state(path, device)
     if state is None:
         return None
-    for key, value in identity.items():
-        if state["identity"].get(key) != value:
-            raise KoalaBenchError(
-                f"The checkpoint {path} belongs to another run: its {key} differs.",
-                "Choose another --out, or delete the folder to start again.",
-            )
+    different = first_difference(identity_of(identity), identity_of(state["identity"]))
+    if different is None and state["identity"].get("methods") != identity.get("methods"):
+        different = "methods"
+    if different is not None:
+        raise KoalaBenchError(
+            f"The checkpoint {path} belongs to another run: its {different} differs.",
+            "Choose another --out, or delete the folder to start again.",
+        )
     return state
 
 

@@ -17,7 +17,7 @@ from koala_bench.decoding.acceptance import GREEDY, SpeculativeSampling
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.decoding.sampling import Draws, Sampling
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.target import Target, drafted_and_likeliest, load_target
 from koala_bench.heads import Committed
 from koala_bench.registry import HEADS, build
 from koala_bench.testing import save_tiny_target, tiny_config
@@ -59,7 +59,8 @@ class ToyTarget:
     device = torch.device("cpu")
     max_positions = 1 << 30
     name = "toy"
-    greedy = GREEDY
+    greedy_question = staticmethod(drafted_and_likeliest)
+    stop_texts = ()
 
     def __init__(self, world: World) -> None:
         self.world = world

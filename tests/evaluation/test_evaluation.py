@@ -17,7 +17,7 @@ import torch
 
 import koala_bench.evaluation.loop as evaluation
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
-from koala_bench.dialogues.encoding import encode_prompt
+from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
 from koala_bench.engine.target import Target, fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
@@ -474,3 +474,26 @@ def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path)
     older = tmp_path / "older.jsonl"
     older.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (read_run(older).header, read_run(older).turns) == (run.header, run.turns)
+
+
+def test_system_prompts_stops_and_ignored_settings_are_in_prompts_and_record(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"question_id": 1, "category": "a", "turns": ["count 5", "and 6"], "system": "You only rhyme."}]
+    (tmp_path / "asked.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    target = dataclasses.replace(bench.target, stop_texts=("never said",), ignored={"repetition_penalty": 1.3})
+    asked: list[str] = []
+    real = evaluation.encode_prompt
+
+    def watched(template: ChatTemplate, tokenizer: Any, turns: Sequence[str]) -> list[int]:
+        asked.append(template.render(turns))
+        return real(template, tokenizer, turns)
+
+    monkeypatch.setattr(evaluation, "encode_prompt", watched)
+    preset = bench.preset(f"evaluation.questions='{tmp_path / 'asked.jsonl'}'")
+    run = evaluation.evaluate(
+        preset, "x", ["vanilla"], target, bench.template, bench.heads, tmp_path / "r.jsonl", None, []
+    )
+    assert len(set(asked)) == 2 and all(text.startswith("You only rhyme.") for text in asked)
+    assert run.header["limits"]["stop_texts"] == ["never said"]
+    assert run.header["target"]["ignored_settings"] == {"repetition_penalty": 1.3}

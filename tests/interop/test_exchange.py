@@ -178,7 +178,7 @@ def test_vllms_eagle_is_a_llama_without_a_bias(own: Target, tmp_path: Path) -> N
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("method", ["hydra", "eagle3"])
+@pytest.mark.parametrize("method", ["hydra"])
 def test_a_layout_that_a_head_has_not_is_refused(own: Target, method: str, tmp_path: Path) -> None:
     saved(own, method, tmp_path / "head")
     with pytest.raises(KoalaBenchError, match=rf"no vllm layout for the head '{method}'\. Use --layout official"):

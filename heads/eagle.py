@@ -176,9 +176,7 @@ class Eagle(nn.Module):
             ids, states: as for ``forward``.
         """
         tokens = ids.shape[1]
-        positions = rotary_table(
-            tokens + self.forwards, self.shape.head_dim, self.shape.rope_base, states.device, states.dtype
-        )
+        positions = self.shape.rotary(tokens + self.forwards, states)
         kept: list[Unrolled] = [[] for _ in self.layers]
         outs: list[torch.Tensor] = []
         for step in range(self.forwards):

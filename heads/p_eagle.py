@@ -22,7 +22,7 @@ from torch import nn
 
 from heads.common.drafting import Drafter, Memory, Scored
 from heads.common.growth import Grown
-from heads.common.layers import Unrolled, rotary_table
+from heads.common.layers import Unrolled
 from heads.eagle3 import Eagle3
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
@@ -102,9 +102,7 @@ class PEagle(Eagle3):
         batch, tokens = ids.shape
         state = self._fused(hidden)
         embedded = self._embed(ids).to(state.dtype)
-        positions = rotary_table(
-            tokens + self.steps, self.shape.head_dim, self.shape.rope_base, state.device, state.dtype
-        )
+        positions = self.shape.rotary(tokens + self.steps, state)
         kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
         outs = []
         for step in range(self.steps):

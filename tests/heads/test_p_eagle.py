@@ -86,9 +86,7 @@ def test_training_is_one_pass_under_the_papers_mask(target64: Target) -> None:
     anchor, depth = torch.arange(tokens).repeat(3), torch.arange(3).repeat_interleave(tokens)
     seen = ((depth == 0) & (anchor <= anchor[:, None])) | ((anchor == anchor[:, None]) & (depth <= depth[:, None]))
     mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill_(~seen, -torch.inf)[None, None]
-    from heads.common.layers import rotary_table
-
-    table = rotary_table(tokens + 3, 8, head.shape.rope_base, ids.device, torch.float64)[:, anchor + depth]
+    table = head.shape.rotary(tokens + 3, hidden)[:, anchor + depth]
     masked = 2 * tokens
     embedded = torch.cat([target64.embed(ids[0, 1:]), head.mask_embedding.expand(masked, -1)])[None]
     state = torch.cat([head._fused(hidden)[0], head.mask_state.expand(masked, -1)])[None]

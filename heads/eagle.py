@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import UNBOUNDED, Grown
 from heads.common.layers import DecoderLayer, LayerShape, rotary_table
-from heads.common.losses import judged
+from heads.common.losses import judged, spread
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
@@ -53,7 +53,7 @@ class Eagle(nn.Module):
         self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
-        self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
+        self._embed, self._output, self._spec = spec.embed, spec.output, spec
         self.pick: Pick = best
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
@@ -63,7 +63,7 @@ class Eagle(nn.Module):
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while they fit."""
         like = self.fc.weight
-        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        template.check(depth=self.max_depth, candidates=self._spec.drafted)
 
         def empty(rows: int) -> Memory:
             return Memory.of(self.shape, len(self.layers), rows, like)
@@ -170,11 +170,12 @@ class Eagle(nn.Module):
         probabilities = batch.target_probabilities.flatten(0, 1)
 
         def judge(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            soft, scores = probabilities[rows[part] + 1], logits.float()
-            return -(soft * F.log_softmax(scores, dim=-1)).sum(), (scores.detach().argmax(-1) == soft.argmax(-1)).sum()
+            whole, scores = probabilities[rows[part] + 1], logits.float()
+            right = scores.detach().argmax(-1) == self._spec.labels(whole.argmax(-1))
+            return -(self._spec.within(whole) * F.log_softmax(scores, dim=-1)).sum(), right.sum()
 
-        summed, agreeing, scored = judged(self._output, feature, self._vocab_size, judge)
+        summed, agreeing, scored = judged(self._spec.score, feature, self._spec.drafted, judge)
         classification, agreement = summed / divisor, agreeing / max(len(rows), 1)
         total = self.regression_weight * regression + self.classification_weight * classification
         parts = {"regression": regression.detach(), "classification": classification.detach(), "top1_1": agreement}
-        return HeadLoss(total, parts, (Prediction(1, rows, feature, scored),))
+        return HeadLoss(total, parts, (Prediction(1, rows, feature, spread(scored, self._spec.spread)),))

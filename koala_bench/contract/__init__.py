@@ -42,6 +42,7 @@ from koala_bench.contract.module import (
     saving,
     target_unchanged,
 )
+from koala_bench.contract.vocabulary import draft_vocabulary
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 
@@ -58,6 +59,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "positions": positions,
     "predictions": predictions,
     "saving": saving,
+    "vocabulary": draft_vocabulary,
     "determinism": determinism,
     "batches": batches,
     "half precision": half_precision,

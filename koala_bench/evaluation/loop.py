@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.process_group import Team, find_team
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state
@@ -31,7 +32,9 @@ from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.engine.cache import TreeCache
-from koala_bench.engine.target import Target, fingerprint, machine
+from koala_bench.engine.devices import machine
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.order import drawn_order
 from koala_bench.evaluation.recording import RecordWriter, open_record
@@ -105,14 +108,15 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             methods.append(_free_method(name, wanted, free, template, target, preset.evaluation))
             continue
         place = heads / preset.trained_as(name)
-        head, config, weights = load_head(place, target)
+        head, config, weights = load_head(place, target, wanted.draft_vocabulary)
+        drafted = getattr(head, BUFFER, None)
         trained_on, training = _training(place)
         if trained_on not in (None, prints["weights_sha256"]):
             say(
                 f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be"
                 " worse than they could be."
             )
-        template.check(depth=head.max_depth, candidates=target.config.vocab_size)
+        template.check(depth=head.max_depth, candidates=target.config.vocab_size if drafted is None else len(drafted))
         info: MethodInfo = {
             "name": name,
             "head": config["head"],
@@ -126,6 +130,8 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "typical": _typical(name, wanted, preset.evaluation),
             "lossless": wanted.typical is None,
         }
+        if drafted is not None:
+            info["draft_vocabulary"] = len(drafted)
         methods.append(Method(name, head, template, info))
     return methods
 

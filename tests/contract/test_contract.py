@@ -436,6 +436,7 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
         "prompts",
         "positions",
         "predictions",
+        "vocabulary",
         "batches",
     ]
 

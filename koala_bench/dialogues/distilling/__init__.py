@@ -1,0 +1,1 @@
+"""Training text that the target writes itself: its answers to given questions, or whole dialogues."""

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from koala_bench.engine import gguf as gguf_files
+from koala_bench.cli.options import Shared
+from koala_bench.engine.loading import gguf as gguf_files
 from koala_bench.engine.loading.gguf import gguf_config, gguf_file, pip_lines, unpacked
 from koala_bench.engine.loading.targets import fingerprint, load_target
 from koala_bench.errors import KoalaBenchError
@@ -98,9 +99,9 @@ def test_a_kill_while_unpacking_leaves_nothing_that_looks_whole(
     assert (unpacked(written[0]) / "tokenizer.json").is_file()
 
 
-def test_a_preset_pins_the_file_and_another_target_is_free_of_the_pin(written: tuple[Path, Path]) -> None:
-    from koala_bench.cli.options import preset_of
-
+def test_a_preset_pins_the_file_and_another_target_is_free_of_the_pin(
+    written: tuple[Path, Path], tmp_path: Path
+) -> None:
     own = hashlib.sha256(written[0].read_bytes()).hexdigest()
     named = [f"target.name='{written[0]}'", "target.chat_template='tokenizer'"]
     load_preset_target(load_preset("tiny", [*named, f"target.weights_sha256='{own}'"]))
@@ -108,7 +109,13 @@ def test_a_preset_pins_the_file_and_another_target_is_free_of_the_pin(written: t
         load_preset_target(load_preset("tiny", [*named, "target.weights_sha256='00'"]))
     with pytest.raises(KoalaBenchError, match="tiny is no GGUF file; the preset is for 00"):
         load_preset_target(load_preset("tiny", ["target.weights_sha256='00'"]))
-    assert preset_of("tiny", False, None, target="other").target.weights_sha256 == ""
+    preset = tmp_path / "pinned.toml"
+    preset.write_text(
+        f'target = {{ name = "a", weights_sha256 = "{own}" }}\n[methods.eagle]\nhead = "eagle"\ntree = "chain-2"\n'
+    )
+    assert Shared(preset=str(preset)).resolved().target.weights_sha256 == own
+    assert Shared(preset=str(preset), target="a").resolved().target.weights_sha256 == own
+    assert Shared(preset=str(preset), target="other").resolved().target.weights_sha256 == ""
     assert load_preset("tiny", ["target.weights_sha256='00'"]).sha256 == load_preset("tiny").sha256
 
 

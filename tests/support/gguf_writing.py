@@ -31,7 +31,7 @@ def write_tiny_gguf(file: Path, original: Path, architecture: str = "llama") -> 
     with it."""
     import gguf
 
-    config = tiny_config(vocab_size=tiny_config().vocab_size + 1)
+    config = tiny_config(vocab_size=tiny_config().vocab_size + 2)
     model = AutoModelForCausalLM.from_pretrained(save_tiny_target(original, config))
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     writer = gguf.GGUFWriter(file, architecture)
@@ -46,10 +46,13 @@ def write_tiny_gguf(file: Path, original: Path, architecture: str = "llama") -> 
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     vocabulary = tiny_tokenizer().get_vocab()
-    tokens = [*sorted(vocabulary, key=vocabulary.__getitem__), "th"]  # GGUF cannot hold a list of no merges
+    # GGUF cannot hold a list of no merges; the end of text is one that tokenizers of this kind add where it is missing.
+    tokens = [*sorted(vocabulary, key=vocabulary.__getitem__), "th", "<|endoftext|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 4) + [gguf.TokenType.CONTROL]
+    )
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import UNBOUNDED, Grown
 from heads.common.layers import DecoderLayer, LayerShape, Unrolled, rotary_table
-from heads.common.losses import judged
+from heads.common.losses import judged, spread
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -76,9 +76,9 @@ class Eagle(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
         self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
-        self.forwards, self.topk, self.topk_weight = forwards, min(topk, spec.vocab_size), topk_weight
+        self.forwards, self.topk, self.topk_weight = forwards, min(topk, spec.drafted), topk_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
-        self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
+        self._embed, self._output, self._spec = spec.embed, spec.output, spec
         self.pick: Pick = best
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
@@ -88,7 +88,7 @@ class Eagle(nn.Module):
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while they fit."""
         like = self.fc.weight
-        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        template.check(depth=self.max_depth, candidates=self._spec.drafted)
 
         def empty(rows: int) -> Memory:
             return Memory.of(self.shape, len(self.layers), rows, like)
@@ -237,15 +237,17 @@ class Eagle(nn.Module):
         probabilities = batch.target_probabilities.flatten(0, 1)
 
         def judge(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            soft, scores = probabilities[rows[part] + depth], logits.float()
+            whole, scores = probabilities[rows[part] + depth], logits.float()
+            soft = self._spec.within(whole)
             weighted = soft * F.log_softmax(scores, dim=-1)
             loss = -weighted.sum()
             if self.topk_weight:
                 of_likeliest = weighted.gather(-1, soft.topk(self.topk, dim=-1).indices).sum()
                 loss = loss - self.topk_weight / self.classification_weight * of_likeliest
-            return loss, (scores.detach().argmax(-1) == soft.argmax(-1)).sum()
+            right = scores.detach().argmax(-1) == self._spec.labels(whole.argmax(-1))
+            return loss, right.sum()
 
-        summed, agreeing, scored = judged(self._output, feature, self._vocab_size, judge)
+        summed, agreeing, scored = judged(self._spec.score, feature, self._spec.drafted, judge)
         classification, agreement = summed / divisor, agreeing / max(len(rows), 1)
         ending = f"_{depth}" if depth > 1 else ""
         parts = {
@@ -254,4 +256,4 @@ class Eagle(nn.Module):
             f"top1_{depth}": agreement,
         }
         total = self.regression_weight * regression + self.classification_weight * classification
-        return total, parts, Prediction(depth, rows, feature, scored)
+        return total, parts, Prediction(depth, rows, feature, spread(scored, self._spec.spread))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ class _Strict(BaseModel):
 class TargetPreset(_Strict):
     """The model whose output must not change."""
 
-    name: str  # hub id, folder, or a bundled target
+    name: str  # hub id, folder, a bundled target, or a GGUF file, see koala_bench.engine.loading.gguf
+    weights_sha256: str = ""  # of the GGUF file that the preset was made for; another one is refused
     revision: str | None = None
     # A name of fschat's, tokenizer for its own, or auto for that where there is one.
     chat_template: str = "vicuna_v1.1"
@@ -68,7 +70,7 @@ class TargetPreset(_Strict):
     dtype: str = "auto"
     attention: str = "sdpa"
     engine: str = "auto"
-    threads: Positive | None = None  # of the CPU while decoding; see koala_bench.engine.target.pick_threads
+    threads: Positive | None = None  # of the CPU while decoding; see koala_bench.engine.devices.pick_threads
 
 
 class DataPreset(_Strict):
@@ -125,6 +127,9 @@ class MethodPreset(_Strict):
     objective: str | None = None
     objective_options: dict[str, Any] = {}
     tree: str
+    draft_vocabulary: Positive | None = (
+        None  # how many of the target's tokens it can draft, the commonest of the training answers; all by default
+    )
     learning_rate: Rate | None = None
     head_of: str | None = None  # another method whose trained head this one decodes with
     first: FirstPreset | None = None  # drafts where it proposes something; the method's own head does elsewhere
@@ -133,10 +138,11 @@ class MethodPreset(_Strict):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without ``first`` where there is none: hashes of presets are older than it."""
+        """Without what came later and is not set: hashes of presets and of trained heads are older than it."""
         values: dict[str, Any] = serialise(self)
-        if self.first is None:
-            values.pop("first", None)
+        for name in ("first", "draft_vocabulary"):
+            if getattr(self, name) is None:
+                values.pop(name, None)
         return values
 
 
@@ -193,17 +199,35 @@ class Preset(_Strict):
         return resolved_sha256(self.model_dump(mode="json"))
 
     def method(self, name: str) -> MethodPreset:
-        """One method by name.
+        """One method by name; ``NAME+vocab8k`` is NAME's head, cut to the 8,192 commonest tokens of its training
+        answers.
 
         Raises:
-            KoalaBenchError: the preset has no such method.
+            KoalaBenchError: the preset has no such method, or the head is of a cut vocabulary already.
         """
+        if name not in self.methods and (cut := cut_of(name)) is not None:
+            owner = self.method(cut[0])
+            if owner.draft_vocabulary is not None:
+                raise KoalaBenchError(
+                    f"The head of {cut[0]} drafts {owner.draft_vocabulary:,} tokens already.",
+                    "Cut a head of the whole vocabulary.",
+                )
+            return owner.model_copy(update={"head_of": owner.head_of or cut[0], "draft_vocabulary": cut[1]})
         if name not in self.methods:
             known = ["vanilla", *self.methods]
             raise KoalaBenchError(
                 f"Unknown method '{name}'.", did_you_mean(name, known, f"The preset has: {', '.join(known)}.")
             )
         return self.methods[name]
+
+
+_CUT = re.compile(r"(?P<base>.+)\+vocab(?P<count>[1-9]\d{0,8})(?P<thousands>k?)")
+
+
+def cut_of(name: str) -> tuple[str, int] | None:
+    """Base method and number of tokens of a method called ``BASE+vocabN`` or ``BASE+vocabNk``; None for other names."""
+    found = _CUT.fullmatch(name)
+    return None if found is None else (found["base"], int(found["count"]) * (1024 if found["thousands"] else 1))
 
 
 _OF_TRAINING = ("head", "layers", "options", "objective", "objective_options", "learning_rate")
@@ -218,11 +242,20 @@ def _with_head_of(name: str, method: Any, methods: dict[str, Any]) -> Any:
     own = {key: owner[key] for key in _OF_TRAINING if key in owner}
     if other := [key for key in _OF_TRAINING if key in method and method[key] != own.get(key)]:
         raise ValueError(f"{name} decodes with the head of {method['head_of']} and has another {other[0]}")
-    return {**own, "tree": owner.get("tree"), **method}
+    drafted = owner.get("draft_vocabulary")
+    if drafted is not None and method.get("draft_vocabulary", drafted) != drafted:
+        raise ValueError(f"{name} cuts the vocabulary of {method['head_of']}, whose head was trained on a cut one")
+    return {**own, "tree": owner.get("tree"), "draft_vocabulary": drafted, **method}
 
 
 # Where files lie is this machine's business: the hashes of target, questions and training data are in the record.
-_PLACES = {("quick",), ("target", "name"), ("data", "source"), ("evaluation", "questions")}
+_PLACES = {
+    ("quick",),
+    ("target", "name"),
+    ("target", "weights_sha256"),
+    ("data", "source"),
+    ("evaluation", "questions"),
+}
 
 
 def resolved_sha256(resolved: dict[str, Any]) -> str:
@@ -274,7 +307,12 @@ def with_heads(
     methods, called = dict(preset.methods), []
     for name in names:
         place, colon, rest = name.rpartition(":")
-        if name == "vanilla" or name in preset.methods or not (colon or _is_head(preset, rest.partition("+")[0])):
+        if (
+            name == "vanilla"
+            or name in preset.methods
+            or cut_of(name)
+            or not (colon or _is_head(preset, rest.partition("+")[0]))
+        ):
             called.append(name)  # whether it is known is asked later
             continue
         base, plus, objective = rest.partition("+")

@@ -64,7 +64,7 @@ def export(
 
     Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
     """
-    from koala_bench.engine.target import pick_dtype
+    from koala_bench.engine.devices import pick_dtype
     from koala_bench.interop.layouts import LAYOUTS, export_head
     from koala_bench.training.experiment import load_preset_target
 

@@ -84,6 +84,7 @@ def profile(
     from koala_bench.dialogues.encoding import encode_prompt
     from koala_bench.dialogues.questions import bundled_questions, read_questions
     from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.planning.draft_reads import draft_reads, reads_in_words
     from koala_bench.training.experiment import load_preset_target
 
     chosen = options.resolved()
@@ -96,6 +97,8 @@ def profile(
     ]
     with target.computing():
         text = in_words(measure(target, ready, prompts, tokens), target)
+    if reads := reads_in_words(draft_reads(chosen, [method.name for method in ready], target.model.config)):
+        text = f"{text}\n\n{reads}"
     if out is not None:
         write_text(out, text + "\n")
     print(text)

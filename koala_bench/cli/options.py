@@ -56,7 +56,9 @@ class Shared:
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", help="Hub id or folder of any causal LM, in place of the preset's.", rich_help_panel=_MODEL
+            "--target",
+            help="Any causal LM in place of the preset's: hub id, folder, FILE.gguf, or package:MODULE/FILE.gguf.",
+            rich_help_panel=_MODEL,
         ),
     ] = None
     device: Annotated[
@@ -98,7 +100,10 @@ class Shared:
         str | None,
         typer.Option(
             "--questions",
-            help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format.",
+            help=(
+                "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the first to"
+                " be had."
+            ),
             rich_help_panel=_QUESTIONS,
         ),
     ] = None
@@ -181,7 +186,8 @@ class Shared:
     def resolved(self) -> Preset:
         """The preset with the options' values in place; an option wins over --quick, --set over both.
 
-        Another target brings its own chat template, but where a preset of the user's own names one.
+        Another target is not the file that the preset pins, and brings its own chat template, but where a preset of the
+        user's own names one.
 
         Raises:
             KoalaBenchError: see ``load_preset``.
@@ -195,13 +201,15 @@ class Shared:
         settings = self.settings or []
         if self.target is not None:
             found = load_preset(self.preset, [*overrides, *settings], self.quick)
-            overrides += [f"target.name={_toml(self.target)}", *self._template_of(found, self.target)]
+            overrides += [f"target.name={_toml(self.target)}", *self._of_another(found, self.target)]
         return load_preset(self.preset, [*overrides, *settings], self.quick)
 
-    def _template_of(self, preset: Preset, target: str) -> list[str]:
-        """What --target says of the chat template: nothing where it names the preset's own target."""
+    def _of_another(self, preset: Preset, target: str) -> list[str]:
+        """What --target says besides the name: nothing where it names the preset's own target."""
+        if preset.target.name == target:
+            return []
         named = self.preset.endswith(".toml") and "chat_template" in preset.target.model_fields_set
-        return [] if preset.target.name == target or named else ["target.chat_template=auto"]
+        return ['target.weights_sha256=""', *([] if named else ["target.chat_template=auto"])]
 
     def folder(self, kind: str, preset: Preset) -> Path:
         """The folder of --out, or one named after what is run."""
@@ -314,8 +322,8 @@ def head_options(assignments: Sequence[str]) -> dict[str, Any]:
 def default_folder(kind: str, preset: Preset, quick: bool) -> Path:
     """Where a run writes that has no --out."""
     target = Path(preset.target.name).name
-    usual = "bundled" if preset.target.name == "tiny" else "mt_bench"  # need no mention
-    questions = "" if preset.evaluation.questions == usual else f"-{Path(preset.evaluation.questions).stem}"
+    usual = ("bundled",) if preset.target.name == "tiny" else ("mt_bench", "mt_bench|chat")  # need no mention
+    questions = "" if preset.evaluation.questions in usual else f"-{Path(preset.evaluation.questions).stem}"
     sampled = f"-t{preset.evaluation.temperature:g}" if preset.evaluation.temperature else ""
     return Path("results") / "runs" / f"{kind}-{target}{questions}{sampled}{'-quick' if quick else ''}"
 

@@ -43,6 +43,7 @@ from koala_bench.contract.module import (
     target_unchanged,
 )
 from koala_bench.contract.observation import observation
+from koala_bench.contract.vocabulary import draft_vocabulary
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 
@@ -60,6 +61,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "positions": positions,
     "predictions": predictions,
     "saving": saving,
+    "vocabulary": draft_vocabulary,
     "determinism": determinism,
     "batches": batches,
     "half precision": half_precision,

@@ -62,7 +62,11 @@ def _before(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, text: st
 
 def encode_prompt(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> list[int]:
     """Token ids of a conversation whose next word is the assistant's. ``turns`` has an odd length."""
-    text = template.render(turns)
+    return encode_text(template, tokenizer, template.render(turns))
+
+
+def encode_text(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that a template rendered, or of the beginning of one."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return [*_before(template, tokenizer, text, _starts(tokenizer)), *ids]
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.process_group import Team, find_team
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state
@@ -32,7 +33,9 @@ from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.engine.cache import TreeCache
-from koala_bench.engine.target import Target, fingerprint, machine
+from koala_bench.engine.devices import machine
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.order import drawn_order
 from koala_bench.evaluation.recording import RecordWriter, open_record
@@ -108,14 +111,15 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             methods.append(_with_first(method, wanted, target))
             continue
         place = heads / preset.trained_as(name)
-        head, config, weights = load_head(place, target)
+        head, config, weights = load_head(place, target, wanted.draft_vocabulary)
+        drafted = getattr(head, BUFFER, None)
         trained_on, training = _training(place)
         if trained_on not in (None, prints["weights_sha256"]):
             say(
                 f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be"
                 " worse than they could be."
             )
-        template.check(depth=head.max_depth, candidates=target.config.vocab_size)
+        template.check(depth=head.max_depth, candidates=target.config.vocab_size if drafted is None else len(drafted))
         info: MethodInfo = {
             "name": name,
             "head": config["head"],
@@ -131,6 +135,8 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         }
         if config["objective"] is not None:
             info["objective"] = config["objective"]
+        if drafted is not None:
+            info["draft_vocabulary"] = len(drafted)
         methods.append(_with_first(Method(name, head, template, info), wanted, target))
     return methods
 

@@ -20,10 +20,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.registry import HEADS, build
+from koala_bench.training.checkpoints import build_head_of
 
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # coarser ones mean nothing without scales
 # Torch's ways of refusing a file.
@@ -283,7 +284,9 @@ def make_head(imported: Imported, spec: TargetSpec, **options: Any) -> Any:
     Raises:
         KoalaBenchError: the head is not installed, or the checkpoint was made for a target of other sizes.
     """
-    head = build(HEADS, imported.head, spec, {**imported.options, **options})
+    if BUFFER in imported.tensors and spec.cut is not None:
+        spec = spec.cut(imported.tensors[BUFFER])
+    head = build_head_of(spec, imported.head, {**imported.options, **options})
     try:
         head.load_state_dict(imported.tensors)
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -97,7 +98,7 @@ def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
         name: tensor.float() for name, tensor in tensors.items() if name not in ("d2t", "t2d", "embed_tokens.weight")
     }
     if ids is not None:
-        options["draft_vocabulary"], imported["draft_vocabulary"] = drafted, ids
+        imported[BUFFER] = ids
     notes = _disagreement(config, layer, drafted, spec)
     if "embed_tokens.weight" in tensors:
         notes += check_embedding(tensors, spec)
@@ -207,10 +208,10 @@ def _check_for_servers(head: Any, server: str, refused: Sequence[str]) -> None:
 
 def _tensors(tensors: Mapping[str, torch.Tensor], target: Target, always_mapped: bool) -> dict[str, torch.Tensor]:
     """Under the official names, with the maps between the vocabularies where they differ; some readers want them always."""
-    named = {name: tensor for name, tensor in tensors.items() if name != "draft_vocabulary"}
+    named = {name: tensor for name, tensor in tensors.items() if name != BUFFER}
     drafted = named["lm_head.weight"].shape[0]
-    if "draft_vocabulary" in tensors or always_mapped:
-        ids = tensors.get("draft_vocabulary", torch.arange(drafted))
+    if BUFFER in tensors or always_mapped:
+        ids = tensors.get(BUFFER, torch.arange(drafted))
         named["d2t"] = ids - torch.arange(drafted)
         named["t2d"] = torch.zeros(target.config.vocab_size, dtype=torch.bool).index_fill(0, ids, True)
     return named

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.files import sha256_of, write_text
 from koala_bench.common.progress import say
-from koala_bench.engine.target import Target, fingerprint
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop import eagle, eagle3, hydra, medusa
@@ -92,8 +94,14 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
             ) from error
     imported = reader.read(folder, target.spec())
     options = dict(imported.options)
-    layers = options.pop("layers")
-    preset = MethodPreset(head=imported.head, layers=layers, options=options, tree=_TREES[imported.head])
+    layers, ids = options.pop("layers"), imported.tensors.get(BUFFER)
+    preset = MethodPreset(
+        head=imported.head,
+        layers=layers,
+        options=options,
+        tree=_TREES[imported.head],
+        draft_vocabulary=None if ids is None else len(ids),
+    )
     head = make_head(imported, target.spec()).float()
     head.load_state_dict(imported.tensors)  # once more, for the target may compute in less than the file has
     source = {"file": path.name, "sha256": sha256_of(path), "notes": list(imported.notes)}

@@ -107,6 +107,7 @@ class MethodInfo(TypedDict):
     training: TrainingInfo | None  # null for a head that was not trained here
     typical: TypicalInfo | None  # null where the run's rule holds
     lossless: bool
+    draft_vocabulary: NotRequired[Count]  # tokens that it can draft, where they are not all
 
 
 @with_config(STRICT)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
+from koala_bench.common.draft_vocabulary import by_count
 from koala_bench.common.files import make_folder
 from koala_bench.common.process_group import find_team
 from koala_bench.common.progress import say
@@ -21,14 +23,16 @@ from koala_bench.dialogues.conversations import (
     files_of,
     read_conversations,
 )
-from koala_bench.dialogues.distillation import answering_target
+from koala_bench.dialogues.distilling.answers import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
 from koala_bench.dialogues.templates import AUTO, stops_of
-from koala_bench.engine.fingerprints import architecture_sha256
-from koala_bench.engine.generation import in_words
-from koala_bench.engine.target import Target, fingerprint, load_target
+from koala_bench.engine.loading.fingerprints import architecture_sha256
+from koala_bench.engine.loading.generation import in_words
+from koala_bench.engine.loading.gguf import check_pin
+from koala_bench.engine.loading.targets import fingerprint, load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import DataPreset, MethodPreset, Preset
 from koala_bench.registry import HEADS, load
@@ -49,9 +53,11 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     """The preset's target, which knows everything that ends its answers, and the chat template.
 
     Raises:
-        KoalaBenchError: as ``load_target``, ``chat_template`` and ``stops_of``.
+        KoalaBenchError: as ``load_target``, ``chat_template`` and ``stops_of``, or the target is not the file that the
+            preset pins.
     """
     wanted = preset.target
+    check_pin(wanted.name, wanted.weights_sha256)
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
     target = load_target(
         wanted.name,
@@ -166,10 +172,22 @@ def train_heads(
         )
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
-        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.config.vocab_size)
+        load_template(arm.preset.tree).check(
+            depth=arm.head.max_depth, candidates=arm.preset.draft_vocabulary or target.config.vocab_size
+        )
     _check_answers(target, preset.data.source)
     conversations = read_conversations(preset.data.source, template)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
+    order = token_order(stream, target)
+    # Which tokens a cut head drafts is known with the data only; until here it stood for one, to find mistakes early.
+    arms = [
+        (
+            make_arm(target, arm.name, arm.preset, preset.training, order)
+            if arm.preset.draft_vocabulary is not None
+            else arm
+        )
+        for arm in arms
+    ]
     manifest = {
         **settings,
         "provenance": {
@@ -200,9 +218,20 @@ def train_heads(
             team,
         )
         manifest["states_sha256"] = stored.sha256
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with)
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with, order)
     if states is None and team.first:
         remove_states(out / STATES)
+
+
+def token_order(stream: Stream, target: Target) -> torch.Tensor:
+    """The order in which draft vocabularies take the target's tokens: by their counts in the answers of a training
+    stream.
+    """
+    answers = (
+        [token for token, said in zip(each.ids, each.supervised, strict=True) if said] for each in stream.dialogues
+    )
+    special = [] if target.tokenizer is None else target.tokenizer.all_special_ids
+    return by_count(answers, target.config.vocab_size, [*special, *target.stop_ids])
 
 
 def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:

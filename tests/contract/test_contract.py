@@ -462,6 +462,7 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
         "observation",
         "positions",
         "predictions",
+        "vocabulary",
         "batches",
     ]
 

@@ -17,7 +17,8 @@ from koala_bench.decoding.acceptance import GREEDY, SpeculativeSampling
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.decoding.sampling import Draws, Sampling
-from koala_bench.engine.target import Target, drafted_and_likeliest, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target, drafted_and_likeliest
 from koala_bench.heads import Committed
 from koala_bench.registry import HEADS, build
 from koala_bench.testing import save_tiny_target, tiny_config

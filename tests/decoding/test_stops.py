@@ -13,7 +13,8 @@ from koala_bench.decoding.answering import greedy_answers
 from koala_bench.decoding.batching import decode_batch
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.decoding.stops import end_of_text, without_end
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.testing import save_tiny_target, tiny_tokenizer
 from koala_bench.tree import load_template
 from tests.support.drafters import Oracle

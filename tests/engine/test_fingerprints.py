@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import koala_bench.engine.fingerprints as fingerprints
-from koala_bench.engine.fingerprints import architecture_sha256, weight_files, weights_sha256
-from koala_bench.engine.target import fingerprint, load_target
+import koala_bench.engine.loading.fingerprints as fingerprints
+from koala_bench.engine.loading.fingerprints import architecture_sha256, weight_files, weights_sha256
+from koala_bench.engine.loading.targets import fingerprint, load_target
 from koala_bench.testing import save_tiny_target, tiny_config, tiny_target
 
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine import lowering
 from koala_bench.engine.cache import hiding
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.replay import Recorded, _check
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.target import Target
 from koala_bench.presets import load_preset
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training.loop import build_head

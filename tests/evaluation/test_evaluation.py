@@ -19,7 +19,8 @@ import koala_bench.evaluation.loop as evaluation
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
-from koala_bench.engine.target import Target, fingerprint, load_target
+from koala_bench.engine.loading.targets import fingerprint, load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods, select_questions
 from koala_bench.evaluation.order import drawn_order

@@ -17,7 +17,8 @@ from heads.suffix_lookup import SuffixAutomaton, SuffixLookup
 from koala_bench.contract import check_head
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods
 from koala_bench.heads import Committed

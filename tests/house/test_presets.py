@@ -38,7 +38,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_the_bundled_presets_are_these() -> None:
-    assert preset_names() == sorted(["tiny", "small", *VICUNA, *RECIPES])
+    assert preset_names() == sorted(["tiny", "small", "smollm2-135m", *VICUNA, *RECIPES])
 
 
 @pytest.mark.parametrize("name", ["tiny", *VICUNA])

@@ -65,10 +65,7 @@ def test_a_draft_of_its_own_shape_and_vocabulary_fits_the_head(tmp_path: Path, t
     tensors = official(drafted)
     found = eagle3.read(folder_of(tmp_path, tensors, draft_vocab_size=drafted), target.spec())
     shape = {"attention_heads": 4, "kv_heads": 1, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5}
-    assert (found.head, found.options) == (
-        "eagle3",
-        {"layers": 1, **shape, **({"draft_vocabulary": 40} if drafted < VOCAB else {})},
-    )
+    assert (found.head, found.options) == ("eagle3", {"layers": 1, **shape})
     assert found.notes == ()
     head = make_head(found, target.spec())
     state = head.state_dict()
@@ -88,7 +85,7 @@ def test_maps_that_map_nothing_are_no_draft_vocabulary(tmp_path: Path, target: T
     for known in (False, True):
         maps = {"d2t": torch.zeros(VOCAB, dtype=torch.int64), "t2d": torch.full((VOCAB,), known)}
         found = eagle3.read(folder_of(tmp_path, official() | maps), target.spec())
-        assert "draft_vocabulary" not in found.options and found.tensors.keys() == official().keys()
+        assert found.tensors.keys() == official().keys()
 
 
 def test_the_reader_is_chosen_by_what_is_in_the_file(tmp_path: Path, target: Target) -> None:

@@ -15,8 +15,8 @@ import huggingface_hub.constants
 import pytest
 
 import koala_bench.planning.requirements as requirements
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.shapes import VICUNA, known_shape, llama
-from koala_bench.engine.target import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.planning.calibration import Limits, Pace, hours_at, least_hours, limits_of_named_gpu, measure_pace
 from koala_bench.planning.requirements import (

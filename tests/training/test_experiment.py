@@ -12,7 +12,8 @@ import pytest
 
 import koala_bench.training.experiment as experiment
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.target import Target, fingerprint
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset
 from koala_bench.testing import tiny_target

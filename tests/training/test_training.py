@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss
 from koala_bench.presets import Preset

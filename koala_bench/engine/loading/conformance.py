@@ -7,12 +7,12 @@ branching trees wrongly and say nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 
 from koala_bench.common.hub_errors import first_line
 from koala_bench.engine.cache import TreeCache
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape
 
@@ -31,31 +31,7 @@ _CHAIN_APART = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, t
 _REMEDY = "Use a target that takes positions from position_ids and honours a 4-D mask, such as Llama, Vicuna, Qwen or Mistral."
 
 
-class Decoder(Protocol):
-    """What is asked of a target, see ``koala_bench.engine.target.Target``."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def config(self) -> Any: ...
-
-    def output(self, hidden: torch.Tensor, /) -> torch.Tensor: ...
-
-    def states(self, ids: torch.Tensor, /) -> torch.Tensor: ...
-
-    def new_cache(self, capacity: int, /) -> TreeCache: ...
-
-    def prefill(self, ids: torch.Tensor, cache: TreeCache, /) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
-def check_trees(target: Decoder, verify: Verify, room: int) -> None:
+def check_trees(target: Target, verify: Verify, room: int) -> None:
     """Hold a branching tree and a chain against one pass over the same tokens without cache and mask.
 
     Takes five short passes. What is compared is the median over the nodes of the tree's last path: a router of

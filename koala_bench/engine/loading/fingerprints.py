@@ -47,7 +47,7 @@ def weights_sha256(folder: Path | None, model: Any) -> str:
     """Hash of the weights' files, otherwise of a sample of each tensor."""
     files = weight_files(folder) if folder is not None else []
     if files:
-        return hashlib.sha256("".join(_of_file(path) for path in files).encode()).hexdigest()
+        return hashlib.sha256("".join(hash_of_file(path) for path in files).encode()).hexdigest()
     tensors = sorted(model.state_dict().items())
     changes = sum(tensor._version for _, tensor in tensors)  # counted by torch: how often each was written into
     if model not in _of_tensors or _of_tensors[model][0] != changes:
@@ -72,7 +72,8 @@ def _without(value: Any) -> Any:
     return value
 
 
-def _of_file(path: Path) -> str:
+def hash_of_file(path: Path) -> str:
+    """SHA-256 of a file, read once in a process as long as it does not change."""
     state = path.stat()
     return _hashed(path, state.st_size, state.st_mtime_ns)
 

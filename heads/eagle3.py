@@ -9,13 +9,14 @@ output, as drafting does (training-time test).
 
 Published heads hold the same tensors: ``fc``, ``norm``, ``lm_head`` and ``midlayer.{self_attn.*_proj, mlp.*_proj,
 hidden_norm, input_layernorm, post_attention_layernorm}`` under these names. Many draft only the 32,000 commonest tokens
-of a larger vocabulary; their ids, which ``d2t`` and ``t2d`` say there, are ``draft_vocabulary`` here, and without it
-the head has the target's whole vocabulary. ``layers`` is this project's, for K above 1.
+of a larger vocabulary; their ids, which ``d2t`` and ``t2d`` say there, are those of the draft vocabulary here.
+``layers`` is this project's, for K above 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from torch import nn
 
 from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import UNBOUNDED, Grown
-from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled, rotary_table
-from heads.common.losses import token_loss
+from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled
+from heads.common.losses import spread, token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -46,6 +47,14 @@ def fused_layers(layers: int) -> tuple[int, ...]:
     return layers // 3, 2 * layers // 3, -1
 
 
+def _checked(ids: Sequence[int], layers: int) -> tuple[int, ...]:
+    if len(ids) != _FUSED or not all(type(each) is int and 0 <= each < layers for each in ids):
+        raise KoalaBenchError(
+            f"EAGLE-3's layer_ids are {list(ids)}.", f"They must be {_FUSED} layers from 0 to {layers - 1}."
+        )
+    return tuple(ids)
+
+
 class Eagle3(nn.Module):
     """Draft head whose ``layers`` decoder layers have the shape of the target's.
 
@@ -56,48 +65,48 @@ class Eagle3(nn.Module):
         steps: how far training unrolls (upstream: 7, for trees 8 deep; each costs as much as the first).
         decay: weight of a step's loss over that of the step before (upstream: 0.8).
         attention_heads, kv_heads, intermediate, rope_base, norm_eps: shape of a layer; the target's own where None.
-        draft_vocabulary: how many of the target's tokens it can draft, all if None. Which these are is a buffer of the
-            same name [count], saved with the head; in a new head they are the first, in an imported one those of its
-            file. The others are never proposed.
+        head_dim, rope_scaling: width of an attention head and stretched positions, see ``LayerShape``.
+        layer_ids: which three of the target's states are fused, each the input of that layer; see ``fused_layers``.
+        norm_before_residual: whether the first layer's residual path carries the normed state.
+        biases: linear layers that have one, such as ``fc`` and ``midlayer.self_attn.q_proj``.
 
     Raises:
-        KoalaBenchError: there are no layers, no steps, no tokens to draft or more than the target has.
+        KoalaBenchError: there are no layers, no steps, or no such three layers.
     """
 
     max_depth = UNBOUNDED
 
-    draft_vocabulary: torch.Tensor | None
-
     def __init__(
         self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None, kv_heads: int | None = None,
-        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None, draft_vocabulary: int | None = None,
+        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
+        head_dim: int | None = None, rope_scaling: Mapping[str, Any] | None = None, layer_ids: Sequence[int] | None = None,
+        norm_before_residual: bool = False, biases: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         for name, count in (("layers", layers), ("steps", steps)):
             if count < 1:
                 raise KoalaBenchError(f"EAGLE-3's number of {name} is {count}.", "It must be at least 1.")
-        drafted = spec.vocab_size if draft_vocabulary is None else draft_vocabulary
-        if type(drafted) is not int or not 1 <= drafted <= spec.vocab_size:
-            raise KoalaBenchError(
-                f"EAGLE-3's draft_vocabulary is {drafted!r}.",
-                f"It must be a number of tokens from 1 to the target's {spec.vocab_size}.",
-            )
-        self.features = fused_layers(spec.layers)
+        usual = fused_layers(spec.layers)
+        self.features = usual if layer_ids is None else (*_checked(layer_ids, spec.layers), -1)
+        self.own_layers = self.features != usual
         self.steps, self.decay = steps, decay
         self.pick: Pick = best
         self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
+        self.shape = replace(self.shape, head_width=head_dim, rope_scaling=rope_scaling)
         width = self.shape.width
         self.fc = nn.Linear(_FUSED * width, width, bias=False)
-        self.midlayer = PairLayer(*self.shape.sizes)
+        self.midlayer = PairLayer(*self.shape.sizes, norm_before_residual)
         self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes) for _ in range(layers - 1))
+        for name in biases:
+            linear = self.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            linear.bias = nn.Parameter(torch.zeros(linear.out_features))
         self.norm = RMSNorm(width, self.shape.eps)
-        self.lm_head = nn.Linear(width, drafted, bias=False)
+        self.lm_head = nn.Linear(width, spec.drafted, bias=False)
         with torch.no_grad():
-            self.lm_head.weight.copy_(spec.output_weight.detach()[:drafted])
-        self.register_buffer("draft_vocabulary", None if draft_vocabulary is None else torch.arange(drafted))
-        self.register_load_state_dict_pre_hook(_check_draft_vocabulary)
+            self.lm_head.weight.copy_(spec.output_weight.detach())
         # The target's own embedding, held where neither state_dict() nor parameters() finds it.
-        self._embed, self._vocab_size = spec.embed, spec.vocab_size
+        self._embed, self._spec = spec.embed, spec
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
 
@@ -173,17 +182,7 @@ class Eagle3(nn.Module):
         return out
 
     def _scores(self, states: torch.Tensor) -> torch.Tensor:
-        return self._spread(self.lm_head(self.norm(states)))
-
-    def _spread(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [rows, draft vocabulary] among all tokens of the target [rows, vocab_size]; what it cannot draft is
-        impossible.
-        """
-        if self.draft_vocabulary is None:
-            return scores
-        return scores.new_full((scores.shape[0], self._vocab_size), -torch.inf).index_copy(
-            1, self.draft_vocabulary, scores
-        )
+        return self._spec.spread(self.lm_head(self.norm(states)))
 
     # ------------------------------------------------------------------------------ training
 
@@ -200,7 +199,7 @@ class Eagle3(nn.Module):
         """
         tokens = ids.shape[1]
         x = self._fused(hidden)
-        positions = rotary_table(tokens + self.steps, self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
+        positions = self.shape.rotary(tokens + self.steps, x)
         kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
         outs = []
         for step in range(self.steps):
@@ -225,7 +224,8 @@ class Eagle3(nn.Module):
         tokens = batch.ids.shape[1]
         # Behind a row's last token stands padding, which has no state worth predicting from.
         counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
-        targets, likeliest = self._wanted(batch.target_probabilities.flatten(0, 1))
+        whole = batch.target_probabilities.flatten(0, 1)
+        targets, likeliest = self._spec.within(whole), self._spec.labels(whole.argmax(-1))
         total = outs[0].new_zeros((), dtype=own)
         parts: dict[str, torch.Tensor] = {}
         predictions = []
@@ -240,50 +240,5 @@ class Eagle3(nn.Module):
             )
             total = total + self.decay**step * loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(
-                Prediction(
-                    depth,
-                    rows,
-                    feature,
-                    self._spread(scored) if isinstance(scored, torch.Tensor) else _then(scored, self._spread),
-                )
-            )
+            predictions.append(Prediction(depth, rows, feature, spread(scored, self._spec.spread)))
         return HeadLoss(total, parts, tuple(predictions))
-
-    def _wanted(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What to learn of the target's distributions [rows, vocab_size]: [rows, draft vocabulary], and the likeliest
-        token's place in it or -1.
-        """
-        likeliest = targets.argmax(-1)
-        if self.draft_vocabulary is None:
-            return targets, likeliest
-        places = likeliest.new_full((self._vocab_size,), -1)
-        places[self.draft_vocabulary] = torch.arange(len(self.draft_vocabulary), device=places.device)
-        known = places[likeliest]
-        inside = targets[:, self.draft_vocabulary]
-        # Where the likeliest token is outside, there may be next to nothing to divide by, and nothing is learnt.
-        share = torch.where(known >= 0, inside.sum(-1), torch.inf)
-        return inside / share[:, None], known
-
-
-def _check_draft_vocabulary(head: Eagle3, state: dict[str, torch.Tensor], prefix: str, *others: Any) -> None:
-    """Have ``load_state_dict`` refuse ids that are no places of different tokens: what is scored by them would fail, or
-    be lost.
-    """
-    ids = state.get(f"{prefix}draft_vocabulary")
-    if ids is None or head.draft_vocabulary is None:
-        return  # missing or too many, which is found without us
-    faults = others[-1]
-    if ids.dtype not in (torch.int64, torch.int32):
-        faults.append(f"draft_vocabulary is of {ids.dtype}, no whole numbers.")
-    elif outside := int(((ids < 0) | (ids >= head._vocab_size)).sum()):
-        faults.append(f"draft_vocabulary holds {outside} ids outside of the target's {head._vocab_size} tokens.")
-    elif len(ids.unique()) < ids.numel():
-        faults.append("draft_vocabulary holds an id more than once.")
-
-
-def _then(
-    compute: Callable[[slice], torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[slice], torch.Tensor]:
-    """What computes the one of a slice of the rows and changes it then."""
-    return lambda rows: change(compute(rows))

@@ -26,7 +26,7 @@ from torch import nn
 from heads.common.drafting import Drafter, Memory, Scored, Text
 from heads.common.growth import Grown
 from heads.common.layers import DecoderLayer, LayerShape, RMSNorm, rotary_table
-from heads.common.losses import token_loss
+from heads.common.losses import spread, token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -120,7 +120,7 @@ class Hydra(nn.Module):
         self.heads = nn.ModuleList(_Head(spec.output_weight.detach(), head + 1, layers) for head in range(heads))
         self.prefix = _Prefix(spec) if prefix else None
         # The target's own, held where neither state_dict() nor parameters() finds it.
-        self._embed, self._vocab_size = spec.embed, spec.vocab_size
+        self._embed, self._spec = spec.embed, spec
         self._drafter = Drafter(self, spec)
         self._text: Text | None = None
 
@@ -134,7 +134,7 @@ class Hydra(nn.Module):
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; only the prefix layer remembers one."""
         like = self._head(0).output.weight
-        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        template.check(depth=self.max_depth, candidates=self._spec.drafted)
         prefix = self.prefix
 
         def empty(rows: int) -> Memory:
@@ -177,8 +177,7 @@ class Hydra(nn.Module):
 
     def _scores(self, head: int, known: torch.Tensor) -> torch.Tensor:
         guesser = self._head(head)
-        scores: torch.Tensor = guesser.output(guesser.feature(known))
-        return scores
+        return self._spec.spread(guesser.output(guesser.feature(known)))
 
     # ------------------------------------------------------------------------------ training
 
@@ -193,8 +192,9 @@ class Hydra(nn.Module):
         states = (hidden if self.prefix is None else self.prefix(hidden)).flatten(0, 1)
         embedded = self._embed(batch.ids).to(own).flatten(0, 1)
         ids = batch.ids.flatten()
-        targets = batch.target_probabilities.flatten(0, 1) if self.labels == "target" else None
-        likeliest = None if targets is None else targets.argmax(-1)
+        whole = batch.target_probabilities.flatten(0, 1) if self.labels == "target" else None
+        targets = None if whole is None else self._spec.within(whole)
+        likeliest = None if whole is None else self._spec.labels(whole.argmax(-1))
         total = states.new_zeros((), dtype=own)
         parts: dict[str, torch.Tensor] = {}
         predictions = []
@@ -206,11 +206,11 @@ class Hydra(nn.Module):
             known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
             feature = guesser.feature(known)
             if targets is None or likeliest is None:
-                labels = best_guesses = ids[rows + ahead]
+                labels = best_guesses = self._spec.labels(ids[rows + ahead])
             else:
                 labels, best_guesses = targets[rows + depth], likeliest[rows + depth]
-            loss, right, scored = token_loss(guesser.output, feature, labels, best_guesses, self._vocab_size, own)
+            loss, right, scored = token_loss(guesser.output, feature, labels, best_guesses, self._spec.drafted, own)
             total = total + loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, scored))
+            predictions.append(Prediction(depth, rows, feature, spread(scored, self._spec.spread)))
         return HeadLoss(total, parts, tuple(predictions))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.common.growth import Grown, draft, levels_of
-from heads.common.losses import token_loss
+from heads.common.losses import spread, token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
@@ -47,7 +47,7 @@ class Medusa(nn.Module):
         self.output_weight = (
             nn.Parameter(spec.output_weight.detach().float().cpu().repeat(heads, 1, 1)) if own_output else None
         )
-        self._output, self._vocab_size = spec.output, spec.vocab_size
+        self._spec = spec
         self._guess = spec.record(self._guessing, ((),))
         self._record = spec.record
         self._fill: dict[TreeTemplate, Pass] = {}  # whole drafts, by their trees
@@ -64,7 +64,7 @@ class Medusa(nn.Module):
         """Prepare for a tree; Medusa remembers nothing of the sequence itself."""
         if template is self._template:
             return
-        template.check(depth=self.max_depth, candidates=self._vocab_size)
+        template.check(depth=self.max_depth, candidates=self._spec.drafted)
         self._template = template
         device = self.block_weight.device
         self._levels = levels_of(template, device)
@@ -104,8 +104,10 @@ class Medusa(nn.Module):
         for weight, bias in zip(self.block_weight[:, :depth], self.block_bias[:, :depth], strict=True):
             x = x + F.silu(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
         if self.output_weight is None:
-            return self._output(x[:, 0])
-        return torch.stack([F.linear(row, weight) for row, weight in zip(x[:, 0], self.output_weight, strict=False)])
+            return self._spec.output(x[:, 0])
+        return self._spec.spread(
+            torch.stack([F.linear(row, weight) for row, weight in zip(x[:, 0], self.output_weight, strict=False)])
+        )
 
     def read(self, new: Committed) -> torch.Tensor:
         """Scores of all depths at once; the first are those of the root's children."""
@@ -132,11 +134,11 @@ class Medusa(nn.Module):
             wanted = torch.zeros_like(batch.supervised)
             wanted[:, :-ahead] = batch.supervised[:, ahead:]
             rows = wanted.flatten().nonzero()[:, 0]
-            labels = batch.ids.flatten()[rows + ahead]
+            labels = self._spec.labels(batch.ids.flatten()[rows + ahead])
             feature = self.blocks(hidden.flatten(0, 1)[rows], head)
-            score = self._output if output_weight is None else partial(F.linear, weight=output_weight)
-            loss, right, scored = token_loss(score, feature, labels, labels, self._vocab_size, torch.float32)
+            score = self._spec.score if output_weight is None else partial(F.linear, weight=output_weight)
+            loss, right, scored = token_loss(score, feature, labels, labels, self._spec.drafted, torch.float32)
             total = total + loss
             parts |= {f"cross_entropy_{head + 1}": loss.detach(), f"top1_{head + 1}": right}
-            predictions.append(Prediction(head + 1, rows, feature, scored))
+            predictions.append(Prediction(head + 1, rows, feature, spread(scored, self._spec.spread)))
         return HeadLoss(total, parts, tuple(predictions))

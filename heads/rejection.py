@@ -105,7 +105,8 @@ class Rejection(nn.Module):
                 return -accepted.clamp(min=_LEAST).log().sum(), accepted.sum(), accepted.new_zeros(())
             divergence = accepted.new_zeros(())
             if self.kind == "hybrid":
-                divergence = (torch.xlogy(p, p) - p * log_q).sum()
+                kept = log_q.isfinite()  # what a draft vocabulary leaves out has no logarithm
+                divergence = torch.where(kept, torch.xlogy(p, p) - p * log_q.where(kept, 0.0), 0.0).sum()
             return (1 - accepted).sum(), accepted.sum(), divergence
 
         parts = slices(len(prediction.rows), self._vocab_size)

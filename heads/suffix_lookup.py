@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from heads.common.continuations import drafted
+from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
 from koala_bench.tree import DraftTree, Template
 
@@ -90,16 +91,23 @@ class SuffixAutomaton:
 
 
 class SuffixLookup(nn.Module):
-    """Proposes what followed the longest suffix of prompt and answer that stood there before."""
+    """Proposes what followed the longest suffix of prompt and answer that stood there before.
+
+    Args:
+        least: tokens of the shortest suffix that counts; a longer one is rarer and mostly right. SAM decoding asks a
+            draft head where the match is shorter than 5.
+    """
 
     features = (-1,)
     max_depth = 64
     dynamic = True
     usual_tree = "chain-7"  # what followed once mostly follows again: depth pays more than breadth
 
-    def __init__(self, spec: TargetSpec) -> None:
+    def __init__(self, spec: TargetSpec, least: int = 1) -> None:
         super().__init__()
-        self._device = spec.device
+        if least < 1:
+            raise KoalaBenchError(f"The head's least is {least}.", "It must be at least 1.")
+        self.least, self._device = least, spec.device
         self._paths: tuple[tuple[int, ...], ...] | None = None
 
     def begin(self, template: Template, capacity: int) -> None:
@@ -114,8 +122,10 @@ class SuffixLookup(nn.Module):
             self._automaton.append(token)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed their longest suffix; the root alone where it is new."""
+        """Read the settled tokens, then propose what followed their longest suffix; the root alone where that is shorter than
+        ``least``.
+        """
         assert self._paths is not None, "begin() comes before draft()"
         self.prefill(new)
-        places = dict.fromkeys(place for _, place in self._automaton.matches())
+        places = dict.fromkeys(place for length, place in self._automaton.matches() if length >= self.least)
         return drafted(self._automaton.text, list(places)[:_PLACES], self._paths, self._device)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from koala_bench.common.draft_vocabulary import DraftVocabulary
 from koala_bench.tree import DraftTree, Template
 
 Pass = Callable[..., Any]  # of tensors, numbers and None
@@ -43,8 +44,9 @@ class TargetSpec:
         hidden_size, vocab_size, layers, max_positions: sizes of the target; the first is the width of its last states,
             which some families make narrower than those of their layers.
         embed: ids [...] -> embeddings [..., hidden_size].
-        output: states [..., hidden_size] -> logits [..., vocab_size], the whole of what follows the final norm.
-        output_weight: weight of the output layer [vocab_size, hidden_size], to start from.
+        output: states [..., hidden_size] -> logits [..., vocab_size], the whole of what follows the final norm; -inf
+            for what is not drafted.
+        output_weight: weight of the output layer [drafted, hidden_size], to start from.
         config: Hugging Face configuration of the target, of the language model where that is a part of it.
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
@@ -55,6 +57,11 @@ class TargetSpec:
             writes into them or because they are large.
         fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA
             graphs need; numbers are then handed to it as tensors [] on the device.
+        draft_vocabulary: the tokens that the head is to draft; all of them where None. A head that scores through
+            ``output`` need not know of it. One with an output layer of its own gives that ``drafted`` rows, and its
+            scores to ``spread``.
+        scores: states [..., hidden_size] -> logits [..., drafted], for losses: ``output`` before it is spread.
+        cut: makes the same for the draft vocabulary of these ids, int64 [drafted].
     """
 
     hidden_size: int
@@ -70,6 +77,32 @@ class TargetSpec:
     tokenizer: PreTrainedTokenizerBase | None = None
     record: Record = as_it_is
     fixed_shapes: bool = False
+    draft_vocabulary: DraftVocabulary | None = None
+    scores: Callable[[torch.Tensor], torch.Tensor] | None = None
+    cut: Callable[[torch.Tensor], TargetSpec] | None = None
+
+    @property
+    def drafted(self) -> int:
+        """Number of tokens that can be drafted."""
+        return self.vocab_size if self.draft_vocabulary is None else len(self.draft_vocabulary)
+
+    def spread(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [..., drafted] of an output layer of the head's own among all tokens [..., vocab_size]."""
+        return scores if self.draft_vocabulary is None else self.draft_vocabulary.spread(scores)
+
+    def score(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., drafted] of final states [..., hidden_size]."""
+        return (self.scores or self.output)(states)
+
+    def labels(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [...] by their places among those drafted, -1 for the others."""
+        return tokens if self.draft_vocabulary is None else self.draft_vocabulary.places(tokens)
+
+    def within(self, targets: torch.Tensor) -> torch.Tensor:
+        """What a head has to learn of the target's distributions [rows, vocab_size]: [rows, drafted], see
+        ``DraftVocabulary``.
+        """
+        return targets if self.draft_vocabulary is None else self.draft_vocabulary.within(targets)
 
 
 @dataclass(frozen=True)
@@ -225,6 +258,19 @@ def read_prompt(head: DraftHead, prompt: Committed) -> Committed:
         return prompt
     head.prefill(replace(prompt, tokens=prompt.tokens[:last], hidden=prompt.hidden[:last]))
     return Committed(prompt.tokens[last:], prompt.hidden[last:], prompt.position + last)
+
+
+@runtime_checkable
+class ObservingHead(DraftHead, Protocol):
+    """A draft head that learns from what the target says while it decodes."""
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """See the target's logits [nodes, vocab_size] at the nodes of a tree that was verified, of the accepted nodes and
+        of all others.
+
+        Called after each verification, before the next ``draft``; its time counts as drafting. Both arguments are to be
+        left as they are, and nothing of them may be kept without a copy: the next pass may write there.
+        """
 
 
 @runtime_checkable

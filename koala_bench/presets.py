@@ -9,14 +9,24 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from koala_bench.common.choices import did_you_mean
 from koala_bench.common.reading import first_problem
@@ -25,24 +35,42 @@ from koala_bench.registry import HEADS, OBJECTIVES, installed, load
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_LATER = "added later"
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_serializer(mode="wrap")
+    def _without_unset(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields marked as later ones where nobody sets them: a preset's hash outlives what is added to it."""
+        later = {name for name, field in type(self).model_fields.items() if _LATER in field.metadata}
+        found: dict[str, Any] = values(self)
+        return {
+            key: value
+            for key, value in found.items()
+            if key not in later or getattr(self, key) != type(self).model_fields[key].get_default()
+        }
+
 
 class TargetPreset(_Strict):
     """The model whose output must not change."""
 
-    name: str  # hub id, folder, or a bundled target
+    name: str  # hub id, folder, a bundled target, or a GGUF file, see koala_bench.engine.loading.gguf
+    weights_sha256: str = ""  # of the GGUF file that the preset was made for; another one is refused
     revision: str | None = None
+    # A name of fschat's, tokenizer for its own, or auto for that where there is one.
     chat_template: str = "vicuna_v1.1"
+    template_options: Annotated[dict[str, Any], _LATER] = {}  # arguments of its own template, such as enable_thinking
+    template_date: Annotated[date | None, _LATER] = (
+        None  # told to a template that asks for today's; a fixed day if None
+    )
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
     engine: str = "auto"
-    threads: Positive | None = None  # of the CPU while decoding; see koala_bench.engine.target.pick_threads
+    threads: Positive | None = None  # of the CPU while decoding; see koala_bench.engine.devices.pick_threads
 
 
 class DataPreset(_Strict):
@@ -69,7 +97,8 @@ class TrainingPreset(_Strict):
     clip_norm: Rate = 1.0
     # Accelerate's mixed precision; auto: what this machine does faster, see koala_bench.training.precision.
     precision: Literal["auto", "no", "bf16"] = "auto"
-    stored_states: bool = False  # the target's states are written to disk once, in half precision, and read from there
+    # The target's states are written to disk once, in half precision, and read from there.
+    stored_states: Annotated[bool, _LATER] = False
     held_out_evaluations: Positive = 4
     checkpoint_every: Positive = 100
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -82,6 +111,14 @@ class TypicalPreset(_Strict):
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
 
 
+class FirstPreset(_Strict):
+    """A head with nothing to train that is asked before a method's own, see ``koala_bench.decoding.hybrid``."""
+
+    head: str
+    options: dict[str, Any] = {}
+    tree: str
+
+
 class MethodPreset(_Strict):
     """A head with its options, its objective and its tree."""
 
@@ -91,10 +128,23 @@ class MethodPreset(_Strict):
     objective: str | None = None
     objective_options: dict[str, Any] = {}
     tree: str
+    draft_vocabulary: Positive | None = (
+        None  # how many of the target's tokens it can draft, the commonest of the training answers; all by default
+    )
     learning_rate: Rate | None = None
     head_of: str | None = None  # another method whose trained head this one decodes with
+    first: FirstPreset | None = None  # drafts where it proposes something; the method's own head does elsewhere
     typical: TypicalPreset | None = None
     usual: bool = True  # whether a run takes it that names no methods
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is not set: hashes of presets and of trained heads are older than it."""
+        values: dict[str, Any] = serialise(self)
+        for name in ("first", "draft_vocabulary"):
+            if getattr(self, name) is None:
+                values.pop(name, None)
+        return values
 
 
 class EvaluationPreset(_Strict):
@@ -109,6 +159,7 @@ class EvaluationPreset(_Strict):
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # 0 is greedy
     top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    stop: Annotated[tuple[str, ...], _LATER] = ()  # texts that end an answer, besides what ends one anyhow
 
     @model_validator(mode="after")
     def _cut_of_a_distribution(self) -> Self:
@@ -149,17 +200,35 @@ class Preset(_Strict):
         return resolved_sha256(self.model_dump(mode="json"))
 
     def method(self, name: str) -> MethodPreset:
-        """One method by name.
+        """One method by name; ``NAME+vocab8k`` is NAME's head, cut to the 8,192 commonest tokens of its training
+        answers.
 
         Raises:
-            KoalaBenchError: the preset has no such method.
+            KoalaBenchError: the preset has no such method, or the head is of a cut vocabulary already.
         """
+        if name not in self.methods and (cut := cut_of(name)) is not None:
+            owner = self.method(cut[0])
+            if owner.draft_vocabulary is not None:
+                raise KoalaBenchError(
+                    f"The head of {cut[0]} drafts {owner.draft_vocabulary:,} tokens already.",
+                    "Cut a head of the whole vocabulary.",
+                )
+            return owner.model_copy(update={"head_of": owner.head_of or cut[0], "draft_vocabulary": cut[1]})
         if name not in self.methods:
             known = ["vanilla", *self.methods]
             raise KoalaBenchError(
                 f"Unknown method '{name}'.", did_you_mean(name, known, f"The preset has: {', '.join(known)}.")
             )
         return self.methods[name]
+
+
+_CUT = re.compile(r"(?P<base>.+)\+vocab(?P<count>[1-9]\d{0,8})(?P<thousands>k?)")
+
+
+def cut_of(name: str) -> tuple[str, int] | None:
+    """Base method and number of tokens of a method called ``BASE+vocabN`` or ``BASE+vocabNk``; None for other names."""
+    found = _CUT.fullmatch(name)
+    return None if found is None else (found["base"], int(found["count"]) * (1024 if found["thousands"] else 1))
 
 
 _OF_TRAINING = ("head", "layers", "options", "objective", "objective_options", "learning_rate")
@@ -174,11 +243,20 @@ def _with_head_of(name: str, method: Any, methods: dict[str, Any]) -> Any:
     own = {key: owner[key] for key in _OF_TRAINING if key in owner}
     if other := [key for key in _OF_TRAINING if key in method and method[key] != own.get(key)]:
         raise ValueError(f"{name} decodes with the head of {method['head_of']} and has another {other[0]}")
-    return {**own, "tree": owner.get("tree"), **method}
+    drafted = owner.get("draft_vocabulary")
+    if drafted is not None and method.get("draft_vocabulary", drafted) != drafted:
+        raise ValueError(f"{name} cuts the vocabulary of {method['head_of']}, whose head was trained on a cut one")
+    return {**own, "tree": owner.get("tree"), "draft_vocabulary": drafted, **method}
 
 
 # Where files lie is this machine's business: the hashes of target, questions and training data are in the record.
-_PLACES = {("quick",), ("target", "name"), ("data", "source"), ("evaluation", "questions")}
+_PLACES = {
+    ("quick",),
+    ("target", "name"),
+    ("target", "weights_sha256"),
+    ("data", "source"),
+    ("evaluation", "questions"),
+}
 
 
 def resolved_sha256(resolved: dict[str, Any]) -> str:
@@ -230,7 +308,12 @@ def with_heads(
     methods, called = dict(preset.methods), []
     for name in names:
         place, colon, rest = name.rpartition(":")
-        if name == "vanilla" or name in preset.methods or not (colon or _is_head(preset, rest.partition("+")[0])):
+        if (
+            name == "vanilla"
+            or name in preset.methods
+            or cut_of(name)
+            or not (colon or _is_head(preset, rest.partition("+")[0]))
+        ):
             called.append(name)  # whether it is known is asked later
             continue
         base, plus, objective = rest.partition("+")
@@ -267,7 +350,9 @@ def _added(
     alike = [method for method in preset.methods.values() if method.objective == objective]
     if layers is None and "layers" in inspect.signature(cls).parameters:
         layers = Counter(method.layers for method in alike).most_common(1)[0][0] if alike else None
-    usual = [tree for tree, _ in Counter(method.tree for method in preset.methods.values()).most_common(1)]
+    # Of those that a run takes anyhow, if there are any: rivals that a preset also lists must not change the default.
+    common = [method.tree for method in preset.methods.values() if method.usual]
+    usual = [tree for tree, _ in Counter(common or [each.tree for each in preset.methods.values()]).most_common(1)]
     depth = getattr(cls, "max_depth", None)  # heads that only know it once they are made must fit the usual tree
     if not usual or (isinstance(depth, int) and load_template(usual[0]).depth > depth):
         usual = ["x".join(["3", *"1" * ((depth if isinstance(depth, int) else 2) - 1)])]

@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from koala_bench.engine.target import DTYPES, Target, load_target
+from koala_bench.engine.devices import DTYPES
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 
 _LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 

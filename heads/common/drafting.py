@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from heads.common.growth import UNBOUNDED, Grown, Levels, draft, expanded, fill, levels_of
-from heads.common.layers import LayerShape, rotary_table
+from heads.common.layers import LayerShape
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.engine.cache import hiding
 from koala_bench.heads import Committed, TargetSpec
@@ -53,9 +53,7 @@ class Memory:
         buffers = torch.zeros(
             layers, 2, 1, shape.kv_heads, capacity, shape.head_dim, dtype=like.dtype, device=like.device
         )
-        return cls(
-            buffers, rotary_table(capacity + UNBOUNDED, shape.head_dim, shape.rope_base, like.device, like.dtype), 0
-        )
+        return cls(buffers, shape.rotary(capacity + UNBOUNDED, like), 0)
 
     def fits(self, capacity: int, dtype: torch.dtype) -> bool:
         """Whether there are as many rows, in this dtype."""

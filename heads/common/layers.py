@@ -6,12 +6,15 @@ EAGLE checkpoints fit. They keep no state: the caller owns the key and value row
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from koala_bench.engine.cache import written
 from koala_bench.heads import TargetSpec
@@ -23,7 +26,12 @@ Unrolled = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Sizes of a target's decoder layers, for heads whose layers are of the same shape."""
+    """Sizes of a target's decoder layers, for heads whose layers are of the same shape.
+
+    Attributes:
+        head_width: of one attention head; the width by the number of heads if None.
+        rope_scaling: how rotary positions are stretched, as a configuration of transformers says it; plain if None.
+    """
 
     width: int
     heads: int
@@ -31,6 +39,8 @@ class LayerShape:
     intermediate: int
     eps: float
     rope_base: float
+    head_width: int | None = None
+    rope_scaling: Mapping[str, Any] | None = None
 
     @classmethod
     def of(
@@ -51,11 +61,16 @@ class LayerShape:
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head; all heads together are as wide as the layer, or a little wider where their width
-        would be odd, which has no halves to rotate.
+        """Width of an attention head. Where it is not given, all heads together are as wide as the layer, or a little wider
+        where their width would be odd, which has no halves to rotate.
         """
         width = self.width // self.heads
-        return width + width % 2
+        return self.head_width or width + width % 2
+
+    def rotary(self, positions: int, like: torch.Tensor) -> torch.Tensor:
+        """Cosines and sines for these layers, [2, positions, head_dim], in the dtype and on the device of ``like``."""
+        found = rotary_table(positions, self.head_dim, self.rope_base, like.device, torch.float32, self.rope_scaling)
+        return found.to(like.dtype)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, float]:
@@ -81,12 +96,26 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def rotary_table(positions: int, dim: int, base: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Cosines and sines of rotary position embedding (Su et al. 2021), [2, positions, dim]."""
-    frequencies = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+def rotary_table(
+    positions: int,
+    dim: int,
+    base: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    scaling: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """Cosines and sines of rotary position embedding (Su et al. 2021), [2, positions, dim], stretched as transformers does
+    it.
+    """
+    frequencies, factor = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim), 1.0
+    if scaling is not None:
+        config = LlamaConfig(
+            hidden_size=dim, num_attention_heads=1, head_dim=dim, rope_parameters={**scaling, "rope_theta": base}
+        )
+        frequencies, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, device)
     angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies)
     angles = torch.cat([angles, angles], dim=-1)
-    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+    return (torch.stack([angles.cos(), angles.sin()]) * factor).to(dtype)
 
 
 def _rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -215,11 +244,21 @@ class PairLayer(nn.Module):
     """A decoder layer that attends from pairs of a token's embedding and a state, each with a norm of its own, as
     EAGLE-3's does.
 
-    Only the state goes on along the residual path.
+    Only the state goes on along the residual path, as it came or, with ``norm_before_residual``, normed.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, eps: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        intermediate: int,
+        eps: float,
+        norm_before_residual: bool = False,
+    ) -> None:
         super().__init__()
+        self.norm_before_residual = norm_before_residual
         self.self_attn = Attention(width, heads, kv_heads, head_dim, sources=2)
         self.mlp = GatedMLP(width, intermediate)
         self.hidden_norm = RMSNorm(width, eps)
@@ -233,7 +272,8 @@ class PairLayer(nn.Module):
         """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new,
         width].
         """
-        pair = torch.cat([self.input_layernorm(embedded), self.hidden_norm(x)], dim=-1)
-        x = x + self.self_attn(pair, table, rows, start, mask, steps)
+        normed = self.hidden_norm(x)
+        pair = torch.cat([self.input_layernorm(embedded), normed], dim=-1)
+        x = (normed if self.norm_before_residual else x) + self.self_attn(pair, table, rows, start, mask, steps)
         added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return added

@@ -12,6 +12,12 @@ from koala_bench.cli.app import REPRODUCE, command
 from koala_bench.cli.options import PASS, Shared
 
 
+def named_folder(given: Path | None) -> Path | None:
+    """The folder of --data-dir, or the one that the environment names; None without."""
+    named = os.environ.get("KOALA_BENCH_DATA")
+    return given or (Path(named) if named else None)
+
+
 @command(REPRODUCE, "data_dir")
 def data(
     options: Shared,
@@ -24,8 +30,7 @@ def data(
     """
     from koala_bench.dialogues.downloads import DATASETS, fetch, status
 
-    named = os.environ.get("KOALA_BENCH_DATA")
-    folder = options.data_dir or (Path(named) if named else None)
+    folder = named_folder(options.data_dir)
     if names or everything:
         for path in fetch([dataset.name for dataset in DATASETS] if everything else list(names or ()), folder):
             print(path)
@@ -41,20 +46,23 @@ def data(
         print("Set --data-dir or KOALA_BENCH_DATA to the folder that holds them.")
 
 
-@command(REPRODUCE, *PASS)
+@command(REPRODUCE, *PASS, "data_dir", "seed")
 def distill(
     options: Shared,
     out: Annotated[Path, typer.Option("--out", help="File of conversations to write: .jsonl, or .jsonl.gz.")],
     source: Annotated[
         str,
         typer.Option(
-            "--source", help="Whose questions: 'documentation' of installed packages, or a file of conversations."
+            "--source",
+            help="Whose questions: 'documentation' of installed packages, a file of conversations, or 'self'.",
         ),
     ] = "documentation",
     train: Annotated[int, typer.Option("--limit", min=1, help="Number of dialogues to answer.")] = 4000,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")] = 256,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts answered at once.")] = 32,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Prompts answered at once: 32, of 'self' 64 by default.")
+    ] = None,
     turns: Annotated[
         int | None,
         typer.Option(
@@ -67,12 +75,24 @@ def distill(
     """Let the target answer the questions of conversations itself, greedily: training data for its heads.
 
     Example: `koala-bench distill --out answers.jsonl`, then `koala-bench train --set data.source=answers.jsonl`.
-    Interrupted, the same command goes on.
+    With `--source self` the target writes the questions too, sampled from its own chat template, two turns unless
+    --turns says otherwise; none of them repeats a question file of the data folder. Interrupted, the same command goes
+    on; OUT.parts can be trained on meanwhile. Several processes (`torchrun --nproc-per-node 2 -m koala_bench.cli
+    distill ...`) share out the dialogues.
     """
-    from koala_bench.dialogues.distillation import DistillOptions, distill
+    from koala_bench.dialogues.distilling.answers import DistillOptions, distill
+    from koala_bench.dialogues.distilling.files import SELF, distill_self
+    from koala_bench.dialogues.distilling.questions import evaluation_files
+    from koala_bench.dialogues.distilling.sampling import SelfOptions
     from koala_bench.pretraining.corpus import read_source
     from koala_bench.training.experiment import load_preset_target
 
-    target, template = load_preset_target(options.resolved())
-    wanted = DistillOptions(train, held_out, max_new_tokens, rows, turns)
-    print(distill(target, template, read_source(source), out, wanted))
+    chosen = options.resolved()
+    target, template = load_preset_target(chosen)
+    if source == SELF:
+        alone = SelfOptions(chosen.training.seed, turns or 2, max_new_tokens, rows or 64)
+        evaluation = evaluation_files(named_folder(options.data_dir))
+        print(distill_self(target, template, out, alone, train, held_out, evaluation))
+        return
+    wanted = DistillOptions(train, held_out, max_new_tokens, rows or 32, turns)
+    print(distill(target, template, read_source(source, template), out, wanted))

@@ -53,18 +53,18 @@ def export(
         Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    layout: Annotated[str, typer.Option("--layout", help="official, or vllm.")] = "official",
+    layout: Annotated[str, typer.Option("--layout", help="official, vllm or sglang.")] = "official",
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default."),
     ] = None,
 ) -> None:
-    """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa or EAGLE-1
-    as vLLM does.
+    """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa, EAGLE-1
+    or EAGLE-3 as vLLM does, or of EAGLE-3 as SGLang does.
 
     Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
     """
-    from koala_bench.engine.target import pick_dtype
+    from koala_bench.engine.devices import pick_dtype
     from koala_bench.interop.layouts import LAYOUTS, export_head
     from koala_bench.training.experiment import load_preset_target
 

@@ -84,6 +84,7 @@ def profile(
     from koala_bench.dialogues.encoding import encode_prompt
     from koala_bench.dialogues.questions import bundled_questions, read_questions
     from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.planning.draft_reads import draft_reads, reads_in_words
     from koala_bench.training.experiment import load_preset_target
 
     chosen = options.resolved()
@@ -91,11 +92,13 @@ def profile(
     assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
     prompts = [
-        encode_prompt(template, target.tokenizer, question.turns[:1])
+        encode_prompt(template, target.tokenizer, question.asked())
         for question in select_questions(read_questions(bundled_questions()), 1)
     ]
     with target.computing():
         text = in_words(measure(target, ready, prompts, tokens), target)
+    if reads := reads_in_words(draft_reads(chosen, [method.name for method in ready], target.model.config)):
+        text = f"{text}\n\n{reads}"
     if out is not None:
         write_text(out, text + "\n")
     print(text)
@@ -135,7 +138,7 @@ def batches(
     assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
     questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
-    prompts = [encode_prompt(template, target.tokenizer, question.turns[:1]) for question in questions]
+    prompts = [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
     with target.computing():
         speeds = batch_speeds(target, ready, prompts, counts, tokens, rounds)
     text = in_words(speeds)

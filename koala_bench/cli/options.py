@@ -64,7 +64,9 @@ class Shared:
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", help="Hub id or folder of any causal LM, in place of the preset's.", rich_help_panel=_MODEL
+            "--target",
+            help="Any causal LM in place of the preset's: hub id, folder, FILE.gguf, or package:MODULE/FILE.gguf.",
+            rich_help_panel=_MODEL,
         ),
     ] = None
     device: Annotated[
@@ -106,7 +108,10 @@ class Shared:
         str | None,
         typer.Option(
             "--questions",
-            help="bundled, a name such as mt_bench in the data folder, or a file in MT-bench's format.",
+            help=(
+                "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the first to"
+                " be had."
+            ),
             rich_help_panel=_QUESTIONS,
         ),
     ] = None
@@ -148,6 +153,14 @@ class Shared:
             rich_help_panel=_QUESTIONS,
         ),
     ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            help="A text that ends an answer, besides the target's and the template's; may be repeated.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = None
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -181,25 +194,38 @@ class Shared:
     def resolved(self) -> Preset:
         """The preset with the options' values in place; an option wins over --quick, --set over both.
 
+        Another target is not the file that the preset pins, and brings its own chat template, but where a preset of the
+        user's own names one.
+
         Raises:
             KoalaBenchError: see ``load_preset``.
         """
         given = [(key, getattr(self, field)) for field, key in _KEYS.items()]
-        overrides = [f"{key}={_toml(value)}" for key, value in given if value is not None]
+        overrides = [f"{key}={_toml(value)}" for key, value in given if value not in (None, [])]
         own = {"layers": self.layers, "tree": self.tree}
         of_methods = [f"{key}={_toml(value)}" for key, value in own.items() if value is not None]
         for method in load_preset(self.preset).methods if of_methods else ():
             overrides += [f'methods."{method}".{assignment}' for assignment in of_methods]
-        return load_preset(self.preset, [*overrides, *(self.settings or [])], self.quick)
+        settings = self.settings or []
+        if self.target is not None:
+            found = load_preset(self.preset, [*overrides, *settings], self.quick)
+            overrides += [f"target.name={_toml(self.target)}", *self._of_another(found, self.target)]
+        return load_preset(self.preset, [*overrides, *settings], self.quick)
+
+    def _of_another(self, preset: Preset, target: str) -> list[str]:
+        """What --target says besides the name: nothing where it names the preset's own target."""
+        if preset.target.name == target:
+            return []
+        named = self.preset.endswith(".toml") and "chat_template" in preset.target.model_fields_set
+        return ['target.weights_sha256=""', *([] if named else ["target.chat_template=auto"])]
 
     def folder(self, kind: str, preset: Preset) -> Path:
         """The folder of --out, or one named after what is run."""
         return self.out if self.out is not None else default_folder(kind, preset, self.quick)
 
 
-# Where each option stands in a preset.
+# Where each option stands in a preset, but for --target, which brings a chat template too.
 _KEYS = {
-    "target": "target.name",
     "device": "target.device",
     "dtype": "target.dtype",
     "attention": "target.attention",
@@ -212,6 +238,7 @@ _KEYS = {
     "temperature": "evaluation.temperature",
     "top_k": "evaluation.top_k",
     "top_p": "evaluation.top_p",
+    "stop": "evaluation.stop",
 }
 
 # Sets of shared options, by name.
@@ -254,7 +281,7 @@ def with_shared(run: Callable[..., None], names: Sequence[str]) -> Callable[...,
     return command
 
 
-def _toml(value: float | str) -> str:
+def _toml(value: float | str | list[str]) -> str:
     # A JSON string is a TOML string too, unless it spells characters beyond U+FFFF as two.
     return str(value) if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)
 
@@ -303,8 +330,8 @@ def head_options(assignments: Sequence[str]) -> dict[str, Any]:
 def default_folder(kind: str, preset: Preset, quick: bool) -> Path:
     """Where a run writes that has no --out."""
     target = Path(preset.target.name).name
-    usual = "bundled" if preset.target.name == "tiny" else "mt_bench"  # need no mention
-    questions = "" if preset.evaluation.questions == usual else f"-{Path(preset.evaluation.questions).stem}"
+    usual = ("bundled",) if preset.target.name == "tiny" else ("mt_bench", "mt_bench|chat")  # need no mention
+    questions = "" if preset.evaluation.questions in usual else f"-{Path(preset.evaluation.questions).stem}"
     sampled = f"-t{preset.evaluation.temperature:g}" if preset.evaluation.temperature else ""
     return Path("results") / "runs" / f"{kind}-{target}{questions}{sampled}{'-quick' if quick else ''}"
 

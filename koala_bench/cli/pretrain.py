@@ -86,7 +86,7 @@ def pretrain(
     Example: `koala-bench pretrain --out my-target --steps 2000`. Interrupted, the same command goes on.
     """
     from koala_bench.common.files import make_folder
-    from koala_bench.engine.target import pick_device
+    from koala_bench.engine.devices import pick_device
     from koala_bench.pretraining.corpus import DOCUMENTATION, read_corpus
     from koala_bench.pretraining.imitation import load_imitated
     from koala_bench.pretraining.loop import pretrain

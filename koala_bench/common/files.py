@@ -13,6 +13,11 @@ from typing import TextIO
 from koala_bench.errors import KoalaBenchError
 
 
+def cache_folder() -> Path:
+    """The project's folder in the user's cache, ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koala-bench"
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are not there yet.
 

@@ -42,6 +42,8 @@ from koala_bench.contract.module import (
     saving,
     target_unchanged,
 )
+from koala_bench.contract.observation import observation
+from koala_bench.contract.vocabulary import draft_vocabulary
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 
@@ -55,9 +57,11 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "lent states": lent_states,
     "prompts": prompts,
     "losslessness": losslessness,
+    "observation": observation,
     "positions": positions,
     "predictions": predictions,
     "saving": saving,
+    "vocabulary": draft_vocabulary,
     "determinism": determinism,
     "batches": batches,
     "half precision": half_precision,

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from koala_bench.decoding.loop import Decoded, capacity_for, decode
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.heads import Committed, FeatureBatch, read_prompt
 from koala_bench.presets import MethodPreset
 from koala_bench.testing import save_tiny_target, tiny_config

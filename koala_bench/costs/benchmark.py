@@ -35,7 +35,7 @@ def benchmark(
     target, template = load_preset_target(preset)
     assert target.tokenizer is not None
     prompts = [
-        encode_prompt(template, target.tokenizer, question.turns[:1])
+        encode_prompt(template, target.tokenizer, question.asked())
         for question in select_questions(read_questions(bundled_questions()), 1)
     ]
     with target.computing():
@@ -47,7 +47,7 @@ def benchmark(
     trained = [name for name in owners if free_head(preset.method(name), eager) is None]
     training: list[str] = []
     if trained:  # lookups have nothing to train
-        stream, *_ = training_streams(preset, read_conversations(preset.data.source), eager, template)
+        stream, *_ = training_streams(preset, read_conversations(preset.data.source, template), eager, template)
         training = ["", in_words(training_speed(preset, trained, eager, stream, steps))]
     lines = [
         f"Decoding on {place}.",

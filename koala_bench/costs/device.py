@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from koala_bench.common.progress import progress
 from koala_bench.costs.scaling import StepCost, step_costs
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
+from koala_bench.engine.devices import Engine
 from koala_bench.engine.shapes import llama
-from koala_bench.engine.target import Engine, Target
+from koala_bench.engine.target import Target
 from koala_bench.engine.timing import seconds_of
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import GenerationConfig
@@ -50,6 +50,7 @@ def _generate(target: Target, ids: torch.Tensor, tokens: int) -> list[int]:
 
 def compare_with_generate(target: Target, prompts: Sequence[Sequence[int]], tokens: int, rounds: int) -> Comparison:
     """Time both on every prompt in turn, ``rounds`` times, each answer exactly ``tokens`` long."""
+    target = replace(target, stop_texts=())  # both go on to the last token
     longest = max(len(prompt) for prompt in prompts)
     cache = target.new_cache(capacity_for(longest, tokens, 1, target.max_positions))
     times: dict[str, list[float]] = {"vanilla": [], "generate": []}

@@ -18,11 +18,12 @@ import torch
 
 from koala_bench.decoding.acceptance import GREEDY
 from koala_bench.decoding.loop import capacity_for, cut
+from koala_bench.decoding.stops import end_of_text
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, read_prompt
+from koala_bench.heads import Committed, ObservingHead, read_prompt
 from koala_bench.tree import DraftTree, Template
 
 
@@ -85,6 +86,7 @@ def decode_batch(
         sequences.append(
             _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
         )
+    observing = isinstance(head, ObservingHead)
     synchronise(target.device)
     started, steps = time.perf_counter(), 0
     while active := [number for number, each in enumerate(sequences) if not each.ended]:
@@ -101,9 +103,14 @@ def decode_batch(
             path, settled, _ = GREEDY.accept(tree, logits[first:last])
             keep, stop = cut(settled, max_new_tokens - len(one.tokens), stops)
             one.tokens += settled[:keep]
-            one.ended = stop is not None
+            texts = target.stop_texts
+            ended = end_of_text(target.tokenizer, one.tokens, keep, texts) if texts else None
+            one.tokens = one.tokens[:ended]
+            one.ended = stop is not None or ended is not None
             one.new = Committed(tree.tokens.new_tensor(settled), hidden[first:last][list(path)], one.length)
             one.length += len(path)
+            if observing:
+                one.head.observe(tree, logits[first:last])
             path_of_all += [first + node for node in path]
             owner_of_all += [number] * len(path)
             first = last
@@ -141,7 +148,9 @@ def _begin(
     head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
     bonus = int(logits[-1].argmax())
     new = read_prompt(head, Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1]))
-    return _Sequence(head, new, [bonus], count, bonus in stops or limit == 1)
+    texts = target.stop_texts
+    said = bool(texts) and end_of_text(target.tokenizer, [bonus], 1, texts) is not None
+    return _Sequence(head, new, [bonus], count, said or bonus in stops or limit == 1)
 
 
 def _first(

@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 
 from koala_bench.decoding.acceptance import GREEDY, Greedy, Rule
+from koala_bench.decoding.stops import end_of_text
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, DraftHead, read_prompt
+from koala_bench.heads import Committed, DraftHead, ObservingHead, read_prompt
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, TreeTemplate
 
 Stop = Literal["eos", "limit", "context"]
@@ -121,6 +122,8 @@ def decode(
 ) -> Decoded:
     """Answer a prompt: with a lossless rule as the target would alone, whatever the head proposes.
 
+    It ends with a token of ``stop_ids``, with the token that completes one of the target's ``stop_texts``, or at a limit.
+
     A head with an attribute ``pick`` is set to take its candidates as the rule wants them.
 
     Args:
@@ -157,6 +160,7 @@ def decode(
     _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     if rule is GREEDY:
         rule = Greedy(target.greedy_question)
+    said = bool(target.stop_texts) and end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
     synchronise(target.device)
     first_token = time.perf_counter()
 
@@ -166,11 +170,12 @@ def decode(
     kept_node: list[int] = []
     steps: list[Step] = []
     new = Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1])
-    stop: Stop | None = "eos" if bonus in stops else "limit" if max_new_tokens == 1 else None
+    stop: Stop | None = "eos" if said or bonus in stops else "limit" if max_new_tokens == 1 else None
     if not stop:
         new = read_prompt(head, new)
         synchronise(target.device)
     ready = time.perf_counter()
+    observing = head if isinstance(head, ObservingHead) else None
     watch = Stopwatch(target.device)
     while not stop:
         room = target.max_positions - cache.past  # positions that are still free, the root's included
@@ -193,6 +198,9 @@ def decode(
 
         keep, stop = cut(settled, max_new_tokens - len(tokens), stops)
         tokens += settled[:keep]
+        if target.stop_texts and (ended := end_of_text(target.tokenizer, tokens, keep, target.stop_texts)) is not None:
+            keep, stop = keep - (len(tokens) - ended), "eos"
+            del tokens[ended:]
         if distances is not None and apart is not None:
             distances += apart[:keep]
         accepted.append(keep - 1)
@@ -201,6 +209,8 @@ def decode(
         rows = slice(0, len(path)) if path[-1] == len(path) - 1 else list(path)
         new = Committed(ids.new_tensor(settled), hidden[rows], past)
         watch.mark("rest")
+        if observing is not None and not stop:  # until the next mark, which is that of a draft
+            observing.observe(tree, logits)
     seconds = watch.seconds()
     return Decoded(
         tokens=tokens,

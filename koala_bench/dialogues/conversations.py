@@ -1,9 +1,7 @@
 """Where training dialogues come from: files of conversations, or those of a data set on the hub.
 
-A file is a JSON array of rows or has one a line, plain or gzip-compressed. A row is ShareGPT's and FastChat's
-``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, OpenAI's ``{"messages":
-[{"role": "user", "content": ...}, ...]}`` or Alpaca's ``{"instruction": ..., "input": ..., "output": ...}``. It may say
-``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
+A file is a JSON array of rows or has one a line, plain or gzip-compressed, or is Parquet. ``rows`` says what a row may
+look like. It may say ``"split": "train"`` or ``"held_out"``, as those of ``distill`` do.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,20 +21,15 @@ from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.progress import say
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
+from koala_bench.dialogues.parquet import parquet_rows
+from koala_bench.dialogues.rows import read_row
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
 BUNDLED = "bundled"
+PARQUET = ".parquet"
 MANIFEST = ".manifest.json"  # how the names of manifests end that ``distill`` writes beside its answers
 _HELD_OUT_ONE_IN = 40
-# JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
-_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
-# Why a row was not read as a whole, and, with the last three, why not at all.
-_ANSWER_FIRST, _NO_TEXT, _OUT_OF_TURN, _NO_ANSWER = (
-    "an answer comes first", "a message is empty or no text", "the speakers do not alternate", "the last question has no answer"
-)  # fmt: skip
-_NO_FORM, _NO_MESSAGE, _NO_QUESTION = "the row has no form that is known", "there is no message", "nobody asks"
-_ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "chatgpt": 1, "bing": 1, "bard": 1}
 
 
 @dataclass(frozen=True)
@@ -61,20 +53,22 @@ def bundled_answers() -> Path:
     return PACKAGE / "targets" / "tiny" / "answers.jsonl.gz"
 
 
-def read_conversations(source: str) -> Conversations:
+def read_conversations(source: str, template: ChatTemplate | None = None) -> Conversations:
     """Read the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
 
-    Of a folder all its ``.json`` and ``.jsonl`` files are read, plain or ``.gz``, in the order of their names, but not
+    Of a folder all its ``.json`` and ``.jsonl`` files, plain or ``.gz``, and ``.parquet`` files are read in the order of their names, but not
     what lies deeper.
 
     Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out.
 
+    Args:
+        template: what the dialogues will be shown in: rows that it cannot show, and text that it has not formatted, are
+            counted. Without one preformatted text is not read.
+
     Raises:
         KoalaBenchError: the file is missing, damaged, or holds no dialogue.
     """
-    path = (
-        bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
-    )
+    path = _path_of(source)
     train: list[list[str]] = []
     names: list[str] = []
     held_out: list[list[str]] = []
@@ -82,7 +76,7 @@ def read_conversations(source: str) -> Conversations:
     shortened: Counter[str] = Counter()
     paths = files_of(path)
     for name, row in itertools.chain.from_iterable(map(_rows, paths)):
-        turns, reason = _turns(row)
+        turns, reason = read_row(row, template)
         if turns and reason is not None:
             shortened[reason] += 1
         if not turns:
@@ -135,19 +129,37 @@ def files_of(path: Path) -> list[Path]:
     paths = [
         each
         for each in inside
-        if each.name.removesuffix(".gz").endswith((".json", ".jsonl"))
+        if (each.name.removesuffix(".gz").endswith((".json", ".jsonl")) or each.suffix == PARQUET)
         and not each.name.endswith(MANIFEST)
         and each.is_file()
     ]
     if not paths:
         raise KoalaBenchError(
-            f"The folder {path} has no .json or .jsonl file of conversations.", "Check --set data.source."
+            f"The folder {path} has no .json, .jsonl or .parquet file of conversations.", "Check --set data.source."
         )
     return paths
 
 
+def content_of(source: str) -> list[str] | None:
+    """Hashes of the files of a source, in their order; None where they cannot be read."""
+    try:
+        return list(map(_sha256, files_of(_path_of(source))))
+    except OSError:
+        return None
+
+
+def _path_of(source: str) -> Path:
+    return (
+        bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _hashes(paths: Sequence[Path], several: bool) -> dict[str, Any]:
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    hashes = {path.name: _sha256(path) for path in paths}
     return {"files_sha256": hashes} if several else {"file_sha256": hashes[paths[0].name]}
 
 
@@ -160,6 +172,9 @@ def _is_held_out(row: dict[str, Any], turns: Sequence[str]) -> bool:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows of a file with a name for each: file and line, or file and index in an array."""
+    if path.suffix == PARQUET and path.is_file():
+        yield from parquet_rows(path)
+        return
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
@@ -185,66 +200,6 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 raise KoalaBenchError(f"{path}, line {number} is not valid JSON: {error}.", "Mend the line.") from error
 
 
-def _messages(row: Any) -> list[tuple[int | None, Any]] | None:
-    """Speaker, 0 for who asks and 1 for who answers, and text of each message, whatever form the row has; None if it
-    has none that is known.
-    """
-    if not isinstance(row, dict):
-        return None
-    if isinstance(row.get("instruction"), str) and "output" in row:
-        more = row.get("input")
-        question = f"{row['instruction']}\n\n{more}" if isinstance(more, str) and more.strip() else row["instruction"]
-        return [(0, question), (1, row["output"])]
-    for name, role, text in (
-        ("conversations", "from", "value"),
-        ("messages", "role", "content"),
-        ("conversation", "role", "content"),
-    ):
-        if isinstance(messages := row.get(name), list):
-            return [
-                (_ROLES.get(str(each.get(role))), _text(each.get(text))) if isinstance(each, dict) else (None, None)
-                for each in messages
-            ]
-    return None
-
-
-def _text(content: Any) -> Any:
-    """What OpenAI's messages say in parts, as one text where all of them are text."""
-    if (
-        isinstance(content, list)
-        and content
-        and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
-    ):
-        return "".join(part["text"] for part in content)
-    return content
-
-
-def _turns(row: Any) -> tuple[list[str], str | None]:
-    """Alternating texts from the first question to the last answer, empty if there is no such pair; and why some or all
-    were left out.
-    """
-    messages = _messages(row)
-    if not messages:
-        return [], _NO_FORM if messages is None else _NO_MESSAGE
-    turns: list[str] = []
-    before = ended = empty = None
-    for role, text in messages:
-        good = isinstance(text, str) and text.strip() and not _LONE_SURROGATE.search(text)
-        if not good or role != len(turns) % 2:
-            if not turns:
-                before = _ANSWER_FIRST if role == 1 else before
-                empty = empty if good else _NO_TEXT
-                continue  # a system message, or an answer to a question that is not there
-            ended = _NO_TEXT if not good else _OUT_OF_TURN
-            break
-        turns.append(text.strip())
-    if len(turns) > 1:
-        return turns[: len(turns) // 2 * 2], ended or before or (_NO_ANSWER if len(turns) % 2 else None)
-    if turns:
-        return [], ended or _NO_ANSWER
-    return [], empty or before or _NO_QUESTION
-
-
 def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
     """Token ids and answer masks of dialogues.
 
@@ -266,6 +221,7 @@ def held_out_prompts(target: Target, template: ChatTemplate, source: str, count:
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     prompts = (
-        list(encode_prompt(template, target.tokenizer, turns[:1])) for turns in read_conversations(source).held_out
+        list(encode_prompt(template, target.tokenizer, turns[:1]))
+        for turns in read_conversations(source, template).held_out
     )
     return list(itertools.islice((prompt for prompt in prompts if len(prompt) < longest), count))

@@ -17,7 +17,7 @@ from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
 HUB = "hub:"
-_KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 _PATIENCE = 5.0  # seconds for an answer of the hub where it is only looked whether there is one
 
 

@@ -1,12 +1,14 @@
 """Question files in MT-bench's JSON-lines format: reading them strictly and finding them by name.
 
 One JSON object a line with ``question_id``, ``category`` and ``turns`` (FastChat, llm_judge/data). The second
-turn is asked after the answer to the first.
+turn is asked after the answer to the first. A ``system`` prompt may stand beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +16,16 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import sha256_of
+from koala_bench.common.files import cache_folder, sha256_of
+from koala_bench.common.progress import say
 from koala_bench.common.reading import first_problem, json_lines, read_text
-from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, places_of
+from koala_bench.dialogues.dialogue import Dialogue
+from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, fetch, places_of
 from koala_bench.errors import KoalaBenchError
 
 BUNDLED = "bundled"
+CHAT = "chat"
+OR = "|"  # between names of which the first that is at hand, or can be had, is taken
 _FORMAT = 'One line of a question file: {"question_id": 81, "category": "writing", "turns": ["...", "..."]}.'
 
 
@@ -31,6 +37,12 @@ class Question:
     category: str  # "all" where the file leaves it empty
     turns: tuple[str, ...]
     held_out: bool = False  # about an object that the bundled target never saw in training
+    system: str | None = None
+
+    def asked(self, answers: Sequence[str] = ()) -> Dialogue:
+        """The conversation up to the question that is asked after ``answers``."""
+        turns = [text for pair in zip(self.turns, answers, strict=False) for text in pair]
+        return Dialogue([*turns, self.turns[len(answers)]], self.system)
 
 
 # --------------------------------------------------------------------------------------------
@@ -46,6 +58,7 @@ class _Row(BaseModel):
     category: str
     turns: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1)]
     held_out: bool = False
+    system: str | None = None
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -78,7 +91,8 @@ def read_questions(path: Path) -> list[Question]:
                 "Give every question an id of its own.",
             )
         line_of[row.question_id] = number
-        questions.append(Question(row.question_id, row.category.strip() or "all", tuple(row.turns), row.held_out))
+        category, system = row.category.strip() or "all", (row.system or "").strip() or None
+        questions.append(Question(row.question_id, category, tuple(row.turns), row.held_out, system))
     if not questions:
         raise KoalaBenchError(f"{path} has no questions.", _FORMAT)
     return questions
@@ -93,6 +107,11 @@ def bundled_questions() -> Path:
     return Path(str(resources.files("koala_bench") / "data" / "questions.jsonl"))
 
 
+def chat_questions() -> Path:
+    """The project's own 80 questions to a chat model, two turns each, ten in each of MT-bench's eight categories."""
+    return Path(str(resources.files("koala_bench") / "data" / "chat.jsonl"))
+
+
 def names_in(data_dir: Path) -> list[str]:
     """The names under which a data folder holds question files."""
     names = {
@@ -105,9 +124,10 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     """Find a question file by path or by name.
 
     Args:
-        name_or_path: ``bundled`` for the project's own questions, a name such as ``mt_bench`` that is looked up in
-            the data folder (``eval/<name>/question.jsonl``, ``<name>/question.jsonl``, ``<name>.jsonl``), or
-            a path, which is what has a separator or ends in ``.jsonl``.
+        name_or_path: ``bundled`` or ``chat`` for the project's own questions, a name such as ``mt_bench`` that is
+            looked up in the data folder (``eval/<name>/question.jsonl``, ``<name>/question.jsonl``, ``<name>.jsonl``),
+            or a path, which is what has a separator or ends in ``.jsonl``. Of ``mt_bench|chat`` the first that can be
+            had: a public file that is not there is downloaded, into the user's cache where no data folder is set.
         data_dir: the data folder; without it the environment variable KOALA_BENCH_DATA names it.
 
     Returns the name to report and the path. The name of ``x/question.jsonl`` is ``x``.
@@ -116,8 +136,12 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         KoalaBenchError: the name is unknown, or no data folder is set to look it up in.
     """
     name = name_or_path
+    if OR in name:
+        return _first_of(name.split(OR), data_dir)
     if name == BUNDLED:
         return BUNDLED, bundled_questions()
+    if name == CHAT:
+        return CHAT, chat_questions()
     path = Path(name)
     if name and (len(path.parts) != 1 or path.suffix == ".jsonl" or name in (".", "..") or path.is_file()):
         shown = path.resolve().parent.name if path.name == "question.jsonl" else path.stem
@@ -130,7 +154,7 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     try:
         folder = data_folder(data_dir)
     except KoalaBenchError as error:
-        hint = did_you_mean(name.lower(), [BUNDLED, *public], "") if name not in public else ""
+        hint = did_you_mean(name.lower(), [BUNDLED, CHAT, *public], "") if name not in public else ""
         raise KoalaBenchError(
             f"The questions {name!r} are looked up in a data folder, and none is set.",
             f"{hint} Set --data-dir or {DATA_DIR_VARIABLE}, or use {BUNDLED!r}.",
@@ -140,7 +164,7 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
     for place in places_of(name, folder):
         if name and place.is_file():
             return name, place
-    available = [BUNDLED, *names_in(folder)]
+    available = [BUNDLED, CHAT, *names_in(folder)]
     if name in public:
         raise KoalaBenchError(
             f"{folder} has no questions {name!r}.",
@@ -151,6 +175,31 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         f"There are no questions {name!r} in {folder}.",
         f"{did_you_mean(name.lower(), [*available, *public], '')} Available are: {', '.join(available)}.".lstrip(),
     )
+
+
+def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
+    *others, last = names
+    for name in others:
+        try:
+            return find_questions(name, data_dir)
+        except KoalaBenchError:
+            if (place := _fetched(name, data_dir)) is not None:
+                return name, place
+    say(f"The questions {' and '.join(others)} are not here and cannot be downloaded: asking {last}.")
+    return find_questions(last, data_dir)
+
+
+@cache  # a run asks some times, and a network that is not there answers slowly
+def _fetched(name: str, data_dir: Path | None) -> Path | None:
+    """A public question file, downloaded; None where it is none or cannot be had."""
+    try:
+        folder = data_folder(data_dir)
+    except KoalaBenchError:
+        folder = cache_folder() / "data"
+    try:
+        return fetch([name], folder)[0]
+    except KoalaBenchError:
+        return None
 
 
 def questions_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,21 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.process_group import Team, find_team
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state
 from koala_bench.decoding.acceptance import GREEDY, Rule, SpeculativeSampling, TypicalAcceptance
+from koala_bench.decoding.hybrid import Hybrid
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.decoding.sampling import Sampling
+from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, find_questions, questions_sha256, read_questions
 from koala_bench.engine.cache import TreeCache
-from koala_bench.engine.target import Target, fingerprint, machine
+from koala_bench.engine.devices import machine
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.order import drawn_order
 from koala_bench.evaluation.recording import RecordWriter, open_record
@@ -49,8 +54,9 @@ from koala_bench.records.schema import (
     TurnLine,
     TypicalInfo,
 )
+from koala_bench.registry import OBJECTIVES, installed, load
 from koala_bench.training.checkpoints import load_head, read_manifest
-from koala_bench.training.experiment import VANILLA, free_head, methods_with_heads
+from koala_bench.training.experiment import VANILLA, first_head, free_head, methods_with_heads
 from koala_bench.tree import Template, load_template
 
 _CACHE_ROUNDING = 256  # rows; a cache that grows in steps serves many prompts
@@ -101,22 +107,24 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
         wanted = preset.method(name)
         template = load_template(wanted.tree)
         if (free := free_head(wanted, target)) is not None:
-            methods.append(_free_method(name, wanted, free, template, target, preset.evaluation))
+            method = _free_method(name, wanted, free, template, target, preset.evaluation)
+            methods.append(_with_first(method, wanted, target))
             continue
         place = heads / preset.trained_as(name)
-        head, config, weights = load_head(place, target)
+        head, config, weights = load_head(place, target, wanted.draft_vocabulary)
+        drafted = getattr(head, BUFFER, None)
         trained_on, training = _training(place)
         if trained_on not in (None, prints["weights_sha256"]):
             say(
                 f"The head in {place} was trained on other weights than those of {target.name}: its drafts will be"
                 " worse than they could be."
             )
-        template.check(depth=head.max_depth, candidates=target.config.vocab_size)
+        template.check(depth=head.max_depth, candidates=target.config.vocab_size if drafted is None else len(drafted))
         info: MethodInfo = {
             "name": name,
             "head": config["head"],
             "layers": config["layers"],
-            "adversarial": config["objective"] is not None,
+            "adversarial": _learns(config["objective"]),
             "parameters": sum(p.numel() for p in head.parameters()),
             "tree": _tree(template, getattr(head, "dynamic", False)),
             "checkpoint": _seen_from_here(place),
@@ -125,8 +133,37 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
             "typical": _typical(name, wanted, preset.evaluation),
             "lossless": wanted.typical is None,
         }
-        methods.append(Method(name, head, template, info))
+        if config["objective"] is not None:
+            info["objective"] = config["objective"]
+        if drafted is not None:
+            info["draft_vocabulary"] = len(drafted)
+        methods.append(_with_first(Method(name, head, template, info), wanted, target))
     return methods
+
+
+def _learns(objective: str | None) -> bool:
+    """Whether an objective has parameters that were trained against the head; of one that is not installed here we know
+    no better.
+    """
+    if objective is None or (":" not in objective and objective not in installed(OBJECTIVES)):
+        return objective is not None
+    return bool(getattr(load(OBJECTIVES, objective), "learns", True))
+
+
+def _with_first(method: Method, preset: MethodPreset, target: Target) -> Method:
+    """The method with the head before its own that its preset names, if any."""
+    first = first_head(preset, target)
+    if first is None or preset.first is None:
+        return method
+    templates = load_template(preset.first.tree), method.template
+    head = Hybrid(first, method.head, templates)
+    tree: TreeInfo = {
+        "name": " or ".join(template.name for template in templates),
+        "nodes": head.template.nodes,
+        "depth": max(template.depth for template in templates),
+        "parents": None,
+    }
+    return replace(method, head=head, template=head.template, info={**method.info, "tree": tree})
 
 
 def _free_method(
@@ -245,6 +282,10 @@ def _header(
     }
     if target.engine == "graph":
         header["target"]["engine"] = "graph"
+    if target.stop_texts:
+        header["limits"]["stop_texts"] = list(target.stop_texts)
+    if target.ignored:
+        header["target"]["ignored_settings"] = dict(target.ignored)
     return header
 
 
@@ -300,7 +341,8 @@ class _Session:
 
     def text(self, tokens: Sequence[int]) -> str:
         assert self.target.tokenizer is not None
-        return str(self.target.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        text = str(self.target.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return without_end(text, self.target.stop_texts).strip()
 
     def top2_gap(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
         """How far apart the target's two best next tokens are after ``tokens``, in logits."""
@@ -418,10 +460,9 @@ def _ask(
     advance: Any,
 ) -> None:
     """All turns of one question by all methods, except what the record has already."""
-    turns: list[str] = []
-    for number, text in enumerate(question.turns):
-        turns.append(text)
-        prompt = session.prompt(turns)
+    answers: list[str] = []
+    for number in range(len(question.turns)):
+        prompt = session.prompt(question.asked(answers))
         key = (question.question_id, number, repeat)
         order = [session.methods[name] for name in drawn_order([*session.methods], session.seed, *key, session.process)]
         lines = {name: kept[(name, *key)] for name in (m.name for m in order) if (name, *key) in kept}
@@ -443,7 +484,7 @@ def _ask(
                         writer.append(_failure(name, question, later, repeat, None, reason))
                         advance(1)
             return
-        turns.append(vanilla["text"])
+        answers.append(vanilla["text"])
 
 
 @contextmanager
@@ -525,7 +566,7 @@ def _warm_up(session: _Session, questions: Sequence[Question], times: int) -> No
     Raises:
         KoalaBenchError: a method fails, and not for want of memory, which a shorter prompt may need less of.
     """
-    prompts = ((question, session.prompt(question.turns[:1])) for question in questions)
+    prompts = ((question, session.prompt(question.asked())) for question in questions)
     first = next(((question, prompt) for question, prompt in prompts if session.fits(prompt)), None)
     if first is None:
         return  # all turns will say why

@@ -129,7 +129,7 @@ def audit(
         in_precision: loads the same target in another one; called only if there is a difference to judge.
         methods: which ones; None takes all beside vanilla. Lossy ones are passed over.
     """
-    texts = {question.question_id: question.turns for question in questions}
+    asked = {question.question_id: question for question in questions}
     vanilla = {(turn["question_id"], turn["turn"], turn["repeat"]): turn for turn in run.turns_of(VANILLA)}
     exact = lower = None
     counts, judged = [], []
@@ -153,7 +153,7 @@ def audit(
                 exact = target if target.dtype == torch.float64 else in_precision("float64")
                 lower = in_precision("float32") if target.dtype == torch.float64 else None
             context = (
-                _prompt(texts[place[0]], vanilla, place, template, target)
+                _prompt(asked[place[0]], vanilla, place, template, target)
                 + (base["new_token_ids"] or [])[: found.position]
             )
             judged.append(judge(name, found, context, target, lower, exact))
@@ -172,7 +172,7 @@ def audit(
 
 
 def _prompt(
-    texts: Sequence[str],
+    asked: Question,
     vanilla: Mapping[tuple[int, int, int], TurnLine],
     place: tuple[int, int, int],
     template: ChatTemplate,
@@ -180,11 +180,9 @@ def _prompt(
 ) -> list[int]:
     """The prompt of a turn: the questions up to it, each earlier one with vanilla's answer, as the evaluation shows it."""
     question, number, repeat = place
-    turns: list[str] = []
-    for earlier in range(number):
-        turns += [texts[earlier], vanilla[question, earlier, repeat]["text"] or ""]
+    answers = [vanilla[question, earlier, repeat]["text"] or "" for earlier in range(number)]
     assert target.tokenizer is not None
-    return encode_prompt(template, target.tokenizer, [*turns, texts[number]])
+    return encode_prompt(template, target.tokenizer, asked.asked(answers))
 
 
 # ---------------------------------------------------------------------------------------------- in words

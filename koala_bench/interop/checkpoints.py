@@ -20,16 +20,18 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.registry import HEADS, build
+from koala_bench.training.checkpoints import build_head_of
 
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # coarser ones mean nothing without scales
 # Torch's ways of refusing a file.
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
 _LARGEST = 2**31 - 1
 _MISSING: Any = object()
+INDEX = ".index.json"  # how the names of indices end that say which shard holds which tensor
 _NAMED = 4  # names listed in an error before it says how many more there are
 
 
@@ -159,11 +161,14 @@ def read_json(path: Path) -> Fields:
 
 
 def read_tensors(path: Path) -> Fields:
-    """All tensors of a ``.safetensors`` file or of a pickled state dict, on the CPU, as they are stored.
+    """All tensors of a ``.safetensors`` file, of a pickled state dict, or of the shards that an index names, on the CPU, as
+    they are stored.
 
     Raises:
         KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name, all of them dense.
     """
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     try:
         # weights_only: a pickle may run any code, and these files come from strangers.
         contents = (
@@ -194,6 +199,18 @@ def read_tensors(path: Path) -> Fields:
             "Give dense tensors: neither sparse, nested nor without data.",
         )
     return Fields(path, contents)
+
+
+def _read_shards(index: Path) -> Fields:
+    names = read_json(index).part("weight_map")
+    if not names or not all(isinstance(file, str) and Path(file).name == file for file in names.values()):
+        raise KoalaBenchError(f"{index} names no files beside it.", "Copy or download the file again.")
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(set(names.values())):
+        found |= read_tensors(index.with_name(file))
+    if missing := sorted(names.keys() - found.keys()):
+        raise KoalaBenchError(f"The shards of {index} miss {_some(missing)}.", "Download all of them again.")
+    return Fields(index, found)
 
 
 def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:
@@ -267,7 +284,9 @@ def make_head(imported: Imported, spec: TargetSpec, **options: Any) -> Any:
     Raises:
         KoalaBenchError: the head is not installed, or the checkpoint was made for a target of other sizes.
     """
-    head = build(HEADS, imported.head, spec, {**imported.options, **options})
+    if BUFFER in imported.tensors and spec.cut is not None:
+        spec = spec.cut(imported.tensors[BUFFER])
+    head = build_head_of(spec, imported.head, {**imported.options, **options})
     try:
         head.load_state_dict(imported.tensors)
     except RuntimeError as error:

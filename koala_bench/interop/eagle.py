@@ -19,7 +19,9 @@ from koala_bench.heads import TargetSpec
 from koala_bench.interop.checkpoints import Exported, Fields, Imported, check_layout, first_of, read_json, read_tensors
 from koala_bench.interop.llama import Shapes, check_embedding, layer_fields, layer_options, layer_shapes, target_fields
 
-FILES = ("model.safetensors", "pytorch_model.bin")
+FILES = (
+    "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 OWN = "layers."  # what keys begin with that tell a file of these names from EAGLE-3's
 

@@ -4,17 +4,18 @@ official code computes.
 Keys (upstream ``eagle/model/cnets.py``): ``fc``, ``midlayer.*``, ``norm`` and ``lm_head``, which this project's head
 has too. A draft vocabulary smaller than the target's comes with ``d2t``, for each drafted token how far its id in the
 target is behind its place, and with ``t2d``, which of the target's tokens can be drafted. Official files hold no
-embedding, for it is the target's.
+embedding, for it is the target's. Files of the speculators library call the layer ``layers.0``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -28,10 +29,17 @@ _REMEDY = "Give a checkpoint of the official layout that was made for this targe
 _LAYERNORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
 _LAYERS_READ = "eagle_aux_hidden_state_layer_ids"
 _OTHER_NETWORKS = (
-    "norm_before_residual",
     "norm_output",
     "fc_norm",
-)  # fields of later variants, which change what the same tensors mean
+    "norm_before_fc",
+)  # later variants, which change what the same tensors mean
+_LINEAR = (
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+)  # fmt: skip
+_THEIRS = "layers.0."  # the layer in the layout of the speculators library, whose configuration has it in a field
+_LAYER = "transformer_layer_config"
+_OF_SERVERS = "eagle_config"
+_FUSED = 3
 
 
 def read(folder: Path, spec: TargetSpec) -> Imported:
@@ -48,12 +56,27 @@ def read(folder: Path, spec: TargetSpec) -> Imported:
 def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
     """The same with the tensors of the folder's file already read."""
     config = read_json(first_of(folder, "config.json"))
-    options = layer_options(config, spec.hidden_size, "EAGLE-3")
+    nested = config.given(_LAYER)  # in the layout of speculators
+    layer = config.part(_LAYER) if nested else config
+    tensors = Fields(tensors.path, {_official(name): tensor for name, tensor in tensors.items()})
+    for name, fields in (("hidden_size", layer), ("target_hidden_size", config)):
+        if fields.given(name) and fields.whole(name) != spec.hidden_size:
+            raise KoalaBenchError(
+                f"{config.path}: {name} is {fields[name]}, the target's is {spec.hidden_size}.",
+                "Only heads of the target's width are read.",
+            )
     if other := [name for name in _OTHER_NETWORKS if config.given(name) and config.truth(name)]:
         raise KoalaBenchError(
             f"{config.path}: {other[0]} is set.",
             "Only heads of EAGLE-3 as published are read; later variants are other networks.",
         )
+    if not config.part(_OF_SERVERS).truth("use_aux_hidden_state", True):
+        raise KoalaBenchError(
+            f"{config.path}: use_aux_hidden_state is false.",
+            "Only heads that read three layers of the target are read.",
+        )
+    options = layer_options(layer, spec.hidden_size, "EAGLE-3", own_shape=True)
+    options |= _variant(config, tensors, nested, spec)
     rows = (
         tensors["lm_head.weight"].shape[0]
         if "lm_head.weight" in tensors and tensors["lm_head.weight"].ndim
@@ -75,11 +98,40 @@ def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
         name: tensor.float() for name, tensor in tensors.items() if name not in ("d2t", "t2d", "embed_tokens.weight")
     }
     if ids is not None:
-        options["draft_vocabulary"], imported["draft_vocabulary"] = drafted, ids
-    notes = _disagreement(config, drafted, spec)
+        imported[BUFFER] = ids
+    notes = _disagreement(config, layer, drafted, spec)
     if "embed_tokens.weight" in tensors:
         notes += check_embedding(tensors, spec)
     return Imported("eagle3", {"layers": 1, **options}, imported, tuple(notes))
+
+
+def is_of_speculators(names: Iterable[str]) -> bool:
+    """Whether a file has the names of the speculators library, where the layer is called as EAGLE-1's are."""
+    return f"{_THEIRS}hidden_norm.weight" in names
+
+
+def _official(name: str) -> str:
+    return OWN + name.removeprefix(_THEIRS) if name.startswith(_THEIRS) else name
+
+
+def _variant(config: Fields, tensors: Fields, nested: bool, spec: TargetSpec) -> dict[str, Any]:
+    """Options that tell one network under the same names from another: the residual path, biases, and layers read."""
+    found: dict[str, Any] = {}
+    # What a head of speculators does where it says nothing changed with their versions.
+    if config.truth("norm_before_residual") if nested else config.truth("norm_before_residual", False):
+        found["norm_before_residual"] = True
+    linear = ("fc", *(f"{OWN}{name}" for name in _LINEAR))
+    if biases := [name for name in linear if f"{name}.bias" in tensors]:
+        found["biases"] = biases
+    # Servers count the same states in two ways: speculators and vLLM by the layer that reads one, SGLang by the layer that
+    # makes it.
+    ids = [each + 1 for each in config.part(_OF_SERVERS).wholes(_LAYERS_READ)] or config.wholes(_LAYERS_READ)
+    if ids and (len(ids) != _FUSED or not all(0 <= each < spec.layers for each in ids)):
+        raise KoalaBenchError(
+            f"{config.path}: {_LAYERS_READ} names the inputs of the target's layers {', '.join(map(str, ids))}.",
+            f"Only heads that read {_FUSED} of the inputs of its layers 0 to {spec.layers - 1} are read.",
+        )
+    return {**found, "layer_ids": ids} if ids else found
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
@@ -90,31 +142,96 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
         tensors: its weights as they are stored.
 
     Raises:
-        KoalaBenchError: the head has several layers.
+        KoalaBenchError: the head has several layers, or is a variant that upstream's code does not know.
     """
     if len(head.layers):
         raise KoalaBenchError(
             f"The official layout of EAGLE-3 has no place for {1 + len(head.layers)} layers.",
             "Only heads of one layer can be exported: train with layers = 1.",
         )
-    named = {name: tensor for name, tensor in tensors.items() if name != "draft_vocabulary"}
+    if other := _variants(head):
+        raise KoalaBenchError(
+            f"The official layout of EAGLE-3 has no place for {other[0]}.", "Export it with --layout vllm or sglang."
+        )
+    named, config = _tensors(tensors, target, always_mapped=False), _config(head, tensors, target)
+    return Exported("pytorch_model.bin", named, config)
+
+
+def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
+    """What vLLM reads for its ``eagle3`` method (``vllm/model_executor/models/llama_eagle3.py``); ``read`` reads it too.
+
+    Raises:
+        KoalaBenchError: the head has several layers or a bias, or reads the target's last state.
+    """
+    _check_for_servers(head, "vLLM", ())
+    config = _config(head, tensors, target) | {_LAYERS_READ: list(head.features[:_FUSED])}
+    config["norm_before_residual"] = head.midlayer.norm_before_residual
+    note = 'vLLM drafts a chain with it, no tree: --speculative-config \'{"method": "eagle3", "model": ...}\'.'
+    return Exported("model.safetensors", _tensors(tensors, target, always_mapped=True), config, (note,))
+
+
+def to_sglang(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
+    """What SGLang reads for its algorithm ``EAGLE3`` (``sglang/srt/models/llama_eagle3.py``); ``read`` reads it too.
+
+    Raises:
+        KoalaBenchError: the head has several layers, a bias or ``norm_before_residual``, or reads the target's last state
+            or embedding.
+    """
+    _check_for_servers(head, "SGLang", ("norm_before_residual",))
+    ids = [each - 1 for each in head.features[:_FUSED]]  # counted by the layer that makes a state
+    config = _config(head, tensors, target) | {_OF_SERVERS: {_LAYERS_READ: ids, "use_aux_hidden_state": True}}
+    note = "Start SGLang with --speculative-algorithm EAGLE3 --speculative-draft-model-path FOLDER."
+    return Exported("model.safetensors", _tensors(tensors, target, always_mapped=True), config, (note,))
+
+
+def _variants(head: Any) -> list[str]:
+    """What of a head is not as upstream's code has it, by the names of its options."""
+    found = ["norm_before_residual"] if head.midlayer.norm_before_residual else []
+    found += ["biases"] if any(name.endswith(".bias") for name, _ in head.named_parameters()) else []
+    return found + (["layer_ids"] if head.own_layers else [])
+
+
+def _check_for_servers(head: Any, server: str, refused: Sequence[str]) -> None:
+    several = [f"{1 + len(head.layers)} layers"] if len(head.layers) else []
+    if other := [*several, *(name for name in _variants(head) if name in ("biases", *refused))]:
+        raise KoalaBenchError(
+            f"{server}'s EAGLE-3 has no place for {other[0]}.",
+            "Only heads of one layer without them are exported there.",
+        )
+    if min(head.features[:_FUSED]) < (1 if refused else 0):
+        raise KoalaBenchError(
+            f"{server} hands a draft no such state of the target as this head reads (its features are"
+            f" {', '.join(map(str, head.features[:_FUSED]))}).",
+            "Train it for a target of 7 layers or more, or with options = { layer_ids = [...] }.",
+        )
+
+
+def _tensors(tensors: Mapping[str, torch.Tensor], target: Target, always_mapped: bool) -> dict[str, torch.Tensor]:
+    """Under the official names, with the maps between the vocabularies where they differ; some readers want them always."""
+    named = {name: tensor for name, tensor in tensors.items() if name != BUFFER}
     drafted = named["lm_head.weight"].shape[0]
-    if "draft_vocabulary" in tensors:
-        ids = tensors["draft_vocabulary"]
+    if BUFFER in tensors or always_mapped:
+        ids = tensors.get(BUFFER, torch.arange(drafted))
         named["d2t"] = ids - torch.arange(drafted)
         named["t2d"] = torch.zeros(target.config.vocab_size, dtype=torch.bool).index_fill(0, ids, True)
-    config = {
+    return named
+
+
+def _config(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, Any]:
+    drafted = tensors["lm_head.weight"].shape[0]
+    return {
         "architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": drafted, **layer_fields(head.shape), **target_fields(target),
     }  # fmt: skip
-    return Exported("pytorch_model.bin", named, config)
 
 
 def _shapes(tensors: Fields, options: dict[str, Any], drafted: int, spec: TargetSpec) -> Shapes:
     width, vocab = spec.hidden_size, spec.vocab_size
-    own = layer_shapes(width, options["attention_heads"], options["kv_heads"], options["intermediate"], sources=2)
+    heads, keys, inner = options["attention_heads"], options["kv_heads"], options["intermediate"]
+    own = layer_shapes(width, heads, keys, inner, sources=2, head_width=options.get("head_dim"))
     own |= {f"{name}.weight": (width,) for name in _LAYERNORMS}
     shapes: Shapes = {"fc.weight": (width, 3 * width), "norm.weight": (width,), "lm_head.weight": (drafted, width)}
     shapes |= {f"midlayer.{name}": shape for name, shape in own.items()}
+    shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in options.get("biases", ())}
     optional = {"d2t": (drafted,), "t2d": (vocab,), "embed_tokens.weight": (vocab, width)}
     return shapes | {
         name: shape for name, shape in optional.items() if name in tensors or (name == "d2t" and drafted < vocab)
@@ -151,23 +268,17 @@ def _draft_vocabulary(tensors: Fields, drafted: int, vocab: int) -> torch.Tensor
     return None if every else ids
 
 
-def _disagreement(config: Fields, drafted: int, spec: TargetSpec) -> list[str]:
+def _disagreement(config: Fields, layer: Fields, drafted: int, spec: TargetSpec) -> list[str]:
     """What the configuration says otherwise than file and target, a sentence each."""
     found = {
         "draft_vocab_size": (drafted, "file"),
         "num_hidden_layers": (1, "file"),
         "vocab_size": (spec.vocab_size, "target"),
     }
-    given = {name: config.whole(name) for name in found if config.given(name)}
-    notes = [
+    own = {name: config if name == "draft_vocab_size" else layer for name in found}
+    given = {name: fields.whole(name) for name, fields in own.items() if fields.given(name)}
+    return [
         f"config.json says {name} {given[name]}, the {where} has {value}."
         for name, (value, where) in found.items()
         if given.get(name, value) != value
     ]
-    layers = config.part("eagle_config").wholes(_LAYERS_READ) or config.wholes(_LAYERS_READ)
-    if layers:
-        notes.append(
-            f"config.json names the target's layers {', '.join(map(str, layers))} to be read; the head reads those of"
-            " upstream's code."
-        )
-    return notes

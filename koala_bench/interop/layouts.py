@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.files import sha256_of, write_text
 from koala_bench.common.progress import say
-from koala_bench.engine.target import Target, fingerprint
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop import eagle, eagle3, hydra, medusa
@@ -26,9 +28,9 @@ WRITERS: Mapping[str, Mapping[str, _Writer]] = {
     "medusa": {"official": medusa.to_official, "vllm": medusa.to_vllm},
     "hydra": {"official": hydra.to_official},
     "eagle": {"official": eagle.to_official, "vllm": eagle.to_vllm},
-    "eagle3": {"official": eagle3.to_official},
+    "eagle3": {"official": eagle3.to_official, "vllm": eagle3.to_vllm, "sglang": eagle3.to_sglang},
 }
-LAYOUTS = ("official", "vllm")
+LAYOUTS = ("official", "vllm", "sglang")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class _Reader:
 def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
     """EAGLE-1 and EAGLE-3 have files of the same names; what is in them tells."""
     tensors = read_tensors(first_of(folder, *eagle.FILES))
+    if eagle3.is_of_speculators(tensors):
+        return eagle3.fit(tensors, folder, spec)
     for kind in (eagle3, eagle):
         if any(name.startswith(kind.OWN) for name in tensors):
             return kind.fit(tensors, folder, spec)
@@ -90,8 +94,14 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
             ) from error
     imported = reader.read(folder, target.spec())
     options = dict(imported.options)
-    layers = options.pop("layers")
-    preset = MethodPreset(head=imported.head, layers=layers, options=options, tree=_TREES[imported.head])
+    layers, ids = options.pop("layers"), imported.tensors.get(BUFFER)
+    preset = MethodPreset(
+        head=imported.head,
+        layers=layers,
+        options=options,
+        tree=_TREES[imported.head],
+        draft_vocabulary=None if ids is None else len(ids),
+    )
     head = make_head(imported, target.spec()).float()
     head.load_state_dict(imported.tensors)  # once more, for the target may compute in less than the file has
     source = {"file": path.name, "sha256": sha256_of(path), "notes": list(imported.notes)}

@@ -20,11 +20,20 @@ FIXED_ROPE_BASE = (
 )
 
 
-def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
+# Ways to stretch rotary positions that do not depend on how long the text is: what they must be told, and what they may.
+_SCALINGS = {
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "yarn": (("factor",), ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
+}
+
+
+def layer_options(config: Fields, width: int, what: str, own_shape: bool = False) -> dict[str, Any]:
     """Options for the shape of a layer, as EAGLE's heads take them.
 
     Args:
         what: the kind of draft, for errors.
+        own_shape: whether its layers may have attention heads of any width and stretched positions.
 
     Raises:
         KoalaBenchError: a field is missing, or holds no such value, or says what the layers of these heads do not
@@ -35,23 +44,33 @@ def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
         raise KoalaBenchError(f"{config.path}: the activation is '{activation}'.", remedy)
     rotary = config.part("rope_parameters")
     scaling = config.part("rope_scaling") or rotary
-    if (kind := scaling.text("rope_type" if "rope_type" in scaling else "type", "default")) != "default":
+    kind = scaling.text("rope_type" if "rope_type" in scaling else "type", "default")
+    if kind != "default" and not (own_shape and kind in _SCALINGS):
         raise KoalaBenchError(f"{config.path}: the rotary positions are scaled ('{kind}').", remedy)
     query_heads = config.whole("num_attention_heads")
     key_heads = config.whole("num_key_value_heads") if config.given("num_key_value_heads") else query_heads
     based = next((fields for fields in (config, rotary) if fields.given("rope_theta")), None)
+    head_width = config.whole("head_dim") if own_shape and config.given("head_dim") else 0
+    divides = head_width or width % query_heads == 0
     # Rotary positions turn pairs of numbers: a head is an even number of them wide.
-    if width % query_heads or width // query_heads % 2 or query_heads % key_heads:
+    if not divides or (head_width or width // query_heads) % 2 or query_heads % key_heads:
         raise KoalaBenchError(
             f"{config.path}: width {width} with {query_heads} query and {key_heads} key heads is no attention layer.",
             "Check that the file belongs to the checkpoint.",
         )
-    if config.given("head_dim") and config.whole("head_dim") != width // query_heads:
+    if not own_shape and config.given("head_dim") and config.whole("head_dim") != width // query_heads:
         raise KoalaBenchError(
             f"{config.path}: head_dim {config['head_dim']} is not the width by the number of heads.",
             f"No other {what} draft is read.",
         )
+    for name in ("partial_rotary_factor", "sliding_window"):
+        if own_shape and config.given(name) and config[name] != 1:
+            raise KoalaBenchError(f"{config.path}: {name} is {config[name]}.", remedy)
+    other: dict[str, Any] = {"head_dim": head_width} if head_width and head_width * query_heads != width else {}
+    if kind != "default":
+        other |= {"rope_scaling": _scaling(kind, scaling, config)}
     return {
+        **other,
         "attention_heads": query_heads,
         "kv_heads": key_heads,
         "intermediate": config.whole("intermediate_size"),
@@ -60,11 +79,27 @@ def layer_options(config: Fields, width: int, what: str) -> dict[str, Any]:
     }
 
 
+def _scaling(kind: str, fields: Fields, config: Fields) -> dict[str, Any]:
+    """The stretch of the positions as ``LayerShape`` takes it, each number checked."""
+    needed, free = _SCALINGS[kind]
+    found: dict[str, Any] = {"rope_type": kind, **{name: fields.number(name) for name in needed}}
+    found |= {name: fields.number(name) for name in free if fields.given(name)}
+    if kind == "yarn":
+        own = fields.given("original_max_position_embeddings")
+        found["original_max_position_embeddings"] = (
+            fields.whole("original_max_position_embeddings") if own else config.whole("max_position_embeddings")
+        )
+        found |= {"truncate": fields.truth("truncate")} if fields.given("truncate") else {}
+    return found
+
+
 def layer_fields(shape: Any) -> dict[str, Any]:
     """The fields of a configuration that ``layer_options`` reads, of a head's ``LayerShape``."""
     return {
         "hidden_act": "silu", "hidden_size": shape.width, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads, "rms_norm_eps": shape.eps, "rope_theta": shape.rope_base,
+        **({"head_dim": shape.head_dim} if shape.head_width or shape.head_dim * shape.heads != shape.width else {}),
+        **({"rope_scaling": dict(shape.rope_scaling)} if shape.rope_scaling else {}),
     }  # fmt: skip
 
 
@@ -77,14 +112,17 @@ def target_fields(target: Target) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def layer_shapes(width: int, query_heads: int, key_heads: int, intermediate: int, sources: int = 1) -> Shapes:
+def layer_shapes(
+    width: int, query_heads: int, key_heads: int, intermediate: int, sources: int = 1, head_width: int | None = None
+) -> Shapes:
     """Tensors of attention and feed-forward part, without norms; the attention reads ``sources`` vectors of the layer's
     width.
     """
-    keys = width // query_heads * key_heads
+    own = head_width or width // query_heads
+    keys, queries = own * key_heads, own * query_heads
     return {
-        "self_attn.q_proj.weight": (width, sources * width), "self_attn.k_proj.weight": (keys, sources * width),
-        "self_attn.v_proj.weight": (keys, sources * width), "self_attn.o_proj.weight": (width, width),
+        "self_attn.q_proj.weight": (queries, sources * width), "self_attn.k_proj.weight": (keys, sources * width),
+        "self_attn.v_proj.weight": (keys, sources * width), "self_attn.o_proj.weight": (width, queries),
         "mlp.gate_proj.weight": (intermediate, width), "mlp.up_proj.weight": (intermediate, width), "mlp.down_proj.weight": (width, intermediate),
     }  # fmt: skip
 

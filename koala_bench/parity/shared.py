@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch
 from koala_bench.interop import eagle, medusa
 from koala_bench.interop.checkpoints import Fields, Imported, read_json, read_tensors

@@ -10,7 +10,8 @@ import torch
 
 from koala_bench.common.progress import say
 from koala_bench.dialogues.encoding import ChatTemplate
-from koala_bench.engine.target import Target, pick_device, pick_dtype
+from koala_bench.engine.devices import pick_device, pick_dtype
+from koala_bench.engine.target import Target
 from koala_bench.planning.calibration import (
     FLOP_SHARE,
     NAMED_GPU,
@@ -21,6 +22,7 @@ from koala_bench.planning.calibration import (
     measure_limits,
     measure_pace,
 )
+from koala_bench.planning.draft_reads import draft_reads, reads_in_words
 from koala_bench.planning.requirements import (
     HeadNeeds,
     Needs,
@@ -73,6 +75,7 @@ def outlook(
     ]
     lines += ["| Head | Trained parameters (M) | Discriminator (M) |", "| :-- | --: | --: |"]
     lines += [_row(head, needs) for head in needs.heads]
+    lines += ["", reads_in_words(draft_reads(preset, methods, place.config))]
     asked = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
     lines += [
         "",

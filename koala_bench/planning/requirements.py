@@ -25,8 +25,11 @@ from koala_bench.common.machine import memory_bytes
 from koala_bench.dialogues.conversations import BUNDLED, files_of
 from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
 from koala_bench.dialogues.questions import find_questions, read_questions
+from koala_bench.engine.devices import pick_dtype, pick_engine
+from koala_bench.engine.loading.gguf import gguf_config, gguf_file
+from koala_bench.engine.loading.targets import bundled_target
 from koala_bench.engine.shapes import known_shape
-from koala_bench.engine.target import Target, bundled_target, pick_dtype, pick_engine
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import select_questions
 from koala_bench.presets import MethodPreset, Preset
@@ -151,6 +154,8 @@ def _drafts_with(method: MethodPreset) -> tuple[str, str | None] | None:
 
 
 def _find(name: str, revision: str | None, check: str) -> Place:
+    if (packed := None if bundled_target(name) else gguf_file(name)) is not None:
+        return Place(gguf_config(packed), True, f"in {name}")
     folder = bundled_target(name) or Path(name).expanduser()
     if folder.is_dir():
         try:
@@ -389,7 +394,7 @@ def missing_conversations(source: str, target: str) -> str | None:
             return f"Conversations: {error}"
         return (
             f"The conversations {source}. Download some in the form of ShareGPT, FastChat, OpenAI's messages or Alpaca"
-            " (.json or .jsonl, also .gz, or a folder of these), or let the target answer questions: koala-bench"
+            " (.json or .jsonl, also .gz, .parquet, or a folder of these), or let the target answer questions: koala-bench"
             " distill; then --set data.source=FILE."
         )
     if dialogues_at_hand(source):

@@ -17,7 +17,7 @@ def tokens_to_store(preset: Preset, target: Target, template: ChatTemplate) -> i
     Of many dialogues evenly spread ones are encoded, and their mean is taken for all.
     """
     try:
-        conversations = read_conversations(preset.data.source)
+        conversations = read_conversations(preset.data.source, template)
     except KoalaBenchError:
         return None
     dialogues = [*conversations.train[: preset.data.limit], *conversations.held_out[: preset.data.held_out]]

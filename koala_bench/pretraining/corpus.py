@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from koala_bench.common.progress import say
 from koala_bench.dialogues.conversations import Conversations, read_conversations
+from koala_bench.dialogues.templates import ChatTemplate
 from koala_bench.pretraining.documentation import PACKAGES, Entry, read_entries
 
 DOCUMENTATION = "documentation"
@@ -144,13 +145,16 @@ def read_documentation(packages: Sequence[str] = tuple(PACKAGES)) -> Conversatio
     )
 
 
-def read_source(source: str) -> Conversations:
+def read_source(source: str, template: ChatTemplate | None = None) -> Conversations:
     """``documentation``, or conversations as ``read_conversations`` takes them.
+
+    Args:
+        template: as ``read_conversations`` takes it.
 
     Raises:
         KoalaBenchError: as ``read_documentation`` and ``read_conversations``.
     """
-    return read_documentation() if source == DOCUMENTATION else read_conversations(source)
+    return read_documentation() if source == DOCUMENTATION else read_conversations(source, template)
 
 
 def read_corpus(source: str) -> Conversations:

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from koala_bench.common.progress import say
 from koala_bench.dialogues.conversations import BUNDLED, Conversations, bundled_answers, read_conversations
-from koala_bench.dialogues.distillation import answering_target
-from koala_bench.engine.target import Target, bundled_target, fingerprint, load_target
+from koala_bench.dialogues.distilling.answers import answering_target
+from koala_bench.engine.loading.targets import bundled_target, fingerprint, load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.corpus import DOCUMENTATION
 

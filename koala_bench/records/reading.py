@@ -173,6 +173,7 @@ _CIRCUMSTANCES = ("environment", "code")
 _NOT_COMPARED = (
     "preset.resolved.",
     "target.path",
+    "target.name",
     "measure.processes",
     "environment.platform",
     "environment.memory_bytes",

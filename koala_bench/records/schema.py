@@ -37,7 +37,8 @@ class PresetInfo(TypedDict):
 @with_config(STRICT)
 class TargetInfo(TypedDict):
     """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are. Without ``engine``
-    it was eager.
+    it was eager. ``ignored_settings`` are those of the checkpoint's own generation configuration that change its answers
+    and that no method takes over.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TargetInfo(TypedDict):
     device: str
     attention: str
     engine: NotRequired[Literal["graph"]]
+    ignored_settings: NotRequired[dict[str, Any]]
 
 
 @with_config(STRICT)
@@ -87,12 +89,17 @@ class TypicalInfo(TypedDict):
 
 @with_config(STRICT)
 class MethodInfo(TypedDict):
-    """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone."""
+    """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone.
+
+    ``objective`` names what was added to the head's supervised loss, if anything (not recorded up to koala-bench 0.1.0);
+    ``adversarial`` says whether that learns beside the head, as a discriminator does.
+    """
 
     name: str
     head: str | None
     layers: Count
     adversarial: bool
+    objective: NotRequired[str]
     parameters: Count  # trainable ones; of a small draft model all of them
     tree: TreeInfo | None
     checkpoint: str | None
@@ -100,6 +107,7 @@ class MethodInfo(TypedDict):
     training: TrainingInfo | None  # null for a head that was not trained here
     typical: TypicalInfo | None  # null where the run's rule holds
     lossless: bool
+    draft_vocabulary: NotRequired[Count]  # tokens that it can draft, where they are not all
 
 
 @with_config(STRICT)
@@ -133,10 +141,11 @@ class ChatTemplateInfo(TypedDict):
 
 @with_config(STRICT)
 class LimitsInfo(TypedDict):
-    """Where decoding stops."""
+    """Where decoding stops: at an id, or where a text is complete, if there is one."""
 
     max_new_tokens: Annotated[int, Field(ge=1)]
     stop_ids: list[int]
+    stop_texts: NotRequired[list[str]]
 
 
 @with_config(STRICT)

@@ -10,7 +10,8 @@ from koala_bench.common.files import write_text
 from koala_bench.common.progress import say
 from koala_bench.dialogues.downloads import data_folder
 from koala_bench.dialogues.questions import Question, find_questions, names_in, read_questions
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import evaluate
 from koala_bench.gate import audit as judging

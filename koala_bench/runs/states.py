@@ -9,9 +9,9 @@ from pathlib import Path
 from koala_bench.common.files import make_folder
 from koala_bench.common.process_group import find_team
 from koala_bench.dialogues.conversations import read_conversations
-from koala_bench.engine.ends import load_ends
-from koala_bench.engine.spread import load_spread
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.ends import load_ends
+from koala_bench.engine.loading.spread import load_spread
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import load_preset_target, train_heads, trained_methods, training_streams
@@ -36,7 +36,7 @@ def write_training_states(
     features = features_read(preset, trained_methods(preset, methods, target), target)
     if not features:
         raise KoalaBenchError("None of these methods has a head to train.", "Name others in --methods.")
-    conversations = read_conversations(preset.data.source)
+    conversations = read_conversations(preset.data.source, template)
     stream, _, held_out, _ = training_streams(preset, conversations, target, template)
     make_folder(folder)
     return stored_states_of(target, stream, held_out, features, folder, find_team(target.device))

@@ -26,7 +26,8 @@ from koala_bench.common.provenance import code_state, environment
 from koala_bench.decoding.loop import capacity_for, decode
 from koala_bench.dialogues.conversations import held_out_prompts
 from koala_bench.dialogues.encoding import ChatTemplate
-from koala_bench.engine.target import Target, fingerprint
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset
 from koala_bench.sweeps.grid import SweepGrid, Trial, trials_of

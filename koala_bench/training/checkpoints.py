@@ -14,14 +14,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from koala_bench.common.draft_vocabulary import BUFFER, DraftVocabulary, checked_count, fault_of, first_of, fitted
 from koala_bench.common.files import replacing, sha256_of, write_text
 from koala_bench.common.progress import say
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import TargetSpec
 from koala_bench.presets import MethodPreset
 from koala_bench.registry import HEADS, build
 
 _WEIGHTS = "model.safetensors"
+_TOKENS = "tokens.safetensors"
+_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "architecture_sha256")
+_BESIDE_TRAINING = ("checkpoint_every", "held_out_evaluations")
+_NAMES = {"stream_sha256": "training data", "order_sha256": "order of the data", "chat_template": "chat template"}
 # How torch refuses a file; which of these it is depends on where the damage is.
 _DAMAGE = (
     RuntimeError,
@@ -40,6 +46,7 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
     """Write a head; the weights come last, so a folder with weights is complete."""
     config = {
         "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective, "objective_options": preset.objective_options,
+        **({} if preset.draft_vocabulary is None else {"draft_vocabulary": preset.draft_vocabulary}),
         "target": {"name": target.name, "hidden_size": target.spec().hidden_size, "vocab_size": target.config.vocab_size},
     }  # fmt: skip
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -77,6 +84,37 @@ def _telling_of_a_full_disk() -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError) as error:
         raise OSError(str(error)) from error
+
+
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What decides a head's weights, of a manifest: the content of the data and of the target, and the settings that
+    change an update. Where files lie, how often a state is written and what is measured meanwhile are no part of it.
+    """
+    target, training = manifest.get("target"), manifest.get("training")
+    return {
+        "target": {
+            name: value for name, value in (target if isinstance(target, dict) else {}).items() if name in _OF_TARGET
+        },
+        "training": {
+            name: value
+            for name, value in (training if isinstance(training, dict) else {}).items()
+            if name not in _BESIDE_TRAINING
+        },
+        **{name: manifest.get(name) for name in ("chat_template", "stream_sha256", "order_sha256")},
+    }
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """In what two identities differ, None if they are the same. What only one of them knows of a target is no difference:
+    earlier versions wrote down less.
+    """
+    for key, value in one.items():
+        same = value == other[key]
+        if key == "target":
+            same = all(value[name] == other[key][name] for name in value.keys() & other[key].keys())
+        if not same:
+            return _NAMES.get(key, key)
+    return None
 
 
 def earlier(path: Path) -> Path:
@@ -187,8 +225,41 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
+def save_token_order(folder: Path, order: torch.Tensor) -> None:
+    """Write beside a head in which order a draft vocabulary takes the tokens, int64 [vocab_size]; see
+    ``draft_vocabulary.by_count``.
+    """
+    write_tensors(folder / _TOKENS, {"order": order.int()})
+
+
+def _commonest(folder: Path, count: int) -> torch.Tensor:
+    try:
+        return first_of(load_file(folder / _TOKENS)["order"], count)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise KoalaBenchError(
+            f"{folder / _TOKENS} is missing or damaged, which says what tokens a cut of this head keeps.",
+            "Train the head again.",
+        ) from error
+
+
+def build_head_of(spec: TargetSpec, kind: str, options: dict[str, Any]) -> Any:
+    """A fresh head by its installed name; one of a draft vocabulary keeps the ids as a buffer, so that they are saved
+    and loaded with it.
+
+    Raises:
+        KoalaBenchError: unknown head or option.
+    """
+    head = build(HEADS, kind, spec, options)
+    if spec.draft_vocabulary is not None and isinstance(head, nn.Module):
+        head.register_buffer(BUFFER, spec.draft_vocabulary.ids)
+    return head
+
+
+def load_head(folder: Path, target: Target, drafted: int | None = None) -> tuple[Any, dict[str, Any], str]:
     """Read a head for a target.
+
+    Args:
+        drafted: cut a head of the whole vocabulary to so many tokens, the commonest of its training answers.
 
     Returns:
         the head in the target's dtype and on its device, its configuration, and the hash of its weights.
@@ -205,10 +276,25 @@ def load_head(folder: Path, target: Target) -> tuple[Any, dict[str, Any], str]:
             f" tokens, {target.name} has {own.hidden_size} and {own.vocab_size}.",
             "Use the target it was trained for, or train a head for this one.",
         )
-    head = build(HEADS, kind, target.spec(), {**own_options, **({"layers": layers} if layers != 1 else {})})
+    own_options.pop(BUFFER, None)  # of an EAGLE-3 head that was imported when this was an option of that head alone
     tensors = read_weights(folder)
+    ids = tensors.get(BUFFER)
+    fault = None if ids is None else fault_of(ids, own.vocab_size)
+    if fault is not None:
+        raise KoalaBenchError(
+            f"The weights in {folder} do not fit the head '{config['head']}': {fault}", "Train the head again."
+        )
+    if ids is not None and drafted not in (None, len(ids)):
+        raise KoalaBenchError(
+            f"The head in {folder} drafts {len(ids):,} tokens and cannot be cut to {drafted:,}.",
+            "Cut a head of the whole vocabulary.",
+        )
+    cut = None if ids is not None or drafted is None else _commonest(folder, checked_count(drafted, own.vocab_size))
+    head = build_head_of(
+        target.spec(cut if ids is None else ids), kind, {**own_options, **({"layers": layers} if layers != 1 else {})}
+    )
     try:
-        head.load_state_dict(tensors)
+        head.load_state_dict(tensors if cut is None else fitted(tensors, head, DraftVocabulary(cut, own.vocab_size)))
     except RuntimeError as error:
         raise KoalaBenchError(
             f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
+from koala_bench.common.draft_vocabulary import by_count
 from koala_bench.common.files import make_folder
 from koala_bench.common.process_group import find_team
 from koala_bench.common.progress import say
@@ -16,20 +18,26 @@ from koala_bench.dialogues.conversations import (
     BUNDLED,
     Conversations,
     bundled_answers,
+    content_of,
     encode_all,
     files_of,
     read_conversations,
 )
-from koala_bench.dialogues.distillation import answering_target
+from koala_bench.dialogues.distilling.answers import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
-from koala_bench.engine.ends import Ends, fingerprint_of
-from koala_bench.engine.target import Target, load_target
+from koala_bench.dialogues.templates import AUTO, stops_of
+from koala_bench.engine.loading.ends import Ends, fingerprint_of
+from koala_bench.engine.loading.fingerprints import architecture_sha256
+from koala_bench.engine.loading.generation import in_words
+from koala_bench.engine.loading.gguf import check_pin
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.presets import MethodPreset, Preset
+from koala_bench.presets import DataPreset, MethodPreset, Preset
 from koala_bench.registry import HEADS, load
-from koala_bench.training.checkpoints import read_manifest
+from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.precision import settle_precision
@@ -39,20 +47,23 @@ from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
 
 VANILLA = "vanilla"
+_READING = 2  # of rows and templates: one more whenever the same file becomes other tokens
 STATES = "states"  # the folder of stored states, beside the heads that are trained on them
-_OF_DECODING = {"tree", "head_of", "typical", "usual"}  # what a trained head does not depend on
+_OF_DECODING = {"tree", "head_of", "first", "typical", "usual"}  # what a trained head does not depend on
 
 
 def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target) -> tuple[Target, ChatTemplate]:
-    """The preset's target and chat template.
+    """The preset's target, which knows everything that ends its answers, and the chat template.
 
     Args:
         load: with the arguments of ``load_target``.
 
     Raises:
-        KoalaBenchError: as ``load_target`` and ``chat_template``.
+        KoalaBenchError: as ``load_target``, ``chat_template`` and ``stops_of``, or the target is not the file that the
+            preset pins.
     """
     wanted = preset.target
+    check_pin(wanted.name, wanted.weights_sha256)
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
     target = load(
         wanted.name,
@@ -65,7 +76,20 @@ def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target
     )
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
-    return target, chat_template(wanted.chat_template, target.tokenizer)
+    template = chat_template(wanted.chat_template, target.tokenizer, wanted.template_options, wanted.template_date)
+    if wanted.chat_template == AUTO:
+        say(
+            f"Prompts are made with the chat template that {target.name} brings."
+            if template.own
+            else f"{target.name} has no chat template of its own: prompts are made with fschat's {template.name}."
+            " Name another with --set target.chat_template=NAME."
+        )
+    if template.date is not None:
+        say(f"The chat template asks for today's date and is told {template.date} (target.template_date).")
+    if target.ignored:
+        say(f"Ignored by all methods: the checkpoint's own generation settings, {in_words(target.ignored)}.")
+    ids, texts = stops_of(template, target.tokenizer, target.stop_ids, preset.evaluation.stop, target.name)
+    return replace(target, more_stop_ids=ids, stop_texts=texts), template
 
 
 def methods_with_heads(preset: Preset, methods: Sequence[str]) -> list[str]:
@@ -86,6 +110,25 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
         return None
     head = build_head(target, preset, seed=0)
     return head if next(head.parameters(), None) is None else None
+
+
+def first_head(preset: MethodPreset, target: Target) -> Any | None:
+    """The head that is asked before a method's own, ready to decode; None where there is none.
+
+    Raises:
+        KoalaBenchError: as ``free_head``; or it has to be trained.
+    """
+    if preset.first is None:
+        return None
+    first = MethodPreset(head=preset.first.head, options=preset.first.options, tree=preset.first.tree)
+    head = free_head(first, target)
+    if head is None:
+        raise KoalaBenchError(
+            f"The head '{first.head}' has to be trained, so it cannot be asked before another one.",
+            "Let first name a head with nothing to train, such as a lookup.",
+        )
+    load_template(first.tree).check(depth=head.max_depth, candidates=target.model.config.vocab_size)
+    return head
 
 
 def train_heads(
@@ -115,13 +158,16 @@ def train_heads(
         KoalaBenchError: whatever is wrong with the preset, the data or a checkpoint.
     """
     check_service(log_with)
+    for name in methods_with_heads(preset, methods):
+        first_head(preset.method(name), target)  # not used before evaluation; a mistake in it should be told now
     names = trained_methods(preset, methods, target)
     if not names:
         begin()
         return
     preset = settle_precision(preset, names, out, target.device)
-    identity = _identity(preset, names, target, template)
-    if _finished(names, identity, out):
+    settings = _settings(preset, names, target, template)
+    finished = {name: read_manifest(out / name) for name in names}
+    if _finished(finished, settings, preset.data):
         begin()
         say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
@@ -135,12 +181,24 @@ def train_heads(
         )
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
     for arm in arms:
-        load_template(arm.preset.tree).check(depth=arm.head.max_depth, candidates=target.config.vocab_size)
+        load_template(arm.preset.tree).check(
+            depth=arm.head.max_depth, candidates=arm.preset.draft_vocabulary or target.config.vocab_size
+        )
     _check_answers(target, preset.data.source)
-    conversations = read_conversations(preset.data.source)
+    conversations = read_conversations(preset.data.source, template)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
+    order = token_order(stream, target)
+    # Which tokens a cut head drafts is known with the data only; until here it stood for one, to find mistakes early.
+    arms = [
+        (
+            make_arm(target, arm.name, arm.preset, preset.training, order)
+            if arm.preset.draft_vocabulary is not None
+            else arm
+        )
+        for arm in arms
+    ]
     manifest = {
-        **identity,
+        **settings,
         "provenance": {
             **conversations.provenance,
             **({"rows": conversations.rows} if conversations.rows else {}),
@@ -153,6 +211,9 @@ def train_heads(
     if isinstance(target, Ends):
         held_out = replace(held_out, prompts=())  # nothing can be decoded
     begin()
+    if _same(finished, manifest):
+        say(f"Reusing the trained heads in {out}, of the same dialogues: {', '.join(names)}.")
+        return
     make_folder(out)
     for arm in arms:
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
@@ -161,9 +222,20 @@ def train_heads(
         features = [*(arm.head.features for arm in arms), *also]
         stored = stored_states_of(target, stream, held_out, features, states or out / STATES, team)
         manifest["states_sha256"] = stored.sha256
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with)
+    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with, order)
     if states is None and team.first:
         remove_states(out / STATES)
+
+
+def token_order(stream: Stream, target: Target) -> torch.Tensor:
+    """The order in which draft vocabularies take the target's tokens: by their counts in the answers of a training
+    stream.
+    """
+    answers = (
+        [token for token, said in zip(each.ids, each.supervised, strict=True) if said] for each in stream.dialogues
+    )
+    special = [] if target.tokenizer is None else target.tokenizer.all_special_ids
+    return by_count(answers, target.config.vocab_size, [*special, *target.stop_ids])
 
 
 def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:
@@ -177,25 +249,30 @@ def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> l
 
 
 def heads_finished(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> bool:
-    """Whether ``train_heads`` would reuse what lies in ``out``."""
+    """Whether ``train_heads`` would reuse what lies in ``out``, as far as files tell before they are read."""
     names = trained_methods(preset, methods, target)
     preset = settle_precision(preset, names, out, target.device)
-    return not names or _finished(names, _identity(preset, names, target, template), out)
+    finished = {name: read_manifest(out / name) for name in names}
+    return not names or _finished(finished, _settings(preset, names, target, template), preset.data)
 
 
-def _identity(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
-    """What trained heads depend on."""
+def _settings(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
+    """What trained heads depend on, but for the data."""
     return {
-        "target": fingerprint_of(target),
+        "target": {**fingerprint_of(target), "architecture_sha256": architecture_sha256(target.model.config)},
         "data": preset.data.model_dump(mode="json"),
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,
         "methods": {name: preset.method(name).model_dump(mode="json", exclude=_OF_DECODING) for name in names},
+        "reading": _READING,
     }
 
 
-def _finished(names: Sequence[str], identity: dict[str, Any], out: Path) -> bool:
-    return all(_same(read_manifest(out / name), identity, name) for name in names)
+def _finished(finished: Mapping[str, dict[str, Any] | None], settings: dict[str, Any], data: DataPreset) -> bool:
+    """Whether heads with these manifests are what would be trained, as the files' bytes tell at once; where they are
+    others, what becomes of them may still be the same.
+    """
+    return all(_unread_data_of(manifest, data) for manifest in finished.values()) and _same(finished, settings)
 
 
 def _check_answers(target: Target, source: str) -> None:
@@ -215,12 +292,29 @@ def _check_answers(target: Target, source: str) -> None:
         )
 
 
-def _same(manifest: dict[str, Any] | None, identity: dict[str, Any], name: str) -> bool:
-    """Whether a finished head was trained as ``identity`` says, whatever other heads were trained beside it."""
-    if manifest is None:
+def _same(finished: Mapping[str, dict[str, Any] | None], wanted: dict[str, Any]) -> bool:
+    """Whether finished heads were trained as ``wanted`` says, whatever other heads were trained beside them. What it does
+    not say of the stream was found to be the same by its files.
+    """
+    for name, manifest in finished.items():
+        if manifest is None:
+            return False
+        if first_difference(identity_of({**manifest, **wanted}), identity_of(manifest)) is not None:
+            return False
+        methods = manifest.get("methods")
+        if not isinstance(methods, dict) or methods.get(name) != wanted["methods"][name]:
+            return False
+    return True
+
+
+def _unread_data_of(manifest: dict[str, Any] | None, data: DataPreset) -> bool:
+    """Whether a head was trained on what these settings read, as far as files tell: the same bytes, read and cut alike."""
+    if manifest is None or manifest.get("reading") != _READING:
         return False
-    shared = all(manifest.get(key) == value for key, value in identity.items() if key != "methods")
-    return shared and manifest.get("methods", {}).get(name) == identity["methods"][name]
+    own, provenance = manifest.get("data", {}), manifest.get("provenance", {})
+    files = provenance.get("files_sha256") or {"": provenance.get("file_sha256")}
+    alike = all(own.get(name) == getattr(data, name) for name in ("max_tokens", "limit"))
+    return alike and list(files.values()) == content_of(data.source)
 
 
 def training_streams(
@@ -284,7 +378,14 @@ def _answered(
             else []
         )
         say(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
+    last_only = sum(dialogues[index].last_only for index in kept)
+    if last_only:
+        say(
+            f"Of {last_only:,}{which} dialogues only the last answer is trained on, behind the prompt that is evaluated:"
+            " the chat template shows answers otherwise than they were given, or changes earlier ones."
+        )
     counts = {
+        "last_answer_only": last_only,
         "whole": len(kept) - len(over),
         "over_long_and_cut": len(over),
         "over_long_and_left_out": sum(len(dialogues[index].ids) > max_tokens for index in left_out),

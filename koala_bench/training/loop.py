@@ -19,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from koala_bench.common.draft_vocabulary import checked_count, first_of
 from koala_bench.common.files import continue_log
 from koala_bench.common.process_group import Team
 from koala_bench.common.progress import progress, say
@@ -27,8 +28,17 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
-from koala_bench.registry import HEADS, OBJECTIVES, build
-from koala_bench.training.checkpoints import earlier, read_state, save_head, write_state
+from koala_bench.registry import OBJECTIVES, build
+from koala_bench.training.checkpoints import (
+    build_head_of,
+    earlier,
+    first_difference,
+    identity_of,
+    read_state,
+    save_head,
+    save_token_order,
+    write_state,
+)
 from koala_bench.training.features import features_of_each, in_host_memory
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.training.states import StoredStates
@@ -36,18 +46,25 @@ from koala_bench.training.step import LOG_EVERY, Arm, Features, train_step
 from koala_bench.training.tracking import curves, tracked_accelerator
 
 
-def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:
+def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Tensor | None = None) -> nn.Module:
     """A fresh head of a method, on the target's device, in float32; equal seeds give equal weights.
 
+    Args:
+        order: in which its draft vocabulary takes the target's tokens, see ``draft_vocabulary.by_count``; by their ids
+            if None.
+
     Raises:
-        KoalaBenchError: unknown head or option, or the class is no module.
+        KoalaBenchError: unknown head or option, a draft vocabulary larger than the target's, or the class is no module.
     """
+    drafted = None
+    if preset.draft_vocabulary is not None:
+        size = target.config.vocab_size
+        drafted = first_of(torch.arange(size) if order is None else order, checked_count(preset.draft_vocabulary, size))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = build(
-            HEADS,
+        head = build_head_of(
+            target.spec(drafted),
             preset.head,
-            target.spec(),
             {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})},
         )
     if not isinstance(head, nn.Module):
@@ -55,13 +72,15 @@ def build_head(target: Target, preset: MethodPreset, seed: int) -> nn.Module:
     return head.to(target.device)
 
 
-def make_arm(target: Target, name: str, preset: MethodPreset, options: TrainingPreset) -> Arm:
-    """Build a method's head, objective and optimiser.
+def make_arm(
+    target: Target, name: str, preset: MethodPreset, options: TrainingPreset, order: torch.Tensor | None = None
+) -> Arm:
+    """Build a method's head, objective and optimiser; ``order`` is as for ``build_head``.
 
     Raises:
         KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
     """
-    head = build_head(target, preset, options.seed)
+    head = build_head(target, preset, options.seed, order)
     if not isinstance(head, TrainableHead):
         raise KoalaBenchError(
             f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it."
@@ -98,12 +117,14 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
     state = read_state(path, device)
     if state is None:
         return None
-    for key, value in identity.items():
-        if state["identity"].get(key) != value:
-            raise KoalaBenchError(
-                f"The checkpoint {path} belongs to another run: its {key} differs.",
-                "Choose another --out, or delete the folder to start again.",
-            )
+    different = first_difference(identity_of(identity), identity_of(state["identity"]))
+    if different is None and state["identity"].get("methods") != identity.get("methods"):
+        different = "methods"
+    if different is not None:
+        raise KoalaBenchError(
+            f"The checkpoint {path} belongs to another run: its {different} differs.",
+            "Choose another --out, or delete the folder to start again.",
+        )
     return state
 
 
@@ -166,6 +187,7 @@ def train(
     team: Team,
     stored: StoredStates | None = None,
     log_with: str | None = None,
+    order: torch.Tensor | None = None,
 ) -> None:
     """Train all arms together and write each as ``out/<method>/``.
 
@@ -174,6 +196,7 @@ def train(
 
     Args:
         names: what to call each dialogue of the stream in an error.
+        order: of the target's tokens, kept beside every head for cuts of its vocabulary.
         manifest: hashes and settings of the run; it becomes ``training.json`` beside every head, and a checkpoint of
             another manifest is refused.
         stored: the target's states of the stream and, behind them, of what is held out; without them the target
@@ -273,6 +296,8 @@ def train(
         parts = ", ".join(f"{name.removesuffix('_s')} {seconds / spent:.0%}" for name, seconds in timings.items())
         say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
     for arm in arms if team.first else ():
+        if order is not None:
+            save_token_order(out / arm.name, order)
         save_head(
             out / arm.name,
             arm.head,

@@ -8,7 +8,7 @@ from typing import Any
 
 from koala_bench.common.process_group import Team
 from koala_bench.dialogues.streams import Stream
-from koala_bench.engine.ends import Ends, fingerprint_of
+from koala_bench.engine.loading.ends import Ends, fingerprint_of
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset

@@ -36,7 +36,12 @@ def test_a_shared_option_is_the_same_in_every_command() -> None:
     for command, definition in get_command(app).commands.items():  # type: ignore[attr-defined]
         for option in definition.params:
             name = option.opts[0]
-            if name != "--out" and option.name in EVERYTHING and (command, name) not in OWN:
+            if (
+                name != "--out"
+                and (command, name) != ("evaluate", "--seed")
+                and option.name in EVERYTHING
+                and (command, name) not in OWN
+            ):
                 found.setdefault(name, set()).add((option.help, option.default, option.multiple))
     assert len(found) == len(EVERYTHING) - 1
     assert {name: each for name, each in found.items() if len(each) > 1} == {}
@@ -50,6 +55,8 @@ def test_options_win_over_quick_and_settings_over_both() -> None:
     assert chosen.target.engine == "eager" and chosen.training.steps < usual.training.steps
     assert {(method.layers, method.tree) for method in chosen.methods.values()} == {(3, "2x1")}
     assert Shared(seed=5, settings=["training.seed=6"]).resolved().training.seed == 6
+    stops = ["### End", 'a "b" \\']
+    assert Shared(stop=stops).resolved().evaluation.stop == tuple(stops) and Shared(stop=[]).resolved() == usual
     odd = 'it\'s "one" \\ target'
     assert Shared(target=odd).resolved().target.name == odd
 

@@ -19,7 +19,7 @@ import koala_bench.training.experiment as experiment
 from koala_bench.common.process_group import ALONE, Team
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.dialogues.questions import Question
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import evaluate
 from koala_bench.evaluation.recording import open_record

@@ -285,6 +285,29 @@ class OneDtypeOnly(Good):
         return batch.hidden[:, :, -1].flatten(0, 1)
 
 
+class WritesToWhatItIsShown(Good):
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        logits.clamp_(min=0.0)
+
+
+class KeepsWhatItIsShown(Good):
+    shown: torch.Tensor | None
+
+    def begin(self, template: TreeTemplate, capacity: int) -> None:
+        super().begin(template, capacity)
+        self.shown = None
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        self.shown = logits[0]
+
+    def draft(self, new: Committed) -> DraftTree:
+        tree = super().draft(new)
+        if self.shown is not None:
+            level = tree.tokens[1 : 1 + len(self.template.shape.children[0])]
+            level.copy_(self.shown.topk(len(level)).indices)
+        return tree
+
+
 class FeaturesAsList(Good):
     features = [-1]  # noqa: RUF012
 
@@ -367,6 +390,8 @@ BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
     CrossesDialogues: ("batches", {"predictions"}, "a label or state is taken from behind a dialogue's end"),
     MeanOfNothing: ("batches", set(), "the loss is nan where only token 2 of 18 is supervised"),
     OneDtypeOnly: ("half precision", set(), "RuntimeError: "),
+    WritesToWhatItIsShown: ("observation", set(), "observe() changes the tree or the logits"),
+    KeepsWhatItIsShown: ("observation", set(), "keep copies"),
     FeaturesAsList: ("form", set(), "features is [-1]"),
     LastStateNotLast: ("form", set(), "ends with -1"),
     NoDepth: ("form", set(), "max_depth is 0"),
@@ -414,7 +439,7 @@ def test_and_by_no_other(head: type[nn.Module]) -> None:
 def test_right_heads_pass_every_check(head: Any, options: dict[str, Any]) -> None:
     before = torch.random.get_rng_state()
     results = check_head(head, options)
-    assert [str(result) for result in results if result.outcome != "passed"] == []
+    assert [result.name for result in results if result.outcome != "passed"] == ["observation"]  # they have no observe
     assert [result.name for result in results] == list(CHECKS)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -434,8 +459,10 @@ def test_a_head_that_is_not_trained_is_checked_for_its_drafts(tmp_path: Path) ->
     assert [result.name for result in results if result.outcome == "not applicable"] == [
         "gradients",
         "prompts",
+        "observation",
         "positions",
         "predictions",
+        "vocabulary",
         "batches",
     ]
 

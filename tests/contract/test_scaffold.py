@@ -140,4 +140,4 @@ def test_the_command_writes_it_and_says_how_to_go_on(
 
 def test_the_command_checks_what_it_wrote(koala: Koala, package: Path) -> None:
     result = koala("check-head", f"{package}/my_own.py:MyOwnHead", "--option", "layers=2")
-    assert (result.code, result.out.count("passed ")) == (0, 14), result.out
+    assert (result.code, result.out.count("passed ")) == (0, 16), result.out

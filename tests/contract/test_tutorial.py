@@ -12,7 +12,7 @@ import pytest
 
 from koala_bench.contract import check_head
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.presets import MethodPreset
 from koala_bench.registry import HEADS
 from koala_bench.testing import save_tiny_target

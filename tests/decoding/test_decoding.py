@@ -9,7 +9,8 @@ import torch
 from transformers import GPT2Config, MistralConfig, Qwen2Config, T5Config
 
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.testing import save_tiny_target, tiny_config, tiny_target
 from koala_bench.tree import load_template

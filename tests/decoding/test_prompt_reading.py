@@ -12,7 +12,8 @@ import heads.common.drafting as drafting
 from heads.eagle import Eagle
 from heads.prompt_lookup import PromptLookup
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.heads import Committed
 from koala_bench.testing import save_tiny_target
 from koala_bench.tree import DraftTree, load_template

@@ -19,7 +19,7 @@ from koala_bench.decoding.acceptance import Row, SpeculativeSampling, after_reje
 from koala_bench.decoding.sampling import Draws, Sampling
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import DraftTree
-from tests.support.toy_worlds import Enumeration, Law, Paper, World, world
+from tests.support.toy_worlds import Enumeration, Law, Paper, World, cut_world, world
 
 CONFIGURATIONS = 60
 SAMPLES = 100_000
@@ -31,6 +31,16 @@ LEAST = 0.001  # smallest p-value that passes; seeds are the configurations' num
 def test_on_paper_the_distribution_of_whole_sequences_is_the_targets(number: int) -> None:
     enumeration = Enumeration(world(number))
     assert sum(enumeration.law((0, 1)).values()) == pytest.approx(1, abs=1e-9)
+    assert enumeration.apart(steps=False) < 1e-6
+    assert enumeration.apart(steps=True) < 1e-6
+
+
+@pytest.mark.parametrize("number", range(0, CONFIGURATIONS, 2))
+def test_on_paper_drafts_of_a_cut_vocabulary_leave_the_distribution_as_it_is(number: int) -> None:
+    """What a head cannot draft, the target still says, as often as it would."""
+    each = cut_world(number)
+    assert (each.q == 0).any(-1).all() and (each.p > each.q).any()
+    enumeration = Enumeration(each)
     assert enumeration.apart(steps=False) < 1e-6
     assert enumeration.apart(steps=True) < 1e-6
 

@@ -17,7 +17,8 @@ from koala_bench.decoding.acceptance import GREEDY, SpeculativeSampling
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.decoding.sampling import Draws, Sampling
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target, drafted_and_likeliest
 from koala_bench.heads import Committed
 from koala_bench.registry import HEADS, build
 from koala_bench.testing import save_tiny_target, tiny_config
@@ -59,7 +60,8 @@ class ToyTarget:
     device = torch.device("cpu")
     max_positions = 1 << 30
     name = "toy"
-    greedy = GREEDY
+    greedy_question = staticmethod(drafted_and_likeliest)
+    stop_texts = ()
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -206,6 +208,7 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> Target:
     [
         ("medusa", "3x2x1"), ("hydra", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6"), ("eagle3", "3x2x1"),
         ("draft_model", "3x2x1"), ("prompt_lookup", "3x2x1"), ("suffix_lookup", "chain-3"),
+        ("token_recycling", "3x2x1"), ("p_eagle", "3x2x1"), ("p_eagle", "dynamic-2x3x6"),
     ],
 )  # fmt: skip
 def test_a_bundled_head_leaves_the_distribution_as_it_is(

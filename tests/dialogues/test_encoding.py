@@ -56,13 +56,6 @@ def test_a_tokenizers_own_template_is_used_and_starts_once() -> None:
     )
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(KoalaBenchError, match="changes earlier turns"):
-        encode_dialogues(chat_template("tokenizer", tokenizer), tokenizer, [TURNS])[0]
-
-
 def test_unknown_and_absent_templates_are_refused() -> None:
     with pytest.raises(KoalaBenchError, match=r"vicuna_v1\.1"):
         chat_template("vicuna_v1.l", tiny_tokenizer())

@@ -182,7 +182,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(tmp_path: Pa
     with pytest.raises(KoalaBenchError) as caught:
         find_questions("Spec-bench", tmp_path)
     assert "Did you mean spec_bench?" in caught.value.remedy
-    assert "bundled, own, spec_bench" in caught.value.remedy
+    assert "bundled, chat, own, spec_bench" in caught.value.remedy
     with pytest.raises(KoalaBenchError, match="no questions ''"):
         find_questions("", tmp_path)
 

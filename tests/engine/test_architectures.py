@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.testing import save_tiny_target, tiny_target, tiny_tokenizer
 from tests.decoding.test_decoding import PROMPT, vanilla

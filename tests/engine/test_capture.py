@@ -20,8 +20,9 @@ from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine import lowering
 from koala_bench.engine.cache import hiding, written
 from koala_bench.engine.capture import Captured
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.replay import Recorded
-from koala_bench.engine.target import Target, drafted_and_likeliest, load_target
+from koala_bench.engine.target import Target, drafted_and_likeliest
 from koala_bench.presets import load_preset
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training.loop import build_head

@@ -10,7 +10,8 @@ import torch
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.target import load_target, pick_device
+from koala_bench.engine.devices import pick_device
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.training.checkpoints import load_head
 from koala_bench.training.experiment import train_heads

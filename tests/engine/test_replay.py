@@ -17,9 +17,11 @@ from koala_bench.decoding.acceptance import SpeculativeSampling
 from koala_bench.decoding.loop import decode
 from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine import lowering
+from koala_bench.engine.devices import pick_engine
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.replay import Recorded
-from koala_bench.engine.target import Target, load_target, pick_engine
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset
 from koala_bench.testing import save_tiny_target, tiny_config

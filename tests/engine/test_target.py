@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from koala_bench.engine.target import Target, fingerprint, load_target, pick_threads
+from koala_bench.engine.devices import pick_threads
+from koala_bench.engine.loading.targets import fingerprint, load_target
+from koala_bench.engine.target import Target
 from koala_bench.testing import save_tiny_target, tiny_config, tiny_target
 
 

@@ -17,9 +17,10 @@ import torch
 
 import koala_bench.evaluation.loop as evaluation
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
-from koala_bench.dialogues.encoding import encode_prompt
+from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
-from koala_bench.engine.target import Target, fingerprint, load_target
+from koala_bench.engine.loading.targets import fingerprint, load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods, select_questions
 from koala_bench.evaluation.order import drawn_order
@@ -495,3 +496,26 @@ def test_every_sampled_answer_has_draws_of_its_own(
     assert len(set(seeds)) == 2 * 2 * 2 * sum(len(turns) for _, turns in QUESTIONS), (
         "seeds, methods and repeats, for each turn of each question"
     )
+
+
+def test_system_prompts_stops_and_ignored_settings_are_in_prompts_and_record(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"question_id": 1, "category": "a", "turns": ["count 5", "and 6"], "system": "You only rhyme."}]
+    (tmp_path / "asked.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    target = dataclasses.replace(bench.target, stop_texts=("never said",), ignored={"repetition_penalty": 1.3})
+    asked: list[str] = []
+    real = evaluation.encode_prompt
+
+    def watched(template: ChatTemplate, tokenizer: Any, turns: Sequence[str]) -> list[int]:
+        asked.append(template.render(turns))
+        return real(template, tokenizer, turns)
+
+    monkeypatch.setattr(evaluation, "encode_prompt", watched)
+    preset = bench.preset(f"evaluation.questions='{tmp_path / 'asked.jsonl'}'")
+    run = evaluation.evaluate(
+        preset, "x", ["vanilla"], target, bench.template, bench.heads, tmp_path / "r.jsonl", None, []
+    )
+    assert len(set(asked)) == 2 and all(text.startswith("You only rhyme.") for text in asked)
+    assert run.header["limits"]["stop_texts"] == ["never said"]
+    assert run.header["target"]["ignored_settings"] == {"repetition_penalty": 1.3}

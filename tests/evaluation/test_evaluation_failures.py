@@ -16,7 +16,8 @@ from koala_bench.cli import app
 from koala_bench.decoding.loop import Decoded, decode
 from koala_bench.dialogues.encoding import encode_prompt
 from koala_bench.dialogues.questions import read_questions
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods
 from koala_bench.records.reading import read_run

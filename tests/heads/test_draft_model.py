@@ -20,7 +20,8 @@ from heads.draft_model import DraftModel
 from koala_bench.contract import check_head
 from koala_bench.decoding.candidates import best
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed
 from koala_bench.presets import MethodPreset

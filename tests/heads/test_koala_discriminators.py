@@ -143,7 +143,7 @@ def test_a_large_vocabulary_is_scored_again_as_under_autocast(
         with torch.no_grad():
             for each in head.parameters():
                 each.add_(0.02 * torch.randn(each.shape))
-        objective = Adversarial(target.spec(), kind, 0.3, described="embedding", window=2, **NOW)
+        objective = Adversarial(target.spec(), kind, 0.3, described="embedding", **NOW)
         ids = torch.randint(3, 250, (2, 24), generator=torch.Generator().manual_seed(0))
         batch = features_of(
             target,

@@ -17,7 +17,8 @@ from heads.suffix_lookup import SuffixAutomaton, SuffixLookup
 from koala_bench.contract import check_head
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods
 from koala_bench.heads import Committed
@@ -183,3 +184,11 @@ def test_a_tree_that_only_scores_can_grow_is_refused(
 def test_an_ngram_of_nothing_is_refused(target: Target) -> None:
     with pytest.raises(KoalaBenchError, match="ngram is 0"):
         PromptLookup(target.spec(), 0)
+
+
+def test_a_suffix_that_is_too_short_proposes_nothing(target: Target) -> None:
+    text = [1, 2, 3, 4, 9, 1, 2, 3]
+    for least, found in ((1, [3, 4, 9, 1]), (3, [3, 4, 9, 1]), (4, [3])):
+        assert propose(SuffixLookup(target.spec(), least), text)[0] == found
+    with pytest.raises(KoalaBenchError, match="least is 0"):
+        SuffixLookup(target.spec(), 0)

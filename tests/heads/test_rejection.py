@@ -16,8 +16,10 @@ from heads.rejection import Rejection
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
+from koala_bench.evaluation.loop import load_methods
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction
-from koala_bench.training.checkpoints import read_manifest
+from koala_bench.presets import load_preset
+from koala_bench.training.checkpoints import read_manifest, save_head
 from koala_bench.training.experiment import train_heads
 from tests.heads.test_heads import batch_of, make
 from tests.support.small_runs import conversations, preset_for
@@ -116,3 +118,12 @@ def test_it_is_an_objective_of_any_trained_head(target: Target, target_folder: P
     train_heads(preset, ["eagle", "eagle+lk"], replace(target), template, tmp_path / "out")
     assert read_manifest(tmp_path / "out" / "eagle+lk") is not None
     assert "expected_acceptance" in (tmp_path / "out" / "training.jsonl").read_text()
+
+
+def test_a_record_calls_it_by_its_name_and_not_adversarial(target: Target, tmp_path: Path) -> None:
+    preset = load_preset("tiny")
+    for name in ("eagle", "eagle+lk", "eagle+koala"):
+        save_head(tmp_path / name, make(target, "eagle", preset.method(name).layers), preset.method(name), target, {})
+    methods = load_methods(preset, ["eagle", "eagle+lk", "eagle+koala"], target, tmp_path)[1:]
+    assert [method.info["adversarial"] for method in methods] == [False, False, True]
+    assert [method.info.get("objective") for method in methods] == [None, "rejection", "koala"]

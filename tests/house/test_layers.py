@@ -181,10 +181,12 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     imported = imported_distributions()
     # torch for CUDA brings Triton, and nothing else runs the kernels; the tests interpret them. The guards of torch's
     # traces are sympy's expressions, which torch brings.
-    assert set(imported) - required() == {"triton", "sympy"}
+    assert set(imported) - required() == {"triton", "sympy", "pyarrow", "gguf"}
+    assert imported["gguf"] == {"koala_bench/engine/loading/gguf.py"} and "gguf" in required("gguf")
+    assert imported["pyarrow"] == {"koala_bench/dialogues/parquet.py"} and "pyarrow" in required("parquet")
     assert imported["sympy"] == {"koala_bench/engine/replay.py"}
     assert all(path.startswith("koala_bench/engine/kernels/") for path in imported["triton"])
-    assert required() - set(imported) == set()
+    assert required() - set(imported) == {"tabulate"}  # pandas imports it to write Markdown
     assert "triton" in required("test")
 
 

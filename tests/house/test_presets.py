@@ -38,7 +38,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_the_bundled_presets_are_these() -> None:
-    assert preset_names() == sorted(["tiny", "small", *VICUNA, *RECIPES])
+    assert preset_names() == sorted(["tiny", "small", "smollm2-135m", *VICUNA, *RECIPES])
 
 
 @pytest.mark.parametrize("name", ["tiny", *VICUNA])
@@ -54,12 +54,17 @@ def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name
         "hydra++",
         *(head + part for head in ("hydra", "eagle2", "eagle3") for part in ("", "+koala")),
     }
-    assert set(preset.methods) == parts | further
+    rivals = {"medusa+lk", "eagle+lk", "eagle+lk+layers", "hass", "p-eagle", "token_recycling", "suffix_lookup+eagle"}
+    assert set(preset.methods) == parts | further | (rivals if name == "tiny" else set())
     for method, wanted in preset.methods.items():
         assert wanted.head in installed(HEADS)
         assert wanted.objective is None or wanted.objective in installed(OBJECTIVES)
         assert wanted.layers == (4 if method == "hydra++" else 2 if method.endswith(("+koala", "+layers")) else 1)
-        assert wanted.objective == ("koala" if method.endswith(("+koala", "+adversarial")) else None)
+        adversarial = method.endswith(("+koala", "+adversarial"))
+        assert wanted.objective == ("koala" if adversarial else "rejection" if "+lk" in method else None)
+        if wanted.first is not None:
+            assert wanted.first.head in installed(HEADS)
+            load_template(wanted.first.tree)
         # Medusa and Hydra draft as deep as they have heads; the others as deep as they are asked to.
         load_template(wanted.tree).check(depth=wanted.options.get("heads", 64), candidates=4096)
     assert preset.data.max_tokens <= preset.training.batch_tokens

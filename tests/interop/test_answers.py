@@ -6,6 +6,8 @@ import copy
 import json
 from pathlib import Path
 
+import pytest
+
 from koala_bench.evaluation.recording import open_record
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.records.reading import read_run
@@ -30,7 +32,8 @@ def test_fastchat_answers_hold_what_fastchat_medusa_and_spec_bench_read(tmp_path
     assert choice["idxs"] == [len(steps) - 1] * 2
     assert choice["decoding_steps"] == [len(steps)] * 2
     assert choice["new_tokens"] == [TOKENS, TOKENS]
-    assert choice["wall_time"] == [(turn["prefill_s"] or 0) + (turn["decode_s"] or 0) for turn in turns]
+    parts = ("prefill_s", "draft_prefill_s", "decode_s")
+    assert choice["wall_time"] == pytest.approx([sum(turn[part] or 0 for part in parts) for turn in turns])
     assert choice["accept_lengths"] == [count + 1 for count in steps] * 2
     assert sum(choice["accept_lengths"]) == sum(choice["new_tokens"])
 

@@ -65,10 +65,7 @@ def test_a_draft_of_its_own_shape_and_vocabulary_fits_the_head(tmp_path: Path, t
     tensors = official(drafted)
     found = eagle3.read(folder_of(tmp_path, tensors, draft_vocab_size=drafted), target.spec())
     shape = {"attention_heads": 4, "kv_heads": 1, "intermediate": 20, "rope_base": 500.0, "norm_eps": 1e-5}
-    assert (found.head, found.options) == (
-        "eagle3",
-        {"layers": 1, **shape, **({"draft_vocabulary": 40} if drafted < VOCAB else {})},
-    )
+    assert (found.head, found.options) == ("eagle3", {"layers": 1, **shape})
     assert found.notes == ()
     head = make_head(found, target.spec())
     state = head.state_dict()
@@ -88,7 +85,7 @@ def test_maps_that_map_nothing_are_no_draft_vocabulary(tmp_path: Path, target: T
     for known in (False, True):
         maps = {"d2t": torch.zeros(VOCAB, dtype=torch.int64), "t2d": torch.full((VOCAB,), known)}
         found = eagle3.read(folder_of(tmp_path, official() | maps), target.spec())
-        assert "draft_vocabulary" not in found.options and found.tensors.keys() == official().keys()
+        assert found.tensors.keys() == official().keys()
 
 
 def test_the_reader_is_chosen_by_what_is_in_the_file(tmp_path: Path, target: Target) -> None:
@@ -106,13 +103,11 @@ def test_the_reader_is_chosen_by_what_is_in_the_file(tmp_path: Path, target: Tar
 
 
 def test_a_configuration_that_lies_is_noted(tmp_path: Path, target: Target) -> None:
-    layers = {"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}
-    folder_of(tmp_path, official(40), draft_vocab_size=32000, num_hidden_layers=2, vocab_size=300, eagle_config=layers)
+    folder_of(tmp_path, official(40), draft_vocab_size=32000, num_hidden_layers=2, vocab_size=300)
     assert eagle3.read(tmp_path, target.spec()).notes == (
         "config.json says draft_vocab_size 32000, the file has 40.",
         "config.json says num_hidden_layers 2, the file has 1.",
         "config.json says vocab_size 300, the target has 259.",
-        "config.json names the target's layers 1, 2, 3 to be read; the head reads those of upstream's code.",
     )
 
 
@@ -169,8 +164,16 @@ def test_a_foreign_or_damaged_file_is_refused_by_name(
     ("config", "message"),
     [
         ({"hidden_act": "gelu"}, "activation is 'gelu'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scaled ('llama3')"),
-        ({"head_dim": 16}, "head_dim 16"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, "scaled ('longrope')"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "has no 'low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "8"}}, "factor is '8', "),
+        ({"head_dim": 7}, "is no attention layer"),
+        ({"head_dim": 16}, "self_attn.k_proj.weight of shape [8, 64] instead of [16, 64]"),
+        ({"hidden_size": 64}, "hidden_size is 64, the target's is 32"),
+        ({"sliding_window": 512}, "sliding_window is 512"),
+        ({"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}, "names the inputs of the target's layers 0, 1, 2"),
+        ({"eagle_aux_hidden_state_layer_ids": [0, 1]}, "names the inputs of the target's layers 0, 1."),
+        ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state is false"),
         ({"num_attention_heads": 5}, "is no attention layer"),
         ({"num_attention_heads": "four"}, "num_attention_heads is 'four', "),
         ({"norm_before_residual": "false"}, "norm_before_residual is 'false', "),
@@ -178,7 +181,8 @@ def test_a_foreign_or_damaged_file_is_refused_by_name(
         ({"eagle_config": "none"}, "eagle_config is 'none', "),
         ({"eagle_aux_hidden_state_layer_ids": 3}, "eagle_aux_hidden_state_layer_ids is 3, "),
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": ["a"]}}, "eagle_aux_hidden_state_layer_ids is ['a'], "),
-        ({"norm_before_residual": True}, "norm_before_residual is set"),
+        ({"norm_output": True}, "norm_output is set"),
+        ({"norm_before_fc": True}, "norm_before_fc is set"),
         ({"intermediate_size": 24}, "mlp.down_proj.weight of shape [32, 20] instead of [32, 24]"),
     ],
 )

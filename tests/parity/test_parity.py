@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from koala_bench.decoding.acceptance import Accepted, Greedy, greedy
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop import eagle, medusa
 from koala_bench.interop.checkpoints import make_head

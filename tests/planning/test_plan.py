@@ -15,8 +15,8 @@ import huggingface_hub.constants
 import pytest
 
 import koala_bench.planning.requirements as requirements
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.shapes import VICUNA, known_shape, llama
-from koala_bench.engine.target import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.planning.calibration import Limits, Pace, hours_at, least_hours, limits_of_named_gpu, measure_pace
 from koala_bench.planning.requirements import (
@@ -161,11 +161,11 @@ def test_a_draft_model_that_is_not_here_is_missing(offline: None, tmp_path: Path
 
 def test_a_folder_of_conversations_is_no_missing_file(tmp_path: Path) -> None:
     (tmp_path / "talks").mkdir()
-    assert "has no .json" in str(missing_conversations(str(tmp_path / "talks")))
+    assert "has no .json" in str(missing_conversations(str(tmp_path / "talks"), "tiny"))
     conversations(tmp_path / "talks")
-    assert missing_conversations(str(tmp_path / "talks")) is None
-    assert missing_conversations(str(tmp_path / "talks" / "conversations.jsonl")) is None
-    said = str(missing_conversations("none.json"))
+    assert missing_conversations(str(tmp_path / "talks"), "tiny") is None
+    assert missing_conversations(str(tmp_path / "talks" / "conversations.jsonl"), "tiny") is None
+    said = str(missing_conversations("none.json", "tiny"))
     assert all(
         form in said
         for form in ("none.json", "ShareGPT", "FastChat", "OpenAI", "Alpaca", ".gz", "folder", "koala-bench distill")
@@ -174,18 +174,18 @@ def test_a_folder_of_conversations_is_no_missing_file(tmp_path: Path) -> None:
 
 def test_conversations_of_the_hub_have_to_be_downloaded(online: None) -> None:
     assert (
-        missing_conversations("hub:someone/talks")
+        missing_conversations("hub:someone/talks", "tiny")
         == "The conversations hub:someone/talks, 3 MiB. The hub answers; they are downloaded at the first use."
     )
-    assert "has no file other.json" in str(missing_conversations("hub:someone/talks:other.json"))
-    assert "The hub refuses them (404" in str(missing_conversations("hub:someone/else"))
+    assert "has no file other.json" in str(missing_conversations("hub:someone/talks:other.json", "tiny"))
+    assert "The hub refuses them (404" in str(missing_conversations("hub:someone/else", "tiny"))
 
 
 def test_conversations_of_a_hub_that_does_not_answer_are_missing(
     offline: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert "they have to be downloaded, and the hub does not answer" in str(
-        missing_conversations("hub:someone/talks")
+        missing_conversations("hub:someone/talks", "tiny")
     ).replace("They", "they")
     assert capfd.readouterr().err == ""
 

@@ -14,7 +14,7 @@ import torch
 
 from heads.draft_model import DraftModel
 from koala_bench.dialogues.conversations import Conversations
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.imitation import Imitated, load_imitated
 from koala_bench.pretraining.loop import pretrain

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import koala_bench.pretraining.card as target_card
 import koala_bench.pretraining.loop as pretraining
 from koala_bench.dialogues.conversations import Conversations
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.corpus import corpus_sha256, read_corpus
 from koala_bench.pretraining.loop import pretrain

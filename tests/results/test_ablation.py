@@ -78,6 +78,14 @@ def test_every_part_is_measured_alone_and_on_top_of_the_other(tmp_path: Path) ->
         assert each.length_percent.value == pytest.approx(100 * (lengths[each.method] / lengths[each.against] - 1))
 
 
+def test_another_objective_is_no_part_of_koala(tmp_path: Path) -> None:
+    """Two layers and LK beside EAGLE alone: what they change is the change of no single part."""
+    header = make_header(["vanilla", "eagle", "eagle+layers"])
+    header["methods"][2]["objective"] = "rejection"
+    chosen = sample([read_run(write_run(tmp_path / "run.jsonl", header=header))])
+    assert effects(chosen, summaries_of(chosen)) == []
+
+
 def test_seeds_are_pooled_and_their_spread_widens_the_interval(tmp_path: Path) -> None:
     alike = [of_seed(tmp_path / "alike", seed) for seed in (0, 1, 2)]
     apart = [of_seed(tmp_path / "apart", seed, slower(1 + 0.1 * seed)) for seed in (0, 1, 2)]

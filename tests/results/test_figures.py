@@ -144,9 +144,9 @@ def test_curves_over_k_come_from_one_record_or_from_one_per_k(tmp_path: Path) ->
     ("text", "message"),
     [
         ("", "has none of the methods"),
-        ("not json\n", "training.jsonl:1: not a line of a training log"),
+        ("not json\n", "training.jsonl:1: not a line of JSON"),
         ('{"kind": "run"}\n', "training.jsonl:1: not a line of a training log"),
-        ("[]\n", "training.jsonl:1: not a line of a training log"),
+        ("[]\n", "training.jsonl:1: not a JSON object"),
     ],
 )
 def test_what_is_no_training_log_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -112,7 +112,7 @@ def test_the_page_leads_with_the_verdict_and_the_picture_and_folds_the_notes(res
     assert head.count('<p class="verdict">') == 2 and "Speed against the head without KOALA: medusa+koala " in head
     assert "<img" in head and "<table>" not in head
     first = body.split("</table>")[0]
-    assert "<details>" not in first and first.count("<th") == 7  # the head of the table, and its six columns
+    assert "<details>" not in first and first.count("<th") == 8  # the head of the table, and its seven columns
     for note in ("Definitions", "How tiny was measured"):
         before = body.split(f"<h3>{note}</h3>")[0]
         assert before.count("<details>") == before.count("</details>") + 1

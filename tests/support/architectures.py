@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 import koala_bench.engine
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.testing import save_tiny_target
 from koala_bench.tree import load_template

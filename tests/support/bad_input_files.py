@@ -323,7 +323,7 @@ EXCHANGE = [
         put("bad/medusa_lm_head.pt"),
     ),
     Case("an export of nothing", "export none --target target --out out", "none", "koala-bench train"),
-    Case("an export in no layout", f"{EXPORT} --layout sglang", "'sglang'", "vllm"),
+    Case("an export in no layout", f"{EXPORT} --layout gguf", "'gguf'", "vllm"),
     Case("an export in no dtype", f"{EXPORT} --dtype int8", "'int8'", "float32"),
     Case(
         "an export over other files",

@@ -229,7 +229,12 @@ RESULTS = [
     Case("an unknown figure", "figure hawk record.jsonl", "hawk", "depth"),
     Case("a figure of a damaged record", "figure depth record.jsonl", "record.jsonl:2", "Restore", line(2, "{")),
     Case("nothing to verify", "verify target", "target and the folders below", "an evaluation wrote"),
-    Case("an unknown column", "table record.jsonl --columns method,speed --out out", "'speed'", "acceptance_length"),
+    Case(
+        "an unknown column asked for",
+        "table record.jsonl --columns method,speed --out out",
+        "'speed'",
+        "acceptance_length",
+    ),
     Case("nothing to report on", "report target", "target has no records.jsonl", "wrote"),
     Case(
         "a damaged record to verify",

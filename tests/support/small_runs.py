@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from koala_bench.dialogues.encoding import ChatTemplate, chat_template
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.evaluation.loop import evaluate
 from koala_bench.presets import Preset, load_preset
 from koala_bench.records.reading import Run

@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,13 @@ def world(number: int) -> World:
     quality = draw.choice([0.0, 0.5, 0.9, 1.0])
     listed = torch.randint(vocab, (vocab, vocab, most), generator=generator)
     return World(target, quality * target + (1 - quality) * noise, kind, listed, TreeShape(tuple(parents)), sampling)
+
+
+def cut_world(number: int) -> World:
+    """The same with a draft that knows one or two tokens less, as a head of a draft vocabulary does."""
+    each = world(number)
+    unknown = torch.randperm(each.vocab, generator=torch.Generator().manual_seed(number))[: 1 if each.vocab == 3 else 2]
+    return replace(each, draft=each.draft.index_fill(-1, unknown, -torch.inf))
 
 
 # ------------------------------------------------------------------------------------ the rule on paper

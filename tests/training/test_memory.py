@@ -71,7 +71,7 @@ def test_a_discriminator_of_embeddings_is_shown_the_same_in_pieces(
     torch.manual_seed(0)
     head, view, batch = (
         build(HEADS, name, target.spec(), {}).train(),
-        View(target.spec(), "embedding", "embedding", 4),
+        View(target.spec(), "embedding", "embedding"),
         batch_of(target),
     )
     found = []

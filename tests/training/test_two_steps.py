@@ -14,8 +14,8 @@ import torch
 import transformers.modeling_utils
 
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.ends import Ends, load_ends
-from koala_bench.engine.spread import load_spread
+from koala_bench.engine.loading.ends import Ends, load_ends
+from koala_bench.engine.loading.spread import load_spread
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset

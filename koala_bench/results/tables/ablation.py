@@ -50,7 +50,8 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
     for head in (each for each in measured if each.original is None):
         variants: dict[_Parts, str] = {(False, False): head.name}
         for each in measured:
-            if each.original == head.name:
+            other = "objective" in each.method and not each.method["adversarial"]  # a part of KOALA it is not
+            if each.original == head.name and not other:
                 more = each.method["layers"] > head.method["layers"]
                 variants.setdefault((more, each.method["adversarial"]), each.name)
         for new, old, added in _CONTRASTS:

@@ -6,10 +6,12 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from koala_bench.common.provenance import CodeState, Environment
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run, differences
+from koala_bench.records.schema import PresetInfo
 from koala_bench.records.summaries import VANILLA, Factor, Summary
 from koala_bench.results.tables.published import Paper, TableSpec, paper_names
 from koala_bench.results.tables.rendering import ALPHA, Note
@@ -171,6 +173,19 @@ def code_in_words(code: CodeState) -> str:
     return f"{version}, commit {code['commit'][:12]}{' with uncommitted changes' if code['dirty'] else ''}"
 
 
+def _options(preset: PresetInfo) -> str:
+    """The arguments that the chat template was given, such as the mode of a model that can reason."""
+    options = preset["resolved"].get("target", {}).get("template_options", {})
+    return f" ({', '.join(f'{name} = {value}' for name, value in options.items())})" if options else ""
+
+
+def _ignored(settings: dict[str, Any]) -> list[str]:
+    if not settings:
+        return []
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return [f"The checkpoint's own generation settings are ignored by all methods alike: {told}."]
+
+
 def rule_in_words(run: Run) -> str:
     """The acceptance rule with its temperature."""
     acceptance = run.header["acceptance"]
@@ -191,11 +206,12 @@ def _measurement(measured: Measured) -> tuple[str, ...]:
     lines = [
         f"Target: {target['name']}, {target['parameters'] / 1e6:,.2f} M parameters, {target['layers']} layers,"
         f" {target['dtype']} on {target['device']}, attention {target['attention']}{engine}.",
+        *_ignored(target.get("ignored_settings", {})),
         f"Machine: {_machine(header['environment'])}.",
         f"Versions: Python {header['environment']['python']}, {', '.join(packages)}.",
         f"Questions: {questions['name']} ({counted(questions['count'], 'question')}, sha256"
         f" {questions['sha256'][:12]}), {summaries[0].questions} of them counted; chat template"
-        f" {header['chat_template']['name']}.",
+        f" {header['chat_template']['name']}{_options(header['preset'])}.",
         f"Decoding: {rule_in_words(run)}, at most {header['limits']['max_new_tokens']} new tokens,"
         f" {measure['warmup']} warm-up, {counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods"
         f" interleaved question by question, {order}{shared}.",

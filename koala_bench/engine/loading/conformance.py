@@ -7,17 +7,14 @@ branching trees wrongly and say nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from koala_bench.common.hub_errors import first_line
 from koala_bench.engine.cache import TreeCache
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape
-
-if TYPE_CHECKING:
-    from koala_bench.engine.target import Target
 
 Verify = Callable[[DraftTree, TreeCache], tuple[torch.Tensor, torch.Tensor]]
 

@@ -17,7 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
-from koala_bench.engine.target import Target, bundled_target, fingerprint, pick_device, pick_dtype
+from koala_bench.engine.devices import pick_device, pick_dtype
+from koala_bench.engine.loading.generation import set_aside
+from koala_bench.engine.loading.gguf import gguf_file, unpacked
+from koala_bench.engine.loading.targets import bundled_target, fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
 _UNREADABLE: tuple[type[Exception], ...] = (
@@ -63,7 +67,7 @@ def load_ends(
     picked = pick_dtype(dtype, where)
     whole, model, tokenizer = read_model(name, revision, layers=False, dtype=picked, attn_implementation=attention)
     model = model.to(where)
-    ends = Ends(name, model, tokenizer, where, picked, 1, known=known)
+    ends = Ends(name, model, tokenizer, where, picked, 1, ignored=set_aside(model), known=known)
     if any(part in f".{key}" for key in ends.decoder.state_dict() for part in (".layers.", ".h.", ".blocks.")):
         raise KoalaBenchError(f"{name} cannot be made without its layers.", "Train without --states.")
     model.config = whole  # what a head asks for is the whole target's
@@ -81,7 +85,8 @@ def read_model(name: str, revision: str | None, layers: bool, **options: Any) ->
     Raises:
         KoalaBenchError: the checkpoint cannot be read, or tensors are missing in it.
     """
-    source = str(bundled_target(name) or name)
+    packed = None if bundled_target(name) else gguf_file(name)
+    source = str(unpacked(packed) if packed else bundled_target(name) or name)
     reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would list all tensors of the layers, which nobody wants

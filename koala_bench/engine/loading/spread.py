@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from koala_bench.engine.ends import read_model
-from koala_bench.engine.target import Target, pick_device, pick_dtype
+from koala_bench.engine.devices import pick_device, pick_dtype
+from koala_bench.engine.loading.ends import read_model
+from koala_bench.engine.loading.generation import set_aside
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
 
@@ -61,4 +63,4 @@ def load_spread(
     )
     where = model.get_input_embeddings().weight.device
     context = int(getattr(whole.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
-    return Spread(name, model, tokenizer, where, picked, context, threads=threads)
+    return Spread(name, model, tokenizer, where, picked, context, threads=threads, ignored=set_aside(model))

@@ -19,9 +19,12 @@ from koala_bench.common.files import make_folder, replacing, write_text
 from koala_bench.common.progress import progress, say
 from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
+from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.conversations import MANIFEST, Conversations
+from koala_bench.dialogues.dialogue import Dialogue, as_dialogue
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
-from koala_bench.engine.target import Target, fingerprint
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
 
@@ -45,6 +48,7 @@ class _Asked:
     name: str
     split: str
     questions: list[str]
+    system: str | None
 
 
 def manifest_of(answers: Path) -> Path:
@@ -97,12 +101,12 @@ def distill(
         "options": {name: value for name, value in asdict(options).items() if value is not None},
     }
     if out.exists():
-        if _identity_of(out) != identity:
+        if identity_of(out) != identity:
             raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
         say(f"Reusing {out}: it was made by the same command.")
         return out
     asked = [
-        _Asked(f"{split}:{index}", split, turns[::2][: options.turns])
+        _Asked(f"{split}:{index}", split, turns[::2][: options.turns], as_dialogue(turns).system)
         for split, dialogues, count in (
             ("train", conversations.train, options.train),
             ("held_out", conversations.held_out, options.held_out),
@@ -162,23 +166,30 @@ def _answer(
 ) -> list[dict[str, Any]]:
     """One row for each dialogue of the group, turn by turn."""
     assert target.tokenizer is not None
+    texts = target.stop_texts
     turns: list[list[str]] = [[] for _ in group]
     cut: list[set[int]] = [set() for _ in group]
     for number in range(max(len(one.questions) for one in group)):
         active, prompts = [], []
         for index, one in enumerate(group):
             if len(one.questions) > number and len(turns[index]) == 2 * number:
-                prompt = encode_prompt(template, target.tokenizer, [*turns[index], one.questions[number]])
+                prompt = encode_prompt(
+                    template, target.tokenizer, Dialogue([*turns[index], one.questions[number]], one.system)
+                )
                 if len(prompt) + max_new_tokens <= target.max_positions:
                     active.append(index)
                     prompts.append(prompt)
         if not active:
             break
         for index, answer in zip(
-            active, greedy_answers(target.model, prompts, max_new_tokens, target.stop_ids), strict=True
+            active,
+            greedy_answers(target.model, prompts, max_new_tokens, target.stop_ids, texts, target.tokenizer),
+            strict=True,
         ):
             ended = answer[-1] in target.stop_ids
-            text = str(target.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)).strip()
+            said = str(target.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
+            text = without_end(said, texts).strip()
+            ended = ended or without_end(said, texts) != said
             if text:
                 cut[index] |= set() if ended else {len(turns[index]) + 1}
                 turns[index] += [group[index].questions[number], text]
@@ -186,6 +197,7 @@ def _answer(
         {
             "id": one.name,
             "split": one.split,
+            **({"system": one.system} if one.system is not None else {}),
             "conversations": [
                 {"from": ("human", "gpt")[place % 2], "value": text, **({"cut": True} if place in ended else {})}
                 for place, text in enumerate(said)
@@ -195,7 +207,7 @@ def _answer(
     ]
 
 
-def _identity_of(out: Path) -> Any:
+def identity_of(out: Path) -> Any:
     """What the manifest beside a file says it was made from; None where there is none that can be read."""
     try:
         found = json.loads(manifest_of(out).read_bytes())

@@ -1,0 +1,138 @@
+"""P-EAGLE (Hui et al. 2026, arXiv 2602.01469): EAGLE-3 that drafts all depths in one pass.
+
+Behind the settled tokens stand places whose token and state are not known yet. At each of them the head reads the same
+two learnt vectors, a state and an embedding, so that the places differ by their positions and by what they attend to
+alone. What comes out of the last settled pair guesses the token after the root, and what comes out of the d-th place
+behind it guesses the one d further. So the K layers are paid once for a draft, whatever its depth, where EAGLE pays
+them at each level; in return a guess does not know which tokens were drafted before it.
+
+Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper takes the embedding of a token
+that no text holds; targets differ in whether they have one, so ours is learnt too. The paper also leaves out some places
+at greater depths while it trains (conditional drop-token sampling), to save memory; ours keeps all of them, see
+``forward``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from heads.common.drafting import Drafter, Memory, Scored
+from heads.common.growth import Grown
+from heads.common.layers import Unrolled
+from heads.eagle3 import Eagle3
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed, TargetSpec
+from koala_bench.tree import Template
+
+
+class PEagle(Eagle3):
+    """Draft head whose ``layers`` decoder layers run once for a draft of up to ``depths`` tokens.
+
+    Args:
+        layers: decoder layers (KOALA's K; the paper has 4).
+        depths: how many tokens ahead it learns to draft, and can (the paper trains 8).
+        decay: weight of a depth's loss over that of the depth before (the paper weighs all alike).
+        others: see ``Eagle3``.
+
+    Raises:
+        KoalaBenchError: there are no depths; and see ``Eagle3``.
+    """
+
+    def __init__(
+        self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0, attention_heads: int | None = None, kv_heads: int | None = None,
+        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None, draft_vocabulary: int | None = None,
+    ) -> None:  # fmt: skip
+        if depths < 1:
+            raise KoalaBenchError(f"P-EAGLE's number of depths is {depths}.", "It must be at least 1.")
+        super().__init__(
+            spec, layers, depths, decay, attention_heads, kv_heads, intermediate, rope_base, norm_eps, draft_vocabulary
+        )
+        self.max_depth = depths
+        # The state stands in for fused ones, behind ``fc``. Both go through a norm: only their directions matter.
+        self.mask_state = nn.Parameter(torch.randn(self.shape.width))
+        self.mask_embedding = nn.Parameter(torch.randn(self.shape.width))
+        self._spec = spec
+        self._drafters: dict[int, Drafter] = {}  # by the depth of the trees
+
+    # ------------------------------------------------------------------------------ decoding
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the sequence; buffers are kept while they fit."""
+        template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
+        depth = max(template.depth, 1)
+        if depth not in self._drafters:
+            self._drafters[depth] = Drafter(_OnePass(self, depth), self._spec)
+        self._drafter = self._drafters[depth]
+        super().begin(template, capacity)
+
+    def _all_depths(self, new: Committed, depth: int, memory: Memory) -> torch.Tensor:
+        """Scores [depth, vocab_size] of the ``depth`` tokens behind the root, in one pass that writes the settled rows
+        and, behind them, those of the masked places, which the next draft overwrites.
+        """
+        count, masked = new.tokens.shape[0], depth - 1
+        embedded = torch.cat([self._embed(new.tokens), self.mask_embedding.expand(masked, -1)])
+        states = torch.cat([self._fused(new.hidden), self.mask_state.expand(masked, -1)])
+        total = count + masked
+        table, rows, mask = memory.positions(0, total), memory.rows(0, total), memory.causal(total)
+        own = memory.buffers.unbind(0)
+        x = self.midlayer(embedded[None], states[None], table, own[0], rows, mask)
+        for layer, buffer in zip(self.layers, own[1:], strict=True):
+            x = layer(x, table, buffer, rows, mask)
+        return self._scores(x[0, -depth:])
+
+    # ------------------------------------------------------------------------------ training
+
+    def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """What the last layer makes [batch, tokens, width] of every place at each depth.
+
+        At depth ``i + 1`` place ``t`` stands for the i-th masked one of a draft from ``t``: it attends to the pairs up to
+        ``t`` and to the masked places of the same draft up to its own. No depth reads what comes out of another, so
+        layer by layer all are one pass under one mask [depths * tokens, depths * tokens], of which most is hidden.
+        Computed depth by depth over the keys of those before, it is the same without that mask, and its memory grows
+        with depths * tokens ** 2.
+
+        Args:
+            ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose states are ``hidden[:, t]``.
+            hidden: [batch, tokens, features, width].
+        """
+        batch, tokens = ids.shape
+        state = self._fused(hidden)
+        embedded = self._embed(ids).to(state.dtype)
+        positions = self.shape.rotary(tokens + self.steps, state)
+        kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
+        outs = []
+        for step in range(self.steps):
+            if step:
+                state = self.mask_state.to(state.dtype).expand(batch, tokens, -1)
+                embedded = self.mask_embedding.to(state.dtype).expand(batch, tokens, -1)
+            table = positions[:, step : step + tokens]
+            x = self.midlayer(embedded, state, table, steps=kept[0])
+            for layer, own in zip(self.layers, kept[1:], strict=True):
+                x = layer(x, table, steps=own)
+            outs.append(x)
+        return outs
+
+
+@dataclass(frozen=True)
+class _OnePass:
+    """A head for ``Drafter`` whose first pass scores all levels of a tree ``depth`` deep."""
+
+    head: PEagle
+    depth: int
+
+    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+        """Write the rows of settled tokens, as EAGLE-3 does."""
+        return self.head.settle(new, memory)
+
+    def read(self, new: Committed, memory: Memory) -> Scored:
+        """Scores of the root's children; carries those of all depths [depth, vocab_size]."""
+        scores = self.head._all_depths(new, self.depth, memory)
+        return scores[:1], scores
+
+    def grow(self, level: Grown, carried: torch.Tensor, memory: Any) -> Scored:
+        """The scores of the level below, the same for each of its nodes."""
+        return carried[level.depth].expand(len(level.tokens), -1), carried

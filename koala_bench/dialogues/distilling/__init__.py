@@ -1,0 +1,4 @@
+"""Training text that the target writes itself: its answers to given questions, or whole dialogues.
+
+Read ``answers`` first.
+"""

@@ -1,0 +1,188 @@
+"""``distill --source self`` on disk: parts that grow dialogue by dialogue, and one file of conversations in the end.
+
+Each process appends to a part of its own below ``OUT.parts``, which is a folder of conversations like any other at any
+time. A dialogue is there as a whole or not at all, so a kill loses only the rows in the making, and the same command,
+with as many processes as it likes, goes on.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from koala_bench.common.files import make_folder, replacing, write_text
+from koala_bench.common.process_group import find_team
+from koala_bench.common.progress import progress, say
+from koala_bench.dialogues.distilling.answers import identity_of, manifest_of
+from koala_bench.dialogues.distilling.questions import NGRAM, EvaluationText, mix, words_of
+from koala_bench.dialogues.distilling.sampling import SelfDialogues, SelfOptions
+from koala_bench.dialogues.encoding import ChatTemplate
+from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+
+SELF = "self"
+
+
+def distill_self(
+    target: Target,
+    template: ChatTemplate,
+    out: Path,
+    options: SelfOptions,
+    train: int,
+    held_out: int,
+    evaluation: Sequence[Path],
+) -> Path:
+    """Let a target write ``train`` and ``held_out`` dialogues with itself into ``out``, JSON lines, gzip-compressed if
+    its name ends in ``.gz``.
+
+    Args:
+        evaluation: question files that no question may share ``NGRAM`` words in a row with.
+
+    Raises:
+        KoalaBenchError: ``out`` or its parts are there and were made otherwise, cannot be written, or the target asks
+            nothing usable.
+    """
+    texts = EvaluationText(evaluation)
+    identity = {
+        "target": {"name": target.name, **fingerprint(target)},
+        "source": {"source": SELF, "mix": mix(), "ngram": NGRAM, "evaluation_sha256": texts.files},
+        "chat_template": template.sha256,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "options": {
+            "train": train,
+            "held_out": held_out,
+            **{key: value for key, value in asdict(options).items() if key != "rows"},
+        },
+    }
+    if out.exists():
+        if identity_of(out) != identity:
+            raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
+        say(f"Reusing {out}: it was made by the same command.")
+        return out
+    team, total = find_team(target.device), train + held_out
+    parts = out.with_name(out.name + ".parts")
+    make_folder(parts)
+    own = parts / f"{team.rank}.jsonl"
+    _check_parts(parts, identity)
+    _mend(own)
+    team.wait()
+    rows = read_parts(parts)
+    team.wait()  # before anybody writes
+    write_text(manifest_of(own), json.dumps({"identity": identity}, indent=2) + "\n")
+    done = {row["id"] for row in rows}
+    numbers = [number for number in team.own(total) if f"{SELF}:{number}" not in done]
+    if rows:
+        say(f"Resuming after {len(rows):,} of {total:,} dialogues.")
+    known = {
+        " ".join(words_of(message["value"]))
+        for row in rows
+        for message in row["conversations"]
+        if message["from"] == "human"
+    }
+    _write(SelfDialogues(target, template, options, known, texts), own, numbers, total // team.size, held_out / total)
+    team.wait()
+    if team.first:
+        _finish(parts, out, identity)
+    team.wait()
+    return out
+
+
+def read_parts(parts: Path) -> list[dict[str, Any]]:
+    """The dialogues in a folder of parts, without lines that a kill has cut.
+
+    Raises:
+        KoalaBenchError: a part is damaged.
+    """
+    rows = []
+    for path in sorted(parts.glob("*.jsonl")):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise KoalaBenchError(
+                    f"{path}, line {number} is damaged: {error}.", "Delete the line; its dialogue is written again."
+                ) from error
+    return rows
+
+
+def _check_parts(parts: Path, identity: dict[str, Any]) -> None:
+    for path in parts.glob("*.jsonl"):
+        if identity_of(path) != identity:
+            raise KoalaBenchError(
+                f"{path} belongs to another run.", f"Choose another --out, or delete {parts} to start again."
+            )
+
+
+def _mend(path: Path) -> None:
+    """Cut off a line that a kill or a full disk has left half written."""
+    if path.exists():
+        with open(path, "r+b") as handle:
+            handle.truncate(path.read_bytes().rfind(b"\n") + 1)
+
+
+def _write(dialogues: SelfDialogues, path: Path, numbers: Sequence[int], total: int, held_out: float) -> None:
+    answered = 0
+
+    def told(tokens: int) -> None:
+        nonlocal answered
+        answered += tokens
+        if tokens:
+            advance(0, f"{answered:,} answer tokens")
+
+    try:
+        with (
+            open(path, "ab", buffering=0) as handle,
+            progress("distill", total, "dialogues", total - len(numbers)) as advance,
+        ):
+            for row in dialogues.write(numbers, told):
+                number = int(row["id"].partition(":")[2])
+                split = (
+                    "held_out" if int((number + 1) * held_out) > int(number * held_out) else "train"
+                )  # spread evenly
+                handle.write((json.dumps({**row, "split": split}, ensure_ascii=False) + "\n").encode())
+                advance(1)
+    except OSError as error:
+        raise KoalaBenchError(
+            f"Cannot write {path}: {error.strerror or error}.", "Free space and repeat the command: it goes on."
+        ) from error
+
+
+def counts_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a file of such dialogues holds, and what was left out on the way, by reason."""
+    answers = [message for row in rows for message in row["conversations"] if message["from"] == "gpt"]
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        left_out.update(row["rejected"])
+    return {
+        "dialogues": len(rows),
+        "answers": len(answers),
+        "answer_tokens": sum(row["answer_tokens"] for row in rows),
+        "cut_answers": sum("cut" in one for one in answers),
+        "kinds": dict(Counter(row["kind"] for row in rows).most_common()),
+        "left_out": dict(left_out.most_common()),
+    }
+
+
+def _finish(parts: Path, out: Path, identity: dict[str, Any]) -> None:
+    rows = sorted(read_parts(parts), key=lambda row: int(row["id"].partition(":")[2]))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    data = gzip.compress(text, mtime=0) if out.name.endswith(".gz") else text
+    # First the manifest: killed in between, the same command finds the parts and writes both again.
+    write_text(
+        manifest_of(out),
+        json.dumps(
+            {"identity": identity, "counts": counts_of(rows), "sha256": hashlib.sha256(data).hexdigest()}, indent=2
+        )
+        + "\n",
+    )
+    with replacing(out) as temporary:
+        temporary.write_bytes(data)
+    shutil.rmtree(parts)

@@ -1,0 +1,84 @@
+"""What a target's weights are known by: their files, wherever these lie, hashed once in a process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from huggingface_hub import try_to_load_from_cache
+
+from koala_bench.common.files import sha256_of
+
+# Of a configuration, what depends on how and from where the same model was loaded.
+_OF_LOADING = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation", "use_cache")
+_of_tensors: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+
+
+def checkpoint_folder(name: str, config: Any) -> Path | None:
+    """Where a checkpoint lies on this machine: a folder of that name, or the snapshot of it in the hub's cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
+    except ValueError:  # no name of a model
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that its weights are read from: not all that lie there, for a copy of the whole repository
+    has more than what was downloaded to load it.
+    """
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / name for name in sorted(set(shards))]
+        if (folder / whole).is_file():
+            return [folder / whole]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weights_sha256(folder: Path | None, model: Any) -> str:
+    """Hash of the weights' files, otherwise of a sample of each tensor."""
+    files = weight_files(folder) if folder is not None else []
+    if files:
+        return hashlib.sha256("".join(hash_of_file(path) for path in files).encode()).hexdigest()
+    tensors = sorted(model.state_dict().items())
+    changes = sum(tensor._version for _, tensor in tensors)  # counted by torch: how often each was written into
+    if model not in _of_tensors or _of_tensors[model][0] != changes:
+        digest = hashlib.sha256()
+        for name, tensor in tensors:
+            digest.update(name.encode())
+            digest.update(tensor.detach().flatten()[:: max(1, tensor.numel() // 4096)].float().cpu().numpy().tobytes())
+        _of_tensors[model] = changes, digest.hexdigest()
+    return _of_tensors[model][1]
+
+
+def architecture_sha256(config: Any) -> str:
+    """Hash of a configuration but for what depends on how it was loaded: the same in float16 and in bfloat16."""
+    found = json.loads(config.to_json_string(use_diff=False))
+    kept = _without(found)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(inner) for key, inner in value.items() if key not in _OF_LOADING}
+    return value
+
+
+def hash_of_file(path: Path) -> str:
+    """SHA-256 of a file, read once in a process as long as it does not change."""
+    state = path.stat()
+    return _hashed(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hashed(path: Path, size: int, changed: int) -> str:
+    """The hash of a file that has this size and was last changed then; weights of 26 GB take a minute each time."""
+    return sha256_of(path)

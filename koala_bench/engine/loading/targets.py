@@ -1,0 +1,224 @@
+"""Loads a target from the hub, a folder, a GGUF file or the package, and looks once at what decoding takes for granted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from koala_bench.common.bundled import PACKAGE
+from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.common.progress import say
+from koala_bench.engine.devices import pick_device, pick_dtype, pick_engine, pick_threads
+from koala_bench.engine.loading.conformance import check_trees
+from koala_bench.engine.loading.fingerprints import checkpoint_folder, weights_sha256
+from koala_bench.engine.loading.generation import set_aside
+from koala_bench.engine.loading.gguf import gguf_file, hash_of, unpacked
+from koala_bench.engine.replay import Recorded
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.tree import DraftTree, TreeShape
+
+# How transformers and what it stands on refuse a checkpoint; but for the hub's, they depend on the family.
+_UNLOADABLE: tuple[type[Exception], ...] = (
+    *HUB_ERRORS, ImportError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
+
+
+def _refuse_unsupported(name: str, config: Any) -> None:
+    remedy = (
+        "Use a decoder-only causal LM with ordinary attention in every layer, such as Llama, Vicuna, Qwen or Mistral."
+    )
+    if getattr(config, "is_encoder_decoder", False):
+        raise KoalaBenchError(f"{name} is an encoder-decoder model.", remedy)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise KoalaBenchError(
+            f"{name} has layers of kind {', '.join(sorted(other))}, which keep no rows that a tree could share.", remedy
+        )
+
+
+def bundled_target(name: str) -> Path | None:
+    """Folder of a target that ships with the project, or None."""
+    # Looked for among their names: a name may be too long to ask the file system for.
+    return next((path.parent for path in (PACKAGE / "targets").glob("*/config.json") if path.parent.name == name), None)
+
+
+def load_target(
+    name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True,
+    engine: str = "eager", threads: int | None = None,
+) -> Target:  # fmt: skip
+    """Load a target from the hub, a folder, a GGUF file (see ``gguf_file``), or the bundled ones by name (``tiny``).
+
+    Raises:
+        KoalaBenchError: not found, no access, damaged, of an unsupported kind, or too large for the memory.
+    """
+    where = pick_device(device)
+    picked, driven = pick_dtype(dtype, where), pick_engine(engine, where)
+    packed = None if bundled_target(name) else gguf_file(name)
+    source = str(unpacked(packed) if packed else bundled_target(name) or name)
+    if packed is None and os.sep in name and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise KoalaBenchError(f"There is no folder {name}.", "Check --target.")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        _refuse_unsupported(name, config.get_text_config(decoder=True))
+        model, loaded = _load_model(source, revision, config, picked, attention)
+        found = _load_tokenizer(source, revision) if tokenizer else None
+        model = model.to(where)
+    except torch.cuda.OutOfMemoryError as error:
+        raise KoalaBenchError(
+            f"{name} does not fit into the memory of {where}.",
+            "Use a smaller target, --dtype float16, or another --device.",
+        ) from error
+    except _UNLOADABLE as error:
+        raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", _remedy(error)) from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
+        raise KoalaBenchError(
+            f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.",
+            "Use a complete checkpoint.",
+        )
+    model.eval().requires_grad_(False)
+    ignored = set_aside(model)
+    context = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    target = Target(
+        name,
+        model,
+        found,
+        where,
+        picked,
+        context,
+        driven,
+        where.type == "cuda",
+        pick_threads(threads, where, weights),
+        ignored=ignored,
+    )
+    _check_target(target)
+    return _recordable(target)
+
+
+def _load_model(
+    source: str, revision: str | None, config: Any, dtype: torch.dtype, attention: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says about its weights."""
+    reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    if dtype == torch.float64 and _experts(config.get_text_config(decoder=True)):
+        options["experts_implementation"] = "eager"  # the grouped products of the others know no float64
+    return reader.from_pretrained(source, revision=revision, output_loading_info=True, **options)
+
+
+def _experts(config: Any) -> int:
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
+
+
+def _remedy(error: Exception) -> str:
+    """What helps against an error of loading: mostly the hub's."""
+    said = str(error)
+    if isinstance(error, ImportError):
+        return "Install the package that it names, or use a copy of the target that is not quantised."
+    if "attention implementation" in said or "attn_implementation" in said:
+        return "Use --attention eager."
+    return "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
+
+
+def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # the tokenizers library knows no other kind
+        raise ValueError(f"its tokenizer cannot be read: {error}") from error
+
+
+def _check_target(target: Target) -> None:
+    """Look once at what decoding takes for granted: all ids have embeddings, the parts make up the model, trees work.
+
+    Raises:
+        KoalaBenchError: something of that is not so.
+    """
+    vocabulary, limit = target.config.vocab_size, target.limit
+    if target.tokenizer is not None:
+        _check_ids(target.name, target.tokenizer, vocabulary)
+    try:
+        _check_output(target)
+    except torch.cuda.OutOfMemoryError as error:
+        raise KoalaBenchError(
+            f"There is no memory left for a pass of {target.name}.", "Use another --device."
+        ) from error
+    except _UNLOADABLE as error:
+        raise KoalaBenchError(f"A pass of {target.name} fails: {first_line(error)}", "Use another target.") from error
+    check_trees(target, target.unrecorded, limit.rows if limit else target.max_positions)
+    if limit is not None:
+        say(f"koala-bench: {target.name} {limit.reason}: answers that need more rows than that are refused.")
+
+
+def _recordable(target: Target) -> Target:
+    """The target, with the engine ``eager`` if its passes cannot be recorded, as those of most mixtures of experts.
+
+    The recording that shows it is the one that verifies trees later on. Graphs of fixed shapes fit none but their own,
+    and are not tried here.
+    """
+    if target.engine == "eager" or target.fixed:
+        return target
+    tree, cache = DraftTree(torch.tensor([1, 2, 3], device=target.device), TreeShape((-1, 0, 0))), target.new_cache(8)
+    with torch.inference_mode():
+        target.prefill(tree.tokens[:2], cache)
+        target.verify(tree, cache)
+    recorded = target.pass_of((-1,))
+    if not isinstance(recorded, Recorded) or recorded.refusal is None:
+        return target
+    say(f"koala-bench: {target.name} is decoded with the engine eager.")
+    return replace(target, engine="eager")
+
+
+def _check_ids(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    """Refuse tokens without an embedding, but for padding, which no prompt holds."""
+    beyond = [
+        (index, token)
+        for token, index in tokenizer.get_vocab().items()
+        if index >= vocabulary and index != tokenizer.pad_token_id
+    ]
+    if beyond:
+        index, token = min(beyond)
+        raise KoalaBenchError(
+            f"The tokenizer of {name} has the token {token!r} with id {index}, the model knows only {vocabulary} ids.",
+            "Use the tokenizer that belongs to the model, or resize the model's embeddings and train them.",
+        )
+
+
+def _check_output(target: Target) -> None:
+    """Make sure that decoder and output layer together are the model: some families post-process their logits."""
+    ids = torch.arange(4, device=target.device)[None] % target.config.vocab_size
+    with torch.inference_mode():
+        whole = target.model(input_ids=ids, use_cache=False).logits
+        parts = target.output(target.states(ids)[:, :, -1])
+    if whole.shape != parts.shape or not torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3):
+        raise KoalaBenchError(
+            f"{target.name} changes its logits in a way that is not known here.",
+            "Use another target, or teach koala_bench/engine/target.py what this family does after the output layer.",
+        )
+
+
+def fingerprint(target: Target) -> dict[str, str]:
+    """Hashes of configuration, weights and tokenizer; of the weights' files where they are at hand, else of the
+    tensors. Of a GGUF file it is the file's own.
+    """
+    bundled = bundled_target(target.name)
+    config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
+    if packed := None if bundled else gguf_file(target.name):
+        weights = hash_of(packed)
+    else:
+        weights = weights_sha256(bundled or checkpoint_folder(target.name, target.model.config), target.model)
+    found = {"config_sha256": config, "weights_sha256": weights}
+    if target.tokenizer is not None:
+        found["tokenizer_sha256"] = hashlib.sha256(
+            repr(sorted(target.tokenizer.get_vocab().items())).encode()
+        ).hexdigest()
+    return found

@@ -1,0 +1,112 @@
+"""What a draft reads: the weights of all products it makes, in units of one step of the target.
+
+With one sequence both are bound by memory, so the ratio says what a draft costs before anything is measured. It is
+counted on tensors that have shapes and no memory, for several sizes of the draft vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from koala_bench.engine.target import Target
+from koala_bench.heads import Committed
+from koala_bench.presets import MethodPreset, Preset
+from koala_bench.registry import HEADS, load
+from koala_bench.training.experiment import VANILLA
+from koala_bench.training.loop import build_head
+from koala_bench.tree import load_template
+
+SIZES = (32768, 16384, 8192, 4096)
+# Products and the place of the operand that holds weights.
+_PRODUCTS = {torch.ops.aten.mm: 1, torch.ops.aten.addmm: 2, torch.ops.aten.bmm: 1, torch.ops.aten.baddbmm: 2}
+
+
+@dataclass(frozen=True)
+class DraftReads:
+    """Weights that one draft of a method reads, over those of one step of the target.
+
+    Attributes:
+        depth: of its tree.
+        by_size: by the size of the draft vocabulary, the whole one first.
+    """
+
+    method: str
+    depth: int
+    by_size: dict[int, float]
+
+
+class _Weights(TorchDispatchMode):
+    """Counts the numbers in the weights of all products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (place := _PRODUCTS.get(func.overloadpacket)) is not None:
+            self.count += args[place].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def draft_reads(preset: Preset, names: Sequence[str], config: Any) -> list[DraftReads]:
+    """Count for each method that has a head to train.
+
+    Args:
+        config: of the target.
+
+    Raises:
+        KoalaBenchError: a mistake in a method or its options.
+    """
+    found = []
+    # Fake tensors cannot be moved, and there is nowhere to move them to.
+    with FakeTensorMode(), patch.object(nn.Module, "to", lambda self, *_, **__: self), torch.no_grad():
+        model = AutoModelForCausalLM.from_config(config)
+        target = Target(preset.target.name, model, None, torch.device("cpu"), torch.float32, 2048)
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        step = target.parameters - (0 if tied else model.get_input_embeddings().weight.numel())
+        for name in names:
+            if name == VANILLA or not hasattr(load(HEADS, preset.method(name).head), "loss"):
+                continue
+            method, depth = preset.method(name), load_template(preset.method(name).tree).depth
+            whole = target.config.vocab_size
+            sizes = [None, *(size for size in SIZES if size < whole)]
+            counts = {size or whole: _read(target, method, depth, size) / step for size in sizes}
+            found.append(DraftReads(name, depth, counts))
+    return found
+
+
+def _read(target: Target, method: MethodPreset, depth: int, size: int | None) -> int:
+    head: Any = build_head(target, method.model_copy(update={"draft_vocabulary": size}), 0)
+    head.eval()
+    head.begin(load_template(f"chain-{depth}"), 256)  # a level's width reads no more weights than one node does
+    token, width = torch.zeros(1, dtype=torch.int64), target.spec().hidden_size
+    with _Weights() as weights:
+        head.draft(Committed(token, torch.zeros(1, len(head.features), width), 0))
+    return weights.count
+
+
+def reads_in_words(found: Sequence[DraftReads]) -> str:
+    """A table in Markdown."""
+    if not found:
+        return ""
+    sizes = list(found[0].by_size)
+    lines = [
+        "Weights that a draft reads, in steps of the target, by the number of tokens that it can draft:",
+        "",
+        f"| Head | Depth | {' | '.join(f'{size:,}' for size in sizes)} |",
+        f"| :-- | --: |{' --: |' * len(sizes)}",
+    ]
+    lines += [
+        f"| {each.method} | {each.depth} | {' | '.join(f'{each.by_size[size]:.2f}' for size in sizes)} |"
+        for each in found
+    ]
+    return "\n".join(lines)

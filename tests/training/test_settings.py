@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from koala_bench.common.process_group import ALONE
 from koala_bench.dialogues.encoding import EncodedDialogue
@@ -21,6 +20,7 @@ from koala_bench.registry import HEADS, build
 from koala_bench.training.loop import make_arm, schedule
 from koala_bench.training.step import train_step
 from tests.heads.test_heads import batch_of
+from tests.training.test_step import single
 
 
 def test_the_rate_warms_up_linearly_and_falls_by_a_cosine_to_its_final_fraction() -> None:
@@ -71,7 +71,7 @@ def test_an_update_is_adamw_with_the_settings_betas_decay_and_clipping(target: T
         arm.head.loss(batch).total.backward()
         gradients.append(flat(p.grad for p in arm.head.parameters()))
         arm.head.zero_grad(set_to_none=True)
-        lines = train_step(Accelerator(cpu=True), [arm], [lambda: {(-1,): batch}], options, factor, 9, ALONE)
+        lines = train_step(single(), [arm], [lambda: {(-1,): batch}], options, factor, 9, ALONE)
         line = lines["medusa"]
         assert line is not None and line["gradient_norm"] == pytest.approx(float(gradients[-1].norm()), rel=1e-3)
         assert line["gradient_norm"] > options.clip_norm, "else nothing is clipped"
@@ -86,7 +86,7 @@ def test_a_step_takes_the_scheduled_part_of_the_rate(target: Target) -> None:
         preset = load_preset("tiny", ["training.learning_rate=0.01"])
         arm = make_arm(target, "medusa", preset.method("medusa"), preset.training)
         before, batch = flat(arm.head.parameters()), batch_of(target)
-        train_step(Accelerator(cpu=True), [arm], [lambda: {(-1,): batch}], preset.training, factor, 1, ALONE)  # noqa: B023
+        train_step(single(), [arm], [lambda: {(-1,): batch}], preset.training, factor, 1, ALONE)  # noqa: B023
         moved.append(float((flat(arm.head.parameters()) - before).norm()))
     assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-2)
 

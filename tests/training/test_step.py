@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from koala_bench.common.process_group import ALONE
 from koala_bench.dialogues.encoding import EncodedDialogue
@@ -21,6 +22,12 @@ from koala_bench.training.step import Arm, Features, train_step
 
 METHODS = ["medusa", "eagle+koala", "eagle3"]
 COUNT = 4
+
+
+def single() -> Accelerator:
+    """Of single precision, whatever this process trained in before."""
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=True, mixed_precision="no")
 
 
 def stream() -> Stream:
@@ -37,7 +44,7 @@ def one_step(target: Target, made: Callable[[int, list[Arm]], Features]) -> list
     preset = load_preset("tiny", ["training.precision=no", "training.steps=10", f"training.micro_batches={COUNT}"])
     arms = [make_arm(target, name, preset.method(name), preset.training) for name in METHODS]
     makers = [lambda index=index: made(index, arms) for index in range(COUNT)]
-    lines = train_step(Accelerator(cpu=True), arms, makers, preset.training, 1.0, 9, ALONE)
+    lines = train_step(single(), arms, makers, preset.training, 1.0, 9, ALONE)
     assert all(line is not None and line["loss"] > 0 for line in lines.values())
     modules = [*(arm.head for arm in arms), *(arm.objective for arm in arms if arm.objective is not None)]
     return [parameter.detach().clone() for module in modules for parameter in module.parameters()]
@@ -84,7 +91,7 @@ def test_equal_micro_batches_make_the_step_of_one(target: Target, method: str) -
     for count in (1, 2):
         preset = load_preset("tiny", ["training.precision=no", "training.steps=10", f"training.micro_batches={count}"])
         arm = make_arm(target, method, preset.method(method), preset.training)
-        train_step(Accelerator(cpu=True), [arm], [lambda: found] * count, preset.training, 1e-2, 9, ALONE)
+        train_step(single(), [arm], [lambda: found] * count, preset.training, 1e-2, 9, ALONE)
         weights.append([parameter.detach() for parameter in arm.head.parameters()])
     for one, two in zip(*weights, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

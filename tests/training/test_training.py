@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from heads.eagle import Eagle
+from heads.medusa import Medusa
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
@@ -244,11 +246,12 @@ def test_a_step_holds_the_distributions_of_one_micro_batch(
     """They are the largest part of what a head asks for, and gradient accumulation is there to save memory."""
     preset = preset_for(target_folder, conversations(tmp_path), "training.steps=1", "training.micro_batches=4")
     held: list[int] = []
-    real, batches = training._loss, []
+    batches: list[FeatureBatch] = []
 
-    def watched(accelerator: Any, arm: Any, batch: FeatureBatch) -> HeadLoss:
-        batches.append(batch)
-        found = real(accelerator, arm, batch)
+    def watched(real: Any, head: Any, batch: FeatureBatch) -> HeadLoss:
+        if head.training:
+            batches.append(batch)
+        found: HeadLoss = real(head, batch)
         held.append(
             sum(
                 "target_probabilities" in whole.__dict__
@@ -257,7 +260,8 @@ def test_a_step_holds_the_distributions_of_one_micro_batch(
         )
         return found
 
-    monkeypatch.setattr(training, "_loss", watched)
+    for cls in (Eagle, Medusa):
+        monkeypatch.setattr(cls, "loss", lambda head, batch, real=cls.loss: watched(real, head, batch))
     run(preset, ["eagle", "medusa+koala"], tmp_path / "out")
     assert len({id(batch.whole or batch) for batch in batches}) == 4
     assert max(held) == 1

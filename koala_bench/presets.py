@@ -95,7 +95,8 @@ class TrainingPreset(_Strict):
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip_norm: Rate = 1.0
-    precision: Literal["no", "bf16"] = "no"  # accelerate's mixed precision
+    # Accelerate's mixed precision; auto: what this machine does faster, see koala_bench.training.precision.
+    precision: Literal["auto", "no", "bf16"] = "auto"
     # The target's states are written to disk once, in half precision, and read from there.
     stored_states: Annotated[bool, _LATER] = False
     held_out_evaluations: Positive = 4

@@ -22,7 +22,10 @@ app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP
 )
 
-_TOGETHER = ("train", "evaluate", "reproduce")  # commands that several processes can run together
+_TOGETHER = ("states", "train", "evaluate", "reproduce")  # commands that several processes can run together
+# Rounds that a thread of libgomp waits for the others before it sleeps. Its own number, 300,000, is milliseconds: two
+# threads beside a busy neighbour spend most of their time waiting in turn.
+_WAIT_ROUNDS = "1000"
 _INTERRUPTED = 130  # typer turns Ctrl-C into this exit code
 # typer brings a click of its own from some version on, and the class is public in neither by the same name.
 _UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
@@ -48,6 +51,8 @@ def main() -> None:
     """Entry point: errors of the user end in one line and exit code 2."""
     # Loading weights draws a bar of its own for every tensor; ours say more.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "OMP_WAIT_POLICY" not in os.environ:  # read once, when torch is loaded
+        os.environ.setdefault("GOMP_SPINCOUNT", _WAIT_ROUNDS)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if sys.argv[1:2] and sys.argv[1] not in _TOGETHER:
             _refuse(

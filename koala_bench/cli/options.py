@@ -46,6 +46,14 @@ LogWith = Annotated[
 ]
 
 
+KeepStates = Annotated[
+    bool,
+    typer.Option(
+        "--keep-states", help="Leave the target's stored states on disk for further trainings.", rich_help_panel=_RUN
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """The shared options as typed. A command has some of them; the others keep their defaults."""

@@ -1,4 +1,4 @@
-"""Commands that train heads and decode with them: reproduce, evaluate, train."""
+"""Commands that train heads and decode with them: reproduce, evaluate, train, states."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from koala_bench.cli.options import (
     EVERYTHING,
     TRAINING,
     DrawSeed,
+    KeepStates,
     LogWith,
     Processes,
     Shared,
@@ -20,6 +21,7 @@ from koala_bench.cli.options import (
     typed_command,
 )
 from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset
 
 
 @command(START, *EVERYTHING)
@@ -28,6 +30,7 @@ def reproduce(
     what: Annotated[str, typer.Argument(help="table1, table2, table3, figures, leaderboard or all.")],
     log_with: LogWith = None,
     processes: Processes = 1,
+    keep_states: KeepStates = False,
 ) -> None:
     """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
 
@@ -44,6 +47,7 @@ def reproduce(
         variants = layers_of_variants(options.preset, options.layers)
         options = replace(options, layers=None, settings=[*variants, *(options.settings or [])])
     chosen = options.resolved()
+    _refuse_keeping_nothing(chosen, keep_states)
     names = method_names(chosen, options.methods)
     if names == ["vanilla"]:
         raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
@@ -73,6 +77,7 @@ def reproduce(
         report=what == "all",
         log_with=log_with,
         processes=processes,
+        keep_states=keep_states,
     )
     for path in (path for path in written if path.suffix == ".md"):
         print(path.read_text(encoding="utf-8"))
@@ -103,16 +108,59 @@ def evaluate(
 
 
 @command(REPRODUCE, *TRAINING)
-def train(options: Shared, log_with: LogWith = None) -> None:
+def train(
+    options: Shared,
+    states: Annotated[
+        Path | None,
+        typer.Option("--states", help="Folder of `koala-bench states`: the target's layers are not loaded."),
+    ] = None,
+    keep_states: KeepStates = False,
+    log_with: LogWith = None,
+) -> None:
     """Train draft heads together on identical data; finished ones are reused, interrupted ones go on.
 
     Example: `koala-bench train --methods eagle,eagle+koala --set training.steps=200`.
     """
-    from koala_bench.training.experiment import load_preset_target, train_heads
+    from koala_bench.runs.states import train_from_states
+    from koala_bench.training.experiment import STATES, load_preset_target, train_heads
 
     chosen = options.resolved()
     names = method_names(chosen, options.methods)
     heads = options.folder("table1", chosen) / "heads"
-    target, template = load_preset_target(chosen)
-    train_heads(chosen, names, target, template, heads, log_with=log_with)
+    if states is not None:
+        train_from_states(chosen, names, states, heads, log_with)
+    else:
+        _refuse_keeping_nothing(chosen, keep_states)
+        target, template = load_preset_target(chosen)
+        kept = heads / STATES if keep_states else None
+        train_heads(chosen, names, target, template, heads, states=kept, log_with=log_with)
     print(heads)
+
+
+@command(REPRODUCE, *TRAINING)
+def states(
+    options: Shared,
+    device_map: Annotated[
+        str | None,
+        typer.Option("--device-map", help="auto spreads the target over all cards; one process a machine then."),
+    ] = None,
+) -> None:
+    """Write the target's states of the training dialogues, to train heads from with `koala-bench train --states`.
+
+    Processes that are started together share the work; an interrupted command goes on.
+
+    Example: `koala-bench states --preset vicuna-33b --device-map auto --out states`.
+    """
+    from koala_bench.runs.states import write_training_states
+    from koala_bench.training.experiment import STATES
+
+    chosen = options.resolved()
+    names = method_names(chosen, options.methods)
+    folder = options.out or options.folder("table1", chosen) / STATES
+    write_training_states(chosen, names, folder, device_map)
+    print(folder)
+
+
+def _refuse_keeping_nothing(preset: Preset, keep: bool) -> None:
+    if keep and not preset.training.stored_states:
+        raise KoalaBenchError("--keep-states, and this preset stores none.", "Add --set training.stored_states=true.")

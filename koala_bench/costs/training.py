@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -19,7 +20,9 @@ from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.presets import Preset
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import Arm, make_arm, train_step
+from koala_bench.training.loop import make_arm
+from koala_bench.training.precision import resolve
+from koala_bench.training.step import Arm, Features, train_step
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     """
     options = preset.training
     AcceleratorState._reset_state()  # as in ``train``
-    accelerator, team = Accelerator(mixed_precision=options.precision, cpu=target.device.type == "cpu"), Team()
+    accelerator, team = (
+        Accelerator(mixed_precision=resolve(options.precision, target.device), cpu=target.device.type == "cpu"),
+        Team(),
+    )
     groups: dict[str, list[Arm]] = {"": [make_arm(target, name, preset.method(name), options) for name in names]}
     groups |= {name: [make_arm(target, name, preset.method(name), options)] for name in names}
     spent: dict[str, list[float]] = {name: [] for name in groups}
@@ -70,10 +76,9 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
                 features = features_of_each(target, batch, (arm.head.features for arm in arms), seed=step)
                 synchronise(target.device)
                 between = time.perf_counter()
-                for arm in arms:
-                    train_step(
-                        accelerator, arm, [features[arm.head.features]], options, 1e-3, step + options.steps // 2, team
-                    )
+                train_step(
+                    accelerator, arms, [partial(_the_same, features)], options, 1e-3, step + options.steps // 2, team
+                )
                 synchronise(target.device)
                 if step >= 2:
                     spent[name].append(time.perf_counter() - started)
@@ -83,6 +88,10 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     return TrainingSpeed(
         together, statistics.median(asked), dict(zip(names, alone, strict=True)), statistics.mean(tokens[2:])
     )
+
+
+def _the_same(features: Features) -> Features:
+    return features
 
 
 def in_words(speed: TrainingSpeed) -> str:

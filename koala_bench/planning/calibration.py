@@ -22,7 +22,9 @@ from koala_bench.planning.requirements import Needs, dtype_of
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import Arm, make_arm, train_step
+from koala_bench.training.loop import make_arm
+from koala_bench.training.precision import resolve
+from koala_bench.training.step import Arm, train_step
 from koala_bench.tree import Template, load_template
 
 # NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
@@ -118,23 +120,30 @@ def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: flo
         return 0.0, heads
     target = replace(target, engine="eager")  # as ``train_heads`` does
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=preset.training.precision, cpu=target.device.type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=resolve(preset.training.precision, target.device), cpu=target.device.type == "cpu"
+    )
     wanted = [arm.head.features for arm in arms.values()]
     batch = _batch(preset, target)
     pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))
     features = features_of_each(target, batch, wanted, seed=0)
     last = preset.training.steps - 1  # when everything that sets in late has done so
     for name, arm in arms.items():
-        own = [features[arm.head.features]] * preset.training.micro_batches
-        step = partial(train_step, accelerator, arm, own, preset.training, 1e-6, last, ALONE)
+        own = [lambda: features] * preset.training.micro_batches
+        step = partial(train_step, accelerator, [arm], own, preset.training, 1e-6, last, ALONE)
         heads[name] = _time(target.device, each, step) / preset.training.micro_batches
     return pass_s, heads
 
 
-def hours_at(pace: Pace, preset: Preset, needs: Needs) -> Hours:
-    """Times of the whole run at a measured pace."""
+def hours_at(pace: Pace, preset: Preset, needs: Needs, stored_tokens: int | None = None) -> Hours:
+    """Times of the whole run at a measured pace.
+
+    Args:
+        stored_tokens: that the target reads once where its states are stored; None where it reads each batch.
+    """
     steps = preset.training.steps * preset.training.micro_batches if pace.heads else 0
-    training = steps * (pace.target + sum(pace.heads.values()))
+    passes = steps if stored_tokens is None or not steps else stored_tokens / preset.training.batch_tokens
+    training = passes * pace.target + steps * sum(pace.heads.values())
     drafted = sum(step for name, step in pace.steps.items() if name != VANILLA)
     first, second = (needs.answer_tokens * (pace.steps[VANILLA] + drafted / length) for length in (1, 2))
     return Hours(training / 3600, (first / 3600, second / 3600))

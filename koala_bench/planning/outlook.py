@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from koala_bench.common.progress import say
+from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.devices import pick_device, pick_dtype
+from koala_bench.engine.target import Target
 from koala_bench.planning.calibration import (
     FLOP_SHARE,
     NAMED_GPU,
@@ -32,6 +35,7 @@ from koala_bench.planning.requirements import (
     needs_of,
     turns_of,
 )
+from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import load_preset_target
 
@@ -58,8 +62,11 @@ def outlook(
     turns = turns_of(preset, data_dir)
     models = find_models(preset, methods)
     needs = needs_of(preset, methods, place, turns, models)
+    loaded = load_preset_target(preset) if place.at_hand and not _lacks_gpu(preset) else None
+    tokens = tokens_to_store(preset, *loaded) if loaded and preset.training.stored_states else None
+    needs = replace(needs, disk=needs.disk + (tokens or 0) * needs.state_bytes)
     missing = missing_for(preset, place, needs, turns, out, models)
-    hours, basis = _hours(preset, methods, place, models, needs, seconds)
+    hours, basis = _hours(preset, methods, loaded, models, needs, seconds, tokens)
     lines = [
         f"# What {preset.target.name} takes with {', '.join(methods)}",
         "",
@@ -91,11 +98,32 @@ def outlook(
         ),
         "",
     ]
+    if preset.training.stored_states:
+        lines.insert(-1, _of_states(needs, tokens))
     if missing:
         lines += ["**Missing here**", "", *(f"- {each}" for each in missing)]
     else:
         lines += ["Nothing is missing: it can run here."]
     return "\n".join(lines), not missing
+
+
+def _lacks_gpu(preset: Preset) -> bool:
+    return preset.target.device.startswith("cuda") and not torch.cuda.is_available()
+
+
+def _of_states(needs: Needs, tokens: int | None) -> str:
+    """The line on stored states."""
+    each = f"{needs.state_bytes / 1024:,.1f} KiB a token"
+    alone = f"Training from them with `train --states` takes {gibibytes(needs.ends_memory)} of memory."
+    if tokens is None:
+        return (
+            f"- States: {each} of the dialogues on disk, which cannot be counted before target and data are here."
+            f" {alone}"
+        )
+    return (
+        f"- States: {gibibytes(tokens * needs.state_bytes)} of the disk until the last training ends, {each} of about"
+        f" {tokens:,}; the target reads them once, whatever epochs, seeds and variants. {alone}"
+    )
 
 
 def _row(head: HeadNeeds, needs: Needs) -> str:
@@ -112,10 +140,16 @@ def _row(head: HeadNeeds, needs: Needs) -> str:
 
 
 def _hours(
-    preset: Preset, methods: Sequence[str], place: Place, models: Mapping[str, Place], needs: Needs, seconds: float
+    preset: Preset,
+    methods: Sequence[str],
+    loaded: tuple[Target, ChatTemplate] | None,
+    models: Mapping[str, Place],
+    needs: Needs,
+    seconds: float,
+    tokens: int | None,
 ) -> tuple[Hours, str]:
     wanted = preset.target.device
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    if _lacks_gpu(preset):
         limits = limits_of_named_gpu(dtype_of(preset))
         which = (
             f"Not measured, for there is no GPU here: at least so long on one {NAMED_GPU}, by arithmetic from its data"
@@ -123,18 +157,18 @@ def _hours(
             f" {limits.flop_per_s / FLOP_SHARE / 1e12:,.0f} TFLOP/s are got."
         )
         return least_hours(limits, preset, methods, needs), f"{which} {_WITHOUT}"
-    if place.at_hand:
+    if loaded is not None:
         lacking = {
             name
             for name in (head.name for head in needs.heads if head.model and not models[head.model].at_hand)
             if name in methods
         }
         say(f"Measuring for about {seconds:.0f} seconds ...")
-        target, _ = load_preset_target(preset)
+        target = loaded[0]
         pace = measure_pace(preset, [name for name in methods if name not in lacking], target, seconds)
         without = f" Without {', '.join(sorted(lacking))}, whose model is not here." if lacking else ""
         return (
-            hours_at(pace, preset, needs),
+            hours_at(pace, preset, needs, tokens),
             (
                 f"From steps measured here, on {target.device.type} in"
                 f" {str(target.dtype).removeprefix('torch.')}.{without}"

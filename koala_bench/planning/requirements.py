@@ -36,6 +36,7 @@ from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.experiment import VANILLA
 from koala_bench.training.loop import make_arm
+from koala_bench.training.states import STATE_BYTES, layers_of
 
 _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
 # On disk at most: three checkpoints of itself with both moments, for while one is written the last and the one before
@@ -97,6 +98,8 @@ class Needs:
         training_tokens, answer_tokens: at most, all heads together see the former once; the latter are those of one
             method.
         models: number of parameters of each draft model, by name; None where nobody knows its shape.
+        ends_memory: as ``training_memory``, of a training from stored states beside the target's ends alone.
+        state_bytes: of the target's stored states of one token, as all heads read them; see ``training.states``.
     """
 
     target_parameters: int
@@ -108,6 +111,8 @@ class Needs:
     training_tokens: int
     answer_tokens: int
     models: Mapping[str, int | None] = field(default_factory=dict)
+    state_bytes: int = 0
+    ends_memory: int = 0
 
 
 def find_target(preset: Preset) -> Place:
@@ -221,11 +226,13 @@ def needs_of(
             int(getattr(config, "max_position_embeddings", None) or 2048),
         )
         parameters = target.parameters
+        outer = [model.get_input_embeddings(), model.get_output_embeddings()]
+        ends = sum({id(p): p.numel() for module in outer for p in module.parameters()}.values())
         drafting = {
             name: None if each.config is None else AutoModelForCausalLM.from_config(each.config).num_parameters()
             for name, each in (models or {}).items()
         }
-        heads, features = [], 1
+        heads, read = [], [(-1,)]
         for name in listed:
             wanted, owner = preset.method(name), preset.trained_as(name)
             if not hasattr(load(HEADS, wanted.head), "loss"):
@@ -235,13 +242,14 @@ def needs_of(
             arm = make_arm(target, name, preset.method(owner), preset.training.model_copy(update={"precision": "no"}))
             judge = sum(p.numel() for p in arm.objective.parameters()) if arm.objective is not None else 0
             heads.append(HeadNeeds(name, arm.parameters, judge, owner if owner != name else None))
-            features = max(features, len(arm.head.features))
+            read.append(arm.head.features)
+        width = int(target.spec().hidden_size)
     size = dtype_of(preset).itemsize
     trained = [head for head in heads if head.shares is None]
     weights = sum(head.parameters + head.judge for head in trained)
     tokens = preset.training.batch_tokens
-    # Of a step all micro-batches' states are held, and the distributions of one.
-    batch = tokens * (config.hidden_size * features * size * preset.training.micro_batches + config.vocab_size * 4)
+    # Of a step the states and the distributions of one micro-batch are held.
+    batch = tokens * (width * len(layers_of(read)) * size + config.vocab_size * 4)
     context = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     shapes = [config, *(each.config for each in (models or {}).values() if each.config is not None)]
     cache = sum(_row_of(each) for each in shapes) * context * size
@@ -264,6 +272,8 @@ def needs_of(
         training_tokens=preset.training.steps * tokens * preset.training.micro_batches if weights else 0,
         answer_tokens=asked * preset.evaluation.max_new_tokens,
         models=drafting,
+        ends_memory=ends * size + weights * _TRAINED_BYTES + batch,
+        state_bytes=STATE_BYTES * len(layers_of(read)) * width,
     )
 
 

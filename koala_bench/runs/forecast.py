@@ -16,6 +16,7 @@ from koala_bench.dialogues.questions import Question, find_questions, read_quest
 from koala_bench.engine.target import Target
 from koala_bench.evaluation.loop import select_questions
 from koala_bench.planning.calibration import training_pace
+from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import EvaluationPreset
 from koala_bench.results.recipes import Job, Plan
 from koala_bench.training.experiment import heads_finished, trained_methods
@@ -71,7 +72,7 @@ def forecast(
         KoalaBenchError: a mistake in the methods, their options or the questions.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    training = 0.0
+    training = storing = 0.0
     paces: dict[str, tuple[float, dict[str, float]]] = {}
     for heads, (preset, methods) in planned.trainings.items():
         names = trained_methods(preset, methods, target)
@@ -82,9 +83,15 @@ def forecast(
         if key not in paces:  # other seeds have the same pace
             paces[key] = training_pace(preset, names, target, seconds / 2)
         of_target, of_heads = paces[key]
-        training += left * preset.training.micro_batches * (of_target + sum(of_heads.values()))
+        batches = left * preset.training.micro_batches
+        training += batches * sum(of_heads.values())
+        if not preset.training.stored_states:
+            training += batches * of_target
+        elif not storing:  # one reading of all dialogues serves all trainings
+            tokens = tokens_to_store(preset, target, template) or preset.training.batch_tokens * batches
+            storing = of_target * tokens / preset.training.batch_tokens
     decoding = sum(_decoding(job, target, template, data_dir, seconds / 2 / len(planned.jobs)) for job in planned.jobs)
-    return Forecast(training / processes, decoding / processes)
+    return Forecast((training + storing) / processes, decoding / processes)
 
 
 def _steps_done(heads: Path) -> int:

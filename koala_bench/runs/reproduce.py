@@ -17,7 +17,10 @@ from koala_bench.results.recipes import Plan
 from koala_bench.results.report import write_report
 from koala_bench.runs.evaluate import evaluate
 from koala_bench.runs.forecast import LONG_S, forecast
-from koala_bench.training.experiment import load_preset_target, train_heads
+from koala_bench.training.experiment import STATES, load_preset_target, train_heads, trained_methods
+from koala_bench.training.precision import settle_precision
+from koala_bench.training.shared_states import features_read
+from koala_bench.training.states import remove_states
 from koala_bench.training.tracking import check_service
 
 
@@ -34,6 +37,7 @@ def reproduce(
     report: bool = False,
     log_with: str | None = None,
     processes: int = 1,
+    keep_states: bool = False,
 ) -> list[Path]:
     """Train, decode and write what a plan says into ``folder``; returns the tables, figures and pages.
 
@@ -45,6 +49,7 @@ def reproduce(
         report: write the HTML page of the folder too.
         log_with: see ``train_heads``.
         processes: how often to evaluate, each time in a fresh process.
+        keep_states: leave the states that trainings stored in ``folder/states``.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data, the questions or what lies in the folder.
@@ -58,14 +63,32 @@ def reproduce(
     _say_how_long(planned, preset, title, data_dir, quick)
     for remark in planned.remarks:
         say(remark)
-    for heads, (settled, trained) in planned.trainings.items():
-        target, template = load_preset_target(settled)
-        train_heads(settled, trained, target, template, heads, log_with=log_with)
-        del target
+    _train(planned, folder / STATES, keep_states, log_with)
     records = _evaluated(planned, preset, name, data_dir, command, processes)
     written = _pages(planned, folder, data_dir, report)
     _say_the_end(written, records, folder, time.perf_counter() - started)
     return written
+
+
+def _train(planned: Plan, states: Path, keep: bool, log_with: str | None) -> None:
+    """All trainings of a plan. Those that store the target's states share one folder of them, which goes in the end."""
+    trainings = planned.trainings
+    for heads, (preset, methods) in trainings.items():
+        target, template = load_preset_target(preset)
+        names = trained_methods(preset, methods, target)
+        settled = settle_precision(
+            preset, names, heads, target.device, [other for other in trainings if other != heads]
+        )
+        also = [
+            each
+            for other, names in trainings.values()
+            if len(trainings) > 1 and other.training.stored_states
+            for each in features_read(other, trained_methods(other, names, target), target)
+        ]
+        train_heads(settled, methods, target, template, heads, states=states, log_with=log_with, also=also)
+        del target
+    if not keep:
+        remove_states(states)
 
 
 def _evaluated(

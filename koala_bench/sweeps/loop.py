@@ -35,7 +35,8 @@ from koala_bench.sweeps.results import SCHEMA, SweepLog, markdown, open_sweep, t
 from koala_bench.training.checkpoints import load_head
 from koala_bench.training.experiment import load_preset_target, train_heads
 from koala_bench.training.log import read_training
-from koala_bench.training.loop import Arm, make_arm
+from koala_bench.training.loop import make_arm
+from koala_bench.training.step import Arm
 from koala_bench.tree import load_template
 
 _BYTES_PER_PARAMETER = 16  # float32: the weight, its gradient, and Adam's two moments

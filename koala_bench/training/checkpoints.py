@@ -142,6 +142,16 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
         return state
 
 
+def state_identity(path: Path) -> dict[str, Any] | None:
+    """The identity of an interrupted training, without its weights; None where there is none that can be read."""
+    for place in (path, earlier(path)):
+        try:
+            return dict(_read_state(place, torch.device("meta"))["identity"])
+        except KoalaBenchError:  # of a damaged one whoever resumes says more
+            continue
+    return None
+
+
 def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """A state as ``torch.save`` wrote it; only tensors and plain values are unpickled."""
     try:

@@ -27,10 +27,11 @@ from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_t
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
 from koala_bench.dialogues.templates import AUTO, stops_of
+from koala_bench.engine.loading.ends import Ends, fingerprint_of
 from koala_bench.engine.loading.fingerprints import architecture_sha256
 from koala_bench.engine.loading.generation import in_words
 from koala_bench.engine.loading.gguf import check_pin
-from koala_bench.engine.loading.targets import fingerprint, load_target
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import DataPreset, MethodPreset, Preset
@@ -38,7 +39,9 @@ from koala_bench.registry import HEADS, load
 from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
 from koala_bench.training.held_out import HeldOut
 from koala_bench.training.loop import build_head, make_arm, train
-from koala_bench.training.states import layers_of, remove_states, write_states
+from koala_bench.training.precision import settle_precision
+from koala_bench.training.shared_states import stored_states_of
+from koala_bench.training.states import remove_states
 from koala_bench.training.tracking import check_service
 from koala_bench.tree import load_template
 
@@ -48,8 +51,11 @@ STATES = "states"  # the folder of stored states, beside the heads that are trai
 _OF_DECODING = {"tree", "head_of", "first", "typical", "usual"}  # what a trained head does not depend on
 
 
-def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
+def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target) -> tuple[Target, ChatTemplate]:
     """The preset's target, which knows everything that ends its answers, and the chat template.
+
+    Args:
+        load: with the arguments of ``load_target``.
 
     Raises:
         KoalaBenchError: as ``load_target``, ``chat_template`` and ``stops_of``, or the target is not the file that the
@@ -58,7 +64,7 @@ def load_preset_target(preset: Preset) -> tuple[Target, ChatTemplate]:
     wanted = preset.target
     check_pin(wanted.name, wanted.weights_sha256)
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load_target(
+    target = load(
         wanted.name,
         wanted.device,
         wanted.dtype,
@@ -133,6 +139,7 @@ def train_heads(
     begin: Callable[[], None] = lambda: None,
     states: Path | None = None,
     log_with: str | None = None,
+    also: Sequence[tuple[int, ...]] = (),
 ) -> None:
     """Train the heads of ``methods`` together on identical data into ``out/<method>/``; finished ones are reused.
 
@@ -143,6 +150,7 @@ def train_heads(
         begin: called once everything is checked that can be, before the first thing is written.
         states: folder for the target's states where the preset stores them; other trainings on the same dialogues may
             share it, and it is the caller's to delete. None: a folder in ``out``, which is deleted in the end.
+        also: ``features`` of heads of those other trainings, for the states to hold what they read too.
         log_with: where curves go beside the log, out of ``tracking.SERVICES``.
 
     Raises:
@@ -155,6 +163,7 @@ def train_heads(
     if not names:
         begin()
         return
+    preset = settle_precision(preset, names, out, target.device)
     settings = _settings(preset, names, target, template)
     finished = {name: read_manifest(out / name) for name in names}
     if _finished(finished, settings, preset.data):
@@ -198,6 +207,8 @@ def train_heads(
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
     }
+    if isinstance(target, Ends):
+        held_out = replace(held_out, prompts=())  # nothing can be decoded
     begin()
     if _same(finished, manifest):
         say(f"Reusing the trained heads in {out}, of the same dialogues: {', '.join(names)}.")
@@ -207,15 +218,8 @@ def train_heads(
         say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
     stored = None
     if preset.training.stored_states:
-        stored = write_states(
-            target,
-            [*stream.dialogues, *held_out.dialogues],
-            stream.max_tokens,
-            layers_of([arm.head.features for arm in arms]),
-            states or out / STATES,
-            {"target": fingerprint(target), "stream_sha256": stream.sha256, "held_out_sha256": held_out.sha256},
-            team,
-        )
+        features = [*(arm.head.features for arm in arms), *also]
+        stored = stored_states_of(target, stream, held_out, features, states or out / STATES, team)
         manifest["states_sha256"] = stored.sha256
     train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with, order)
     if states is None and team.first:
@@ -246,6 +250,7 @@ def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> l
 def heads_finished(preset: Preset, methods: Sequence[str], target: Target, template: ChatTemplate, out: Path) -> bool:
     """Whether ``train_heads`` would reuse what lies in ``out``, as far as files tell before they are read."""
     names = trained_methods(preset, methods, target)
+    preset = settle_precision(preset, names, out, target.device)
     finished = {name: read_manifest(out / name) for name in names}
     return not names or _finished(finished, _settings(preset, names, target, template), preset.data)
 
@@ -253,7 +258,7 @@ def heads_finished(preset: Preset, methods: Sequence[str], target: Target, templ
 def _settings(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
     """What trained heads depend on, but for the data."""
     return {
-        "target": {**fingerprint(target), "architecture_sha256": architecture_sha256(target.model.config)},
+        "target": {**fingerprint_of(target), "architecture_sha256": architecture_sha256(target.model.config)},
         "data": preset.data.model_dump(mode="json"),
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,
@@ -274,7 +279,7 @@ def _check_answers(target: Target, source: str) -> None:
     bundled = bundled_answers(source)
     for path in [bundled] if bundled else [] if source.startswith(HUB) else files_of(Path(source)):
         answering = answering_target(path)
-        if answering is None or answering["weights_sha256"] == fingerprint(target)["weights_sha256"]:
+        if answering is None or answering["weights_sha256"] == fingerprint_of(target)["weights_sha256"]:
             continue
         if bundled:
             raise KoalaBenchError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
 
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
@@ -54,3 +57,19 @@ def features_of_each(
     every = layers_of(list(wanted))
     whole = features_of(target, batch, every, seed)
     return {each: whole.reading([every.index(index) for index in each]) for each in wanted}
+
+
+def in_host_memory(
+    found: Mapping[tuple[int, ...], FeatureBatch], back_to: torch.device | None = None
+) -> dict[tuple[int, ...], FeatureBatch]:
+    """The same features with their states in the host's memory, or from there back on a device."""
+    device = back_to or torch.device("cpu")
+    moved = {
+        id(each.whole): replace(each.whole, hidden=each.whole.hidden.to(device))
+        for each in found.values()
+        if each.whole
+    }
+    return {
+        features: replace(each, hidden=each.hidden.to(device), whole=moved.get(id(each.whole)))
+        for features, each in found.items()
+    }

@@ -11,14 +11,11 @@ import json
 import math
 import os
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -29,7 +26,7 @@ from koala_bench.common.progress import progress, say
 from koala_bench.dialogues.streams import Stream, TokenBatch
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import FeatureBatch, HeadLoss, TrainableHead
+from koala_bench.heads import TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.registry import OBJECTIVES, build
 from koala_bench.training.checkpoints import (
@@ -42,35 +39,11 @@ from koala_bench.training.checkpoints import (
     save_token_order,
     write_state,
 )
-from koala_bench.training.features import features_of_each
+from koala_bench.training.features import features_of_each, in_host_memory
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.training.states import StoredStates
+from koala_bench.training.step import LOG_EVERY, Arm, Features, train_step
 from koala_bench.training.tracking import curves, tracked_accelerator
-
-_LOG_EVERY = 10
-
-
-@dataclass
-class Arm:
-    """One head in training.
-
-    Attributes:
-        name: of the method.
-        head, objective: what is trained, and what is added to its supervised loss if anything.
-        learning_rate: at the top of the schedule.
-    """
-
-    name: str
-    preset: MethodPreset
-    head: Any  # a TrainableHead that is an nn.Module
-    objective: Any | None
-    learning_rate: float
-    optimiser: torch.optim.Optimizer
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters of the head."""
-        return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
 
 
 def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Tensor | None = None) -> nn.Module:
@@ -169,6 +142,39 @@ def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[in
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
 
 
+def _features(
+    target: Target,
+    batch: TokenBatch,
+    arms: Sequence[Arm],
+    seed: int,
+    stored: StoredStates | None,
+    again: bool,
+    timings: dict[str, float],
+) -> Callable[[], Features]:
+    """Makes the features of a micro-batch when called, and makes them again when called again.
+
+    Only a GPU's second time is cheaper: its states wait in the host's memory for it, of which there is more, and which
+    costs less than another pass of a large target. Stored states are read again.
+
+    Args:
+        again: whether there can be a second time.
+    """
+    waiting: list[Features] = []
+
+    def make() -> Features:
+        before = time.perf_counter()
+        if waiting:
+            found = in_host_memory(waiting.pop(), back_to=target.device)
+        else:
+            found = features_of_each(target, batch, (arm.head.features for arm in arms), seed=seed, stored=stored)
+            if again and stored is None and target.device.type != "cpu" and any(arm.objective for arm in arms):
+                waiting.append(in_host_memory(found))
+        timings["target_s"] += time.perf_counter() - before
+        return found
+
+    return make
+
+
 def train(
     target: Target,
     arms: Sequence[Arm],
@@ -246,40 +252,28 @@ def train(
             for tokens in micro_batches:
                 _check_batch(tokens, names)
             factor = schedule(step, options)
-            before = time.perf_counter()
             own = [
-                features_of_each(
+                _features(
                     target,
                     micro_batches[index],
-                    (arm.head.features for arm in arms),
-                    seed=options.seed * 1_000_003 + numbers[index],
-                    stored=stored,
+                    arms,
+                    options.seed * 1_000_003 + numbers[index],
+                    stored,
+                    again=team.size < options.micro_batches,
+                    timings=timings,
                 )
                 for index in team.own(options.micro_batches)
             ]
-            timings["target_s"] += time.perf_counter() - before
-            for arm in arms:
-                before = time.perf_counter()
-                line = train_step(
-                    accelerator, arm, [each[arm.head.features] for each in own], options, factor, step, team
-                )
-                timings[arm.name] += time.perf_counter() - before
+            for name, line in train_step(accelerator, arms, own, options, factor, step, team, timings).items():
                 if line is None:
                     worst = ", ".join(names[i] for tokens in micro_batches for i in tokens.samples[:4])
                     raise KoalaBenchError(
-                        f"The loss of {arm.name} is not finite at step {step + 1}, on dialogues {worst} ...",
+                        f"The loss of {name} is not finite at step {step + 1}, on dialogues {worst} ...",
                         "Lower its learning rate; the last checkpoint is kept.",
                     )
-                if (step + 1) % _LOG_EVERY == 0 or step == 0:
-                    write(
-                        {
-                            "kind": "step",
-                            "step": step + 1,
-                            "method": arm.name,
-                            "rate": round(arm.learning_rate * factor, 8),
-                            **line,
-                        }
-                    )
+                if (step + 1) % LOG_EVERY == 0 or step == 0:
+                    rate = next(arm.learning_rate for arm in arms if arm.name == name) * factor
+                    write({"kind": "step", "step": step + 1, "method": name, "rate": round(rate, 8), **line})
             seen += sum(int(tokens.lengths.sum()) for tokens in micro_batches)
             if step + 1 in evaluate_at and team.first:
                 for arm in arms:
@@ -314,65 +308,3 @@ def train(
     if team.first:
         earlier(checkpoint).unlink(missing_ok=True)
     team.wait()  # nobody looks for a head that is not written yet
-
-
-def train_step(
-    accelerator: Accelerator,
-    arm: Arm,
-    batches: Sequence[FeatureBatch],
-    options: TrainingPreset,
-    factor: float,
-    step: int,
-    team: Team,
-) -> dict[str, float] | None:
-    """One update of one head; returns what is logged, or None if the loss or the gradient is not finite.
-
-    Args:
-        batches: this process's micro-batches of the step. All processes' together make the update.
-    """
-    for group in arm.optimiser.param_groups:
-        group["lr"] = arm.learning_rate * factor
-    share, done = 1.0 / options.micro_batches, step / options.steps
-    objective = arm.objective if arm.objective is not None and arm.objective.active(done) else None
-    kept: HeadLoss | None = None
-    learned: list[dict[str, torch.Tensor]] = [{} for _ in batches]
-    if objective is not None and getattr(objective, "learns", True):
-        for index, batch in enumerate(batches):
-            kept = _loss(accelerator, arm, batch)
-            learned[index] = objective.learn(batch, kept, done, share)
-            if len(batches) > 1:
-                batch.forget()
-        team.sum_gradients(objective.parameters(), torch.zeros(0, device=batches[0].hidden.device))
-        objective.step(done)
-        if len(batches) > 1:
-            kept = None  # for memory's sake each is computed again
-    logs = []
-    for batch, told in zip(batches, learned, strict=True):
-        found = kept or _loss(accelerator, arm, batch)
-        extra, parts = (None, {}) if objective is None else objective.term(batch, found, done, team.agree)
-        total = found.total if extra is None else found.total + extra
-        accelerator.backward(total if share == 1.0 else total * share)
-        logs.append({"loss": found.total.detach(), **found.parts, **told, **parts})
-        if len(batches) > 1:
-            # what a step holds should not grow with its micro-batches, and a distribution is soon made again
-            batch.forget()
-    loss = team.sum_gradients(arm.head.parameters(), share * torch.stack([each["loss"] for each in logs]).sum()[None])
-    norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
-    if not torch.isfinite(norm) or not torch.isfinite(loss):
-        return None
-    arm.optimiser.step()
-    arm.optimiser.zero_grad(set_to_none=True)
-    if (step + 1) % _LOG_EVERY and step:
-        return {}
-    # The loss is that of the whole step; what it is made of is told of this process's first micro-batch.
-    values = {**logs[0], "loss": loss, "gradient_norm": norm}
-    order = ["loss", "gradient_norm", *(name for name in values if name not in ("loss", "gradient_norm"))]
-    return {name: round(float(values[name]), 5) for name in order}
-
-
-def _loss(accelerator: Accelerator, arm: Arm, batch: FeatureBatch) -> HeadLoss:
-    with accelerator.autocast(), warnings.catch_warnings():
-        # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        found: HeadLoss = arm.head.loss(batch)
-    return found

@@ -27,6 +27,8 @@ from koala_bench.errors import KoalaBenchError
 
 # Tokens of one pass, padding included: enough to fill two cores, and little beside the weights on a GPU.
 _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
+_NAMES = {"stream_sha256": "training data", "held_out_sha256": "held-out data"}
+STATE_BYTES = 2  # of a dimension, in either dtype
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -83,15 +85,14 @@ def write_states(
         KoalaBenchError: the disk has no room for them, or they cannot be written.
     """
     dtype = "float16" if target.dtype == torch.float16 else "bfloat16"
-    lengths = [min(len(dialogue.ids), max_tokens) for dialogue in dialogues]
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    starts = _starts(dialogues, max_tokens)
     shape = (int(starts[-1]), len(layers), int(target.spec().hidden_size))
     wanted = {**identity, "layers": list(layers), "dtype": dtype, "shape": list(shape)}
-    found = _read_manifest(folder / "states.json")
-    if found is not None and {key: found.get(key) for key in wanted} == wanted:
-        return _opened(folder, layers, starts, shape, dtype, found["sha256"])
+    found = read_states_manifest(folder)
+    if found is not None and _difference(found, identity, layers, starts) is None:
+        return _opened(folder, found, starts)
     if team.first:
-        _make_room(folder, wanted, 2 * shape[0] * shape[1] * shape[2])
+        _make_room(folder, wanted, STATE_BYTES * shape[0] * shape[1] * shape[2])
     team.wait()
     _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, team)
     team.wait()
@@ -101,9 +102,55 @@ def write_states(
         for log in folder.glob("passes-*.txt"):
             log.unlink()
     team.wait()
-    manifest = _read_manifest(folder / "states.json")
+    manifest = read_states_manifest(folder)
     assert manifest is not None
-    return _opened(folder, layers, starts, shape, dtype, manifest["sha256"])
+    return _opened(folder, manifest, starts)
+
+
+def open_states(
+    dialogues: Sequence[EncodedDialogue],
+    max_tokens: int,
+    layers: tuple[int, ...],
+    folder: Path,
+    identity: dict[str, Any],
+) -> StoredStates:
+    """Open states that were written before; arguments as for ``write_states``.
+
+    Raises:
+        KoalaBenchError: there are none, or they are those of something else.
+    """
+    starts, found = _starts(dialogues, max_tokens), read_states_manifest(folder)
+    different = "manifest" if found is None else _difference(found, identity, layers, starts)
+    if found is None or different is not None:
+        raise KoalaBenchError(
+            f"The states in {folder} are not those of this training: their {different} differs.",
+            "Write them with the same preset, --methods and --set: koala-bench states.",
+        )
+    return _opened(folder, found, starts)
+
+
+def read_states_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the finished states in a folder are of, or None if there are none."""
+    return _read_manifest(folder / "states.json")
+
+
+def _starts(dialogues: Sequence[EncodedDialogue], max_tokens: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    lengths = [min(len(dialogue.ids), max_tokens) for dialogue in dialogues]
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _difference(
+    found: dict[str, Any], identity: dict[str, Any], layers: tuple[int, ...], starts: np.ndarray[Any, Any]
+) -> str | None:
+    """In what stored states are not those that are wanted; None if they hold all that is."""
+    for key, value in identity.items():
+        if found.get(key) != value:
+            return _NAMES.get(key, key)
+    if not set(layers) <= set(found.get("layers", [])):
+        return "choice of hidden states"
+    shape = found.get("shape")
+    rows_fit = isinstance(shape, list) and len(shape) == 3 and shape[:2] == [int(starts[-1]), len(found["layers"])]
+    return None if rows_fit and found.get("dtype") in _DTYPES and "sha256" in found else "shape"
 
 
 def remove_states(folder: Path) -> None:
@@ -186,18 +233,13 @@ def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: boo
     return flat.view(shape)
 
 
-def _opened(
-    folder: Path,
-    layers: tuple[int, ...],
-    starts: np.ndarray[Any, np.dtype[np.int64]],
-    shape: tuple[int, int, int],
-    dtype: str,
-    sha256: str,
-) -> StoredStates:
-    path = folder / "states.bin"
-    if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1] * shape[2]:
+def _opened(folder: Path, found: dict[str, Any], starts: np.ndarray[Any, np.dtype[np.int64]]) -> StoredStates:
+    path, (rows, layers, width) = folder / "states.bin", found["shape"]
+    shape = (rows, layers, width)
+    if not path.is_file() or path.stat().st_size != STATE_BYTES * shape[0] * shape[1] * shape[2]:
         raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
-    return StoredStates(layers, starts, _mapped(folder, shape, dtype, writable=False), sha256)
+    mapped = _mapped(folder, shape, found["dtype"], writable=False)
+    return StoredStates(tuple(found["layers"]), starts, mapped, found["sha256"])
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

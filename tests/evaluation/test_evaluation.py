@@ -477,6 +477,27 @@ def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path)
     assert (read_run(older).header, read_run(older).turns) == (run.header, run.turns)
 
 
+def test_every_sampled_answer_has_draws_of_its_own(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from koala_bench.evaluation import loop
+
+    seeds: list[int] = []
+    real = loop.SpeculativeSampling
+
+    def noted(sampling: Any, generator: torch.Generator) -> Any:
+        seeds.append(generator.initial_seed())
+        return real(sampling, generator)
+
+    monkeypatch.setattr(loop, "SpeculativeSampling", noted)
+    for seed in (0, 1):
+        sampled = ("evaluation.temperature=1.0", "evaluation.repeats=2", f"evaluation.seed={seed}")
+        bench.run(tmp_path / f"{seed}.jsonl", ["vanilla", "medusa"], *sampled, "evaluation.max_new_tokens=2")
+    assert len(set(seeds)) == 2 * 2 * 2 * sum(len(turns) for _, turns in QUESTIONS), (
+        "seeds, methods and repeats, for each turn of each question"
+    )
+
+
 def test_system_prompts_stops_and_ignored_settings_are_in_prompts_and_record(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

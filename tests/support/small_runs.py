@@ -48,7 +48,8 @@ def preset_for(target_folder: Path, data: Path, *more: str) -> Preset:
         "tiny",
         [
             f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
-            "training.steps=12", "training.checkpoint_every=4", "training.held_out_evaluations=1", "training.learning_rate=1e-3", *more,
+            "training.steps=12", "training.checkpoint_every=4", "training.held_out_evaluations=1", "training.learning_rate=1e-3",
+            "training.precision=bf16", *more,
         ],
     )  # fmt: skip
 

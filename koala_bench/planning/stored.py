@@ -1,0 +1,28 @@
+"""How many tokens a target has to read once where its states are stored, from a part of the dialogues."""
+
+from __future__ import annotations
+
+from koala_bench.dialogues.conversations import encode_all, read_conversations
+from koala_bench.dialogues.encoding import ChatTemplate
+from koala_bench.engine.target import Target
+from koala_bench.errors import KoalaBenchError
+from koala_bench.presets import Preset
+
+_PART = 400  # dialogues that are encoded
+
+
+def tokens_to_store(preset: Preset, target: Target, template: ChatTemplate) -> int | None:
+    """Tokens of the training and the held-out dialogues, as they are cut; None where the data is not here.
+
+    Of many dialogues evenly spread ones are encoded, and their mean is taken for all.
+    """
+    try:
+        conversations = read_conversations(preset.data.source, template)
+    except KoalaBenchError:
+        return None
+    dialogues = [*conversations.train[: preset.data.limit], *conversations.held_out[: preset.data.held_out]]
+    if not dialogues:
+        return None
+    part = dialogues[:: -(-len(dialogues) // _PART)]
+    tokens = sum(min(len(each.ids), preset.data.max_tokens) for each in encode_all(target, template, part))
+    return round(tokens * len(dialogues) / len(part))

@@ -1,0 +1,187 @@
+"""One step of a training: the update of every head from the same micro-batches, of which one is in memory at a time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from koala_bench.common.process_group import Team
+from koala_bench.heads import FeatureBatch, HeadLoss
+from koala_bench.presets import MethodPreset, TrainingPreset
+
+LOG_EVERY = 10
+Features = Mapping[tuple[int, ...], FeatureBatch]  # by what heads read, as ``features_of_each`` returns them
+
+
+@dataclass
+class Arm:
+    """One head in training.
+
+    Attributes:
+        name: of the method.
+        head, objective: what is trained, and what is added to its supervised loss if anything.
+        learning_rate: at the top of the schedule.
+    """
+
+    name: str
+    preset: MethodPreset
+    head: Any  # a TrainableHead that is an nn.Module
+    objective: Any | None
+    learning_rate: float
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters of the head."""
+        return sum(p.numel() for p in self.head.parameters() if p.requires_grad)
+
+
+def train_step(
+    accelerator: Accelerator,
+    arms: Sequence[Arm],
+    micro_batches: Sequence[Callable[[], Features]],
+    options: TrainingPreset,
+    factor: float,
+    step: int,
+    team: Team,
+    timings: dict[str, float] | None = None,
+) -> dict[str, dict[str, float] | None]:
+    """One update of each head; returns what is logged of each, None where the loss or the gradient is not finite.
+
+    A head whose objective learns needs all micro-batches twice: the objective is updated between. A single micro-batch
+    is kept for that; of several each is asked for again, so that memory does not grow with their number.
+
+    Args:
+        micro_batches: this process's; each makes its features, and is called at most twice. All processes' together
+            make the update.
+        factor: on the learning rates.
+        timings: seconds by head, added to.
+    """
+    updates = [_Update(accelerator, arm, options, factor, step, team, len(micro_batches)) for arm in arms]
+
+    def timed(update: _Update, run: Callable[[FeatureBatch], None], found: Features) -> None:
+        before = time.perf_counter()
+        run(found[update.arm.head.features])
+        if timings is not None:
+            timings[update.arm.name] = timings.get(update.arm.name, 0.0) + time.perf_counter() - before
+
+    if len(micro_batches) == 1:  # one head after the other: activations and gradients of one are in memory
+        found, lines = micro_batches[0](), {}
+        for update in updates:
+            timed(update, update.whole, found)
+            lines[update.arm.name] = update.finish()
+        return lines
+    learning = [update for update in updates if update.learns]
+    for make in micro_batches:
+        found = make()
+        for update in updates:
+            timed(update, update.learn if update.learns else update.descend, found)
+        _forget(found)
+    for update in learning:
+        update.settle()
+    for make in micro_batches if learning else ():
+        found = make()
+        for update in learning:
+            timed(update, update.descend, found)
+        _forget(found)
+    return {update.arm.name: update.finish() for update in updates}
+
+
+def _forget(found: Features) -> None:
+    # what a step holds should not grow with its micro-batches, and a distribution is soon made again
+    for batch in found.values():
+        batch.forget()
+
+
+class _Update:
+    """The update of one head in one step: for each micro-batch ``learn`` if its objective learns, then ``settle``; for
+    each ``descend``; in the end ``finish``.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        arm: Arm,
+        options: TrainingPreset,
+        factor: float,
+        step: int,
+        team: Team,
+        count: int,
+    ) -> None:
+        for group in arm.optimiser.param_groups:
+            group["lr"] = arm.learning_rate * factor
+        self.accelerator, self.arm, self.options, self.step, self.team = accelerator, arm, options, step, team
+        self.share, self.done = 1.0 / options.micro_batches, step / options.steps
+        objective = arm.objective
+        self.objective = objective if objective is not None and objective.active(self.done) else None
+        self.learns = self.objective is not None and getattr(self.objective, "learns", True)
+        self.alone = count == 1
+        self.kept: HeadLoss | None = None
+        self.learned: list[dict[str, torch.Tensor]] = []
+        self.logs: list[dict[str, torch.Tensor]] = []
+
+    def whole(self, batch: FeatureBatch) -> None:
+        """All of an update from the only micro-batch."""
+        if self.learns:
+            self.learn(batch)
+            self.settle()
+        self.descend(batch)
+
+    def learn(self, batch: FeatureBatch) -> None:
+        """Add to the objective's own gradients."""
+        assert self.objective is not None
+        found = self._loss(batch)
+        self.learned.append(self.objective.learn(batch, found, self.done, self.share))
+        if self.alone:  # else each loss is computed again, for memory's sake
+            self.kept = found
+
+    def settle(self) -> None:
+        """Update the objective."""
+        assert self.objective is not None
+        self.team.sum_gradients(
+            self.objective.parameters(), torch.zeros(0, device=next(self.arm.head.parameters()).device)
+        )
+        self.objective.step(self.done)
+
+    def descend(self, batch: FeatureBatch) -> None:
+        """Add to the head's gradients."""
+        found = self.kept or self._loss(batch)
+        extra, parts = (
+            (None, {}) if self.objective is None else self.objective.term(batch, found, self.done, self.team.agree)
+        )
+        total = found.total if extra is None else found.total + extra
+        self.accelerator.backward(total if self.share == 1.0 else total * self.share)
+        told = self.learned[len(self.logs)] if self.learns else {}
+        self.logs.append({"loss": found.total.detach(), **found.parts, **told, **parts})
+        self.kept = None
+
+    def finish(self) -> dict[str, float] | None:
+        """Clip, update the head, and return what is logged."""
+        arm, options = self.arm, self.options
+        losses = self.share * torch.stack([each["loss"] for each in self.logs]).sum()[None]
+        loss = self.team.sum_gradients(arm.head.parameters(), losses)
+        norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            return None
+        arm.optimiser.step()
+        arm.optimiser.zero_grad(set_to_none=True)
+        if (self.step + 1) % LOG_EVERY and self.step:
+            return {}
+        # The loss is that of the whole step; what it is made of is told of this process's first micro-batch.
+        values = {**self.logs[0], "loss": loss, "gradient_norm": norm}
+        order = ["loss", "gradient_norm", *(name for name in values if name not in ("loss", "gradient_norm"))]
+        return {name: round(float(values[name]), 5) for name in order}
+
+    def _loss(self, batch: FeatureBatch) -> HeadLoss:
+        with self.accelerator.autocast(), warnings.catch_warnings():
+            # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+            found: HeadLoss = self.arm.head.loss(batch)
+        return found

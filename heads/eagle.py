@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from heads.common.drafting import Drafter, Memory, Scored, Text
-from heads.common.growth import UNBOUNDED, Grown
+from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, rotary_table
 from heads.common.losses import judged
 from koala_bench.decoding.candidates import Pick, best
@@ -38,7 +38,7 @@ class Eagle(nn.Module):
     """
 
     features = (-1,)
-    max_depth = UNBOUNDED
+    max_depth = MAX_DEPTH
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
@@ -56,7 +56,7 @@ class Eagle(nn.Module):
         self._embed, self._output, self._vocab_size = spec.embed, spec.output, spec.vocab_size
         self.pick: Pick = best
         self._drafter = Drafter(self, spec)
-        self._text: Text | None = None
+        self._state: DraftState | None = None
 
     # ------------------------------------------------------------------------------ decoding
 
@@ -65,43 +65,48 @@ class Eagle(nn.Module):
         like = self.fc.weight
         template.check(depth=self.max_depth, candidates=self._vocab_size)
 
-        def empty(rows: int) -> Memory:
-            return Memory.of(self.shape, len(self.layers), rows, like)
+        def empty(rows: int) -> KVCache:
+            return KVCache.of(self.shape, len(self.layers), rows, like)
 
-        self._text = self._drafter.begin(self._text, template, capacity, like, empty)
+        self._state = self._drafter.begin(self._state, template, capacity, like, empty)
 
     def prefill(self, new: Committed) -> None:
         """Read the pairs of a prompt."""
-        assert self._text is not None, "begin() comes before prefill()"
-        self._drafter.prefill(self._text, new)
+        assert self._state is not None, "begin() comes before prefill()"
+        self._drafter.prefill(self._state, new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled pairs, then grow the tree level by level."""
-        assert self._text is not None, "begin() comes before draft()"
-        return self._drafter.draft(self._text, new, self.pick)
+        assert self._state is not None, "begin() comes before draft()"
+        return self._drafter.draft(self._state, new, self.pick)
 
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of the settled pairs, which hold true states of the target; the states predicted of them."""
         count = new.tokens.shape[0]
         return self._run(
             new.tokens,
             new.hidden[:, -1],
-            memory.positions(0, count),
-            memory.rows(0, count),
-            memory.causal(count),
-            memory.buffers,
+            cache.positions(0, count),
+            cache.rows(0, count),
+            cache.causal_mask(count),
+            cache.buffers,
         )
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
+    def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the pairs; carries the state predicted of the last one."""
-        state = self.settle(new, memory)[-1:]
+        state = self.extend_cache(new, cache)[-1:]
         return self._output(state), state
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
-        table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
+        table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
         states = self._run(
-            level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers
+            level.tokens,
+            carried.index_select(0, level.parents),
+            table,
+            rows,
+            cache.tree_mask(level.tree_mask),
+            cache.buffers,
         )
         return self._output(states), states
 

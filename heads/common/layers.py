@@ -16,7 +16,7 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from koala_bench.engine.cache import written
+from koala_bench.engine.cache import write_rows
 from koala_bench.heads import TargetSpec
 
 # Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states'
@@ -161,7 +161,7 @@ class Attention(nn.Module):
         if steps is not None:
             steps.append((k, v))
         if rows is not None:
-            k, v = written(rows, start, k, v)
+            k, v = write_rows(rows, start, k, v)
         if steps is not None and len(steps) > 1:
             out = _attend_unrolled(q, steps)
         else:

@@ -55,7 +55,7 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
     options.pop("enable_gqa", None)
     while is_call(mask, _aten.unsqueeze.default):
         mask = mask.args[0]
-    if options or any(rest) or not is_call(mask, torch.ops.koala_bench.hide.default):
+    if options or any(rest) or not is_call(mask, torch.ops.koala_bench.static_mask.default):
         return
     hidden, past = mask.args[:2]
     (keys, reads_keys), (values, reads_values) = _unrepeated(keys, node), _unrepeated(values, node)

@@ -26,7 +26,7 @@ from koala_bench.common.hub_errors import HUB_ERRORS, first_line
 from koala_bench.common.process_group import local_device
 from koala_bench.common.progress import say
 from koala_bench.common.provenance import Environment, driver_version, environment
-from koala_bench.engine.cache import LENGTHS, TreeCache, aligned, hiding, windows
+from koala_bench.engine.cache import ROW_BLOCK, TreeCache, aligned_mask, attention_mask, pass_cache
 from koala_bench.engine.capture import Captured
 from koala_bench.engine.conformance import check_trees
 from koala_bench.engine.fingerprints import checkpoint_folder, weights_sha256
@@ -262,7 +262,7 @@ class Target:
         """
         self.check_rows(capacity)
         if self.fixed:  # another cache is another graph: few different ones should come up
-            step = max(step, LENGTHS)
+            step = max(step, ROW_BLOCK)
         return TreeCache(self.layers, -(-capacity // step) * step)
 
     def check_rows(self, rows: int) -> None:
@@ -334,7 +334,7 @@ class Target:
             logits [nodes, vocab_size] and states [nodes, features, hidden_size].
         """
         if self.engine == "graph" and self.fixed:
-            return self.run(tree.tokens, *cache.unseen(tree.shape, self.device), cache, features)
+            return self.run(tree.tokens, *cache.tree_mask(tree.shape, self.device), cache, features)
         mask, depths = cache.tree_buffers(tree.shape, self.dtype, self.device)
         # A root alone sees everything before it: without a mask the attention kernel takes its fast path.
         return self.run(tree.tokens, mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)
@@ -351,7 +351,7 @@ class Target:
 
         Args:
             mask, positions: as ``TreeCache.tree_buffers`` makes the mask, None for a root alone; or both as
-                ``TreeCache.unseen`` does, for a pass of fixed shape.
+                ``TreeCache.tree_mask`` does, for a pass of fixed shape.
         """
         if self.fixed and mask is not None and mask.dtype == torch.bool:
             return self._recorded(features)(
@@ -359,7 +359,9 @@ class Target:
             )
         if self.engine == "graph" and not self.fixed:
             return self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
-        hidden = self._forward(tokens[None], mask if mask is None else aligned(mask), positions, cache, features)[0]
+        hidden = self._forward(tokens[None], mask if mask is None else aligned_mask(mask), positions, cache, features)[
+            0
+        ]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _recorded(self, features: tuple[int, ...]) -> Pass:
@@ -375,8 +377,8 @@ class Target:
     def _pass(
         self, features: tuple[int, ...], tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, past: Any, storage: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """``run`` on a cache's storage alone; ``past`` as ``windows`` takes it."""
-        hidden = self._forward(tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features)[0]
+        """``run`` on a cache's storage alone; ``past`` as ``pass_cache`` takes it."""
+        hidden = self._forward(tokens[None], mask, positions, pass_cache(storage, past, tokens.shape[0]), features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _fixed_pass(
@@ -384,14 +386,14 @@ class Target:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """``_pass`` with shapes that do not depend on how many rows are settled, which is a tensor []."""
         rows = past + torch.arange(tokens.shape[0], device=tokens.device)
-        mask = hiding(unseen, past, storage.shape[3], storage.dtype)[None, None]
+        mask = attention_mask(unseen, past, storage.shape[3], storage.dtype)[None, None]
         return self._pass(features, tokens, mask, depths + past, rows, storage)
 
     def _unrecorded(self, tree: DraftTree, cache: TreeCache) -> tuple[torch.Tensor, torch.Tensor]:
         """``verify`` as this engine makes it, before it is recorded or captured."""
         if self.engine == "eager" or not self.fixed:
             return replace(self, engine="eager").verify(tree, cache)
-        hidden, depths = cache.unseen(tree.shape, self.device)
+        hidden, depths = cache.tree_mask(tree.shape, self.device)
         past, rows = torch.tensor(cache.past, device=self.device), cache.first_rows(cache.past + tree.shape.nodes)
         return self._fixed_pass((-1,), tree.tokens, hidden, depths, past, rows)
 

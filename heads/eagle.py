@@ -83,14 +83,8 @@ class Eagle(nn.Module):
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of the settled pairs, which hold true states of the target; the states predicted of them."""
         count = new.tokens.shape[0]
-        return self._run(
-            new.tokens,
-            new.hidden[:, -1],
-            cache.positions(0, count),
-            cache.rows(0, count),
-            cache.causal_mask(count),
-            cache.buffers,
-        )
+        table, rows, mask = cache.positions(0, count), cache.rows(0, count), cache.causal_mask(count)
+        return self._run(new.tokens, new.hidden[:, -1], table, rows, mask, cache.buffers)
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the pairs; carries the state predicted of the last one."""
@@ -100,14 +94,8 @@ class Eagle(nn.Module):
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
         table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
-        states = self._run(
-            level.tokens,
-            carried.index_select(0, level.parents),
-            table,
-            rows,
-            cache.tree_mask(level.tree_mask),
-            cache.buffers,
-        )
+        mask, states = cache.tree_mask(level.tree_mask), carried.index_select(0, level.parents)
+        states = self._run(level.tokens, states, table, rows, mask, cache.buffers)
         return self._output(states), states
 
     def _run(

@@ -123,8 +123,9 @@ def levels_of(template: Template, device: torch.device) -> Levels:
         ancestors = [[path[: len(other)] == other for other in expanded] for path in inner]
         node_index = {path: index for index, path in enumerate(nodes)}
         values = (by_rank, by_draw, [node_index[path] for path in inner], [parent_index[path[:-1]] for path in inner])
-        index = (torch.tensor(each, dtype=torch.int64, device=device) for each in values)
-        levels.append(Level(depth, ranks, *index, torch.tensor(ancestors, dtype=torch.bool, device=device), offset))
+        index = [torch.tensor(each, dtype=torch.int64, device=device) for each in values]
+        tree_mask = torch.tensor(ancestors, dtype=torch.bool, device=device)
+        levels.append(Level(depth, ranks, index[0], index[1], index[2], index[3], tree_mask, offset))
         parents = inner
     return Levels(template, tuple(levels), len(expanded), max((level.count for level in levels), default=0))
 

@@ -157,7 +157,7 @@ class Recorded:
             elif isinstance(argument, torch.Tensor):
                 dims = range(argument.ndim)
                 sizes = [DimDynamic.DYNAMIC if dim in dynamic else DimDynamic.STATIC for dim in dims]
-                context = StatelessSymbolicContext(dynamic_sizes=sizes)
+                context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
                 fakes.append(mode.from_tensor(argument, source=source, symbolic_context=context))
                 for code, value in _sizes_and_strides(fakes[-1]):
                     if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):

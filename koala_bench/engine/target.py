@@ -359,9 +359,8 @@ class Target:
             )
         if self.engine == "graph" and not self.fixed:
             return self._recorded(features)(tokens, mask, positions, cache.past, cache.storage)
-        hidden = self._forward(tokens[None], mask if mask is None else aligned_mask(mask), positions, cache, features)[
-            0
-        ]
+        mask = mask if mask is None else aligned_mask(mask)
+        hidden = self._forward(tokens[None], mask, positions, cache, features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _recorded(self, features: tuple[int, ...]) -> Pass:

@@ -156,10 +156,7 @@ def test_the_mask_and_the_rows_are_those_of_moving_shapes() -> None:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.rand(3, 4, generator=draw) > 0.5
     for past in (0, 2, 6):
-        moving, fixed = (
-            attention_mask(hidden, past, 10, torch.float32),
-            attention_mask(hidden, torch.tensor(past), 10, torch.float32),
-        )
+        moving, fixed = (attention_mask(hidden, each, 10, torch.float32) for each in (past, torch.tensor(past)))
         assert torch.equal(fixed[:, : past + 4], moving)
         assert (fixed[:, past + 4 :] == torch.finfo(torch.float32).min).all()
         assert torch.equal(moving == 0, torch.cat([torch.ones(3, past, dtype=torch.bool), ~hidden], dim=1))

@@ -41,9 +41,10 @@ class Eagle(nn.Module):
     max_depth = MAX_DEPTH
 
     def __init__(
-        self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
-        rope_base: float | None = None, norm_eps: float | None = None, bias: bool = True, noise: float = 0.2,
-        regression_weight: float = 1.0, classification_weight: float = 0.1, checkpointing: bool = False,
+        self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None,
+        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
+        bias: bool = True, noise: float = 0.2, regression_weight: float = 1.0, classification_weight: float = 0.1,
+        checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         width = spec.hidden_size

@@ -146,8 +146,8 @@ class SpeculativeSampling:
       one out or selecting among them, as a dynamic tree does, would bias the result. The draws for a depth may serve
       several nodes of it;
     - a tree without ``proposals`` does not depend on this rule's random numbers. This covers EAGLE-2's trees and
-      lookups: accepting ``x`` with probability p(x), and else going on with p without ``x``, is sampling from p, for any
-      list of tokens, repeated ones included.
+      lookups: accepting ``x`` with probability p(x), and else going on with p without ``x``, is sampling from p, for
+      any list of tokens, repeated ones included.
 
     A step costs one read from the device, of all logits and proposals: 4 MB for 64 nodes of 32,000 tokens in half
     precision. Only the nodes of the path are processed, on the CPU: some 20 us a node and 10 us a rejected sibling with

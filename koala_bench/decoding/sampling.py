@@ -87,8 +87,8 @@ class Draws:
     too few tokens, the next best by logits follow. Their probability is 0, and ``SpeculativeSampling`` takes a proposal
     of probability 0 as certain, which given the draws before it is true.
 
-    A call costs 10 to 20 ns per row and token on a CPU (8 rows of 4,096 tokens: 0.3 ms, of 32,000: 4 ms; the most likely
-    ones 0.04 and 0.3 ms) and as much again with top-p. It reads nothing from the device.
+    A call costs 10 to 20 ns per row and token on a CPU (8 rows of 4,096 tokens: 0.3 ms, of 32,000: 4 ms; the most
+    likely ones 0.04 and 0.3 ms) and as much again with top-p. It reads nothing from the device.
 
     Args:
         sampling: the target's own, so that draft and target are sampled alike.

@@ -83,8 +83,8 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     layouts.count()
     lay_out = partial(_lay_out_products, layouts=layouts)
     steps: tuple[Callable[[Graph, dict[str, Any]], None], ...] = (
-        _drop_grad_modes, _merge_duplicates, _fold_constants, _drop_no_ops, _merge_duplicates, _fuse_norms, _fuse_rotations,
-        lay_out, _join_rotations, *_kernels(constants), _call_methods,
+        _drop_grad_modes, _merge_duplicates, _fold_constants, _drop_no_ops, _merge_duplicates, _fuse_norms,
+        _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods,
     )  # fmt: skip
     for step in steps:
         step(graph, constants)
@@ -215,7 +215,9 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
         if not is_call(raised, _aten.add.Tensor) or not isinstance(raised.args[1], float):
             continue
         mean = raised.args[0]
-        square = mean.args[0] if is_call(mean, _aten.mean.dim) and mean.args[1] == [-1] else None
+        if not is_call(mean, _aten.mean.dim) or mean.args[1] != [-1]:
+            continue
+        square = mean.args[0]
         if not is_call(square, _aten.pow.Tensor_Scalar) or square.args[1] != 2:
             continue
         x = square.args[0]
@@ -261,8 +263,8 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
 
 
 def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
-    """Rotary embedding: ``x * cos + cat(-second half, first half) * sin`` becomes ``x * cos + roll(x, half) * sin'``, with
-    the signs in sin', made once.
+    """Rotary embedding: ``x * cos + cat(-second half, first half) * sin`` becomes ``x * cos + roll(x, half) * sin'``,
+    with the signs in sin', made once.
     """
     signed: dict[Node, Node] = {}
     for turned in calls(graph, _aten.cat.default):
@@ -444,7 +446,8 @@ _METHODS = {
 _FUNCTIONS = {
     _aten.mul.Tensor: torch.mul, _aten.add.Tensor: torch.add, _aten.silu.default: torch._C._nn.silu,
     _aten.cat.default: torch.cat, _aten.cos.default: torch.cos, _aten.sin.default: torch.sin,
-    _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear, _aten.embedding.default: torch.embedding,
+    _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear,
+    _aten.embedding.default: torch.embedding,
     _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention,
     _aten.topk.default: torch.topk, _aten.index_select.default: torch.index_select, _aten.pad.default: torch._C._nn.pad,
 }  # fmt: skip

@@ -45,9 +45,9 @@ class Stopwatch:
     """Splits a decode into named parts.
 
     ``mark(name)`` ends the part since the previous mark and names it. On the CPU a mark reads the clock, some 50 ns. On
-    CUDA it records an event, some 8 us of host time, without synchronising; ``mark(name, waited=True)``, right after the
-    host has synchronised, reads the host's clock only. Work queued between such a mark and the next event may finish
-    later; it is counted at the next synchronisation.
+    CUDA it records an event, some 8 us of host time, without synchronising; ``mark(name, waited=True)``, right after
+    the host has synchronised, reads the host's clock only. Work queued between such a mark and the next event may
+    finish later; it is counted at the next synchronisation.
     """
 
     def __init__(self, device: torch.device) -> None:

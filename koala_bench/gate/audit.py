@@ -1,9 +1,9 @@
 """Losslessness audit: every answer that differs from vanilla's is a numerical tie or a defect.
 
-Greedy decoding with a draft head must give the target's greedy tokens. A tree pass and a one-token pass sum in different
-orders, so in float32 and below two tokens whose logits are closer than the rounding error can swap. That is not guessed
-from a gap: the target recomputes the position in its working precision and in float64, and their difference is the
-rounding error there.
+Greedy decoding with a draft head must give the target's greedy tokens. A tree pass and a one-token pass sum in
+different orders, so in float32 and below two tokens whose logits are closer than the rounding error can swap. That is
+not guessed from a gap: the target recomputes the position in its working precision and in float64, and their difference
+is the rounding error there.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Triton kernels for half-precision decoding, which is bound by launches and memory traffic between the matrix products.
-Read ``products`` first.
+"""Triton kernels for half-precision decoding, which is bound by launches and memory traffic between the matrix
+products. Read ``products`` first.
 
 They accumulate in float32 and round once, where separate operations round at each step. ``koala_bench.engine.fusing``
 inserts them into traces. Without a GPU Triton interprets them if TRITON_INTERPRET=1 is set before its first import.
@@ -11,6 +11,6 @@ from koala_bench.engine.kernels.launching import DTYPES
 from koala_bench.engine.kernels.products import gate, product, product_, rms_norm, row_product
 
 __all__ = [
-    "DTYPES", "MOST_RANKS", "WIDTHS", "attend", "attend_row", "gate", "paired", "product", "product_", "rms_norm", "rotate",
-    "row_product", "topk",
+    "DTYPES", "MOST_RANKS", "WIDTHS", "attend", "attend_row", "gate", "paired", "product", "product_", "rms_norm",
+    "rotate", "row_product", "topk",
 ]  # fmt: skip

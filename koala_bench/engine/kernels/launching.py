@@ -24,8 +24,8 @@ def launching(like: torch.Tensor) -> dict[str, Any]:
 
 
 def cramped(like: torch.Tensor) -> bool:
-    """Whether a block has less shared memory than the tile sizes chosen on an H200 need, as on consumer cards; not tried
-    on one.
+    """Whether a block has less shared memory than the tile sizes chosen on an H200 need, as on consumer cards; not
+    tried on one.
     """
     if like.device.type != "cuda":
         return False

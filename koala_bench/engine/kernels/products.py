@@ -104,8 +104,9 @@ def row_product(
     block = min(stretch, triton.next_power_of_2(width))
     _row_product[(triton.cdiv(count, rows),)](
         x, weight, out, weight if bias is None else bias, weight if residual is None else residual.contiguous(),
-        weight if gain is None else gain, eps, count, WIDTH=width, ROWS=rows, BLOCK=block, GATED=gated, NORM=gain is not None,
-        BIAS=bias is not None, ADD=residual is not None, num_warps=max(1, warps * block // stretch), **launching(x),
+        weight if gain is None else gain, eps, count, WIDTH=width, ROWS=rows, BLOCK=block, GATED=gated,
+        NORM=gain is not None, BIAS=bias is not None, ADD=residual is not None,
+        num_warps=max(1, warps * block // stretch), **launching(x),
     )  # fmt: skip
     return out
 

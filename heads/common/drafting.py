@@ -174,7 +174,7 @@ class Drafter:
         return DraftState(levels, draft_best, empty(-(-needed // _ROW_BLOCK) * _ROW_BLOCK))
 
     def prefill(self, state: DraftState, new: Committed) -> None:
-        """Read committed tokens without drafting. Not traced: into an empty cache attention is causal, without a mask."""
+        """Read committed tokens without drafting. Not traced: an empty cache needs no mask for causal attention."""
         self._head.extend_cache(new, state.cache)
         state.cache = state.cache.extended(len(new.tokens))
 

@@ -236,7 +236,7 @@ class TreeCache(Cache):
         self.past += count
 
     def tree_mask(self, shape: TreeShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tree mask, bool [nodes, nodes], True where a node must not attend, and the nodes' depths, int64 [1, nodes]."""
+        """Tree mask, bool [nodes, nodes], True where a node must not attend, and node depths, int64 [1, nodes]."""
         if shape not in self._tree_masks:
             if len(self._tree_masks) == _MAX_TREE_MASKS:  # dynamic trees must not fill the memory
                 del self._tree_masks[next(iter(self._tree_masks))]

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from heads.common.drafting import Drafter, Memory, Scored, Text
-from heads.common.growth import UNBOUNDED, Grown
+from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.growth import MAX_DEPTH, LevelNodes
 from koala_bench.decoding.candidates import Pick, best
-from koala_bench.engine.cache import windows
+from koala_bench.engine.cache import pass_cache
 from koala_bench.engine.devices import DTYPES
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
@@ -53,7 +53,7 @@ class DraftModel(nn.Module):
     """
 
     features = (-1,)
-    max_depth = UNBOUNDED
+    max_depth = MAX_DEPTH
     usual_tree = "chain-4"
     model_option = "model"
 
@@ -65,7 +65,7 @@ class DraftModel(nn.Module):
         self._vocab_size, self._own = spec.vocab_size, int(self._model.config.vocab_size)
         self._known = min(self._vocab_size, self._own)
         self._drafter = Drafter(self, spec)
-        self._text: Text | None = None
+        self._state: DraftState | None = None
         self._places = torch.empty(1, 0)
 
     @property
@@ -77,75 +77,80 @@ class DraftModel(nn.Module):
         """Forget the sequence; rows are kept while they fit."""
         template.check(depth=self.max_depth, candidates=self._known)
         like = self._model.model.get_input_embeddings().weight
-        self._text = self._drafter.begin(self._text, template, capacity + 1, like, self._empty)
-        self._text.memory = replace(self._text.memory, table=self._places)
+        self._state = self._drafter.begin(self._state, template, capacity + 1, like, self._empty)
+        self._state.cache = replace(self._state.cache, table=self._places)
 
-    def _empty(self, rows: int) -> Memory:
+    def _empty(self, rows: int) -> KVCache:
         """Of a cache of the draft model's, with a table of plain positions [1, rows + deepest draft]."""
         cache = self._model.new_cache(rows)
         self._model.prefill(torch.zeros(1, dtype=torch.int64, device=self._model.device), cache)  # which makes the rows
-        self._places = torch.arange(rows + UNBOUNDED, device=self._model.device)[None]
-        return Memory(cache.storage.unsqueeze(2), self._places, 0)
+        self._places = torch.arange(rows + MAX_DEPTH, device=self._model.device)[None]
+        return KVCache(cache.storage.unsqueeze(2), self._places, 0)
 
     def prefill(self, new: Committed) -> None:
         """Read a prompt, if the draft model's context has room for it and a draft."""
-        assert self._text is not None, "begin() comes before prefill()"
-        if self._has_room(self._text, new):
-            self._drafter.prefill(self._text, self._given(self._text, new))
+        assert self._state is not None, "begin() comes before prefill()"
+        if self._has_room(self._state, new):
+            self._drafter.prefill(self._state, self._given(self._state, new))
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
-        text = self._text
-        assert text is not None, "begin() comes before draft()"
-        if not self._has_room(text, new):
+        state = self._state
+        assert state is not None, "begin() comes before draft()"
+        if not self._has_room(state, new):
             return DraftTree(new.tokens[-1:], ROOT_ONLY)
-        return self._drafter.draft(text, self._given(text, new), self.pick)
+        return self._drafter.draft(state, self._given(state, new), self.pick)
 
-    def _has_room(self, text: Text, new: Committed) -> bool:
+    def _has_room(self, state: DraftState, new: Committed) -> bool:
         last = new.position + len(new.tokens)  # place of the last token in the sequence
-        return last + text.levels.template.depth <= self._model.max_positions
+        return last + state.levels.template.depth <= self._model.max_positions
 
-    def _given(self, text: Text, new: Committed) -> Committed:
+    def _given(self, state: DraftState, new: Committed) -> Committed:
         """The tokens to read; nothing of the target's states is."""
         tokens = new.tokens
-        if not text.memory.settled:
+        if not state.cache.past:
             if new.first is not None:
                 tokens = torch.cat([new.first, tokens])
             else:  # row 0 is that of the second token
-                text.memory = replace(text.memory, table=text.memory.table[:, 1:])
+                state.cache = replace(state.cache, table=state.cache.table[:, 1:])
         return Committed(tokens, tokens, new.position)
 
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of the new tokens; their last states [new, width]."""
         count = new.tokens.shape[0]
-        return self._states(new.tokens, memory.causal(count), memory.positions(0, count), memory.rows(0, count), memory)
+        return self._states(
+            new.tokens, cache.causal_mask(count), cache.positions(0, count), cache.rows(0, count), cache
+        )
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
+    def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""
-        states = self.settle(new, memory)[-1:]
+        states = self.extend_cache(new, cache)[-1:]
         return self._logits(states), states
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Logits [nodes, vocab_size] of what follows each node of a level; their rows are overwritten by the next step."""
         count = level.tokens.shape[0]
-        places = memory.positions(level.depth - 1, 1).expand(1, count)
-        states = self._states(level.tokens, memory.seeing(level.seen), places, memory.rows(level.before, count), memory)
+        places, rows = cache.positions(level.depth - 1, 1).expand(1, count), cache.rows(level.offset, count)
+        states = self._states(level.tokens, cache.tree_mask(level.tree_mask), places, rows, cache)
         return self._logits(states), states
 
     # ------------------------------------------------------------------------------ the model
 
     def _states(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: Any, memory: Memory
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor, start: Any, cache: KVCache
     ) -> torch.Tensor:
         """Last states [tokens, width] of tokens at positions ``places`` [1, tokens]."""
         if self._own < self._vocab_size:
-            tokens = tokens.clamp(
-                max=self._own - 1
-            )  # padding of the target's output layer, which it never says in earnest
-        cache = windows(memory.buffers.squeeze(2), start, tokens.shape[0])
+            # Ids beyond the draft model's are padding of the target's output layer, which it never predicts.
+            tokens = tokens.clamp(max=self._own - 1)
+        model_cache = pass_cache(cache.buffers.squeeze(2), start, tokens.shape[0])
         wide = None if mask is None else mask[None, None]
         found = self._model.decoder(
-            input_ids=tokens[None], attention_mask=wide, position_ids=places, past_key_values=cache, use_cache=True
+            input_ids=tokens[None],
+            attention_mask=wide,
+            position_ids=places,
+            past_key_values=model_cache,
+            use_cache=True,
         )
         states: torch.Tensor = found.last_hidden_state[0]
         return states

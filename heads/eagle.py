@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from heads.common.drafting import Drafter, Memory, Scored, Text
-from heads.common.growth import UNBOUNDED, Grown
+from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, Unrolled, rotary_table
 from heads.common.losses import judged, spread
 from koala_bench.decoding.candidates import Pick, best
@@ -49,13 +49,13 @@ class Eagle(nn.Module):
     """
 
     features = (-1,)
-    max_depth = UNBOUNDED
+    max_depth = MAX_DEPTH
 
     def __init__(
-        self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
-        rope_base: float | None = None, norm_eps: float | None = None, bias: bool = True, noise: float = 0.2,
-        regression_weight: float = 1.0, classification_weight: float = 0.1, checkpointing: bool = False,
-        forwards: int = 1, topk: int = 10, topk_weight: float = 0.0,
+        self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None,
+        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
+        bias: bool = True, noise: float = 0.2, regression_weight: float = 1.0, classification_weight: float = 0.1,
+        checkpointing: bool = False, forwards: int = 1, topk: int = 10, topk_weight: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if min(forwards, topk) < 1:
@@ -81,7 +81,7 @@ class Eagle(nn.Module):
         self._embed, self._output, self._spec = spec.embed, spec.output, spec
         self.pick: Pick = best
         self._drafter = Drafter(self, spec)
-        self._text: Text | None = None
+        self._state: DraftState | None = None
 
     # ------------------------------------------------------------------------------ decoding
 
@@ -90,44 +90,37 @@ class Eagle(nn.Module):
         like = self.fc.weight
         template.check(depth=self.max_depth, candidates=self._spec.drafted)
 
-        def empty(rows: int) -> Memory:
-            return Memory.of(self.shape, len(self.layers), rows, like)
+        def empty(rows: int) -> KVCache:
+            return KVCache.of(self.shape, len(self.layers), rows, like)
 
-        self._text = self._drafter.begin(self._text, template, capacity, like, empty)
+        self._state = self._drafter.begin(self._state, template, capacity, like, empty)
 
     def prefill(self, new: Committed) -> None:
         """Read the pairs of a prompt."""
-        assert self._text is not None, "begin() comes before prefill()"
-        self._drafter.prefill(self._text, new)
+        assert self._state is not None, "begin() comes before prefill()"
+        self._drafter.prefill(self._state, new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled pairs, then grow the tree level by level."""
-        assert self._text is not None, "begin() comes before draft()"
-        return self._drafter.draft(self._text, new, self.pick)
+        assert self._state is not None, "begin() comes before draft()"
+        return self._drafter.draft(self._state, new, self.pick)
 
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of the settled pairs, which hold true states of the target; the states predicted of them."""
         count = new.tokens.shape[0]
-        return self._run(
-            new.tokens,
-            new.hidden[:, -1],
-            memory.positions(0, count),
-            memory.rows(0, count),
-            memory.causal(count),
-            memory.buffers,
-        )
+        table, rows, mask = cache.positions(0, count), cache.rows(0, count), cache.causal_mask(count)
+        return self._run(new.tokens, new.hidden[:, -1], table, rows, mask, cache.buffers)
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
+    def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the pairs; carries the state predicted of the last one."""
-        state = self.settle(new, memory)[-1:]
+        state = self.extend_cache(new, cache)[-1:]
         return self._output(state), state
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
-        table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
-        states = self._run(
-            level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers
-        )
+        table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
+        mask, states = cache.tree_mask(level.tree_mask), carried.index_select(0, level.parents)
+        states = self._run(level.tokens, states, table, rows, mask, cache.buffers)
         return self._output(states), states
 
     def _run(

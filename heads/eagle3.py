@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.drafting import Drafter, Memory, Scored, Text
-from heads.common.growth import UNBOUNDED, Grown
+from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled
 from heads.common.losses import spread, token_loss
 from koala_bench.decoding.candidates import Pick, best
@@ -74,7 +74,7 @@ class Eagle3(nn.Module):
         KoalaBenchError: there are no layers, no steps, or no such three layers.
     """
 
-    max_depth = UNBOUNDED
+    max_depth = MAX_DEPTH
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None, kv_heads: int | None = None,
@@ -108,7 +108,7 @@ class Eagle3(nn.Module):
         # The target's own embedding, held where neither state_dict() nor parameters() finds it.
         self._embed, self._spec = spec.embed, spec
         self._drafter = Drafter(self, spec)
-        self._text: Text | None = None
+        self._state: DraftState | None = None
 
     def _fused(self, hidden: torch.Tensor) -> torch.Tensor:
         """States [..., features, width] of three layers as one [..., width]."""
@@ -122,43 +122,48 @@ class Eagle3(nn.Module):
         like = self.fc.weight
         template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
 
-        def empty(rows: int) -> Memory:
-            return Memory.of(self.shape, 1 + len(self.layers), rows, like)
+        def empty(rows: int) -> KVCache:
+            return KVCache.of(self.shape, 1 + len(self.layers), rows, like)
 
-        self._text = self._drafter.begin(self._text, template, capacity, like, empty)
+        self._state = self._drafter.begin(self._state, template, capacity, like, empty)
 
     def prefill(self, new: Committed) -> None:
         """Read the tokens of a prompt with the target's states."""
-        assert self._text is not None, "begin() comes before prefill()"
-        self._drafter.prefill(self._text, new)
+        assert self._state is not None, "begin() comes before prefill()"
+        self._drafter.prefill(self._state, new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the newly settled tokens with the target's states, then grow the tree from states of the head's own."""
-        assert self._text is not None, "begin() comes before draft()"
-        return self._drafter.draft(self._text, new, self.pick)
+        assert self._state is not None, "begin() comes before draft()"
+        return self._drafter.draft(self._state, new, self.pick)
 
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of settled tokens from fused states of the target; what came out of each."""
         count = new.tokens.shape[0]
         return self._run(
             new.tokens,
             self._fused(new.hidden),
-            memory.positions(0, count),
-            memory.rows(0, count),
-            memory.causal(count),
-            memory.buffers,
+            cache.positions(0, count),
+            cache.rows(0, count),
+            cache.causal_mask(count),
+            cache.buffers,
         )
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
+    def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the tokens; carries what came out of the last one."""
-        x = self.settle(new, memory)[-1:]
+        x = self.extend_cache(new, cache)[-1:]
         return self._scores(x), x
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Write the rows of a level; a node pairs its token with what came out above it."""
-        table, rows = memory.positions(level.depth - 1, 1), memory.rows(level.before, level.tokens.shape[0])
+        table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
         x = self._run(
-            level.tokens, carried.index_select(0, level.parents), table, rows, memory.seeing(level.seen), memory.buffers
+            level.tokens,
+            carried.index_select(0, level.parents),
+            table,
+            rows,
+            cache.tree_mask(level.tree_mask),
+            cache.buffers,
         )
         return self._scores(x), x
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.drafting import Drafter, Memory, Scored, Text
-from heads.common.growth import Grown
+from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.growth import LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, RMSNorm, rotary_table
 from heads.common.losses import spread, token_loss
 from koala_bench.decoding.candidates import Pick, best
@@ -122,7 +122,7 @@ class Hydra(nn.Module):
         # The target's own, held where neither state_dict() nor parameters() finds it.
         self._embed, self._spec = spec.embed, spec
         self._drafter = Drafter(self, spec)
-        self._text: Text | None = None
+        self._state: DraftState | None = None
 
     def _head(self, index: int) -> _Head:
         found = self.heads[index]
@@ -137,40 +137,40 @@ class Hydra(nn.Module):
         template.check(depth=self.max_depth, candidates=self._spec.drafted)
         prefix = self.prefix
 
-        def empty(rows: int) -> Memory:
+        def empty(rows: int) -> KVCache:
             assert prefix is not None
-            return Memory.of(prefix.shape, 1, rows, like)
+            return KVCache.of(prefix.shape, 1, rows, like)
 
-        self._text = self._drafter.begin(self._text, template, capacity, like, empty if prefix is not None else None)
+        self._state = self._drafter.begin(self._state, template, capacity, like, empty if prefix is not None else None)
 
     def prefill(self, new: Committed) -> None:
         """Let the prefix layer read a prompt, if there is one."""
-        assert self._text is not None, "begin() comes before prefill()"
+        assert self._state is not None, "begin() comes before prefill()"
         if self.prefix is not None:
-            self._drafter.prefill(self._text, new)
+            self._drafter.prefill(self._state, new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Grow the tree level by level: a node depends on all drafted tokens above it."""
-        assert self._text is not None, "begin() comes before draft()"
+        assert self._state is not None, "begin() comes before draft()"
         if self.prefix is None and len(new.tokens) > 1:  # the last state is all that is read
             new = replace(new, tokens=new.tokens[-1:], hidden=new.hidden[-1:])
-        return self._drafter.draft(self._text, new, self.pick)
+        return self._drafter.draft(self._state, new, self.pick)
 
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """The states that the heads read: the target's, or what the prefix layer makes of them, whose rows it writes."""
         state, count = new.hidden[:, -1], new.tokens.shape[0]
         if self.prefix is None:
             return state
-        places = memory.positions(0, count), memory.buffers[0], memory.rows(0, count), memory.causal(count)
+        places = cache.positions(0, count), cache.buffers[0], cache.rows(0, count), cache.causal_mask(count)
         read: torch.Tensor = self.prefix.norm(self.prefix.layer(state[None], *places)[0])
         return read
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
+    def read(self, new: Committed, cache: KVCache) -> Scored:
         """Scores of the root's children; carries the state and the embeddings that the heads have read, side by side."""
-        known = torch.cat([self.settle(new, memory)[-1:], self._embed(new.tokens[-1:])], dim=-1)
+        known = torch.cat([self.extend_cache(new, cache)[-1:], self._embed(new.tokens[-1:])], dim=-1)
         return self._scores(0, known), known
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Memory) -> Scored:
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Scores of the children of a level's nodes."""
         known = torch.cat([carried.index_select(0, level.parents), self._embed(level.tokens)], dim=-1)
         return self._scores(level.depth, known), known

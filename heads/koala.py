@@ -19,7 +19,7 @@ from heads.common.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, Vie
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
 
-_RATIO_EVERY = 8  # steps between two looks at the gradients' norms, which cost two backward passes and change slowly
+_RATIO_EVERY = 8  # steps between measurements of the gradient norms, which cost two backward passes
 
 
 def _alone(measure: Callable[[], float | None]) -> float | None:
@@ -30,26 +30,26 @@ class Adversarial(nn.Module):
     """Adds ``weight * softplus(-D(head))`` to a head's supervised loss (non-saturating, Goodfellow et al. 2014).
 
     Args:
-        discriminator: what D sees: ``feature``, the target's next state against the head's; ``embedding``, the expected
-            embedding under the target's and the head's distribution; or ``sequence``, a run of descriptions judged as a
-            whole: all depths drafted from one state, or four neighbouring predictions of a head that looks one token
-            ahead.
-        weight: lambda. Zero leaves the supervised run as it is, bit for bit.
-        balanced: read ``weight`` as the wanted ratio of the adversarial to the supervised gradient's norm at the head's
-            output, which is measured at every eighth step.
-        start, ramp: fractions of training after which the term sets in, and over which it grows to ``weight``.
+        discriminator: input of D: ``feature``, the target's next state or the head's; ``embedding``, the expected
+            embedding under either distribution; or ``sequence``, several descriptions at once: all depths drafted from
+            one state, or four consecutive predictions of a next-token head.
+        weight: lambda. Zero equals the supervised run, bit for bit.
+        balanced: ``weight`` is the ratio of the adversarial to the supervised gradient norm at the head's output, which
+            is measured every eighth step.
+        start, ramp: fractions of training after which the term begins, and over which it rises to ``weight``.
         hidden: width of D's two hidden layers.
         learning_rate: D's own, for Adam with betas (0.5, 0.9).
-        described: what a ``sequence`` is made of, ``feature`` or ``embedding``.
+        described: elements of a ``sequence``, ``feature`` or ``embedding``.
         r1: gamma of the penalty gamma/2 |dD/dx|^2 on the target's descriptions (R1, Mescheder et al. 2018).
 
-    Spectral normalisation, noise on descriptions, a falling rate and other numbers of hidden layers were tried and made no
-    difference (results/sweeps-tiny).
+    Spectral normalisation, noise on descriptions, a falling rate and other numbers of hidden layers were tried and made
+    no difference (results/sweeps-tiny).
     """
 
     def __init__(
-        self, spec: TargetSpec, discriminator: str = "feature", weight: float = 0.1, balanced: bool = False, start: float = 0.2, ramp: float = 0.1,
-        hidden: int = 256, learning_rate: float = 1e-4, described: str = "feature", r1: float = 0.0,
+        self, spec: TargetSpec, discriminator: str = "feature", weight: float = 0.1, balanced: bool = False,
+        start: float = 0.2, ramp: float = 0.1, hidden: int = 256, learning_rate: float = 1e-4,
+        described: str = "feature", r1: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         choices = (("discriminator", discriminator, DISCRIMINATORS), ("description", described, DESCRIPTIONS))
@@ -64,20 +64,20 @@ class Adversarial(nn.Module):
         self.weight, self.balanced, self.start, self.ramp = weight, balanced, start, ramp
         self.r1 = r1
         self.view = View(spec, discriminator, described)
-        # A generator of its own: the heads' random numbers must not depend on whether there is a discriminator.
+        # A forked generator: the heads' random numbers must not depend on the discriminator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden)
         self.discriminator.to(spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
-        self._turns = 0  # steps so far
-        self._begun = False  # whether this step's gradients have begun to gather
-        self._due = False  # whether the next micro-batch is one to measure the ratio on
-        self._ratio: float | None = None  # of the gradients' norms, when they were measured last
+        self._turns = 0  # steps taken
+        self._begun = False  # whether gradients of this step were accumulated
+        self._due = False  # whether to measure the ratio on the next micro-batch
+        self._ratio: float | None = None  # latest ratio of gradient norms
         self._seen: tuple[HeadLoss, Sequence[Shown]] | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The optimiser and counters, which ``state_dict`` then holds beside the discriminator's weights."""
+        """Optimiser and counters, which ``state_dict`` holds besides the discriminator's weights."""
         return {"optimiser": self.optimiser.state_dict(), "turns": self._turns, "ratio": self._ratio}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Adversarial(nn.Module):
     def learn(
         self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float = 1.0
     ) -> dict[str, torch.Tensor]:
-        """Add to the discriminator's gradients what it has to learn from a micro-batch.
+        """Accumulate the discriminator's gradients on a micro-batch.
 
         Args:
             progress: fraction of the training steps already done.
@@ -104,8 +104,8 @@ class Adversarial(nn.Module):
         if not shown:
             return {}
         real_inputs = [each.real.detach().requires_grad_(self.r1 > 0) for each in shown]
-        real = torch.cat([self._judge(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
-        fake = torch.cat([self._judge(each, each.fake.detach()) for each in shown])
+        real = torch.cat([self._logits(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
+        fake = torch.cat([self._logits(each, each.fake.detach()) for each in shown])
         loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
         accuracy = 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean())
         logs = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
@@ -118,7 +118,7 @@ class Adversarial(nn.Module):
         return logs
 
     def step(self, progress: float) -> None:
-        """Move the discriminator once, by the gradients of all micro-batches of the step."""
+        """One optimiser step of the discriminator, by the gradients of all micro-batches."""
         if not self.active(progress):
             return
         self.optimiser.step()
@@ -133,10 +133,10 @@ class Adversarial(nn.Module):
         progress: float,
         agree: Callable[[Callable[[], float | None]], float | None] = _alone,
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """Let the discriminator, as it is after the step, judge the head on a micro-batch.
+        """The head's adversarial loss on a micro-batch, from the discriminator after its step.
 
         Args:
-            agree: makes one number of what several processes would measure, see ``koala_bench.common.process_group``.
+            agree: reduces the processes' measurements to one number, see ``koala_bench.common.process_group``.
         Returns:
             what to add to the supervised loss, or None for nothing, and values for the log.
         """
@@ -147,18 +147,17 @@ class Adversarial(nn.Module):
         adversarial = None
         if shown:
             self.discriminator.requires_grad_(False)
-            adversarial = torch.stack([F.softplus(-self._judge(each, each.fake)).mean() for each in shown]).mean()
+            adversarial = torch.stack([F.softplus(-self._logits(each, each.fake)).mean() for each in shown]).mean()
             self.discriminator.requires_grad_(True)
         if self._due:
-            judged = adversarial
-            self._ratio = agree(lambda: self._ratio if judged is None else self._gradient_ratio(found, judged))
+            loss = adversarial
+            self._ratio = agree(lambda: self._ratio if loss is None else self._gradient_ratio(found, loss))
             self._due = False
         if adversarial is None:
             return None, {}
         logs = {"adversarial": adversarial.detach()}
-        scale: float | torch.Tensor = (
-            self.weight * min(1.0, (progress - self.start) / self.ramp) if self.ramp else self.weight
-        )
+        ramp = min(1.0, (progress - self.start) / self.ramp) if self.ramp else 1.0
+        scale: float | torch.Tensor = self.weight * ramp
         if self._ratio is not None:
             logs["gradient_ratio"] = torch.tensor(self._ratio)
         if self.balanced:
@@ -175,7 +174,7 @@ class Adversarial(nn.Module):
         return self.weight > 0.0 and progress >= self.start
 
     def _shown(self, batch: FeatureBatch, found: HeadLoss) -> Sequence[Shown]:
-        """What D sees of a micro-batch; kept between its turn and the head's where the same predictions serve both."""
+        """D's inputs from a micro-batch; cached between D's turn and the head's if both use the same predictions."""
         if self._seen is not None and self._seen[0] is found:
             return self._seen[1]
         predictions = [p for p in found.predictions if len(p.rows)]
@@ -187,7 +186,7 @@ class Adversarial(nn.Module):
         self._seen = found, self.view(batch, predictions)
         return self._seen[1]
 
-    def _judge(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
+    def _logits(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)
         return logits
 
@@ -196,15 +195,11 @@ class Adversarial(nn.Module):
         """Norm of the adversarial over that of the supervised gradient, at the head's predicted states; None if either
         does not reach them.
         """
-        features = [
-            prediction.feature
-            for prediction in found.predictions
-            if len(prediction.rows) and prediction.feature.requires_grad
-        ]
+        features = [each.feature for each in found.predictions if len(each.rows) and each.feature.requires_grad]
         norms = []
         for loss in (adversarial, found.total):
-            found_there = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()
-            gradients = [gradient for gradient in found_there if gradient is not None]
+            every = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True) if features else ()
+            gradients = [gradient for gradient in every if gradient is not None]
             if not gradients:
                 return None
             norms.append(math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients)))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.growth import Grown, draft, levels_of
+from heads.common.growth import LevelNodes, draft, levels_of
 from heads.common.losses import spread, token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, Prediction, TargetSpec
@@ -115,7 +115,7 @@ class Medusa(nn.Module):
         self._logits = self._scores(new, self._template.depth)
         return self._logits[:1]
 
-    def grow(self, level: Grown) -> torch.Tensor:
+    def score_children(self, level: LevelNodes) -> torch.Tensor:
         """The scores of the level below, the same for each of its nodes."""
         return self._logits[level.depth].expand(len(level.tokens), -1)
 

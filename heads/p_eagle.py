@@ -8,7 +8,7 @@ them at each level; in return a guess does not know which tokens were drafted be
 
 Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper takes the embedding of a token
 that no text holds; targets differ in whether they have one, so ours is learnt too. The paper also leaves out some places
-at greater depths while it trains (conditional drop-token sampling), to save memory; ours keeps all of them, see
+at greater depths while it trains (conditional drop-token sampling), to save cache; ours keeps all of them, see
 ``forward``.
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from heads.common.drafting import Drafter, Memory, Scored
-from heads.common.growth import Grown
+from heads.common.drafting import Drafter, KVCache, Scored
+from heads.common.growth import LevelNodes
 from heads.common.layers import Unrolled
 from heads.eagle3 import Eagle3
 from koala_bench.errors import KoalaBenchError
@@ -69,7 +69,7 @@ class PEagle(Eagle3):
         self._drafter = self._drafters[depth]
         super().begin(template, capacity)
 
-    def _all_depths(self, new: Committed, depth: int, memory: Memory) -> torch.Tensor:
+    def _all_depths(self, new: Committed, depth: int, cache: KVCache) -> torch.Tensor:
         """Scores [depth, vocab_size] of the ``depth`` tokens behind the root, in one pass that writes the settled rows
         and, behind them, those of the masked places, which the next draft overwrites.
         """
@@ -77,8 +77,8 @@ class PEagle(Eagle3):
         embedded = torch.cat([self._embed(new.tokens), self.mask_embedding.expand(masked, -1)])
         states = torch.cat([self._fused(new.hidden), self.mask_state.expand(masked, -1)])
         total = count + masked
-        table, rows, mask = memory.positions(0, total), memory.rows(0, total), memory.causal(total)
-        own = memory.buffers.unbind(0)
+        table, rows, mask = cache.positions(0, total), cache.rows(0, total), cache.causal_mask(total)
+        own = cache.buffers.unbind(0)
         x = self.midlayer(embedded[None], states[None], table, own[0], rows, mask)
         for layer, buffer in zip(self.layers, own[1:], strict=True):
             x = layer(x, table, buffer, rows, mask)
@@ -124,15 +124,15 @@ class _OnePass:
     head: PEagle
     depth: int
 
-    def settle(self, new: Committed, memory: Memory) -> torch.Tensor:
+    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of settled tokens, as EAGLE-3 does."""
-        return self.head.settle(new, memory)
+        return self.head.extend_cache(new, cache)
 
-    def read(self, new: Committed, memory: Memory) -> Scored:
+    def read(self, new: Committed, cache: KVCache) -> Scored:
         """Scores of the root's children; carries those of all depths [depth, vocab_size]."""
-        scores = self.head._all_depths(new, self.depth, memory)
+        scores = self.head._all_depths(new, self.depth, cache)
         return scores[:1], scores
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Any) -> Scored:
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: Any) -> Scored:
         """The scores of the level below, the same for each of its nodes."""
         return carried[level.depth].expand(len(level.tokens), -1), carried

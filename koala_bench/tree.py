@@ -94,11 +94,9 @@ class TreeShape:
 
     @cached_property
     def ancestors(self) -> torch.Tensor:
-        """Boolean matrix [nodes, nodes]: whether the column's node is the row's node or above it."""
+        """Tree mask, bool [nodes, nodes]: whether the column's node is the row's node or an ancestor of it."""
         matrix = torch.eye(self.nodes, dtype=torch.bool)
-        rows = (
-            matrix.numpy()
-        )  # the same memory: dynamic trees come here at each step, and numpy is quicker with short rows
+        rows = matrix.numpy()  # shares its memory; faster on short rows, and dynamic trees need this at each step
         for node, parent in enumerate(self.parents[1:], start=1):
             rows[node] |= rows[parent]
         return matrix

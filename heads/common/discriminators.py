@@ -1,4 +1,4 @@
-"""Discriminators of the adversarial objective: what they are shown of a draft, and the networks that judge it."""
+"""Discriminators of the adversarial objective: their inputs and networks."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from koala_bench.heads import FeatureBatch, Prediction, TargetSpec
 
 DISCRIMINATORS = ("feature", "embedding", "sequence")
 DESCRIPTIONS = ("feature", "embedding")
-_DEPTHS = 16  # at most, of a draft
-_WINDOW = 4  # predictions in a run of a head that looks one token ahead
+_DEPTHS = 16  # deepest draft
+_WINDOW = 4  # consecutive predictions of a next-token head in a sequence
 
 
 def normalised(states: torch.Tensor) -> torch.Tensor:
-    """States [..., width] with mean 0 and variance 1, so that scale alone betrays nothing."""
+    """States [..., width] with mean 0 and variance 1, so that their scale gives nothing away."""
     return F.layer_norm(states, states.shape[-1:])
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the discriminator is shown at once; all normalised, only ``fake`` carries a gradient.
+    """One batch of discriminator inputs; all normalised, only ``fake`` carries a gradient.
 
     Attributes:
         context: the target's state that the head drafted from, [rows, width].
-        token: embedding of the last token that comes with each description, [rows, width] or [rows, places, width].
+        token: embedding of the last known token at each description, [rows, width] or [rows, places, width].
         real, fake: the target's and the head's description, of the same shape as ``token``.
         depth: drafting depth of the (first) description.
     """
@@ -43,12 +43,18 @@ class Shown:
     depth: int
 
 
+def _normalised(
+    context: torch.Tensor, token: torch.Tensor, real: torch.Tensor, fake: torch.Tensor, depth: int
+) -> Shown:
+    return Shown(normalised(context), normalised(token), normalised(real), normalised(fake), depth)
+
+
 class View:
-    """Shows a head's predictions, and the target's states in their place, to a discriminator.
+    """Builds discriminator inputs from a head's predictions and the target's states.
 
     Args:
-        kind: ``feature`` or ``embedding``: each predicted token by itself; ``sequence``: runs of them.
-        described: what a run is made of, ``feature`` or ``embedding``; of single tokens it is ``kind``.
+        kind: ``feature`` or ``embedding``: single tokens; ``sequence``: several at once.
+        described: elements of a sequence, ``feature`` or ``embedding``; ignored for single tokens.
     """
 
     def __init__(self, spec: TargetSpec, kind: str, described: str) -> None:
@@ -64,26 +70,24 @@ class View:
             return self._embed(torch.arange(self._vocab_size, device=self._device))
 
     def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
-        """One piece per depth, or one of all runs; empty if no answer of the batch is long enough for a run."""
+        """One item per depth, or one of all sequences; empty if no answer is long enough for a sequence."""
         if self.kind == "sequence":
             return self._runs(batch, sorted(predictions, key=lambda prediction: prediction.depth))
         hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
-        found = []
+        shown = []
         for each, (real, fake) in zip(predictions, self._describe(batch, predictions), strict=True):
             token = self._embed(ids[each.rows + each.depth]).float()
-            found.append(
-                Shown(normalised(hidden[each.rows]), normalised(token), normalised(real), normalised(fake), each.depth)
-            )
-        return found
+            shown.append(_normalised(hidden[each.rows], token, real, fake, each.depth))
+        return shown
 
     def _describe(
         self, batch: FeatureBatch, predictions: Sequence[Prediction]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each prediction the target's and the head's description of the tokens, each float32 [rows, width]."""
+        """The target's and the head's descriptions for each prediction, each float32 [rows, width]."""
         hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
         if self.described == "feature":
             return [(hidden[each.rows + each.depth], each.feature) for each in predictions]
-        # Several depths predict the same place of the text, whose description by the target is made once.
+        # Several depths predict the same position; the target's description of it is computed once.
         places, where = torch.unique(torch.cat([each.rows + each.depth for each in predictions]), return_inverse=True)
         probabilities = batch.target_probabilities.flatten(0, 1)
         with torch.no_grad():
@@ -101,21 +105,19 @@ class View:
         def piece(rows: slice) -> torch.Tensor:
             return self._expected(torch.softmax(scored(rows).float(), dim=-1))
 
-        # Distributions of a large vocabulary are made again for their gradients, as in the head's own loss.
+        # Checkpointed: distributions of a large vocabulary are recomputed in the backward pass.
         pieces = slices(len(prediction.rows), self._vocab_size)
         return torch.cat([checkpoint(piece, rows, use_reentrant=False) for rows in pieces])
 
     def _expected(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Expected embeddings, float32 [rows, width]; the product is one of the target's dtype."""
+        """Expected embeddings, float32 [rows, width]; multiplied in the target's dtype."""
         return (probabilities.to(self._table.dtype) @ self._table).float()
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
-        """Whole drafts of a head that predicts several depths from one state, or neighbouring predictions of one that
-        looks one token ahead.
+        """Sequences: all depths drafted from one state, or consecutive predictions of a next-token head.
 
-        A run shows one state of the target, the first: the states between would be the true descriptions themselves.
-        The token at each place is the last one that the head knew there: Medusa knows none between its drafts, EAGLE
-        reads each.
+        The context is the first state only: the later ones would be the target's descriptions themselves. The token at
+        each place is the last that the head knew: Medusa sees none of its drafts, EAGLE reads each.
         """
         tokens, size = batch.ids.shape[1], batch.ids.numel()
         order = []
@@ -132,8 +134,7 @@ class View:
             )
             rows = predictions[0].rows[index[:, :1]].expand_as(index)
         else:
-            # Runs do not overlap, and where they begin moves from step to step, so that every border is seen from
-            # within.
+            # Sequences do not overlap; their offset varies by step, so that no boundary is fixed.
             starts = torch.arange(size, device=batch.ids.device)
             column = starts % tokens
             starts = starts[((column + batch.seed % _WINDOW) % _WINDOW == 0) & (column + _WINDOW <= tokens)]
@@ -145,19 +146,11 @@ class View:
             return []
         hidden = batch.hidden[:, :, -1].float().flatten(0, 1)
         token = self._embed(batch.ids.flatten()[rows + 1]).float()
-        return [
-            Shown(
-                normalised(hidden[rows[:, 0]]),
-                normalised(token),
-                normalised(real),
-                normalised(fake),
-                predictions[0].depth,
-            )
-        ]
+        return [_normalised(hidden[rows[:, 0]], token, real, fake, predictions[0].depth)]
 
 
 class Discriminator(nn.Module):
-    """Hidden layers that answer one logit: does this description of the next token come from the target?"""
+    """MLP with one logit: does this description of the next token come from the target?"""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -174,11 +167,10 @@ class Discriminator(nn.Module):
 
 
 class SequenceDiscriminator(nn.Module):
-    """Reads a run of descriptions in order and answers one logit for the whole: does this draft come from the target?
+    """RNN with one logit for a sequence of descriptions: does this draft come from the target?
 
-    A recurrent layer written out (cuDNN's kernels have no second derivative, which a gradient penalty needs) begins
-    with the context; the mean of its states goes through another hidden layer, so that every place is near the
-    answer.
+    The recurrence is written out, since cuDNN's kernels have no second derivative, which a gradient penalty needs. Its
+    initial state is the context; the mean of its states goes through another hidden layer.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -194,13 +186,12 @@ class SequenceDiscriminator(nn.Module):
         """Logits [runs] from a context [runs, width] and tokens and descriptions [runs, places, width]; positive means
         target.
         """
-        read = (
-            self.into(torch.cat([token, described], dim=-1)) + self.depth.weight[depth - 1 : depth - 1 + token.shape[1]]
-        )
+        depths = self.depth.weight[depth - 1 : depth - 1 + token.shape[1]]
+        inputs = self.into(torch.cat([token, described], dim=-1)) + depths
         state = torch.tanh(self.first(context))
         states = []
         for place in range(token.shape[1]):
-            state = torch.tanh(read[:, place] + self.again(state))
+            state = torch.tanh(inputs[:, place] + self.again(state))
             states.append(state)
         x = torch.stack(states).mean(dim=0)
         logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]

@@ -1,7 +1,7 @@
-"""Parts that several heads are built from: RMS norm, rotary positions, and Llama decoder layers with their own rows.
+"""Building blocks of heads: RMS norm, rotary embedding, and Llama decoder layers with a KV cache.
 
 The layers compute what Llama's do (Touvron et al. 2023), under the same parameter names, so that official
-EAGLE checkpoints fit. They keep no state: the caller owns the key and value rows.
+EAGLE checkpoints fit. They are stateless: the caller owns the KV cache.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from koala_bench.engine.cache import written
+from koala_bench.engine.cache import write_rows
 from koala_bench.heads import TargetSpec
 
-# Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass, the true states'
-# first.
+# Keys and values [batch, kv_heads, tokens, head_dim] of one layer at each step of an unrolled pass; step 0 is of the
+# target's states.
 Unrolled = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -29,8 +29,8 @@ class LayerShape:
     """Sizes of a target's decoder layers, for heads whose layers are of the same shape.
 
     Attributes:
-        head_width: of one attention head; the width by the number of heads if None.
-        rope_scaling: how rotary positions are stretched, as a configuration of transformers says it; plain if None.
+        head_width: of one attention head; width / heads if None.
+        rope_scaling: transformers' ``rope_scaling`` parameters; none if None.
     """
 
     width: int
@@ -44,12 +44,12 @@ class LayerShape:
 
     @classmethod
     def of(
-        cls, spec: TargetSpec, heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None, eps: float | None = None,
-        base: float | None = None,
+        cls, spec: TargetSpec, heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
+        eps: float | None = None, base: float | None = None,
     ) -> LayerShape:  # fmt: skip
-        """Read them from a target's configuration, but for those that are given; the width is that of its last states.
+        """From a target's configuration, except for given sizes; the width is that of its last hidden states.
 
-        Families that name no width of a feed-forward layer by one of the known names get four times the states'.
+        Without a known name for the feed-forward width it is four times the hidden size.
         """
         config = spec.config
         heads = heads or config.num_attention_heads
@@ -61,16 +61,14 @@ class LayerShape:
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head. Where it is not given, all heads together are as wide as the layer, or a little wider
-        where their width would be odd, which has no halves to rotate.
-        """
+        """Width of an attention head; rounded up to an even number, since rotary embedding needs two halves."""
         width = self.width // self.heads
         return self.head_width or width + width % 2
 
     def rotary(self, positions: int, like: torch.Tensor) -> torch.Tensor:
         """Cosines and sines for these layers, [2, positions, head_dim], in the dtype and on the device of ``like``."""
-        found = rotary_table(positions, self.head_dim, self.rope_base, like.device, torch.float32, self.rope_scaling)
-        return found.to(like.dtype)
+        table = rotary_table(positions, self.head_dim, self.rope_base, like.device, torch.float32, self.rope_scaling)
+        return table.to(like.dtype)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, float]:
@@ -79,7 +77,7 @@ class LayerShape:
 
 
 def rope_base(config: Any) -> float:
-    """Base of a target's rotary positions, wherever this version of transformers keeps it."""
+    """RoPE base of a target, under any version of transformers."""
     parameters = getattr(config, "rope_parameters", None) or {}
     return float(parameters.get("rope_theta") or getattr(config, "rope_theta", None) or 10000.0)
 
@@ -104,9 +102,7 @@ def rotary_table(
     dtype: torch.dtype,
     scaling: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
-    """Cosines and sines of rotary position embedding (Su et al. 2021), [2, positions, dim], stretched as transformers does
-    it.
-    """
+    """Cosines and sines of rotary embedding (Su et al. 2021), [2, positions, dim], scaled as in transformers."""
     frequencies, factor = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim), 1.0
     if scaling is not None:
         config = LlamaConfig(
@@ -126,10 +122,9 @@ def _rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 class Attention(nn.Module):
     """Grouped-query attention without biases.
 
-    ``rows`` are the caller's buffers [2, batch, kv_heads, capacity, head_dim]; the new keys and values are written at
-    ``start`` and everything up to their end is attended to, under ``mask``. If ``start`` is a tensor [new] with the
-    number of each new row, all rows are attended to, and the mask hides what is behind. ``sources`` is how many vectors
-    of the layer's width the input is made of.
+    ``rows`` are the caller's buffers [2, batch, kv_heads, capacity, head_dim]. New keys and values are written at
+    ``start``, and all rows up to them are attended to under ``mask``. If ``start`` is a tensor [new] of row indices,
+    the mask covers all rows. The input is the concatenation of ``sources`` vectors of the layer's width.
     """
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, sources: int = 1) -> None:
@@ -141,18 +136,17 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(
-        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0, mask: torch.Tensor | None = None,
-        steps: Unrolled | None = None,
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
+        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Attend from x to what the caller keeps and to x itself.
+        """Attend from x to the cache and to x itself.
 
         Args:
             x: [batch, new, sources * width].
             table: [2, new, head_dim].
-            mask: additive, a column for each row that is attended to, or None for causal (or one row).
-            steps: where the pass is one of an unrolled one over the same tokens, the steps before it; this one's keys
-                and values are added. A token then sees the first step's up to its own place, and of the later ones its
-                own alone.
+            mask: additive, one column per attended row; None for causal attention, or for a single row.
+            steps: earlier steps of an unrolled pass over the same tokens; this step's keys and values are appended. A
+                token attends causally to step 0 and only to itself in later steps.
         """
         batch, new, _ = x.shape
         q = _rotate(self.q_proj(x).view(batch, new, self.heads, self.head_dim).transpose(1, 2), table)
@@ -161,7 +155,7 @@ class Attention(nn.Module):
         if steps is not None:
             steps.append((k, v))
         if rows is not None:
-            k, v = written(rows, start, k, v)
+            k, v = write_rows(rows, start, k, v)
         if steps is not None and len(steps) > 1:
             out = _attend_unrolled(q, steps)
         else:
@@ -180,7 +174,7 @@ class Attention(nn.Module):
 def _attend_unrolled(q: torch.Tensor, steps: Unrolled) -> torch.Tensor:
     """Attention of EAGLE-3's training-time test (upstream ``traineagle3/cnets.py``), [batch, heads, tokens, head_dim].
 
-    As if each token had drafted on by itself: it sees the true states up to its own, and its own drafts after them.
+    Each token attends to the target's states up to its own position, then to its own drafts.
     """
     (first_k, first_v), later = steps[0], steps[1:]
     groups = q.shape[1] // first_k.shape[1]
@@ -230,8 +224,8 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0, mask: torch.Tensor | None = None,
-        steps: Unrolled | None = None,
+        self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
+        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Same arguments as ``Attention``; returns [batch, new, width]."""
         normed = x if self.input_layernorm is None else self.input_layernorm(x)
@@ -241,10 +235,9 @@ class DecoderLayer(nn.Module):
 
 
 class PairLayer(nn.Module):
-    """A decoder layer that attends from pairs of a token's embedding and a state, each with a norm of its own, as
-    EAGLE-3's does.
+    """EAGLE-3's first layer: attention over concatenated token embeddings and hidden states, each with its own norm.
 
-    Only the state goes on along the residual path, as it came or, with ``norm_before_residual``, normed.
+    Only the hidden state enters the residual path; with ``norm_before_residual`` after its norm.
     """
 
     def __init__(
@@ -266,8 +259,8 @@ class PairLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
 
     def forward(
-        self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
-        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
+        self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None,
+        start: Any = 0, mask: torch.Tensor | None = None, steps: Unrolled | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Embeddings and states, each [batch, new, width], and the arguments of ``Attention``; returns [batch, new,
         width].

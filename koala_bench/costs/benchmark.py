@@ -1,4 +1,4 @@
-"""The harness timed against itself: vanilla against generate, steps against context, heads trained together and alone."""
+"""Benchmark the harness: vanilla against ``generate``, steps by context length, heads trained together and alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CONTEXTS, _NODES = (64, 256, 1024, 2048, 4096), (1, 8)
 def benchmark(
     preset: Preset, methods: Sequence[str], tokens: int, rounds: int, steps: int
 ) -> tuple[str, list[scaling.StepCost]]:
-    """Measure, and say in Markdown what was found; also the cost of steps by context, for the figure.
+    """Returns the report in Markdown, and step costs by context length for the figure.
 
     Args:
         tokens: length of every answer.
-        rounds: how often every prompt is timed.
+        rounds: timings of each prompt.
         steps: training steps to time.
 
     Raises:

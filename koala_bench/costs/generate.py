@@ -1,4 +1,4 @@
-"""Vanilla decoding against transformers' own ``generate``, interleaved on the same prompts: is our baseline a fair one?"""
+"""Vanilla decoding against transformers' ``generate``, interleaved on the same prompts: is our baseline fair?"""
 
 from __future__ import annotations
 
@@ -75,12 +75,5 @@ def compare_with_generate(target: Target, prompts: Sequence[Sequence[int]], toke
                     advance()
     ratios = [theirs / ours for ours, theirs in zip(times["vanilla"], times["generate"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Comparison(
-        tokens / statistics.median(times["vanilla"]),
-        tokens / statistics.median(times["generate"]),
-        middle,
-        low,
-        high,
-        equal,
-        len(ratios),
-    )
+    vanilla, generate = (tokens / statistics.median(times[name]) for name in ("vanilla", "generate"))
+    return Comparison(vanilla, generate, middle, low, high, equal, len(ratios))

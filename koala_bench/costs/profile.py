@@ -1,6 +1,4 @@
-"""Where the time of a decoding step goes: drafting, the model's own pass, what the harness puts around it, and reads
-from the device.
-"""
+"""Profile of a decoding step: drafting, the model's pass, the harness around it, and device reads."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from koala_bench.engine.timing import Stopwatch
 from koala_bench.evaluation.loop import Method
 
 PARTS = ("draft", "model", "verify", "accept", "commit", "rest")
-# What makes the host wait for the device, by the name that Python calls it by.
+# Calls that synchronise the host with the device.
 _READS = frozenset({"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"})
 
 
@@ -28,10 +26,10 @@ class Profile:
     """One method's steps.
 
     Attributes:
-        steps, tokens: of all answers, the first token of each left out.
-        seconds: of all steps by part, see ``PARTS``: ``model`` is the target's decoder and output layer, ``verify``
-            what else its pass takes.
-        reads: from the device, a step.
+        steps, tokens: of all answers, without the first token of each.
+        seconds: of all steps by part, see ``PARTS``: ``model`` is the target's decoder and output layer, ``verify`` the
+            rest of its pass.
+        reads: device reads per step.
     """
 
     method: str
@@ -51,7 +49,7 @@ class Profile:
         return 1 - (self.seconds["draft"] + self.seconds["model"]) / sum(self.seconds.values())
 
 
-_TRIES = 4  # answers, of which one should need no recording that the one before did not make
+_TRIES = 4  # answers until one needs no new trace
 
 
 class _Watched(Target):
@@ -59,7 +57,7 @@ class _Watched(Target):
 
     def __init__(self, target: Target) -> None:
         super().__init__(**{each.name: getattr(target, each.name) for each in fields(Target) if each.init})
-        object.__setattr__(self, "inner", target)  # whose recordings are used
+        object.__setattr__(self, "inner", target)  # whose traces are used
         object.__setattr__(self, "watch", Stopwatch(target.device))
 
     @property
@@ -103,7 +101,7 @@ def profile(target: Target, methods: Sequence[Method], prompts: Sequence[Sequenc
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))
     seconds = {method.name: dict.fromkeys(PARTS, 0.0) for method in methods}
     steps = dict.fromkeys(seconds, 0)
-    settled = dict.fromkeys(seconds, 0)
+    produced = dict.fromkeys(seconds, 0)
     with progress("profile", len(methods) * (len(prompts) + 1), "answers") as advance:
         for turn, prompt in enumerate([prompts[0], *prompts]):  # the first pass warms up
             for place in range(len(methods)):
@@ -117,23 +115,18 @@ def profile(target: Target, methods: Sequence[Method], prompts: Sequence[Sequenc
                 for part in PARTS:
                     seconds[method.name][part] += own.get(part, 0.0)
                 steps[method.name] += len(answer.accepted)
-                settled[method.name] += len(answer.tokens) - 1
-    return [
-        Profile(
-            method.name,
-            steps[method.name],
-            settled[method.name],
-            seconds[method.name],
-            _reads(target, method, prompts[0], tokens, cache),
-        )
-        for method in methods
-    ]
+                produced[method.name] += len(answer.tokens) - 1
+    profiles = []
+    for method in methods:
+        name, reads = method.name, _reads(target, method, prompts[0], tokens, cache)
+        profiles.append(Profile(name, steps[name], produced[name], seconds[name], reads))
+    return profiles
 
 
 def _answer(
     target: Target, method: Method, prompt: Sequence[int], tokens: int, cache: TreeCache
 ) -> tuple[_Watched, Decoded]:
-    """An answer without a recording that was made in it: then the same answer again."""
+    """An answer during which no trace was made; else the same answer again."""
     for _ in range(_TRIES):
         known, watched = target.recordings, _Watched(target)
         answer = decode(watched, method.head, method.template, prompt, tokens, (), cache)
@@ -143,7 +136,7 @@ def _answer(
 
 
 def _reads(target: Target, method: Method, prompt: Sequence[int], tokens: int, cache: TreeCache) -> float:
-    """Reads of a step: those of an answer, less those of the prefill."""
+    """Reads per step: those of an answer minus those of the prefill."""
     counts, steps = [], 0
     for length in (1, tokens):
         with _Counter() as counter:
@@ -155,11 +148,9 @@ def _reads(target: Target, method: Method, prompt: Sequence[int], tokens: int, c
 def machine_in_words(target: Target) -> str:
     """What computes and how, for the head of a report."""
     threads = torch.get_num_threads()
-    device = (
-        torch.cuda.get_device_name(target.device)
-        if target.device.type == "cuda"
-        else f"{threads} CPU thread{'s' if threads > 1 else ''}"
-    )
+    device = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    if target.device.type == "cuda":
+        device = torch.cuda.get_device_name(target.device)
     return f"{device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}"
 
 

@@ -1,8 +1,7 @@
-"""Acceptance rules: which path of a verified tree is kept, and the token that the target itself adds.
+"""Acceptance rules: which path of a verified tree is accepted, and the bonus token.
 
-Three rules. ``Greedy`` and ``SpeculativeSampling`` are lossless: the former gives the target's own most likely tokens,
-the latter tokens distributed as the target's own samples. ``TypicalAcceptance`` is not: its tokens are likely ones, no
-more.
+``Greedy`` and ``SpeculativeSampling`` are lossless: greedy gives the target's most likely tokens, speculative sampling
+tokens distributed as the target's samples. ``TypicalAcceptance`` is lossy.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ class Accepted(NamedTuple):
     Attributes:
         path: node indices from the root to the deepest accepted node.
         tokens: tokens of the path without the root, then the bonus token; as many as the path has nodes.
-        distances: for each of the tokens how far the rule is from the target, as the total variation in [0, 1] between
-            what it settles there and the target's distribution; None for a lossless rule.
+        distances: total variation in [0, 1] between the rule's and the target's distribution of each token; None for a
+            lossless rule.
     """
 
     path: tuple[int, ...]
@@ -40,17 +39,17 @@ class Accepted(NamedTuple):
 
 
 class Rule(Protocol):
-    """Decides what of a tree is kept. One object per answer; a rule that samples draws from a generator of its own.
+    """Decides what of a tree is accepted. One object per answer; a sampling rule has its own random generator.
 
     Attributes:
-        pick: how a head is to take its candidates, see ``koala_bench.decoding.candidates``.
+        pick: how a head selects its candidates, see ``koala_bench.decoding.candidates``.
     """
 
     @property
     def pick(self) -> Pick: ...
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
-        """Judge a tree by the target's logits [nodes, vocab_size] at its nodes. At least the bonus token is settled."""
+        """Verify a tree by the target's logits [nodes, vocab_size]. At least the bonus token is accepted."""
         ...
 
 
@@ -62,14 +61,13 @@ def greedy(
     logits: torch.Tensor,
     ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest,
 ) -> Accepted:
-    """Follow the tree as long as a child carries the target's own most likely token.
+    """Descend the tree while a child is the target's most likely token; of siblings with equal tokens, into the first.
 
-    Walking from the root needs no padded candidate rows, so no padding can be mistaken for a token. Of siblings
-    with the same token the first is followed. One read from the device.
+    Without padded candidate paths no padding can be mistaken for a token. One read from the device.
 
     Args:
         logits: [nodes, vocab_size].
-        ask: ``drafted_and_likeliest``, or a recording of it.
+        ask: ``drafted_and_likeliest``, or a trace of it.
     """
     drafted, likeliest = ask(tree.tokens, logits).tolist()
     children = tree.shape.children
@@ -83,7 +81,7 @@ def greedy(
 
 
 class Greedy:
-    """``greedy`` as a rule: the target's most likely tokens, whatever is drafted."""
+    """``greedy`` as a rule: always the target's most likely tokens."""
 
     pick: Pick = staticmethod(best)
 
@@ -103,7 +101,7 @@ GREEDY = Greedy()
 def chance(p: Row, q: Row | None, token: int) -> float:
     """Probability of accepting a proposed token: min(1, p(x) / q(x)).
 
-    A token that was not drawn (``q`` is None), or that ``q`` cannot have given, was proposed for certain: q(x) = 1.
+    A token that was not sampled (``q`` is None), or to which ``q`` gives no probability, was certain: q(x) = 1.
 
     Args:
         p, q: distributions [vocab_size] of the target, and of the proposal given the siblings before it.
@@ -114,22 +112,22 @@ def chance(p: Row, q: Row | None, token: int) -> float:
 
 
 def after_rejection(p: Row, q: Row | None, token: int) -> tuple[Row, Row | None]:
-    """What target and proposal become for the next sibling: norm(max(p - q, 0)), and ``q`` without the token.
+    """Target and proposal for the next sibling: norm(max(p - q, 0)), and ``q`` without the token.
 
-    Of a certain proposal that leaves ``p`` without the token.
+    After a certain proposal the target is ``p`` without the token.
     """
     if q is None or not q[token] > 0:
-        left = p.copy()
-        left[token] = 0
+        residual = p.copy()
+        residual[token] = 0
     else:
-        left = np.maximum(p - q, 0)
+        residual = np.maximum(p - q, 0)
         q = q.copy()
         q[token] = 0
         if (rest := q.sum()) > 0:
             q = q / rest
-    total = left.sum()
-    # Nothing is left only where p equals q up to rounding, and then a rejection is itself a matter of rounding.
-    return (left / total if total > 0 else p), q
+    total = residual.sum()
+    # It is 0 only if p equals q up to rounding, when the rejection itself was due to rounding.
+    return (residual / total if total > 0 else p), q
 
 
 class SpeculativeSampling:
@@ -142,24 +140,21 @@ class SpeculativeSampling:
     p itself. p is always the processed distribution, at the leaf too, where EAGLE v1 forgot temperature, top-k and
     top-p.
 
-    What holds: the settled tokens are distributed exactly as tokens sampled from the target one by one, up to rounding,
-    if
+    The tokens are distributed exactly as the target's samples, up to rounding, if
 
-    - in a tree with ``proposals`` the children of a node are the first tokens drawn there, in the order drawn: to leave
-      one out, or to choose among them by what they are, as a dynamic tree that keeps the best would, spoils the
-      chances. What was drawn for a depth may serve at several of its nodes;
-    - a tree without ``proposals`` was made without looking at the random numbers of this rule. This covers the best
-      candidates of EAGLE-2 and lookups: to accept ``x`` with probability p(x) and otherwise to go on with p without
-      ``x`` is to draw from p, asking for the tokens one by one, and that is right for any list of tokens, repeated ones
-      included.
+    - in a tree with ``proposals`` the children of a node are the first tokens drawn there, in the order drawn. Leaving
+      one out or selecting among them, as a dynamic tree does, would bias the result. The draws for a depth may serve
+      several nodes of it;
+    - a tree without ``proposals`` does not depend on this rule's random numbers. This covers EAGLE-2's trees and
+      lookups: accepting ``x`` with probability p(x), and else going on with p without ``x``, is sampling from p, for
+      any list of tokens, repeated ones included.
 
-    A step costs one read from the device, of the logits at all nodes and of the proposals: on a GPU a copy of 64 nodes
-    of 32,000 tokens in half precision is 4 MB. Only the nodes on the path are processed then, on the CPU: with 4,096
-    tokens some 20 us a node and 10 us a rejected sibling, with 32,000 tokens 100 and 50 us; top-p adds as much to a
-    node.
+    A step costs one read from the device, of all logits and proposals: 4 MB for 64 nodes of 32,000 tokens in half
+    precision. Only the nodes of the path are processed, on the CPU: some 20 us a node and 10 us a rejected sibling with
+    4,096 tokens, 100 and 50 us with 32,000; top-p doubles a node's.
 
     Args:
-        generator: on the CPU; whoever seeds it determines all that is drawn, by the head's ``pick`` too.
+        generator: on the CPU; its seed determines all samples, those of the head's ``pick`` included.
     """
 
     def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:
@@ -168,7 +163,7 @@ class SpeculativeSampling:
         self.pick: Pick = Draws(sampling, generator)
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
-        """Judge a tree; as many random numbers are drawn as it has nodes."""
+        """Verify a tree, with one random number per node."""
         tokens, scores, proposals = _read(tree, logits)
         luck: list[float] = torch.rand(tree.shape.nodes, dtype=torch.float64, generator=self.generator).tolist()
         path, p = [0], self._target(scores[0])
@@ -190,7 +185,7 @@ class SpeculativeSampling:
 
 
 def drawn(p: Row, luck: float) -> int:
-    """The token of a distribution that a number in [0, 1) points at; never one of probability 0."""
+    """Inverse-CDF sampling: the token for a uniform number in [0, 1); never one of probability 0."""
     ends = p.cumsum(dtype=np.float64)
     at = int(ends.searchsorted(luck * ends[-1], side="right"))
     return at if at < len(p) else int(p.nonzero()[0][-1])  # the product may round up to the very end
@@ -219,19 +214,17 @@ def on_cpu(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 
 def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """All bytes of some tensors in one, the widest numbers first so that each part starts at a multiple of its own
-    width.
-    """
+    """The bytes of several tensors in one, widest dtypes first, so that each part is aligned."""
     return torch.cat([each.contiguous().flatten().view(torch.uint8) for each in _by_width(tensors)])
 
 
 def unpacked(block: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors out of a block; ``like`` are tensors of the same dtypes and shapes."""
+    """The inverse of ``packed``; ``like`` are tensors of the same dtypes and shapes."""
     pieces = block.split([each.numel() * each.element_size() for each in _by_width(like)])
-    found = {
+    views = {
         id(each): piece.view(each.dtype).view(each.shape) for each, piece in zip(_by_width(like), pieces, strict=True)
     }
-    return [found[id(each)] for each in like]
+    return [views[id(each)] for each in like]
 
 
 def _by_width(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -246,12 +239,11 @@ class TypicalAcceptance:
     lossless.
 
     A token is accepted if its probability exceeds min(threshold, alpha * exp(-H)), with H the entropy of the target's
-    distribution at the node above, at the temperature; the longest accepted path wins, of several the one with the
-    largest sum of log-probabilities, of these the first. The bonus token, and with it every root, is the target's most
-    likely token. Nothing is random: the settled text is neither greedy decoding's nor a sample, and how far each token
-    is from a sample is told in ``Accepted.distances``: 1 - q(token), the total variation between settling the token for
-    certain and drawing from q, the distribution that a lossless method samples from. Unlike what accepts, q is cut by
-    top-k and top-p; Medusa knows neither.
+    distribution at its parent, at the temperature. The longest accepted path wins; of several the one with the largest
+    sum of log-probabilities, then the first. The bonus token is the target's most likely token. Nothing is random: the
+    text is neither greedy decoding's nor a sample. ``Accepted.distances`` says how far each token is from a sample:
+    1 - q(token), the total variation between that token with certainty and q, the distribution that a lossless method
+    samples from. Only q is cut by top-k and top-p, which Medusa lacks.
 
     Equal to upstream's deterministic variant (``evaluate_posterior`` with ``fast=True``), whose 1e-5 inside the
     logarithm of the entropy is kept, except that padding of candidate paths cannot be accepted, because there is none.
@@ -282,30 +274,28 @@ class TypicalAcceptance:
         self.threshold, self.alpha = threshold, alpha
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
-        """Judge a tree."""
+        """Verify a tree."""
         shape = tree.shape
         p = self.accepting.probabilities(logits)
         q = p if self.sampled == self.accepting else self.sampled.probabilities(logits)
-        inner = (
-            p if shape.nodes == 1 else p[list(shape.inner)]
-        )  # a leaf accepts nothing, and logarithms are most of the work
+        inner = p if shape.nodes == 1 else p[list(shape.inner)]  # leaves have no children to judge; logarithms are slow
         entropy = -torch.log(inner + 1e-5).mul_(inner).sum(-1)
         limit = torch.clamp(self.alpha * torch.exp(-entropy), max=self.threshold)
-        place = {node: index for index, node in enumerate(shape.inner)}
-        above = torch.tensor((0, *shape.parents[1:]), device=p.device)
-        judge = torch.tensor([0, *(place[parent] for parent in shape.parents[1:])], device=p.device)
-        share = p[above, tree.tokens]
+        inner_index = {node: index for index, node in enumerate(shape.inner)}
+        parents = torch.tensor((0, *shape.parents[1:]), device=p.device)
+        inner_parents = torch.tensor([0, *(inner_index[parent] for parent in shape.parents[1:])], device=p.device)
+        token_p = p[parents, tree.tokens]
         likeliest = p.max(-1).indices
-        drawn_share, drawn_top = q[above, tree.tokens], q.gather(-1, likeliest[:, None])[:, 0]
+        token_q, likeliest_q = q[parents, tree.tokens], q.gather(-1, likeliest[:, None])[:, 0]
         # float64 holds token ids exactly.
-        parts = (tree.tokens, likeliest, share > limit[judge], share, drawn_share, drawn_top)
-        read: list[list[float]] = torch.stack([each.double() for each in parts]).tolist()
-        tokens, wanted, typical, chances, drawn_chances, drawn_tops = read
+        parts = (tree.tokens, likeliest, token_p > limit[inner_parents], token_p, token_q, likeliest_q)
+        on_host: list[list[float]] = torch.stack([each.double() for each in parts]).tolist()
+        tokens, bonus, typical, p_of, q_of, bonus_q = on_host
         sums: dict[int, float] = {0: 0.0}  # of the accepted nodes
         for node in range(1, shape.nodes):
             if typical[node] and shape.parents[node] in sums:
-                sums[node] = sums[shape.parents[node]] + math.log(chances[node])
+                sums[node] = sums[shape.parents[node]] + math.log(p_of[node])
         end = max(sums, key=lambda node: (shape.depths[node], sums[node]))
         path = shape.path_to(end)
-        settled = [*(int(tokens[node]) for node in path[1:]), int(wanted[end])]
-        return Accepted(path, settled, [*(1 - drawn_chances[node] for node in path[1:]), 1 - drawn_tops[end]])
+        accepted = [*(int(tokens[node]) for node in path[1:]), int(bonus[end])]
+        return Accepted(path, accepted, [*(1 - q_of[node] for node in path[1:]), 1 - bonus_q[end]])

@@ -16,31 +16,29 @@ def greedy_answers(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int],
     stop_texts: Sequence[str] = (), tokenizer: Any = None,
 ) -> list[list[int]]:  # fmt: skip
-    """A causal LM's greedy answers, each up to its first stop id (included), to the token that completes a stop text, or
-    ``max_new_tokens``. The checkpoint's own generation settings have no part in it.
+    """A causal LM's greedy answers. Each ends with its first stop id, with the token that completes a stop text, or
+    after ``max_new_tokens``. The checkpoint's own generation settings are ignored.
 
-    The prompts run as one batch, padded on the left, so a near-tie may fall otherwise than for a prompt alone.
+    The prompts run as one batch, padded on the left, so near-ties may be decided otherwise than for a single prompt.
     """
     longest = max(map(len, prompts))
-    filler = (
-        stop_ids[0] if stop_ids else 0
-    )  # the mask hides it on the left, and what follows the first stop id is cut below
-    ids = torch.tensor([[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    padding = stop_ids[0] if stop_ids else 0  # masked on the left; on the right it is cut after the first stop id
+    ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     was_training = model.training
     model.eval()
-    # What a call leaves open, generate() takes from the model's own configuration, a repetition penalty for one.
-    own = model.generation_config
+    # generate() takes unset options from the model's configuration, such as a repetition penalty.
+    generation_config = model.generation_config
     model.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=filler, eos_token_id=list(stop_ids) or None
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding, eos_token_id=list(stop_ids) or None
     )
     texts = {"stop_strings": list(stop_texts), "tokenizer": tokenizer} if stop_texts else {}
     try:
-        found = model.generate(input_ids=ids, attention_mask=mask, **texts)
+        outputs = model.generate(input_ids=ids, attention_mask=mask, **texts)
     finally:
-        model.generation_config = own
+        model.generation_config = generation_config
         model.train(was_training)
-    answers = [_until_stop(answer, stop_ids) for answer in found[:, longest:].tolist()]
+    answers = [_until_stop(answer, stop_ids) for answer in outputs[:, longest:].tolist()]
     if not stop_texts:
         return answers
     return [answer[: end_of_text(tokenizer, answer, len(answer), stop_texts)] for answer in answers]

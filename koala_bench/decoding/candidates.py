@@ -1,6 +1,4 @@
-"""How a head takes the candidates of a node out of its scores: the best ones, or whatever an acceptance rule wants
-drawn.
-"""
+"""How candidates are selected from a head's logits: the most likely tokens, or samples where the rule needs them."""
 
 from __future__ import annotations
 
@@ -8,14 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-# Takes logits [rows, vocab_size] and a count; returns token ids [rows, count], and the distributions [rows, vocab_size]
-# that each row's ids were drawn from one after the other without replacement, or None where they were not drawn. A head
-# that has an attribute of this kind called ``pick`` takes all its candidates through it and hands the distributions on
-# in its trees; a rule that samples puts its own there. A head without one proposes its tokens for certain, which is
-# lossless too.
+# From logits [rows, vocab_size] and a count: token ids [rows, count], and the distributions [rows, vocab_size] that
+# each row's ids were sampled from without replacement, or None if they were not sampled. A head with an attribute
+# ``pick`` of this type selects all its candidates with it and passes the distributions on as its trees' ``proposals``;
+# a sampling rule sets it. A head without one proposes its tokens with certainty, which is lossless too.
 Pick = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def best(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, None]:
-    """The ``count`` most likely tokens of each row, the best first: ids [rows, count], not drawn."""
+    """The ``count`` most likely tokens of each row, most likely first: ids [rows, count], not sampled."""
     return logits.topk(count, dim=-1).indices, None

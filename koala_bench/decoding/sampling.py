@@ -1,6 +1,4 @@
-"""Distributions to sample from, and candidates drawn from them: temperature, top-k and top-p, for target and draft
-alike.
-"""
+"""Temperature, top-k and top-p for target and draft alike, and candidates sampled from the result."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ import torch
 
 from koala_bench.errors import KoalaBenchError
 
-_COLDEST = 1e-4
-_FEW = 64  # most likely tokens that a nucleus is looked for in first
+_MIN_TEMPERATURE = 1e-4
+_FIRST_TOP = 64  # most likely tokens searched first for the nucleus
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How logits become the distribution that tokens are drawn from.
 
-    Temperature comes first, then top-k, then top-p on what top-k left, the order of transformers' ``generate``. Tokens
-    as likely as the last one kept are kept too, so that what is kept does not depend on how ties are sorted.
+    Temperature comes first, then top-k, then top-p on what top-k left, the order of transformers' ``generate``. Ties
+    with the last token kept are kept too, so that the order of ties does not matter.
 
     Attributes:
         temperature: divides the logits.
@@ -49,11 +47,11 @@ class Sampling:
         scores = scores / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
             scores = scores.masked_fill(scores < scores.topk(self.top_k).values[..., -1:], -math.inf)
-        found = torch.softmax(scores, dim=-1)
+        p = torch.softmax(scores, dim=-1)
         if self.top_p < 1:
-            found = found.masked_fill(found < _least_of_nucleus(found, self.top_p), 0)
-            found = found / found.sum(-1, keepdim=True)
-        return found
+            p = p.masked_fill(p < _nucleus_minimum(p, self.top_p), 0)
+            p = p / p.sum(-1, keepdim=True)
+        return p
 
 
 def check_temperature(temperature: float) -> None:
@@ -62,41 +60,39 @@ def check_temperature(temperature: float) -> None:
     Raises:
         KoalaBenchError: it is not a finite number of at least 0.0001.
     """
-    if not _COLDEST <= temperature < math.inf:
+    if not _MIN_TEMPERATURE <= temperature < math.inf:
         raise KoalaBenchError(
-            f"--temperature is {temperature}.", f"Sample at {_COLDEST:g} or more; 0 decodes greedily."
+            f"--temperature is {temperature}.", f"Sample at {_MIN_TEMPERATURE:g} or more; 0 decodes greedily."
         )
 
 
-def _least_of_nucleus(found: torch.Tensor, top_p: float) -> torch.Tensor:
+def _nucleus_minimum(p: torch.Tensor, top_p: float) -> torch.Tensor:
     """The smallest probability [..., 1] among the most likely tokens that together hold ``top_p``."""
-    size = found.shape[-1]
-    # Sorting a whole vocabulary takes a CPU longer than all the rest of a step; a GPU should rather not be asked
-    # whether a part was enough.
-    count = size if found.is_cuda else min(_FEW, size)
+    size = p.shape[-1]
+    # On a CPU sorting the vocabulary takes longer than the rest of a step; on a GPU checking a part would synchronise.
+    count = size if p.is_cuda else min(_FIRST_TOP, size)
     while True:
-        best = found.topk(count).values
-        inside = ((best.cumsum(-1) - best) < top_p).sum(-1, keepdim=True)
+        top = p.topk(count).values
+        inside = ((top.cumsum(-1) - top) < top_p).sum(-1, keepdim=True)
         if count == size or bool((inside < count).all()):
-            return best.gather(-1, inside.clamp(min=1) - 1)
+            return top.gather(-1, inside.clamp(min=1) - 1)
         count = min(4 * count, size)
 
 
 class Draws:
     """A head's candidates as draws without replacement, in the order drawn: a ``Pick`` for rules that sample.
 
-    Every token's turn comes after an exponential time whose rate is its probability (the race behind
-    ``torch.multinomial``), here with random numbers of 53 bits, because those of 24 bits would never draw some of the
-    unlikely tokens. Where top-k or top-p leave fewer tokens than are wanted, the next best by their logits follow.
-    Their probability is 0, and ``SpeculativeSampling`` takes a proposal of probability 0 for one that was certain,
-    which given the ones before it it is, so nothing is lost.
+    The exponential race behind ``torch.multinomial``: a token arrives after an exponential time with its probability as
+    rate. Random numbers have 53 bits; those of 24 bits would never draw some unlikely tokens. If top-k or top-p leave
+    too few tokens, the next best by logits follow. Their probability is 0, and ``SpeculativeSampling`` takes a proposal
+    of probability 0 as certain, which given the draws before it is true.
 
-    A call costs 10 to 20 ns per row and token on a CPU (8 rows of 4,096 tokens: 0.3 ms, of 32,000: 4 ms; picking the
-    best 0.04 and 0.3 ms) and as much again with top-p. It reads nothing from the device.
+    A call costs 10 to 20 ns per row and token on a CPU (8 rows of 4,096 tokens: 0.3 ms, of 32,000: 4 ms; the most
+    likely ones 0.04 and 0.3 ms) and as much again with top-p. It reads nothing from the device.
 
     Args:
-        sampling: the target's own, so that the draft is drawn as the target will be.
-        generator: on the CPU. On another device a generator of its own is used, seeded from this one at the first call.
+        sampling: the target's own, so that draft and target are sampled alike.
+        generator: on the CPU. For another device a second one is seeded from it at the first call.
     """
 
     def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:
@@ -106,15 +102,13 @@ class Draws:
 
     def __call__(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw from each row of logits [rows, vocab_size]: ids [rows, count] and the distributions [rows, vocab_size]."""
-        found = self.sampling.probabilities(logits)
-        # Times are made in place: at 32,000 tokens fetching fresh memory takes longer than the arithmetic.
-        times = torch.rand(
-            found.shape, dtype=torch.float64, device=found.device, generator=self._generator_on(found.device)
-        )
-        speeds = torch.div(found, times.neg_().log1p_().neg_(), out=times)
+        p = self.sampling.probabilities(logits)
+        # In place: at 32,000 tokens allocating memory takes longer than the arithmetic.
+        times = torch.rand(p.shape, dtype=torch.float64, device=p.device, generator=self._generator_on(p.device))
+        speeds = torch.div(p, times.neg_().log1p_().neg_(), out=times)
         if self.sampling.top_k or self.sampling.top_p < 1:
-            speeds = torch.where(found > 0, speeds, logits - logits.amax(-1, keepdim=True) - 1)
-        return speeds.topk(count, dim=-1).indices, found
+            speeds = torch.where(p > 0, speeds, logits - logits.amax(-1, keepdim=True) - 1)
+        return speeds.topk(count, dim=-1).indices, p
 
     def _generator_on(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:

@@ -1,4 +1,4 @@
-"""Where an answer ends that ends with a text, not with a token of its own."""
+"""Stop texts: where an answer ends whose end is a text, not a token."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def end_of_text(tokenizer: Any, tokens: Sequence[int], new: int, texts: Sequence[str]) -> int | None:
-    """How many of an answer's tokens there are once the first of ``texts`` is complete, None if none is.
+    """Number of an answer's tokens up to the one that completes a stop text; None if none is complete.
 
-    A token may end in the middle of such a text or begin before it, so the text that was decoded tells, not the ids.
-    Only what the last tokens can complete is decoded: a token stands for at least a byte, but for special ones.
+    Stop texts need not align with tokens, so the decoded text is searched, not the ids. Only the last tokens are
+    decoded: every token but a special one stands for at least one byte.
 
     Args:
-        tokens: of the answer until now.
-        new: how many of them were not looked at before.
+        tokens: of the answer so far.
+        new: how many of them were not searched before.
     """
     reach = max(len(text.encode()) for text in texts)
     first = max(0, len(tokens) - new - reach)
@@ -28,11 +28,11 @@ def end_of_text(tokenizer: Any, tokens: Sequence[int], new: int, texts: Sequence
 
 
 def _holds(tokenizer: Any, tokens: Sequence[int], texts: Sequence[str]) -> bool:
-    said = tokenizer.decode(list(tokens), skip_special_tokens=False)
-    return any(text in said for text in texts)
+    decoded = tokenizer.decode(list(tokens), skip_special_tokens=False)
+    return any(text in decoded for text in texts)
 
 
 def without_end(text: str, texts: Sequence[str]) -> str:
-    """An answer without the text that ended it, as it is without the token that ends one."""
-    places = [place for each in texts if (place := text.find(each)) >= 0]
-    return text[: min(places)] if places else text
+    """An answer without the stop text that ended it."""
+    starts = [start for each in texts if (start := text.find(each)) >= 0]
+    return text[: min(starts)] if starts else text

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.bundled import PACKAGE
+from koala_bench.common.choices import did_you_mean
 from koala_bench.common.progress import say
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
@@ -48,13 +49,28 @@ class Conversations:
     rows: dict[str, Any] = field(default_factory=dict)
 
 
-def bundled_answers() -> Path:
-    """The answers of the bundled target to questions of its training corpus, made by ``koala-bench distill``."""
-    return PACKAGE / "targets" / "tiny" / "answers.jsonl.gz"
+def bundled_answers(source: str) -> Path | None:
+    """The answers that ship with the project and were made by ``koala-bench distill``: ``bundled``, those of the bundled
+    target, or ``bundled:NAME``; None for any other source.
+
+    Raises:
+        KoalaBenchError: none of that name ship.
+    """
+    kind, _, name = source.partition(":")
+    if kind != BUNDLED:
+        return None
+    path = PACKAGE / "targets" / (name or "tiny") / "answers.jsonl.gz"
+    if not path.is_file():
+        known = sorted(each.parent.name for each in (PACKAGE / "targets").glob("*/answers.jsonl.gz"))
+        raise KoalaBenchError(
+            f"There are no bundled answers '{name}'.",
+            did_you_mean(name, known, f"Use bundled:NAME with {', '.join(known)}."),
+        )
+    return path
 
 
 def read_conversations(source: str, template: ChatTemplate | None = None) -> Conversations:
-    """Read the ``bundled`` answers, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
+    """Read the ``bundled`` answers or ``bundled:NAME``, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
 
     Of a folder all its ``.json`` and ``.jsonl`` files, plain or ``.gz``, and ``.parquet`` files are read in the order of their names, but not
     what lies deeper.
@@ -149,9 +165,7 @@ def content_of(source: str) -> list[str] | None:
 
 
 def _path_of(source: str) -> Path:
-    return (
-        bundled_answers() if source == BUNDLED else fetch_dialogues(source) if source.startswith(HUB) else Path(source)
-    )
+    return bundled_answers(source) or (fetch_dialogues(source) if source.startswith(HUB) else Path(source))
 
 
 def _sha256(path: Path) -> str:

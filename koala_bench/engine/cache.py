@@ -1,5 +1,5 @@
-"""A preallocated key-value cache for tree decoding: the nodes of a tree are written behind the settled rows, and
-committing a path moves the few accepted rows into place. Nothing is reallocated while decoding.
+"""A preallocated KV cache for tree decoding: tree nodes are written after the committed rows, and committing a path
+moves only the accepted rows. Nothing is reallocated while decoding.
 
 It plugs into any Hugging Face model through the public ``Cache`` interface (tried with transformers 5.17 and 5.23).
 """
@@ -16,14 +16,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import TreeShape
 
-# Trees whose masks are kept, the latest ones. A dynamic tree's shape hardly comes again and pushes out others; making
-# one anew costs some 40 microseconds, which is nothing beside a pass of a target.
-_SHAPES = 64
-LENGTHS = 512  # rows that a pass of fixed shape may see are a multiple of this
+# Tree masks kept, the latest ones. Shapes of dynamic trees rarely recur and evict others; a new mask costs some 40
+# microseconds, nothing beside a pass of a target.
+_MAX_TREE_MASKS = 64
+ROW_BLOCK = 512  # a pass of static shape attends to a multiple of this many rows
 
 
-class _Rows(DynamicLayer):
-    """One layer's window on the shared storage; ``update`` writes behind the settled rows and returns views."""
+class _Layer(DynamicLayer):
+    """One layer's views of the shared storage; ``update`` writes after the committed rows and returns views."""
 
     def __init__(self, owner: TreeCache, index: int) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class _Rows(DynamicLayer):
         return self.owner.capacity
 
 
-class _Window(DynamicLayer):
-    """One layer's rows during a single pass, cut out before it; ``update`` writes the new ones and returns all."""
+class _PassLayer(DynamicLayer):
+    """One layer's rows for a single pass, sliced before it; ``update`` writes the new rows and returns all."""
 
     def __init__(
         self, keys: torch.Tensor, values: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor, past: int
@@ -79,42 +79,40 @@ class _Window(DynamicLayer):
         return self._past
 
     def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        # A number that moves is none to isinstance; only transformers 4.57 passes positions.
+        # A symbolic size is no int to isinstance; only transformers 4.57 passes positions.
         return self._past + (query_length.shape[0] if isinstance(query_length, torch.Tensor) else query_length), 0
 
 
-class _Indexed(DynamicLayer):
-    """One layer's rows during a single pass whose shapes do not depend on how many are settled; ``update`` returns all
-    there are.
-    """
+class _StaticPassLayer(DynamicLayer):
+    """One layer's rows for a single pass with static shapes; ``update`` returns all rows, whatever their number."""
 
-    def __init__(self, rows: torch.Tensor, numbers: torch.Tensor) -> None:
+    def __init__(self, rows: torch.Tensor, indices: torch.Tensor) -> None:
         super().__init__()
-        self._rows, self._numbers = rows, numbers
+        self._rows, self._indices = rows, indices
         self.keys, self.values = rows[0], rows[1]
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return written(self._rows, self._numbers, key_states, value_states)
+        return write_rows(self._rows, self._indices, key_states, value_states)
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        return self._rows.shape[-2] - self._numbers.shape[0]
+        return self._rows.shape[-2] - self._indices.shape[0]
 
     def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return self._rows.shape[-2], 0
 
 
-def written(
+def write_rows(
     rows: torch.Tensor, start: Any, keys: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write new rows, and return those that are then to be attended to, keys and values.
+    """Write new keys and values; returns the keys and values to attend to.
 
     Args:
         rows: [2, batch, kv_heads, capacity, head_dim].
-        start: number of the first new row, and those up to the last new one come back; or the numbers of the new rows
-            as a tensor [new], and all rows come back, so that no shape depends on it.
+        start: index of the first new row; rows up to the last new one are returned. Or the indices of the new rows as a
+            tensor [new]; all rows are returned, so that shapes are static.
         keys, values: [batch, kv_heads, new, head_dim].
     """
     if isinstance(start, torch.Tensor):
@@ -127,25 +125,25 @@ def written(
     return rows[0, :, :, :stop], rows[1, :, :, :stop]
 
 
-def hiding(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive attention mask of new rows that see all settled ones.
+def attention_mask(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive attention mask of new rows, which all attend to the committed rows.
 
     Args:
-        hidden: bool [new, any], which of the rows from the first unsettled one on each new row must not see.
-        past: number of settled rows; or that as a tensor [], and the mask is as wide as the cache, whatever its value.
+        hidden: bool [new, any], True where a new row must not attend; column 0 is the first row after the committed.
+        past: number of committed rows; as a tensor [], the mask is as wide as the cache whatever its value.
         capacity: rows of the cache.
 
     Returns:
-        [new, past + any], or [new, capacity] with everything behind those hidden.
+        [new, past + any], or [new, capacity] with all later columns masked.
     """
     if isinstance(past, torch.Tensor):
-        return hide(hidden, past, capacity, dtype)
-    return aligned(F.pad(hidden.to(dtype) * torch.finfo(dtype).min, (past, 0)))
+        return static_mask(hidden, past, capacity, dtype)
+    return aligned_mask(F.pad(hidden.to(dtype) * torch.finfo(dtype).min, (past, 0)))
 
 
-def aligned(mask: torch.Tensor) -> torch.Tensor:
-    """An additive mask as it is, or on CUDA a copy whose rows begin at multiples of 16 elements: fused attention faults
-    on others in half precision.
+def aligned_mask(mask: torch.Tensor) -> torch.Tensor:
+    """The mask; on CUDA a copy with row strides of multiples of 16, without which fused attention faults in half
+    precision.
     """
     if mask.device.type != "cuda":
         return mask
@@ -153,67 +151,64 @@ def aligned(mask: torch.Tensor) -> torch.Tensor:
     return mask.new_empty(*mask.shape[:-1], -(-width // 16) * 16)[..., :width].copy_(mask)
 
 
-@torch.library.custom_op("koala_bench::hide", mutates_args=())
-def hide(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
-    """``hiding`` for a number of settled rows that is a tensor: one operation, so that a kernel that needs no mask
-    finds what it stands for.
+@torch.library.custom_op("koala_bench::static_mask", mutates_args=())
+def static_mask(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
+    """``attention_mask`` with static shapes. One operator, so that a kernel which needs no mask can recognise it and
+    read ``hidden`` instead.
     """
-    least = torch.finfo(dtype).min
-    places = torch.arange(capacity, device=hidden.device) - past
-    block = F.pad(hidden.to(dtype) * least, (0, 1), value=least)
-    return block.index_select(1, places.clamp(0, hidden.shape[1])).masked_fill(places < 0, 0.0)
+    masked = torch.finfo(dtype).min
+    columns = torch.arange(capacity, device=hidden.device) - past
+    block = F.pad(hidden.to(dtype) * masked, (0, 1), value=masked)
+    return block.index_select(1, columns.clamp(0, hidden.shape[1])).masked_fill(columns < 0, 0.0)
 
 
-@hide.register_fake
+@static_mask.register_fake
 def _(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
     return hidden.new_empty(hidden.shape[0], capacity, dtype=dtype)
 
 
-def windows(storage: torch.Tensor, start: Any, new: int) -> Cache:
-    """A cache for one pass over ``new`` nodes, without a state of its own, so that it can be recorded.
+def pass_cache(storage: torch.Tensor, start: Any, new: int) -> Cache:
+    """A stateless cache for one pass over ``new`` nodes, so that the pass can be traced.
 
     Args:
         storage: of a ``TreeCache``, [layers, 2, kv_heads, capacity, head_dim]; the new rows are written there.
-        start: number of settled rows, behind which they go; or the numbers of the new rows as a tensor [new], see
-            ``written``: the pass then needs a mask as wide as the cache.
+        start: number of committed rows; or the indices of the new rows as a tensor [new], see ``write_rows``, when the
+            pass needs a mask as wide as the cache.
     """
     if isinstance(start, torch.Tensor):
-        return Cache(layers=[_Indexed(rows, start) for rows in storage.unsqueeze(2).unbind(0)])
-    every = storage.flatten(0, 1).unsqueeze(1)
+        return Cache(layers=[_StaticPassLayer(rows, start) for rows in storage.unsqueeze(2).unbind(0)])
+    every = storage.flatten(0, 1).unsqueeze(1)  # keys and values of each layer in turn
     rows, added = every[:, :, :, : start + new].unbind(0), every[:, :, :, start : start + new].unbind(0)
-    return Cache(
-        layers=[_Window(rows[at], rows[at + 1], added[at], added[at + 1], start) for at in range(0, len(rows), 2)]
-    )
+    pairs = range(0, len(rows), 2)
+    return Cache(layers=[_PassLayer(rows[i], rows[i + 1], added[i], added[i + 1], start) for i in pairs])
 
 
 class TreeCache(Cache):
     """Keys and values of one sequence, batch size 1.
 
     Attributes:
-        past: number of settled rows. Rows behind it are scratch space for the tree under verification.
-        capacity: number of rows there is room for.
+        past: number of committed rows. Rows after them are scratch space for the tree being verified.
+        capacity: number of rows allocated.
     """
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.past = 0
         self.capacity = capacity
         self._storage: torch.Tensor | None = None  # [layers, 2, kv_heads, capacity, head_dim]
-        # One mask, wide enough for all settled rows there can be, takes on the part that depends on the tree when the
-        # tree changes.
-        self._wide = torch.empty(0, 0)
-        self._blocks: dict[TreeShape, tuple[torch.Tensor, torch.Tensor]] = {}  # that part, and the depths
-        self._shown: TreeShape | None = None
-        self._mask = self._depths = self._wide
-        super().__init__(layers=[_Rows(self, index) for index in range(layers)])
+        self._tree_masks: dict[TreeShape, tuple[torch.Tensor, torch.Tensor]] = {}  # and the nodes' depths
+        # Preallocated mask; only the tree's block is rewritten when its shape changes.
+        self._mask_buffer = torch.empty(0, 0)
+        self._shape: TreeShape | None = None
+        self._mask = self._depths = self._mask_buffer
+        super().__init__(layers=[_Layer(self, index) for index in range(layers)])
 
     def allocate(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of layer ``index`` on the storage, keys and values each [1, kv_heads, capacity, head_dim]."""
+        """Views of layer ``index`` of the storage, keys and values each [1, kv_heads, capacity, head_dim]."""
         _, heads, _, dim = keys.shape
         if self._storage is None:
-            # Zeros, not garbage: a row that is masked out still enters the product with weight 0, and 0 * nan is nan.
-            self._storage = torch.zeros(
-                len(self.layers), 2, heads, self.capacity, dim, dtype=keys.dtype, device=keys.device
-            )
+            # Zeros, not garbage: a masked row still enters the product with weight 0, and 0 * nan is nan.
+            size = (len(self.layers), 2, heads, self.capacity, dim)
+            self._storage = torch.zeros(size, dtype=keys.dtype, device=keys.device)
         if keys.shape[0] != 1 or keys.shape != values.shape or self._storage.shape[2:] != (heads, self.capacity, dim):
             raise KoalaBenchError(
                 "This target's attention layers differ in shape from one another.",
@@ -223,7 +218,7 @@ class TreeCache(Cache):
 
     @property
     def storage(self) -> torch.Tensor:
-        """Keys and values of all layers [layers, 2, kv_heads, capacity, head_dim]; there once a prompt was read."""
+        """Keys and values of all layers [layers, 2, kv_heads, capacity, head_dim]; exists after ``prefill``."""
         assert self._storage is not None, "prefill() comes first"
         return self._storage
 
@@ -232,45 +227,41 @@ class TreeCache(Cache):
         self.past = 0
 
     def commit(self, path: Sequence[int]) -> None:
-        """Settle the rows of ``path``, node indices of the tree that was just verified, root first."""
+        """Commit the rows of ``path``, node indices of the tree just verified, root first."""
         count = len(path)
-        if path[-1] != count - 1:  # a path that is not simply the first nodes
+        if path[-1] != count - 1:  # not simply the first nodes
             assert self._storage is not None
             rows = torch.tensor(path, device=self._storage.device) + self.past
             self._storage[:, :, :, self.past : self.past + count] = self._storage.index_select(3, rows)
         self.past += count
 
-    def unseen(self, shape: TreeShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which nodes of a tree each node does not attend to, bool [nodes, nodes], and the nodes' depths, int64 [1,
-        nodes].
-        """
-        if shape not in self._blocks:
-            if len(self._blocks) == _SHAPES:  # a head that draws its tree anew at each step must not fill the memory
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[shape] = (~shape.ancestors.to(device), torch.tensor([shape.depths], device=device))
-        return self._blocks[shape]
+    def tree_mask(self, shape: TreeShape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tree mask, bool [nodes, nodes], True where a node must not attend, and node depths, int64 [1, nodes]."""
+        if shape not in self._tree_masks:
+            if len(self._tree_masks) == _MAX_TREE_MASKS:  # dynamic trees must not fill the memory
+                del self._tree_masks[next(iter(self._tree_masks))]
+            self._tree_masks[shape] = (~shape.ancestors.to(device), torch.tensor([shape.depths], device=device))
+        return self._tree_masks[shape]
 
     def tree_buffers(
         self, shape: TreeShape, dtype: torch.dtype, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention mask and depths of a tree behind the settled rows.
+        """Attention mask and depths of a tree after the committed rows.
 
         Returns:
-            the additive mask [1, 1, nodes, past + nodes], a view on a buffer that holds until the next tree is asked
-            for, and the depths, int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager
-            attention.
+            additive mask [1, 1, nodes, past + nodes], a view of a buffer that the next call overwrites, and the depths,
+            int64 [1, nodes]. Additive, because a boolean mask is silently wrong under eager attention.
         """
-        if shape != self._shown:
-            hidden, self._depths = self.unseen(shape, device)
-            if len(self._wide) < shape.nodes:
-                self._wide = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
-            mask = self._wide[: shape.nodes, : self.capacity + shape.nodes]
-            mask[:, self.capacity :] = torch.zeros_like(hidden, dtype=dtype).masked_fill_(
-                hidden, torch.finfo(dtype).min
-            )
-            self._shown, self._mask = shape, mask[None, None]
+        if shape != self._shape:
+            hidden, self._depths = self.tree_mask(shape, device)
+            if len(self._mask_buffer) < shape.nodes:
+                self._mask_buffer = torch.zeros(shape.nodes, self.capacity + shape.nodes, dtype=dtype, device=device)
+            mask = self._mask_buffer[: shape.nodes, : self.capacity + shape.nodes]
+            block = torch.zeros_like(hidden, dtype=dtype)
+            mask[:, self.capacity :] = block.masked_fill_(hidden, torch.finfo(dtype).min)
+            self._shape, self._mask = shape, mask[None, None]
         return self._mask[..., self.capacity - self.past :], self._depths
 
     def first_rows(self, count: int) -> torch.Tensor:
-        """The storage up to row ``count`` or a little further, so that few different lengths come up."""
-        return self.storage[:, :, :, : min(self.capacity, -(-count // LENGTHS) * LENGTHS)]
+        """The storage up to row ``count``, rounded up so that few distinct lengths occur."""
+        return self.storage[:, :, :, : min(self.capacity, -(-count // ROW_BLOCK) * ROW_BLOCK)]

@@ -1,8 +1,8 @@
-"""CUDA graphs: a function's kernels, captured once for each set of shapes and started together from then on.
+"""CUDA graphs: a function is captured once for each set of shapes and replayed from then on.
 
-A graph reads and writes where it did when it was captured. So arguments are copied into inputs of the graph's own, but
-for those that stay where they are, and what comes back is overwritten by the next call. On the CPU, where there are no
-graphs, the same function is called on the same inputs: what a graph needs of a function can be tried there.
+A graph reads and writes fixed addresses. Arguments are copied into its static input buffers, except those in static
+memory already; its outputs are overwritten by the next replay. On the CPU the function is called on the same buffers
+instead, so that tests without a GPU show whether a function can be captured.
 """
 
 from __future__ import annotations
@@ -17,128 +17,122 @@ from koala_bench.common.hub_errors import first_line
 from koala_bench.common.progress import say
 
 Argument = torch.Tensor | int | None
-_MOST = 64  # graphs kept of a function; each keeps its outputs and whatever lies between
-_WARM_UP = 2  # calls before a capture, in which libraries set themselves up
+_MAX_GRAPHS = 64  # of one function; each keeps its outputs and intermediate buffers
+_WARM_UP = 2  # calls before a capture, in which libraries initialise
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """One captured call; ``inputs`` are its own, None in the place of those that stay where they are, ``copied`` what
-    they were copied from last. ``replay`` is given the arguments that stay.
+    """One captured call.
 
-    It does not hold these: a cache that was outgrown should go, and one that comes to lie where it lay, with the same
-    sizes, is as good.
+    It holds no reference to static arguments: an outgrown cache can be freed, and a new one at the same address with
+    the same strides serves as well.
+
+    Attributes:
+        inputs: input buffers, None for static arguments.
+        sources: what each constant input was last copied from.
+        replay: takes the arguments and writes ``outputs``.
     """
 
     inputs: tuple[torch.Tensor | None, ...]
-    copied: list[Argument]
+    sources: list[Argument]
     outputs: Any
     replay: Callable[[Sequence[Argument]], None]
 
 
 class Captured:
-    """A function of tensors, numbers and None, replayed as a graph where one of its shapes was captured before.
+    """A function of tensors, ints and None, replayed as a CUDA graph for every set of shapes seen before.
 
-    No shape inside the function may depend on the value of a number, and nothing that it does on the host is done
-    again. Numbers reach it as int64 tensors []. It must do the same if it is called again with the same arguments.
+    No shape inside the function may depend on the value of an int, and it must be repeatable. Host code runs at capture
+    time only; ints arrive as 0-d int64 tensors. A function that cannot be captured is called, after one message.
 
     Args:
-        kept: places of the arguments that stay where they are, because the function writes into them or because they
-            are large.
-        steady: places of tensors that nobody changes once they are made: copied only where another one came before.
-        made: called for each graph that is captured.
-
-    What cannot be captured is said, and called as it is.
+        static: indices of arguments used in place, because the function writes into them or they are large.
+        constant: indices of tensors that are never modified, copied only when another tensor is passed.
+        on_capture: called after each capture.
     """
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        kept: Sequence[int],
-        steady: Sequence[int],
-        device: torch.device,
-        made: Callable[[], None],
-    ) -> None:
-        self._function, self._kept, self._steady, self._device, self._made = (
-            function,
-            frozenset(kept),
-            frozenset(steady),
-            device,
-            made,
-        )
+        self, function: Callable[..., Any], static: Sequence[int], constant: Sequence[int], device: torch.device,
+        on_capture: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._function, self._device, self._on_capture = function, device, on_capture
+        self._static, self._constant = frozenset(static), frozenset(constant)
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 
     def __call__(self, *arguments: Argument) -> Any:
         key = self._key(arguments)
         graph = self._graphs.get(key)
         if graph is None:
-            if len(self._graphs) == _MOST:
+            if len(self._graphs) == _MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
             graph = self._graphs[key] = self._capture(arguments)
-            self._made()
-        for place, (own, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
-            if own is None or argument is None or (place in self._steady and argument is graph.copied[place]):
+            self._on_capture()
+        for index, (buffer, argument) in enumerate(zip(graph.inputs, arguments, strict=True)):
+            constant = index in self._constant
+            if buffer is None or argument is None or (constant and argument is graph.sources[index]):
                 continue
-            graph.copied[place] = argument if place in self._steady else None
+            graph.sources[index] = argument if constant else None
             if isinstance(argument, torch.Tensor):
-                own.copy_(argument)
+                buffer.copy_(argument)
             else:
-                own.fill_(argument)
+                buffer.fill_(argument)
         graph.replay(arguments)
         return graph.outputs
 
     def _key(self, arguments: Sequence[Argument]) -> tuple[object, ...]:
         key: list[object] = []
-        for place, argument in enumerate(arguments):
+        for index, argument in enumerate(arguments):
             if not isinstance(argument, torch.Tensor):
                 key.append(argument is None)
-            elif place in self._kept:
+            elif index in self._static:
                 key += [argument.data_ptr(), argument.shape, argument.stride(), argument.dtype]
             else:
                 key += [argument.shape, argument.dtype]
         return tuple(key)
 
+    def _input(self, index: int, argument: Argument) -> torch.Tensor | None:
+        """What the captured function reads: a static argument itself, or a new buffer with the argument's value."""
+        if argument is None or (index in self._static and isinstance(argument, torch.Tensor)):
+            return argument
+        if isinstance(argument, torch.Tensor):
+            return argument.clone(memory_format=torch.contiguous_format)
+        return torch.tensor(argument, device=self._device)
+
     def _capture(self, arguments: Sequence[Argument]) -> _Graph:
-        inputs: list[torch.Tensor | None] = []
-        for place, argument in enumerate(arguments):
-            if argument is None:
-                inputs.append(None)
-            elif isinstance(argument, torch.Tensor):
-                inputs.append(
-                    argument if place in self._kept else argument.clone(memory_format=torch.contiguous_format)
-                )
-            else:
-                inputs.append(torch.tensor(argument, device=self._device))
-        given = tuple(inputs)
-        own = tuple(None if place in self._kept else each for place, each in enumerate(given))
+        inputs = [self._input(index, argument) for index, argument in enumerate(arguments)]
+        buffers = tuple(None if index in self._static else each for index, each in enumerate(inputs))
         if self._device.type != "cuda":
-            return self._called(own, given)
+            return self._called(buffers, inputs)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
-                self._function(*given)
+                self._function(*inputs)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                outputs = self._function(*given)
+                outputs = self._function(*inputs)
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a model may ask the device for a value, or wait for it
+        except RuntimeError as error:  # a model may read a value from the device, or synchronise
             torch.cuda.synchronize(self._device)
-            say(f"koala-bench: a pass is not captured as a CUDA graph but called: {first_line(error)}")
-            return self._called(own, given)
-        return _Graph(own, [None] * len(own), outputs, lambda arguments: graph.replay())
+            say(f"koala-bench: a pass runs without a CUDA graph, its capture failed: {first_line(error)}")
+            return self._called(buffers, inputs)
+        return _Graph(buffers, [None] * len(buffers), outputs, lambda arguments: graph.replay())
 
-    def _called(self, own: tuple[torch.Tensor | None, ...], given: tuple[torch.Tensor | None, ...]) -> _Graph:
-        outputs = self._function(*given)
+    def _called(self, buffers: tuple[torch.Tensor | None, ...], inputs: Sequence[torch.Tensor | None]) -> _Graph:
+        """A stand-in that calls the function on the buffers and copies its results to one place."""
+        outputs = self._function(*inputs)
         several = isinstance(outputs, tuple)
 
         def replay(arguments: Sequence[Argument]) -> None:
-            mixed = [argument if place in self._kept else own[place] for place, argument in enumerate(arguments)]
-            again = self._function(*mixed)
-            for there, here in zip(outputs if several else [outputs], again if several else [again], strict=True):
-                there.copy_(here)
+            mixed = [each if index in self._static else buffers[index] for index, each in enumerate(arguments)]
+            results = self._function(*mixed)
+            for output, result in zip(
+                outputs if several else [outputs], results if several else [results], strict=True
+            ):
+                output.copy_(result)
 
-        return _Graph(own, [None] * len(own), outputs, replay)
+        return _Graph(buffers, [None] * len(buffers), outputs, replay)

@@ -1,9 +1,7 @@
-"""Rewriting recorded operations into the kernels of ``koala_bench.engine.kernels``: the last step of
-``koala_bench.engine.lowering`` on a GPU.
+"""Graph pass that inserts the kernels of ``koala_bench.engine.kernels``: the last of ``lowering`` on a GPU.
 
-As there, nothing here knows a model. What surrounds a product of one row becomes part of it; an attention whose mask
-says which nodes of a tree see which is made without the mask, and the rotation and the writing of rows before it are
-one kernel.
+Matrix-vector products are fused with the norm before and the bias, residual and gate after them. Tree attention reads
+the boolean tree mask instead of an additive one; the rotary embedding and the KV cache write before it are one kernel.
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ _LINEAR = (_aten.linear.default, torch._C._nn.linear)
 
 
 def fuse(graph: Graph, constants: dict[str, Any]) -> None:
-    """Rewrite a graph in place, as a step of ``koala_bench.engine.lowering.lower``."""
+    """Rewrite a graph in place, as a pass of ``koala_bench.engine.lowering.lower``."""
     for node in calls(graph, _aten.scaled_dot_product_attention.default):
         _attention(graph, constants, node)
     for node in calls(graph, *_LINEAR):
         _product(graph, constants, node)
     for node in calls(graph, _aten.mul.Tensor):
         _gate(graph, node)
-    graph.eliminate_dead_code(is_impure_node=writes)  # a norm is to be read by what is left alone
+    graph.eliminate_dead_code(is_impure_node=writes)  # so that norms have live users only
     for node in calls(graph, torch.rms_norm):
         _norm(graph, node)
     for node in calls(graph, _aten.topk.default):
@@ -55,25 +53,18 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
     options.pop("enable_gqa", None)
     while is_call(mask, _aten.unsqueeze.default):
         mask = mask.args[0]
-    if options or any(rest) or not is_call(mask, torch.ops.koala_bench.hide.default):
+    if options or any(rest) or not is_call(mask, torch.ops.koala_bench.static_mask.default):
         return
     hidden, past = mask.args[:2]
     (keys, reads_keys), (values, reads_values) = _unrepeated(keys, node), _unrepeated(values, node)
     shape = value_of(q).shape
-    if (
-        is_call(q, _aten.reshape.default, _aten.view.default)
-        and _method(q.args[0], "narrow")
-        and value_of(q.args[0]).shape[2] == 1
-    ):
-        q = q.args[0]  # queries of a group stood there as rows
+    viewed = q.args[0] if is_call(q, _aten.reshape.default, _aten.view.default) else None
+    if _method(viewed, "narrow") and value_of(viewed).shape[2] == 1:
+        q = viewed  # the queries of a group as rows
     (batch, heads, rows, width), (_, kv_heads, *_) = value_of(q).shape, value_of(keys).shape
-    if (
-        not _half(q)
-        or batch != 1
-        or width not in kernels.WIDTHS
-        or heads % kv_heads
-        or value_of(hidden).shape[0] != rows
-    ):
+    if not _half(q) or batch != 1 or width not in kernels.WIDTHS or heads % kv_heads:
+        return
+    if value_of(hidden).shape[0] != rows:
         return
     writers = [_writer(keys, reads_keys), _writer(values, reads_values)]
     rotation = _rotation(constants, q, keys, values, writers)
@@ -82,11 +73,11 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
             arrived = _arrivals(graph, constants, heads)
             new = graph.call_function(kernels.attend_row, (*rotation, hidden, past, scale, arrived))
         else:
-            turned = q
+            rotated = q
             if rotation is not None:
-                turned = graph.call_function(kernels.rotate, rotation)
-                turned.meta["val"] = value_of(q)
-            new = graph.call_function(kernels.attend, (turned, keys, values, hidden, past, scale))
+                rotated = graph.call_function(kernels.rotate, rotation)
+                rotated.meta["val"] = value_of(q)
+            new = graph.call_function(kernels.attend, (rotated, keys, values, hidden, past, scale))
         if value_of(q).shape != shape:
             new = graph.call_method("reshape", (new, list(shape)))
     if rotation is not None:
@@ -96,64 +87,43 @@ def _attention(graph: Graph, constants: dict[str, Any], node: Any) -> None:
 
 
 def _arrivals(graph: Graph, constants: dict[str, Any], heads: int) -> Node:
-    """Counters for ``kernels.attend_row``, which runs once at a time."""
-    device = next(
-        value.device for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()
-    )
-    return constant(graph, constants, torch.zeros(heads, dtype=torch.int32, device=device), "arrived")
+    """Arrival counters for ``kernels.attend_row``, whose calls do not overlap."""
+    weights = (each for each in constants.values() if isinstance(each, torch.Tensor) and each.is_floating_point())
+    zeros = torch.zeros(heads, dtype=torch.int32, device=next(weights).device)
+    return constant(graph, constants, zeros, "arrived")
 
 
 def _rotation(constants: dict[str, Any], q: Any, keys: Any, values: Any, writers: list[Any]) -> tuple[Any, ...] | None:
-    """The arguments of ``kernels.rotate``, if queries and keys are turned as one and rows are written nowhere but where
-    they are attended to.
+    """The arguments of ``kernels.rotate``, if queries and keys are rotated together and only the attention reads the
+    written rows.
     """
     if None in writers:
         return None
     (_, place, numbers, k), (_, other, others, v) = (writer.args for writer in writers)
-    if (
-        (place, other) != (2, 2)
-        or numbers is not others
-        or not _method(q, "narrow")
-        or not _method(k, "narrow")
-        or len(k.users) > 1
-        or len(q.users) > 1
-    ):
+    if (place, other) != (2, 2) or numbers is not others:
+        return None
+    if any(not _method(each, "narrow") or len(each.users) > 1 for each in (q, k)):
         return None
     (whole, *first), (same, *second) = q.args, k.args
     heads, kv_heads = value_of(q).shape[1], value_of(keys).shape[1]
-    if (
-        whole is not same
-        or first != [1, 0, heads]
-        or second != [1, heads, kv_heads]
-        or not is_call(whole, torch.addcmul)
-    ):
+    if whole is not same or not is_call(whole, torch.addcmul):
+        return None
+    if first != [1, 0, heads] or second != [1, heads, kv_heads]:
         return None
     straight, rolled, sine = whole.args
-    if (
-        not is_call(straight, torch.mul)
-        or not is_call(rolled, torch.roll)
-        or straight.args[0] is not rolled.args[0]
-        or rolled.args[2] != -1
-    ):
+    if not is_call(straight, torch.mul) or not is_call(rolled, torch.roll):
+        return None
+    if straight.args[0] is not rolled.args[0] or rolled.args[2] != -1:
         return None
     if any(size != 1 for each in (straight.args[1], sine) for size in value_of(each).shape[:-2]):
         return None  # angles that differ from head to head
     signed = not _signs(constants, sine, value_of(q).shape[-1])
-    return (
-        straight.args[0],
-        v,
-        straight.args[1],
-        sine if signed else sine.args[0],
-        signed,
-        rolled.args[1],
-        numbers,
-        keys,
-        values,
-    )
+    x, cosine = straight.args
+    return x, v, cosine, sine if signed else sine.args[0], signed, rolled.args[1], numbers, keys, values
 
 
 def _signs(constants: dict[str, Any], sine: Any, width: int) -> bool:
-    """Whether sines are others whose first half was made negative, which the kernels do themselves."""
+    """Whether the first half of the sines was negated by a product with signs, which the kernels do themselves."""
     if not is_call(sine, torch.mul) or not isinstance(sine.args[1], Node) or sine.args[1].op != "get_attr":
         return False
     signs = constants[str(sine.args[1].target)]
@@ -162,70 +132,59 @@ def _signs(constants: dict[str, Any], sine: Any, width: int) -> bool:
 
 
 def _unrepeated(rows: Any, attention: Node) -> tuple[Any, Node]:
-    """Keys or values as they lie in the cache, and the node that reads them: repeated once for each query of a group,
-    or the attention itself.
-    """
-    spread: Any = (
-        rows.args[0] if is_call(rows, _aten.reshape.default, _aten.view.default, _aten._unsafe_view.default) else None
-    )
-    apart: Any = spread.args[0] if is_call(spread, _aten.expand.default) else None
-    if not is_call(apart, _aten.unsqueeze.default) or apart.args[1] != 2 or len(value_of(rows).shape) != 4:
+    """Keys or values in the cache before they are repeated for grouped queries, and the node that reads them."""
+    reshapes = (_aten.reshape.default, _aten.view.default, _aten._unsafe_view.default)
+    expanded: Any = rows.args[0] if is_call(rows, *reshapes) else None
+    unsqueezed: Any = expanded.args[0] if is_call(expanded, _aten.expand.default) else None
+    if not is_call(unsqueezed, _aten.unsqueeze.default) or unsqueezed.args[1] != 2 or len(value_of(rows).shape) != 4:
         return rows, attention
-    return apart.args[0], apart
+    return unsqueezed.args[0], unsqueezed
 
 
 def _writer(rows: Node, reader: Node) -> Any:
-    """What writes into rows that are then attended to and asked for nothing else."""
+    """The node that writes the new rows, if it is the only user of the rows besides their reader; else None."""
     others = [user for user in rows.users if user is not reader]
-    return (
-        others[0]
-        if len(others) == 1 and is_call(others[0], _aten.index_copy_.default) and others[0].args[0] is rows
-        else None
-    )
+    alone = len(others) == 1 and is_call(others[0], _aten.index_copy_.default) and others[0].args[0] is rows
+    return others[0] if alone else None
 
 
-# ------------------------------------------------------------------------------ products
+# ------------------------------------------------------------------------------ linear layers
 
 
 def _product(graph: Graph, constants: dict[str, Any], node: Any) -> None:
-    """A product of one row by our kernel; of several an addition behind it becomes part of the library's."""
+    """Matrix-vector products use our kernel; products of several rows use the library's with the addition fused."""
     x, weight, bias = (*node.args, None)[:3]
     if not _half(node) or value_of(x).dtype != value_of(node).dtype or weight.op != "get_attr":
         return
     one = all(size == 1 for size in value_of(node).shape[:-1])
     total = only_user(node, _aten.add.Tensor)
     residual = None if total is None or len(total.args) != 2 or total.kwargs else total.args[total.args[0] is node]
-    if not isinstance(residual, Node) or (value_of(residual).shape, value_of(residual).dtype) != (
-        value_of(node).shape,
-        value_of(node).dtype,
-    ):
+    if not isinstance(residual, Node) or _kind(residual) != _kind(node):
         residual = None
     old = node if residual is None else total
     if residual is None and not one:
         return
     with graph.inserting_before(old):
-        target = kernels.row_product if one else kernels.product_ if _spent(residual, old) else kernels.product
+        target = kernels.row_product if one else kernels.product_ if _reusable(residual, old) else kernels.product
         replace_node(old, graph.call_function(target, (x, weight, bias, residual)))
     if old is not node:
         graph.erase_node(node)
 
 
-def _spent(node: Any, last: Node) -> bool:
-    """Whether a tensor was made in this pass for nobody who reads it after the last reader named: it may be written
-    over.
-    """
+def _kind(node: Node) -> tuple[Any, torch.dtype]:
+    return value_of(node).shape, value_of(node).dtype
+
+
+def _reusable(node: Any, last: Node) -> bool:
+    """Whether a tensor was made in this graph and has no reader after ``last``, so that it may be overwritten."""
     made = is_call(node, kernels.product, kernels.product_, _aten.embedding.default, *_LINEAR) or (
         is_call(node, _aten.unsqueeze.default) and len(node.args[0].users) == 1 and is_call(node.args[0], *_LINEAR)
     )
-    return (
-        made
-        and all(user is last or user < last for user in node.users)
-        and not any(_looks(user) for user in node.users)
-    )
+    return made and all((user is last or user < last) and not _may_alias(user) for user in node.users)
 
 
-def _looks(node: Node) -> bool:
-    """Whether what a node gives may be the memory of what it is given."""
+def _may_alias(node: Node) -> bool:
+    """Whether a node's result may share memory with its input."""
     return not is_call(node, _aten.add.Tensor, torch.rms_norm, *_LINEAR)
 
 
@@ -238,12 +197,9 @@ def _gate(graph: Graph, node: Any) -> None:
         return
     low = silu.args[0]
     whole, width = up.args[0], value_of(node).shape[-1]
-    if (
-        not _half(node)
-        or low.args != (whole, -1, 0, width)
-        or up.args[1:] != (-1, width, width)
-        or value_of(whole).shape[-1] != 2 * width
-    ):
+    if low.args != (whole, -1, 0, width) or up.args[1:] != (-1, width, width):
+        return
+    if not _half(node) or value_of(whole).shape[-1] != 2 * width:
         return
     alone = set(whole.users) == {low, up} and all(len(each.users) == 1 for each in (low, up, silu))
     with graph.inserting_before(node):
@@ -254,18 +210,18 @@ def _gate(graph: Graph, node: Any) -> None:
 
 
 def _norm(graph: Graph, node: Any) -> None:
-    """A norm becomes part of the gated products of one row that read it, or a kernel of its own.
+    """Fuse a norm into the gated matrix-vector products that read it, or use a kernel of its own.
 
-    Every program of a product makes the norm anew. Two rows of weights to each element of x pay for that; with one a
-    kernel more is faster (measured on an H200, 12,288 rows of 4,096: 29 us, against 25 and 3).
+    Every program of a product computes the norm again. That pays with two weight rows per element of x; with one a
+    separate kernel is faster (H200, 12,288 rows of 4,096: 29 us fused, 25 and 3 us apart).
     """
     x, shape, gain, eps = node.args
     if not _half(node) or len(shape) != 1 or value_of(gain).dtype not in kernels.DTYPES or not isinstance(eps, float):
         return
-    if node.users and all(
-        is_call(user, kernels.row_product) and user.args[0] is node and user.kwargs.get("gated") for user in node.users
-    ):
-        for user in list(node.users):
+    users = list(node.users)
+    gated = [user for user in users if is_call(user, kernels.row_product) and user.kwargs.get("gated")]
+    if users and len(gated) == len(users) and all(user.args[0] is node for user in users):
+        for user in users:
             user.args, user.kwargs = (x, *user.args[1:]), {**user.kwargs, "gain": gain, "eps": eps}
         return
     with graph.inserting_before(node):
@@ -275,13 +231,9 @@ def _norm(graph: Graph, node: Any) -> None:
 def _topk(graph: Graph, node: Any) -> None:
     x, count, *rest = node.args
     width = value_of(x).shape[-1]
-    if (
-        rest not in ([], [-1])
-        or node.kwargs
-        or not isinstance(count, int)
-        or not isinstance(width, int)
-        or count > min(width, kernels.MOST_RANKS)
-    ):
+    if rest not in ([], [-1]) or node.kwargs or not isinstance(count, int) or not isinstance(width, int):
+        return
+    if count > min(width, kernels.MOST_RANKS):
         return
     if value_of(x).dtype in (*kernels.DTYPES, torch.float32):
         with graph.inserting_before(node):
@@ -289,27 +241,23 @@ def _topk(graph: Graph, node: Any) -> None:
 
 
 def _pair(graph: Graph, node: Any) -> None:
-    """Embeddings of some tokens beside states of others: what an autoregressive head reads."""
+    """Concatenation of token embeddings and hidden states, the input of an autoregressive head."""
     parts, *rest = node.args
-    if (
-        len(parts) != 2
-        or rest != [-1]
-        or not is_call(parts[0], _aten.embedding.default)
-        or len(parts[0].users) > 1
-        or not _half(node)
-    ):
+    if len(parts) != 2 or rest != [-1] or not _half(node):
+        return
+    if not is_call(parts[0], _aten.embedding.default) or len(parts[0].users) > 1:
         return
     weight, tokens = parts[0].args[:2]
     if value_of(tokens).ndim != 1 or value_of(parts[1]).ndim != 2 or value_of(weight).dtype != value_of(parts[1]).dtype:
         return
-    tokens, places = _chosen(tokens)
-    states, parents = _chosen(parts[1])
+    tokens, places = _selected(tokens)
+    states, parents = _selected(parts[1])
     with graph.inserting_before(node):
         replace_node(node, graph.call_function(kernels.paired, (weight, tokens, places, states, parents)))
 
 
-def _chosen(node: Any) -> tuple[Any, Any]:
-    """A tensor and which rows of it are wanted, None for all."""
+def _selected(node: Any) -> tuple[Any, Any]:
+    """A tensor and the indices of the selected rows, None for all."""
     if is_call(node, _aten.index_select.default) and node.args[1] == 0:
         return node.args[0], node.args[2]
     return node, None

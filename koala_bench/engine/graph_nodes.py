@@ -1,4 +1,4 @@
-"""Reading and replacing nodes of recorded graphs: what ``lowering`` and ``fusing`` rewrite with."""
+"""Helpers of ``lowering`` and ``fusing`` for reading and replacing nodes of a ``torch.fx`` graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 
 def writes(node: Node) -> bool:
-    """Whether a node changes what it is given, so that it stays though nothing reads its result."""
+    """Whether a node mutates its inputs, so that it must stay even if its result is unused."""
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_method":
@@ -19,7 +19,7 @@ def writes(node: Node) -> bool:
 
 
 def calls(graph: Graph, *targets: Any) -> Iterator[Any]:
-    """The nodes that call one of the targets; those are read before any is rewritten."""
+    """The nodes that call one of the targets, collected before any is rewritten."""
     yield from [node for node in graph.nodes if node.op == "call_function" and node.target in targets]
 
 
@@ -29,19 +29,19 @@ def is_call(node: Any, *targets: Any) -> bool:
 
 
 def value_of(node: Any) -> Any:
-    """What a node gave when it was recorded: a tensor without data, whose sizes may be symbols."""
+    """A node's result while tracing: a fake tensor, whose sizes may be symbolic."""
     return node.meta["val"]
 
 
 def replace_node(old: Node, new: Node) -> None:
-    """Put a node in another's place."""
+    """Replace a node by another."""
     new.meta.setdefault("val", old.meta.get("val"))
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
 
 
 def constant(graph: Graph, constants: dict[str, Any], value: Any, name: str) -> Node:
-    """A node for a new constant, where the graph's insertion point is; ``name`` begins its own."""
+    """A node for a new constant, at the graph's insertion point; its name starts with ``name``."""
     key = f"{name}_{len(constants)}"
     constants[key] = value
     node = graph.create_node("get_attr", key)
@@ -50,6 +50,6 @@ def constant(graph: Graph, constants: dict[str, Any], value: Any, name: str) -> 
 
 
 def only_user(node: Node, target: Any) -> Any:
-    """The node that reads this one, if it is the only one and calls the target; else None."""
+    """The only user of a node, if it calls the target; else None."""
     users = list(node.users)
     return users[0] if len(users) == 1 and is_call(users[0], target) else None

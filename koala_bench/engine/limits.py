@@ -1,6 +1,6 @@
-"""How many rows a model reads before it computes differently: a window of attention, or rotary factors that change.
+"""Sequence length up to which tree verification is exact: sliding windows and length-dependent rotary factors.
 
-Trees are verified as if every row were seen and rotated alike, which holds up to the shortest of these lengths.
+Tree attention assumes that every row is attended to and rotated alike, which holds up to the shortest such limit.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ _LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
 
 @dataclass(frozen=True)
 class Limit:
-    """``rows`` is the length up to which all rows are read alike; ``reason`` continues a sentence about the target."""
+    """``rows`` is the longest exact sequence; ``reason`` is the predicate of a sentence about the target."""
 
     rows: int
     reason: str
 
 
 def limit_of(config: Any) -> Limit | None:
-    """The shortest length at which a model with this text configuration changes; None if there is none."""
-    found = [*_windows(config), *_rotations(config)]
-    return min(found, key=lambda each: each.rows) if found else None
+    """The shortest limit of a model with this text configuration, or None."""
+    return min((*_windows(config), *_rotations(config)), key=lambda limit: limit.rows, default=None)
 
 
 def _windows(config: Any) -> Iterator[Limit]:
@@ -39,7 +38,7 @@ def _windows(config: Any) -> Iterator[Limit]:
 
 
 def _rotations(config: Any) -> Iterator[Limit]:
-    """Rotary factors that are picked by the length of the whole sequence, for rows that were rotated before too."""
+    """Rotary factors that depend on the sequence length, also for rows already in the cache."""
     parameters = getattr(config, "rope_parameters", None) or {}
     # One set of them, or one for each kind of layer.
     every = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]

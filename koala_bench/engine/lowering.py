@@ -1,8 +1,7 @@
-"""Rewriting recorded operations into fewer and faster ones that compute the same: products packed and joined, norms and
-rotations fused.
+"""Graph passes over traces: joined and prepacked linear layers, fused norms and rotary embeddings, fewer operations.
 
-Every rewrite is an identity of real numbers; in floating point the order of some sums changes, as it does between one
-kernel and another. Nothing here knows a model: what is not recognised stays as it was recorded.
+Every rewrite is an identity of real numbers; in floating point only the order of some sums changes. Patterns are
+matched on aten operations, whatever the model; what does not match stays as traced.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from torch.fx import Graph, Node
 from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
 
 _aten = torch.ops.aten
-_USUAL_ROWS = 8  # of a product with packed weights: a hint, any number works
-# Elements of weights up to which oneDNN's layout costs more than it saves, on cores of AMD EPYC. That all numbers of
-# rows agree on one keeps the weights once in memory and in the processor's cache.
-_SMALL = 50_000
-_MADE = frozenset({_aten.arange.default, _aten.ones.default})  # out of numbers alone
-Layout = Literal["plain", "turned", "packed"]
-# What only looks at a tensor in another way, or asks it for a size. Twice the same is once.
+_ROWS_HINT = 8  # batch size that prepacking assumes; any number works
+# Weights of up to so many elements are slower in oneDNN's layout (measured on AMD EPYC). One layout for all batch sizes
+# keeps a single copy of the weights in memory and in the processor's cache.
+_PACK_ABOVE = 50_000
+_FACTORIES = frozenset({_aten.arange.default, _aten.ones.default})
+Layout = Literal["plain", "column_major", "packed"]
+# Views and sizes, which common subexpression elimination may merge always; pure operations unless inputs are mutated.
 _VIEWS = frozenset({
-    _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.transpose.int, _aten.view.default, _aten.sym_size.int, _aten.t.default,
+    _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.transpose.int, _aten.view.default,
+    _aten.sym_size.int, _aten.t.default,
 })  # fmt: skip
 _PURE = frozenset({_aten.add.Tensor, _aten.mul.Tensor, _aten.index_select.default})
 
 
 class Layouts:
-    """Weights in the layouts that products want, shared by all recordings: what several of them read should lie in a
-    processor's cache once.
+    """Weights in the layouts that linear layers read, shared by all traces, so that the processor caches them once.
 
     Attributes:
-        recordings: how many there are.
+        recordings: number of traces and captures.
     """
 
     def __init__(self) -> None:
@@ -47,36 +46,36 @@ class Layouts:
         self._known: dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
 
     def count(self) -> None:
-        """One recording more."""
+        """Count one more trace or capture."""
         self.recordings += 1
 
     def of(self, weights: tuple[torch.Tensor, ...], layout: Layout) -> torch.Tensor:
-        """Weights [rows of all, columns], one below the other.
+        """Weights concatenated to [all rows, columns].
 
         Args:
-            layout: ``turned`` lies in memory column by column; ``packed`` is oneDNN's own, opaque.
+            layout: ``packed`` is oneDNN's own, opaque.
         """
         key = (layout, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights))
         if key not in self._known:
-            with torch.inference_mode(False):  # an ordinary tensor, which a parameter can be a part of
+            with torch.inference_mode(False):  # an ordinary tensor, of which a parameter can be a view
                 whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
             if len(weights) > 1 and not _on_processor(whole):
-                # A GPU's memory may not hold a large model twice: the weights become parts of the whole.
+                # GPU memory may not hold a large model twice: the weights become views of the whole.
                 for weight, part in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
                     weight.data = part
-            if layout == "turned":
+            if layout == "column_major":
                 whole = whole.t().contiguous().t()
             elif layout == "packed":
-                whole = torch.ops.mkldnn._reorder_linear_weight(whole.contiguous(), _USUAL_ROWS)
-            self._known[key] = (weights, whole)  # with the weights, so that no other tensor takes their id
+                whole = torch.ops.mkldnn._reorder_linear_weight(whole.contiguous(), _ROWS_HINT)
+            self._known[key] = (weights, whole)  # keeps the weights alive, so that their ids are not reused
         return self._known[key][1]
 
 
 def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str, Any]:
-    """Rewrite a graph in place; returns the constants that it reads now, by name.
+    """Rewrite a graph in place; returns the constants that it reads afterwards, by name.
 
     Args:
-        graph: of aten operations, as ``make_fx`` records them before dispatch, with ``meta["val"]``.
+        graph: of aten operations, as ``make_fx`` traces them before dispatch, with ``meta["val"]``.
         constants: values of its ``get_attr`` nodes.
         layouts: shared with other graphs that read the same weights.
     """
@@ -84,7 +83,8 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     layouts.count()
     lay_out = partial(_lay_out_products, layouts=layouts)
     steps: tuple[Callable[[Graph, dict[str, Any]], None], ...] = (
-        _drop_modes, _share, _fold, _drop_idle, _share, _fuse_norms, _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods,
+        _drop_grad_modes, _merge_duplicates, _fold_constants, _drop_no_ops, _merge_duplicates, _fuse_norms,
+        _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods,
     )  # fmt: skip
     for step in steps:
         step(graph, constants)
@@ -95,15 +95,13 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
 
 
 def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]], None], ...]:
-    """The rewriting into kernels of our own, where they can be used: with Triton, on a GPU that it compiles for in both
-    half precisions.
-    """
+    """The pass that inserts our Triton kernels, if Triton is installed and the GPU has both half precisions."""
     weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
         return ()
     if weights[0].device.type == "cuda" and torch.cuda.get_device_capability(weights[0].device) < (8, 0):
         return ()
-    from koala_bench.engine.fusing import fuse  # which needs Triton, which is not there without a GPU
+    from koala_bench.engine.fusing import fuse  # needs Triton
 
     return (fuse,)
 
@@ -116,30 +114,27 @@ def _constant_of(node: Any, constants: dict[str, Any]) -> torch.Tensor | None:
     return constants[str(node.target)] if isinstance(node, Node) and node.op == "get_attr" else None
 
 
-# ------------------------------------------------------------------------------ what need not be done
+# ------------------------------------------------------------------------------ redundant operations
 
 
-def _drop_modes(graph: Graph, constants: dict[str, Any]) -> None:
-    """Switches of autograd: replays run without it."""
+def _drop_grad_modes(graph: Graph, constants: dict[str, Any]) -> None:
+    """Remove autograd switches: replays run without autograd."""
     for node in calls(graph, torch._C._set_grad_enabled):
         graph.erase_node(node)
 
 
-def _fold(graph: Graph, constants: dict[str, Any]) -> None:
-    """Compute now what depends on constants and known numbers alone, but for what is written into later: it has to be
-    made anew each time.
-    """
+def _fold_constants(graph: Graph, constants: dict[str, Any]) -> None:
+    """Constant folding, except for tensors that are written into later."""
     written = _written(graph)
     for node in list(graph.nodes):
         inputs: list[Any] = node.all_input_nodes
-        if (
-            node.op != "call_function"
-            or not (inputs or node.target in _MADE)
-            or writes(node)
-            or any(each.op != "get_attr" for each in inputs)
-        ):
+        if node.op != "call_function" or writes(node) or not (inputs or node.target in _FACTORIES):
             continue
-        if node in written or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if (
+            any(each.op != "get_attr" for each in inputs)
+            or node in written
+            or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        ):
             continue
         known = {each: constants[str(each.target)] for each in inputs}
         arguments, named = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
@@ -149,49 +144,38 @@ def _fold(graph: Graph, constants: dict[str, Any]) -> None:
                 replace_node(node, constant(graph, constants, value, "folded"))
 
 
-def _drop_idle(graph: Graph, constants: dict[str, Any]) -> None:
-    """Conversions to what a tensor is already, slices of the whole, products with one, sums with zero, dropout that is
-    off.
-    """
-    for node in calls(
-        graph,
-        _aten.to.dtype,
-        _aten.to.device,
-        _aten.slice.Tensor,
-        _aten.mul.Tensor,
-        _aten.add.Tensor,
-        _aten.dropout.default,
-    ):
+def _drop_no_ops(graph: Graph, constants: dict[str, Any]) -> None:
+    """Remove conversions to the same dtype, full slices, ``* 1``, ``+ 0`` and dropout that is off."""
+    arithmetic = (_aten.mul.Tensor, _aten.add.Tensor)
+    for node in calls(graph, _aten.to.dtype, _aten.to.device, _aten.slice.Tensor, *arithmetic, _aten.dropout.default):
         source, rest = node.args[0], node.args[1:]
         if node.target is _aten.slice.Tensor:
-            idle = rest[1:] == (0, sys.maxsize)
+            no_op = rest[1:] == (0, sys.maxsize)
         elif node.target is _aten.mul.Tensor:
-            idle = rest == (1.0,) and value_of(node).dtype == value_of(source).dtype
+            no_op = rest == (1.0,) and value_of(node).dtype == value_of(source).dtype
         elif node.target is _aten.add.Tensor:
-            idle = rest == (0,) and not node.kwargs and _is_integer(source)
+            no_op = rest == (0,) and not node.kwargs and _is_integer(source)
         elif node.target is _aten.dropout.default:
-            idle = rest[1] is False
+            no_op = rest[1] is False
         else:
-            idle = (value_of(node).dtype, value_of(node).device) == (value_of(source).dtype, value_of(source).device)
-        if idle:
+            no_op = (value_of(node).dtype, value_of(node).device) == (value_of(source).dtype, value_of(source).device)
+        if no_op:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
 
 def _is_integer(node: Any) -> bool:
-    return (
-        isinstance(node, Node) and isinstance(value_of(node), torch.Tensor) and not value_of(node).is_floating_point()
-    )
+    value = value_of(node) if isinstance(node, Node) else None
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
 
 
-def _share(graph: Graph, constants: dict[str, Any]) -> None:
-    """The same view of the same tensor, and the same sum or selection of tensors that nobody writes into, is made once."""
+def _merge_duplicates(graph: Graph, constants: dict[str, Any]) -> None:
+    """Common subexpression elimination: of views, and of pure operations on tensors that are never written into."""
     seen: dict[Any, Node] = {}
     written = _written(graph)
-    for node in calls(graph, *_VIEWS, *_PURE, *_MADE):
-        if node.target not in _VIEWS and any(
-            base in written for each in (node, *node.all_input_nodes) for base in _bases(each)
-        ):
+    for node in calls(graph, *_VIEWS, *_PURE, *_FACTORIES):
+        tensors = () if node.target in _VIEWS else (node, *node.all_input_nodes)
+        if any(base in written for each in tensors for base in _bases(each)):
             continue
         key = (node.target, repr(node.args), repr(node.kwargs))  # a node's repr is its name, which is unique
         if key in seen:
@@ -201,13 +185,13 @@ def _share(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _written(graph: Graph) -> set[Node]:
-    """What some operation writes into, and what that may be a view of."""
+    """Tensors that some operation writes into, and those they may be views of."""
     mutating = (node for node in graph.nodes if node.args and node.op not in ("placeholder", "output") and writes(node))
     return {base for node in mutating for base in _bases(node.args[0])}
 
 
 def _bases(node: Any) -> Iterator[Node]:
-    """What a tensor may be a view of, itself included."""
+    """The tensors that this one may be a view of, itself included."""
     while isinstance(node, Node):
         yield node
         node = node.args[0] if is_call(node, *_VIEWS, *_METHODS, operator.getitem) else None
@@ -217,11 +201,10 @@ def _bases(node: Any) -> Iterator[Node]:
 
 
 def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
-    """``w * (x * rsqrt(mean(x ** 2) + eps))`` is the norm of a layer whose mean is zero: that of x and -x together,
-    half of which is kept.
+    """RMS norm, ``w * (x * rsqrt(mean(x ** 2) + eps))``, as one kernel.
 
-    PyTorch has one kernel for that norm on the CPU, and seven for the root mean square's. On a GPU it has one for this
-    norm too.
+    On the CPU as the layer norm of [x, -x], whose mean is zero, half of which is kept: PyTorch has one kernel for layer
+    norms there and seven for RMS norms. On a GPU as ``torch.rms_norm``.
     """
     for node in calls(graph, _aten.rms_norm.default):
         x, shape, weight, eps = (*node.args, None, None)[:4]
@@ -232,31 +215,24 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
         if not is_call(raised, _aten.add.Tensor) or not isinstance(raised.args[1], float):
             continue
         mean = raised.args[0]
-        if (
-            not is_call(mean, _aten.mean.dim)
-            or mean.args[1] != [-1]
-            or not is_call(mean.args[0], _aten.pow.Tensor_Scalar)
-            or mean.args[0].args[1] != 2
-        ):
+        if not is_call(mean, _aten.mean.dim) or mean.args[1] != [-1]:
             continue
-        x = mean.args[0].args[0]
+        square = mean.args[0]
+        if not is_call(square, _aten.pow.Tensor_Scalar) or square.args[1] != 2:
+            continue
+        x = square.args[0]
         scaled = only_user(root, _aten.mul.Tensor)
         if scaled is None or x not in scaled.args:
             continue
-        # In half precision the square is taken of a copy in float32, and what is scaled is rounded before it is
-        # weighed.
+        # In half precision x is a float32 copy, and the scaled result is rounded before it is multiplied by the weight.
         rounded = only_user(scaled, _aten.to.dtype)
         inner = scaled if rounded is None else rounded
         outer = only_user(inner, _aten.mul.Tensor)
         weight = None if outer is None else outer.args[1] if outer.args[0] is inner else outer.args[0]
-        if (
-            rounded is not None
-            and is_call(x, _aten.to.dtype)
-            and value_of(x.args[0]).dtype.itemsize < value_of(x).dtype.itemsize
-        ):
+        if rounded is not None and _is_cast(x, operator.lt):
             x = x.args[0]
-        if is_call(x, _aten.to.dtype) and value_of(x.args[0]).dtype.itemsize > value_of(x).dtype.itemsize:
-            continue  # a float64 pass through a float32 norm: another kernel would round it in another way
+        if _is_cast(x, operator.gt):
+            continue  # a float32 norm of a float64 pass: another kernel would round it differently
         if outer is None or _constant_of(weight, constants) is None or value_of(outer).dtype != value_of(x).dtype:
             continue
         if value_of(weight).shape != value_of(x).shape[-1:]:
@@ -264,17 +240,22 @@ def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
         _norm(graph, constants, outer, x, weight, raised.args[1])
 
 
+def _is_cast(node: Any, compare: Callable[[int, int], bool]) -> bool:
+    """Whether a node converts from a dtype whose size compares so with its own."""
+    if not is_call(node, _aten.to.dtype):
+        return False
+    return compare(value_of(node.args[0]).dtype.itemsize, value_of(node).dtype.itemsize)
+
+
 def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any, eps: float) -> None:
-    """Put the norm of x in the place of a node."""
+    """Replace a node by the RMS norm of x."""
     scale = constants[weight.target].detach()
     if not _on_processor(scale):
         with graph.inserting_before(old):
             replace_node(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
         return
     with graph.inserting_before(old):
-        signs = constant(
-            graph, constants, torch.tensor([[1.0], [-1.0]], dtype=scale.dtype, device=scale.device), "mirror"
-        )
+        signs = constant(graph, constants, scale.new_tensor([[1.0], [-1.0]]), "mirror")
         twice = constant(graph, constants, torch.stack([scale, scale]), "scale")
         mirrored = graph.call_function(torch.mul, (graph.call_method("unsqueeze", (x, -2)), signs))
         whole = graph.call_function(torch.layer_norm, (mirrored, (2, len(scale)), twice, None, eps))
@@ -282,8 +263,8 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
 
 
 def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
-    """``x * cos + cat(-second half, first half) * sin`` is ``x * cos + roll(x, half) * signed sin``, and the sines are
-    signed once.
+    """Rotary embedding: ``x * cos + cat(-second half, first half) * sin`` becomes ``x * cos + roll(x, half) * sin'``,
+    with the signs in sin', made once.
     """
     signed: dict[Node, Node] = {}
     for turned in calls(graph, _aten.cat.default):
@@ -317,9 +298,7 @@ def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
-    """Queries and keys that are neighbours in a joined product and turn by the same angles are turned in one go, as if
-    they were more heads.
-    """
+    """Rotate queries and keys of one joined linear layer together, as if they were more heads."""
     before: dict[object, tuple[Any, int, Any]] = {}
     for total in calls(graph, torch.addcmul):
         straight, rolled, sine = total.args
@@ -356,41 +335,31 @@ def _join_rotations(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _halved(first: Any, second: Any) -> tuple[Any, int]:
-    """The tensor that these are the halves of along its last dimension, and half its size; None if they are not."""
+    """The tensor whose halves along the last dimension these are, and their size; None if they are not."""
     whole: Any = first.args[0] if isinstance(first, Node) and first.args else None
     if not isinstance(whole, Node) or not isinstance(second, Node) or second.args[0] is not whole:
         return None, 0
     if is_call(first, operator.getitem) and is_call(second, operator.getitem):  # of a chunk into two
-        if (
-            not is_call(whole, _aten.chunk.default)
-            or whole.args[1:] != (2, -1)
-            or (first.args[1], second.args[1]) != (0, 1)
-        ):
+        halves = is_call(whole, _aten.chunk.default) and whole.args[1:] == (2, -1)
+        if not halves or (first.args[1], second.args[1]) != (0, 1):
             return None, 0
         return whole.args[0], value_of(whole.args[0]).shape[-1] // 2
     size, last = value_of(whole).shape[-1], value_of(whole).ndim - 1
-    if (
-        not is_call(first, _aten.slice.Tensor)
-        or not is_call(second, _aten.slice.Tensor)
-        or not isinstance(size, int)
-        or size % 2
-    ):
+    slices = is_call(first, _aten.slice.Tensor) and is_call(second, _aten.slice.Tensor)
+    if not slices or not isinstance(size, int) or size % 2:
         return None, 0
-    fits = first.args[1:] == (last, 0, size // 2) and second.args[1:] in (
-        (last, size // 2, sys.maxsize),
-        (last, size // 2, size),
-    )
-    return (whole, size // 2) if fits else (None, 0)
+    half = size // 2
+    ends = ((last, half, sys.maxsize), (last, half, size))
+    return (whole, half) if first.args[1:] == (last, 0, half) and second.args[1:] in ends else (None, 0)
 
 
-# ------------------------------------------------------------------------------ products
+# ------------------------------------------------------------------------------ linear layers
 
 
 def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> None:
-    """Products with constant weights: those of one input in one, in the layout that is fastest for the number of rows.
+    """Join linear layers of the same input (queries, keys and values; gate and up), each in the fastest weight layout.
 
-    So queries, keys and values are one product, and so are gate and up. An addition behind a product becomes part of
-    it.
+    An addition after a linear layer is fused into it.
     """
     groups: dict[object, list[Any]] = {}
     for node in calls(graph, _aten.linear.default):
@@ -416,7 +385,7 @@ def _lay_out_products(graph: Graph, constants: dict[str, Any], layouts: Layouts)
 
 
 def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
-    """The layout that is fastest on the processors tried; elsewhere the libraries pick by themselves."""
+    """The fastest layout on the CPUs tried; on GPUs the libraries choose."""
     if not _on_processor(weights[0]):
         return "plain"
     packs = (
@@ -424,9 +393,9 @@ def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
-    if packs and sum(weight.numel() for weight in weights) > _SMALL:
+    if packs and sum(weight.numel() for weight in weights) > _PACK_ABOVE:
         return "packed"
-    return "turned" if packs or one_row else "plain"
+    return "column_major" if packs or one_row else "plain"
 
 
 def _lay_out(
@@ -464,7 +433,7 @@ def _lay_out(
 
 
 _METHODS = {
-    _aten.view.default: "reshape",  # a part of a joined product is no longer contiguous
+    _aten.view.default: "reshape",  # a slice of a joined output is not contiguous
     _aten.reshape.default: "reshape",
     _aten.transpose.int: "transpose",
     _aten.unsqueeze.default: "unsqueeze",
@@ -475,15 +444,17 @@ _METHODS = {
     _aten.expand.default: "expand",
 }  # fmt: skip
 _FUNCTIONS = {
-    _aten.mul.Tensor: torch.mul, _aten.add.Tensor: torch.add, _aten.silu.default: torch._C._nn.silu, _aten.cat.default: torch.cat,
-    _aten.cos.default: torch.cos, _aten.sin.default: torch.sin, _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear,
-    _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention, _aten.embedding.default: torch.embedding,
+    _aten.mul.Tensor: torch.mul, _aten.add.Tensor: torch.add, _aten.silu.default: torch._C._nn.silu,
+    _aten.cat.default: torch.cat, _aten.cos.default: torch.cos, _aten.sin.default: torch.sin,
+    _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear,
+    _aten.embedding.default: torch.embedding,
+    _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention,
     _aten.topk.default: torch.topk, _aten.index_select.default: torch.index_select, _aten.pad.default: torch._C._nn.pad,
 }  # fmt: skip
 
 
 def _call_methods(graph: Graph, constants: dict[str, Any]) -> None:
-    """Call plain functions and methods: through an operator's overload every call costs a microsecond or two more."""
+    """Call plain functions and methods: an operator overload costs a microsecond or two more per call."""
     for node in calls(graph, *_METHODS, *_FUNCTIONS, _aten.slice.Tensor):
         if node.target in _METHODS and not node.kwargs:
             with graph.inserting_before(node):

@@ -1,4 +1,4 @@
-"""Shapes of the papers' targets and of a small one, for whoever needs their sizes without a hub or their weights."""
+"""Configurations of the papers' targets and of a small one, without weights or a hub."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def llama(size: str) -> LlamaConfig:
 def _config(shape: tuple[int, int, int, int]) -> LlamaConfig:
     width, layers, heads, inner = shape
     return LlamaConfig(
-        vocab_size=32000, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, intermediate_size=inner,
-        max_position_embeddings=2048,
+        vocab_size=32000, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, intermediate_size=inner, max_position_embeddings=2048,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from koala_bench.common.draft_vocabulary import DraftVocabulary
-from koala_bench.engine.cache import LENGTHS, TreeCache, aligned, hiding, windows
+from koala_bench.engine.cache import ROW_BLOCK, TreeCache, aligned_mask, attention_mask, pass_cache
 from koala_bench.engine.capture import Captured
 from koala_bench.engine.devices import Engine
 from koala_bench.engine.limits import Limit, limit_of
@@ -202,7 +202,7 @@ class Target:
         """
         self.check_rows(capacity)
         if self.fixed:  # another cache is another graph: few different ones should come up
-            step = max(step, LENGTHS)
+            step = max(step, ROW_BLOCK)
         return TreeCache(self.layers, -(-capacity // step) * step)
 
     def check_rows(self, rows: int) -> None:
@@ -274,7 +274,7 @@ class Target:
             logits [nodes, vocab_size] and states [nodes, features, hidden_size].
         """
         if self.engine == "graph" and self.fixed:
-            return self.run(tree.tokens, *cache.unseen(tree.shape, self.device), cache, features)
+            return self.run(tree.tokens, *cache.tree_mask(tree.shape, self.device), cache, features)
         mask, depths = cache.tree_buffers(tree.shape, self.dtype, self.device)
         # A root alone sees everything before it: without a mask the attention kernel takes its fast path.
         return self.run(tree.tokens, mask if tree.shape.nodes > 1 else None, depths + cache.past, cache, features)
@@ -291,7 +291,7 @@ class Target:
 
         Args:
             mask, positions: as ``TreeCache.tree_buffers`` makes the mask, None for a root alone; or both as
-                ``TreeCache.unseen`` does, for a pass of fixed shape.
+                ``TreeCache.tree_mask`` does, for a pass of fixed shape.
         """
         if self.fixed and mask is not None and mask.dtype == torch.bool:
             return self.pass_of(features)(
@@ -299,7 +299,8 @@ class Target:
             )
         if self.engine == "graph" and not self.fixed:
             return self.pass_of(features)(tokens, mask, positions, cache.past, cache.storage)
-        hidden = self._forward(tokens[None], mask if mask is None else aligned(mask), positions, cache, features)[0]
+        mask = mask if mask is None else aligned_mask(mask)
+        hidden = self._forward(tokens[None], mask, positions, cache, features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def pass_of(self, features: tuple[int, ...]) -> Pass:
@@ -315,8 +316,8 @@ class Target:
     def _pass(
         self, features: tuple[int, ...], tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, past: Any, storage: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """``run`` on a cache's storage alone; ``past`` as ``windows`` takes it."""
-        hidden = self._forward(tokens[None], mask, positions, windows(storage, past, tokens.shape[0]), features)[0]
+        """``run`` on a cache's storage alone; ``past`` as ``pass_cache`` takes it."""
+        hidden = self._forward(tokens[None], mask, positions, pass_cache(storage, past, tokens.shape[0]), features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _fixed_pass(
@@ -324,14 +325,14 @@ class Target:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """``_pass`` with shapes that do not depend on how many rows are settled, which is a tensor []."""
         rows = past + torch.arange(tokens.shape[0], device=tokens.device)
-        mask = hiding(unseen, past, storage.shape[3], storage.dtype)[None, None]
+        mask = attention_mask(unseen, past, storage.shape[3], storage.dtype)[None, None]
         return self._pass(features, tokens, mask, depths + past, rows, storage)
 
     def unrecorded(self, tree: DraftTree, cache: TreeCache) -> tuple[torch.Tensor, torch.Tensor]:
         """``verify`` as this engine makes it, before it is recorded or captured."""
         if self.engine == "eager" or not self.fixed:
             return replace(self, engine="eager").verify(tree, cache)
-        hidden, depths = cache.unseen(tree.shape, self.device)
+        hidden, depths = cache.tree_mask(tree.shape, self.device)
         past, rows = torch.tensor(cache.past, device=self.device), cache.first_rows(cache.past + tree.shape.nodes)
         return self._fixed_pass((-1,), tree.tokens, hidden, depths, past, rows)
 

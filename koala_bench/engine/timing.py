@@ -1,4 +1,4 @@
-"""Clocks that do not disturb what they measure: host time on the CPU, events in the stream on CUDA."""
+"""Timing without synchronisation: host clock on the CPU, stream events on CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished all that was asked of it."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -28,11 +28,9 @@ def seconds_of(device: torch.device, run: Callable[[], object]) -> float:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from running while this lasts, as ``timeit`` does; use it as a decorator for a
-    whole function.
+    """Disable Python's garbage collector, as ``timeit`` does; also a decorator.
 
-    It looks through all objects there are, those of a loaded model included: on a GPU it took a tenth of a millisecond
-    of every step.
+    It scans all objects, a loaded model's included: on a GPU that took a tenth of a millisecond of every step.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -46,11 +44,10 @@ def without_collection() -> Iterator[None]:
 class Stopwatch:
     """Splits a decode into named parts.
 
-    ``mark(name)`` ends the part since the previous mark and gives it a name. On the CPU it costs one reading of the
-    clock, some 50 ns, against milliseconds for a step, so whole and parts come from the same pass. On CUDA a mark
-    records an event, some 8 us of the host's time, and waits for nothing; ``mark(name, waited=True)``, where the host
-    has just waited for the device, reads the host's clock alone. What the host asks of the device between such a mark
-    and the next event may end later than the host thinks: it is then counted where the host waits next.
+    ``mark(name)`` ends the part since the previous mark and names it. On the CPU a mark reads the clock, some 50 ns. On
+    CUDA it records an event, some 8 us of host time, without synchronising; ``mark(name, waited=True)``, right after
+    the host has synchronised, reads the host's clock only. Work queued between such a mark and the next event may
+    finish later; it is counted at the next synchronisation.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,19 +68,16 @@ class Stopwatch:
         """Total seconds of each name, after waiting for the device."""
         synchronise(self.device)
         totals: dict[str, float] = {}
-        _, asked, first = self._marks[
-            0
-        ]  # when the last event was recorded that follows no other without a wait, and that event
+        _, since, first = self._marks[0]  # the last event recorded right after a wait, and its host time
         for (_, before, earlier), (name, after, event) in zip(self._marks, self._marks[1:], strict=False):
             if earlier is not None and event is not None:
                 span = earlier.elapsed_time(event) / 1000.0
-            elif (
-                earlier is not None and first is not None
-            ):  # the host waited: the device took what the events before do not account for
-                span = max(0.0, after - asked - first.elapsed_time(earlier) / 1000.0)
+            elif earlier is not None and first is not None:
+                # The host waited: the device took the time that the events before do not account for.
+                span = max(0.0, after - since - first.elapsed_time(earlier) / 1000.0)
             else:
                 span = after - before
             if event is not None and earlier is None:
-                asked, first = after, event
+                since, first = after, event
             totals[name] = totals.get(name, 0.0) + span
         return totals

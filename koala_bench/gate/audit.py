@@ -1,9 +1,9 @@
-"""Losslessness, judged: every answer that is not vanilla's is a numerical tie or a defect.
+"""Losslessness audit: every answer that differs from vanilla's is a numerical tie or a defect.
 
-Greedy decoding with a draft head must give the target's own greedy tokens. A tree pass and a one-token pass add in
-different orders, so in float32 and below two tokens whose logits are closer than the rounding error can change
-places. Whether that is what happened is not guessed from the size of a gap: the target computes the same position
-once more in its working precision and in float64, and the difference of the two is the rounding error there.
+Greedy decoding with a draft head must give the target's greedy tokens. A tree pass and a one-token pass sum in
+different orders, so in float32 and below two tokens whose logits are closer than the rounding error can swap. That is
+not guessed from a gap: the target recomputes the position in its working precision and in float64, and their difference
+is the rounding error there.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from koala_bench.records.reading import Run
 from koala_bench.records.schema import TurnLine
 from koala_bench.records.summaries import VANILLA, Difference, first_difference
 
-# Each of two passes may be off by the error of one, and a tree pass is not the pass whose error is measured.
+# Two passes contribute error, and a tree pass is not the one whose error is measured.
 TIE_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A difference with the logits of the target at its place and what follows from them.
+    """A difference, the target's logits at its position, and the verdict.
 
     Attributes:
-        gap: distance of the target's two largest logits there, in the working precision.
+        gap: difference of the target's two largest logits there, in the working precision.
         exact_gap: the same in float64.
         between: float64 logit of vanilla's token minus that of the method's; NaN where an answer had ended.
         rounding: largest error of a logit there in the working precision; for float64 estimated from float32's.
@@ -47,9 +47,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Count:
-    """Answers of one method on one task: compared with vanilla's, equal, differing by a tie, by a defect, and failed
-    turns.
-    """
+    """Answers of one method on one task: compared, equal to vanilla's, ties, defects, and failed turns."""
 
     method: str
     compared: int
@@ -61,7 +59,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit of one run found."""
+    """Result of the audit of one run."""
 
     task: str
     dtype: str
@@ -70,7 +68,7 @@ class Audit:
 
     @property
     def defects(self) -> int:
-        """Differences that rounding does not explain, over all methods."""
+        """Number of defects over all methods."""
         return sum(count.defects for count in self.counts)
 
 
@@ -88,7 +86,7 @@ def judge(
     Args:
         context: the prompt and the tokens that both answers share.
         target: the target in the precision of the run.
-        lower: the target in float32 if the run's precision is float64, whose own error cannot be seen; else None.
+        lower: the target in float32 if the run is in float64, to extrapolate the rounding error from; else None.
         exact: the target in float64.
     """
     working, reference = _next_logits(target, context), _next_logits(exact, context)
@@ -124,12 +122,12 @@ def audit(
 
     Args:
         run: a record that holds vanilla.
-        questions: those of the run, to make the prompts again.
+        questions: of the run, to rebuild the prompts.
         target: the target in the precision of the run.
-        in_precision: loads the same target in another one; called only if there is a difference to judge.
-        methods: which ones; None takes all beside vanilla. Lossy ones are passed over.
+        in_precision: loads the same target in another precision; called only if there is a difference to judge.
+        methods: methods to audit, all by default; lossy ones are skipped.
     """
-    asked = {question.question_id: question for question in questions}
+    by_id = {question.question_id: question for question in questions}
     vanilla = {(turn["question_id"], turn["turn"], turn["repeat"]): turn for turn in run.turns_of(VANILLA)}
     exact = lower = None
     counts, judged = [], []
@@ -140,49 +138,39 @@ def audit(
         turns = run.turns_of(name)
         failed = 0
         for turn in turns:
-            place = (turn["question_id"], turn["turn"], turn["repeat"])
-            base = vanilla.get(place)
+            key = (turn["question_id"], turn["turn"], turn["repeat"])
+            base = vanilla.get(key)
             if turn["error"] is not None or base is None or base["error"] is not None:
                 failed += 1
                 continue
-            found = first_difference(turn, base)
-            if found is None:
+            difference = first_difference(turn, base)
+            if difference is None:
                 verdicts.append("equal")
                 continue
             if exact is None:
                 exact = target if target.dtype == torch.float64 else in_precision("float64")
                 lower = in_precision("float32") if target.dtype == torch.float64 else None
-            context = (
-                _prompt(asked[place[0]], vanilla, place, template, target)
-                + (base["new_token_ids"] or [])[: found.position]
-            )
-            judged.append(judge(name, found, context, target, lower, exact))
+            prompt = _prompt(by_id[key[0]], vanilla, key, template, target)
+            context = [*prompt, *(base["new_token_ids"] or [])[: difference.position]]
+            judged.append(judge(name, difference, context, target, lower, exact))
             verdicts.append(judged[-1].verdict)
-        counts.append(
-            Count(
-                name,
-                len(verdicts),
-                verdicts.count("equal"),
-                verdicts.count("numerical tie"),
-                verdicts.count("defect"),
-                failed,
-            )
-        )
+        equal, ties, defects = (verdicts.count(verdict) for verdict in ("equal", "numerical tie", "defect"))
+        counts.append(Count(name, len(verdicts), equal, ties, defects, failed))
     return Audit(run.header["questions"]["name"], run.header["target"]["dtype"], tuple(counts), tuple(judged))
 
 
 def _prompt(
-    asked: Question,
+    question: Question,
     vanilla: Mapping[tuple[int, int, int], TurnLine],
-    place: tuple[int, int, int],
+    key: tuple[int, int, int],
     template: ChatTemplate,
     target: Target,
 ) -> list[int]:
-    """The prompt of a turn: the questions up to it, each earlier one with vanilla's answer, as the evaluation shows it."""
-    question, number, repeat = place
-    answers = [vanilla[question, earlier, repeat]["text"] or "" for earlier in range(number)]
+    """The prompt of a turn as in the evaluation: the questions up to it, with vanilla's answers to the earlier ones."""
+    question_id, turn, repeat = key
+    answers = [vanilla[question_id, earlier, repeat]["text"] or "" for earlier in range(turn)]
     assert target.tokenizer is not None
-    return encode_prompt(template, target.tokenizer, asked.asked(answers))
+    return encode_prompt(template, target.tokenizer, question.asked(answers))
 
 
 # ---------------------------------------------------------------------------------------------- in words

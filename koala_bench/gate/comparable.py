@@ -10,13 +10,12 @@ from koala_bench.records.reading import Run, differences
 from koala_bench.records.schema import RunHeader, TurnLine
 from koala_bench.records.summaries import VANILLA
 
-FEWEST_SEEDS = 3  # with two, the t quantile of one degree of freedom asks for margins of dozens of percent
+FEWEST_SEEDS = 3  # with two, one degree of freedom needs margins of dozens of percent
 
 Mode = Literal["fixed", "retrained"]
 Place = tuple[int, int, int]  # question_id, turn, repeat
 
-# Fields in which comparable runs may differ: names where hashes tell more, the trainings' settings, what concerns
-# times.
+# Header fields in which comparable runs may differ: names whose content is hashed, training settings, timing.
 _FREE = ("preset.", "seed", "target.name", "questions.name", "measure.warmup", "measure.order", "measure.process")
 _REMEDIES = {
     "target.": "Evaluate on the baseline's target with its --dtype, --device, --engine and --attention",
@@ -37,13 +36,10 @@ def _aligned(header: RunHeader, methods: Sequence[str]) -> RunHeader:
 def _at(header: Mapping[str, Any], place: str) -> object:
     value: Any = header
     for part in place.split("."):
-        value = (
-            value[int(part)]
-            if isinstance(value, list) and int(part) < len(value)
-            else value.get(part)
-            if isinstance(value, dict)
-            else None
-        )
+        if isinstance(value, list):
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
@@ -89,11 +85,11 @@ def _refuse_missing_answers(first: Run, run: Run, methods: Sequence[str]) -> Non
 
 
 def consistent(runs: Sequence[Run]) -> list[str]:
-    """The methods beside vanilla of records that stand side by side, such as the seeds of a baseline.
+    """Check that records are comparable, such as the seeds of a baseline; returns their methods but vanilla.
 
     Raises:
-        KoalaBenchError: a record is unfinished, lacks a method of the first or an answer, measured something else than
-            the first, or is there twice.
+        KoalaBenchError: a record is unfinished, lacks a method or answer of the first, differs in what it measured,
+            or is given twice.
     """
     if not runs:
         raise KoalaBenchError("There is no record to check.", "Name at least one .jsonl file of an evaluation.")
@@ -180,10 +176,10 @@ def answers(run: Run, method: str) -> dict[Place, TurnLine]:
 
 
 def paired_places(runs: Sequence[Run], methods: Sequence[str]) -> tuple[set[Place], int]:
-    """The answers that all methods gave to the same prompt with the same text, and how many others there are.
+    """Answers whose prompt and vanilla text are the same in all records, and the number of other answers.
 
-    Rounding on another machine can send the target's own answer another way. The methods then decode another text, here
-    and in the later turns of the question, whose prompts show it, and their step counts are no pairs any more.
+    Rounding on another machine can change the target's own answer. The methods then decode another text, here and in
+    later turns, whose prompts contain it, so their step counts are no longer paired.
 
     Raises:
         KoalaBenchError: fewer than half of the answers are the same.

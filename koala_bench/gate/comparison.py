@@ -1,6 +1,6 @@
-"""A head of one's own against the baselines: verdicts with intervals from a run record, as a table to paste.
+"""Compare heads with the baselines of a run record: verdicts with intervals, as a Markdown table.
 
-Also a guard for the folder that a comparison works in: heads that were trained by other code are not reused silently.
+Also refuses to reuse heads in a folder that were trained by other code.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class Comparison:
     """One head against one baseline, on the turns that all compared methods finished.
 
     Attributes:
-        head, baseline: numbers of the two methods.
-        length, speed: change of the acceptance length and of the tokens per second from the baseline to the head, in
-            percent.
+        head, baseline: summaries of the two methods.
+        length, speed: change in acceptance length and in tokens per second from baseline to head, percent.
     """
 
     head: Summary
@@ -60,7 +59,7 @@ class Comparison:
 
 
 def judged_of(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
-    """The methods that are compared with the others: the chosen ``heads``, or those that are not in the paper's table.
+    """The methods to compare with the others: ``heads``, or by default those not in the paper's table.
 
     Raises:
         KoalaBenchError: a head is none of the methods, all are the paper's, or vanilla is to be judged.
@@ -136,16 +135,9 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
 def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
     """The comparisons as Markdown, with what the verdicts mean and what they rest on."""
     headings = [
-        "Head",
-        "Against",
-        "Acceptance length τ",
-        "Change of τ (%)",
-        "Verdict on τ",
-        "Speedup (x)",
-        "Change of speed (%)",
-        "Verdict on speed",
-        "Whole answer (x)",
-    ]
+        "Head", "Against", "Acceptance length τ", "Change of τ (%)", "Verdict on τ", "Speedup (x)",
+        "Change of speed (%)", "Verdict on speed", "Whole answer (x)",
+    ]  # fmt: skip
     rows = []
     for each in comparisons:
         pairs = (
@@ -228,32 +220,29 @@ def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
 
 
 def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) -> Callable[[], None]:
-    """Refuse to go on with other code than the heads in a folder were trained by.
+    """Refuse to continue if the code of a head has changed since it was trained in a folder.
 
-    Heads are told apart by the file that their class is in; what that file imports is not looked at.
+    Compares the source file of the head's class, not what that file imports.
 
     Returns:
-        what notes the code of today in the folder, to be called when the training begins.
+        a function that writes the current hashes to the folder, to be called when training begins.
 
     Raises:
         KoalaBenchError: a file has changed since its head was trained in ``folder``, or the note of it is damaged.
     """
-    note = folder / "sources.json"
-    now = {
-        name: sha256_of(Path(inspect.getfile(load(HEADS, preset.method(name).head))))
-        for name in methods
-        if name != VANILLA
-    }
+    hashes = folder / "sources.json"
+    heads = {name: load(HEADS, preset.method(name).head) for name in methods if name != VANILLA}
+    now = {name: sha256_of(Path(inspect.getfile(head))) for name, head in heads.items()}
     try:
-        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        before = json.loads(hashes.read_text(encoding="utf-8")) if hashes.exists() else {}
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise KoalaBenchError(
-            f"{note} is damaged.", "Choose another --out, or delete the folder to start again."
+            f"{hashes} is damaged.", "Choose another --out, or delete the folder to start again."
         ) from error
     if changed:
         raise KoalaBenchError(
             f"The code of {', '.join(changed)} is not the one that was trained in {folder}.",
             "Choose another --out, or delete the folder to start again.",
         )
-    return lambda: write_text(note, json.dumps({**before, **now}, indent=2) + "\n")
+    return lambda: write_text(hashes, json.dumps({**before, **now}, indent=2) + "\n")

@@ -11,15 +11,8 @@ from koala_bench.records.schema import RunHeader
 from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
 
 _HEADINGS = [
-    "Method",
-    "Heads",
-    "Baseline τ",
-    "τ",
-    "Change (%) [90 %]",
-    "Margin (%)",
-    "Speedup (x), not gated",
-    "Verdict",
-]
+    "Method", "Heads", "Baseline τ", "τ", "Change (%) [90 %]", "Margin (%)", "Speedup (x), not gated", "Verdict",
+]  # fmt: skip
 _RIGHT = [False, False, True, True, True, True, True, False]
 _NOTHING = "\N{EN DASH}"
 # Characters that XML 1.0 cannot hold even escaped; an error message or a name in a record may have some.
@@ -34,25 +27,14 @@ def _row(line: Line) -> list[str]:
     heads = "fixed" if line.mode == "fixed" else f"retrained, {line.seeds[1]} against {line.seeds[0]} seeds"
     speed = _NOTHING if line.speedups is None else f"{line.speedups[0]:.2f} → {line.speedups[1]:.2f}"
     verdict = "pass" if line.passed else "REGRESSION"
-    return [
-        line.name,
-        heads,
-        f"{line.baseline:.3f}",
-        f"{line.measured:.3f}",
-        _change(line),
-        f"{line.margin:.1f}",
-        speed,
-        verdict,
-    ]
+    lengths = (f"{line.baseline:.3f}", f"{line.measured:.3f}")
+    return [line.name, heads, *lengths, _change(line), f"{line.margin:.1f}", speed, verdict]
 
 
 def _source(header: RunHeader) -> str:
     commit = header["code"]["commit"]
-    code = (
-        f"commit {commit[:12]}{' with uncommitted changes' if header['code']['dirty'] else ''}"
-        if commit
-        else f"version {header['code']['version']}"
-    )
+    dirty = " with uncommitted changes" if header["code"]["dirty"] else ""
+    code = f"commit {commit[:12]}{dirty}" if commit else f"version {header['code']['version']}"
     return f"run {header['run_id'][:8]} of {header['created']}, {code}"
 
 
@@ -116,24 +98,14 @@ def to_junit(gate: Gate) -> str:
     def text(value: str) -> str:
         return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
 
-    failures, seconds = (
-        sum(not line.passed for line in gate.lines),
-        next(line.decode_s for line in gate.lines if line.name == OVERALL),
-    )
-    counts = {
-        "tests": str(len(gate.lines)),
-        "failures": str(failures),
-        "errors": "0",
-        "skipped": "0",
-        "time": f"{seconds:.3f}",
-    }
-    created = (
-        datetime.fromisoformat(gate.records[0]["created"]).astimezone(UTC).replace(tzinfo=None)
-    )  # the schema's times have no zone
-    suites = ET.Element(
-        "testsuites",
-        {"name": "koala-bench check", **{key: counts[key] for key in ("tests", "failures", "errors", "time")}},
-    )
+    failures = sum(not line.passed for line in gate.lines)
+    seconds = next(line.decode_s for line in gate.lines if line.name == OVERALL)
+    shared = {"tests": str(len(gate.lines)), "failures": str(failures), "errors": "0"}
+    time = {"time": f"{seconds:.3f}"}
+    counts = {**shared, "skipped": "0", **time}
+    # The JUnit schema's times have no zone.
+    created = datetime.fromisoformat(gate.records[0]["created"]).astimezone(UTC).replace(tzinfo=None)
+    suites = ET.Element("testsuites", {"name": "koala-bench check", **shared, **time})
     suite = ET.SubElement(
         suites, "testsuite", {"name": "acceptance length", **counts, "timestamp": created.isoformat(timespec="seconds")}
     )

@@ -1,22 +1,21 @@
 """The regression gate: is the acceptance length of new records at most a margin worse than the baseline's?
 
-Non-inferiority: a method passes when the lower end of the 90 % interval of its change lies above minus the margin,
-which is a one-sided test at 5 % of "worse by the margin or more" (Schuirmann 1987, J. Pharmacokin. Biopharm. 15).
-The gate passes when every method and all of them together pass; as all have to, no verdict needs a correction for
-the others to keep the chance of missing a loss (Berger 1982, Technometrics 24). Where the interval comes from
-depends on what the records compare.
+A non-inferiority test: a method passes if the lower end of the 90 % interval of its change lies above minus the margin,
+a one-sided 5 % test of "worse by the margin or more" (Schuirmann 1987, J. Pharmacokin. Biopharm. 15). The gate passes
+if every method and all together pass. This is an intersection-union test, so the probability of missing a loss needs no
+correction for multiple tests (Berger 1982, Technometrics 24). There are two cases.
 
-*Fixed checkpoints* (the same head weights on both sides): decoding is deterministic on one CPU, so without a change
-the step counts of every question are equal and the interval has no width. The interval is the paired bootstrap over
-questions; it says whether a change that is there would be there on other questions like these.
+*Fixed checkpoints* (the same head weights on both sides): decoding is deterministic on one CPU, so without a change all
+step counts are equal and the interval has no width. The interval is a paired bootstrap over questions: would a change
+appear on other questions like these?
 
-*Retrained heads* (other weights): two trainings with different seeds differ anyway. The unit is then a training: the
-log acceptance lengths of N new heads against those of K baseline heads, on the same questions, with the spread s
-between the baseline's seeds alone (so that a new version cannot widen its own margin): the change has the standard
-error s sqrt(1/K + 1/N) and a t distribution with K - 1 degrees of freedom. The margin in force is the wanted one or,
-if that is larger, the smallest for which the test can keep both its promises: a loss of the margin is missed in at
-most 5 of 100 cases, and no change raises an alarm in at most 1 of 100, over all verdicts together (Bonferroni).
-How a seed's effect differs from question to question is part of s, because all records answer the same questions.
+*Retrained heads* (other weights): trainings with different seeds differ anyway, so the unit is a training. The log
+acceptance lengths of N new heads are compared with those of K baseline heads on the same questions. The spread s
+between seeds is the baseline's alone, so that a new version cannot widen its own margin. The change has standard error
+s sqrt(1/K + 1/N) and a t distribution with K - 1 degrees of freedom. The margin in force is the requested one or, if
+larger, the smallest with both error rates: a loss of the margin is missed in at most 5 % of cases, and without a change
+at most 1 % raise an alarm, over all verdicts together (Bonferroni). s includes the interaction of seeds and questions,
+because all records answer the same questions.
 
 Speedups never decide: times on shared machines are noise.
 """
@@ -49,16 +48,15 @@ from koala_bench.records.statistics import Array, Interval, Statistic, Totals
 from koala_bench.records.summaries import VANILLA, Summary, summarise
 
 OVERALL = "overall"
-# Percent; of 1, 2, 3 and 4 the one that the simulation in tests/gate/test_regression.py speaks for, on 16 questions: at
-# 2, what rounding on another machine does to drafts and answers raises an alarm in 6 of 100 checks without a change, at
-# 3 in none; at 4, a loss of 3 % by one method alone is found in half of the cases, at 3 in more than nine of ten. A
-# loss of 5 % is always found.
+# Percent, chosen from 1 to 4 by the simulation in tests/gate/test_regression.py on 16 questions. False alarms from
+# rounding on another machine: 6 of 100 checks at 2, none at 3. A loss of 3 % by one method is found in half of the
+# cases at 4, in more than nine of ten at 3. A loss of 5 % is always found.
 MARGIN = 3.0
 MISSED = 0.05
 FALSE_ALARMS = 0.01
 CONFIDENCE = 1 - 2 * MISSED
-_MOST_SEEDS = 100  # nobody trains more to narrow a margin
-# Between the target's two largest logits: more than rounding moves them, going by the digits that each type has.
+_MOST_SEEDS = 100  # more are not worth a narrower margin
+# Gap of the top-2 logits that rounding in each dtype cannot close.
 CLEAR_GAP = {"float64": 1e-9, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 
 
@@ -69,7 +67,7 @@ class Line:
     Attributes:
         baseline, measured: acceptance length in tokens per step; of several records the geometric mean.
         change: in percent of the baseline's, with its 90 % interval.
-        margin: in force, percent; in retrained mode it may be wider than the wanted one.
+        margin: in force, percent; in retrained mode possibly wider than requested.
         spread: standard deviation between the baseline's seeds, percent; None in fixed mode.
         seeds: records on either side, baseline first.
         decode_s: seconds of decoding in the new records.
@@ -98,10 +96,10 @@ class Gate:
     """The outcome of a check.
 
     Attributes:
-        wanted: the margin asked for, percent.
+        wanted: the requested margin, percent.
         lines: one per method of the baseline, then all together.
-        questions, answers: how many each method is judged by; answers count one record's turns and repeats.
-        findings: what is reported and decides nothing: losslessness, changed answers, changed heads and versions.
+        questions, answers: sample size of each method; answers count one record's turns and repeats.
+        findings: reported without effect on the verdict: losslessness, changed answers, heads and versions.
         same_machine: whether the speedups of both sides may be compared.
     """
 
@@ -130,7 +128,7 @@ def length_change(new: Totals, old: Totals) -> Statistic:
 
 @dataclass(frozen=True)
 class SeedTest:
-    """``retrained_change``'s answer; all in percent, each [...].
+    """Result of ``retrained_change``, in percent, each [...].
 
     Attributes:
         value, low, high: the change and the ends of its 90 % interval.
@@ -146,7 +144,7 @@ class SeedTest:
 
 
 def _widening(old: int, new: int, verdicts: int) -> float:
-    """The narrowest margin that keeps both promises, as a multiple of the spread between seeds."""
+    """The narrowest margin with both error rates, as a multiple of the spread between seeds."""
     quantiles = stdtrit(old - 1, 1 - MISSED) + stdtrit(old - 1, 1 - FALSE_ALARMS / verdicts)
     return float(quantiles) * math.sqrt(1 / old + 1 / new)
 
@@ -158,26 +156,24 @@ def retrained_change(new: Array, old: Array, wanted: float, verdicts: int) -> Se
         new: acceptance lengths of the new records, [..., N].
         old: of the baseline's, [..., K] with K > 1.
         wanted: margin in percent.
-        verdicts: how many tests the gate makes, which share its false alarms.
+        verdicts: number of tests that share the false-alarm rate.
     """
     count, base = np.log(new).shape[-1], np.log(old)
     spread = base.std(axis=-1, ddof=1)
     change = np.log(new).mean(axis=-1) - base.mean(axis=-1)
-    reach = float(stdtrit(base.shape[-1] - 1, 1 - MISSED)) * spread * math.sqrt(1 / base.shape[-1] + 1 / count)
+    half_width = float(stdtrit(base.shape[-1] - 1, 1 - MISSED)) * spread * math.sqrt(1 / base.shape[-1] + 1 / count)
     margin = np.maximum(-math.log1p(-wanted / 100), _widening(base.shape[-1], count, verdicts) * spread)
     return SeedTest(
         value=100 * np.expm1(change),
-        low=100 * np.expm1(change - reach),
-        high=100 * np.expm1(change + reach),
+        low=100 * np.expm1(change - half_width),
+        high=100 * np.expm1(change + half_width),
         margin=-100 * np.expm1(-margin),
         spread=100 * spread,
     )
 
 
 def seeds_needed(spread: float, wanted: float, verdicts: int) -> int | None:
-    """The smallest number of seeds, the same on both sides, that leaves the margin at ``wanted`` percent; None above
-    100.
-    """
+    """Smallest number of seeds per side that keeps the margin at ``wanted`` percent; None above 100."""
     limit = -100 * math.log1p(-wanted / 100)
     return next((n for n in range(FEWEST_SEEDS, _MOST_SEEDS + 1) if _widening(n, n, verdicts) * spread <= limit), None)
 
@@ -199,13 +195,18 @@ def _length(part: Totals) -> float:
     return float(part.tokens.sum() / part.steps.sum())
 
 
+def _means(values: Sequence[float], count: int) -> tuple[float, float]:
+    """The means of the first ``count`` values and of the others."""
+    return float(np.mean(values[:count])), float(np.mean(values[count:]))
+
+
 def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARGIN) -> Gate:
     """Compare new records with the baseline's: one verdict per method of the baseline, and one over all of them.
 
     Args:
         baselines: one record, or of retrained heads one per training seed.
         records: the same of the new version.
-        margin: loss of acceptance length that is to be accepted, in percent.
+        margin: tolerated loss of acceptance length, in percent.
 
     Raises:
         KoalaBenchError: records that cannot be compared (see ``consistent`` and ``mode_of``), or fewer than two
@@ -238,20 +239,13 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
         old, new = parts[: len(baselines)], parts[len(baselines) :]
         speedups = [each.speedup.value for of_run in summaries for each in of_run if each.name == name]
         if modes[name] == "fixed":
-            change, force, spread = (
-                statistics.interval(length_change(_together(new), _together(old)), weights, CONFIDENCE),
-                margin,
-                None,
-            )
+            change = statistics.interval(length_change(_together(new), _together(old)), weights, CONFIDENCE)
+            in_force, spread = margin, None
         else:
-            found = retrained_change(
-                np.array([_length(part) for part in new]),
-                np.array([_length(part) for part in old]),
-                margin,
-                len(by_name),
-            )
-            change = Interval(float(found.value), float(found.low), float(found.high))
-            force, spread = float(found.margin), float(found.spread)
+            lengths = [np.array([_length(part) for part in side]) for side in (new, old)]
+            test = retrained_change(lengths[0], lengths[1], margin, len(by_name))
+            change = Interval(float(test.value), float(test.low), float(test.high))
+            in_force, spread = float(test.margin), float(test.spread)
         before, after = (math.exp(float(np.mean([math.log(_length(part)) for part in side]))) for side in (old, new))
         lines.append(
             Line(
@@ -260,22 +254,15 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
                 baseline=before,
                 measured=after,
                 change=change,
-                margin=force,
+                margin=in_force,
                 spread=spread,
                 seeds=(len(old), len(new)),
                 decode_s=float(sum(part.seconds.sum() for part in new)),
-                speedups=(
-                    (float(np.mean(speedups[: len(old)])), float(np.mean(speedups[len(old) :])))
-                    if same and speedups
-                    else None
-                ),
+                speedups=_means(speedups, len(old)) if same and speedups else None,
             )
         )
-    findings = [
-        text
-        for run, of_run in zip(records, summaries[len(baselines) :], strict=True)
-        for text in _lossless(run, of_run)
-    ]
+    new_summaries = zip(records, summaries[len(baselines) :], strict=True)
+    findings = [text for run, of_run in new_summaries for text in _lossless(run, of_run)]
     if left_out:
         findings.append(
             "Left out, because the target itself (vanilla decoding) answers otherwise than in the baseline, there or"
@@ -283,32 +270,21 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
             " versions."
         )
     findings += _findings(baselines, records, modes, lines, common, margin)
-    return Gate(
-        margin,
-        tuple(run.header for run in baselines),
-        tuple(run.header for run in records),
-        tuple(lines),
-        questions,
-        len(common),
-        tuple(findings),
-        same,
-    )
+    headers = [tuple(run.header for run in side) for side in (baselines, records)]
+    return Gate(margin, headers[0], headers[1], tuple(lines), questions, len(common), tuple(findings), same)
 
 
-# ---------------------------------------------------------------------------------------------- what is reported only
+# ---------------------------------------------------------------------------------------------- findings
 
 
 def _lossless(run: Run, summaries: Sequence[Summary]) -> list[str]:
-    """Answers that leave vanilla's at a place where rounding does not explain it, by method."""
+    """Answers that differ from vanilla's where rounding does not explain it, by method."""
     dtype = run.header["target"]["dtype"]
     limit = CLEAR_GAP.get(dtype, 0.0)
     found = []
     for each in summaries:
-        clear = (
-            [one for one in each.differing if one.top2_gap is None or one.top2_gap > limit]
-            if each.method["lossless"]
-            else []
-        )
+        differing = each.differing if each.method["lossless"] else ()
+        clear = [one for one in differing if one.top2_gap is None or one.top2_gap > limit]
         if clear:
             one = clear[0]
             gap = "no gap recorded" if one.top2_gap is None else f"gap {one.top2_gap:.2g}"
@@ -368,9 +344,7 @@ def _findings(
 
 
 def describe_update(old: Sequence[Run], new: Sequence[Run]) -> list[str]:
-    """What it means to accept new records in place of old ones (which may be none), a line per method and one on the
-    headers.
-    """
+    """What changes when new records replace old ones, if any: one line per method and one for the headers."""
 
     def lengths(runs: Sequence[Run]) -> dict[str, float]:
         names = [name for name in runs[0].methods if name != VANILLA] if runs else []

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
 from koala_bench.common.machine import memory_bytes
-from koala_bench.dialogues.conversations import BUNDLED, files_of
+from koala_bench.dialogues.conversations import BUNDLED, bundled_answers, files_of
 from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
 from koala_bench.dialogues.questions import find_questions, read_questions
 from koala_bench.engine.devices import pick_dtype, pick_engine
@@ -379,8 +379,8 @@ def _how(place: Place, option: str) -> str:
 
 def missing_conversations(source: str, target: str) -> str | None:
     """What is missing of the conversations to train on, with what to do about it, or None if they are here."""
-    if source == BUNDLED:
-        if bundled_target(target) is not None:
+    if bundled_answers(source) is not None:
+        if source != BUNDLED or bundled_target(target) is not None:
             return None
         return (
             f"Conversations: the bundled answers are those of the bundled target, not of {target}. Name a file with"

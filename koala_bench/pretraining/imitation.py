@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from koala_bench.common.progress import say
-from koala_bench.dialogues.conversations import BUNDLED, Conversations, bundled_answers, read_conversations
+from koala_bench.dialogues.conversations import Conversations, bundled_answers, read_conversations
 from koala_bench.dialogues.distilling.answers import answering_target
 from koala_bench.engine.loading.targets import bundled_target, fingerprint, load_target
 from koala_bench.engine.target import Target
@@ -101,7 +101,7 @@ def load_imitated(name: str, answers: str | None, device: torch.device) -> Imita
     target = load_target(name, str(device), "float32")
     if answers is None:
         return Imitated(target)
-    said_by = answering_target(bundled_answers() if answers == BUNDLED else Path(answers))
+    said_by = answering_target(bundled_answers(answers) or Path(answers))
     if said_by is not None and said_by["weights_sha256"] != fingerprint(target)["weights_sha256"]:
         say(
             f"These answers are those of another target, {said_by['name']}: let {name} answer itself with koala-bench"

@@ -1,4 +1,4 @@
-"""The grid file of a sweep: a preset, a baseline, a method, and the settings of it that are tried."""
+"""The grid file of a sweep: a preset, a baseline, a method, and the settings to try."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class SweepGrid(BaseModel):
-    """What a grid file says.
+    """Contents of a grid file.
 
     Attributes:
-        preset, overrides: what all heads are trained with; overrides as for ``--set``.
-        baseline, method: methods of the preset; every trial is ``method`` with some settings of its own.
-        seeds: of training; every trial is trained from each.
-        confirm_seeds: the best trial and the baseline are trained once more from these.
-        prompts, confirm_prompts: held-out prompts that are decoded: the first ones to explore, the next ones to
-            confirm.
+        preset, overrides: shared by all heads; overrides as for ``--set``.
+        baseline, method: methods of the preset; every trial is ``method`` with changed settings.
+        seeds: training seeds of every trial.
+        confirm_seeds: further seeds for the best trial and the baseline.
+        prompts, confirm_prompts: numbers of held-out prompts for the search, and of others for confirmation.
         new_tokens, depth: limit of an answer, and depth of the drafted chains.
-        arms: heads that are trained together; chosen by the free memory if not given.
-        axes: settings with the values to try, every combination of them.
-        trial: settings to try one by one.
+        arms: heads trained together; by default as many as free memory allows.
+        axes: values of each setting, tried in every combination.
+        trial: settings tried one by one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,8 +56,8 @@ class Trial:
     """One method that is trained.
 
     Attributes:
-        name: made of a hash of all its settings, so that a trial is known again in a changed grid.
-        label: what is particular about it, in words.
+        name: contains a hash of all settings, so that a changed grid recognises the trial.
+        label: its changed settings.
     """
 
     name: str
@@ -89,15 +88,15 @@ def trials_of(grid: SweepGrid, preset: Preset) -> tuple[Trial, list[Trial]]:
     """
     baseline = _named(preset.method(grid.baseline), grid.baseline, "baseline")
     base = preset.method(grid.method)
-    found: dict[str, Trial] = {}
+    trials: dict[str, Trial] = {}
     for settings in _settings(grid):
         trial = _named(_changed(base, settings), _label(settings), "trial")
-        if trial.name in found:
+        if trial.name in trials:
             raise KoalaBenchError(f"The grid has the trial '{trial.label}' twice.", "Leave one of them out.")
-        found[trial.name] = trial
-    if not found:
+        trials[trial.name] = trial
+    if not trials:
         raise KoalaBenchError("The grid has nothing to try.", "Give [axes] or [[trial]] tables.")
-    return baseline, list(found.values())
+    return baseline, list(trials.values())
 
 
 def _settings(grid: SweepGrid) -> Iterator[dict[str, Any]]:
@@ -123,11 +122,8 @@ def _changed(base: MethodPreset, settings: dict[str, Any]) -> MethodPreset:
     values = base.model_dump()
     for key, value in settings.items():
         place, parts = values, key.split(".")
-        if (
-            parts[0] not in MethodPreset.model_fields
-            or parts[0] == "tree"
-            or len(parts) != (2 if parts[0].endswith("options") else 1)
-        ):
+        known = parts[0] in MethodPreset.model_fields and parts[0] != "tree"
+        if not known or len(parts) != (2 if parts[0].endswith("options") else 1):
             raise KoalaBenchError(
                 f"'{key}' is not a setting of a method that can be tried.",
                 "Use layers, learning_rate, objective, options.X or objective_options.X; what is the same for all goes"

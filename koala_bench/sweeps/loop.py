@@ -1,8 +1,7 @@
-"""A sweep: trains every trial of a grid from one stream per seed, decodes held-out prompts with each, and tells the
-best apart.
+"""Run a sweep: train every trial of a grid on one stream per seed, decode held-out prompts, and find the best.
 
-Everything is in append-only lines and can be stopped at any moment: a training goes on from its checkpoint, the
-measuring after its last prompt. A trial that is added to the grid later is trained beside those that are there.
+The log is append-only and the sweep can be killed at any time: training resumes from its checkpoint, decoding after its
+last prompt. Trials may be added to the grid later.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ from koala_bench.training.step import Arm
 from koala_bench.tree import load_template
 
 _BYTES_PER_PARAMETER = 16  # float32: the weight, its gradient, and Adam's two moments
-_SHARE_OF_MEMORY = 0.5  # the rest is for the activations of the one head that is at work, and the target's states
+_SHARE_OF_MEMORY = 0.5  # the rest is for one head's activations and the target's states
 
 
 @dataclass
 class _Sweep:
-    """What every part of a sweep needs."""
+    """State shared by all parts of a sweep."""
 
     preset: Preset
     target: Target
@@ -61,7 +60,7 @@ class _Sweep:
 
 
 def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
-    """Train and measure whatever of a grid is not there yet in ``out``, and write ``sweep.md`` and ``sweep.csv``.
+    """Train and measure the trials that ``out`` does not hold yet, and write ``sweep.md`` and ``sweep.csv``.
 
     Args:
         settings: overrides of the preset besides the grid's own.
@@ -72,30 +71,21 @@ def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
     preset = load_preset(grid.preset, [*grid.overrides, *settings])
     baseline, trials = trials_of(grid, preset)
     target, template = load_preset_target(preset)
-    target = replace(target, engine="eager")  # a recording for every trial would cost more than it saves
+    target = replace(target, engine="eager")  # tracing every trial would cost more than it saves
     every = [baseline, *trials]
     together = _fitting(target, preset, every, grid.arms)
     prompts = _held_out_prompts(preset, grid, target, template)
     log = open_sweep(out / "sweep.jsonl", _header(preset, grid, target, template, prompts))
     wanted = {
-        "kind": "grid", "preset": grid.preset, "method": grid.method, "seeds": list(grid.seeds), "confirm_seeds": list(grid.confirm_seeds),
-        "prompts": grid.prompts, "confirm_prompts": grid.confirm_prompts, "baseline": _as_line(baseline),
-        "trials": [_as_line(trial) for trial in every],
+        "kind": "grid", "preset": grid.preset, "method": grid.method, "seeds": list(grid.seeds),
+        "confirm_seeds": list(grid.confirm_seeds), "prompts": grid.prompts, "confirm_prompts": grid.confirm_prompts,
+        "baseline": _as_line(baseline), "trials": [_as_line(trial) for trial in every],
     }  # fmt: skip
     if log.grid != wanted:
         log.append(wanted)
-    sweep = _Sweep(
-        preset,
-        target,
-        template,
-        {trial.name: trial for trial in every},
-        prompts,
-        grid,
-        together,
-        out,
-        log,
-        started=time.perf_counter(),
-    )
+    by_name = {trial.name: trial for trial in every}
+    started = time.perf_counter()
+    sweep = _Sweep(preset, target, template, by_name, prompts, grid, together, out, log, started=started)
     for seed in grid.seeds:
         _seed(sweep, every, seed)
         _write(log, out)
@@ -117,51 +107,46 @@ def _as_line(trial: Trial) -> dict[str, Any]:
 def _header(
     preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate, prompts: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    """What all numbers of a sweep have in common; ``identity`` must be the same to go on."""
+    """First line of the log; a sweep resumes only if ``identity`` is equal."""
     training = preset.training.model_dump(mode="json", exclude={"seed"})
     data = preset.data.model_dump(mode="json", exclude={"source"})
     identity = {
-        "target": fingerprint(target), "data": {**data, "source": Path(preset.data.source).name}, "training": training, "chat_template": template.sha256,
-        "prompts": hashlib.sha256(json.dumps(prompts[: grid.prompts]).encode()).hexdigest(), "new_tokens": grid.new_tokens, "depth": grid.depth,
+        "target": fingerprint(target), "data": {**data, "source": Path(preset.data.source).name}, "training": training,
+        "chat_template": template.sha256, "new_tokens": grid.new_tokens, "depth": grid.depth,
+        "prompts": hashlib.sha256(json.dumps(prompts[: grid.prompts]).encode()).hexdigest(),
     }  # fmt: skip
     gpu = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else None
     return {
-        "kind": "sweep", "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"), "target": Path(preset.target.name).name,
-        "identity": identity, "environment": environment(torch.get_num_threads(), gpu), "code": code_state(),
+        "kind": "sweep", "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "target": Path(preset.target.name).name, "identity": identity,
+        "environment": environment(torch.get_num_threads(), gpu), "code": code_state(),
     }  # fmt: skip
 
 
 def _held_out_prompts(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate) -> list[list[int]]:
-    """First turns of held-out dialogues that leave room for an answer: those of the search, then those of the
-    confirmation.
-    """
+    """First turns of held-out dialogues that leave room for an answer: for the search, then for confirmation."""
     wanted = grid.prompts + (grid.confirm_prompts if grid.confirm_seeds else 0)
-    found = held_out_prompts(
-        target,
-        template,
-        preset.data.source,
-        wanted,
-        min(preset.data.max_tokens, target.max_positions - grid.new_tokens),
-    )
-    if len(found) == wanted:
-        return found
+    longest = min(preset.data.max_tokens, target.max_positions - grid.new_tokens)
+    prompts = held_out_prompts(target, template, preset.data.source, wanted, longest)
+    if len(prompts) == wanted:
+        return prompts
     raise KoalaBenchError(
-        f"The grid decodes {wanted} held-out prompts, the data has {len(found)}.",
+        f"The grid decodes {wanted} held-out prompts, the data has {len(prompts)}.",
         "Lower prompts or confirm_prompts in the grid.",
     )
 
 
-# ---------------------------------------------------------------------------------------------- how many at once
+# ---------------------------------------------------------------------------------------------- memory
 
 
 def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: int | None) -> int:
-    """How many heads to train together: ``wanted``, or as many as fit in half of the free memory, all if nobody knows
-    what is free.
+    """Number of heads to train together: ``wanted``, or as many as fit in half of the free memory; all if that is
+    unknown.
 
-    Together they share one pass of the target per batch. Each costs 16 bytes a trained parameter, its discriminator's
-    included, as long as the training lasts; activations are those of one head at a time.
+    They share one pass of the target per batch. Each costs 16 bytes per trained parameter, its discriminator included;
+    only one head at a time holds activations.
     """
-    # Built one after the other, which also tells a wrong setting of any before the first is trained.
+    # Building all of them also finds wrong settings before the first is trained.
     largest = max(arm_bytes(make_arm(target, trial.name, trial.preset, preset.training)) for trial in trials)
     free = _free_bytes(target.device)
     fitting = len(trials) if free is None else max(1, int(_SHARE_OF_MEMORY * free / largest))
@@ -175,7 +160,7 @@ def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: in
 
 
 def arm_bytes(arm: Arm) -> int:
-    """Memory that a head, its objective and their optimisers hold during training, activations apart."""
+    """Training memory of a head, its objective and their optimisers, without activations."""
     modules = [arm.head] + ([arm.objective] if isinstance(arm.objective, torch.nn.Module) else [])
     return _BYTES_PER_PARAMETER * sum(parameter.numel() for module in modules for parameter in module.parameters())
 
@@ -194,9 +179,7 @@ def _seed(sweep: _Sweep, trials: Sequence[Trial], seed: int) -> None:
     log = sweep.log
     pending = [trial.name for trial in trials if not log.measured(trial.name, seed)]
     groups = []
-    for group in log.groups.get(
-        seed, []
-    ):  # begun earlier: they go on as they were, whatever the grid and the memory are now
+    for group in log.groups.get(seed, []):  # groups begun earlier keep their members
         if set(group["trials"]) <= sweep.trials.keys() and set(group["trials"]) & set(pending):
             groups.append(group)
             pending = [name for name in pending if name not in group["trials"]]
@@ -213,9 +196,8 @@ def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
     seed, names = group["seed"], group["trials"]
     folder = sweep.out / "heads" / f"seed-{seed}" / group["name"]
     methods = {name: sweep.trials[name].preset for name in names}
-    preset = sweep.preset.model_copy(
-        update={"training": sweep.preset.training.model_copy(update={"seed": seed}), "methods": methods}
-    )
+    training = sweep.preset.training.model_copy(update={"seed": seed})
+    preset = sweep.preset.model_copy(update={"training": training, "methods": methods})
     say(f"Seed {seed}, {group['name']}: {len(names)} heads.")
     train_heads(preset, names, sweep.target, sweep.template, folder)
     logged = _logged(folder / "training.jsonl", sweep.preset.training.steps)
@@ -223,31 +205,28 @@ def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
         if (name, seed) not in sweep.log.trained:
             sweep.log.append({"kind": "trained", "trial": name, "seed": seed, "logged": logged.get(name, {})})
         _measure(sweep, name, seed, folder / name)
-    (folder / "checkpoint.pt").unlink(
-        missing_ok=True
-    )  # the heads are finished; Adam's moments are most of a sweep's disk space
+    (folder / "checkpoint.pt").unlink(missing_ok=True)  # Adam's moments would be most of a sweep's disk space
 
 
 def _logged(path: Path, steps: int) -> dict[str, dict[str, float]]:
-    """What each head's training logged, as means over the last quarter of its steps."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Each head's logged training values, as means over the last quarter of its steps."""
+    values_of: dict[str, dict[str, list[float]]] = {}
     logged = [line for line in read_training(path) if line["kind"] == "step"]
-    since = min(
-        0.75 * steps, max((line["step"] for line in logged), default=0)
-    )  # a very short training logs its first step alone
+    last = max((line["step"] for line in logged), default=0)  # the first step in a very short training
+    since = min(0.75 * steps, last)
     for line in logged:
         if line["step"] >= since:
             for key, value in line.items():
                 if isinstance(value, int | float) and math.isfinite(value) and key not in ("step", "rate"):
-                    found.setdefault(line["method"], {}).setdefault(key, []).append(value)
+                    values_of.setdefault(line["method"], {}).setdefault(key, []).append(value)
     return {
         name: {key: round(math.fsum(each) / len(each), 5) for key, each in values.items()}
-        for name, values in found.items()
+        for name, values in values_of.items()
     }
 
 
 def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
-    """Decode the prompts that are not there yet with one head, as chains."""
+    """Decode the remaining prompts with one head, drafting chains."""
     log, grid, target = sweep.log, sweep.grid, sweep.target
     done = log.answers.get((name, seed), {})
     missing = [prompt for prompt in log.prompts(seed) if prompt not in done]
@@ -260,22 +239,15 @@ def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
     with progress(f"decode {sweep.trials[name].label}", len(missing), "prompts") as advance:
         for prompt in missing:
             answer = decode(target, head, chain, sweep.prompts[prompt], grid.new_tokens, target.stop_ids, cache)
-            line = {
-                "kind": "answer",
-                "trial": name,
-                "seed": seed,
-                "prompt": prompt,
-                "accepted": answer.accepted,
-                "decode_s": round(answer.decode_s, 6),
-            }
-            log.append(line)
+            line = {"kind": "answer", "trial": name, "seed": seed, "prompt": prompt}
+            log.append({**line, "accepted": answer.accepted, "decode_s": round(answer.decode_s, 6)})
             advance()
     sweep.heads_done += 1
-    _tell(sweep)
+    _report_progress(sweep)
 
 
-def _tell(sweep: _Sweep) -> None:
-    """How far the sweep is, at what rate, and how long the rest will take."""
+def _report_progress(sweep: _Sweep) -> None:
+    """Log progress, rate and remaining time."""
     grid, log = sweep.grid, sweep.log
     total = len(sweep.trials) * len(grid.seeds) + 2 * len(grid.confirm_seeds)
     done = sum(log.measured(name, seed) for name in sweep.trials for seed in (*grid.seeds, *grid.confirm_seeds))

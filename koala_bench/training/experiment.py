@@ -15,7 +15,6 @@ from koala_bench.common.files import make_folder
 from koala_bench.common.process_group import find_team
 from koala_bench.common.progress import say
 from koala_bench.dialogues.conversations import (
-    BUNDLED,
     Conversations,
     bundled_answers,
     content_of,
@@ -277,11 +276,12 @@ def _finished(finished: Mapping[str, dict[str, Any] | None], settings: dict[str,
 
 def _check_answers(target: Target, source: str) -> None:
     """Refuse the bundled answers for heads of another target; of other answers say it if they are another target's."""
-    for path in [bundled_answers()] if source == BUNDLED else [] if source.startswith(HUB) else files_of(Path(source)):
+    bundled = bundled_answers(source)
+    for path in [bundled] if bundled else [] if source.startswith(HUB) else files_of(Path(source)):
         answering = answering_target(path)
         if answering is None or answering["weights_sha256"] == fingerprint_of(target)["weights_sha256"]:
             continue
-        if source == BUNDLED:
+        if bundled:
             raise KoalaBenchError(
                 f"The bundled answers are not those of {target.name}.",
                 "Name conversations with --set data.source=FILE, or let the target answer: koala-bench distill.",

@@ -1,9 +1,8 @@
-"""At which rank a head has the token that the target says, at every depth below true tokens: what a draft tree can hope
-for.
+"""Rank of the target's token among a head's candidates at every draft depth, given a correct path: the input of tree
+search.
 
-The head drafts a chain along the target's own answer: whatever it would have proposed, its first candidate is replaced
-by the true token, and the rank of that token among its scores is noted. Any head that takes its candidates through
-``pick`` can be asked.
+The head drafts a chain along the target's own answer. Each candidate is replaced by the target's token (teacher
+forcing), and that token's rank among the head's logits is recorded. Works for any head that selects through ``pick``.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ NOWHERE = -1
 
 @dataclass(frozen=True)
 class RankProfile:
-    """Ranks of true tokens.
+    """Ranks of the target's tokens.
 
     Attributes:
-        ranks: int [positions, depth]; ``NOWHERE`` behind the answer's end. A position is a token of an answer after
-            which a draft could begin.
-        answers: number of positions of each answer, one after the other; every position stands for itself if not given.
+        ranks: int [positions, depth]; ``NOWHERE`` after the answer's end. A draft can begin at every position.
+        answers: number of positions of each answer in order; if empty, positions are independent.
     """
 
     ranks: np.ndarray[Any, np.dtype[np.int64]]
@@ -41,37 +39,35 @@ class RankProfile:
 
     @property
     def depth(self) -> int:
-        """How far ahead was looked."""
+        """Deepest draft depth measured."""
         return int(self.ranks.shape[1])
 
     def conditional(self, widest: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Probability [depth, widest] that a candidate of a rank is the true token, where all above it were among the
-        ``widest`` best.
-
-        Where the path above was further down, no tree would have come this far.
+        """Probability [depth, widest] that the candidate of each rank is right, given that the ``widest`` best
+        candidates held the target's token at all shallower depths; otherwise no tree would have reached this depth.
         """
-        found = np.zeros((self.depth, widest))
+        p = np.zeros((self.depth, widest))
         reached = np.ones(len(self.ranks), dtype=bool)
         for depth in range(self.depth):
             here = self.ranks[reached, depth]
             if not len(here):
                 break
-            found[depth] = [(here == rank).mean() for rank in range(widest)]
+            p[depth] = [(here == rank).mean() for rank in range(widest)]
             reached &= (self.ranks[:, depth] >= 0) & (self.ranks[:, depth] < widest)
-        return found
+        return p
 
     def frequency(self, path: Sequence[int]) -> float:
-        """Share of the positions at which a node is on the true path."""
+        """Fraction of positions at which a node is on the target's path."""
         return float((self.ranks[:, : len(path)] == np.asarray(path)).all(axis=1).mean())
 
     def expected(self, paths: Sequence[Sequence[int]]) -> float:
-        """Drafted tokens that a tree of these paths gets accepted at a position, mean over all of them."""
+        """Expected number of accepted draft tokens of a tree with these paths, mean over all positions."""
         return sum(self.frequency(path) for path in paths)
 
     def steps(self, paths: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The positions at which steps begin if the answers are decoded with a tree of these paths.
+        """Positions at which steps begin when the answers are decoded with a tree of these paths.
 
-        They are harder than the others: a step begins where the one before it could not go on.
+        They are harder than average: a step begins where the previous draft failed.
         """
         tree = {tuple(path) for path in paths}
         begins, first = [], 0
@@ -89,11 +85,11 @@ class RankProfile:
         return np.asarray(begins, dtype=np.int64)
 
     def length(self, paths: Sequence[Sequence[int]]) -> float:
-        """Tokens a step if the answers are decoded with a tree of these paths, the bonus token included."""
+        """Acceptance length when the answers are decoded with a tree of these paths, bonus token included."""
         return len(self.ranks) / len(self.steps(paths)) if self.answers else 1 + self.expected(paths)
 
     def at(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> RankProfile:
-        """Some of the positions, each by itself."""
+        """A selection of positions, as independent ones."""
         return RankProfile(self.ranks[positions])
 
 
@@ -101,12 +97,12 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
     """Ranks along the target's own greedy answers.
 
     Args:
-        prompts: token ids, held-out ones.
+        prompts: token ids of held-out prompts.
         tokens: length limit of an answer.
-        depth: how far ahead to look; at most what the head drafts.
+        depth: deepest draft depth; capped at the head's ``max_depth``.
 
     Raises:
-        KoalaBenchError: the head does not take its candidates through ``pick``, or there is no answer to look at.
+        KoalaBenchError: the head does not select through ``pick``, or no answer is long enough.
     """
     if not hasattr(head, "pick"):
         raise KoalaBenchError(
@@ -115,26 +111,28 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
         )
     depth = min(depth, head.max_depth)
     template = load_template(f"chain-{depth}")
-    found: list[list[int]] = []
+    ranks: list[list[int]] = []
     counts = []
     with progress("ranks", len(prompts), "answers") as advance:
         for prompt in prompts:
             answer = decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, target.stop_ids)
-            along = _along(target, head, template, prompt, answer.tokens)
-            found += along
-            counts += [len(along)] if along else []
+            rows = _ranks_along(target, head, template, prompt, answer.tokens)
+            ranks += rows
+            counts += [len(rows)] if rows else []
             advance(1)
     head.pick = best
-    if not found:
+    if not ranks:
         raise KoalaBenchError(
             "The answers to the held-out prompts are too short to rank anything.", "Give more --prompts or --tokens."
         )
-    return RankProfile(np.asarray(found, dtype=np.int64), tuple(counts))
+    return RankProfile(np.asarray(ranks, dtype=np.int64), tuple(counts))
 
 
 @torch.inference_mode()
-def _along(target: Target, head: Any, template: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[list[int]]:
-    """Ranks at each position of one answer but the last; a position is a step that settled one token."""
+def _ranks_along(
+    target: Target, head: Any, template: Any, prompt: Sequence[int], answer: Sequence[int]
+) -> list[list[int]]:
+    """Ranks at each position of one answer but the last, as if every step had committed one token."""
     whole = torch.tensor([*prompt, *answer], device=target.device)
     hidden = target.states(whole[None], head.features)[0]
     depth, rows = template.depth, []
@@ -143,15 +141,15 @@ def _along(target: Target, head: Any, template: Any, prompt: Sequence[int], answ
     for place in range(first, len(whole) - 1):
         begin = 0 if place == first else place - 1
         new = Committed(whole[begin + 1 : place + 1], hidden[begin:place], begin, whole[:1] if begin == 0 else None)
-        guide = _Guide(whole[place + 1 : place + 1 + depth])
-        head.pick = guide
+        pick = _TeacherForcing(whole[place + 1 : place + 1 + depth])
+        head.pick = pick
         head.draft(new)
-        rows.append((guide.ranks + [NOWHERE] * depth)[:depth])
+        rows.append((pick.ranks + [NOWHERE] * depth)[:depth])
     return rows
 
 
-class _Guide:
-    """Takes the true tokens as candidates, one level after the other, and notes their ranks."""
+class _TeacherForcing:
+    """Selects the target's token at every level and records its rank."""
 
     def __init__(self, truth: torch.Tensor) -> None:
         self.truth, self.ranks = truth, list[int]()

@@ -1,9 +1,7 @@
-"""The best draft tree of a size: by dynamic programming over what a child of each rank and depth is worth, and
-greedily.
+"""The best draft tree of a given size, by dynamic programming or greedily.
 
-The first is the dynamic program of Sequoia (Chen et al. 2024, arXiv 2402.12374), with probabilities that may differ by
-depth; the second is how Medusa builds its trees (Cai et al. 2024, arXiv 2401.10774): node after node, always the
-likeliest that can be hung on.
+The dynamic program is Sequoia's (Chen et al. 2024, arXiv 2402.12374), with acceptance probabilities by rank and depth.
+The greedy search is Medusa's (Cai et al. 2024, arXiv 2401.10774): add the node most often accepted, one at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ _Probabilities = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class BestTrees:
-    """Trees that get most tokens accepted, for every number of nodes and every depth, from one table.
+    """Trees with the most expected accepted tokens, for every number of nodes and depth, from one table.
 
     Args:
-        probabilities: [depth, ranks], that a candidate is the true token where its parent is.
+        probabilities: [depth, ranks], that a candidate is accepted given that its parent is.
         most: drafted nodes of the largest tree.
     """
 
@@ -31,28 +29,28 @@ class BestTrees:
         self._p = probabilities
         self._depth, self._ranks = probabilities.shape
         self._most = most
-        # For trees of so many levels: [level][rank, count], what ``count`` nodes are worth at most that hang below a
-        # node of that level on candidates from ``rank`` on, and how many of them belong to the candidate of that rank.
+        # By tree depth: [level][rank, count], the most accepted tokens of ``count`` descendants of a node at that level
+        # in the subtrees of candidates ``rank`` and later, and how many of the nodes are in the subtree of ``rank``.
         self._tables: dict[int, tuple[list[_Probabilities], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
 
     def best(self, nodes: int, depth: int) -> tuple[list[Path], float]:
-        """The paths of the best tree of at most ``nodes`` drafted nodes and ``depth`` levels, and the tokens it gets
-        accepted by these probabilities.
+        """Paths of the best tree of at most ``nodes`` drafted nodes and ``depth`` levels, and its expected accepted
+        tokens.
         """
         depth = min(depth, self._depth)
         values, taken = self._table(depth)
         paths: list[Path] = []
 
-        def hang(path: Path, level: int, rank: int, count: int) -> None:
+        def add_subtrees(path: Path, level: int, rank: int, count: int) -> None:
             while count and level < depth and rank < self._ranks:
                 mine = int(taken[level][rank, count])
                 if mine:
                     paths.append((*path, rank))
-                    hang((*path, rank), level + 1, 0, mine - 1)
+                    add_subtrees((*path, rank), level + 1, 0, mine - 1)
                 count -= mine
                 rank += 1
 
-        hang((), 0, 0, nodes)
+        add_subtrees((), 0, 0, nodes)
         return sorted(paths, key=lambda path: (len(path), path)), float(values[0][0, nodes])
 
     def _table(self, depth: int) -> tuple[list[_Probabilities], list[np.ndarray[Any, np.dtype[np.int64]]]]:
@@ -64,10 +62,10 @@ class BestTrees:
                 for rank in range(ranks - 1, -1, -1):
                     p, below, beside = self._p[level, rank], values[level + 1][0], values[level][rank + 1]
                     for count in range(1, most + 1):
-                        # ``mine`` nodes with this candidate at their top, the rest hang on the candidates behind it.
+                        # One node for this candidate, ``mine`` below it, the rest in the subtrees of later candidates.
                         worth = p * (1 + below[:count]) + beside[count - 1 :: -1][:count]
                         mine = int(worth.argmax())
-                        skipped = beside[count]  # few positions may have counted a later candidate more often
+                        skipped = beside[count]  # a later rank can be the likelier one where counts are few
                         values[level][rank, count] = max(worth[mine], skipped)
                         taken[level][rank, count] = mine + 1 if worth[mine] > skipped else 0
             self._tables[depth] = values, taken
@@ -75,21 +73,19 @@ class BestTrees:
 
 
 def greedy(profile: RankProfile, nodes: int, depth: int, widest: int) -> list[Path]:
-    """The tree of the ``nodes`` nodes that were most often on the true path, of at most ``depth`` levels and ``widest``
-    candidates.
+    """The ``nodes`` nodes most often on the target's path, of at most ``depth`` levels and ``widest`` candidates.
 
-    No node is more often there than the one above it, so that taking the next most frequent one is the best for the
-    counted positions.
+    No node is more frequent than its parent, so the greedy choice is optimal for the counted positions.
     """
     paths: list[Path] = []
-    waiting: list[tuple[float, int, Path]] = [(-profile.frequency((rank,)), 1, (rank,)) for rank in range(widest)]
-    heapq.heapify(waiting)
-    while waiting and len(paths) < nodes:
-        frequency, length, path = heapq.heappop(waiting)
+    frontier: list[tuple[float, int, Path]] = [(-profile.frequency((rank,)), 1, (rank,)) for rank in range(widest)]
+    heapq.heapify(frontier)
+    while frontier and len(paths) < nodes:
+        frequency, length, path = heapq.heappop(frontier)
         if not frequency:
             break
         paths.append(path)
         if length < depth:
             for rank in range(widest):
-                heapq.heappush(waiting, (-profile.frequency((*path, rank)), length + 1, (*path, rank)))
+                heapq.heappush(frontier, (-profile.frequency((*path, rank)), length + 1, (*path, rank)))
     return sorted(paths, key=lambda path: (len(path), path))

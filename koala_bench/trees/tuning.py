@@ -1,6 +1,4 @@
-"""The draft tree for this machine and this head: step times measured here, acceptance on held-out prompts, and a search
-over both.
-"""
+"""Tune the draft tree to a head and machine: measured step times, ranks on held-out prompts, and a search over both."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from koala_bench.tree import DraftTree, Template, TreeShape, TreeTemplate, load_
 from koala_bench.trees.rank_profile import RankProfile, measure_ranks
 from koala_bench.trees.search import BestTrees, greedy
 
-_PAST = 128  # settled tokens behind which a pass is timed
+_PAST = 128  # committed tokens when a pass is timed
 _ROUNDS = 8
 _BURST = 4
 _TIMED = 40  # prompts whose answers step times are taken from
@@ -35,8 +33,8 @@ class StepTimes:
 
     Attributes:
         verify: of the target's pass, by number of nodes from 1 on; entry 0 is unused.
-        draft: coefficients of a draft: constant, for each level, for each node that is grown.
-        around: of what a step takes besides, the same for every method.
+        draft: coefficients of a draft: constant, per level, per expanded node.
+        around: of the rest of a step, the same for every method.
     """
 
     verify: np.ndarray[Any, np.dtype[np.float64]]
@@ -58,11 +56,9 @@ class Tuned:
     """One tree.
 
     Attributes:
-        found: how it was found.
-        length, speedup: expected, from the ranks on the prompts that are searched on and from the time of a step beside
-            vanilla's on some of them.
-        measured_length, measured_speedup: by decoding held-out prompts that the search did not see, interleaved with
-            vanilla.
+        found: name of the search.
+        length, speedup: expected on the search prompts, from ranks and from step times relative to vanilla's.
+        measured_length, measured_speedup: on held-out prompts that the search did not see, interleaved with vanilla.
     """
 
     found: str
@@ -83,20 +79,20 @@ def tune(
     depth: int,
     widest: int,
 ) -> list[Tuned]:
-    """Search for the fastest tree; returns the trees of both searches and the usual one, the fastest as measured first.
+    """Search for the fastest tree; returns the trees of both searches and the default one, fastest measured first.
 
     Args:
-        usual: the tree to compare with, if it is a static one.
-        prompts: held-out ones; two of three are searched on, the others decoded in the end.
+        usual: the default tree, compared with if it is static.
+        prompts: held-out prompts; two of three are searched on, the others measured on.
         tokens: length limit of an answer.
         most: nodes of the largest tree, the root included.
         depth, widest: deepest level and number of candidates to consider.
 
     Raises:
-        KoalaBenchError: the head has no scores of candidates or none of them is ever right, or the prompts have no
-            answers.
+        KoalaBenchError: the head does not select through ``pick``, its candidates are never accepted, or the prompts
+            have no answers.
     """
-    # Every third, since prompts that stand together are of one kind.
+    # Every third, since neighbouring prompts are of one kind.
     others = prompts[2::3] or prompts
     searched = [prompt for place, prompt in enumerate(prompts) if place % 3 != 2]
     profile = measure_ranks(target, head, searched, tokens, depth)
@@ -108,8 +104,7 @@ def tune(
     if isinstance(usual, TreeTemplate) and usual.nodes <= most:
         trees[f"usual ({usual.name})"] = usual
     templates = list(trees.values())
-    # What a step takes is seen in whole answers only: how many tokens a head reads at once and how often it reads a
-    # prompt is part of it.
+    # Step times of whole answers: they include how many tokens a head reads at once, and its prompt.
     timed, measured = _measure(target, head, templates, (searched[:_TIMED], others), tokens)
     found = []
     for index, (name, tree) in enumerate(trees.items()):
@@ -136,25 +131,25 @@ def _greedily(profile: RankProfile, widest: int) -> Callable[[int, int], list[tu
 def _fastest(
     profile: RankProfile, times: StepTimes, search: Callable[[RankProfile], Callable[[int, int], list[tuple[int, ...]]]]
 ) -> TreeTemplate:
-    """The tree of whatever size and depth from which most tokens a second are expected.
+    """The tree of any size and depth with the most expected tokens per second.
 
-    First all positions count; then, again and again, those at which the steps of the best tree so far begin.
+    The first search counts all positions, each later one those at which steps of the best tree so far begin.
     """
-    found: list[TreeTemplate] = []
+    candidates: list[TreeTemplate] = []
     counted = profile
     for _ in range(_SEARCHES):
         paths_of = search(counted)
         sizes = [
             (nodes, depth) for depth in range(1, profile.depth + 1) for nodes in range(depth, len(times.verify) - 1)
         ]
-        found += [TreeTemplate.of("tuned", paths) for nodes, depth in sizes if (paths := paths_of(nodes, depth))]
-        if not found:
+        candidates += [TreeTemplate.of("tuned", paths) for nodes, depth in sizes if (paths := paths_of(nodes, depth))]
+        if not candidates:
             raise KoalaBenchError(
                 "None of the head's best candidates was right anywhere on the held-out prompts.",
                 "Train it further, or raise --ranks.",
             )
-        best = max(found, key=lambda tree: _expected(profile, times, tree)[1])
-        found, counted = [best], profile.at(profile.steps(best.paths))
+        best = max(candidates, key=lambda tree: _expected(profile, times, tree)[1])
+        candidates, counted = [best], profile.at(profile.steps(best.paths))
     return best
 
 
@@ -163,9 +158,7 @@ def _fastest(
 
 @torch.inference_mode()
 def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int) -> StepTimes:
-    """Time passes over 1 to ``most`` nodes, drafts of several trees, and what a step takes besides; interleaved,
-    medians.
-    """
+    """Time passes over 1 to ``most`` nodes, drafts of several trees, and the rest of a step; interleaved medians."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(target.config.vocab_size, (_PAST,), generator=draw).to(target.device)
     cache = target.new_cache(_PAST + most)
@@ -189,9 +182,7 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
         head.draft(Committed(ids[1:-2], hidden[:-3], 0, ids[:1]))
 
     def timed(run: Callable[[], object], between: Callable[[], object]) -> list[float]:
-        """Several times in a row, what belongs between them too: in a processor's cache lies then what lies there in
-        decoding.
-        """
+        """A burst of calls with ``between`` before each, so that processor caches hold what they hold in decoding."""
         spent = []
         for _ in range(_BURST):
             between()
@@ -223,17 +214,16 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
 
 
 def _size(template: TreeTemplate) -> tuple[int, int, int]:
-    """What the time of a draft is taken to depend on: a constant, levels, and nodes with children besides the root."""
+    """Regressors of draft time: a constant, levels, and nodes with children besides the root."""
     return 1, template.depth, len(template.shape.inner) - 1
 
 
 def _measure(
     target: Target, head: Any, templates: Sequence[TreeTemplate], groups: Sequence[Sequence[Sequence[int]]], tokens: int
 ) -> list[list[tuple[float, float]]]:  # fmt: skip
-    """Acceptance length and speedup of each tree on each group of prompts: all trees and vanilla on every prompt in
-    turn.
+    """Acceptance length and speedup of each tree on each group of prompts; all trees and vanilla decode every prompt.
 
-    The groups are mixed evenly, so that what the machine does meanwhile happens to all of them alike.
+    The groups are interleaved evenly, so that drift of the machine affects them alike.
     """
     runs: list[tuple[Any, Template]] = [(Vanilla(), VANILLA_TREE), *((head, template) for template in templates)]
     order = sorted(
@@ -241,7 +231,7 @@ def _measure(
         for number, group in enumerate(groups)
         for place, prompt in enumerate(group)
     )
-    settled, steps, seconds = np.zeros((3, len(groups), len(runs)))
+    tokens_out, steps, seconds = np.zeros((3, len(groups), len(runs)))
     widest, longest = max(template.nodes for template in templates), max(len(prompt) for _, _, prompt in order)
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))
     with progress("decode", (len(order) + 1) * len(runs), "answers") as advance:
@@ -251,10 +241,10 @@ def _measure(
                 answer = decode(target, *runs[index], prompt, tokens, target.stop_ids, cache)
                 advance(1)
                 if turn:  # the first time warms up
-                    settled[group, index] += len(answer.tokens) - 1
+                    tokens_out[group, index] += len(answer.tokens) - 1
                     steps[group, index] += len(answer.accepted)
                     seconds[group, index] += answer.decode_s
-    lengths, rates = settled / steps, settled / seconds
+    lengths, rates = tokens_out / steps, tokens_out / seconds
     return [
         [(float(length[index]), float(rate[index] / rate[0])) for index in range(1, len(runs))]
         for length, rate in zip(lengths, rates, strict=True)
@@ -282,4 +272,4 @@ def in_words(method: str, found: Sequence[Tuned]) -> str:
 
 
 def _nothing() -> None:
-    """Between two passes of one node there is no draft."""
+    """Vanilla drafts nothing between two passes."""

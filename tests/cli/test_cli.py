@@ -59,7 +59,9 @@ def test_table_1_is_reproduced_end_to_end(finished_run: Path) -> None:
     files = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
     trained = ("medusa", "medusa+koala", "eagle", "eagle+koala")
     heads = {
-        f"heads/{method}/{name}" for method in trained for name in ("config.json", "model.safetensors", "training.json")
+        f"heads/{method}/{name}"
+        for method in trained
+        for name in ("config.json", "model.safetensors", "tokens.safetensors", "training.json")
     }
     answers = {f"answers/target-{method}.jsonl" for method in ("vanilla", *trained)}
     assert files == {*TABLE_FILES, "records.jsonl", "heads/checkpoint.pt", "heads/training.jsonl", *heads, *answers}

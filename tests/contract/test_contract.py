@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import koala_bench.contract as contract
-from heads.common.growth import Grown
+from heads.common.growth import LevelNodes
 from heads.eagle import Eagle
 from koala_bench.contract import CHECKS, CheckResult, check_head
 from koala_bench.contract.bench import CIRCLE, Bench, circle_ids
@@ -346,8 +346,8 @@ class EagleThatRepeatsTheRoot(Eagle):
         self.root = new.tokens[-1:]
         return super().draft(new)
 
-    def grow(self, level: Grown, carried: torch.Tensor, memory: Any) -> Any:
-        return super().grow(replace(level, tokens=self.root.expand(len(level.tokens))), carried, memory)
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: Any) -> Any:
+        return super().score_children(replace(level, tokens=self.root.expand(len(level.tokens))), carried, cache)
 
 
 class EagleThatSkipsThePrompt(Eagle):

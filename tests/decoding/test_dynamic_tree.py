@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heads.common.drafting import Memory
-from heads.common.growth import Grown, draft, expand, fill, levels_of
+from heads.common.drafting import KVCache
+from heads.common.growth import LevelNodes, draft, draft_dynamic, draft_static, levels_of
 from heads.eagle import Eagle
 from heads.medusa import Medusa
 from heads.prompt_lookup import PromptLookup
@@ -49,15 +49,15 @@ class Toy:
         self.rows: list[tuple[int, ...]] = []
         return self.scores(())[None]
 
-    def grow(self, level: Grown) -> torch.Tensor:
-        assert level.before == len(self.rows)
+    def score_children(self, level: LevelNodes) -> torch.Tensor:
+        assert level.offset == len(self.rows)
         self.level = [
             (*self.level[parent], token)
             for parent, token in zip(level.parents.tolist(), level.tokens.tolist(), strict=True)
         ]
         self.rows += self.level
         assert all(len(path) == level.depth for path in self.level)
-        assert level.seen.tolist() == [[row == path[: len(row)] for row in self.rows] for path in self.level]
+        assert level.tree_mask.tolist() == [[row == path[: len(row)] for row in self.rows] for path in self.level]
         return torch.stack([self.scores(path) for path in self.level])
 
 
@@ -89,7 +89,7 @@ def test_up_to_its_width_the_tree_holds_the_most_likely_of_all_sequences(
     head = Toy(4, seed)
     every = [path for depth in range(1, expansions + 2) for path in product(range(4), repeat=depth)]
     wanted = sorted(every, key=lambda path: -log_probability(head, path))[:drafted]
-    tree = expand(head, settled(4), DynamicTemplate.of(expansions, width, drafted))
+    tree = draft_dynamic(head, settled(4), DynamicTemplate.of(expansions, width, drafted))
     assert tree.tokens[0] == ROOT
     assert set(paths_of(tree)[1:]) == set(wanted)
 
@@ -115,7 +115,7 @@ def test_the_tree_is_that_of_a_search_with_lists_node_by_node(
 ) -> None:
     head = Toy(9, 1, spread)
     wanted = beam(head, expansions, width, drafted)
-    tree = expand(head, settled(9), DynamicTemplate.of(expansions, width, drafted))
+    tree = draft_dynamic(head, settled(9), DynamicTemplate.of(expansions, width, drafted))
     assert len(set(wanted)) == drafted
     # The search lists a level by its grown nodes, the best first, as upstream does; the nodes keep that order.
     assert paths_of(tree) == [(), *wanted]
@@ -133,7 +133,7 @@ def test_a_certain_child_never_comes_without_its_parent() -> None:
             return torch.full((self.vocab,), -torch.inf).index_fill(0, torch.tensor(len(path) % self.vocab), 0.0)
 
     for drafted in range(1, 12):
-        tree = expand(Certain(5), settled(5), DynamicTemplate.of(4, 3, drafted))
+        tree = draft_dynamic(Certain(5), settled(5), DynamicTemplate.of(4, 3, drafted))
         chain = [tuple(depth % 5 for depth in range(length)) for length in range(6)]
         assert set(paths_of(tree)) >= set(chain[: drafted + 1])
 
@@ -187,7 +187,7 @@ def test_the_tree_grown_by_eagle_ranks_what_its_training_pass_predicts(target64:
 )
 def test_filling_a_template_takes_the_candidate_of_each_nodes_rank(template: TreeTemplate) -> None:
     head = Toy(17)
-    tree = fill(head, settled(17), levels_of(template, CPU), best)
+    tree = draft_static(head, settled(17), levels_of(template, CPU), best)
     assert (tree.shape, tree.proposals) == (template.shape, None)
     known: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}
     for path in template.paths:
@@ -254,7 +254,7 @@ def test_medusas_one_search_finds_what_growing_level_by_level_does(target: Targe
     template = load_template(tree)
     with torch.inference_mode():
         head.begin(template, 64)
-        at_once, by_level = head.draft(new), fill(head, new, levels_of(template, CPU), best)
+        at_once, by_level = head.draft(new), draft_static(head, new, levels_of(template, CPU), best)
     assert at_once.tokens.tolist() == by_level.tokens.tolist()
     assert at_once.shape == by_level.shape
 
@@ -281,20 +281,20 @@ def test_a_level_sees_what_is_settled_and_what_is_above_it(name: str) -> None:
     template, settled_rows = load_template(name), 5
     levels = levels_of(template, CPU)
     memories = [
-        Memory(torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None], rows)
+        KVCache(torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None], rows)
         for rows in (settled_rows, torch.tensor(settled_rows))
     ]
     looked = 0
 
     class Looking(Toy):
-        def grow(self, level: Grown) -> torch.Tensor:
+        def score_children(self, level: LevelNodes) -> torch.Tensor:
             nonlocal looked
             looked += 1
-            seen = torch.cat([torch.ones(len(level.tokens), settled_rows, dtype=torch.bool), level.seen], dim=1)
-            mask, wide = (memory.seeing(level.seen) for memory in memories)
+            seen = torch.cat([torch.ones(len(level.tokens), settled_rows, dtype=torch.bool), level.tree_mask], dim=1)
+            mask, wide = (memory.tree_mask(level.tree_mask) for memory in memories)
             assert torch.equal(mask == 0, seen)
             assert torch.equal(wide == 0, F.pad(seen, (0, 20 - seen.shape[1])))
-            return super().grow(level)
+            return super().score_children(level)
 
     for _ in range(2):
         draft(Looking(9), settled(9), levels, best)
@@ -303,17 +303,17 @@ def test_a_level_sees_what_is_settled_and_what_is_above_it(name: str) -> None:
 
 def test_tokens_settled_at_once_see_those_before_them() -> None:
     buffers, table = torch.zeros(1, 2, 1, 2, 20, 4), torch.arange(30)[None]
-    assert Memory(buffers, table, 5).causal(1) is None
-    assert Memory(buffers, table, 0).causal(4) is None
+    assert KVCache(buffers, table, 5).causal_mask(1) is None
+    assert KVCache(buffers, table, 0).causal_mask(4) is None
     for count in (1, 3, 11):
         seen = torch.ones(count, 5 + count, dtype=torch.bool).tril(5)
-        mask, wide = (Memory(buffers, table, rows).causal(count) for rows in (5, torch.tensor(5)))
+        mask, wide = (KVCache(buffers, table, rows).causal_mask(count) for rows in (5, torch.tensor(5)))
         assert count == 1 or (mask is not None and torch.equal(mask == 0, seen))
         assert wide is not None and torch.equal(wide == 0, F.pad(seen, (0, 15 - count)))
-    for memory in (Memory(buffers, table, 5), Memory(buffers, table, torch.tensor(5))):
+    for memory in (KVCache(buffers, table, 5), KVCache(buffers, table, torch.tensor(5))):
         assert memory.positions(2, 3).tolist() == [[7, 8, 9]]
-    assert Memory(buffers, table, 5).rows(2, 3) == 7
-    assert Memory(buffers, table, torch.tensor(5)).rows(2, 3).tolist() == [7, 8, 9]
+    assert KVCache(buffers, table, 5).rows(2, 3) == 7
+    assert KVCache(buffers, table, torch.tensor(5)).rows(2, 3).tolist() == [7, 8, 9]
 
 
 def test_rows_are_kept_from_text_to_text_while_they_fit(target64: Target) -> None:
@@ -321,9 +321,9 @@ def test_rows_are_kept_from_text_to_text_while_they_fit(target64: Target) -> Non
     places = []
     for tree, capacity in (("chain-4", 60), ("3x2x1", 60), ("chain-4", 500), ("chain-4", 600), ("3x2x1", 60)):
         head.begin(load_template(tree), capacity)
-        assert head._text is not None and head._text.memory.settled == 0
-        assert head._text.memory.buffers.shape[-2] >= capacity
-        places.append(head._text.memory.buffers.data_ptr())
+        assert head._state is not None and head._state.cache.past == 0
+        assert head._state.cache.buffers.shape[-2] >= capacity
+        places.append(head._state.cache.buffers.data_ptr())
     assert places[0] == places[1] == places[2] != places[3] == places[4]
 
 

@@ -21,7 +21,8 @@ from koala_bench.decoding.batching import decode_batch
 from koala_bench.decoding.hybrid import Hybrid
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.decoding.sampling import Sampling
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.loop import load_methods
 from koala_bench.heads import Committed

@@ -97,13 +97,13 @@ def test_no_pass_of_a_head_has_a_mask_with_a_row_for_every_token_of_the_prompt(
 ) -> None:
     target = load_target(str(save_tiny_target(tmp_path)), "cpu", "float32", engine="graph", tokenizer=False)
     rows: list[int] = []
-    hiding = drafting.hiding
+    attention_mask = drafting.attention_mask
 
     def noted(hidden: torch.Tensor, *others: Any) -> torch.Tensor:
         rows.append(int(hidden.shape[0]))
-        return hiding(hidden, *others)
+        return attention_mask(hidden, *others)
 
-    monkeypatch.setattr(drafting, "hiding", noted)
+    monkeypatch.setattr(drafting, "attention_mask", noted)
     head: Any = Eagle(target.spec())
     decode(target, _Only(head) if only else head, load_template("3x2x1"), PROMPT, 12, ())
     assert rows and max(rows) <= 6

@@ -375,3 +375,11 @@ def test_real_files_are_read(data_dir: Path, name: str, rows: int, most_turns: i
     assert all(len(turns) % 2 == 0 and all(turn.strip() for turn in turns) for turns in [*found.train, *found.held_out])
     assert max(map(len, found.train)) >= most_turns
     assert len(set(found.train_names)) == len(found.train)
+
+
+def test_answers_that_ship_are_found_by_name() -> None:
+    found = read_conversations("bundled:smollm2-135m")
+    assert len(found.train) > 1000 and len(found.held_out) > 5
+    with pytest.raises(KoalaBenchError, match="no bundled answers 'smollm2'") as error:
+        read_conversations("bundled:smollm2")
+    assert "smollm2-135m" in str(error.value)

@@ -18,7 +18,7 @@ from koala_bench.decoding.acceptance import SpeculativeSampling
 from koala_bench.decoding.loop import decode
 from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine import lowering
-from koala_bench.engine.cache import hiding, written
+from koala_bench.engine.cache import attention_mask, write_rows
 from koala_bench.engine.capture import Captured
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.replay import Recorded
@@ -157,14 +157,14 @@ def test_the_mask_and_the_rows_are_those_of_moving_shapes() -> None:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.rand(3, 4, generator=draw) > 0.5
     for past in (0, 2, 6):
-        moving, fixed = hiding(hidden, past, 10, torch.float32), hiding(hidden, torch.tensor(past), 10, torch.float32)
+        moving, fixed = (attention_mask(hidden, each, 10, torch.float32) for each in (past, torch.tensor(past)))
         assert torch.equal(fixed[:, : past + 4], moving)
         assert (fixed[:, past + 4 :] == torch.finfo(torch.float32).min).all()
         assert torch.equal(moving == 0, torch.cat([torch.ones(3, past, dtype=torch.bool), ~hidden], dim=1))
         keys, values = torch.rand(2, 1, 2, 3, 5, generator=draw)
         one, other = torch.zeros(2, 2, 1, 2, 10, 5)
-        until = written(one, past, keys, values)
-        every = written(other, past + torch.arange(3), keys, values)
+        until = write_rows(one, past, keys, values)
+        every = write_rows(other, past + torch.arange(3), keys, values)
         assert torch.equal(one, other)
         assert [each.shape[2] for each in (*until, *every)] == [past + 3, past + 3, 10, 10]
 

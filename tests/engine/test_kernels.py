@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine import lowering
-from koala_bench.engine.cache import hiding
+from koala_bench.engine.cache import attention_mask
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.replay import Recorded, _check
@@ -141,7 +141,7 @@ def test_attention_over_a_tree(
     turned = torch.addcmul(x * cosine, x.roll(width // 2, -1), sign)
     wanted_keys.index_copy_(2, numbers, turned[:, heads:])
     wanted_values.index_copy_(2, numbers, v)
-    mask = hiding(hidden, behind, capacity, torch.float32)
+    mask = attention_mask(hidden, behind, capacity, torch.float32)
     wanted = F.scaled_dot_product_attention(
         turned[:, :heads].float(), wanted_keys.float(), wanted_values.float(), mask, enable_gqa=True
     )

@@ -190,7 +190,7 @@ def test_a_recording_computes_and_writes_what_the_function_does() -> None:
 
 
 def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lowering, "_SMALL", 0)  # as if these were large
+    monkeypatch.setattr(lowering, "_PACK_ABOVE", 0)  # as if these were large
     recorded = Recorded(Small(), MOVING, Layouts())
     x, rows = small(3)
     with torch.inference_mode():
@@ -213,13 +213,13 @@ def test_queries_and_keys_are_turned_together(tmp_path: Path, kv_heads: int) -> 
 
 @pytest.mark.parametrize(
     ("size", "columns", "layout"),
-    [(192, 192, "turned"), (192, 512, "packed"), (576, 192, "packed"), (4096, 192, "packed")],
+    [(192, 192, "column_major"), (192, 512, "packed"), (576, 192, "packed"), (4096, 192, "packed")],
 )
 @pytest.mark.parametrize("one_row", [False, True])
 def test_the_layout_goes_by_the_size_of_the_weights(size: int, columns: int, one_row: bool, layout: str) -> None:
     assert lowering._layout((torch.empty(size, columns),), one_row) == layout
     assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == (
-        "turned" if one_row else "plain"
+        "column_major" if one_row else "plain"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import GPT2Config, LlamaForCausalLM, PretrainedConfig
 
 import heads.common.growth
-from heads.common.growth import Grown, levels_of
+from heads.common.growth import LevelNodes, levels_of
 from heads.draft_model import DraftModel
 from koala_bench.contract import check_head
 from koala_bench.decoding.candidates import best
@@ -76,13 +76,13 @@ class Uncached:
         self.grown: list[int] = []
         return self.score(self.text)[None]
 
-    def grow(self, level: Grown) -> torch.Tensor:
+    def score_children(self, level: LevelNodes) -> torch.Tensor:
         self.grown += level.tokens.tolist()
-        assert level.seen.shape == (len(level.tokens), len(self.grown))
+        assert level.tree_mask.shape == (len(level.tokens), len(self.grown))
         return torch.stack(
             [
                 self.score(self.text + [token for token, seen in zip(self.grown, row, strict=True) if seen])
-                for row in level.seen.tolist()
+                for row in level.tree_mask.tolist()
             ]
         )
 

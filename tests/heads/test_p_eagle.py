@@ -14,7 +14,8 @@ from heads.rejection import Rejection
 from koala_bench.contract import check_head
 from koala_bench.contract.bench import drafts_along, optimiser_of, random_ids
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.target import Target, load_target
+from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch
 from koala_bench.tree import load_template

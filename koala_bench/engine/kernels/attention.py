@@ -20,8 +20,9 @@ _ROW = 128  # rows of a cache for each of the programs that share a head of a si
 
 @triton.jit
 def _rotate(
-    x, x_head, x_row, v, v_head, v_row, cosine, cosine_row, sine, sine_row, numbers, queries, keys, key_head, key_row, values, value_head, value_row,
-    heads, kv_heads, shift, WIDTH: tl.constexpr, HEADS: tl.constexpr, SIGNED: tl.constexpr, EARLY: tl.constexpr,
+    x, x_head, x_row, v, v_head, v_row, cosine, cosine_row, sine, sine_row, numbers, queries, keys, key_head, key_row,
+    values, value_head, value_row, heads, kv_heads, shift, WIDTH: tl.constexpr, HEADS: tl.constexpr,
+    SIGNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row, part, at = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH)[None, :]
     turning = tl.cdiv(heads + kv_heads, HEADS)  # parts that are turned; the others are copied
@@ -52,8 +53,8 @@ def _rotate(
 
 
 def rotate(
-    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int, numbers: torch.Tensor, keys: torch.Tensor,
-    values: torch.Tensor,
+    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int,
+    numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """Turn queries and keys, and write keys and values into their rows.
 
@@ -83,8 +84,9 @@ def rotate(
 
 @triton.jit
 def _attend(
-    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, hidden, hidden_row, past, out, high, mass, rows, columns, heads, scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, hidden, hidden_row, past, out, high, mass,
+    rows, columns, heads, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(2)
     row, at, each = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
@@ -187,10 +189,10 @@ def attend(
         high, mass = high[0], high[1]
     hidden = hidden.contiguous().view(torch.uint8)
     _attend[(heads, triton.cdiv(rows, most), splits)](
-        q, q.stride(1), q.stride(2), keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2), hidden, hidden.stride(0), past,
-        found, high, mass, rows, hidden.shape[1], heads, width**-0.5 if scale is None else scale,
-        GROUP=heads // keys.shape[1], WIDTH=width, ROWS=most, BLOCK=block if width <= 128 else 32, SPLITS=splits, num_warps=warps,
-        num_stages=stages, **launching(q),
+        q, q.stride(1), q.stride(2), keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2),
+        hidden, hidden.stride(0), past, found, high, mass, rows, hidden.shape[1], heads,
+        width**-0.5 if scale is None else scale, GROUP=heads // keys.shape[1], WIDTH=width, ROWS=most,
+        BLOCK=block if width <= 128 else 32, SPLITS=splits, num_warps=warps, num_stages=stages, **launching(q),
     )  # fmt: skip
     if splits > 1:
         _gather[(rows * heads,)](
@@ -201,9 +203,9 @@ def attend(
 
 @triton.jit
 def _attend_row(
-    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, hidden, past, out, found, high, mass, arrived,
-    columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, SIGNED: tl.constexpr,
-    EARLY: tl.constexpr,
+    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, hidden, past,
+    out, found, high, mass, arrived, columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr, SIGNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, split, at, each = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
     own = head // GROUP
@@ -280,8 +282,9 @@ def _attend_row(
 
 
 def attend_row(
-    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int, numbers: torch.Tensor, keys: torch.Tensor,
-    values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor, scale: float | None, arrived: torch.Tensor,
+    x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int,
+    numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor,
+    scale: float | None, arrived: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """``rotate`` and ``attend`` for a single row at once: a node is turned, its key and value are written, and it
     attends.
@@ -298,9 +301,9 @@ def attend_row(
     found = torch.empty(splits, heads, width, dtype=torch.float32, device=x.device)
     high, mass = torch.empty(2, splits, heads, dtype=torch.float32, device=x.device)
     _attend_row[(heads, splits)](
-        x, x.stride(1), v, v.stride(1), cosine, sine, numbers, keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2),
-        hidden.contiguous().view(torch.uint8), past, out, found, high, mass, arrived, hidden.shape[1], heads, shift,
-        width**-0.5 if scale is None else scale, GROUP=heads // kv_heads, WIDTH=width, BLOCK=_ROW, SPLITS=splits, SIGNED=signed,
-        num_warps=8, **launching(x),
+        x, x.stride(1), v, v.stride(1), cosine, sine, numbers, keys, keys.stride(1), keys.stride(2), values,
+        values.stride(1), values.stride(2), hidden.contiguous().view(torch.uint8), past, out, found, high, mass,
+        arrived, hidden.shape[1], heads, shift, width**-0.5 if scale is None else scale, GROUP=heads // kv_heads,
+        WIDTH=width, BLOCK=_ROW, SPLITS=splits, SIGNED=signed, num_warps=8, **launching(x),
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -64,8 +64,8 @@ def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @triton.jit
 def _paired(
-    embeddings, tokens, places, states, state_row, parents, out, WIDTH: tl.constexpr, OTHER: tl.constexpr, PLACED: tl.constexpr, PICKED: tl.constexpr,
-    BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    embeddings, tokens, places, states, state_row, parents, out, WIDTH: tl.constexpr, OTHER: tl.constexpr,
+    PLACED: tl.constexpr, PICKED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row, at = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if EARLY:
@@ -97,7 +97,8 @@ def paired(
     width, other = embeddings.shape[1], states.shape[1]
     out = torch.empty(rows, width + other, dtype=states.dtype, device=states.device)
     _paired[(rows, triton.cdiv(width + other, 1024))](
-        embeddings.contiguous(), tokens, tokens if places is None else places, states, states.stride(0), tokens if parents is None else parents, out,
-        WIDTH=width, OTHER=other, PLACED=places is not None, PICKED=parents is not None, BLOCK=1024, num_warps=4, **launching(states),
+        embeddings.contiguous(), tokens, tokens if places is None else places, states, states.stride(0),
+        tokens if parents is None else parents, out, WIDTH=width, OTHER=other, PLACED=places is not None,
+        PICKED=parents is not None, BLOCK=1024, num_warps=4, **launching(states),
     )  # fmt: skip
     return out

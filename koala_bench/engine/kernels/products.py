@@ -1,6 +1,4 @@
-"""Norms, products and gates: a product of one row reads its weights once and does what stands before and behind it on
-the way.
-"""
+"""Matrix-vector product fused with the norm before it and the bias, residual and gate after it; norms and gates alone."""
 
 from __future__ import annotations
 
@@ -10,8 +8,7 @@ import triton.language as tl
 
 from koala_bench.engine.kernels.launching import launching
 
-# The rows and the columns of weights that a program reads at once, and its warps; plain and gated. Of those tried on an
-# H200 the fastest.
+# Rows and columns of a weight tile, and warps; plain and gated. The fastest of those tried on an H200.
 _TILES = {False: (2, 1024, 4), True: (1, 1024, 4)}
 
 
@@ -39,18 +36,18 @@ def rms_norm(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
 
 @triton.jit
 def _row_product(
-    x, weight, out, bias, residual, gain, eps, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+    x, weight, out, bias, residual, gain, eps, count, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    GATED: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     own = row < count
     start_of = weight + row.to(tl.int64)[:, None] * WIDTH + at[None, :]
     start_of_up = start_of + count * WIDTH
-    # The first weights are asked for before it is known that the vector is there.
+    # Prefetch the first weights before waiting for the vector.
     part = tl.load(start_of, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0)
     up_part = tl.load(start_of_up, mask=own[:, None] & (at < WIDTH)[None, :], other=0.0) if GATED else part
     if EARLY:
-        tl.extra.cuda.gdc_wait()  # and no earlier start for the next kernel: its programs would take room from these
+        tl.extra.cuda.gdc_wait()  # no launch_dependents: the next kernel's blocks would compete with these
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     up_total = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -86,17 +83,16 @@ def _row_product(
 
 
 def row_product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None, gain: torch.Tensor | None = None,
-    eps: float = 0.0, gated: bool = False,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
+    gain: torch.Tensor | None = None, eps: float = 0.0, gated: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """``weight @ norm(x) + bias + residual`` for a single row x [..., width].
 
     Args:
         weight: [rows, width].
         residual: [..., rows].
-        gain: of a root mean square norm of x, which is left out where None; ``eps`` is its own.
-        gated: the first half of the weight's rows makes gates, and the result is SiLU(gate) times what the second half
-            makes (no bias then).
+        gain: weight of an RMS norm of x with ``eps``; no norm if None.
+        gated: SwiGLU without bias: SiLU of the first half of the outputs times the second half.
 
     Returns:
         [..., rows], or half of them if gated.
@@ -107,23 +103,22 @@ def row_product(
     rows, stretch, warps = _TILES[gated]
     block = min(stretch, triton.next_power_of_2(width))
     _row_product[(triton.cdiv(count, rows),)](
-        x, weight, out, weight if bias is None else bias, weight if residual is None else residual.contiguous(), weight if gain is None else gain, eps, count,
-        WIDTH=width, ROWS=rows, BLOCK=block, GATED=gated, NORM=gain is not None, BIAS=bias is not None, ADD=residual is not None,
+        x, weight, out, weight if bias is None else bias, weight if residual is None else residual.contiguous(),
+        weight if gain is None else gain, eps, count, WIDTH=width, ROWS=rows, BLOCK=block, GATED=gated,
+        NORM=gain is not None, BIAS=bias is not None, ADD=residual is not None,
         num_warps=max(1, warps * block // stretch), **launching(x),
     )  # fmt: skip
     return out
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """``x @ weight.T + bias + residual`` for any number of rows x [..., width], by the library's product, which adds
-    the residual itself.
-    """
+    """``x @ weight.T + bias + residual`` for any number of rows x [..., width], by ``addmm``."""
     rows = residual if bias is None else residual + bias
     return torch.addmm(rows.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t()).view(residual.shape)
 
 
 def product_(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor:
-    """``product`` that takes the residual's place, which saves a copy of it."""
+    """``product`` in place of the residual, which saves a copy of it."""
     if bias is not None or not residual.is_contiguous():
         return product(x, weight, bias, residual)
     residual.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.t())

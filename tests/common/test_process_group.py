@@ -141,7 +141,7 @@ def test_two_processes_end_in_the_weights_and_records_of_one(
         assert {k: v for k, v in turn.items() if k not in TIMES} == {
             k: v for k, v in other_turn.items() if k not in TIMES
         }
-    assert theirs.header["measure"] == {"warmup": 0, "repeats": 1, "processes": 2}
+    assert theirs.header["measure"] == {"warmup": 0, "repeats": 1, "processes": 2, "order": "drawn"}
     # A finished record is anyone's to reuse.
     again = read_run(two / "records.jsonl").path.read_bytes()
     train_and_evaluate(target_folder, data, two, settings(data, 2))
@@ -209,8 +209,8 @@ def test_a_command_that_writes_alone_refuses_to_be_launched() -> None:
     assert done.returncode == 2
     assert (
         done.stderr
-        == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched: train,"
-        " evaluate, reproduce.\n"
+        == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched: states,"
+        " train, evaluate, reproduce.\n"
     )
 
 

@@ -179,6 +179,7 @@ def test_a_preset_without_the_parts_is_refused(tmp_path: Path) -> None:
 def test_other_layers_are_those_of_the_variants() -> None:
     variants = [
         *(f"{head}+{part}" for head in ("medusa", "eagle") for part in ("koala", "layers")),
+        "eagle+lk+layers",
         "eagle2+koala",
         "eagle3+koala",
         "hydra+koala",
@@ -210,7 +211,7 @@ def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, cli_fold
         assert (tmp_path / "out" / name).is_file(), name
         assert name in result.err
     assert "# Table 1" in result.out and "# Table 2" in result.out and "# Table 3" in result.out
-    assert read_run(tmp_path / "out" / RECORD).header["seed"] == 3
+    assert read_run(tmp_path / "out" / RECORD).training_seed == 3
     table = table_rows((tmp_path / "out" / "table2.md").read_text())
     assert ["code", "eagle+koala"] in [row[:2] for row in table]
     states = {check.subject: check.state for check in verify(tmp_path / "out")[1]}

@@ -13,6 +13,7 @@ OPTIONS = [
     Case("a word for a number", "reproduce table1 --max-new-tokens many", "'--max-new-tokens'", "reproduce --help."),
     Case("half a repeat", "evaluate --repeats 1.5", "'--repeats'", "evaluate --help."),
     Case("a negative seed", "pretrain --out out --seed -1", "'--seed'", "pretrain --help."),
+    Case("a device map of nothing known", "states --preset nosuch --out out", "nosuch", "tiny"),
     Case("no steps", "pretrain --out out --steps 0", "'--steps'", "pretrain --help."),
     Case("a misspelt setting of a target", "pretrain --out out --set widht=64", "widht=64", "width"),
     Case("a setting of a target that has an option", "pretrain --out out --set steps=4", "steps=4", "--steps"),

@@ -414,7 +414,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
     import koala_bench.training.loop as training
 
     grid = read_grid(write_grid(tmp_path, target_folder, seeds=[0], arms=2))
-    module, name, fatal = (training, "train_step", 9) if place == "training" else (sweep, "decode", 5)
+    module, name, fatal = (training, "train_step", 5) if place == "training" else (sweep, "decode", 5)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, module, name, fatal)
         sweep.run_sweep(grid, [], tmp_path / "out")

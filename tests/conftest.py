@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from koala_bench.engine.target import Target
-from koala_bench.testing import save_tiny_target, tiny_target
-
-pytest_plugins = ["tests.support.small_runs", "tests.support.commands"]
-
-# Without a GPU Triton interprets its kernels; it decides so when it is first imported.
+# Without a GPU Triton interprets its kernels; it decides so when it is first imported, which the package may do.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from koala_bench.engine.target import Target  # noqa: E402
+from koala_bench.testing import save_tiny_target, tiny_target  # noqa: E402
+
+pytest_plugins = ["tests.support.small_runs", "tests.support.commands"]
 
 # The models of the tests are so small that a second thread only adds waiting.
 torch.set_num_threads(1)

@@ -12,8 +12,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from koala_bench.engine.target import Target  # noqa: E402
-from koala_bench.testing import save_tiny_target, tiny_target  # noqa: E402
+from koala_bench.engine.target import Target
+from koala_bench.testing import save_tiny_target, tiny_target
 
 pytest_plugins = ["tests.support.small_runs", "tests.support.commands"]
 

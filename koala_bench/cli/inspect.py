@@ -129,7 +129,8 @@ def analyse(
     from koala_bench.common.files import write_text
     from koala_bench.dialogues.questions import find_questions, read_questions
     from koala_bench.interop.traces import read_all
-    from koala_bench.results.analysis import analyse, by_definition, to_csv, to_text
+    from koala_bench.results.answers.numbers import analyse
+    from koala_bench.results.answers.pages import by_definition, to_csv, to_text
 
     known = {}
     if questions is not None:

@@ -14,13 +14,7 @@ from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA
-from koala_bench.results.figures import (
-    write_categories,
-    write_depth,
-    write_figure1,
-    write_layers,
-    write_training,
-)
+from koala_bench.results.figures import write_categories, write_depth, write_figure1, write_layers, write_training
 from koala_bench.results.figures.layers import has_curves
 from koala_bench.results.tables.building import SetTable, set_table, write_table
 from koala_bench.results.tables.columns import known

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tests.support.commands import Koala
 
 from koala_bench.common.files import sha256_of
 from koala_bench.dialogues.questions import bundled_questions, questions_sha256
@@ -17,6 +16,7 @@ from koala_bench.presets import resolved_sha256
 from koala_bench.records.reading import read_run
 from koala_bench.results.integrity import verify, verify_below
 from koala_bench.results.making import make_table1
+from tests.support.commands import Koala
 from tests.support.synthetic_run import make_header, make_turns
 
 

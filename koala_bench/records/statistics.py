@@ -40,6 +40,9 @@ class Interval:
     high: float
 
 
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+
+
 def draft_overhead(draft_s: float, verify_s: float) -> float:
     """Share of drafting in the time of a step: draft / (draft + verify), both in seconds."""
     return draft_s / (draft_s + verify_s)

@@ -156,9 +156,6 @@ class Shared:
 
         Another target is not the file that the preset pins, and brings its own chat template, but where a preset of the
         user's own names one.
-
-        Raises:
-            KoalaBenchError: see ``load_preset``.
         """
         given = [(key, getattr(self, field)) for field, key in _KEYS.items()]
         overrides = [f"{key}={_toml(value)}" for key, value in given if value not in (None, [])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -120,7 +121,7 @@ class Session:
     def compare(self, line: TurnLine, vanilla: TurnLine, prompt: Sequence[int]) -> None:
         """Note in a line where its answer leaves vanilla's, with the target's top-2 logit gap there.
 
-        Where one answer ended and the other goes on there are no two tokens to compare, and no gap that could explain it.
+        Where one answer ended and the other goes on there are no two tokens, and no gap that could explain it.
         """
         mine, theirs = line["new_token_ids"] or [], vanilla["new_token_ids"] or []
         pairs = enumerate(zip(mine, theirs, strict=False))
@@ -146,8 +147,8 @@ def failure(method: str, place: Place, prompt: Sequence[int] | None, error: Exce
 
 def _empty(method: str, place: Place, prompt: Sequence[int] | None) -> TurnLine:
     """A turn line with its place filled in and nothing else."""
-    return {
-        **dict.fromkeys(TurnLine.__annotations__),
+    nothing: dict[str, Any] = dict.fromkeys(TurnLine.__annotations__)
+    filled = {
         "kind": "turn",
         "method": method,
         "question_id": place.question.question_id,
@@ -155,4 +156,5 @@ def _empty(method: str, place: Place, prompt: Sequence[int] | None) -> TurnLine:
         "turn": place.turn,
         "repeat": place.repeat,
         "prompt_tokens": None if prompt is None else len(prompt),
-    }  # type: ignore[return-value]
+    }
+    return cast(TurnLine, nothing | filled)

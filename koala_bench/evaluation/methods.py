@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -67,10 +67,11 @@ def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Pa
 
 def _info(**values: Any) -> MethodInfo:
     """What is the same of a method that has nothing trained, with ``values`` in place."""
-    nothing = dict.fromkeys(
+    nothing: dict[str, Any] = dict.fromkeys(
         ("name", "head", "layers", "adversarial", "parameters", "tree", "checkpoint", "weights_sha256")
     )
-    return {**nothing, "adversarial": False, "training": None, "typical": None, "lossless": True, **values}  # type: ignore[typeddict-item]
+    nothing |= {"adversarial": False, "training": None, "typical": None, "lossless": True}
+    return cast(MethodInfo, nothing | values)
 
 
 def _trained(preset: Preset, name: str, target: Target, heads: Path) -> tuple[DraftHead, MethodInfo]:

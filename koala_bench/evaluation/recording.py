@@ -128,7 +128,7 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
         run, length = Run(path, header, [], False), None
     else:
         run, length = parse(path, content)
-        different = differences(run.header, header, circumstances=not run.finished)
+        different = [*differences(run.header, header, circumstances=not run.finished)]
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise KoalaBenchError(

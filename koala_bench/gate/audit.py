@@ -18,7 +18,7 @@ from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question
 from koala_bench.engine.target import Target
 from koala_bench.records.reading import Run
-from koala_bench.records.schema import TurnLine
+from koala_bench.records.schema import Place, TurnLine, place_of
 from koala_bench.records.summaries import VANILLA, Difference, first_difference
 from koala_bench.results.tables.rendering import Note, grid_of
 from koala_bench.results.tables.rendering import to_markdown as markdown_page
@@ -130,17 +130,16 @@ def audit(
         methods: methods to audit, all by default; lossy ones are skipped.
     """
     by_id = {question.question_id: question for question in questions}
-    vanilla = {(turn["question_id"], turn["turn"], turn["repeat"]): turn for turn in run.turns_of(VANILLA)}
+    vanilla = {place_of(turn): turn for turn in run.turns_of(VANILLA)}
     exact = lower = None
     counts, judged = [], []
     for name in methods if methods is not None else run.methods:
         if name == VANILLA or not run.methods[name]["lossless"]:
             continue
         verdicts: list[str] = []
-        turns = run.turns_of(name)
         failed = 0
-        for turn in turns:
-            key = (turn["question_id"], turn["turn"], turn["repeat"])
+        for turn in run.turns_of(name):
+            key = place_of(turn)
             base = vanilla.get(key)
             if turn["error"] is not None or base is None or base["error"] is not None:
                 failed += 1
@@ -162,11 +161,7 @@ def audit(
 
 
 def _prompt(
-    question: Question,
-    vanilla: Mapping[tuple[int, int, int], TurnLine],
-    key: tuple[int, int, int],
-    template: ChatTemplate,
-    target: Target,
+    question: Question, vanilla: Mapping[Place, TurnLine], key: Place, template: ChatTemplate, target: Target
 ) -> list[int]:
     """The prompt of a turn as in the evaluation: the questions up to it, with vanilla's answers to the earlier ones."""
     question_id, turn, repeat = key
@@ -178,9 +173,9 @@ def _prompt(
 # ---------------------------------------------------------------------------------------------- in words
 
 _LEGEND = (
-    "A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64 logits are"
-    f" at most {TIE_FACTOR:g} times the rounding error apart, which is the largest difference there between the logits in"
-    " the run's precision and in float64. All else is a defect."
+    "A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64 logits"
+    f" are at most {TIE_FACTOR:g} times the rounding error apart, which is the largest difference there between the"
+    " logits in the run's precision and in float64. All else is a defect."
 )
 _COUNTS = {"compared": "answers", "equal": "equal to vanilla's", "ties": "numerical ties", "defects": "defects"}
 _COUNTS["failed"] = "failed turns"

@@ -81,11 +81,7 @@ def judged_of(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
 def judge_record(
     record: Path, methods: Sequence[str] | None, heads: Sequence[str] | None, out: Path | None = None
 ) -> str:
-    """The verdict table of a record, written to ``out/verdict.md`` too if ``out`` is given.
-
-    Raises:
-        KoalaBenchError: see ``read_run``, ``judged_of`` and ``compare_heads``.
-    """
+    """The verdict table of a record, written to ``out/verdict.md`` too; errors as ``compare_heads``."""
     run = read_run(record)
     text = verdict_table(run, compare_heads(run, judged_of(methods or list(run.methods), heads), methods))
     if out is not None:
@@ -133,11 +129,11 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
 
 
 _LEGEND = (
-    f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero, by a"
-    f" paired bootstrap over questions ({statistics.RESAMPLES:,} resamples); of one question there is none.",
+    f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero,"
+    f" by a paired bootstrap over questions ({statistics.RESAMPLES:,} resamples); of one question there is none.",
     statistics.CAUTION,
-    "τ: tokens per verification step. Speedup and speed are of decoding; whole answer: with the reading of the prompt by"
-    " the target and by the head.",
+    "τ: tokens per verification step. Speedup and speed are of decoding; whole answer: with the reading of the prompt"
+    " by the target and by the head.",
     "The verdicts are about these weights: another training seed may move the numbers.",
 )
 

@@ -43,8 +43,8 @@ def headline(gate: Gate) -> str:
 _LEGEND = (
     "τ is the acceptance length: tokens per verification step, the target's own (bonus) token included.",
     "Pass: the whole 90 % interval of the change lies above minus the margin, a one-sided test at 5 %.",
-    "Fixed: the same checkpoints on both sides; interval by paired bootstrap over questions. Retrained: other checkpoints;"
-    " interval by the t distribution from the spread between the baseline's seeds.",
+    "Fixed: the same checkpoints on both sides; interval by paired bootstrap over questions. Retrained: other"
+    " checkpoints; interval by the t distribution from the spread between the baseline's seeds.",
     "Speedups never decide, because times on shared machines are noise; of different machines they are not shown.",
 )
 

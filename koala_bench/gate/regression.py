@@ -33,7 +33,6 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.gate.comparable import (
     FEWEST_SEEDS,
     Mode,
-    Place,
     answers,
     consistent,
     header_changes,
@@ -43,7 +42,7 @@ from koala_bench.gate.comparable import (
 )
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run
-from koala_bench.records.schema import RunHeader
+from koala_bench.records.schema import Place, RunHeader
 from koala_bench.records.statistics import Array, Interval, Statistic, Totals
 from koala_bench.records.summaries import VANILLA, Summary, summarise
 
@@ -231,8 +230,8 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
         if modes[name] == "fixed":
             change = statistics.interval(length_change(_together(new), _together(old)), weights, CONFIDENCE)
         else:
-            lengths = (np.array([_length(part) for part in side]) for side in (new, old))
-            test = retrained_change(*lengths, margin, len(by_name))
+            after, before = (np.array([_length(part) for part in side]) for side in (new, old))
+            test = retrained_change(after, before, margin, len(by_name))
             change = Interval(float(test.value), float(test.low), float(test.high))
             in_force, spread = float(test.margin), float(test.spread)
         speedups = [of[name].speedup.value for of in summaries if name in of]
@@ -278,8 +277,8 @@ def _lossless(run: Run, summaries: Iterable[Summary]) -> list[str]:
             one = clear[0]
             gap = "no gap recorded" if one.top2_gap is None else f"gap {one.top2_gap:.2g}"
             found.append(
-                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name} leave vanilla's at a top-2 gap above"
-                f" {limit:g}; first: question {one.question_id}, turn {one.turn}, position {one.position}, {gap}."
+                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name} leave vanilla's at a top-2 gap"
+                f" above {limit:g}; first: question {one.question_id}, turn {one.turn}, position {one.position}, {gap}."
                 " `koala-bench audit` judges them."
             )
     return found
@@ -307,7 +306,8 @@ def _findings(
             enough = seeds_needed(line.spread, margin, len(lines)) or f"more than {_MOST_SEEDS}"
             found.append(
                 f"The margin of {line.name} is widened from {margin:g} % to {line.margin:.1f} %: the baseline's seeds"
-                f" differ by a standard deviation of {line.spread:.2f} %. Seeds on each side that would keep it: {enough}."
+                f" differ by a standard deviation of {line.spread:.2f} %. Seeds on each side that would keep it:"
+                f" {enough}."
             )
     known = set(baselines[0].methods)
     if extra := sorted({name for run in records for name in run.methods} - known):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from koala_bench.records.schema import TurnLine
+from koala_bench.records.schema import TurnLine, place_of
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def bounds(method: Iterable[TurnLine], vanilla: Iterable[TurnLine]) -> Bounds | 
     Args:
         method, vanilla: turns of either in one run; pairs are those of the same question, turn and repeat.
     """
-    base = {_place(turn): turn for turn in vanilla}
+    base = {place_of(turn): turn for turn in vanilla}
     steps = accepted = offered = tokens = 0
     seconds = vanilla_seconds = draft = verify = 0.0
     timed = True
     for turn in method:
-        other = base.get(_place(turn))
+        other = base.get(place_of(turn))
         depths, kept, time_s = turn["drafted_depth"], turn["accepted"], turn["decode_s"]
         if other is None or depths is None or kept is None or time_s is None or not kept:
             continue
@@ -93,7 +93,3 @@ def acceptance_histogram(accepted: Sequence[int]) -> list[int]:
     """How many steps settled 0, 1, 2, ... draft tokens, up to the most that any did; empty without a step."""
     counts = Counter(accepted)
     return [counts[number] for number in range(max(counts, default=-1) + 1)]
-
-
-def _place(turn: TurnLine) -> tuple[int, int, int]:
-    return turn["question_id"], turn["turn"], turn["repeat"]

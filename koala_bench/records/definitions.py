@@ -92,7 +92,7 @@ def acceptance_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[in
     """
     settled, offered = _of_steps(accepted, drafted_depth)
     return [
-        DepthRate(d, np.count_nonzero(settled >= d), np.count_nonzero((settled >= d - 1) & (offered >= d)))
+        DepthRate(d, int((settled >= d).sum()), int(((settled >= d - 1) & (offered >= d)).sum()))
         for d in range(1, int(offered.max(initial=0)) + 1)
     ]
 
@@ -108,8 +108,8 @@ def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence
         drafted_depth: the deepest level that each step was offered.
     """
     settled, offered = _of_steps(accepted, drafted_depth)
-    depths, drafts = range(1, int(offered.max(initial=0)) + 1), np.count_nonzero(offered)
-    return [DepthRate(depth, np.count_nonzero(settled >= depth), drafts) for depth in depths]
+    depths, drafts = range(1, int(offered.max(initial=0)) + 1), int((offered > 0).sum())
+    return [DepthRate(depth, int((settled >= depth).sum()), drafts) for depth in depths]
 
 
 def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_Counts, _Counts]:
@@ -196,7 +196,7 @@ def _mean_over_questions(answers: Sequence[Steps]) -> float:
 LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     "tokens per step": LengthDefinition(
         "tokens that the steps settled / steps, both totalled",
-        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's files with new_tokens / (idxs + 1)",
+        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's new_tokens / (idxs + 1)",
         True,
         _tokens_per_step,
     ),
@@ -238,7 +238,7 @@ LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     ),
     "SpecForge evaluator": LengthDefinition(
         "simulated_acc_len: a1 + a1 a2 + ..., from the rates by depth given the parent",
-        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here they are those of the decoding",
+        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here of the decoding",
         False,
         _from_rates,
     ),

@@ -24,6 +24,7 @@ _Seconds = Annotated[float, Field(ge=0)]
 
 # (method, question_id, turn, repeat): a record holds each at most once.
 Key = tuple[str, int, int, int]
+Place = tuple[int, int, int]  # question_id, turn, repeat
 
 
 @with_config(STRICT)
@@ -265,6 +266,11 @@ _MEASURED_SOMETIMES = ("kept_node", "draft_prefill_s", "draft_s", "verify_s", "d
 def key_of(turn: TurnLine) -> Key:
     """What identifies a turn within a record."""
     return turn["method"], turn["question_id"], turn["turn"], turn["repeat"]
+
+
+def place_of(turn: TurnLine) -> Place:
+    """What a turn answers, whatever the method."""
+    return turn["question_id"], turn["turn"], turn["repeat"]
 
 
 def answer_s(turn: TurnLine) -> float:

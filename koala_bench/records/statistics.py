@@ -80,7 +80,8 @@ def summed(rows: Iterable[tuple[int, float, float, float]], timed: bool = True) 
     """
     table = np.array([*rows], dtype=np.float64).reshape(-1, 4)
     questions, place = np.unique(table[:, 0].astype(np.int64), return_inverse=True)
-    tokens, steps, seconds = (np.bincount(place, column, len(questions)) for column in table[:, 1:].T)
+    sums = (np.bincount(place, column, len(questions)).astype(np.float64) for column in table[:, 1:].T)
+    tokens, steps, seconds = sums
     if timed and (seconds <= 0).any():
         raise KoalaBenchError(
             f"Question {questions[np.argmin(seconds)]} was decoded in no time at all.",

@@ -19,7 +19,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth
 from koala_bench.records.reading import Run, differences
-from koala_bench.records.schema import MethodInfo, TurnLine
+from koala_bench.records.schema import MethodInfo, Place, TurnLine, place_of
 from koala_bench.records.statistics import NO_INTERVAL, Interval, SeedWeights, Statistic, Totals
 
 VANILLA = "vanilla"
@@ -99,13 +99,6 @@ class Summary:
         return self.name.endswith(_KOALA)
 
 
-_Place = tuple[int, int, int]  # question_id, turn, repeat
-
-
-def _place(turn: TurnLine) -> _Place:
-    return turn["question_id"], turn["turn"], turn["repeat"]
-
-
 def _original(method: MethodInfo, names: Sequence[str]) -> str | None:
     name = method["name"].removesuffix(_KOALA) if method["name"].endswith(_KOALA) else method["head"]
     return name if name in names and name != method["name"] else None
@@ -120,7 +113,7 @@ def first_difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
     said = turn["first_difference"]
     gap = said["top2_gap"] if said is not None and said["position"] == position else None
     token, vanilla_token = (tokens[position] if position < len(tokens) else None for tokens in (ids, base))
-    return Difference(*_place(turn), position, token, vanilla_token, gap)
+    return Difference(*place_of(turn), position, token, vanilla_token, gap)
 
 
 @dataclass(frozen=True)
@@ -140,8 +133,8 @@ class Sample:
 
     runs: tuple[Run, ...]
     names: tuple[str, ...]
-    finished: tuple[dict[str, dict[_Place, TurnLine]], ...]
-    common: frozenset[_Place]
+    finished: tuple[dict[str, dict[Place, TurnLine]], ...]
+    common: frozenset[Place]
     totals: dict[str, Totals]
     whole: dict[str, Totals]
     factor: Factor | None
@@ -210,18 +203,12 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     done = []
     for run in runs:
         finished = {
-            name: {_place(turn): turn for turn in run.turns_of(name) if turn["error"] is None}
+            name: {place_of(turn): turn for turn in run.turns_of(name) if turn["error"] is None}
             for name in {*names, VANILLA}
         }
-        if not finished[VANILLA] and VANILLA in run.methods:
-            raise KoalaBenchError(
-                f"{run.path} holds no answer of vanilla decoding to compare with.",
-                "Let the evaluation go on, or run it again.",
-            )
         if not finished[VANILLA]:
-            raise KoalaBenchError(
-                f"{run.path} has no vanilla decoding to compare with.", "Evaluate with vanilla among --methods."
-            )
+            has = "holds no answer of vanilla decoding" if VANILLA in run.methods else "has no vanilla decoding"
+            raise KoalaBenchError(f"{run.path} {has} to compare with.", "Evaluate to the end, vanilla among --methods.")
         done.append(finished)
     answered = [name for name in {*names, VANILLA} if all(finished[name] for finished in done)]
     common = frozenset(set.intersection(*(set(finished[name]) for finished in done for name in answered)))
@@ -270,14 +257,7 @@ def same_evaluation(one: Run, other: Run) -> bool:
 
 
 def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:
-    """The numbers of a run, one summary per method.
-
-    Args:
-        methods: which ones, in which order (those that the run does not have are passed over); None takes all.
-
-    Raises:
-        KoalaBenchError: see ``sample``.
-    """
+    """The numbers of a run, one summary per method; arguments and errors as ``sample``."""
     return summaries_of(sample([run], methods))
 
 

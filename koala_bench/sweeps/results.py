@@ -242,14 +242,14 @@ def _totals(log: SweepLog, trial: str, seed: int) -> Totals:
 # ---------------------------------------------------------------------------------------------- tables
 
 _LEGEND = (
-    "All trials and the baseline have the same seeds, batches and prompts. The best of them was chosen for its number, so"
-    " that this number and its interval are too good: the search is an exploration. The result is that of the fresh seeds"
-    " and prompts, which played no part in the choice; without them nothing is confirmed.",
+    "All trials and the baseline have the same seeds, batches and prompts. The best of them was chosen for its number,"
+    " so that this number and its interval are too good: the search is an exploration. The result is that of the fresh"
+    " seeds and prompts, which played no part in the choice; without them nothing is confirmed.",
     statistics.CAUTION,
     "Acceptance length: tokens per verification step, totalled over held-out prompts. Change: against the baseline,"
     " paired; bold where the whole interval lies on one side of zero.",
-    f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, crossed bootstrap over training seeds and prompts. One seed has no"
-    " interval.",
+    f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, crossed bootstrap over training seeds and prompts. One seed has"
+    " no interval.",
 )
 
 
@@ -257,9 +257,10 @@ def markdown(log: SweepLog) -> str:
     """The tables of search and confirmation, and what the numbers rest on."""
     search, again = explored(log), confirmed(log)
     grid, identity = log.grid, log.header["identity"]
+    stages = (("Seeds of the search", search, grid["seeds"]), ("Fresh seeds", again, grid["confirm_seeds"]))
     seeds = ("{}: {} of {} finished ({}), {} prompts".format(
         name, len(stage.seeds), len(wanted), ", ".join(map(str, stage.seeds)) or "none", stage.prompts)
-        for name, stage, wanted in (("Seeds of the search", search, grid["seeds"]), ("Fresh seeds", again, grid["confirm_seeds"]))
+        for name, stage, wanted in stages
     )  # fmt: skip
     basis = (
         *seeds,

@@ -291,7 +291,7 @@ def with_change(x: Interval) -> dict[str, Any]:
     ],
 )
 def test_the_verdict_on_the_claim_follows_from_the_interval(x: Interval, verdict: str) -> None:
-    assert COLUMNS["claim"].shown[0].cell(with_change(x)) == f"+0.24 to +0.41 x: {verdict}"
+    assert COLUMNS["claim"][0].cell(with_change(x)) == f"+0.24 to +0.41 x: {verdict}"
 
 
 def test_changes_are_marked_where_zero_is_not_within(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
@@ -414,9 +414,7 @@ def test_columns_are_those_that_the_file_lists(tmp_path: Path, run: Run, spec: T
     assert "Speedup (x) & Method" in latex
     assert "Not in the record: hydra." in markdown
     assert "Not in this table: medusa, medusa+koala, eagle+koala." in markdown
-    assert table.splitlines()[0].startswith(
-        "speedup,speedup_low,speedup_high,speedup_ratio_of_means,speedup_mean_of_ratios,method,decode_tokens_per_s,"
-    )
+    assert table.splitlines()[0].startswith("target,method,layers,"), "the CSV always holds everything"
     assert {*spec.columns, *spec.more, *spec.changes} <= set(COLUMNS)
 
 
@@ -496,7 +494,7 @@ def test_the_note_says_which_heads_were_trained_on_the_same_tokens(
 ) -> None:
     markdown = write_table([run], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
     assert (
-        "Trained on 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala,"
+        "Trained on: 600,000 tokens (stream sha256 cdcdcdcdcdcd, order efefefefefef): medusa, medusa+koala,"
         " eagle, eagle+koala." in markdown
     )
     header = make_header()
@@ -509,7 +507,9 @@ def test_the_note_says_which_heads_were_trained_on_the_same_tokens(
     }
     other = read_run(write_run(tmp_path / "b.jsonl", header=header))
     markdown = write_table([other], tmp_path, spec, paper)[0].read_text(encoding="utf-8")
-    assert "Trained on 5,000 tokens (stream sha256 121212121212, order efefefefefef): medusa." in markdown
+    assert (
+        "Trained on: 5,000 tokens (stream sha256 121212121212, order efefefefefef): medusa; 600,000 tokens" in markdown
+    )
 
 
 def test_the_published_values_are_those_of_the_abstract(paper: Paper) -> None:

@@ -137,7 +137,7 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
         places &= {turn.place for turn in trace.turns if turn.category == category}
     if not places:
         return None
-    ours, theirs = ([turn for turn in each.turns if turn.place in places and not turn.failed] for each in (trace, other))
+    ours, theirs = ([turn for turn in of.turns if turn.place in places and not turn.failed] for of in (trace, other))
     questions = len({question for question, _ in places})
     weights, ones = weights_of(questions), np.ones(questions)
     numbers: dict[str, Interval | float | tuple[int, int]] = {}

@@ -20,16 +20,16 @@ _LEFT = ("System", "Category", "τ is", "Accepted ≥ 1 / ≥ 2 / …")
 _DEFINITIONS = Note(
     "Definitions",
     (
-        "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has"
-        " 1.",
+        "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding"
+        " has 1.",
         "Accepted ≥ d: share of the steps that accepted at least d drafts, whether or not so many were offered.",
-        "Tokens/s: new tokens / seconds, both totalled; in answer files prefill is part of the seconds, in run records it"
-        " is not.",
+        "Tokens/s: new tokens / seconds, both totalled; in answer files prefill is part of the seconds, in run records"
+        " it is not.",
         "Speedup: tokens/s over the baseline's, on the turns that both finished; times compare only within one machine."
         " Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and"
         " Spec-Bench (which recount its tokens). Mean of ratios: of the questions' own speedups.",
-        f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}), paired"
-        " where two files are compared.",
+        f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}),"
+        " paired where two files are compared.",
     ),
 )
 
@@ -55,7 +55,7 @@ def _cells(row: Row) -> dict[str, str]:
         "Acceptance length τ": length.partition(" ")[0] if is_vanilla(row.trace) else length,
         "τ is": row.trace.length_is or NOTHING,
         "Accepted ≥ 1 / ≥ 2 / …": " / ".join(shares) or NOTHING,
-        "Speedup (x)": "1.00" if timed_base else with_interval(row.speedup and row.speedup.speedup, 2),
+        "Speedup (x)": "1.00" if timed_base else with_interval(row.speedup.speedup if row.speedup else None, 2),
     }
 
 
@@ -90,7 +90,8 @@ def to_text(rows: Sequence[Row]) -> str:
             del line["Category"]
     speedups, changes = (
         [
-            {"File": f"{numbers[id(row.trace)]} {row.category or ''}".strip(), "Against": numbers[id(of.other)]} | cells(of)
+            {"File": f"{numbers[id(row.trace)]} {row.category or ''}".strip(), "Against": numbers[id(of.other)]}
+            | cells(of)
             for row, of in pairs
             if of is not None
         ]
@@ -102,9 +103,9 @@ def to_text(rows: Sequence[Row]) -> str:
     files: dict[str, list[str]] = {}  # the methods of a record share a line
     for row in whole:
         clock = f"its seconds are of {row.trace.clock}" if row.trace.clock else "no times"
-        line = " ".join([f"`{row.trace.path}`: {row.trace.form}; {clock}.", *row.trace.remarks, *row.remarks])
-        files.setdefault(line, []).append(numbers[id(row.trace)])
-    notes = [Note("Files", tuple(f"{', '.join(which)}: {line}" for line, which in files.items())), _DEFINITIONS]
+        text = " ".join([f"`{row.trace.path}`: {row.trace.form}; {clock}.", *row.trace.remarks, *row.remarks])
+        files.setdefault(text, []).append(numbers[id(row.trace)])
+    notes = [Note("Files", tuple(f"{', '.join(which)}: {text}" for text, which in files.items())), _DEFINITIONS]
     further = {"Speedups": speedups, "Changes against the first file": changes}
     tables = [(title, grid_of(each, ())) for title, each in further.items() if each]
     return to_markdown(grid_of(lines, _LEFT), "Answer files", notes, tables)
@@ -139,12 +140,12 @@ def to_csv(rows: Sequence[Row]) -> str:
                 **_ends("acceptance_length", row.acceptance_length),
                 **{f"steps_accepting_at_least_{depth}": share for depth, share in enumerate(at_least, 1)},
                 "baseline": speedup and speedup.other.path,
-                **_ends("speedup", speedup and speedup.speedup),
+                **_ends("speedup", speedup.speedup if speedup else None),
                 "speedup_ratio_of_means": speedup and speedup.speedup_of_means,
                 "speedup_mean_of_ratios": speedup and speedup.mean_of_speedups,
                 "changes_against": change and change.other.path,
-                **_ends("acceptance_length_change", change and change.length_change),
-                **_ends("tokens_per_s_change_percent", change and change.rate_change),
+                **_ends("acceptance_length_change", change.length_change if change else None),
+                **_ends("tokens_per_s_change_percent", change.rate_change if change else None),
             }
         )
     return csv_of(pd.DataFrame(lines, dtype=object))  # so that an integer stays one beside an empty cell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval]
         bar_intervals(axes, known, [measured[place] for place in known], colour, width, cap)
     tops = [max(each.value, each.value if math.isnan(each.high) else each.high) for each in measured]
     for place, interval, top in zip(places, measured, tops, strict=True):
-        at = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        at: dict[str, Any] = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         text = axes.annotate(f"{interval.value:.2f}", (place, top), **at)
         text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     vanilla_line(axes, len(summaries) - 0.5)
@@ -55,16 +56,6 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
     """Figure 1: speedup and acceptance length side by side, one row of panels per target.
 
     Bars are the methods with their 95 % intervals, vanilla is the dashed line at 1.
-
-    Args:
-        methods: which ones, in which order; None takes all of each run.
-
-    Returns:
-        The paths of ``figure1.pdf`` and ``figure1.png``.
-
-    Raises:
-        KoalaBenchError: see ``summaries.summarise``; or a record without a method to show; or a folder that cannot be
-            written.
     """
     shown = []
     for of_processes in evaluations(runs):

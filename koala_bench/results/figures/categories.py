@@ -61,10 +61,6 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
     Args:
         runs: as for Table 2; a row of bars per target.
         tasks: the recipe of Table 2.
-        methods: which ones, in which order; those that a record does not have are passed over.
-
-    Raises:
-        KoalaBenchError: see ``tasks.rows_by_task``, or records without a method to draw.
     """
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
     targets = list(dict.fromkeys(row.summaries[0].target for row in rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
 from koala_bench.records.reading import Run
-from koala_bench.records.statistics import Interval
+from koala_bench.records.statistics import Array, Interval
 from koala_bench.records.summaries import VANILLA, Sample, sample
 from koala_bench.results.figures.style import ROW_INCHES, curve_with_intervals, grid_lines, legend, looks, panels, save
 from koala_bench.results.tables.notes import labels
@@ -28,6 +29,11 @@ class _Curve:
     method: str
     depths: list[int]
     rates: list[Interval]
+
+
+def _rate(counts: Array, weights: Array) -> Array:
+    """Accepted / trials of [questions, 2]."""
+    return (weights @ counts[:, 0]) / (weights @ counts[:, 1])
 
 
 def _curve(chosen: Sample, method: str, rates_of: Callable[..., list[DepthRate]]) -> _Curve:
@@ -46,7 +52,7 @@ def _curve(chosen: Sample, method: str, rates_of: Callable[..., list[DepthRate]]
             [[of.get(depth, none).accepted, of.get(depth, none).trials] for of in by_question], np.float64
         )
         with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a trial has no rate
-            rates.append(chosen.interval(lambda weights, of=counts: (weights @ of[:, 0]) / (weights @ of[:, 1])))  # type: ignore[misc]
+            rates.append(chosen.interval(partial(_rate, counts)))
     return _Curve(method, depths, rates)
 
 
@@ -68,12 +74,6 @@ def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> l
     per record.
 
     At the left given that the parent was accepted, at the right of all steps that drafted.
-
-    Args:
-        methods: which ones, in which order; those that a record does not have are passed over.
-
-    Raises:
-        KoalaBenchError: see ``summaries.sample``, or a record without a method that drafts.
     """
     shown = []
     for label, run in zip(labels(runs), runs, strict=True):

@@ -94,9 +94,6 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
     Args:
         runs: of one or several targets, a row of panels each; every record has its own vanilla decoding.
         heads: see ``curves``.
-
-    Raises:
-        KoalaBenchError: see ``curves`` and ``summaries.summarise``.
     """
     drawn = curves(runs, heads)
     targets = list(dict.fromkeys(curve.target for curve in drawn))

@@ -33,10 +33,6 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
 
     Args:
         log: ``training.jsonl``.
-        methods: which ones, in which order; those that were not trained are passed over.
-
-    Raises:
-        KoalaBenchError: see ``read_training``, or the log has none of the methods.
     """
     lines = read_training(log)
     names = [name for name in methods if any(line["method"] == name for line in lines)]
@@ -52,7 +48,7 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
     def panel(
         axes: Axes, label: str, names: Sequence[str], kind: str, keys: Sequence[str], bottom: float | None = 0
     ) -> None:
-        """The curves of one panel: of several keys the later ones are dotted; losses of heads are shares of the first."""
+        """One panel: of several keys the later ones are dotted; losses of heads are shares of the first."""
         for name in names:
             for key in keys:
                 steps, values = _series(lines, kind, name, key)
@@ -60,8 +56,8 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
                 shown = [value / values[0] for value in values] if key == "loss" else values
                 style = ":" if key != keys[0] else "--" if look.dashed and kind == "step" else "-"
                 marker = look.marker if kind == "held_out" or len(steps) == 1 else None
-                drawn = {"marker": marker, "markersize": 4, "linewidth": 1.1, "linestyle": style, "label": name}
-                axes.plot(steps, shown, color=look.colour, **drawn)
+                line: dict[str, Any] = {"marker": marker, "markersize": 4, "linewidth": 1.1, "linestyle": style}
+                axes.plot(steps, shown, color=look.colour, label=name, **line)
         axes.set_xlabel("training step")
         axes.set_ylabel(label)
         grid_lines(axes)

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a folder of results: what was measured, how, and what to look at twice.
 
-Comes in: records and figures. Goes out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for what is only here.
+Comes in: records and figures. Goes out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for
+what is only here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -38,14 +38,6 @@ _CAPTIONS = {
 
 _KINDS = {"lossless": True, "lossy": False}
 _OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page: PNG in base64, and what it shows."""
-
-    caption: str
-    data: str
 
 
 def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
@@ -137,17 +129,15 @@ def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
         return {}
 
 
-def _pictures(sources: Sources, summaries: Sequence[Summary]) -> list[Picture]:
+def _pictures(sources: Sources, summaries: Sequence[Summary]) -> list[dict[str, str]]:
     """All figures that there are records for, drawn anew, figure 1 first; captions name the lossy methods shown."""
     lossy = [label_of(summary) for summary in summaries if not summary.method["lossless"] and summary.counted]
     among = f" Among the methods: {', '.join(lossy)}." if lossy else ""
+    captions = {name: text + (among if name in _OF_ALL_METHODS else "") for name, text in _CAPTIONS.items()}
     with tempfile.TemporaryDirectory() as temporary:
         files = [path for name in ("table1", *drawable(sources)) for path in make(name, sources, Path(temporary))]
         return [
-            Picture(
-                _CAPTIONS[path.stem] + (among if path.stem in _OF_ALL_METHODS else ""),
-                base64.b64encode(path.read_bytes()).decode("ascii"),
-            )
+            {"caption": captions[path.stem], "data": base64.b64encode(path.read_bytes()).decode("ascii")}
             for path in files
             if path.suffix == ".png"
         ]

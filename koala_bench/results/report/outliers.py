@@ -56,11 +56,12 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3)
         here = chosen.totals[name]
         usable = (here.steps > 0) & (base.tokens > 0)
         speedups = (here.tokens * base.seconds)[usable] / (here.seconds * base.tokens)[usable]
-        numbers = zip(np.array(here.question_ids)[usable], speedups, here.tokens[usable], here.steps[usable], strict=True)
+        columns = (np.array(here.question_ids), here.tokens, here.steps)
+        numbers = zip(speedups, *(column[usable] for column in columns), strict=True)
         ranked = [
             Outlier(int(question), turns[question][0]["category"], float(speedup), float(tokens / steps), int(tokens),
                     _texts(turns[question], questions))
-            for question, speedup, tokens, steps in sorted(numbers, key=lambda each: (each[1], each[0]))
+            for speedup, question, tokens, steps in sorted(numbers)
         ]  # fmt: skip
         if ranked:
             count = min(most, len(ranked) // 2)

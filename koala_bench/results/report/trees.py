@@ -78,7 +78,8 @@ def _drawing(method: str, name: str, parents: Sequence[int], kept: Sequence[int]
         for rank, child in enumerate(below):
             paths[child] = f"{paths[node]}.{rank}".lstrip(".")
     depths = node_depths(parents)
-    places = [(_MARGIN + _ACROSS * depth, round(_MARGIN + _DOWN * row)) for depth, row in zip(depths, rows, strict=True)]
+    across, down = ([_MARGIN + _ACROSS * depth for depth in depths], [round(_MARGIN + _DOWN * row) for row in rows])
+    places = list(zip(across, down, strict=True))
     nodes = [
         Node(
             paths[node] or "root", *places[node], places[parents[node]] if node else None, through[node] / len(kept),

@@ -18,15 +18,15 @@ from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.summaries import Factor, evaluations, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
-from koala_bench.results.tables.columns import changes_grid, grid, grouped, records_of, to_csv
+from koala_bench.results.tables.columns import changes_grid, grid, grouped
 from koala_bench.results.tables.external import external_table
-from koala_bench.results.tables.frame import table_frame
+from koala_bench.results.tables.frame import table_rows
 from koala_bench.results.tables.leaderboard import changes_by_task, leaderboard, speedups_by_task, whole_rows
 from koala_bench.results.tables.mixing import refuse_mixture
 from koala_bench.results.tables.notes import Measured, exceptions, labels, notes_of, over_in_words
 from koala_bench.results.tables.ordering import order_grid
 from koala_bench.results.tables.published import Paper, TableSpec
-from koala_bench.results.tables.rendering import Grid, Note, to_latex, to_markdown
+from koala_bench.results.tables.rendering import Grid, Note, csv_of, to_latex, to_markdown
 from koala_bench.results.tables.tasks import TaskRows, is_named, rows_by_task, rows_of
 
 # By what a table's rows are grouped -> its name and its caption.
@@ -67,8 +67,7 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     of_runs = zip(labels(runs), runs, strict=True)
     measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in of_runs]
     groups, remarks = _groups(runs, spec)
-    frame = table_frame(groups, spec, paper)
-    rows = records_of(frame)
+    rows = table_rows(groups, spec, paper)
     covers = min((group.sample.covers for group in groups), key=lambda each: each["questions"])
     further = [] if spec.picked else _further(rows, groups, spec, paper)
     further += [*external_table(runs, spec, paper), *exceptions(measured)]
@@ -79,7 +78,7 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
         grid=_without_target(leaderboard(rows) if _is_board(spec) else grid(rows, spec.columns), spec),
         further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
         notes=notes_of(measured, spec, paper, remarks, covers),
-        frame=frame,
+        frame=pd.DataFrame(rows, dtype=object),  # so that an integer stays one beside an empty cell
         covers=covers,
     )
 
@@ -160,8 +159,8 @@ def _caption(table: SetTable) -> tuple[str, str]:
         caption += f" This table is incomplete: see {table.name}.md."
     over = over_in_words(table.covers)
     legend = (
-        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens per"
-        " verification step, bonus token included. In"
+        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens"
+        " per verification step, bonus token included. In"
         f" brackets: {100 * statistics.CONFIDENCE:.0f} % bootstrap intervals over {over}."
     )
     return caption[0].upper() + caption[1:], legend
@@ -170,6 +169,7 @@ def _caption(table: SetTable) -> tuple[str, str]:
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
     """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the
     same bytes. The LaTeX holds the columns that matter and one line of definitions, the Markdown everything.
+    Errors as ``sample``, or runs that do not belong into one table.
 
     Args:
         runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target
@@ -179,16 +179,13 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
 
     Returns:
         The three paths.
-
-    Raises:
-        KoalaBenchError: see ``summarise``; runs that do not belong into one table; or a folder that cannot be written.
     """
     table = set_table(runs, spec, paper)
     caption, legend = _caption(table)
     contents = {
         f"{table.name}.md": to_markdown(table.grid, table.title, table.notes, table.further),
         f"{table.name}.tex": to_latex(table.grid, caption, f"tab:{table.name}", legend),
-        f"{table.name}.csv": to_csv(table.frame, (*spec.columns, *spec.more, *spec.changes)),
+        f"{table.name}.csv": csv_of(table.frame),
     }
     for file, text in contents.items():
         write_text(out_dir / file, text)

@@ -1,20 +1,17 @@
-"""The columns that a table can show: heading and rounded cell of each, and its columns in the CSV."""
+"""The columns that a table can show: heading and rounded cell of each."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import pandas as pd
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA
-from koala_bench.results.tables.rendering import ALPHA, NOTHING, Grid, csv_of, fixed, method_label, with_interval
+from koala_bench.results.tables.rendering import ALPHA, NOTHING, Grid, fixed, method_label, with_interval
 
 _Row = Mapping[str, Any]
 _Cell = Callable[[_Row], str]
@@ -27,14 +24,6 @@ class Column:
     heading: str
     cell: _Cell
     right: bool = True
-
-
-@dataclass(frozen=True)
-class ColumnGroup:
-    """What a name in a table's file gives: rounded columns, and a pattern of its columns in the CSV."""
-
-    shown: tuple[Column, ...]
-    raw: str
 
 
 def _plain(name: str) -> _Cell:
@@ -115,64 +104,44 @@ _CHANGES = {
     "change_percent": "speedup_change_percent",
     "length_change": "acceptance_length_change",
 }
-_ENDS = "(_low|_high)?"
-_CHANGE_X = Column("Change (x)", _interval_of("speedup_change_x", 3, sign=True))
-_CHANGE_PERCENT = Column("Change (%)", _interval_of("speedup_change_percent", 1, sign=True))
 
 
-def _left(heading: str, raw: str, cell: _Cell | None = None) -> ColumnGroup:
-    return ColumnGroup((Column(heading, cell or _plain(raw), right=False),), raw)
+def _left(heading: str, cell: _Cell) -> tuple[Column]:
+    return (Column(heading, cell, right=False),)
 
 
-def _right(heading: str, cell: _Cell, raw: str) -> ColumnGroup:
-    return ColumnGroup((Column(heading, cell),), raw)
+def _right(heading: str, cell: _Cell) -> tuple[Column]:
+    return (Column(heading, cell),)
 
 
-COLUMNS: dict[str, ColumnGroup] = {
-    "target": _left("Target", "target"),
-    "task": _left("Task", "task"),
-    "questions": _right("Questions", _plain("questions"), "questions"),
-    "method": _left(
-        "Method", "method", lambda row: method_label(row["method"], row["lossless"], row["total_variation"])
+# What a name in a table's file shows.
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "target": _left("Target", _plain("target")),
+    "task": _left("Task", _plain("task")),
+    "questions": _right("Questions", _plain("questions")),
+    "method": _left("Method", lambda row: method_label(row["method"], row["lossless"], row["total_variation"])),
+    "original": _left("Against", _plain("original")),
+    "layers": _right("Layers K", _plain("layers")),
+    "adversarial": _left("Adversarial", lambda row: {None: NOTHING, True: "yes", False: "no"}[row["adversarial"]]),
+    "parameters": _right("Head (M)", _scaled("parameters", 1e-6, 2)),
+    "tree": _left("Draft tree", _tree),
+    "speedup": _right("Speedup (x)", _interval_of("speedup", 2)),
+    "whole_answer": _right("Whole answer (x)", _interval_of("whole_answer_speedup", 2)),
+    "other_speedups": _right("Speedup, ratio of means / mean of ratios", _other_speedups),
+    "acceptance_length": _right("Acceptance length τ", _interval_of("acceptance_length", 2)),
+    "acceptance_rate": _left(f"Acceptance rate {ALPHA}₁ / {ALPHA}₂ / …", _rates),
+    "equal": _right("Equal answers", _equal),
+    "draft_overhead": _right("Draft overhead (%)", _scaled("draft_overhead_percent", 1.0, 1)),
+    "change_x": _right("Change (x)", _interval_of("speedup_change_x", 3, sign=True)),
+    "change_percent": _right("Change (%)", _interval_of("speedup_change_percent", 1, sign=True)),
+    "length_change": _right("Change of τ", _interval_of("acceptance_length_change", 3, sign=True)),
+    "claim": (
+        Column("Paper's range (x)", _claim("x", 2), right=False),
+        Column("Paper's range (%)", _claim("percent", 2), right=False),
     ),
-    "original": _left("Against", "original"),
-    "layers": _right("Layers K", _plain("layers"), "layers"),
-    "adversarial": _left(
-        "Adversarial", "adversarial", lambda row: {None: NOTHING, True: "yes", False: "no"}[row["adversarial"]]
-    ),
-    "parameters": _right("Head (M)", _scaled("parameters", 1e-6, 2), "parameters"),
-    "tree": _left("Draft tree", "tree(_nodes|_depth)?", _tree),
-    "speedup": _right("Speedup (x)", _interval_of("speedup", 2), f"speedup({_ENDS}|_ratio_of_means|_mean_of_ratios)"),
-    "whole_answer": _right(
-        "Whole answer (x)", _interval_of("whole_answer_speedup", 2), f"whole_answer_speedup({_ENDS}|_ratio_of_means)"
-    ),
-    "other_speedups": _right(
-        "Speedup, ratio of means / mean of ratios", _other_speedups, "speedup(_ratio_of_means|_mean_of_ratios)"
-    ),
-    "acceptance_length": _right(
-        "Acceptance length τ", _interval_of("acceptance_length", 2), f"acceptance_length{_ENDS}"
-    ),
-    "acceptance_rate": _left(f"Acceptance rate {ALPHA}₁ / {ALPHA}₂ / …", "acceptance_(rate|trials)_.*", _rates),
-    "equal": _right("Equal answers", _equal, "turns_(equal_to|compared_with)_vanilla"),
-    "draft_overhead": _right("Draft overhead (%)", _scaled("draft_overhead_percent", 1.0, 1), "draft_overhead_percent"),
-    "change": ColumnGroup((_CHANGE_X, _CHANGE_PERCENT), f"original|({'|'.join(_CHANGES.values())}){_ENDS}"),
-    "change_x": ColumnGroup((_CHANGE_X,), f"original|speedup_change_x{_ENDS}"),
-    "change_percent": ColumnGroup((_CHANGE_PERCENT,), f"original|speedup_change_percent{_ENDS}"),
-    "length_change": _right(
-        "Change of τ", _interval_of("acceptance_length_change", 3, sign=True), f"acceptance_length_change{_ENDS}"
-    ),
-    "claim": ColumnGroup(
-        (
-            Column("Paper's range (x)", _claim("x", 2), right=False),
-            Column("Paper's range (%)", _claim("percent", 2), right=False),
-        ),
-        "(claim|paper)_.*",
-    ),
-    "paper": _left("Paper: speedup; τ", "paper_.*", _paper),
+    "paper": _left("Paper: speedup; τ", _paper),
 }
 _GROUPING = ("target", "task", "method")
-# The CSV always says how much its numbers stand on.
-_ALWAYS = "decode_tokens_per_s|lossless|total_variation|questions|turns_.*"
 
 
 def known(columns: Sequence[str], where: str) -> tuple[str, ...]:
@@ -188,11 +157,6 @@ def known(columns: Sequence[str], where: str) -> tuple[str, ...]:
         if name not in COLUMNS:
             raise KoalaBenchError(f"{where}: unknown column '{name}'.", f"The columns are {', '.join(COLUMNS)}.")
     return tuple(columns)
-
-
-def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table's frame."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict(orient="records")]
 
 
 def grouped(columns: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
@@ -226,7 +190,7 @@ def is_real(row: _Row, name: str) -> bool:
 
 
 def _grid(rows: Sequence[_Row], columns: Sequence[str], marked: set[tuple[int, str]]) -> Grid:
-    shown = [(name, column) for name in columns for column in COLUMNS[name].shown]
+    shown = [(name, column) for name in columns for column in COLUMNS[name]]
     groups = [(row["target"], row.get("task")) for row in rows]
     return Grid(
         [column.heading for _, column in shown],
@@ -245,11 +209,3 @@ def fastest(rows: Sequence[_Row | None]) -> list[int]:
         if row is not None and row["lossless"] and row["speedup"] is not None
     }
     return [max(speeds, key=lambda place: speeds[place])] if speeds else []
-
-
-def to_csv(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """The table's numbers, in the order of ``columns``."""
-    patterns = [re.compile(pattern) for pattern in (*(COLUMNS[name].raw for name in columns), _ALWAYS)]
-    return csv_of(
-        frame[list(dict.fromkeys(name for each in patterns for name in frame.columns if each.fullmatch(name)))]
-    )

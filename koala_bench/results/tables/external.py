@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from koala_bench.records.reading import Run
 from koala_bench.results.tables.published import OwnClaim, Paper, TableSpec, TaskClaim, paper_names
@@ -64,6 +64,7 @@ def _by_task(runs: Sequence[Run], spec: TableSpec, claims: Sequence[TaskClaim]) 
 
 
 def _original_heads(own: Sequence[OwnClaim], overall: Sequence[TaskClaim]) -> Grid:
+    each: list[tuple[Any, str, str, float | str, float | None]]
     each = [(claim, f"MT-bench (temperature {claim.temperature})", NOTHING, claim.speedup, None) for claim in own]
     each += [(one, "Spec-Bench", one.device, one.speedup[ALL_TASKS], one.acceptance_length) for one in overall]
     rows = [

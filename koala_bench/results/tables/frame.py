@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from koala_bench.records.reading import Run
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA, Summary
@@ -32,8 +30,8 @@ def _published(run: Run, method: str, task: str | None, spec: TableSpec, paper: 
     cell = next((each for each in cells if each.target in paper_names(run) and each.method == method), None)
     by_task = (each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method)
     return {
-        "paper_speedup": next(by_task, {}).get(task or "") if spec.has_tasks else cell and cell.speedup,
-        "paper_acceptance_length": cell and cell.acceptance_length,
+        "paper_speedup": cell.speedup if cell else next(by_task, {}).get(task or ""),
+        "paper_acceptance_length": cell.acceptance_length if cell else None,
     }
 
 
@@ -84,8 +82,7 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
     }
 
 
-def table_frame(groups: Sequence[TaskRows], spec: TableSpec, paper: Paper) -> pd.DataFrame:
+def table_rows(groups: Sequence[TaskRows], spec: TableSpec, paper: Paper) -> list[dict[str, Any]]:
     """The rows of all groups; None where there is no number."""
     depth = max((rate.depth for group in groups for each in group.summaries for rate in each.depths), default=0)
-    rows = [_row(group.run, each, group.task, spec, paper, depth) for group in groups for each in group.summaries]
-    return pd.DataFrame(rows, dtype=object)  # so that an integer stays one beside an empty cell
+    return [_row(group.run, each, group.task, spec, paper, depth) for group in groups for each in group.summaries]

@@ -1,4 +1,4 @@
-"""The leaderboard: a row per method and a column per task, as Spec-Bench prints it, from the rows of a table by task."""
+"""The leaderboard: a row per method and a column per task, as Spec-Bench prints it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from koala_bench.results.tables.rendering import NOTHING, Grid, fixed
 from koala_bench.results.tables.tasks import ALL_TASKS
 
 _Row = dict[str, Any]
-_SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name].shown[0] for name in ("speedup", "whole_answer", "acceptance_length"))
+_SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name][0] for name in ("speedup", "whole_answer", "acceptance_length"))
 _RATE = Column("", lambda row: NOTHING if row["speedup"] is None else fixed(row["speedup"], 2))
 
 
@@ -47,7 +47,7 @@ def changes_by_task(rows: Sequence[_Row], name: str) -> Grid:
     Args:
         name: a column of one change, such as ``change_x``.
     """
-    (column,) = COLUMNS[name].shown
+    (column,) = COLUMNS[name]
     table, at = _pivot(
         [row for row in rows if row["original"] is not None], column, [replace(column, heading="Overall")]
     )
@@ -61,7 +61,7 @@ def _pivot(rows: Sequence[_Row], each: Column, overall: Sequence[Column]) -> tup
     shown = [(task, each) for task in tasks] + [(None, column) for column in overall]
     of_place = {(row["target"], row["method"], row["task"]): row for row in rows}
     of_place |= {(row["target"], row["method"], None): row for row in (whole_rows(rows) if rows else [])}
-    places = {(row["target"], row["method"]): COLUMNS["method"].shown[0].cell(row) for row in rows}
+    places = {(row["target"], row["method"]): COLUMNS["method"][0].cell(row) for row in rows}
     at = [[None, None, *(of_place.get((*place, task)) for task, _ in shown)] for place in places]
     cells = [
         [

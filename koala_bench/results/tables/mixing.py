@@ -13,6 +13,7 @@ from koala_bench.results.tables.published import TableSpec
 
 # What all records of one table must share; the rest may follow from the target.
 _SHARED = ("acceptance.", "limits.max_new_tokens")
+_IDENTITY: tuple[Literal["tree", "layers", "adversarial"], ...] = ("tree", "layers", "adversarial")
 
 
 def refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
@@ -75,6 +76,6 @@ def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
 
 
 def _identity(method: MethodInfo, spec: TableSpec) -> dict[str, object]:
-    names: tuple[Literal["tree", "layers", "adversarial", "weights_sha256"], ...] = ("tree", "layers", "adversarial")
-    fields = {name: method[name] for name in (*names, *(("weights_sha256",) if spec.has_tasks else ()))}
-    return {**fields, "training steps": method["training"] and method["training"]["steps"]}
+    fields = {name: method[name] for name in _IDENTITY}
+    weights = {"weights_sha256": method["weights_sha256"]} if spec.has_tasks else {}
+    return {**fields, **weights, "training steps": method["training"] and method["training"]["steps"]}

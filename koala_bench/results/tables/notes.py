@@ -87,7 +87,7 @@ def _code(text: str) -> str:
 
 
 def exceptions(measured: Sequence[Measured]) -> list[tuple[str, Grid]]:
-    """Tables, each with its title, of turns that failed and of a lossless method's answers that differ from vanilla's."""
+    """Tables, each with its title, of failed turns and of lossless methods' answers that differ from vanilla's."""
     failed = [
         {"Method": turn["method"], "Record": each.label}
         | {"Question": str(turn["question_id"]), "Turn": str(turn["turn"]), "Repeat": str(turn["repeat"])}
@@ -149,7 +149,7 @@ def _stream(method: MethodInfo) -> str:
 def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
     """How a record was made, by what a setting is called; empty where there is nothing to say."""
     run, header, shown = measured.run, measured.run.header, [each.name for each in measured.summaries]
-    target, questions, measure, where = (header[name] for name in ("target", "questions", "measure", "environment"))
+    target, questions, measure, where = header["target"], header["questions"], header["measure"], header["environment"]
     memory = f", {where['memory_bytes'] / 2**30:.1f} GiB of memory" if where["memory_bytes"] else ""
     driver = f" (driver {where['driver']})" if where["driver"] else ""
     streams: dict[str, list[str]] = {}
@@ -175,7 +175,7 @@ def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
         f" {'in an order drawn for each prompt' if 'order' in measure else 'taking turns'}",
         "Lossy, by typical acceptance": ", ".join(typical),
         "Training seed": str(run.training_seed),
-        **{f"Trained on {stream}": ", ".join(names) for stream, names in sorted(streams.items()) if stream},
+        "Trained on": "; ".join(f"{stream}: {', '.join(names)}" for stream, names in sorted(streams.items()) if stream),
         "Not in this table": ", ".join(name for name in run.methods if name not in shown),
         "Not in the record": ", ".join(name for name in wanted if name not in run.methods),
         "Run": f"{header['run_id']}, {header['created']}, preset {header['preset']['name']} (sha256"
@@ -214,13 +214,15 @@ DEFINITIONS = (
     " were offered that depth (conditional on the parent).",
     "Draft overhead: drafting time / (drafting + verification time). Draft tree: its nodes include the root.",
     "Equal answers: turns whose tokens are all vanilla's; above temperature 0 answers are draws and not compared. Top-2"
-    " gap: between the target's two largest logits. Lossy: does not keep the target's distribution; total variation from"
-    " it, mean over the tokens (0 is lossless, 1 the largest). All other methods keep it.",
+    " gap: between the target's two largest logits. Lossy: does not keep the target's distribution; total variation"
+    " from it, mean over the tokens (0 is lossless, 1 the largest). All other methods keep it.",
     "Change: against the original head (same head, neither more layers nor adversarial training), as a difference of"
     " speedups (x) and relative to its speedup (%). Bold where the whole interval lies on one side of zero.",
     "Paper's range: confirms if the whole interval of the change lies in it, contradicts if the whole interval lies"
-    " outside, not distinguishable otherwise. `unknown`: a cell of the paper that `reproduce/paper.toml` does not have.",
-    "Published order: pairs of which one is ahead wherever both are published; the gap is by how much it is ahead here.",
+    " outside, not distinguishable otherwise. `unknown`: a cell of the paper that `reproduce/paper.toml` does not"
+    " have.",
+    "Published order: pairs of which one is ahead wherever both are published; the gap is by how much it is ahead"
+    " here.",
 )
 
 
@@ -236,9 +238,10 @@ def intervals_in_words(covers: Mapping[Factor, int]) -> str:
     )
     single = "paired expanded percentile bootstrap (Hesterberg 2015)"
     return (
-        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {over_in_words(covers)}, {crossed if len(covers) > 1 else single}"
-        f" ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}). What they are not over (questions, processes,"
-        " training seeds) may move the numbers by more; of one question there are none."
+        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {over_in_words(covers)},"
+        f" {crossed if len(covers) > 1 else single} ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}). What"
+        " they are not over (questions, processes, training seeds) may move the numbers by more; of one question there"
+        " are none."
     )
 
 

@@ -15,7 +15,7 @@ _Value = Callable[[TaskClaim], float | None]
 
 
 def _ahead(claims: Sequence[TaskClaim], one: str, other: str, value: _Value) -> bool | None:
-    """Whether a system is ahead of another wherever both are published; None where that differs, or nowhere both are."""
+    """Whether a system is ahead of another wherever both are published; None if that differs, or nowhere both are."""
     places: dict[tuple[str, str, str], dict[str, float]] = {}
     for claim in claims:
         if claim.system in (one, other) and (published := value(claim)) is not None:

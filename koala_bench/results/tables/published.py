@@ -34,8 +34,8 @@ class TableSpec(_Strict):
         methods: rows of each group, in this order.
         questions: the question set of the paper's table.
         columns: names out of ``COLUMNS``: few, for a text width and a screen.
-        more: further columns of the same rows, for a second table and the CSV.
-        changes: columns of the rows that are compared with an original head, for a table of their own and the CSV.
+        more: further columns of the same rows, for a second table.
+        changes: columns of the rows that are compared with an original head, for a table of their own.
         tasks: groups of a table by task, columns of one by method.
         limit: questions of each category, by the name of a preset that cannot afford all of them.
         seeds: of the trainings that a table by part is pooled over.

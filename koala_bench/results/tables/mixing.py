@@ -76,6 +76,6 @@ def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
 
 
 def _identity(method: MethodInfo, spec: TableSpec) -> dict[str, object]:
-    fields = {name: method[name] for name in _IDENTITY}
+    fields: dict[str, object] = {name: method[name] for name in _IDENTITY}
     weights = {"weights_sha256": method["weights_sha256"]} if spec.has_tasks else {}
     return {**fields, **weights, "training steps": method["training"] and method["training"]["steps"]}

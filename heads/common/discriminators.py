@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +60,8 @@ class View:
         self.kind = kind
         self.described = described if kind == "sequence" else kind
         self._embed, self._spec = spec.embed, spec
+        self._tables: dict[torch.dtype, torch.Tensor] = {}
 
-    @cached_property
     def _table(self) -> torch.Tensor:
         """Embeddings of what is drafted [drafted, width], in the target's dtype."""
         vocabulary = self._spec.draft_vocabulary
@@ -92,8 +91,11 @@ class View:
         places, where = torch.unique(torch.cat([each.rows + each.depth for each in predictions]), return_inverse=True)
         probabilities = batch.soft_labels(self._spec).probabilities
         with torch.no_grad():
-            pieces = slices(len(places), self._spec.drafted)
-            real = torch.cat([self._expected(probabilities[places[rows]]) for rows in pieces])
+            pieces, dtype = (
+                slices(len(places), self._spec.drafted),
+                predictions[0].drafted(slice(0, 1), self._spec).dtype,
+            )
+            real = torch.cat([self._expected(probabilities[places[rows]], dtype) for rows in pieces])
         reals = [real[part] for part in where.split([len(each.rows) for each in predictions])]
         return [(one, self._expected_of(each)) for one, each in zip(reals, predictions, strict=True)]
 
@@ -101,7 +103,8 @@ class View:
         """The head's expected embeddings [rows, width]."""
 
         def piece(rows: slice) -> torch.Tensor:
-            return self._expected(torch.softmax(prediction.drafted(rows, self._spec).float(), dim=-1))
+            logits = prediction.drafted(rows, self._spec)
+            return self._expected(torch.softmax(logits.float(), dim=-1), logits.dtype)
 
         if isinstance(prediction.scored, torch.Tensor):
             return piece(slice(None))
@@ -109,9 +112,13 @@ class View:
         pieces = slices(len(prediction.rows), self._spec.drafted)
         return torch.cat([checkpoint(piece, rows, use_reentrant=False) for rows in pieces])
 
-    def _expected(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Expected embeddings, float32 [rows, width]; multiplied in the target's dtype."""
-        return (probabilities.to(self._table.dtype) @ self._table).float()
+    def _expected(self, probabilities: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Expected embeddings, float32 [rows, width]; multiplied in the dtype of the head's scores, which under autocast is
+        a half precision.
+        """
+        if dtype not in self._tables:
+            self._tables[dtype] = self._table().to(dtype)
+        return (probabilities.to(dtype) @ self._tables[dtype]).float()
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """Sequences: all depths drafted from one state, or consecutive predictions of a next-token head.

@@ -15,7 +15,8 @@ from koala_bench.decoding.acceptance import TypicalAcceptance, greedy
 from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch
 from koala_bench.interop.checkpoints import Fields, Imported, make_head
-from koala_bench.interop.medusa import tied_heads
+from koala_bench.interop.medusa import blocks_of
+from koala_bench.interop.repeats import tied_heads
 from koala_bench.parity.decoding import decoded
 from koala_bench.parity.shared import (
     LOSSES_RELATIVE,
@@ -214,7 +215,7 @@ def _loss(name: str, imported: Imported, target: Target, batch: FeatureBatch, wa
     found = head.loss(batch)
     gradients = gradients_of(head, found.total)
     weight, bias = gradients["block_weight"], gradients["block_bias"]
-    if tied := tied_heads(imported.tensors):  # one shared block gets the gradients of all its uses
+    if tied := tied_heads(blocks_of(imported.tensors)):  # one shared block gets the gradients of all its uses
         for each in (weight, bias):
             each[:, tied] = each[:, tied].sum(0, keepdim=True).expand(len(each), *each[0, tied].shape)
     norms = {}

@@ -57,7 +57,7 @@ def benchmark(
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.benchmark import benchmark
-    from koala_bench.costs.figure_context import write_context
+    from koala_bench.costs.figures import write_context
 
     chosen = options.resolved()
     text, steps_by_context = benchmark(chosen, method_names(chosen, options.methods), tokens, rounds, steps)
@@ -79,24 +79,18 @@ def profile(
     Example: `koala-bench profile --methods vanilla,eagle --heads results/runs/table1-tiny/heads`.
     """
     from koala_bench.common.files import write_text
+    from koala_bench.costs.benchmark import bundled_prompts
     from koala_bench.costs.profile import in_words
     from koala_bench.costs.profile import profile as measure
-    from koala_bench.dialogues.encoding import encode_prompt
-    from koala_bench.dialogues.questions import bundled_questions, read_questions
-    from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.evaluation.loop import load_methods
     from koala_bench.planning.draft_reads import draft_reads, reads_in_words
     from koala_bench.training.experiment import load_preset_target
 
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
-    assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
-    prompts = [
-        encode_prompt(template, target.tokenizer, question.asked())
-        for question in select_questions(read_questions(bundled_questions()), 1)
-    ]
     with target.computing():
-        text = in_words(measure(target, ready, prompts, tokens), target)
+        text = in_words(measure(target, ready, bundled_prompts(target, template), tokens), target)
     if reads := reads_in_words(draft_reads(chosen, [method.name for method in ready], target.model.config)):
         text = f"{text}\n\n{reads}"
     if out is not None:
@@ -124,10 +118,9 @@ def batches(
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.batches import batch_speeds, in_words
-    from koala_bench.costs.figure_batches import write_batches
-    from koala_bench.dialogues.encoding import encode_prompt
-    from koala_bench.dialogues.questions import bundled_questions, read_questions
-    from koala_bench.evaluation.loop import load_methods, select_questions
+    from koala_bench.costs.benchmark import bundled_prompts
+    from koala_bench.costs.figures import write_batches
+    from koala_bench.evaluation.loop import load_methods
     from koala_bench.training.experiment import load_preset_target
 
     counts = [int(each) if each.strip().isdigit() else 0 for each in sizes.split(",")]
@@ -135,10 +128,8 @@ def batches(
         raise KoalaBenchError(f"--sizes {sizes} are not divisors of {_PROMPTS}.", "Use some of 1,2,4,8.")
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
-    assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
-    questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
-    prompts = [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
+    prompts = bundled_prompts(target, template)[:_PROMPTS]
     with target.computing():
         speeds = batch_speeds(target, ready, prompts, counts, tokens, rounds)
     text = in_words(speeds)

@@ -69,7 +69,9 @@ def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Ten
         )
     if not isinstance(head, nn.Module):
         raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
-    return head.to(target.device)
+    tensors = (*head.parameters(), *head.buffers())
+    # Fake tensors, which ``plan`` counts, cannot be moved.
+    return head if all(each.device == target.device for each in tensors) else head.to(target.device)
 
 
 def make_arm(

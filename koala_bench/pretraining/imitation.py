@@ -15,7 +15,7 @@ import torch
 
 from koala_bench.common.progress import say
 from koala_bench.dialogues.conversations import Conversations, bundled_answers, read_conversations
-from koala_bench.dialogues.distilling.answers import answering_target
+from koala_bench.dialogues.distilling.manifest import answering_target
 from koala_bench.engine.loading.targets import bundled_target, fingerprint, load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError

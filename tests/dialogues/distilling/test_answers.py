@@ -15,7 +15,8 @@ import pytest
 import koala_bench.dialogues.distilling.answers as distillation
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.conversations import Conversations, read_conversations
-from koala_bench.dialogues.distilling.answers import DistillOptions, answering_target, distill, manifest_of
+from koala_bench.dialogues.distilling.answers import DistillOptions, distill
+from koala_bench.dialogues.distilling.manifest import answering_target, manifest_of
 from koala_bench.dialogues.encoding import ChatTemplate, chat_template, encode_prompt
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError

@@ -234,9 +234,9 @@ class Target:
             output_hidden_states=every,
         )
         if not every:
-            hidden: torch.Tensor = found.last_hidden_state.unsqueeze(2)
-            return hidden
-        states = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
+            return self._gathered(found.last_hidden_state).unsqueeze(2)
+        read = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
+        states = [self._gathered(state) for state in read]
         if len({state.shape[-1] for state in states}) > 1:
             raise KoalaBenchError(
                 f"The last states of {self.name} are {states[-1].shape[-1]} wide, those of earlier layers"
@@ -244,6 +244,10 @@ class Target:
                 "Take a head that reads the last states only, such as medusa or eagle.",
             )
         return torch.stack(states, dim=2)
+
+    def _gathered(self, state: torch.Tensor) -> torch.Tensor:
+        """A state of one of the layers, on the target's device."""
+        return state
 
     @torch.inference_mode()
     def prefill(

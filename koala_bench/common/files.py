@@ -19,11 +19,8 @@ def cache_folder() -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there yet.
-
-    Raises:
-        KoalaBenchError: it cannot be made, or a file has its name.
-    """
+    """Make a folder and those above it, where they are not there yet. Raises KoalaBenchError where it cannot be made,
+    or a file has its name."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,11 +31,8 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed. Raises
+    KoalaBenchError where the folder cannot be written, or the disk is full."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -62,11 +56,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write some text files, or none of them if one cannot be written.
-
-    Raises:
-        KoalaBenchError: a folder cannot be written or has the name of a file, or the disk is full.
-    """
+    """Write some text files, or none of them if one cannot be written. Raises KoalaBenchError where a folder cannot be
+    written or has the name of a file, or the disk is full."""
     for path in texts:
         if path.is_dir():
             raise KoalaBenchError(f"Cannot write {path}: it is a folder.", "Name a file.")
@@ -94,11 +85,8 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def continue_log(path: Path, done: int) -> Iterator[TextIO]:
-    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go.
-
-    Raises:
-        KoalaBenchError: the log is damaged or cannot be written, or the disk is full.
-    """
+    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go. Raises
+    KoalaBenchError where the log is damaged or cannot be written, or the disk is full."""
     kept = []
     if path.exists():
         try:

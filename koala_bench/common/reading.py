@@ -71,11 +71,8 @@ def read_text(path: Path, what: str, missing: str, folder: str) -> str:
 
 
 def json_lines(path: Path, text: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a text of JSON lines, each with the number of its line; blank lines are passed over.
-
-    Raises:
-        KoalaBenchError: a line is no JSON object; names it.
-    """
+    """The objects of a text of JSON lines, each with the number of its line; blank lines are passed over. Raises
+    KoalaBenchError where a line is no JSON object; names it."""
 
     def refuse(number: int, problem: str, error: Exception | None = None) -> NoReturn:
         raise KoalaBenchError(f"{path}, line {number}: {problem}.", remedy) from error

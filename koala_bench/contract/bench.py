@@ -53,8 +53,7 @@ class Bench:
 
     def target(self, kind: str = "float32") -> Target:
         """A tiny random target: ``float32``, ``float64``, ``bfloat16``, ``tied`` (output layer and embedding), or
-        ``circle``.
-        """
+        ``circle``."""
         if kind not in self._made:
             target = self._make(kind)
             self._made[kind] = target, {name: tensor.clone() for name, tensor in target.model.state_dict().items()}

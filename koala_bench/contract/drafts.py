@@ -1,6 +1,5 @@
 """Checks of what a head drafts and learns: trees, memory, losslessness, and that draft and loss mean the same
-positions.
-"""
+positions."""
 
 from __future__ import annotations
 
@@ -130,8 +129,7 @@ def lent_states(bench: Bench) -> str:
 
 def prompts(bench: Bench) -> str:
     """What is read of a prompt by ``prefill`` leads to the same drafts as if ``draft`` had read it; and whether a head
-    without ``prefill`` reads more of a prompt than its end.
-    """
+    without ``prefill`` reads more of a prompt than its end."""
     target = bench.target()
     head = bench.trained(target).eval()
     template = templates_of(head.max_depth)[-1]
@@ -323,8 +321,7 @@ def _rows(target: Target, features: tuple[int, ...], rows: list[torch.Tensor], w
 
 def batches(bench: Bench) -> str:
     """The loss is of the dialogues, not of what stands behind or below them; and a batch may have nothing at some
-    depth.
-    """
+    depth."""
     target = bench.target()
     head = bench.trained(target).eval()
     needs_loss(head)

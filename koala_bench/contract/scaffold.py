@@ -1,6 +1,5 @@
 """A new draft head as a package to start from: module, entry point, test and README, written by ``koala-bench
-new-head``.
-"""
+new-head``."""
 
 from __future__ import annotations
 

@@ -110,11 +110,8 @@ def bandwidth(device: torch.device, size: int) -> Bandwidth:
 
 
 def random_model(size: str, device: torch.device, dtype: torch.dtype) -> Target:
-    """A target of a shape out of ``SHAPES`` with weights as transformers draws them.
-
-    Raises:
-        KoalaBenchError: it does not fit into the memory that is free.
-    """
+    """A target of a shape out of ``SHAPES`` with weights as transformers draws them. Raises KoalaBenchError where it
+    does not fit into the memory that is free."""
     config = llama(size)
     with torch.device("meta"):
         needed = sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters()) * dtype.itemsize

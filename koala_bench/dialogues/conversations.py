@@ -50,12 +50,9 @@ class Conversations:
 
 
 def bundled_answers(source: str) -> Path | None:
-    """The answers that ship with the project and were made by ``koala-bench distill``: ``bundled``, those of the bundled
-    target, or ``bundled:NAME``; None for any other source.
-
-    Raises:
-        KoalaBenchError: none of that name ship.
-    """
+    """The answers that ship with the project and were made by ``koala-bench distill``: ``bundled``, those of the
+    bundled target, or ``bundled:NAME``; None for any other source. Raises KoalaBenchError where none of that name
+    ship."""
     kind, _, name = source.partition(":")
     if kind != BUNDLED:
         return None
@@ -134,10 +131,7 @@ def counted(reasons: Counter[str]) -> str:
 
 def files_of(path: Path) -> list[Path]:
     """The files of conversations that a path means: itself, or those of a folder but for manifests of ``distill``.
-
-    Raises:
-        KoalaBenchError: a folder holds none.
-    """
+    Raises KoalaBenchError where a folder holds none."""
     try:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells
@@ -215,11 +209,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
-    """Token ids and answer masks of dialogues.
-
-    Raises:
-        KoalaBenchError: the target came without a tokenizer.
-    """
+    """Token ids and answer masks of dialogues; raises KoalaBenchError where the target came without a tokenizer."""
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     return encode_dialogues(template, target.tokenizer, dialogues)

@@ -106,11 +106,8 @@ DATASETS = (
 
 
 def data_folder(data_dir: Path | None) -> Path:
-    """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist.
-
-    Raises:
-        KoalaBenchError: neither is set.
-    """
+    """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist. Raises KoalaBenchError where
+    neither is set."""
     if data_dir is not None:
         return data_dir
     value = os.environ.get(DATA_DIR_VARIABLE, "")
@@ -139,11 +136,8 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
 
 
 def status(data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> list[FileStatus]:
-    """What the data folder holds of each public question file, in the order of ``datasets``.
-
-    Raises:
-        KoalaBenchError: no data folder is set, or a file in it cannot be read.
-    """
+    """What the data folder holds of each public question file, in the order of ``datasets``. Raises KoalaBenchError
+    where no data folder is set, or a file in it cannot be read."""
     folder = data_folder(data_dir)
     return [_status_of(dataset, folder) for dataset in datasets]
 

@@ -1,6 +1,5 @@
 """Conversations from data sets on the Hugging Face hub: ``hub:OWNER/NAME``, or ``hub:OWNER/NAME:FILE`` where there are
-several files.
-"""
+several files."""
 
 from __future__ import annotations
 
@@ -22,11 +21,8 @@ _PATIENCE = 5.0  # seconds for an answer of the hub where it is only looked whet
 
 
 def fetch_dialogues(source: str) -> Path:
-    """The file of a data set, in the hub's cache; it is downloaded once.
-
-    Raises:
-        KoalaBenchError: the hub cannot be asked, there is no such data set or file, or several files could be meant.
-    """
+    """The file of a data set, in the hub's cache; it is downloaded once. Raises KoalaBenchError where the hub cannot be
+    asked, there is no such data set or file, or several files could be meant."""
     name, file = _name_and_file(source)
     try:
         if not file:
@@ -74,11 +70,8 @@ def dialogues_at_hand(source: str) -> bool:
 
 
 def dialogues_on_hub(source: str) -> tuple[HubAnswer, int]:
-    """What the hub says of a data set, and how many bytes are to be downloaded of it.
-
-    Raises:
-        KoalaBenchError: the hub has it, and no such file, or several files could be meant.
-    """
+    """What the hub says of a data set, and how many bytes are to be downloaded of it. Raises KoalaBenchError where the
+    hub has it, and no such file, or several files could be meant."""
     name, file = _name_and_file(source)
     answer = ask_hub(name, "dataset")
     if answer.refusal is not None:

@@ -203,11 +203,8 @@ def _fetched(name: str, data_dir: Path | None) -> Path | None:
 
 
 def questions_sha256(path: Path) -> str:
-    """Hash of a question file's bytes, which a run record keeps.
-
-    Raises:
-        KoalaBenchError: the file cannot be read.
-    """
+    """Hash of a question file's bytes, which a run record keeps. Raises KoalaBenchError where the file cannot be
+    read."""
     try:
         return sha256_of(path)
     except OSError as error:

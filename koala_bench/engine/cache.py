@@ -136,8 +136,7 @@ def attention_mask(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.
 
 def aligned_mask(mask: torch.Tensor) -> torch.Tensor:
     """The mask; on CUDA a copy with row strides of multiples of 16, without which fused attention faults in half
-    precision.
-    """
+    precision."""
     if mask.device.type != "cuda":
         return mask
     width = mask.shape[-1]
@@ -147,8 +146,7 @@ def aligned_mask(mask: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("koala_bench::static_mask", mutates_args=())
 def static_mask(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
     """``attention_mask`` with static shapes. One operator, so that a kernel which needs no mask can recognise it and
-    read ``hidden`` instead.
-    """
+    read ``hidden`` instead."""
     masked = torch.finfo(dtype).min
     columns = torch.arange(capacity, device=hidden.device) - past
     block = F.pad(hidden.to(dtype) * masked, (0, 1), value=masked)

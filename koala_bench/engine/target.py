@@ -96,8 +96,7 @@ class Target:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: all that the generation configuration, the model's or the tokenizer names, and
-        ``more_stop_ids``.
-        """
+        ``more_stop_ids``."""
         found: list[int] = []
         for owner in (self.model.generation_config, self.model.config, self.config, self.tokenizer):
             ids = getattr(owner, "eos_token_id", None)
@@ -206,11 +205,7 @@ class Target:
         return TreeCache(self.layers, -(-capacity // step) * step)
 
     def check_rows(self, rows: int) -> None:
-        """Make sure that the model reads so many rows alike.
-
-        Raises:
-            KoalaBenchError: it does not.
-        """
+        """Make sure that the model reads so many rows alike; raises KoalaBenchError where it does not."""
         if self.limit is not None and rows > self.limit.rows:
             raise KoalaBenchError(
                 f"{self.name} {self.limit.reason}, {rows} are needed.", "Lower --max-new-tokens or use shorter prompts."

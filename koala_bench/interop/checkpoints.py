@@ -138,11 +138,8 @@ class Fields(dict[str, Any]):
 
 
 def first_of(folder: Path, *names: str) -> Path:
-    """The first of some files that exists in a folder.
-
-    Raises:
-        KoalaBenchError: there is no such folder, or none of the files.
-    """
+    """The first of some files that exists in a folder. Raises KoalaBenchError where there is no such folder, or none of
+    the files."""
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
         fault = f"{folder} holds no {' or '.join(names)}." if folder.is_dir() else f"There is no folder {folder}."
@@ -151,11 +148,8 @@ def first_of(folder: Path, *names: str) -> Path:
 
 
 def read_json(path: Path) -> Fields:
-    """A JSON object; all objects within it are ``Fields`` too.
-
-    Raises:
-        KoalaBenchError: the file cannot be read, or is no JSON object.
-    """
+    """A JSON object; all objects within it are ``Fields`` too. Raises KoalaBenchError where the file cannot be read, or
+    is no JSON object."""
     try:
         contents = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: Fields(path, found))
     except OSError as error:
@@ -174,12 +168,9 @@ def read_config_of(folder: Path) -> Fields:
 
 
 def read_tensors(path: Path) -> Fields:
-    """All tensors of a ``.safetensors`` file, of a pickled state dict, or of the shards that an index names, on the CPU, as
-    they are stored.
-
-    Raises:
-        KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name, all of them dense.
-    """
+    """All tensors of a ``.safetensors`` file, of a pickled state dict, or of the shards that an index names, on the
+    CPU, as they are stored. Raises KoalaBenchError where the file cannot be read, or a pickle holds anything but
+    tensors by name, all of them dense."""
     if path.name.endswith(INDEX):
         return _read_shards(path)
     try:
@@ -228,11 +219,8 @@ def numbers_in(tensors: Fields, pattern: re.Pattern[str]) -> list[tuple[int, ...
 
 
 def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:
-    """How many there are of something that keys number from 0 on; told before anything is made for each of them.
-
-    Raises:
-        KoalaBenchError: there is a gap between the numbers.
-    """
+    """How many there are of something that keys number from 0 on; told before anything is made for each of them. Raises
+    KoalaBenchError where there is a gap between the numbers."""
     found = set(numbers)
     if gap := set(range(len(found))) - found:
         raise KoalaBenchError(

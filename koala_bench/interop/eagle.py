@@ -64,11 +64,7 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
     """What vLLM reads for its ``eagle`` method (``vllm/model_executor/models/llama_eagle.py``): the same names, but no
-    bias.
-
-    Raises:
-        KoalaBenchError: the head has a bias, which vLLM would leave out without a word.
-    """
+    bias. Raises KoalaBenchError where the head has a bias, which vLLM would leave out without a word."""
     if "fc.bias" in tensors and bool(tensors["fc.bias"].any()):
         raise KoalaBenchError(
             "vLLM's EAGLE has no fc.bias and would draft without the one of this head.",

@@ -123,11 +123,8 @@ def _variant(config: Fields, tensors: Fields, nested: bool, spec: TargetSpec) ->
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """The layout of the released heads, without an embedding; ``read`` reads it again.
-
-    Raises:
-        KoalaBenchError: the head has several layers, or is a variant that upstream's code does not know.
-    """
+    """The layout of the released heads, without an embedding; ``read`` reads it again. Raises KoalaBenchError where the
+    head has several layers, or is a variant that upstream's code does not know."""
     if len(head.layers):
         raise KoalaBenchError(
             f"The official layout of EAGLE-3 has no place for {1 + len(head.layers)} layers.",
@@ -142,11 +139,8 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """What vLLM reads for its ``eagle3`` method (``vllm/model_executor/models/llama_eagle3.py``); ``read`` reads it too.
-
-    Raises:
-        KoalaBenchError: the head has several layers or a bias, or reads the target's last state.
-    """
+    """What vLLM reads for its ``eagle3`` method (``vllm/model_executor/models/llama_eagle3.py``); ``read`` reads it
+    too. Raises KoalaBenchError where the head has several layers or a bias, or reads the target's last state."""
     _check_for_servers(head, "vLLM", ())
     config = _config(head, tensors, target) | {_LAYERS_READ: list(head.features[:_FUSED])}
     config["norm_before_residual"] = head.midlayer.norm_before_residual
@@ -156,11 +150,8 @@ def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> E
 
 def to_sglang(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
     """What SGLang reads for its algorithm ``EAGLE3`` (``sglang/srt/models/llama_eagle3.py``); ``read`` reads it too.
-
-    Raises:
-        KoalaBenchError: the head has several layers, a bias or ``norm_before_residual``, or reads the target's last state
-            or embedding.
-    """
+    Raises KoalaBenchError where the head has several layers, a bias or ``norm_before_residual``, or reads the target's
+    last state or embedding."""
     _check_for_servers(head, "SGLang", ("norm_before_residual",))
     ids = [each - 1 for each in head.features[:_FUSED]]  # counted by the layer that makes a state
     config = _config(head, tensors, target) | {_OF_SERVERS: {_LAYERS_READ: ids, "use_aux_hidden_state": True}}

@@ -77,12 +77,8 @@ def _config(heads: int, layers: int, prefix: bool) -> dict[str, Any]:
 
 def read(folder: Path, spec: TargetSpec) -> Imported:
     """Read a checkpoint strictly; the numbers of heads and layers, the prefix and the places of dropouts come from the
-    keys.
-
-    Raises:
-        KoalaBenchError: no such file, keys and shapes that are missing, too many or wrong, all named, or heads of
-            another network.
-    """
+    keys. Raises KoalaBenchError where no such file, keys and shapes that are missing, too many or wrong, all named, or
+    heads of another network."""
     tensors = read_tensors(first_of(folder, *FILES))
     blocks, outputs = numbers_in(tensors, _BLOCK), numbers_in(tensors, _OUTPUT)
     if not blocks:
@@ -119,8 +115,7 @@ def read(folder: Path, spec: TargetSpec) -> Imported:
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
     """The layout of the released heads, with places for dropouts where there is a prefix layer; ``read`` reads it
-    again.
-    """
+    again."""
     heads, layers, prefix = len(head.heads), 1 + len(head.heads[0].blocks), head.prefix is not None
     layout = _layout(heads, layers, prefix, dropout=prefix, spec=target.spec())
     named = {name: tensors[own] for own, (name, _) in layout.items()}

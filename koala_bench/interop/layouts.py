@@ -63,11 +63,8 @@ _TREES = {
 
 def import_head(folder: Path, target: Target, out: Path) -> Imported:
     """Read an official checkpoint strictly and write it as a head of this project, ``out/config.json`` and the rest.
-
-    Raises:
-        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds
-            another head or another program's configuration.
-    """
+    Raises KoalaBenchError where the folder holds no checkpoint that is known, it does not fit the target, or ``out``
+    holds another head or another program's configuration."""
     file = next((name for name in _READERS if (folder / name).is_file()), None)
     if file is None:
         fault = f"{folder} holds none of {', '.join(_READERS)}." if folder.is_dir() else f"There is no folder {folder}."

@@ -1,6 +1,5 @@
 """What official drafts have in common that are made of Llama layers: fields of their configuration, shapes of a layer,
-a copied embedding.
-"""
+a copied embedding."""
 
 from __future__ import annotations
 
@@ -112,8 +111,7 @@ def layer_shapes(
     width: int, query_heads: int, key_heads: int, intermediate: int, sources: int = 1, head_width: int | None = None
 ) -> Shapes:
     """Tensors of attention and feed-forward part, without norms; the attention reads ``sources`` vectors of the layer's
-    width.
-    """
+    width."""
     own = head_width or width // query_heads
     keys, queries = own * key_heads, own * query_heads
     return {

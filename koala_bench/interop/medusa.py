@@ -87,11 +87,8 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """The layout of the released heads, which ``read`` reads again.
-
-    Raises:
-        KoalaBenchError: the heads share the target's output layer, which this layout cannot say.
-    """
+    """The layout of the released heads, which ``read`` reads again. Raises KoalaBenchError where the heads share the
+    target's output layer, which this layout cannot say."""
     layers, heads = tensors["block_weight"].shape[:2]
     if "output_weight" not in tensors:
         raise KoalaBenchError(

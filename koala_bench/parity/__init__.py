@@ -24,11 +24,8 @@ PARTS = ("medusa_tiny", "medusa_decode", "eagle_tiny", "eagle_decode", "losses")
 
 
 def check(folder: Path) -> list[Check]:
-    """Compare the project with everything in a folder of recordings.
-
-    Raises:
-        KoalaBenchError: the folder holds no recordings, or a file in it is damaged or lacks a field.
-    """
+    """Compare the project with everything in a folder of recordings. Raises KoalaBenchError where the folder holds no
+    recordings, or a file in it is damaged or lacks a field."""
     if not any((folder / part).is_dir() for part in PARTS):
         fault = f"{folder} holds none of {', '.join(PARTS)}." if folder.is_dir() else f"There is no folder {folder}."
         raise KoalaBenchError(fault, "Give a folder of recordings of the official code.")

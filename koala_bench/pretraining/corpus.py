@@ -115,11 +115,8 @@ def dialogues_of(entry: Entry) -> list[list[str]]:
 
 
 def read_documentation(packages: Sequence[str] = tuple(PACKAGES)) -> Conversations:
-    """Dialogues about the installed packages, shuffled, in about half a minute: all sources are 100 MB.
-
-    Raises:
-        KoalaBenchError: a package is not installed.
-    """
+    """Dialogues about the installed packages, shuffled, in about half a minute: all sources are 100 MB. Raises
+    KoalaBenchError where a package is not installed."""
     say("Reading the documentation of the installed packages ...")
     entries, versions = read_entries(packages)
     train: list[list[str]] = []

@@ -59,11 +59,8 @@ class Imitated:
 
 
 def load_imitated(name: str, answers: str | None, device: torch.device) -> Imitated:
-    """The target of that name or folder, and conversations in which it answered (a file, or ``bundled``).
-
-    Raises:
-        KoalaBenchError: the target was not made by ``koala-bench pretrain``, or the conversations cannot be read.
-    """
+    """The target of that name or folder, and conversations in which it answered (a file, or ``bundled``). Raises
+    KoalaBenchError where the target was not made by ``koala-bench pretrain``, or the conversations cannot be read."""
     if not ((bundled_target(name) or Path(name)) / "pretraining.json").is_file():
         raise KoalaBenchError(
             f"{name} is no target of `koala-bench pretrain`.",

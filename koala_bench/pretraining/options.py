@@ -61,11 +61,8 @@ SETTABLE = tuple(asdict(PretrainOptions()))
 
 
 def with_settings(options: PretrainOptions, settings: Sequence[str]) -> PretrainOptions:
-    """Options with overrides ``name=value`` in place.
-
-    Raises:
-        KoalaBenchError: no such option, no number, or sizes that do not fit together.
-    """
+    """Options with overrides ``name=value`` in place. Raises KoalaBenchError where no such option, no number, or sizes
+    that do not fit together."""
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, given[name] = setting.partition("=")

@@ -76,11 +76,8 @@ class Text:
 def make_text(
     corpus: Conversations, tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, imitate: Imitated | None
 ) -> Text:
-    """Encode a corpus and the answers of the target to imitate.
-
-    Raises:
-        KoalaBenchError: the answers do not fill a row.
-    """
+    """Encode a corpus and the answers of the target to imitate. Raises KoalaBenchError where the answers do not fill a
+    row."""
     template = chat_template(TEMPLATE, tokenizer)
 
     def rows(dialogues: Sequence[Sequence[str]], tokens: int = options.decay_row_tokens) -> Rows:
@@ -105,10 +102,7 @@ def tokenizer_in(
     folder: Path, corpus: Conversations, vocabulary: int, start: Path | None, imitate: Imitated | None
 ) -> PreTrainedTokenizerFast:
     """The tokenizer kept in a folder; at first that of an earlier or the imitated target, else one of the corpus.
-
-    Raises:
-        KoalaBenchError: it is not that of the target to imitate.
-    """
+    Raises KoalaBenchError where it is not that of the target to imitate."""
     own = None if imitate is None else imitate.target.tokenizer
     if not (folder / "tokenizer.json").exists():
         made = PreTrainedTokenizerFast.from_pretrained(start) if start is not None else own

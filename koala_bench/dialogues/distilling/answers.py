@@ -29,8 +29,7 @@ from koala_bench.errors import KoalaBenchError
 @dataclass(frozen=True)
 class DistillOptions:
     """How much is answered. ``train`` and ``held_out`` count dialogues; ``rows`` are answered at once; ``turns`` of a
-    dialogue, all where None.
-    """
+    dialogue, all where None."""
 
     train: int
     held_out: int

@@ -82,11 +82,8 @@ def distill_self(
 
 
 def read_parts(parts: Path) -> list[dict[str, Any]]:
-    """The dialogues in a folder of parts, without lines that a kill has cut.
-
-    Raises:
-        KoalaBenchError: a part is damaged.
-    """
+    """The dialogues in a folder of parts, without lines that a kill has cut. Raises KoalaBenchError where a part is
+    damaged."""
     rows = []
     for path in sorted(parts.glob("*.jsonl")):
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):

@@ -44,11 +44,7 @@ def identity_of(out: Path) -> Any:
 
 
 def is_made(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether a file was made already from just this.
-
-    Raises:
-        KoalaBenchError: it was made otherwise.
-    """
+    """Whether a file was made already from just this; raises KoalaBenchError where it was made otherwise."""
     if not out.exists():
         return False
     if identity_of(out) != identity:
@@ -59,11 +55,7 @@ def is_made(out: Path, identity: dict[str, Any]) -> bool:
 
 def answering_target(source: Path) -> dict[str, str] | None:
     """Name and hashes of the target whose answers a file of conversations holds; None if no manifest of ``distill``
-    lies beside it.
-
-    Raises:
-        KoalaBenchError: the manifest is damaged.
-    """
+    lies beside it. Raises KoalaBenchError where the manifest is damaged."""
     manifest = manifest_of(source)
     try:
         found = json.loads(manifest.read_bytes())

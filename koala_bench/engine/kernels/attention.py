@@ -1,6 +1,5 @@
 """Attention of a tree's nodes: turned, written into the cache, and attending to the rows that there are, not those
-there is room for.
-"""
+there is room for."""
 
 from __future__ import annotations
 

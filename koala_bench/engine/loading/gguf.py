@@ -71,12 +71,8 @@ def gguf_file(name: str) -> Path | None:
 
 def unpacked(file: Path) -> Path:
     """Folder of the dequantised copy of a GGUF file, made at the first call: ``config.json``, float32 safetensors,
-    tokenizer, template.
-
-    Raises:
-        KoalaBenchError: the file is damaged or truncated, the package ``gguf`` is missing, transformers cannot read its
-            architecture, or the cache folder cannot be written.
-    """
+    tokenizer, template. Raises KoalaBenchError where the file is damaged or truncated, the package ``gguf`` is missing,
+    transformers cannot read its architecture, or the cache folder cannot be written."""
     folder = cache_folder() / "gguf" / hash_of(file)
     if (folder / "config.json").is_file():
         return folder
@@ -123,11 +119,7 @@ def gguf_config(file: Path) -> Any:
 
 
 def hash_of(file: Path) -> str:
-    """SHA-256 of a GGUF file.
-
-    Raises:
-        KoalaBenchError: it cannot be read.
-    """
+    """SHA-256 of a GGUF file; raises KoalaBenchError where it cannot be read."""
     try:
         return hash_of_file(file)
     except OSError as error:
@@ -137,11 +129,8 @@ def hash_of(file: Path) -> str:
 
 
 def check_pin(name: str, pinned: str) -> None:
-    """Compare a GGUF target with the hash that a preset names; an empty one compares nothing.
-
-    Raises:
-        KoalaBenchError: it is another file, or no GGUF file at all.
-    """
+    """Compare a GGUF target with the hash that a preset names; an empty one compares nothing. Raises KoalaBenchError
+    where it is another file, or no GGUF file at all."""
     if not pinned:
         return
     file = gguf_file(name)

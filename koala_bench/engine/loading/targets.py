@@ -58,10 +58,7 @@ def load_target(
     engine: str = "eager", threads: int | None = None,
 ) -> Target:  # fmt: skip
     """Load a target from the hub, a folder, a GGUF file (see ``gguf_file``), or the bundled ones by name (``tiny``).
-
-    Raises:
-        KoalaBenchError: not found, no access, damaged, of an unsupported kind, or too large for the memory.
-    """
+    Raises KoalaBenchError where not found, no access, damaged, of an unsupported kind, or too large for the memory."""
     where = pick_device(device)
     picked, driven = pick_dtype(dtype, where), pick_engine(engine, where)
     model, found, context = read_model(name, revision, picked, attention, where, tokenizer=tokenizer)[:3]
@@ -163,10 +160,7 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
 
 def _check_target(target: Target) -> None:
     """Look once at what decoding takes for granted: all ids have embeddings, the parts make up the model, trees work.
-
-    Raises:
-        KoalaBenchError: something of that is not so.
-    """
+    Raises KoalaBenchError where something of that is not so."""
     vocabulary, limit = target.config.vocab_size, target.limit
     if target.tokenizer is not None:
         _check_ids(target.name, target.tokenizer, vocabulary)
@@ -232,8 +226,7 @@ def _check_output(target: Target) -> None:
 
 def fingerprint(target: Target) -> dict[str, str]:
     """Hashes of configuration, weights and tokenizer; of the weights' files where they are at hand, else of the
-    tensors. Of a GGUF file it is the file's own.
-    """
+    tensors. Of a GGUF file it is the file's own."""
     bundled = bundled_target(target.name)
     config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
     if packed := None if bundled else gguf_file(target.name):

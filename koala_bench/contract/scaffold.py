@@ -22,9 +22,8 @@ _FILES = {
     "@NAME@.py": "head.py.txt",
     "test_@NAME@.py": "test.py.txt",
 }
-_NAME = re.compile(
-    r"[a-z][a-z0-9_]*[a-z0-9]"
-)  # a module for Python and a project for pip, which wants a letter or digit at the end
+# A module for Python and a project for pip, which wants a letter or digit at the end.
+_NAME = re.compile(r"[a-z][a-z0-9_]*[a-z0-9]")
 
 
 def new_head(name: str, folder: Path | None = None) -> list[Path]:
@@ -73,13 +72,15 @@ def _check_name(name: str) -> None:
             f"'{name}' cannot be the name of a head.",
             "Use two or more lower-case letters, digits and inner underscores, e.g. koala-bench new-head my_head.",
         )
-    taken = f"'{name}' is taken by {{}}."
-    for group, what in ((HEADS, "an installed head"), (OBJECTIVES, "an installed objective")):
-        if name in installed(group):
-            raise KoalaBenchError(taken.format(f"{what}, {installed(group)[name].value}"), "Choose another name.")
+    owners = [
+        f"an installed {kind}, {installed(group)[name].value}"
+        for kind, group in (("head", HEADS), ("objective", OBJECTIVES))
+        if name in installed(group)
+    ]
     found = importlib.util.find_spec(name)
-    if name == "vanilla" or (
-        found is not None and found.origin is not None
-    ):  # a folder that only happens to lie here has no origin
-        owner = "decoding without a head" if found is None or found.origin is None else f"the module {found.origin}"
-        raise KoalaBenchError(taken.format(owner), "Choose another name.")
+    if found is not None and found.origin is not None:  # a folder that only happens to lie here has no origin
+        owners.append(f"the module {found.origin}")
+    if name == "vanilla":
+        owners.append("decoding without a head")
+    if owners:
+        raise KoalaBenchError(f"'{name}' is taken by {owners[0]}.", "Choose another name.")

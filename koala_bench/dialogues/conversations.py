@@ -90,11 +90,12 @@ def read_conversations(source: str, template: ChatTemplate | None = None) -> Con
     paths = files_of(path)
     for name, row in itertools.chain.from_iterable(map(_rows, paths)):
         turns, reason = read_row(row, template)
-        if turns and reason is not None:
-            shortened[reason] += 1
         if not turns:
             dropped[str(reason)] += 1
-        elif _is_held_out(row, turns):
+            continue
+        if reason is not None:
+            shortened[reason] += 1
+        if _is_held_out(row, turns):
             held_out.append(turns)
         else:
             train.append(turns)
@@ -136,12 +137,9 @@ def files_of(path: Path) -> list[Path]:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells
         return [path]
+    kinds = (".json", ".jsonl", ".json.gz", ".jsonl.gz", PARQUET)
     paths = [
-        each
-        for each in inside
-        if (each.name.removesuffix(".gz").endswith((".json", ".jsonl")) or each.suffix == PARQUET)
-        and not each.name.endswith(MANIFEST)
-        and each.is_file()
+        each for each in inside if each.name.endswith(kinds) and not each.name.endswith(MANIFEST) and each.is_file()
     ]
     if not paths:
         raise KoalaBenchError(
@@ -172,8 +170,7 @@ def _hashes(paths: Sequence[Path], several: bool) -> dict[str, Any]:
 
 
 def _is_held_out(row: dict[str, Any], turns: Sequence[str]) -> bool:
-    split = row.get("split")
-    if split in ("train", "held_out"):
+    if (split := row.get("split")) in ("train", "held_out"):
         return bool(split == "held_out")
     return hashlib.sha256("\0".join(turns).encode()).digest()[0] * _HELD_OUT_ONE_IN < 256
 

@@ -142,21 +142,11 @@ def status(data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> lis
     return [_status_of(dataset, folder) for dataset in datasets]
 
 
-def _download(dataset: Dataset) -> bytes:
-    with urllib.request.urlopen(dataset.url, timeout=_TIMEOUT_S) as response:
-        content: bytes = response.read(_LARGEST_BYTES)
-    return content
-
-
 def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> list[Path]:
     """Download public question files into ``<data_dir>/eval/<name>/question.jsonl`` and verify them.
 
     A file that is there already and is the pinned one is left alone; nothing is ever overwritten. All names
     and all files present are checked before the first download.
-
-    Args:
-        names: which files, by name.
-        datasets: the files that the names are looked up in.
 
     Returns the place of every named file, in the order of ``names``.
 
@@ -168,10 +158,8 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     known = {dataset.name: dataset for dataset in datasets}
     for name in names:
         if name not in known:
-            raise KoalaBenchError(
-                f"There is no public question file {name!r}.",
-                did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}."),
-            )
+            remedy = did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}.")
+            raise KoalaBenchError(f"There is no public question file {name!r}.", remedy)
     folder = data_folder(data_dir)
     found = {name: _status_of(known[name], folder) for name in dict.fromkeys(names)}
     for one in found.values():
@@ -185,7 +173,8 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     for index, one in enumerate(missing):
         dataset = one.dataset
         try:
-            content = _download(dataset)
+            with urllib.request.urlopen(dataset.url, timeout=_TIMEOUT_S) as response:
+                content: bytes = response.read(_LARGEST_BYTES)
         # The timeout while reading and a cut connection are not wrapped by urllib as the failure to connect is.
         except (OSError, http.client.HTTPException) as error:
             by_hand = "; ".join(f"{left.dataset.url} as {left.place}" for left in missing[index:])
@@ -193,8 +182,7 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
             raise KoalaBenchError(
                 f"Cannot download {dataset.name} from {dataset.url}: {reason}.", f"Download by hand and save: {by_hand}"
             ) from error
-        arrived = hashlib.sha256(content).hexdigest()
-        if arrived != dataset.sha256:
+        if (arrived := hashlib.sha256(content).hexdigest()) != dataset.sha256:
             raise KoalaBenchError(
                 f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected"
                 f" {dataset.sha256}.",

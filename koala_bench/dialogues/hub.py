@@ -78,7 +78,9 @@ def dialogues_on_hub(source: str) -> tuple[HubAnswer, int]:
         return answer, 0
     file = file or _only_file(name, list(answer.sizes))
     if file not in answer.sizes:
-        raise KoalaBenchError(f"The data set {name} has no file {file}.", f"It has: {_some(list(answer.sizes))}.")
+        raise KoalaBenchError(
+            f"The data set {name} has no file {file}.", f"It has: {', '.join(list(answer.sizes)[:4]) or 'none'}."
+        )
     return answer, answer.sizes[file]
 
 
@@ -91,11 +93,7 @@ def _only_file(name: str, files: Sequence[str]) -> str:
     found = [each for each in files if each.endswith(_KINDS)]
     if len(found) != 1:
         raise KoalaBenchError(
-            f"The data set {name} has {len(found)} files of conversations: {_some(found)}.",
+            f"The data set {name} has {len(found)} files of conversations: {', '.join(found[:4]) or 'none'}.",
             f"Name one: data.source={HUB}{name}:FILE.",
         )
     return found[0]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) or "none"

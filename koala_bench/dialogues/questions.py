@@ -6,6 +6,7 @@ turn is asked after the answer to the first. A ``system`` prompt may stand besid
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,10 +44,6 @@ class Question:
         """The conversation up to the question that is asked after ``answers``."""
         turns = [text for pair in zip(self.turns, answers, strict=False) for text in pair]
         return Dialogue([*turns, self.turns[len(answers)]], self.system)
-
-
-# --------------------------------------------------------------------------------------------
-# Reading
 
 
 class _Row(BaseModel):
@@ -96,10 +93,6 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise KoalaBenchError(f"{path} has no questions.", _FORMAT)
     return questions
-
-
-# --------------------------------------------------------------------------------------------
-# Finding
 
 
 def bundled_questions() -> Path:
@@ -165,16 +158,11 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         if name and place.is_file():
             return name, place
     available = [BUNDLED, CHAT, *names_in(folder)]
+    hint = did_you_mean(name.lower(), [*available, *public], "")
     if name in public:
-        raise KoalaBenchError(
-            f"{folder} has no questions {name!r}.",
-            f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}. Available are:"
-            f" {', '.join(available)}.",
-        )
-    raise KoalaBenchError(
-        f"There are no questions {name!r} in {folder}.",
-        f"{did_you_mean(name.lower(), [*available, *public], '')} Available are: {', '.join(available)}.".lstrip(),
-    )
+        hint = f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}."
+    known = f"{hint} Available are: {', '.join(available)}."
+    raise KoalaBenchError(f"{folder} has no questions {name!r}.", known.lstrip())
 
 
 def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
@@ -192,12 +180,9 @@ def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
 @cache  # a run asks some times, and a network that is not there answers slowly
 def _fetched(name: str, data_dir: Path | None) -> Path | None:
     """A public question file, downloaded; None where it is none or cannot be had."""
+    named = data_dir is not None or os.environ.get(DATA_DIR_VARIABLE)
     try:
-        folder = data_folder(data_dir)
-    except KoalaBenchError:
-        folder = cache_folder() / "data"
-    try:
-        return fetch([name], folder)[0]
+        return fetch([name], data_dir if named else cache_folder() / "data")[0]
     except KoalaBenchError:
         return None
 

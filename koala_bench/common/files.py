@@ -13,6 +13,11 @@ from typing import TextIO
 from koala_bench.errors import KoalaBenchError
 
 
+def cannot(what: str, path: Path, error: OSError, remedy: str) -> KoalaBenchError:
+    """The error of something that the system refuses to do with a file."""
+    return KoalaBenchError(f"Cannot {what} {path}: {error.strerror or error}.", remedy)
+
+
 def cache_folder() -> Path:
     """The project's folder in the user's cache, ``XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koala-bench"
@@ -24,9 +29,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot make the folder {path}: {error.strerror or error}.", "Choose another folder with --out."
-        ) from error
+        raise cannot("make the folder", path, error, "Choose another folder with --out.") from error
 
 
 @contextmanager
@@ -41,9 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Free space or choose another folder with --out; what was there is unchanged.",
+        raise cannot(
+            "write", path, error, "Free space or choose another folder with --out; what was there is unchanged."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -108,7 +110,6 @@ def continue_log(path: Path, done: int) -> Iterator[TextIO]:
     except OSError as error:  # what is buffered may be refused as late as here
         if path.is_file() and not path.stat().st_size:
             path.unlink()  # it says nothing
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Free space and start again; it goes on from the last checkpoint.",
+        raise cannot(
+            "write", path, error, "Free space and start again; it goes on from the last checkpoint."
         ) from error

@@ -19,6 +19,7 @@ from typing import Any
 
 from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.choices import did_you_mean
+from koala_bench.common.files import cannot
 from koala_bench.common.progress import say
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
@@ -186,8 +187,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror}.",
+        raise cannot(
+            "read",
+            path,
+            error,
             "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
         ) from error
     if text.lstrip().startswith("["):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import replacing, sha256_of
+from koala_bench.common.files import cannot, replacing, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
@@ -131,7 +131,7 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
     try:
         found = sha256_of(place)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {place}: {error.strerror or error}.", "Check its permissions.") from error
+        raise cannot("read", place, error, "Check its permissions.") from error
     return FileStatus(dataset, place, "present" if found == dataset.sha256 else "different hash", found)
 
 

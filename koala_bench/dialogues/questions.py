@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cache_folder, sha256_of
+from koala_bench.common.files import cache_folder, cannot, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.dialogues.dialogue import Dialogue
@@ -193,6 +193,4 @@ def questions_sha256(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions."
-        ) from error
+        raise cannot("read", path, error, "Check the path and its permissions.") from error

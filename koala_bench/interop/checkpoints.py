@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from koala_bench.common.draft_vocabulary import BUFFER
+from koala_bench.common.files import cannot
 from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -153,7 +154,7 @@ def read_json(path: Path) -> Fields:
     try:
         contents = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: Fields(path, found))
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror}.", _AGAIN) from error
+        raise cannot("read", path, error, _AGAIN) from error
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, nested too deep
         raise KoalaBenchError(f"{path} is no JSON file: {error}.", _AGAIN) from error
     if not isinstance(contents, Fields):
@@ -181,7 +182,7 @@ def read_tensors(path: Path) -> Fields:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", _AGAIN) from error
+        raise cannot("read", path, error, _AGAIN) from error
     except (SafetensorError, pickle.UnpicklingError, *_DAMAGE) as error:
         fault = f"{path} is damaged or holds more than tensors ({type(error).__name__})."
         raise KoalaBenchError(fault, _AGAIN) from error

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import make_folder, write_text
+from koala_bench.common.files import cannot, make_folder, write_text
 from koala_bench.common.progress import progress, say
 from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
@@ -90,9 +90,7 @@ def distill(
                 rows += answered
                 advance(len(group))
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {partial}: {error.strerror or error}.", "Free space and repeat the command: it goes on."
-        ) from error
+        raise cannot("write", partial, error, "Free space and repeat the command: it goes on.") from error
     kept = [row for row in rows if row["conversations"]]
     if not kept:
         raise KoalaBenchError(

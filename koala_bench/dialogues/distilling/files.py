@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import make_folder, write_text
+from koala_bench.common.files import cannot, make_folder, write_text
 from koala_bench.common.process_group import find_team
 from koala_bench.common.progress import progress, say
 from koala_bench.dialogues.distilling.manifest import identity_for, identity_of, is_made, manifest_of, write_answers
@@ -132,9 +132,7 @@ def _write(dialogues: SelfDialogues, path: Path, numbers: Sequence[int], total: 
                 handle.write((json.dumps({**row, "split": split}, ensure_ascii=False) + "\n").encode())
                 advance(1)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.", "Free space and repeat the command: it goes on."
-        ) from error
+        raise cannot("write", path, error, "Free space and repeat the command: it goes on.") from error
 
 
 def _finish(parts: Path, out: Path, identity: dict[str, Any]) -> None:

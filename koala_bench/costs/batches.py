@@ -68,7 +68,8 @@ def batch_speeds(
 
 def in_words(speeds: Sequence[BatchSpeed]) -> str:
     """A table in Markdown: a row for each method, and for each batch size tokens a second and speedup."""
-    headings, rows = ["Method"], {}
+    headings = ["Method"]
+    rows: dict[str, list[str]] = {}
     for size in dict.fromkeys(each.size for each in speeds):
         headings += [f"{size} at once: tokens/s", "speedup (x)"]
     for each in speeds:

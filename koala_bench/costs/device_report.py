@@ -45,7 +45,9 @@ def in_words(report: DeviceReport, paper: Paper) -> str:
     """The report in Markdown."""
     versions, rates = report.environment["packages"], report.bandwidth
     counts = sorted({step.nodes for each in report.models for step in each.steps})
-    steps, verifications, methods = [], [], []
+    steps: list[tuple[object, ...]] = []
+    verifications: list[tuple[object, ...]] = []
+    methods: list[tuple[object, ...]] = []
     for each in report.models:
         limit, step, own = each.bytes_per_token / rates.most, each.vanilla_s, (each.size, each.engine)
         times = (f"{1000 * step:.2f}", f"{1 / step:.1f}", f"{1000 * limit:.2f}", f"{100 * limit / step:.0f}")

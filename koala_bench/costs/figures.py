@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -45,7 +45,7 @@ def _write(
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             grid_lines(axes)
-        legend = {"loc": "outside upper center", "ncols": min(6, len(lines)), "columnspacing": 1.2}
+        legend: dict[str, Any] = {"loc": "outside upper center", "ncols": min(6, len(lines)), "columnspacing": 1.2}
         figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, handletextpad=0.4, **legend)
         return figure
 

@@ -72,7 +72,7 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
                 features = features_of_each(target, batch, (arm.head.features for arm in arms), seed=step)
                 synchronise(target.device)
                 between = time.perf_counter()
-                own = [lambda features=features: features]  # type: ignore[misc]
+                own = [lambda features=features: features]
                 train_step(accelerator, arms, own, options, 1e-3, step + options.steps // 2, ALONE)
                 synchronise(target.device)
                 if step >= 2:

@@ -126,7 +126,11 @@ def _own(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], pinned: da
 
     def render(turns: Sequence[str]) -> str:
         try:
-            given = {"chat_template": source, "tokenize": False, "add_generation_prompt": len(turns) % 2 == 1}
+            given: dict[str, Any] = {
+                "chat_template": source,
+                "tokenize": False,
+                "add_generation_prompt": len(turns) % 2 == 1,
+            }
             return str(tokenizer.apply_chat_template(messages_of(turns), **given, **options))
         except (TemplateError, TypeError) as error:
             raise KoalaBenchError(

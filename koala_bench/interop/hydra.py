@@ -47,7 +47,8 @@ def _layout(
     heads: int, layers: int, prefix: bool, dropout: bool, spec: TargetSpec
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Each of this project's names: upstream's, and the tensor's shape."""
-    width, step, found = spec.hidden_size, 2 if dropout else 1, {}
+    width, step = spec.hidden_size, 2 if dropout else 1
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def linear(own: str, theirs: str, rows: int, columns: int) -> None:
         found[f"{own}.weight"] = f"{theirs}.weight", (rows, columns)

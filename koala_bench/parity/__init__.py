@@ -40,7 +40,7 @@ def report(checks: Sequence[Check]) -> str:
     """A line for each check, then how many there were of each status."""
     width = max((len(each.name) for each in checks), default=0)
     lines = [f"{each.status:<11}  {each.name:<{width}}  {each.detail}".rstrip() for each in checks]
-    counts = Counter(each.status for each in checks)
+    counts: Counter[str] = Counter(each.status for each in checks)
     last = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items())
     return "\n".join([*lines, last])
 

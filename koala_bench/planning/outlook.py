@@ -141,8 +141,8 @@ def _hours(
         target = loaded[0]
         pace = measure_pace(preset, [name for name in methods if name not in lacking], target, seconds)
         without = f" Without {', '.join(sorted(lacking))}, whose model is not here." if lacking else ""
-        dtype = str(target.dtype).removeprefix("torch.")
-        said = f"From steps measured here, on {target.device.type} in {dtype}.{without}"
+        kind = str(target.dtype).removeprefix("torch.")
+        said = f"From steps measured here, on {target.device.type} in {kind}.{without}"
         return hours_at(pace, preset, needs, tokens), said
     device = pick_device(wanted)
     say(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")

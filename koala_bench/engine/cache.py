@@ -28,7 +28,7 @@ class _Rows(DynamicLayer):
     _before: Any
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        return self._before  # type: ignore[no-any-return]
+        return self._before
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return self._before + query_length, 0
@@ -42,7 +42,7 @@ class _Layer(_Rows):
         self.owner, self.index = owner, index
 
     @property
-    def _before(self) -> int:  # type: ignore[override]
+    def _before(self) -> int:
         return self.owner.past
 
     def update(

@@ -180,7 +180,7 @@ def _sweep_pages(log: Path, out: Path) -> list[Path]:
 def _device_pages(log: Path, out: Path) -> list[Path]:
     from koala_bench.common.files import write_text
     from koala_bench.costs.device_report import in_words, read_report
-    from koala_bench.costs.figure_nodes import write_nodes
+    from koala_bench.costs.figures import write_nodes
     from koala_bench.results.tables.published import read_paper
 
     report = read_report(log)

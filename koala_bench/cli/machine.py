@@ -60,7 +60,7 @@ def benchmark(
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.benchmark import benchmark
-    from koala_bench.costs.figure_context import write_context
+    from koala_bench.costs.figures import write_context
 
     chosen = options.resolved()
     text, steps_by_context = benchmark(chosen, method_names(chosen, options.methods), tokens, rounds, steps)
@@ -72,17 +72,14 @@ def benchmark(
 
 def _loaded(options: Shared, heads: Path | None) -> tuple[Preset, Target, list[Method], list[list[int]]]:
     """The preset, its target, the methods of --methods, and a bundled question of each category as token ids."""
-    from koala_bench.dialogues.encoding import encode_prompt
-    from koala_bench.dialogues.questions import bundled_questions, read_questions, select_questions
+    from koala_bench.costs.benchmark import bundled_prompts
     from koala_bench.evaluation.methods import load_methods
     from koala_bench.training.experiment import load_preset_target
 
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
-    assert target.tokenizer is not None
     ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
-    questions = select_questions(read_questions(bundled_questions()), 1)
-    return chosen, target, ready, [encode_prompt(template, target.tokenizer, each.asked()) for each in questions]
+    return chosen, target, ready, bundled_prompts(target, template)
 
 
 @command(MACHINE, *DECODING)
@@ -129,7 +126,7 @@ def batches(
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.batches import batch_speeds, in_words
-    from koala_bench.costs.figure_batches import write_batches
+    from koala_bench.costs.figures import write_batches
 
     counts = [int(each) if each.strip().isdigit() else 0 for each in sizes.split(",")]
     if not counts or any(count < 1 or _PROMPTS % count for count in counts):

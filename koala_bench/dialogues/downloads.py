@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import replacing, sha256_of
+from koala_bench.common.files import cannot, replacing, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
@@ -106,11 +106,8 @@ DATASETS = (
 
 
 def data_folder(data_dir: Path | None) -> Path:
-    """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist.
-
-    Raises:
-        KoalaBenchError: neither is set.
-    """
+    """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist. Raises KoalaBenchError where
+    neither is set."""
     if data_dir is not None:
         return data_dir
     value = os.environ.get(DATA_DIR_VARIABLE, "")
@@ -134,24 +131,15 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
     try:
         found = sha256_of(place)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {place}: {error.strerror or error}.", "Check its permissions.") from error
+        raise cannot("read", place, error, "Check its permissions.") from error
     return FileStatus(dataset, place, "present" if found == dataset.sha256 else "different hash", found)
 
 
 def status(data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> list[FileStatus]:
-    """What the data folder holds of each public question file, in the order of ``datasets``.
-
-    Raises:
-        KoalaBenchError: no data folder is set, or a file in it cannot be read.
-    """
+    """What the data folder holds of each public question file, in the order of ``datasets``. Raises KoalaBenchError
+    where no data folder is set, or a file in it cannot be read."""
     folder = data_folder(data_dir)
     return [_status_of(dataset, folder) for dataset in datasets]
-
-
-def _download(dataset: Dataset) -> bytes:
-    with urllib.request.urlopen(dataset.url, timeout=_TIMEOUT_S) as response:
-        content: bytes = response.read(_LARGEST_BYTES)
-    return content
 
 
 def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> list[Path]:
@@ -159,10 +147,6 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
 
     A file that is there already and is the pinned one is left alone; nothing is ever overwritten. All names
     and all files present are checked before the first download.
-
-    Args:
-        names: which files, by name.
-        datasets: the files that the names are looked up in.
 
     Returns the place of every named file, in the order of ``names``.
 
@@ -174,10 +158,8 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     known = {dataset.name: dataset for dataset in datasets}
     for name in names:
         if name not in known:
-            raise KoalaBenchError(
-                f"There is no public question file {name!r}.",
-                did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}."),
-            )
+            remedy = did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}.")
+            raise KoalaBenchError(f"There is no public question file {name!r}.", remedy)
     folder = data_folder(data_dir)
     found = {name: _status_of(known[name], folder) for name in dict.fromkeys(names)}
     for one in found.values():
@@ -191,7 +173,8 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     for index, one in enumerate(missing):
         dataset = one.dataset
         try:
-            content = _download(dataset)
+            with urllib.request.urlopen(dataset.url, timeout=_TIMEOUT_S) as response:
+                content: bytes = response.read(_LARGEST_BYTES)
         # The timeout while reading and a cut connection are not wrapped by urllib as the failure to connect is.
         except (OSError, http.client.HTTPException) as error:
             by_hand = "; ".join(f"{left.dataset.url} as {left.place}" for left in missing[index:])
@@ -199,8 +182,7 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
             raise KoalaBenchError(
                 f"Cannot download {dataset.name} from {dataset.url}: {reason}.", f"Download by hand and save: {by_hand}"
             ) from error
-        arrived = hashlib.sha256(content).hexdigest()
-        if arrived != dataset.sha256:
+        if (arrived := hashlib.sha256(content).hexdigest()) != dataset.sha256:
             raise KoalaBenchError(
                 f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected"
                 f" {dataset.sha256}.",

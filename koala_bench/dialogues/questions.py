@@ -6,6 +6,7 @@ turn is asked after the answer to the first. A ``system`` prompt may stand besid
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cache_folder, sha256_of
+from koala_bench.common.files import cache_folder, cannot, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.dialogues.dialogue import Dialogue
@@ -44,10 +45,6 @@ class Question:
         """The conversation up to the question that is asked after ``answers``."""
         turns = [text for pair in zip(self.turns, answers, strict=False) for text in pair]
         return Dialogue([*turns, self.turns[len(answers)]], self.system)
-
-
-# --------------------------------------------------------------------------------------------
-# Reading
 
 
 class _Row(BaseModel):
@@ -97,10 +94,6 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise KoalaBenchError(f"{path} has no questions.", _FORMAT)
     return questions
-
-
-# --------------------------------------------------------------------------------------------
-# Finding
 
 
 def bundled_questions() -> Path:
@@ -166,16 +159,11 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         if name and place.is_file():
             return name, place
     available = [BUNDLED, CHAT, *names_in(folder)]
+    hint = did_you_mean(name.lower(), [*available, *public], "")
     if name in public:
-        raise KoalaBenchError(
-            f"{folder} has no questions {name!r}.",
-            f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}. Available are:"
-            f" {', '.join(available)}.",
-        )
-    raise KoalaBenchError(
-        f"There are no questions {name!r} in {folder}.",
-        f"{did_you_mean(name.lower(), [*available, *public], '')} Available are: {', '.join(available)}.".lstrip(),
-    )
+        hint = f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}."
+    known = f"{hint} Available are: {', '.join(available)}."
+    raise KoalaBenchError(f"{folder} has no questions {name!r}.", known.lstrip())
 
 
 def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
@@ -193,28 +181,20 @@ def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
 @cache  # a run asks some times, and a network that is not there answers slowly
 def _fetched(name: str, data_dir: Path | None) -> Path | None:
     """A public question file, downloaded; None where it is none or cannot be had."""
+    named = data_dir is not None or os.environ.get(DATA_DIR_VARIABLE)
     try:
-        folder = data_folder(data_dir)
-    except KoalaBenchError:
-        folder = cache_folder() / "data"
-    try:
-        return fetch([name], folder)[0]
+        return fetch([name], data_dir if named else cache_folder() / "data")[0]
     except KoalaBenchError:
         return None
 
 
 def questions_sha256(path: Path) -> str:
-    """Hash of a question file's bytes, which a run record keeps.
-
-    Raises:
-        KoalaBenchError: the file cannot be read.
-    """
+    """Hash of a question file's bytes, which a run record keeps. Raises KoalaBenchError where the file cannot be
+    read."""
     try:
         return sha256_of(path)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions."
-        ) from error
+        raise cannot("read", path, error, "Check the path and its permissions.") from error
 
 
 def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:

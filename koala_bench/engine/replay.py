@@ -226,8 +226,7 @@ def _attribute(module: torch.nn.Module, name: str) -> Any:
 
 def _compiled(graph: torch.fx.Graph, constants: dict[str, Any]) -> Callable[..., Any]:
     """The graph as a Python function. Its constants are plain attributes: a module would look each up among its
-    parameters and buffers.
-    """
+    parameters and buffers."""
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<recorded>", "exec"), names)

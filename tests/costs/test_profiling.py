@@ -39,7 +39,7 @@ def test_a_watched_target_says_the_same(bench: Bench) -> None:
     (_, eagle) = load_methods(bench.preset(), ["vanilla", "eagle"], bench.target, bench.heads)
     prompt = [1, 2, 3, 4]
     plain = decode(bench.target, eagle.head, eagle.template, prompt, 9, ())
-    assert decode(_Watched(bench.target), eagle.head, eagle.template, prompt, 9, ()).tokens == plain.tokens
+    assert decode(_Watched.of(bench.target), eagle.head, eagle.template, prompt, 9, ()).tokens == plain.tokens
 
 
 def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profile]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from koala_bench.costs.batches import batch_speeds, in_words
-from koala_bench.costs.figure_batches import write_batches
+from koala_bench.costs.figures import write_batches
 from koala_bench.decoding.batching import decode_batch
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target

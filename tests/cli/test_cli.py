@@ -17,7 +17,7 @@ from koala_bench.cli import app
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
 from koala_bench.results.recipes import RECIPE_NAMES
-from tests.support.commands import Koala, decoding, settings
+from tests.support.commands import EAGER, Koala, decoding, settings
 from tests.support.markdown import table_rows
 
 ROOT = Path(__file__).parents[2]
@@ -321,6 +321,7 @@ def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(
         "data.limit=40",
         "--out",
         str(tmp_path),
+        *EAGER,
     ]
     result = koala("benchmark", "--target", str(cli_folder / "target"), "--methods", "vanilla,medusa,eagle", *small)
     assert result.code == 0, result.err

@@ -286,7 +286,8 @@ def test_no_time_of_a_record_has_a_recording_in_it(
         return answer
 
     monkeypatch.setattr(evaluation, "decode", counted)
-    run = bench.run(tmp_path / "records.jsonl", METHODS, "evaluation.warmup=0", target=target)
+    few = ("evaluation.warmup=0", "evaluation.limit=1")
+    run = bench.run(tmp_path / "records.jsonl", ["vanilla", "medusa", "eagle"], *few, target=target)
     clean = {answer.decode_s for count, answer in made if not count}
     assert any(count for count, _ in made)
     assert {turn["decode_s"] for turn in run.turns} <= clean
@@ -399,7 +400,8 @@ LOSSY = ("methods.typical.head_of=medusa", "methods.typical.typical.threshold=0.
 def test_a_draw_depends_on_the_seed_and_its_place_alone(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = bench.run(tmp_path / "whole.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
+    settings = (*WARM, "evaluation.limit=1")
+    whole = bench.run(tmp_path / "whole.jsonl", ["vanilla", "medusa", "eagle"], *settings)
     assert whole.header["acceptance"] == {
         "rule": "speculative sampling",
         "temperature": 0.7,
@@ -408,9 +410,9 @@ def test_a_draw_depends_on_the_seed_and_its_place_alone(
     }
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         count_decodes(patch, die_at=8)
-        bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
-    assert tokens(bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)) == tokens(whole)
-    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *WARM, "evaluation.seed=1")
+        bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *settings)
+    assert tokens(bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *settings)) == tokens(whole)
+    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *settings, "evaluation.seed=1")
     assert tokens(other) != {key: value for key, value in tokens(whole).items() if key[0] != "medusa"}
     assert {turn["distance"] for turn in whole.turns} == {None}
     assert {turn["first_difference"] for turn in whole.turns} == {None}, "draws are not held against vanilla's"

@@ -203,13 +203,13 @@ CONVERSATIONS = [
     ),
     Case(
         "nobody's questions to answer",
-        "distill --out out.jsonl --target target --device cpu --source none.jsonl",
+        "distill --out out.jsonl --target target --device cpu --engine eager --source none.jsonl",
         "none.jsonl",
         "data.source",
     ),
     Case(
         "answers below a file",
-        "distill --out questions.jsonl/out.jsonl --target target --device cpu --source conversations.jsonl",
+        "distill --out questions.jsonl/out.jsonl --target target --engine eager --source conversations.jsonl",
         "questions.jsonl",
         "--out",
     ),

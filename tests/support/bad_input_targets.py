@@ -316,7 +316,12 @@ EXCHANGE = [
         "tree is no name for a tree",
         ".json",
     ),
-    Case("a profile of no heads", "profile --target target --device cpu --engine eager --heads none", "none", "koala-bench train"),
+    Case(
+        "a profile of no heads",
+        "profile --target target --device cpu --engine eager --heads none",
+        "none",
+        "koala-bench train",
+    ),
     Case("a plan without a target", "plan --target ./none", "./none", "--target", around=no_network),
     Case("a plan for no method", "plan --methods ''", "''", "vanilla"),
 ]

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from koala_bench.training import held_out
+
 # A process with a CUDA context cannot be forked; there each one loads everything again.
 CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
 
@@ -61,14 +63,18 @@ def together(count: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 
 def _started(environment: dict[str, str], function: Callable[..., Any], *arguments: Any) -> BaseProcess:
-    process = CONTEXT.Process(target=_run, args=(environment, function, arguments), daemon=True)
+    known = (environment, held_out.ANSWER_TOKENS, function, arguments)
+    process = CONTEXT.Process(target=_run, args=known, daemon=True)
     process.start()
     return process
 
 
-def _run(environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    environment: dict[str, str], answer_tokens: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    held_out.ANSWER_TOKENS = answer_tokens
     # What accelerate found out about the process that this one was forked from.
     GradientState._reset_state()
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -39,12 +39,9 @@ def settings(folder: Path, micro_batches: int) -> list[str]:
         " r1 = 1.0 }"
     )
     small = [
-        "training.batch_tokens=192",
-        f"training.micro_batches={micro_batches}",
-        "training.steps=8",
-        "training.checkpoint_every=4",
-        balanced,
-    ]
+        "training.batch_tokens=192", f"training.micro_batches={micro_batches}", "training.steps=8",
+        "training.checkpoint_every=4", balanced,
+    ]  # fmt: skip
     return [
         *small,
         f"evaluation.questions='{folder / 'questions.jsonl'}'",

@@ -58,14 +58,8 @@ def its_tests(package: Path) -> None:
 
 def test_installed_it_is_found_under_its_name(package: Path, tmp_path: Path) -> None:
     build = [
-        sys.executable,
-        "-c",
-        "import setuptools; setuptools.setup()",
-        "-q",
-        "egg_info",
-        "--egg-base",
-        str(tmp_path),
-    ]
+        sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "--egg-base", str(tmp_path),
+    ]  # fmt: skip
     subprocess.run(build, cwd=package, check=True, capture_output=True)
     (found,) = distributions(path=[str(tmp_path)])
     (point,) = found.entry_points.select(group=HEADS)

@@ -290,17 +290,9 @@ def test_the_commands_and_an_evaluation_with_an_imported_head(
     done = koala("import", str(tmp_path / "official"), "--out", str(tmp_path / "heads" / "medusa"), *at)
     assert done.code == 0, done.err
     decode = [
-        "--methods",
-        "vanilla,medusa",
-        "--tree",
-        "chain-2",
-        "--limit",
-        "1",
-        "--max-new-tokens",
-        "4",
-        "--set",
+        "--methods", "vanilla,medusa", "--tree", "chain-2", "--limit", "1", "--max-new-tokens", "4", "--set",
         "evaluation.warmup=0",
-    ]
+    ]  # fmt: skip
     done = koala("evaluate", "--heads", str(tmp_path / "heads"), "--out", str(tmp_path / "out"), *decode, *at)
     assert done.code == 0, done.err
 

@@ -252,16 +252,9 @@ def test_a_pace_has_every_method_and_every_trained_head_once(preset: Preset, tar
 def test_the_command(koala: Koala, target_folder: Path, tmp_path: Path) -> None:
     data, questions = conversations(tmp_path), write_questions(tmp_path / "q.jsonl", [("words", ["count 5", "and 6"])])
     common = [
-        "--target",
-        str(target_folder),
-        "--seconds",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-        "--methods",
-        "vanilla,eagle",
-        *EAGER,
-    ]
+        "--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods",
+        "vanilla,eagle", *EAGER,
+    ]  # fmt: skip
     done = koala("plan", *common, "--questions", str(questions), "--set", f"data.source={json.dumps(str(data))}")
     assert done.code == 0, done.err
     assert (

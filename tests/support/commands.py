@@ -68,21 +68,14 @@ def koala(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def settings(folder: Path) -> list[str]:
     """Options that make a command small: a random target, made-up data, two steps."""
     values = [
-        "data.max_tokens=192",
-        "data.probes=1",
-        "training.batch_tokens=256",
-        "training.steps=2",
+        "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256", "training.steps=2",
         "training.held_out_evaluations=1",
-    ]
+    ]  # fmt: skip
     source = f"data.source={folder / 'conversations.jsonl'}"
     return [
-        "--target",
-        str(folder / "target"),
-        "--device",
-        "cpu",
-        *(part for value in [source, *values] for part in ("--set", value)),
-        *EAGER,
-    ]
+        "--target", str(folder / "target"), "--device", "cpu",
+        *(part for value in [source, *values] for part in ("--set", value)), *EAGER,
+    ]  # fmt: skip
 
 
 def decoding(folder: Path) -> list[str]:
@@ -104,14 +97,9 @@ def cli_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(cli_folder: Path) -> Path:
     """A finished run of ``reproduce table1``."""
     command = [
-        "koala-bench",
-        "reproduce",
-        "table1",
-        *settings(cli_folder),
-        *decoding(cli_folder),
-        "--out",
+        "koala-bench", "reproduce", "table1", *settings(cli_folder), *decoding(cli_folder), "--out",
         str(cli_folder / "done"),
-    ]
+    ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command)
         forecast_quickly(patch)

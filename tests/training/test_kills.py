@@ -30,12 +30,9 @@ def settings(folder: Path) -> list[str]:
         "training.held_out_evaluations=2",
     ]
     return [
-        *sizes,
-        f"evaluation.questions='{folder / 'questions.jsonl'}'",
-        "evaluation.max_new_tokens=16",
-        "evaluation.warmup=0",
-        "evaluation.repeats=2",
-    ]
+        *sizes, f"evaluation.questions='{folder / 'questions.jsonl'}'", "evaluation.max_new_tokens=16",
+        "evaluation.warmup=0", "evaluation.repeats=2",
+    ]  # fmt: skip
 
 
 def soon_after_a_step(out: Path, draw: random.Random) -> Callable[[], bool]:

@@ -190,14 +190,9 @@ def test_the_words_say_how_far_expectation_and_measurement_are_apart() -> None:
 
 def test_the_command_writes_a_tree_that_can_be_decoded_with(koala: Koala, bench: Bench, tmp_path: Path) -> None:
     at = [
-        "--target",
-        str(bench.folder / "target"),
-        "--heads",
-        str(bench.heads),
-        "--set",
-        f"data.source={json.dumps(str(bench.folder / 'conversations.jsonl'))}",
-        *EAGER,
-    ]
+        "--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--set",
+        f"data.source={json.dumps(str(bench.folder / 'conversations.jsonl'))}", *EAGER,
+    ]  # fmt: skip
     sizes = ["--prompts", "2", "--tokens", "6", "--nodes", "4", "--depth", "2", "--ranks", "256"]
     done = koala("tune-tree", "eagle", "--out", str(tmp_path / "tree.json"), *sizes, *at)
     assert done.code == 0, done.err

@@ -40,7 +40,8 @@ CASES = [*OPTION_CASES, *TARGET_CASES, *DATA_CASES, *HEAD_CASES, *RESULT_CASES]
 FEWEST = 60
 SMALL = (
     "--target target --device cpu --set target.engine=eager --set data.source=conversations.jsonl "
-    "--set data.max_tokens=192 --set data.probes=1 --set training.batch_tokens=256 --set training.steps=2 --set training.held_out_evaluations=1"
+    "--set data.max_tokens=192 --set data.probes=1 --set training.batch_tokens=256 --set training.steps=2 "
+    "--set training.held_out_evaluations=1"
 )
 ASK = "--questions questions.jsonl --max-new-tokens 6 --set evaluation.warmup=0"
 

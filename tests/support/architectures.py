@@ -110,8 +110,8 @@ FAMILIES = {
 
 # Recorded, these are like another one that is listed: what their models do besides is no matter of the passes' form.
 RECORDED_ALIKE = {
-    "mistral", "ministral", "phi3", "gemma", "granite", "cohere", "olmo", "olmo2", "starcoder2", "stablelm", "gpt_neox", "opt-narrow", "falcon",
-    "qwen3_moe",
+    "mistral", "ministral", "phi3", "gemma", "granite", "cohere", "olmo", "olmo2", "starcoder2", "stablelm",
+    "gpt_neox", "opt-narrow", "falcon", "qwen3_moe",
 }  # fmt: skip
 
 
@@ -132,7 +132,8 @@ def row(name: str, folder: Path, engines: Sequence[str] = ("eager", "graph")) ->
         if expected is None:
             with torch.inference_mode():
                 ids = target.model.generate(
-                    torch.tensor([_PROMPT]), do_sample=False, max_new_tokens=_NEW, min_new_tokens=_NEW, eos_token_id=None, pad_token_id=0
+                    torch.tensor([_PROMPT]), do_sample=False, max_new_tokens=_NEW, min_new_tokens=_NEW,
+                    eos_token_id=None, pad_token_id=0,
                 )  # fmt: skip
             expected = ids[0, len(_PROMPT) :].tolist()
         head = Oracle(truth, 259)

@@ -9,7 +9,7 @@ import pytest
 from koala_bench.costs.profile import PARTS, Profile, in_words, profile
 from koala_bench.decoding.loop import decode
 from koala_bench.evaluation.loop import load_methods
-from tests.support.commands import EAGER, Koala
+from tests.support.commands import Koala
 from tests.support.small_runs import Bench
 
 
@@ -51,7 +51,7 @@ def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profil
 def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
     at = [
         "--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--tokens", "4", "--tree", "2x1",
-        *EAGER,
+        "--engine", "eager",
     ]  # fmt: skip
     done = koala("profile", *at, "--methods", "vanilla,eagle", "--out", str(tmp_path / "profile.md"))
     assert done.code == 0, done.err

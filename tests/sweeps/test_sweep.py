@@ -30,7 +30,6 @@ from koala_bench.sweeps.results import (
 )
 from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
-from tests.support.processes import killed
 from tests.support.small_runs import conversations
 from tests.training.test_training import equal
 
@@ -460,6 +459,7 @@ def test_the_command_refuses_mistakes_in_one_line(koala: Koala, tmp_path: Path, 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_numbers(done: Path, target_folder: Path, tmp_path: Path) -> None:
     from koala_bench.sweeps.loop import run_sweep
+    from tests.support.processes import killed
 
     grid = read_grid(write_grid(tmp_path, target_folder, seeds=[0]))
     out = tmp_path / "out" / "sweep.jsonl"

@@ -15,14 +15,14 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine, key_of
 from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import Summary, summarise
+from koala_bench.records.summaries import summarise
 from koala_bench.results.tables.building import set_table, write_table
 from koala_bench.results.tables.columns import COLUMNS
 from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
 from koala_bench.results.tables.rendering import tex
 from tests.support.commands import Koala
 from tests.support.markdown import table_rows, table_under
-from tests.support.synthetic_run import by_name, changed, failed, make_header, make_turn, steps_of, write_run
+from tests.support.synthetic_run import QUESTIONS, by_name, changed, failed, make_header, make_turn, steps_of, write_run
 
 REPRODUCE = Path(__file__).parents[2] / "reproduce"
 

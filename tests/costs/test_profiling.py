@@ -49,7 +49,10 @@ def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profil
 
 
 def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
-    at = ["--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--tokens", "4", "--tree", "2x1"]
+    at = [
+        "--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--tokens", "4", "--tree", "2x1",
+        "--engine", "eager",
+    ]  # fmt: skip
     done = koala("profile", *at, "--methods", "vanilla,eagle", "--out", str(tmp_path / "profile.md"))
     assert done.code == 0, done.err
     assert (tmp_path / "profile.md").read_text() == done.out

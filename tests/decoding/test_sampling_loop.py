@@ -189,7 +189,7 @@ def test_the_first_token_of_an_answer_is_drawn_as_well(target: Target) -> None:
     sampling, prompt = Sampling(2.0, top_k=8), [1, 70, 81, 82, 90]
     rule = SpeculativeSampling(sampling, torch.Generator().manual_seed(0))
     counts = Counter(
-        tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(3_000)
+        tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(600)
     )
     law = sampled_law(target, sampling, prompt, 1)
     assert max(law.values()) < 0.5  # always the likeliest one would be far off

@@ -5,11 +5,8 @@ alone.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +291,8 @@ def write_grid(folder: Path, target_folder: Path, steps: int = 3, **changes: Any
         )
     )
     overrides = [
-        f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
+        f"target.name='{target_folder}'", "target.engine=eager", f"data.source='{data}'", "data.max_tokens=192",
+        "data.probes=1", "training.batch_tokens=256",
         f"training.steps={steps}", "training.checkpoint_every=1", "training.held_out_evaluations=1", "training.precision=no",
     ]  # fmt: skip
     values: dict[str, Any] = {
@@ -321,6 +319,15 @@ def numbers(path: Path) -> dict[tuple[str, int, int], list[int]]:
     found = {(line["trial"], line["seed"], line["prompt"]): line["accepted"] for line in answers}
     assert len(found) == len(answers)
     return found
+
+
+def same_as_whole(done: Path, log: Path) -> None:
+    """Hold the first seed's numbers and heads against those of the sweep that nobody disturbed."""
+    whole, found = numbers(done / "out" / "sweep.jsonl"), numbers(log)
+    assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())
+    heads = [path.parent for path in log.parent.rglob("model.safetensors")]
+    assert len(heads) == 4
+    assert all(equal(head, done / "out" / "heads" / "seed-0" / "group-0" / head.name) for head in heads)
 
 
 @pytest.fixture(scope="module")
@@ -404,12 +411,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
         sweep.run_sweep(grid, [], tmp_path / "out")
     log = sweep.run_sweep(grid, [], tmp_path / "out")
     assert [len(group["trials"]) for group in log.groups[0]] == [2, 2]
-    whole = numbers(done / "out" / "sweep.jsonl")
-    found = numbers(log.path)
-    assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())
-    heads = [path.parent for path in (tmp_path / "out").rglob("model.safetensors")]
-    assert len(heads) == 4
-    assert all(equal(head, done / "out" / "heads" / "seed-0" / "group-0" / head.name) for head in heads)
+    same_as_whole(done, log.path)
 
 
 def test_the_memory_of_an_arm_is_counted_with_its_discriminator(target: Any) -> None:
@@ -440,27 +442,15 @@ def test_the_command_refuses_mistakes_in_one_line(koala: Koala, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_numbers(done: Path, target_folder: Path, tmp_path: Path) -> None:
-    write_grid(tmp_path, target_folder, seeds=[0])
+    from koala_bench.sweeps.loop import run_sweep
+    from tests.support.processes import killed
+
+    grid = read_grid(write_grid(tmp_path, target_folder, seeds=[0]))
     out = tmp_path / "out" / "sweep.jsonl"
-    command = [sys.executable, "-m", "koala_bench.cli", "sweep", str(tmp_path / "grid.toml"), "--out", str(out.parent)]
-
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in these tests: sums over several threads round otherwise
-
-    def killed_when(ready: Any) -> None:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=alone)
-        deadline = time.monotonic() + 240
-        while not ready() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert process.poll() is None, f"the sweep ended before it could be killed, with code {process.returncode}"
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-
-    killed_when(lambda: list(out.parent.rglob("checkpoint.pt")))
-    killed_when(lambda: out.exists() and out.read_text().count('"answer"') >= 4)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=alone)
-    whole = numbers(done / "out" / "sweep.jsonl")
-    found = numbers(out)
-    assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())
-    heads = [path.parent for path in out.parent.rglob("model.safetensors")]
-    assert len(heads) == 4
-    assert all(equal(head, done / "out" / "heads" / "seed-0" / "group-0" / head.name) for head in heads)
+    for ready in (
+        lambda: bool(list(out.parent.rglob("checkpoint.pt"))),
+        lambda: out.exists() and out.read_text().count('"answer"') >= 4,
+    ):
+        assert killed(ready, run_sweep, grid, [], out.parent), "the sweep ended before it could be killed"
+    run_sweep(grid, [], out.parent)
+    same_as_whole(done, out)

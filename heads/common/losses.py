@@ -4,11 +4,13 @@ it is large.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Judge = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
@@ -101,3 +103,37 @@ def token_loss(
     loss, right, scored = judged(score, states, vocabulary, judge)
     count = max(len(states), 1)
     return loss / count, right / count, scored
+
+
+def loss_by_depth(
+    outs: Sequence[torch.Tensor], batch: FeatureBatch, spec: TargetSpec, norm: Score, score: Score, decay: float,
+    dtype: torch.dtype,
+) -> HeadLoss:  # fmt: skip
+    """Cross-entropy against the target's distribution at each depth, weighted by powers of ``decay``; see
+    ``Eagle3.loss`` for which predictions count.
+
+    Args:
+        outs: by depth, what the layers make of each place but the last, [batch, tokens - 1, width].
+        norm, score: what turns those into features, and features [rows, width] into logits [rows, drafted].
+        dtype: that losses are computed in.
+    """
+    tokens = batch.ids.shape[1]
+    # Behind a row's last token stands padding, which has no state worth predicting from.
+    counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
+    whole = batch.target_probabilities.flatten(0, 1)
+    targets, likeliest = spec.within(whole), spec.labels(whole.argmax(-1))
+    total = outs[0].new_zeros((), dtype=dtype)
+    parts: dict[str, torch.Tensor] = {}
+    predictions = []
+    for step, out in enumerate(outs):
+        depth = step + 1
+        row, place = counted[:, step:].nonzero(as_tuple=True)
+        rows = row * tokens + place
+        feature = norm(out[row, place])
+        loss, right, scored = token_loss(
+            score, feature, targets[rows + depth], likeliest[rows + depth], spec.drafted, dtype
+        )
+        total = total + decay**step * loss
+        parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
+        predictions.append(Prediction(depth, rows, feature, spread(scored, spec.spread)))
+    return HeadLoss(total, parts, tuple(predictions))

@@ -20,6 +20,7 @@ from koala_bench.interop.traces import AnsweredTurn, Trace, is_vanilla, vanilla_
 from koala_bench.records import statistics
 from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
 from koala_bench.records.statistics import Array, Interval, Statistic, Totals
+from koala_bench.results.tables.bounds import TRACES, trace_bounds
 from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
 
 _DEPTHS = 5  # accepted drafts a step that the table shows; chains of speculative sampling are longer
@@ -442,13 +443,20 @@ def to_text(rows: Sequence[Row]) -> str:
         for row in rows
         if row.change is not None
     ]
-    if not changes:
-        return to_markdown(_grid(lines), "Answer files", [*notes, _DEFINITIONS])
-    return (
-        to_markdown(_grid(lines), "Answer files", notes)
-        + "\n"
-        + to_markdown(_grid(changes), "Changes against the first file", [_DEFINITIONS])
-    )
+    pages = [("Answer files", _grid(lines), notes)]
+    if bounded := trace_bounds([_bounded(row, number_of(row.trace)) for row in rows]):
+        pages.append(("What bounds them", bounded, [Note("Bounds", (TRACES,))]))
+    if changes:
+        pages.append(("Changes against the first file", _grid(changes), []))
+    pages[-1][2].append(_DEFINITIONS)
+    return "\n".join(to_markdown(table, title, below) for title, table, below in pages)
+
+
+def _bounded(row: Row, number: int) -> tuple[str, float | None, float | None, Sequence[float]]:
+    length, versus = row.acceptance_length, row.speedup
+    speedup = versus.speedup if versus else None
+    label = f"{number} {row.category or ''}".strip()
+    return label, length and length.value, speedup and speedup.value, () if is_vanilla(row.trace) else row.at_least
 
 
 def _ends(name: str, value: Interval | None) -> dict[str, float | None]:

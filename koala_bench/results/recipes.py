@@ -13,7 +13,8 @@ from koala_bench.presets import Preset, load_preset, usual_methods
 from koala_bench.results.making import FIGURES, RECORD, TABLES, seed_folder, task_folder
 from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
-RECIPE_NAMES = (*TABLES, "figures", "all")
+RECIPE_NAMES = (*TABLES, "figures", "cost", "all")
+_USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one takes trainings of its own
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,18 @@ def plan(
         KoalaBenchError: the preset lacks a method of the recipe.
     """
     wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
-    products = [product for each in wanted for product in (FIGURES if each == "figures" else [each])]
+    products = [product for each in wanted for product in (_USUAL_FIGURES if each == "figures" else [each])]
     main: list[str] = []
     remarks: list[str] = []
-    curve = read_figure_spec(RECIPES / "figure-layers.toml")
+    over_k = "cost" if what == "cost" else "layers"
+    curve = read_figure_spec(RECIPES / f"figure-{over_k}.toml")
     extended = preset
     of_curve: list[str] = []
-    if "layers" in products:
+    if over_k in products:
         heads = [head for head in curve.methods if head in (preset.methods if methods is None else methods)]
         extended, of_curve = with_layers(preset, heads, curve.layers)
         if not of_curve:
-            products.remove("layers")
+            products.remove(over_k)
             remarks.append(f"No curve over K: none of {', '.join(curve.methods)} is among the methods.")
     usual = usual_methods(preset) if methods is None else ["vanilla", *methods]
     parts = [*read_table_spec(RECIPES / "table3.toml").methods] if methods is None else ["vanilla", *methods]
@@ -150,7 +152,9 @@ def plan(
         main += usual
     if "table3" in wanted:
         main += parts
-    main = list(dict.fromkeys([*main, *(of_curve if "figures" in wanted else [])]))
+    if "cost" in wanted:
+        main, usual = ["vanilla"], []
+    main = list(dict.fromkeys([*main, *(of_curve if over_k in products else [])]))
     for method in (*main, *usual):
         if method != "vanilla":
             extended.method(method)

@@ -95,7 +95,7 @@ def training_log(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, name: str) -> None:
-    header = make_header(OVER_K) if name == "layers" else None
+    header = make_header(OVER_K) if name in ("layers", "cost") else None
     source = (
         training_log(tmp_path / "training.jsonl")
         if name == "training"

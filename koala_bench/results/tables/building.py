@@ -18,6 +18,7 @@ from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.summaries import Factor, Sample, Summary, evaluations, sample, summaries_of, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
+from koala_bench.results.tables.bounds import LEGEND, bounds_tables
 from koala_bench.results.tables.columns import changes_grid, grid, grouped, records_of, to_csv
 from koala_bench.results.tables.external import external_table
 from koala_bench.results.tables.frame import table_frame
@@ -93,7 +94,7 @@ def _groups(measured: Sequence[Measured], spec: TableSpec) -> tuple[_Groups, lis
     by_target: dict[str, list[Run]] = {run.header["target"]["name"]: [] for run in runs}
     if spec.by == "target":
         samples = [sample(group, spec.methods) for group in evaluations(runs)]
-        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], [], []
+        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], samples, []
     if not spec.has_tasks:
         for run in runs:
             by_target[run.header["target"]["name"]].append(run)
@@ -153,7 +154,7 @@ def _further(
         if found := order_grid(chosen, spec.systems, paper):
             changes.append((f"Published order of methods, on {chosen.runs[0].header['target']['name']}", found[0]))
             said += found[1]
-    return [*changes, *more], said
+    return [*changes, *bounds_tables(samples), *more], [*said, LEGEND]
 
 
 def _where(runs: Sequence[Run]) -> str:

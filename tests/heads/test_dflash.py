@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from heads.common.drafting import KVCache
 from heads.dflash import DFlash
 from koala_bench.contract import check_head
 from koala_bench.contract.bench import drafts_along, random_ids
@@ -16,6 +18,7 @@ from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed
 from koala_bench.tree import load_template
 from tests.heads.test_eagle3 import PROMPT, norm, padded, turned
 
@@ -111,6 +114,20 @@ def test_recorded_drafts_are_the_same(target64: Target) -> None:
             for target in (target64, recorded)
         ]
         assert drafts[0] == drafts[1]
+
+
+@torch.inference_mode()
+def test_with_static_shapes_the_scores_are_the_same(target64: Target) -> None:
+    """As CUDA graphs ask: the number of rows is a tensor, and what is attended to is as wide as the cache."""
+    head = make(target64, layers=2).eval()
+    ids = random_ids(1, 12)
+    hidden = target64.states(ids, head.features)[0]
+    found = []
+    for past in (7, torch.tensor(7)):
+        cache = KVCache.of(head.shape, 2, 64, head.fc.weight)
+        head._extend_cache(Committed(ids[0, 1:8], hidden[:7], 0), cache)
+        found.append(head._score_depths(Committed(ids[0, 8:11], hidden[7:10], 7), replace(cache, past=past)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
 def test_only_tokens_of_a_draft_vocabulary_are_drafted(target: Target) -> None:

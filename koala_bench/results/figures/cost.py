@@ -105,7 +105,7 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
             axes.set_ylim(low, high)
             axes.set_xlabel("cost of a draft (vanilla tokens)")
             axes.set_ylabel(f"{target}\nacceptance length" if len(targets) > 1 else "acceptance length (tokens per step)")
-            axes.legend(frameon=False, loc="lower right")
+            axes.legend(loc="best", facecolor="white", framealpha=1, edgecolor="white")
         return figure
 
     return save(draw, out_dir, "figure-cost")

@@ -24,7 +24,7 @@ def lengths_by_category(chosen: Sample) -> Grid:
         for category in categories:
             inside = np.array([of_question[question] == category for question in totals.question_ids], dtype=np.float64)
             found = chosen.interval(_ratio(totals.tokens * inside, totals.steps * inside))
-            row.append(NOTHING if math.isnan(found.value) else with_interval(*found, 2))
+            row.append(NOTHING if math.isnan(found.value) else with_interval(found.value, found.low, found.high, 2))
         rows.append([name, *row])
     return _grid(categories, rows)
 

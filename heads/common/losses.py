@@ -64,13 +64,6 @@ def _as_now(device: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-def spread(scored: Scored, whole: Score) -> Scored:
-    """Scores of a draft vocabulary as those of all tokens, see ``TargetSpec.spread``; made when they are asked for, as
-    they were.
-    """
-    return whole(scored) if isinstance(scored, torch.Tensor) else lambda rows: whole(scored(rows))
-
-
 def token_loss(
     score: Score,
     states: torch.Tensor,
@@ -85,8 +78,8 @@ def token_loss(
 
     Args:
         score, states: see ``judged``.
-        wanted: token ids [rows], of which -1 counts as a row and teaches nothing, or distributions [rows, vocab_size].
-        likeliest: token ids [rows] to compare the best guesses with.
+        wanted: token ids [rows], or distributions [rows, vocab_size].
+        likeliest: token ids [rows] to compare the best guesses with; a row of -1 counts and teaches nothing.
         dtype: that losses are computed in.
 
     Returns:
@@ -96,9 +89,8 @@ def token_loss(
     def judge(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         scores = logits.to(dtype)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
         labels = wanted[rows] if wanted.ndim == 1 else wanted[rows].to(dtype)
-        return F.cross_entropy(scores, labels, reduction="sum", ignore_index=-1), (
-            scores.detach().argmax(-1) == likeliest[rows]
-        ).sum()
+        losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=-1)
+        return (losses * (likeliest[rows] >= 0)).sum(), (scores.detach().argmax(-1) == likeliest[rows]).sum()
 
     loss, right, scored = judged(score, states, vocabulary, judge)
     count = max(len(states), 1)
@@ -120,8 +112,7 @@ def loss_by_depth(
     tokens = batch.ids.shape[1]
     # Behind a row's last token stands padding, which has no state worth predicting from.
     counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
-    whole = batch.target_probabilities.flatten(0, 1)
-    targets, likeliest = spec.within(whole), spec.labels(whole.argmax(-1))
+    soft = batch.soft_labels(spec)
     total = outs[0].new_zeros((), dtype=dtype)
     parts: dict[str, torch.Tensor] = {}
     predictions = []
@@ -130,10 +121,9 @@ def loss_by_depth(
         row, place = counted[:, step:].nonzero(as_tuple=True)
         rows = row * tokens + place
         feature = norm(out[row, place])
-        loss, right, scored = token_loss(
-            score, feature, targets[rows + depth], likeliest[rows + depth], spec.drafted, dtype
-        )
+        labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
+        loss, right, scored = token_loss(score, feature, labels, likeliest, spec.drafted, dtype)
         total = total + decay**step * loss
         parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-        predictions.append(Prediction(depth, rows, feature, spread(scored, spec.spread)))
+        predictions.append(Prediction(depth, rows, feature, scored, spec.draft_vocabulary))
     return HeadLoss(total, parts, tuple(predictions))

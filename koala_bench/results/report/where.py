@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
-import numpy as np
-
-from koala_bench.records.statistics import Array, Statistic
-from koala_bench.records.summaries import VANILLA, Sample
+from koala_bench.records.summaries import VANILLA, Sample, sample
 from koala_bench.results.tables.rendering import NOTHING, Grid, fixed, with_interval
 
 _FIRST = 16  # tokens; each stretch of an answer is as long as all before it
 
 
 def lengths_by_category(chosen: Sample) -> Grid:
-    """A row per method and a column per category of question, with intervals over the questions."""
-    of_question = {turn["question_id"]: turn["category"] for turn in chosen.turns(VANILLA)}
-    categories = list(dict.fromkeys(of_question.values()))
-    rows = []
-    for name in _drafting(chosen):
-        totals = chosen.totals[name]
-        row = []
-        for category in categories:
-            inside = np.array([of_question[question] == category for question in totals.question_ids], dtype=np.float64)
-            found = chosen.interval(_ratio(totals.tokens * inside, totals.steps * inside))
-            row.append(NOTHING if math.isnan(found.value) else with_interval(found.value, found.low, found.high, 2))
-        rows.append([name, *row])
+    """A row per method and a column per category of question, with intervals over its questions."""
+    categories = list(dict.fromkeys(turn["category"] for turn in chosen.turns(VANILLA)))
+    names = _drafting(chosen)
+    rows = [[name] for name in names]
+    for category in categories:
+        turns = ([turn for turn in run.turns if turn["category"] == category] for run in chosen.runs)
+        within = sample([replace(run, turns=own) for run, own in zip(chosen.runs, turns, strict=True)], names)
+        for row, name in zip(rows, names, strict=True):
+            found = within.interval(within.length(name)) if name in within.totals else None
+            row.append(NOTHING if found is None else with_interval(found.value, found.low, found.high, 2))
     return _grid(categories, rows)
 
 
@@ -56,14 +51,6 @@ def lengths_by_position(chosen: Sample) -> Grid:
 
 def _drafting(chosen: Sample) -> list[str]:
     return [name for name in chosen.names if name != VANILLA and name in chosen.totals]
-
-
-def _ratio(tokens: Array, steps: Array) -> Statistic:
-    def of(weights: Array) -> Array:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a question of the category
-            return (weights @ tokens) / (weights @ steps)
-
-    return of
 
 
 def _grid(headings: list[str], rows: list[list[str]]) -> Grid:

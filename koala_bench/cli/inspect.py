@@ -50,7 +50,7 @@ def table(
 
 @command(INSPECT)
 def figure(
-    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, or all.")],
+    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, oracle, cost, or all.")],
     paths: Annotated[
         list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")
     ],

@@ -175,6 +175,7 @@ def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path:
         "figure-depth",
         "figure-categories",
         "figure-training",
+        "figure-oracle",
     }
     assert (tmp_path / "results" / "figure-depth.png").read_bytes() == (
         tmp_path / "one" / "figure-depth.png"

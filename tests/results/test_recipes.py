@@ -201,6 +201,21 @@ def test_other_layers_are_those_of_the_variants() -> None:
 
 
 @pytest.mark.slow
+def test_the_figure_of_length_against_cost_comes_from_its_own_recipe(
+    koala: Koala, cli_folder: Path, tmp_path: Path
+) -> None:
+    result = koala(
+        "reproduce", "cost", *settings(cli_folder), *decoding(cli_folder), "--methods", "eagle,dflash", "--out",
+        str(tmp_path),
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert [path.name for path in sorted(tmp_path.glob("figure-*"))] == ["figure-cost.pdf", "figure-cost.png"]
+    names = ["vanilla", *(head + k for head in ("eagle", "dflash") for k in ("", "@2", "@4"))]
+    names[2] = "eagle+layers"
+    assert list(read_run(tmp_path / RECORD).methods) == names
+
+
+@pytest.mark.slow
 def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, cli_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "humaneval").mkdir(parents=True)
     write_questions(tmp_path / "data" / "humaneval" / "question.jsonl", [("code", ["count 5"]), ("code", ["count 6"])])

@@ -12,14 +12,15 @@ from koala_bench.records.reading import read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.records.summaries import sample, summarise
 from koala_bench.results.figures.cost import cost_curves, has_cost_curves, head_with_layers
-from koala_bench.results.making import make_table1
+from koala_bench.common.bundled import RECIPES
+from koala_bench.results.making import make_table
 from koala_bench.results.report.where import lengths_by_category, lengths_by_position
 from koala_bench.results.tables.bounds import ACCEPTED, ORACLE, trace_bounds
 
 
 def test_every_method_stands_under_table_1_with_its_oracle(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl"))
-    page = make_table1([run], tmp_path)[0].read_text(encoding="utf-8")
+    page = make_table([run], tmp_path, RECIPES / "table1.toml")[0].read_text(encoding="utf-8")
     rows = {row["Method"]: row for row in table_under(page, ORACLE)}
     assert list(rows) == [name for name in PATTERNS if name != "vanilla"]
     for summary in summarise(run)[1:]:

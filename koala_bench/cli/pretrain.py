@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from koala_bench.cli.app import REPRODUCE, command
-from koala_bench.cli.options import Shared
+from koala_bench.cli.options import Shared, option
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:
@@ -18,65 +16,49 @@ if TYPE_CHECKING:
 @command(REPRODUCE, "device", "seed")
 def pretrain(
     options: Shared,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")
-    ],
+    out: Annotated[Path, option("--out", "Folder for the finished target; its checkpoint lies in OUT/work.")],
     source: Annotated[
-        str, typer.Option("--source", help="Text: 'documentation', or a file or folder of conversations.")
+        str, option("--source", "Text: 'documentation', or a file or folder of conversations.")
     ] = "documentation",
     steps: Annotated[
         int,
-        typer.Option(
-            "--steps", min=1, help="Steps of 8,192 tokens (step_tokens). May be changed during the first half of a run."
-        ),
+        option("--steps", "Steps of 8,192 tokens (step_tokens). May be changed during the first half of a run.", min=1),
     ] = 2000,
     start: Annotated[
-        Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")
+        Path | None, option("--start", "An earlier target to begin with: its weights, shape and tokenizer.")
     ] = None,
     rate: Annotated[
         float,
-        typer.Option(
-            "--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start."
-        ),
+        option("--rate", "Factor on the learning rates; 0.5 suits a run that goes on from --start.", min=1e-3, max=10),
     ] = 1.0,
     layers: Annotated[
-        int | None,
-        typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model."),
+        int | None, option("--layers", "Decoder layers; 14 by default, 1 or 2 for a draft model.", min=1, max=128)
     ] = None,
     imitate: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--imitate",
-            help=(
-                "Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its"
-                " distributions."
-            ),
+            "Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its distributions.",
         ),
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--answers",
-            help="With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.",
+            "With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.",
         ),
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option(
-            "--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler."
-        ),
+        option("--compile", "Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler."),
     ] = False,
-    checkpoint_every: Annotated[
-        int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")
-    ] = 50,
+    checkpoint_every: Annotated[int, option("--checkpoint-every", "Steps between two checkpoints.", min=1)] = 50,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--set",
-            help=(
-                "Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may be"
-                " repeated."
-            ),
+            "Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may "
+            "be repeated.",
         ),
     ] = None,
 ) -> None:

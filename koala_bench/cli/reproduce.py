@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from koala_bench.cli.app import REPRODUCE, START, command
 from koala_bench.cli.options import (
     EVERYTHING,
@@ -17,7 +15,9 @@ from koala_bench.cli.options import (
     LogWith,
     Processes,
     Shared,
+    argument,
     method_names,
+    option,
     typed_command,
 )
 from koala_bench.errors import KoalaBenchError
@@ -27,7 +27,7 @@ from koala_bench.presets import Preset
 @command(START, *EVERYTHING)
 def reproduce(
     options: Shared,
-    what: Annotated[str, typer.Argument(help="table1, table2, table3, figures, cost, leaderboard or all.")],
+    what: Annotated[str, argument("table1, table2, table3, figures, cost, leaderboard or all.")],
     log_with: LogWith = None,
     processes: Processes = 1,
     keep_states: KeepStates = False,
@@ -92,9 +92,7 @@ def reproduce(
 def evaluate(
     options: Shared,
     seed: DrawSeed = None,
-    heads: Annotated[
-        Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")
-    ] = None,
+    heads: Annotated[Path | None, option("--heads", "Folder of trained heads; OUT/heads by default.")] = None,
 ) -> None:
     """Decode questions with trained heads and with vanilla decoding, interleaved, into one run record.
 
@@ -116,8 +114,7 @@ def evaluate(
 def train(
     options: Shared,
     states: Annotated[
-        Path | None,
-        typer.Option("--states", help="Folder of `koala-bench states`: the target's layers are not loaded."),
+        Path | None, option("--states", "Folder of `koala-bench states`: the target's layers are not loaded.")
     ] = None,
     keep_states: KeepStates = False,
     log_with: LogWith = None,
@@ -146,8 +143,7 @@ def train(
 def states(
     options: Shared,
     device_map: Annotated[
-        str | None,
-        typer.Option("--device-map", help="auto spreads the target over all cards; one process a machine then."),
+        str | None, option("--device-map", "auto spreads the target over all cards; one process a machine then.")
     ] = None,
 ) -> None:
     """Write the target's states of the training dialogues, to train heads from with `koala-bench train --states`.

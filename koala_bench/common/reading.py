@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -93,6 +93,11 @@ def json_lines(path: Path, text: str, remedy: str) -> Iterator[tuple[int, dict[s
         if not isinstance(value, dict):
             refuse(number, "a JSON value that is not an object")
         yield number, value
+
+
+def encode_line(value: Mapping[str, Any]) -> bytes:
+    """A JSON line as it stands in a file."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def complete_lines(path: Path, content: bytes, remedy: str) -> tuple[list[dict[str, Any]], int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from koala_bench.common.progress import progress
 from koala_bench.decoding.batching import decode_batch
 from koala_bench.engine.target import Target
-from koala_bench.evaluation.loop import Method
+from koala_bench.evaluation.methods import Method
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from koala_bench.costs.profile import machine_in_words
 from koala_bench.costs.training import in_words, training_speed
 from koala_bench.dialogues.conversations import read_conversations
 from koala_bench.dialogues.encoding import encode_prompt
-from koala_bench.dialogues.questions import bundled_questions, read_questions
-from koala_bench.evaluation.loop import select_questions
+from koala_bench.dialogues.questions import bundled_questions, read_questions, select_questions
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import free_head, load_preset_target, methods_with_heads, training_streams
 

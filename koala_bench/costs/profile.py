@@ -14,7 +14,7 @@ from koala_bench.decoding.loop import Decoded, capacity_for, decode
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch
-from koala_bench.evaluation.loop import Method
+from koala_bench.evaluation.methods import Method
 
 PARTS = ("draft", "model", "verify", "accept", "commit", "rest")
 # Calls that synchronise the host with the device.

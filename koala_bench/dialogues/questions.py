@@ -8,6 +8,7 @@ MBPP, Arena-Hard and SPEED-Bench are read as what they would be in it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -238,3 +239,14 @@ def questions_sha256(path: Path) -> str:
         raise KoalaBenchError(
             f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions."
         ) from error
+
+
+def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:
+    """All questions, or the first few of each category in the order of the file."""
+    taken: Counter[str] = Counter()
+    selected = []
+    for question in questions:
+        taken[question.category] += 1
+        if per_category is None or taken[question.category] <= per_category:
+            selected.append(question)
+    return selected

@@ -24,14 +24,13 @@ from koala_bench.common.hub_errors import HUB_ERRORS, first_line
 from koala_bench.common.machine import memory_bytes
 from koala_bench.dialogues.conversations import BUNDLED, bundled_answers, files_of
 from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
-from koala_bench.dialogues.questions import find_questions, read_questions
+from koala_bench.dialogues.questions import find_questions, read_questions, select_questions
 from koala_bench.engine.devices import pick_dtype, pick_engine
 from koala_bench.engine.loading.gguf import gguf_config, gguf_file
 from koala_bench.engine.loading.targets import bundled_target
 from koala_bench.engine.shapes import known_shape
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import select_questions
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.experiment import VANILLA

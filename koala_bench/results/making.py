@@ -104,13 +104,6 @@ def sources_in(folder: Path) -> Sources:
     )
 
 
-def make_table1(
-    runs: Sequence[Run], out: Path, spec: Path = RECIPES / "table1.toml", paper: Path = RECIPES / "paper.toml"
-) -> list[Path]:
-    """Write Table 1 (Markdown, LaTeX, CSV) and its figure (PDF, PNG); see ``make_table``."""
-    return make_table(runs, out, spec, paper)
-
-
 def make_table(
     runs: Sequence[Run],
     out: Path,
@@ -134,8 +127,8 @@ def make_table(
     for run in runs:  # before anything is written: a table without its figure helps nobody
         if set(run.methods) <= {VANILLA}:
             raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
-    figure = write_figure1 if wanted.by == "target" else None
-    return [*write_table(runs, out, wanted, read_paper(paper)), *(figure(runs, out, wanted.methods) if figure else [])]
+    written = write_table(runs, out, wanted, read_paper(paper))
+    return [*written, *write_figure1(runs, out, wanted.methods)] if wanted.by == "target" else written
 
 
 def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
@@ -143,17 +136,10 @@ def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
 
 
 def _and_others(methods: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
-    """The methods, and those of the records that belong to no recipe: a head of one's own, but not a part of KOALA or
-    another K.
-    """
-    elsewhere = set(read_table_spec(RECIPES / "table3.toml").methods)
-    others = [
-        name
-        for run in runs
-        for name in run.methods
-        if name not in methods and name not in elsewhere and "@" not in name
-    ]
-    return (*methods, *dict.fromkeys(others))
+    """The methods, and those of the records that belong to no recipe: heads of one's own, no part of KOALA, no @K."""
+    known = {*methods, *read_table_spec(RECIPES / "table3.toml").methods}
+    every = dict.fromkeys(name for run in runs for name in run.methods)
+    return (*methods, *(name for name in every if name not in known and "@" not in name))
 
 
 def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
@@ -195,9 +181,9 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
         raise KoalaBenchError(
             f"There is nothing to make {name} from.", "Use `koala-bench reproduce`, or name the records."
         )
-    return (
-        make_table(read_runs(paths), out, RECIPES / f"{name}.toml") if name in TABLES else make_figure(name, paths, out)
-    )
+    if name in TABLES:
+        return make_table(read_runs(paths), out, RECIPES / f"{name}.toml")
+    return make_figure(name, paths, out)
 
 
 def drawable(sources: Sources) -> list[str]:
@@ -227,14 +213,8 @@ def tabulable(sources: Sources) -> list[str]:
     """
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
-    # Table 2 again, turned round
-    there = {
-        "table1": sources.main is not None,
-        "table2": bool(sources.tasks),
-        "table3": has_parts,
-        "leaderboard": False,
-    }
-    return [name for name in TABLES if there[name]]
+    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts}
+    return [name for name, is_there in there.items() if is_there]  # the leaderboard is Table 2 turned round
 
 
 def read_table(name: str, sources: Sources) -> SetTable:

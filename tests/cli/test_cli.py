@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import koala_bench.evaluation.loop as evaluation
+import koala_bench.evaluation.answering as evaluation
 from koala_bench.cli import app
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of

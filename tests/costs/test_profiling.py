@@ -8,7 +8,7 @@ import pytest
 
 from koala_bench.costs.profile import PARTS, Profile, in_words, profile
 from koala_bench.decoding.loop import decode
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from tests.support.commands import Koala
 from tests.support.small_runs import Bench
 

@@ -15,7 +15,7 @@ from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.presets import load_preset
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template

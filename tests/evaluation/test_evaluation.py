@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-import koala_bench.evaluation.loop as evaluation
+import koala_bench.evaluation.answering as evaluation
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
-from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
+from koala_bench.dialogues.questions import Question, questions_sha256, read_questions, select_questions
 from koala_bench.engine.loading.targets import fingerprint, load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods, select_questions
+from koala_bench.evaluation.loop import evaluate
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.evaluation.order import drawn_order
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.records.reading import Run, read_run
@@ -513,9 +514,7 @@ def test_system_prompts_stops_and_ignored_settings_are_in_prompts_and_record(
 
     monkeypatch.setattr(evaluation, "encode_prompt", watched)
     preset = bench.preset(f"evaluation.questions='{tmp_path / 'asked.jsonl'}'")
-    run = evaluation.evaluate(
-        preset, "x", ["vanilla"], target, bench.template, bench.heads, tmp_path / "r.jsonl", None, []
-    )
+    run = evaluate(preset, "x", ["vanilla"], target, bench.template, bench.heads, tmp_path / "r.jsonl", None, [])
     assert len(set(asked)) == 2 and all(text.startswith("You only rhyme.") for text in asked)
     assert run.header["limits"]["stop_texts"] == ["never said"]
     assert run.header["target"]["ignored_settings"] == {"repetition_penalty": 1.3}

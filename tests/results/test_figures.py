@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
-from tests.support.commands import Koala
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import TurnLine
-from koala_bench.records.summaries import sample, summarise
 from koala_bench.results.figures import write_figure1
 from koala_bench.results.figures.layers import curves
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.training.log import read_training
+from tests.support.commands import Koala
 from tests.support.synthetic_run import make_header, write_run
 
 
@@ -171,12 +170,8 @@ def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path:
         str(tmp_path / "one" / f"figure-depth.{kind}") for kind in ("pdf", "png")
     ]
     every = koala("figure", "all", str(tmp_path / "results"))
-    assert {Path(line).stem for line in every.out.split()} == {
-        "figure-depth",
-        "figure-categories",
-        "figure-training",
-        "figure-oracle",
-    }
+    found = {Path(line).stem for line in every.out.split()}
+    assert found == {"figure-depth", "figure-categories", "figure-training", "figure-oracle"}
     assert (tmp_path / "results" / "figure-depth.png").read_bytes() == (
         tmp_path / "one" / "figure-depth.png"
     ).read_bytes()

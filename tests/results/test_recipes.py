@@ -7,8 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.commands import Koala, decoding, settings
-from tests.support.small_runs import write_questions
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset, usual_methods
@@ -16,7 +14,9 @@ from koala_bench.records.reading import read_run
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, RECORD
 from koala_bench.results.recipes import Plan, layers_of_variants, plan, with_layers
+from tests.support.commands import Koala, decoding, settings
 from tests.support.markdown import table_rows
+from tests.support.small_runs import write_questions
 
 TABLES = ("table1", "table2", "table3")
 FOUR = ["medusa", "medusa+koala", "eagle", "eagle+koala"]

@@ -20,19 +20,10 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset
 from koala_bench.records import statistics
 from koala_bench.sweeps.grid import SweepGrid, read_grid, trials_of
-from koala_bench.sweeps.results import (
-    SweepLog,
-    confirmed,
-    explored,
-    markdown,
-    open_sweep,
-    read_sweep,
-    to_csv,
-    verdict,
-    winner,
-)
+from koala_bench.sweeps.results import SweepLog, confirmed, explored, markdown, open_sweep, read_sweep, to_csv, winner
 from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
+from tests.support.markdown import table_rows, table_under
 from tests.support.small_runs import conversations
 from tests.training.test_training import equal
 
@@ -207,33 +198,26 @@ def test_values_and_intervals_are_those_of_the_answers(tmp_path: Path) -> None:
     assert statistics.against_zero(stage.trials[1].change or one.change) == "below zero"
 
 
-def test_without_a_gain_beyond_its_interval_the_verdict_says_that_none_helps(tmp_path: Path) -> None:
-    log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.0, "two": -0.4})
-    assert verdict(log).startswith("eagle+koala: no trial helps beyond its interval; the best, label ")
-
-
-def test_a_best_trial_of_the_search_alone_is_called_no_result(tmp_path: Path) -> None:
+def test_the_search_alone_is_called_no_result(tmp_path: Path) -> None:
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.0})
-    said = verdict(log)
-    assert "in the search label one helps by +" in said and "not a result before it is confirmed" in said
     text = markdown(log)
-    assert (
-        "too good: it is an exploration" in text
-        and "2 intervals, each of its own" in text
-        and "names no confirm_seeds" in text
-    )
+    assert "the search is an exploration" in text and "Fresh seeds: 0 of 0 finished (none)" in text
+    rows = table_rows(text)
+    assert rows[1][0] == "label one" and rows[1][2].startswith("**+")
 
 
-@pytest.mark.parametrize(
-    ("gain", "words"), [(0.6, "helps by +"), (0.0, "makes no difference beyond its interval ("), (-0.6, "harms by -")]
-)
-def test_the_fresh_seeds_give_the_result_whichever_way_it_goes(tmp_path: Path, gain: float, words: str) -> None:
+@pytest.mark.parametrize(("gain", "marked"), [(0.6, "**+"), (0.0, ""), (-0.6, "**-")])
+def test_the_fresh_seeds_give_the_result_whichever_way_it_goes(tmp_path: Path, gain: float, marked: str) -> None:
     seeds = {"confirm_seeds": [10, 11, 12]}
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.1}, {"base": 0.0, "one": gain}, **seeds)
-    assert f"the best of 2 trials, label one, {words}" in verdict(log)
-    assert "trained again from 3 fresh seeds and decoded on 8 fresh prompts" in verdict(log)
+    (row,) = [
+        row
+        for row in table_under(markdown(log), "Confirmed on fresh seeds and fresh prompts: the result")
+        if row["Trial"] == "label one"
+    ]
+    assert row["Change of τ (%)"].startswith(marked) and row["Change of τ (%)"].startswith("**") == bool(marked)
     assert (confirmed(log).seeds, confirmed(log).prompts) == ([10, 11, 12], 8)
-    assert "Confirmed on fresh seeds 10, 11, 12" in markdown(log)
+    assert "Fresh seeds: 3 of 3 finished (10, 11, 12), 8 prompts" in markdown(log)
     assert len([line for line in to_csv(log).splitlines() if line.startswith("confirmation,")]) == 2
 
 
@@ -247,7 +231,7 @@ def test_a_seed_counts_once_every_trial_has_finished_it_and_nothing_is_confirmed
     part = read_sweep(tmp_path / "part.jsonl")
     assert explored(part).seeds == [0, 1]
     assert winner(part) is None and confirmed(part).outcomes == []
-    assert "Unfinished: 2 of 3 seeds" in markdown(part)
+    assert "Seeds of the search: 2 of 3 finished (0, 1)" in markdown(part)
 
 
 def test_before_any_seed_is_finished_the_table_says_so(tmp_path: Path) -> None:
@@ -258,7 +242,7 @@ def test_before_any_seed_is_finished_the_table_says_so(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_interval_and_distinguishes_nothing(tmp_path: Path) -> None:
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.0}, seeds=[0])
-    assert "no trial helps beyond its interval" in verdict(log) and "so no interval" in verdict(log)
+    assert "**+" not in markdown(log)
     assert "nan" not in markdown(log) + to_csv(log)
 
 

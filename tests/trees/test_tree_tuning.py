@@ -16,7 +16,7 @@ import torch
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.tree import TreeTemplate, load_template
 from koala_bench.trees.rank_profile import RankProfile, measure_ranks
 from koala_bench.trees.search import BestTrees, greedy

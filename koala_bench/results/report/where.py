@@ -20,7 +20,7 @@ def lengths_by_category(chosen: Sample) -> Grid:
         within = sample([replace(run, turns=own) for run, own in zip(chosen.runs, turns, strict=True)], names)
         for row, name in zip(rows, names, strict=True):
             found = within.interval(within.length(name)) if name in within.totals else None
-            row.append(NOTHING if found is None else with_interval(found.value, found.low, found.high, 2))
+            row.append(with_interval(found, 2))
     return _grid(categories, rows)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import GATE, START, command
-from koala_bench.cli.options import DECODING, Shared, argument, default_folder, method_names, option, typed_command
+from koala_bench.cli.options import DECODING, Heads, Shared, argument, method_names, option, typed_command
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
@@ -65,9 +65,7 @@ def audit(
         str | None,
         option("--tasks", "Comma-separated question sets, or all of the data folder; the preset's by default."),
     ] = None,
-    heads: Annotated[
-        Path | None, option("--heads", "Folder of trained heads; that of reproduce table1 by default.")
-    ] = None,
+    heads: Heads = None,
 ) -> None:
     """Compare every answer with vanilla's and judge each difference: numerical tie, or defect. Exit code 1 on a defect.
 
@@ -88,8 +86,8 @@ def audit(
         )
     asked = questions_of(chosen, tasks, options.data_dir)
     folder = options.folder("audit", chosen)
-    heads = heads or default_folder("table1", chosen, options.quick) / "heads"
-    text, clean = audit(chosen, options.preset, names, asked, heads, folder, options.data_dir, typed_command())
+    found = options.heads(heads, chosen)
+    text, clean = audit(chosen, options.preset, names, asked, found, folder, options.data_dir, typed_command())
     print(text)
     say(f"Wrote audit.md and the records to {folder}.")
     raise typer.Exit(0 if clean else 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from koala_bench.cli.app import MACHINE, command
-from koala_bench.cli.options import DECODING, PASS, USUAL_HEADS, Heads, Shared, method_names, option
+from koala_bench.cli.options import DECODING, PASS, Heads, Shared, method_names, option
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
 
@@ -70,7 +70,7 @@ def benchmark(
         write_context(steps_by_context, out)
 
 
-def _loaded(options: Shared, heads: Path) -> tuple[Preset, Target, list[Method], list[list[int]]]:
+def _loaded(options: Shared, heads: Path | None) -> tuple[Preset, Target, list[Method], list[list[int]]]:
     """The preset, its target, the methods of --methods, and a bundled question of each category as token ids."""
     from koala_bench.dialogues.encoding import encode_prompt
     from koala_bench.dialogues.questions import bundled_questions, read_questions, select_questions
@@ -80,7 +80,7 @@ def _loaded(options: Shared, heads: Path) -> tuple[Preset, Target, list[Method],
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
     assert target.tokenizer is not None
-    ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
+    ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
     questions = select_questions(read_questions(bundled_questions()), 1)
     return chosen, target, ready, [encode_prompt(template, target.tokenizer, each.asked()) for each in questions]
 
@@ -88,13 +88,13 @@ def _loaded(options: Shared, heads: Path) -> tuple[Preset, Target, list[Method],
 @command(MACHINE, *DECODING)
 def profile(
     options: Shared,
-    heads: Heads = USUAL_HEADS,
+    heads: Heads = None,
     tokens: Annotated[int, option("--tokens", "Length of every answer.", min=2)] = 64,
     out: Annotated[Path | None, option("--out", "Write the table here too, a .md file.")] = None,
 ) -> None:
     """Split a decoding step: draft, the model's own pass, what the harness puts around it, reads from the device.
 
-    Example: `koala-bench profile --methods vanilla,eagle --heads results/runs/table1-tiny/heads`.
+    Example: `koala-bench profile --methods vanilla,eagle`.
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.profile import in_words
@@ -114,7 +114,7 @@ def profile(
 @command(MACHINE, *DECODING)
 def batches(
     options: Shared,
-    heads: Heads = USUAL_HEADS,
+    heads: Heads = None,
     sizes: Annotated[str, option("--sizes", "Comma-separated: how many answers at once; divisors of 8.")] = "1,2,4,8",
     tokens: Annotated[int, option("--tokens", "Length of every answer.", min=2)] = 64,
     rounds: Annotated[int, option("--rounds", "How often everything is timed.", min=1)] = 2,
@@ -125,7 +125,7 @@ def batches(
     """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets;
     greedy and lossless.
 
-    Example: `koala-bench batches --methods vanilla,medusa,eagle --heads results/runs/table1-tiny/heads`.
+    Example: `koala-bench batches --methods vanilla,medusa,eagle`.
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.batches import batch_speeds, in_words

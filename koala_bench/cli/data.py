@@ -20,7 +20,7 @@ def named_folder(given: Path | None) -> Path | None:
 def data(
     options: Shared,
     names: Annotated[list[str] | None, argument("Files to download; none lists them.")] = None,
-    everything: Annotated[bool, option("--all", "Download every file.")] = False,
+    everything: Annotated[bool, option("--all", "Download every file that can be downloaded.")] = False,
 ) -> None:
     """List the public question files with their sources, or download and verify them.
 
@@ -30,14 +30,15 @@ def data(
 
     folder = named_folder(options.data_dir)
     if names or everything:
-        for path in fetch([dataset.name for dataset in DATASETS] if everything else list(names or ()), folder):
+        every = [dataset.name for dataset in DATASETS if dataset.by_hand is None]
+        for path in fetch(every if everything else list(names or ()), folder):
             print(path)
         return
     states = {found.dataset.name: found.state for found in status(folder)} if folder is not None else {}
     for dataset in DATASETS:
         print(
             f"{dataset.name:<14}{states.get(dataset.name, 'no data folder set'):<20}{dataset.rows:>4} rows  sha256"
-            f" {dataset.sha256}"
+            f" {dataset.sha256 or 'unpinned'}"
         )
         print(f"{'':<14}{dataset.repository}@{dataset.commit[:12]} {dataset.path}")
     if folder is None:

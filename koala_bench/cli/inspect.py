@@ -43,7 +43,7 @@ def table(
 
 @command(INSPECT)
 def figure(
-    name: Annotated[str, argument("depth, layers, categories, training, or all.")],
+    name: Annotated[str, argument("depth, layers, categories, training, oracle, cost, or all.")],
     paths: Annotated[list[Path], argument("Run records, for training its training.jsonl; or a folder of results.")],
     out: Annotated[Path | None, option("--out", "Folder; that of the first path by default.")] = None,
 ) -> None:

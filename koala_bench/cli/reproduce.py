@@ -28,7 +28,7 @@ from koala_bench.presets import Preset
 @command(START, *EVERYTHING)
 def reproduce(
     options: Shared,
-    what: Annotated[str, argument("table1, table2, table3, figures, leaderboard or all.")],
+    what: Annotated[str, argument("table1, table2, table3, figures, cost, leaderboard or all.")],
     log_with: LogWith = None,
     processes: Processes = 1,
     keep_states: KeepStates = False,
@@ -66,7 +66,12 @@ def reproduce(
     )
     from koala_bench.runs.reproduce import reproduce
 
-    titles = {"figures": "All figures", "leaderboard": "The leaderboard", "all": "All tables and figures"}
+    titles = {
+        "figures": "All figures",
+        "cost": "Length against cost of a draft",
+        "leaderboard": "The leaderboard",
+        "all": "All tables and figures",
+    }
     written = reproduce(
         planned,
         chosen,

@@ -1,7 +1,8 @@
 """The public question files: where each comes from, how to fetch it, and whether it is the pinned one.
 
 None of them is part of this project. A file is pinned by repository, commit and the hash of its bytes, so
-that a table made from it can be compared with one made elsewhere.
+that a table made from it can be compared with one made elsewhere. Where no hash is known, the record's own hash of the
+file is what tells.
 """
 
 from __future__ import annotations
@@ -27,23 +28,32 @@ _LARGEST_BYTES = 64 << 20  # the largest file has 0.7 MB; what is far beyond tha
 
 _EAGLE = ("SafeAILab/EAGLE", "cb7e0841fe0c206c6ed74a197ad5e2a1f13f5a2b")
 _FASTCHAT = ("lm-sys/FastChat", "587d5cfa1609a43d192cedb8441cac3c17db105d")
+_PRM800K = ("openai/prm800k", "00811d6de065642a6967b9017d4cee59550c0ef4")
+_GOOGLE = ("google-research/google-research", "2251e8c67a7fe7d6348714967ee101080b28e956")
+_ARENA = ("lmarena/arena-hard-auto", "6c82720015d5da7b8795b809b91f63ef74abbf6a")
+_G_KV = ("microsoft/G-KV", "680bd1a0783ec711ec2ac7c7fd7eefc0e764d336")
 _SPEC_BENCH = ("hemingkx/Spec-Bench", "fd2c1cd7d2201ef71db4c5f4e455008f017967bf")
+SPEED_BENCH = (
+    "Run NVIDIA's examples/specdec_bench/prepare_data.py --dataset speed --config qualitative (Model-Optimizer), which"
+    " fetches the texts, and save its rows as JSON lines"
+)
 _APACHE = "Apache-2.0 (LICENSE of the repository, which says nothing separate about this file)"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One public question file, pinned."""
+    """One public question file, pinned by its hash, or where that is not known by its commit alone."""
 
     name: str  # as given to --questions
     repository: str  # owner/name on github.com
     commit: str  # full hash
     path: str  # inside the repository
-    sha256: str  # of the file's bytes
+    sha256: str | None  # of the file's bytes
     rows: int
     about: str
     licence: str
     host: str = "https://raw.githubusercontent.com"
+    by_hand: str | None = None  # how to make a file that cannot be downloaded whole
 
     @property
     def url(self) -> str:
@@ -57,7 +67,7 @@ class FileStatus:
 
     dataset: Dataset
     place: Path  # where the file is, or where it would be put
-    state: Literal["present", "missing", "different hash"]
+    state: Literal["present", "present, unpinned", "missing", "different hash"]
     found_sha256: str | None  # None where the file is missing
 
 
@@ -102,6 +112,29 @@ DATASETS = (
         "916876f0c42f938a944de96eed16e51425f29f27438cca5c9ef4737c0fedf771", 80,
         "EAGLE's set of articles to summarise, the summarization part of Spec-Bench", _APACHE,
     ),
+    Dataset(  # the hash stands in the repository, as the file's name in Git LFS
+        "math500", *_PRM800K, "prm800k/math_splits/test.jsonl",
+        "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132", 500,
+        "MATH500: the 500 problems of MATH's test split that PRM800K keeps, by subject", "MIT (LICENSE)",
+        "https://media.githubusercontent.com/media",
+    ),
+    Dataset(
+        "mbpp", *_GOOGLE, "mbpp/mbpp.jsonl", None, 974, "MBPP, all of its problems, each with its tests",
+        "Apache-2.0 (LICENSE of the repository); its README says CC BY 4.0 of data",
+    ),
+    Dataset(
+        "arena_hard", *_ARENA, "data/arena-hard-v0.1/question.jsonl", None, 500, "Arena-Hard-Auto v0.1, one turn",
+        _APACHE,
+    ),
+    Dataset(
+        "aime24", *_G_KV, "data/aime24.jsonl", None, 30, "AIME 2024, both papers",
+        "MIT (LICENSE); the problems are the Mathematical Association of America's",
+    ),
+    Dataset(
+        "speed_bench", "NVIDIA/Model-Optimizer", "c777c44c3b4e41b2b5c70b0e5576a5fda8445c55",
+        "examples/specdec_bench/prepare_data.py", None, 880, "SPEED-Bench's qualitative split, 11 categories of 80",
+        "NVIDIA Evaluation Dataset License; what it fetches has licences of its own", by_hand=SPEED_BENCH,
+    ),
 )  # fmt: skip
 
 
@@ -132,6 +165,8 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
         found = sha256_of(place)
     except OSError as error:
         raise cannot("read", place, error, "Check its permissions.") from error
+    if dataset.sha256 is None:
+        return FileStatus(dataset, place, "present, unpinned", found)
     return FileStatus(dataset, place, "present" if found == dataset.sha256 else "different hash", found)
 
 
@@ -170,6 +205,8 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
                 "Move it away to fetch the pinned file, or give its path to --questions to use it as it is.",
             )
     missing = [one for one in found.values() if one.state == "missing"]
+    for one in (one for one in missing if one.dataset.by_hand):
+        raise KoalaBenchError(f"{one.dataset.name} cannot be downloaded whole.", f"{one.dataset.by_hand}: {one.place}.")
     for index, one in enumerate(missing):
         dataset = one.dataset
         try:
@@ -182,7 +219,10 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
             raise KoalaBenchError(
                 f"Cannot download {dataset.name} from {dataset.url}: {reason}.", f"Download by hand and save: {by_hand}"
             ) from error
-        if (arrived := hashlib.sha256(content).hexdigest()) != dataset.sha256:
+        arrived = hashlib.sha256(content).hexdigest()
+        if dataset.sha256 is None:
+            say(f"{dataset.name}: no hash is known to check it by; that of what arrived is {arrived}")
+        elif arrived != dataset.sha256:
             raise KoalaBenchError(
                 f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected"
                 f" {dataset.sha256}.",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from koala_bench.records.schema import TurnLine, place_of
+from koala_bench.records.schema import TurnLine
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,18 @@ class Bounds:
         return None if self.draft_share is None else self.oracle_speedup / (1 - self.draft_share)
 
 
-def bounds(method: Iterable[TurnLine], vanilla: Iterable[TurnLine]) -> Bounds | None:
-    """Bounds over the turns that both answered; None where there is no such turn with a step.
+def bounds(pairs: Iterable[tuple[TurnLine, TurnLine]]) -> Bounds | None:
+    """Bounds over some turns; None where no pair has a step of the method, and one of vanilla's.
 
     Args:
-        method, vanilla: turns of either in one run; pairs are those of the same question, turn and repeat.
+        pairs: a turn of the method, and vanilla's of the same question, turn and repeat in the same run.
     """
-    base = {place_of(turn): turn for turn in vanilla}
     steps = accepted = offered = tokens = 0
     seconds = vanilla_seconds = draft = verify = 0.0
     timed = True
-    for turn in method:
-        other = base.get(place_of(turn))
+    for turn, other in pairs:
         depths, kept, time_s = turn["drafted_depth"], turn["accepted"], turn["decode_s"]
-        if other is None or depths is None or kept is None or time_s is None or not kept:
+        if depths is None or time_s is None or not kept:
             continue
         if (other_time := other["decode_s"]) is None or not other["accepted"]:
             continue

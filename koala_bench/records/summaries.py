@@ -157,6 +157,15 @@ class Sample:
         """The turns of a method that its numbers are from."""
         return [turn for finished in self.finished for place, turn in finished[name].items() if place in self.common]
 
+    def pairs(self, name: str) -> list[tuple[TurnLine, TurnLine]]:
+        """The same turns, each with vanilla's."""
+        return [
+            (turn, finished[VANILLA][place])
+            for finished in self.finished
+            for place, turn in finished[name].items()
+            if place in self.common
+        ]
+
     def interval(self, statistic: Statistic) -> Interval:
         """A statistic with its interval over the questions, and over trainings or processes where there are several."""
         if isinstance(self.weights, SeedWeights):

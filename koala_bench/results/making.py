@@ -14,7 +14,16 @@ from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA
-from koala_bench.results.figures import write_categories, write_depth, write_figure1, write_layers, write_training
+from koala_bench.results.figures import (
+    write_categories,
+    write_cost,
+    write_depth,
+    write_figure1,
+    write_layers,
+    write_oracle,
+    write_training,
+)
+from koala_bench.results.figures.cost import has_cost_curves
 from koala_bench.results.figures.layers import has_curves
 from koala_bench.results.tables.building import SetTable, set_table, write_table
 from koala_bench.results.tables.columns import known
@@ -22,7 +31,7 @@ from koala_bench.results.tables.published import TableSpec, read_figure_spec, re
 
 RECORD = "records.jsonl"
 TABLES = ("table1", "table2", "table3", "leaderboard")
-FIGURES = ("depth", "layers", "categories", "training")
+FIGURES = ("depth", "layers", "categories", "training", "oracle", "cost")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
 
@@ -153,12 +162,12 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
             )
         return write_training(paths[0], out, spec.methods)
     runs = read_runs(paths)
-    if name == "layers":
-        return write_layers(runs, out, spec.methods)
+    if name in ("layers", "cost"):
+        return (write_layers if name == "layers" else write_cost)(runs, out, spec.methods)
     methods = _and_others(spec.methods, runs)
     if name == "categories":
         return write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
-    return write_depth(runs, out, methods)
+    return (write_oracle if name == "oracle" else write_depth)(runs, out, methods)
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
@@ -186,9 +195,13 @@ def drawable(sources: Sources) -> list[str]:
     names = [name for name in FIGURES if sources.of(name)]
     if not names:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
-    heads = read_figure_spec(RECIPES / "figure-layers.toml").methods
     runs = read_runs([sources.main] if sources.main else [])
-    return [name for name in names if name != "layers" or has_curves(runs, heads)]
+    lacking = [
+        name
+        for name, has in (("layers", has_curves), ("cost", has_cost_curves))
+        if not has(runs, read_figure_spec(RECIPES / f"figure-{name}.toml").methods)
+    ]
+    return [name for name in names if name not in lacking]
 
 
 def tabulable(sources: Sources) -> list[str]:

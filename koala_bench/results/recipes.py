@@ -14,7 +14,8 @@ from koala_bench.presets import Preset, load_preset, usual_methods
 from koala_bench.results.making import FIGURES, RECORD, TABLES, seed_folder, task_folder
 from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
-RECIPE_NAMES = (*TABLES, "figures", "all")
+RECIPE_NAMES = (*TABLES, "figures", "cost", "all")
+_USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one takes trainings of its own
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,16 @@ def plan(
         KoalaBenchError: the preset lacks a method of the recipe.
     """
     wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
-    products = [product for each in wanted for product in (FIGURES if each == "figures" else [each])]
+    products = [product for each in wanted for product in (_USUAL_FIGURES if each == "figures" else [each])]
     remarks: list[str] = []
-    curve, part = read_figure_spec(RECIPES / "figure-layers.toml"), read_table_spec(RECIPES / "table3.toml")
+    over_k = "cost" if what == "cost" else "layers"
+    curve, part = read_figure_spec(RECIPES / f"figure-{over_k}.toml"), read_table_spec(RECIPES / "table3.toml")
     extended, of_curve = preset, list[str]()
-    if "layers" in products:
+    if over_k in products:
         heads = [head for head in curve.methods if head in (preset.methods if methods is None else methods)]
         extended, of_curve = with_layers(preset, heads, curve.layers)
         if not of_curve:
-            products.remove("layers")
+            products.remove(over_k)
             remarks.append(f"No curve over K: none of {', '.join(curve.methods)} is among the methods.")
     if methods is not None:
         usual = parts = list(dict.fromkeys(["vanilla", *methods]))
@@ -144,11 +146,13 @@ def plan(
         if what == "leaderboard":
             usual, remarks = _ranked(preset)
     by_task = next((table for table in ("table2", "leaderboard") if table in wanted), None)
+    if what == "cost":
+        usual = ["vanilla"]
     files: list[tuple[str, int | None]] = []
     if by_task and not asked:
         files, more = _question_files(by_task, name, preset, data_dir)
         remarks += more
-    main = usual if "table1" in wanted or "figures" in wanted or (by_task and not files) else []
+    main = usual if {"table1", "figures", "cost"} & {*wanted} or (by_task and not files) else []
     main = list(dict.fromkeys([*main, *(parts if "table3" in wanted else []), *of_curve]))
     for method in (*main, *usual):
         if method != "vanilla":

@@ -208,7 +208,7 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> Target:
     [
         ("medusa", "3x2x1"), ("hydra", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6"), ("eagle3", "3x2x1"),
         ("draft_model", "3x2x1"), ("prompt_lookup", "3x2x1"), ("suffix_lookup", "chain-3"),
-        ("token_recycling", "3x2x1"), ("p_eagle", "3x2x1"), ("p_eagle", "dynamic-2x3x6"),
+        ("token_recycling", "3x2x1"), ("p_eagle", "3x2x1"), ("p_eagle", "dynamic-2x3x6"), ("dflash", "3x2x1"),
     ],
 )  # fmt: skip
 def test_a_bundled_head_leaves_the_distribution_as_it_is(

@@ -94,7 +94,7 @@ def training_log(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, name: str) -> None:
-    header = make_header(OVER_K) if name == "layers" else None
+    header = make_header(OVER_K) if name in ("layers", "cost") else None
     source = (
         training_log(tmp_path / "training.jsonl")
         if name == "training"
@@ -170,7 +170,8 @@ def test_the_command_draws_one_figure_or_all_of_a_folder(koala: Koala, tmp_path:
         str(tmp_path / "one" / f"figure-depth.{kind}") for kind in ("pdf", "png")
     ]
     every = koala("figure", "all", str(tmp_path / "results"))
-    assert {Path(line).stem for line in every.out.split()} == {"figure-depth", "figure-categories", "figure-training"}
+    found = {Path(line).stem for line in every.out.split()}
+    assert found == {"figure-depth", "figure-categories", "figure-training", "figure-oracle"}
     assert (tmp_path / "results" / "figure-depth.png").read_bytes() == (
         tmp_path / "one" / "figure-depth.png"
     ).read_bytes()

@@ -121,9 +121,7 @@ def _difference(trace: Trace, other: Trace) -> str | None:
     # Benchmarks number their questions alike: 101 is one of MT-bench's and one of others'.
     for place in sorted(ours.keys() & theirs.keys()):
         if None not in (ours[place], theirs[place]) and ours[place] != theirs[place]:
-            return (
-                f"not the same questions, {place[0]} is of category '{ours[place]}' here and '{theirs[place]}' there"
-            )
+            return f"not the same questions, {place[0]} is of category '{ours[place]}' here and '{theirs[place]}' there"
     if all(mine[question] != its[question] for question in common):
         first = min(common)
         return f"not the same questions, the turns of {first} are {mine[first]} here and {its[first]} there"

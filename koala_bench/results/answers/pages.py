@@ -13,6 +13,7 @@ from koala_bench.records import statistics
 from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
 from koala_bench.records.statistics import Interval
 from koala_bench.results.answers.numbers import Row, Versus
+from koala_bench.results.tables.bounds import TRACES, trace_bounds
 from koala_bench.results.tables.rendering import NOTHING, Note, csv_of, grid_of, to_markdown, with_interval
 
 _DEPTHS = 5  # accepted drafts a step that the table shows; chains of speculative sampling are longer
@@ -30,6 +31,7 @@ _DEFINITIONS = Note(
         " Spec-Bench (which recount its tokens). Mean of ratios: of the questions' own speedups.",
         f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}),"
         " paired where two files are compared.",
+        TRACES,
     ),
 )
 
@@ -108,7 +110,15 @@ def to_text(rows: Sequence[Row]) -> str:
     notes = [Note("Files", tuple(f"{', '.join(which)}: {text}" for text, which in files.items())), _DEFINITIONS]
     further = {"Speedups": speedups, "Changes against the first file": changes}
     tables = [(title, grid_of(each, ())) for title, each in further.items() if each]
+    if bounded := trace_bounds([_bounded(row, numbers[id(row.trace)]) for row in rows if not is_vanilla(row.trace)]):
+        tables.append(("What bounds them", bounded))
     return to_markdown(grid_of(lines, _LEFT), "Answer files", notes, tables)
+
+
+def _bounded(row: Row, number: str) -> tuple[str, float | None, float | None, Sequence[float]]:
+    length, speedup = row.acceptance_length, row.speedup.speedup if row.speedup else None
+    name = f"{number} {row.category or ''}".strip()
+    return name, length.value if length else None, speedup.value if speedup else None, row.at_least
 
 
 def _ends(name: str, value: Interval | None) -> dict[str, float | None]:

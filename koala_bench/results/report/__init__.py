@@ -24,6 +24,7 @@ from koala_bench.records.summaries import VANILLA, Summary, sample, summaries_of
 from koala_bench.results.making import Sources, drawable, make, read_table, sources_in, tabulable
 from koala_bench.results.report.outliers import outliers_of
 from koala_bench.results.report.trees import draw_trees
+from koala_bench.results.report.where import lengths_by_category, lengths_by_position
 from koala_bench.results.tables.rendering import label_of, with_interval
 from koala_bench.training.log import GAP, agreements, read_training
 
@@ -32,12 +33,14 @@ _CAPTIONS = {
     "figure-depth": "Acceptance rate by depth, given that the token above was accepted.",
     "figure-layers": "Speedup and draft overhead against the number of layers K.",
     "figure-categories": "Speedup by category of question.",
+    "figure-oracle": "From each method's speedup to that of perfect drafts, and of perfect drafts that take no time.",
+    "figure-cost": "Acceptance length against the cost of a draft, over the number of layers K.",
     "figure-training": "Training: the heads' losses, their held-out acceptance length, and the discriminators' side.",
 }
 
 
 _KINDS = {"lossless": True, "lossy": False}
-_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories")
+_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories", "figure-oracle")
 
 
 def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
@@ -58,7 +61,8 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
             f"{folder} has no records.jsonl to report on.", "Name the folder that `reproduce` or `evaluate` wrote."
         )
     run = read_run(sources.main)
-    summaries = summaries_of(sample([run, *read_runs(sources.processes)]))
+    chosen = sample([run, *read_runs(sources.processes)])
+    summaries = summaries_of(chosen)
     if len(summaries) < 2:
         raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
     questions = _questions(run, data_dir)
@@ -78,6 +82,7 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
         summaries=[summary for summary in summaries if summary.name != VANILLA],
         trees=draw_trees(run),
         outliers=outliers_of(run, questions),
+        lengths=(lengths_by_category(chosen), lengths_by_position(chosen)),
         questions_found=bool(questions),
         agreements=agreements(log),
         has_log=bool(log),

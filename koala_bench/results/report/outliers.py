@@ -39,7 +39,7 @@ class Outliers:
     fastest: Sequence[Outlier]
 
 
-def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3) -> list[Outliers]:
+def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 5) -> list[Outliers]:
     """Of every method but vanilla the questions with the smallest and the largest speedup.
 
     Args:

@@ -18,6 +18,7 @@ from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.summaries import Factor, evaluations, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
+from koala_bench.results.tables.bounds import bounds_tables
 from koala_bench.results.tables.columns import changes_grid, grid, grouped
 from koala_bench.results.tables.external import external_table
 from koala_bench.results.tables.frame import table_rows
@@ -125,6 +126,7 @@ def _further(
         tables = [(change, changes_grid(rows, grouped(spec.columns, spec.changes)))] if spec.changes else []
     for target, group in whole.items() if spec.systems else ():
         tables.append((f"Published order of methods, on {target}", order_grid(group.sample, spec.systems, paper)))
+    tables += bounds_tables([group.sample for group in whole.values()])
     if spec.by == "method":
         more = grid(whole_rows(rows), ("target", "method", *spec.more))
         return [

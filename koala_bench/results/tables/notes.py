@@ -13,6 +13,7 @@ from koala_bench.records import statistics
 from koala_bench.records.reading import Run
 from koala_bench.records.schema import MethodInfo
 from koala_bench.records.summaries import Factor, Summary
+from koala_bench.results.tables.bounds import LEGEND
 from koala_bench.results.tables.published import Paper, TableSpec
 from koala_bench.results.tables.rendering import ALPHA, Grid, Note, grid_of
 
@@ -58,7 +59,7 @@ def notes_of(
         Note("This table is incomplete", tuple(line for each in measured for line in incomplete(each)), alarm=True),
         Note("Remarks", tuple(remarks)),
         settings(measured, spec.methods),
-        Note("Definitions", (*DEFINITIONS, intervals_in_words(covers), statistics.CAUTION)),
+        Note("Definitions", (*DEFINITIONS, LEGEND, intervals_in_words(covers), statistics.CAUTION)),
         Note("Published values", _published(measured[0].run, spec, paper)),
     ]
     return [note for note in notes if note.lines]

@@ -134,34 +134,29 @@ def pretrain(session: nox.Session) -> None:
 
 @nox.session
 def regression(session: nox.Session) -> None:
-    """Hold the acceptance length of fixed checkpoints against the accepted record (-- --update accepts the new one)."""
-    install(session)
+    """Hold the acceptance length of fixed checkpoints against the accepted record (-- --update accepts the new one;
+    -- --preset smollm2-135m takes the heads that ship for a real model).
+    """
+    install_for_target(session)
+    rest = list(session.posargs)
+    preset = "tiny"
+    if "--preset" in rest:
+        at = rest.index("--preset")
+        preset = rest[at + 1]
+        del rest[at : at + 2]
+    heads, baseline, limit = (
+        ("results/regression/heads", "baseline", "2") if preset == "tiny" else ("shipped", preset, "1")
+    )
     folder = "results/runs/regression"
     if Path(folder).exists():
         shutil.rmtree(folder)  # a finished record would be reused, and nothing new would be checked
-    methods = (
-        "--methods",
-        "vanilla,eagle,eagle+koala",
-        "--limit",
-        "2",
-        "--max-new-tokens",
-        "64",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--engine",
-        "eager",
-    )
-    session.run("koala-bench", "evaluate", "--heads", "results/regression/heads", *methods, "--out", folder)
-    reports = (
-        () if "--update" in session.posargs else ("--junit", f"{folder}/junit.xml", "--markdown", f"{folder}/report.md")
-    )
+    measured = ("--methods", "vanilla,eagle,eagle+koala", "--limit", limit, "--max-new-tokens", "64")
+    exactly = ("--device", "cpu", "--dtype", "float32", "--engine", "eager")
     session.run(
-        "koala-bench",
-        "check",
-        "results/regression/baseline.jsonl",
-        f"{folder}/records.jsonl",
-        *reports,
-        *session.posargs,
+        *("koala-bench", "evaluate", "--preset", preset, "--heads", heads, *measured, *exactly),
+        *("--questions", "bundled" if preset == "tiny" else "chat", "--out", folder),
+    )
+    reports = () if "--update" in rest else ("--junit", f"{folder}/junit.xml", "--markdown", f"{folder}/report.md")
+    session.run(
+        "koala-bench", "check", f"results/regression/{baseline}.jsonl", f"{folder}/records.jsonl", *reports, *rest
     )

@@ -33,6 +33,7 @@ from typing_extensions import TypedDict
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
+from koala_bench.records.schema import answer_s
 
 PREFILL_AND_DECODING = "prefill and decoding"
 DECODING = "decoding"
@@ -52,6 +53,7 @@ class AnsweredTurn:
         settled: tokens that the steps settled; not always all of ``tokens``.
         seconds: see ``Trace.clock``.
         lengths: the settled tokens of each step, [steps].
+        whole: tokens and seconds of the whole answer, the prefills of target and head included.
     """
 
     question_id: int
@@ -65,6 +67,7 @@ class AnsweredTurn:
     settled: int | None
     seconds: float | None
     lengths: tuple[int, ...] | None
+    whole: tuple[int, float] | None = None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -357,7 +360,8 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
                 if text == _ERROR:
                     turns.append(AnsweredTurn(*place, None, True, None, None, None, None, None))
                 else:
-                    turns.append(AnsweredTurn(*place, text, False, tokens, count, settled, seconds, lengths))
+                    whole = None if tokens is None or seconds is None else (tokens, seconds)
+                    turns.append(AnsweredTurn(*place, text, False, tokens, count, settled, seconds, lengths, whole))
     if failed := sum(turn.failed for turn in turns):
         counted = (
             f"; with them the file has {recorded_tokens / recorded_steps:.3f} tokens a step"
@@ -419,14 +423,15 @@ def _record(path: Path) -> list[Trace]:
         turns = []
         for turn in run.turns_of(method):
             place = (turn["question_id"], turn["turn"], turn["repeat"], turn["category"], turn["text"])
-            if turn["accepted"] is None:
+            if turn["accepted"] is None or turn["new_token_ids"] is None:
                 turns.append(AnsweredTurn(*place, True, None, None, None, None, None))
                 continue
             lengths = tuple(count + 1 for count in turn["accepted"])
+            whole = len(turn["new_token_ids"]), answer_s(turn)
             # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
             turns.append(
-                AnsweredTurn(*place, False, sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths)
+                AnsweredTurn(*place, False, sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths, whole)
             )
-        form = "koala-bench's run record (accepted, decode_s)"
+        form = "koala-bench's run record (accepted, decode_s, prefill_s)"
         traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))
     return traces

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.interop.traces import AnsweredTurn, Trace, is_vanilla, vanilla_stem
+from koala_bench.interop.traces import DECODING, AnsweredTurn, Trace, is_vanilla, vanilla_stem
 from koala_bench.records import statistics
 from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
 from koala_bench.records.statistics import Array, Interval, Statistic, Totals
@@ -35,7 +35,9 @@ class Versus:
     Attributes:
         same_text: turns with the same text in both; None where a file has no texts.
         longest: new tokens of the longest turn, of the trace and of the other.
-        speedup: ratio of totals; this and what follows is None where one of the two lacks the counts or the times.
+        whole_answer: speedup of whole answers, prefills included; None where one of the two lacks the counts or times.
+        speedup: ratio of totals by the two files' own seconds, of decoding or of whole answers; this and what follows
+            is None too where they are not of the same, see ``Trace.clock``.
         speedup_of_means, mean_of_speedups: the other definitions, see ``koala_bench.records.statistics``.
         rate_change: of tokens per second, in percent.
         length_change, length_change_percent: of the acceptance length, in tokens per step and in percent.
@@ -46,6 +48,7 @@ class Versus:
     turns: int
     same_text: int | None
     longest: tuple[int, int] | None
+    whole_answer: Interval | None
     speedup: Interval | None
     speedup_of_means: float | None
     mean_of_speedups: float | None
@@ -100,12 +103,17 @@ def _has_rate(turns: Sequence[AnsweredTurn]) -> bool:
     return _all(turn.tokens for turn in turns) and _all(turn.seconds for turn in turns)
 
 
-def _totals(trace: Trace, turns: Sequence[AnsweredTurn], of_steps: bool) -> Totals:
+def _has_whole_answers(turns: Sequence[AnsweredTurn]) -> bool:
+    return _all(turn.whole and turn.whole[0] for turn in turns)
+
+
+def _totals(trace: Trace, turns: Sequence[AnsweredTurn], of_steps: bool, whole: bool = False) -> Totals:
     """The turns per question: of the steps and what they settled, or of the new tokens and their seconds."""
     sums: dict[int, list[float]] = {}
     for turn in turns:
         row = sums.setdefault(turn.question_id, [0.0, 0.0, 0.0])
-        for column, amount in enumerate((turn.settled if of_steps else turn.tokens, turn.steps, turn.seconds)):
+        tokens, seconds = turn.whole or (0, 0.0) if whole else (turn.settled if of_steps else turn.tokens, turn.seconds)
+        for column, amount in enumerate((tokens, turn.steps, seconds)):
             row[column] += amount or 0.0
     ordered = sorted(sums)
     table = np.array([sums[question] for question in ordered], dtype=np.float64)
@@ -158,7 +166,7 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
     questions = len({question for question, _ in places})
     weights, ones = weights_of(questions), np.ones(questions)
 
-    speedup = rate_change = length_change = length_percent = None
+    whole_answer = speedup = rate_change = length_change = length_percent = None
     of_means = mean_of = None
     if trace.clock == other.clock and _has_rate(ours) and _has_rate(theirs):
         new, old = _totals(trace, ours, False), _totals(other, theirs, False)
@@ -167,6 +175,9 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
             float(each(new, old)(ones)) for each in (statistics.speedup_of_means, statistics.mean_of_speedups)
         )
         rate_change = statistics.interval(statistics.change_percent(_rate(new), _rate(old)), weights)
+    if _has_whole_answers(ours) and _has_whole_answers(theirs):
+        new, old = _totals(trace, ours, False, whole=True), _totals(other, theirs, False, whole=True)
+        whole_answer = statistics.interval(statistics.speedup_of_totals(new, old), weights)
     if _has_length(ours) and _has_length(theirs):
         lengths = [statistics.length(_totals(each, turns, True)) for each, turns in ((trace, ours), (other, theirs))]
         length_change = statistics.interval(statistics.change(*lengths), weights)
@@ -189,6 +200,7 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
         len(places),
         same,
         longest,
+        whole_answer,
         speedup,
         of_means,
         mean_of,
@@ -238,7 +250,7 @@ def _row(
             compared[name] = _versus(trace, other, category, weights_of) if reason is None else None
             remarks += [f"Not compared with `{other.path.name}`: {reason}."] if reason else []
     if baseline is not None and None not in (trace.clock, baseline.clock) and trace.clock != baseline.clock:
-        remarks.append(f"No speedup: its seconds are of {trace.clock}, those of {baseline.system} of {baseline.clock}.")
+        remarks.append(f"No speedup of decoding: its seconds are of {trace.clock}, those of {baseline.system} of {baseline.clock}.")
     return Row(
         trace=trace,
         category=category,
@@ -327,12 +339,17 @@ def _cells(row: Row) -> dict[str, str]:
         "Acceptance length τ": length.partition(" ")[0] if is_vanilla(row.trace) else length,
         "τ is": row.trace.length_is or _NOTHING,
         "Accepted ≥ 1 / ≥ 2 / …": " / ".join(shares) or _NOTHING,
-        "Speedup (x)": (
-            "1.00"
-            if row.is_baseline and row.tokens_per_s is not None
-            else _with_ends(row.speedup.speedup if row.speedup else None, 2)
+        "Speedup (x)": _speedup_cell(row, row.speedup and row.speedup.speedup, row.trace.clock == DECODING),
+        "Whole answer (x)": _speedup_cell(
+            row, row.speedup and row.speedup.whole_answer, any(turn.whole for turn in row.trace.turns)
         ),
     }
+
+
+def _speedup_cell(row: Row, speedup: Interval | None, known: bool) -> str:
+    """A speedup, 1 for a baseline, or a dash where the file has not the seconds of that kind."""
+    one = row.is_baseline and known and row.tokens_per_s is not None
+    return "1.00" if one else _with_ends(speedup if known else None, 2)
 
 
 def _change_cells(change: Versus) -> dict[str, str]:
@@ -360,8 +377,9 @@ _DEFINITIONS = Note(
             " records it is not."
         ),
         (
-            "Speedup: tokens/s over the baseline's, on the turns that both finished; times compare only within one"
-            " machine."
+            "Speedup: tokens/s of decoding over the baseline's, on the turns that both finished. Whole answer: the same"
+            " with the reading of the prompt by target and head in the seconds; answer files have no other seconds."
+            " Times compare only within one machine."
         ),
         (
             "Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and"
@@ -486,6 +504,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             | {f"steps_accepting_at_least_{depth}": share for depth, share in enumerate(at_least, 1)}
             | {"baseline": speedup and speedup.other.path}
             | _ends("speedup", speedup.speedup if speedup else None)
+            | _ends("whole_answer_speedup", speedup.whole_answer if speedup else None)
             | {
                 "speedup_ratio_of_means": speedup and speedup.speedup_of_means,
                 "speedup_mean_of_ratios": speedup and speedup.mean_of_speedups,

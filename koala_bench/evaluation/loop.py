@@ -217,7 +217,9 @@ def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
         if "stream_sha256" not in manifest:
             return weights, None
         found = {name: manifest[name] for name in ("stream_sha256", "order_sha256", "steps", "tokens")}
-        return weights, TypeAdapter(TrainingInfo).validate_python({**found, "seed": manifest["training"]["seed"]})
+        training = manifest["training"]
+        found |= {name: training[name] for name in ("seed", "precision") if name in training}
+        return weights, TypeAdapter(TrainingInfo).validate_python(found)
     except (ValueError, KeyError, TypeError) as error:  # pydantic's own is a ValueError
         raise KoalaBenchError(f"{place} is damaged.", "Train the head again.") from error
 
@@ -231,6 +233,27 @@ def select_questions(questions: Sequence[Question], per_category: int | None) ->
         if per_category is None or taken[question.category] <= per_category:
             selected.append(question)
     return selected
+
+
+def _settled(
+    preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[MethodInfo]
+) -> dict[str, str | int | None]:
+    """What settings that are left open came to: those of the target on this machine, those of training in the heads."""
+    wanted = preset.target
+    found: dict[str, str | int | None] = {}
+    if wanted.threads is None and target.device.type == "cpu":
+        found["target.threads"] = torch.get_num_threads()
+    came_to = {
+        "device": str(target.device), "dtype": str(target.dtype).removeprefix("torch."), "engine": target.engine,
+        "chat_template": template.name,
+    }  # fmt: skip
+    found |= {f"target.{key}": value for key, value in came_to.items() if getattr(wanted, key) == "auto"}
+    if wanted.template_date is None and template.date is not None:
+        found["target.template_date"] = template.date.isoformat()
+    trained = {each["training"].get("precision") for each in methods if each["training"] is not None}
+    if preset.training.precision == "auto" and len(trained) == 1:
+        found["training.precision"] = trained.pop()
+    return found
 
 
 def _header(
@@ -258,7 +281,10 @@ def _header(
         "run_id": uuid.uuid4().hex,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
-        "preset": {"name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json")},
+        "preset": {
+            "name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json"),
+            "settled": _settled(preset, target, template, [method.info for method in methods]),
+        },
         "target": {
             "name": target.name,
             "path": target.name,  # as it was asked for; where a bundled target lies is this machine's business

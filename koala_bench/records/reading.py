@@ -172,12 +172,15 @@ _EXPERIMENT = ("preset", "target", "methods", "acceptance", "questions", "chat_t
 _CIRCUMSTANCES = ("environment", "code")
 _NOT_COMPARED = (
     "preset.resolved.",
+    "preset.settled.",  # what it came to is compared where it matters: the target's dtype, the template's hash
     "target.path",
     "target.name",
     "measure.processes",
     "environment.platform",
     "environment.memory_bytes",
 )
+# The hash of a head's weights says more than both.
+_NOT_COMPARED_OF_HEADS = (".checkpoint", ".training.precision")
 
 
 def _flat(value: Any, place: str) -> dict[str, Any]:
@@ -203,4 +206,6 @@ def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = Tr
         left |= _flat(first[name], name)  # type: ignore[literal-required]
         right |= _flat(second[name], name)  # type: ignore[literal-required]
     different = [place for place in left | right if (place in left) != (place in right) or left[place] != right[place]]
-    return [place for place in different if not place.startswith(_NOT_COMPARED) and not place.endswith(".checkpoint")]
+    return [
+        place for place in different if not place.startswith(_NOT_COMPARED) and not place.endswith(_NOT_COMPARED_OF_HEADS)
+    ]

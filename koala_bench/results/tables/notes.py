@@ -216,13 +216,16 @@ def _measurement(measured: Measured) -> tuple[str, ...]:
         f" {measure['warmup']} warm-up, {counted(measure['repeats'], 'repeat')}, seed {header['seed']}; methods"
         f" interleaved question by question, {order}{shared}.",
     ]
-    trained: dict[tuple[str, str, int], list[str]] = {}
+    trained: dict[tuple[str, str, int, str], list[str]] = {}
     for summary in summaries:
         if each := summary.method["training"]:
-            trained.setdefault((each["stream_sha256"], each["order_sha256"], each["tokens"]), []).append(summary.name)
+            within = {"bf16": ", in bf16 autocast", "no": ", in float32"}.get(each.get("precision", ""), "")
+            stream = each["stream_sha256"], each["order_sha256"], each["tokens"], within
+            trained.setdefault(stream, []).append(summary.name)
     lines += [
-        f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}): {', '.join(names)}."
-        for (stream, order, tokens), names in sorted(trained.items())
+        f"Trained on the same {tokens:,} tokens (stream sha256 {stream[:12]}, order {order[:12]}){within}:"
+        f" {', '.join(names)}."
+        for (stream, order, tokens, within), names in sorted(trained.items())
     ]
     absent = [name for name in run.methods if name not in {summary.name for summary in summaries}]
     lines += [f"Also in the record, not in this table: {', '.join(absent)}."] if absent else []

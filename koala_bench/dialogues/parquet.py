@@ -21,7 +21,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except ImportError as error:
         raise KoalaBenchError(
             f"{path} is a Parquet file, and pyarrow is not installed.",
-            "Install it with the extra: pip install koala-bench[parquet], or give the rows as JSON lines.",
+            "Run `pip install pyarrow`, or give the rows as JSON lines.",
         ) from error
     try:
         with ParquetFile(path) as file:

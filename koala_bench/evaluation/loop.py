@@ -282,7 +282,9 @@ def _header(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "preset": {
-            "name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json"),
+            "name": name,
+            "sha256": preset.sha256,
+            "resolved": preset.model_dump(mode="json"),
             "settled": _settled(preset, target, template, [method.info for method in methods]),
         },
         "target": {

@@ -155,9 +155,7 @@ def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
     right = [False, False, True, True, False, True, True, False, True]
     table = Grid(headings, rows, right, frozenset(), frozenset())
     heads = ", ".join(dict.fromkeys(label_of(each.head) for each in comparisons))
-    return to_markdown(
-        table, f"{heads} on {run.header['target']['name']}", [_meaning(run, comparisons), _basis(run, comparisons)]
-    )
+    return to_markdown(table, f"{heads} on {run.target}", [_meaning(run, comparisons), _basis(run, comparisons)])
 
 
 def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
@@ -207,7 +205,7 @@ def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
             f" {header['limits']['max_new_tokens']} new tokens."
         ),
         answers,
-        *lossy_lines(list(methods.values()), header["target"]["name"]),
+        *lossy_lines(list(methods.values()), run.target),
         (
             f"Preset {header['preset']['name']}, {header['target']['dtype']} on"
             f" {header['environment']['gpu'] or header['environment']['cpu']}; run {header['run_id']},"

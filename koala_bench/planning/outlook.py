@@ -37,6 +37,7 @@ from koala_bench.planning.requirements import (
 )
 from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import Preset
+from koala_bench.records.reading import short_name
 from koala_bench.training.experiment import load_preset_target
 
 # What least_hours counts.
@@ -68,7 +69,7 @@ def outlook(
     missing = missing_for(preset, place, needs, turns, out, models)
     hours, basis = _hours(preset, methods, loaded, models, needs, seconds, tokens)
     lines = [
-        f"# What {preset.target.name} takes with {', '.join(methods)}",
+        f"# What {short_name(preset.target.name)} takes with {', '.join(methods)}",
         "",
         f"Target: {needs.target_parameters / 1e6:,.2f} M parameters; {place.words}.",
         "",

@@ -29,6 +29,16 @@ from koala_bench.records.schema import (
 )
 
 
+def short_name(target: str) -> str:
+    """What titles and labels call a target: a file or folder by its last name, a GGUF file without its ending, a model of
+    the hub as it is.
+    """
+    last = target.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    if target.endswith(".gguf"):
+        return last.removesuffix(".gguf")
+    return last if target.startswith((".", "/", "~")) or "\\" in target else target
+
+
 @dataclass(frozen=True)
 class Run:
     """A record as read.
@@ -49,6 +59,11 @@ class Run:
     def methods(self) -> dict[str, MethodInfo]:
         """The methods by name, in the order of the header."""
         return {method["name"]: method for method in self.header["methods"]}
+
+    @property
+    def target(self) -> str:
+        """The target's name for titles and labels, see ``short_name``."""
+        return short_name(self.header["target"]["name"])
 
     @property
     def training_seed(self) -> int:
@@ -207,5 +222,7 @@ def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = Tr
         right |= _flat(second[name], name)  # type: ignore[literal-required]
     different = [place for place in left | right if (place in left) != (place in right) or left[place] != right[place]]
     return [
-        place for place in different if not place.startswith(_NOT_COMPARED) and not place.endswith(_NOT_COMPARED_OF_HEADS)
+        place
+        for place in different
+        if not place.startswith(_NOT_COMPARED) and not place.endswith(_NOT_COMPARED_OF_HEADS)
     ]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_name
 from koala_bench.records.summaries import VANILLA, Summary
 from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, ends, grid_lines, looks, save
 from koala_bench.results.tables.published import TableSpec
@@ -86,7 +86,7 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
         panels = figure.subplots(len(targets), 1, squeeze=False)
         for (axes,), target in zip(panels, targets, strict=True):
             here = [row for row in rows if row.summaries[0].target == target]
-            _draw(axes, here, names, f"{target}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
+            _draw(axes, here, names, f"{short_name(target)}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
         figure.legend(
             *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False
         )

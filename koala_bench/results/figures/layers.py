@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_name
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
 from koala_bench.results.figures.style import (
@@ -135,7 +135,7 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
                 ha="right",
             )
             most = max(point.method["layers"] for curve in here for point in curve.points)
-            prefix = f"{target}\n" if len(targets) > 1 else ""
+            prefix = f"{short_name(target)}\n" if len(targets) > 1 else ""
             for axes, label in zip(
                 row, ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)"), strict=True
             ):

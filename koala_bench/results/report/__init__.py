@@ -83,7 +83,7 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
         pictures=_pictures(sources, summaries),
         labels={summary.name: label_of(summary) for summary in summaries},
         drawn=_is_drawn(run),
-        lossy=lossy_lines(summaries, run.header["target"]["name"]),
+        lossy=lossy_lines(summaries, run.target),
         summaries=[summary for summary in summaries if summary.name != VANILLA],
         trees=draw_trees(run),
         outliers=outliers_of(run, questions),

@@ -15,7 +15,7 @@ import pandas as pd
 
 from koala_bench.common.files import write_text
 from koala_bench.records import statistics
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_name
 from koala_bench.records.summaries import Factor, Sample, Summary, evaluations, sample, summaries_of, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
 from koala_bench.results.tables.columns import changes_grid, grid, grouped, records_of, to_csv
@@ -99,7 +99,7 @@ def _groups(measured: Sequence[Measured], spec: TableSpec) -> tuple[_Groups, lis
             by_target[run.header["target"]["name"]].append(run)
         samples = [sample(of_target, spec.methods) for of_target in by_target.values()]
         remarks = [
-            f"The heads of {chosen.runs[0].header['target']['name']} are of one training seed,"
+            f"The heads of {chosen.runs[0].target} are of one training seed,"
             f" {chosen.runs[0].training_seed}: intervals are over questions, and another seed may move the numbers"
             " by more."
             for chosen in samples
@@ -143,15 +143,13 @@ def _further(
         shown = changes_grid(rows, grouped(spec.columns, spec.changes))
         changes = [(change, shown)] if spec.changes else []
     if spec.by == "part":
-        of_targets = [
-            (chosen.runs[0].header["target"]["name"], effects(chosen, summaries_of(chosen))) for chosen in samples
-        ]
+        of_targets = [(chosen.runs[0].target, effects(chosen, summaries_of(chosen))) for chosen in samples]
         changes = [("What each part is worth", effects_grid(of_targets))]
     count = sum(cell.endswith("]") for _, table in changes for row in table.rows for cell in row)
     said += [statistics.caution(count)] if count else []
     for chosen in samples if spec.systems else ():
         if found := order_grid(chosen, spec.systems, paper):
-            changes.append((f"Published order of methods, on {chosen.runs[0].header['target']['name']}", found[0]))
+            changes.append((f"Published order of methods, on {chosen.runs[0].target}", found[0]))
             said += found[1]
     return [*changes, *more], said
 
@@ -159,7 +157,7 @@ def _further(
 def _where(runs: Sequence[Run]) -> str:
     """The target, the questions and the temperature, where there is one of each."""
     targets, questions = ({run.header[kind]["name"] for run in runs} for kind in ("target", "questions"))
-    target = f", {targets.pop()}" if len(targets) == 1 else ""
+    target = f", {short_name(targets.pop())}" if len(targets) == 1 else ""
     on = f" on {questions.pop()}" if target and len(questions) == 1 else ""
     acceptance = runs[0].header["acceptance"]  # the same in all runs of a table
     return target + on + (f", temperature {acceptance['temperature']:g}" if acceptance["rule"] != "greedy" else "")

@@ -12,6 +12,7 @@ import pandas as pd
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
+from koala_bench.records.reading import short_name
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA
 from koala_bench.results.tables.rendering import ALPHA, NOTHING, Grid, fixed, method_label, with_interval
@@ -140,7 +141,7 @@ def _right(heading: str, cell: _Cell, raw: str) -> ColumnGroup:
 
 
 COLUMNS: dict[str, ColumnGroup] = {
-    "target": _left("Target", "target"),
+    "target": ColumnGroup((Column("Target", lambda row: short_name(row["target"]), right=False),), "target"),
     "task": _left("Task", "task"),
     "questions": _right("Questions", _plain("questions"), "questions"),
     "method": ColumnGroup((Column("Method", _method, right=False),), "method"),

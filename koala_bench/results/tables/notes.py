@@ -31,7 +31,7 @@ class Measured:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each record: its target, with its questions, its seed or its process where others have the same."""
-    names = [run.header["target"]["name"] for run in runs]
+    names = [run.target for run in runs]
     marks: tuple[Callable[[Run], str], ...] = (
         lambda run: f" on {run.header['questions']['name']}",
         lambda run: f", seed {run.training_seed}",

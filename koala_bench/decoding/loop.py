@@ -12,6 +12,7 @@ import torch
 from koala_bench.decoding.acceptance import GREEDY, Greedy, Rule
 from koala_bench.decoding.stops import end_of_text
 from koala_bench.engine.cache import TreeCache
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
 from koala_bench.errors import KoalaBenchError
@@ -132,10 +133,12 @@ def decode(
         rule: which drafted tokens stay, and how the target's own are chosen; greedily if not given.
 
     Raises:
-        KoalaBenchError: the prompt is empty, or leaves no room in the target's context.
+        KoalaBenchError: the prompt is empty, has a token that the target does not know, or leaves no room in the target's
+            context.
     """
     if not prompt:
         raise KoalaBenchError("The prompt is empty.", "Give at least one token.")
+    refuse_unknown_ids(target.name, target.tokenizer, prompt, target.config.vocab_size, "The prompt")
     if len(prompt) >= target.max_positions:
         raise KoalaBenchError(
             f"The prompt has {len(prompt)} tokens, {target.name} has a context of {target.max_positions}.",

@@ -96,13 +96,14 @@ class Target:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: all that the generation configuration, the model's or the tokenizer names, and
-        ``more_stop_ids``.
+        ``more_stop_ids``; but for ids that the model does not know.
         """
         found: list[int] = []
         for owner in (self.model.generation_config, self.model.config, self.config, self.tokenizer):
             ids = getattr(owner, "eos_token_id", None)
             found += ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
-        return tuple(dict.fromkeys(map(int, [*found, *self.more_stop_ids])))
+        every = dict.fromkeys(map(int, [*found, *self.more_stop_ids]))
+        return tuple(each for each in every if each < self.config.vocab_size)
 
     @property
     def layers(self) -> int:

@@ -32,6 +32,7 @@ from koala_bench.engine.loading.fingerprints import architecture_sha256
 from koala_bench.engine.loading.generation import in_words
 from koala_bench.engine.loading.gguf import check_pin
 from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import DataPreset, MethodPreset, Preset
@@ -87,6 +88,10 @@ def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target
         say(f"The chat template asks for today's date and is told {template.date} (target.template_date).")
     if target.ignored:
         say(f"Ignored by all methods: the checkpoint's own generation settings, {in_words(target.ignored)}.")
+    said = encode_prompt(template, target.tokenizer, ["a", "b", "c"])
+    refuse_unknown_ids(
+        target.name, target.tokenizer, said, target.config.vocab_size, f"The chat template '{template.name}'"
+    )
     ids, texts = stops_of(template, target.tokenizer, target.stop_ids, preset.evaluation.stop, target.name)
     return replace(target, more_stop_ids=ids, stop_texts=texts), template
 

@@ -12,7 +12,7 @@ import torch
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.testing import save_tiny_target, tiny_target, tiny_tokenizer
+from koala_bench.testing import save_tiny_target, tiny_target
 from tests.decoding.test_decoding import PROMPT, vanilla
 from tests.support.architectures import FAMILIES, PAGE, row
 
@@ -76,22 +76,6 @@ def test_a_quantised_target_is_refused_with_the_package_that_it_needs(tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(KoalaBenchError, match="Install the package"):
         load_target(str(tmp_path), "cpu")
-
-
-@pytest.mark.parametrize("padding", [True, False])
-def test_tokens_without_an_embedding_are_refused_but_for_padding(tmp_path: Path, padding: bool) -> None:
-    save_tiny_target(tmp_path)
-    tokenizer = tiny_tokenizer()
-    if padding:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    else:
-        tokenizer.add_tokens(["<new>"])
-    tokenizer.save_pretrained(tmp_path)
-    if padding:
-        assert load_target(str(tmp_path), "cpu").tokenizer is not None
-    else:
-        with pytest.raises(KoalaBenchError, match="'<new>' with id 259"):
-            load_target(str(tmp_path), "cpu")
 
 
 def test_a_mixture_of_experts_falls_back_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from koala_bench.dialogues.conversations import MANIFEST, Conversations
 from koala_bench.dialogues.dialogue import Dialogue, as_dialogue
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.engine.loading.targets import fingerprint
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -176,6 +177,7 @@ def _answer(
                 prompt = encode_prompt(
                     template, target.tokenizer, Dialogue([*turns[index], one.questions[number]], one.system)
                 )
+                refuse_unknown_ids(target.name, target.tokenizer, prompt, target.config.vocab_size, f"Row {one.name}")
                 if len(prompt) + max_new_tokens <= target.max_positions:
                     active.append(index)
                     prompts.append(prompt)

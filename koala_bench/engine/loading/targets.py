@@ -138,14 +138,12 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
 
 
 def _check_target(target: Target) -> None:
-    """Look once at what decoding takes for granted: all ids have embeddings, the parts make up the model, trees work.
+    """Look once at what decoding takes for granted: the parts make up the model, trees work.
 
     Raises:
         KoalaBenchError: something of that is not so.
     """
-    vocabulary, limit = target.config.vocab_size, target.limit
-    if target.tokenizer is not None:
-        _check_ids(target.name, target.tokenizer, vocabulary)
+    limit = target.limit
     try:
         _check_output(target)
     except torch.cuda.OutOfMemoryError as error:
@@ -176,21 +174,6 @@ def _recordable(target: Target) -> Target:
         return target
     say(f"koala-bench: {target.name} is decoded with the engine eager.")
     return replace(target, engine="eager")
-
-
-def _check_ids(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Refuse tokens without an embedding, but for padding, which no prompt holds."""
-    beyond = [
-        (index, token)
-        for token, index in tokenizer.get_vocab().items()
-        if index >= vocabulary and index != tokenizer.pad_token_id
-    ]
-    if beyond:
-        index, token = min(beyond)
-        raise KoalaBenchError(
-            f"The tokenizer of {name} has the token {token!r} with id {index}, the model knows only {vocabulary} ids.",
-            "Use the tokenizer that belongs to the model, or resize the model's embeddings and train them.",
-        )
 
 
 def _check_output(target: Target) -> None:

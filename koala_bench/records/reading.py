@@ -208,6 +208,10 @@ def _flat(value: Any, place: str) -> dict[str, Any]:
     return {place: value}
 
 
+def _transformers_of(header: RunHeader) -> str | None:
+    return header["environment"]["packages"].get("transformers")
+
+
 def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = True) -> list[str]:
     """Names of the fields in which two runs are not comparable, e.g. ``limits.max_new_tokens``.
 
@@ -221,6 +225,9 @@ def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = Tr
         left |= _flat(first[name], name)  # type: ignore[literal-required]
         right |= _flat(second[name], name)  # type: ignore[literal-required]
     different = [place for place in left | right if (place in left) != (place in right) or left[place] != right[place]]
+    if _transformers_of(first) != _transformers_of(second):
+        # Its version and its defaults are part of every configuration; the weights' hash and the passes stay compared.
+        different = [place for place in different if place != "target.config_sha256"]
     return [
         place
         for place in different

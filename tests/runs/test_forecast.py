@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import koala_bench.runs.reproduce as reproducing
+from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.results.recipes import Plan, plan
 from koala_bench.runs.forecast import Forecast, forecast
@@ -50,6 +51,22 @@ def test_processes_share_the_work(preset: Preset, tmp_path: Path, monkeypatch: p
     alone = forecast(planned(preset, tmp_path), target, template, None, 0.1)
     monkeypatch.setenv("WORLD_SIZE", "1000")
     assert forecast(planned(preset, tmp_path), target, template, None, 0.1).total_s < alone.total_s / 50
+
+
+def test_evaluations_in_fresh_processes_are_counted(
+    koala: Koala, cli_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Path] = []
+
+    def count(planned: Plan, *_: object) -> Forecast:
+        counted.extend(job.record for job in planned.jobs)
+        raise KoalaBenchError("That is enough.", "")
+
+    monkeypatch.setattr(reproducing, "forecast", count)
+    koala(
+        "reproduce", "table1", *settings(cli_folder), *decoding(cli_folder), "--processes", "3", "--out", str(tmp_path)
+    )
+    assert len(set(counted)) == 3
 
 
 def expectation(said: str) -> str:

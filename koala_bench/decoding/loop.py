@@ -99,6 +99,14 @@ def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_p
     return min(prompt_tokens + max_new_tokens, max_positions) + tree_nodes
 
 
+def fits(target: Target, prompt_tokens: int, max_new_tokens: int, tree_nodes: int) -> bool:
+    """Whether an answer goes into the target's context and, if the model computes differently in longer sequences, stays
+    short of that.
+    """
+    needed = capacity_for(prompt_tokens, max_new_tokens, tree_nodes, target.max_positions)
+    return prompt_tokens < target.max_positions and (target.limit is None or needed <= target.limit.rows)
+
+
 def cut(settled: Sequence[int], room: int, stops: frozenset[int]) -> tuple[int, Stop | None]:
     """How many of a step's tokens belong to an answer that has room for ``room`` more, and whether they end it."""
     keep = next((i + 1 for i, token in enumerate(settled) if token in stops), len(settled))

@@ -192,6 +192,11 @@ class Target:
         found = limit_of(self.config)
         return None if found is None or found.rows >= self.max_positions else found
 
+    @property
+    def longest(self) -> int:
+        """Rows of the longest sequence that is decoded: the context, or up to where the model computes as trees need it."""
+        return self.max_positions if self.limit is None else self.limit.rows
+
     def new_cache(self, capacity: int, step: int = 1) -> TreeCache:
         """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.
 

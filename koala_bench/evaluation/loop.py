@@ -27,7 +27,7 @@ from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state
 from koala_bench.decoding.acceptance import GREEDY, Rule, SpeculativeSampling, TypicalAcceptance
 from koala_bench.decoding.hybrid import Hybrid
-from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
+from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode, fits
 from koala_bench.decoding.sampling import Sampling
 from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
@@ -339,9 +339,7 @@ class _Session:
 
     def fits(self, prompt: Sequence[int]) -> bool:
         """Whether an answer to a prompt goes into the target's context and, if it has one, its window."""
-        target = self.target
-        needed = capacity_for(len(prompt), self.limit, self.widest, target.max_positions)
-        return len(prompt) < target.max_positions and (target.limit is None or needed <= target.limit.rows)
+        return fits(self.target, len(prompt), self.limit, self.widest)
 
     def rule(self, method: Method, question: int, turn: int, repeat: int) -> Rule:
         """How a method accepts; what it draws at random follows from the seed and the place alone, so that resuming

@@ -38,7 +38,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import DataPreset, MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
-from koala_bench.training.held_out import HeldOut
+from koala_bench.training.held_out import HeldOut, can_probe
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.precision import settle_precision
 from koala_bench.training.shared_states import stored_states_of
@@ -322,6 +322,11 @@ def _unread_data_of(manifest: dict[str, Any] | None, data: DataPreset) -> bool:
     return alike and list(files.values()) == content_of(data.source)
 
 
+def longest_dialogue(preset: Preset, target: Target) -> int:
+    """Tokens of the longest dialogue to train on: no more than the target has positions for, and decodes with."""
+    return min(preset.data.max_tokens, target.longest)
+
+
 def training_streams(
     preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
 ) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
@@ -333,7 +338,7 @@ def training_streams(
     """
     limit = preset.data.limit or len(conversations.train)
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
-    longest = preset.data.max_tokens
+    longest = longest_dialogue(preset, target)
     encoded, names, lengths = _answered(
         encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, ""
     )
@@ -353,7 +358,7 @@ def training_streams(
     prompts = [
         encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]
     ]
-    probes = [prompt for prompt in prompts if len(prompt) < longest]
+    probes = [prompt for prompt in prompts if len(prompt) < longest and can_probe(target, prompt)]
     counts = {
         "train": {**lengths, "not_taken": len(conversations.train[limit:])},
         "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)},

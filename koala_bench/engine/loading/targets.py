@@ -78,6 +78,10 @@ def load_target(
             "Use a smaller target, --dtype float16, or another --device.",
         ) from error
     except _UNLOADABLE as error:
+        if attention != "eager" and "attn_implementation" in str(error):
+            raise KoalaBenchError(
+                f"transformers has no attention '{attention}' for {name}.", "Use --attention eager."
+            ) from error
         raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", _remedy(error)) from error
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
         raise KoalaBenchError(
@@ -122,11 +126,8 @@ def _experts(config: Any) -> int:
 
 def _remedy(error: Exception) -> str:
     """What helps against an error of loading: mostly the hub's."""
-    said = str(error)
     if isinstance(error, ImportError):
         return "Install the package that it names, or use a copy of the target that is not quantised."
-    if "attention implementation" in said or "attn_implementation" in said:
-        return "Use --attention eager."
     return "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
 
 

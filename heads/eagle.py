@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from heads.common.drafting import Drafter, DraftState, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, Unrolled, rotary_table
-from heads.common.losses import judged, spread
+from heads.common.losses import judged
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -227,18 +227,17 @@ class Eagle(nn.Module):
         wanted = hidden.flatten(0, 1)[rows + depth]
         divisor = len(rows) + 1e-5
         regression = F.smooth_l1_loss(feature, wanted, reduction="none").mean(-1).sum() / divisor
-        probabilities = batch.target_probabilities.flatten(0, 1)
+        labels = batch.soft_labels(self._spec)
 
         def judge(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            whole, scores = probabilities[rows[part] + depth], logits.float()
-            soft = self._spec.within(whole)
+            places, scores = rows[part] + depth, logits.float()
+            soft, likeliest = labels.probabilities[places], labels.likeliest[places]
             weighted = soft * F.log_softmax(scores, dim=-1)
-            loss = -weighted.sum()
+            losses = -weighted.sum(-1)
             if self.topk_weight:
-                of_likeliest = weighted.gather(-1, soft.topk(self.topk, dim=-1).indices).sum()
-                loss = loss - self.topk_weight / self.classification_weight * of_likeliest
-            right = scores.detach().argmax(-1) == self._spec.labels(whole.argmax(-1))
-            return loss, right.sum()
+                of_likeliest = weighted.gather(-1, soft.topk(self.topk, dim=-1).indices).sum(-1)
+                losses = losses - self.topk_weight / self.classification_weight * of_likeliest
+            return (losses * (likeliest >= 0)).sum(), (scores.detach().argmax(-1) == likeliest).sum()
 
         summed, agreeing, scored = judged(self._spec.score, feature, self._spec.drafted, judge)
         classification, agreement = summed / divisor, agreeing / max(len(rows), 1)
@@ -249,4 +248,4 @@ class Eagle(nn.Module):
             f"top1_{depth}": agreement,
         }
         total = self.regression_weight * regression + self.classification_weight * classification
-        return total, parts, Prediction(depth, rows, feature, spread(scored, self._spec.spread))
+        return total, parts, Prediction(depth, rows, feature, scored, self._spec.draft_vocabulary)

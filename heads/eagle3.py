@@ -26,7 +26,7 @@ from torch import nn
 from heads.common.drafting import Drafter, DraftState, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled
-from heads.common.losses import spread, token_loss
+from heads.common.losses import token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -229,8 +229,7 @@ class Eagle3(nn.Module):
         tokens = batch.ids.shape[1]
         # Behind a row's last token stands padding, which has no state worth predicting from.
         counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
-        whole = batch.target_probabilities.flatten(0, 1)
-        targets, likeliest = self._spec.within(whole), self._spec.labels(whole.argmax(-1))
+        soft = batch.soft_labels(self._spec)
         total = outs[0].new_zeros((), dtype=own)
         parts: dict[str, torch.Tensor] = {}
         predictions = []
@@ -240,10 +239,9 @@ class Eagle3(nn.Module):
             rows = row * tokens + place
             feature = self.norm(out[row, place])
             vocabulary = self.lm_head.out_features
-            loss, right, scored = token_loss(
-                self.lm_head, feature, targets[rows + depth], likeliest[rows + depth], vocabulary, own
-            )
+            labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
+            loss, right, scored = token_loss(self.lm_head, feature, labels, likeliest, vocabulary, own)
             total = total + self.decay**step * loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, spread(scored, self._spec.spread)))
+            predictions.append(Prediction(depth, rows, feature, scored, self._spec.draft_vocabulary))
         return HeadLoss(total, parts, tuple(predictions))

@@ -26,7 +26,7 @@ from torch import nn
 from heads.common.drafting import Drafter, DraftState, KVCache, Scored
 from heads.common.growth import LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, RMSNorm, rotary_table
-from heads.common.losses import spread, token_loss
+from heads.common.losses import token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
@@ -192,9 +192,7 @@ class Hydra(nn.Module):
         states = (hidden if self.prefix is None else self.prefix(hidden)).flatten(0, 1)
         embedded = self._embed(batch.ids).to(own).flatten(0, 1)
         ids = batch.ids.flatten()
-        whole = batch.target_probabilities.flatten(0, 1) if self.labels == "target" else None
-        targets = None if whole is None else self._spec.within(whole)
-        likeliest = None if whole is None else self._spec.labels(whole.argmax(-1))
+        soft = batch.soft_labels(self._spec) if self.labels == "target" else None
         total = states.new_zeros((), dtype=own)
         parts: dict[str, torch.Tensor] = {}
         predictions = []
@@ -205,12 +203,12 @@ class Hydra(nn.Module):
             rows = wanted.flatten().nonzero()[:, 0]
             known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
             feature = guesser.feature(known)
-            if targets is None or likeliest is None:
-                labels = best_guesses = self._spec.labels(ids[rows + ahead])
+            if soft is None:
+                labels = likeliest = self._spec.labels(ids[rows + ahead])
             else:
-                labels, best_guesses = targets[rows + depth], likeliest[rows + depth]
-            loss, right, scored = token_loss(guesser.output, feature, labels, best_guesses, self._spec.drafted, own)
+                labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
+            loss, right, scored = token_loss(guesser.output, feature, labels, likeliest, self._spec.drafted, own)
             total = total + loss
             parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, spread(scored, self._spec.spread)))
+            predictions.append(Prediction(depth, rows, feature, scored, self._spec.draft_vocabulary))
         return HeadLoss(total, parts, tuple(predictions))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.common.growth import LevelNodes, draft, levels_of
-from heads.common.losses import spread, token_loss
+from heads.common.losses import token_loss
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, Prediction, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
@@ -140,5 +140,5 @@ class Medusa(nn.Module):
             loss, right, scored = token_loss(score, feature, labels, labels, self._spec.drafted, torch.float32)
             total = total + loss
             parts |= {f"cross_entropy_{head + 1}": loss.detach(), f"top1_{head + 1}": right}
-            predictions.append(Prediction(head + 1, rows, feature, spread(scored, self._spec.spread)))
+            predictions.append(Prediction(head + 1, rows, feature, scored, self._spec.draft_vocabulary))
         return HeadLoss(total, parts, tuple(predictions))

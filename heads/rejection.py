@@ -44,7 +44,7 @@ class Rejection(nn.Module):
             raise KoalaBenchError(f"Unknown kind '{kind}'.", "Use one of log, hybrid, variation.")
         if not 0 <= weight < math.inf:
             raise KoalaBenchError(f"The weight of the rejection is {weight}.", "It must be finite and not negative.")
-        self.kind, self.weight, self._vocab_size = kind, weight, spec.vocab_size
+        self.kind, self.weight, self._spec = kind, weight, spec
 
     def active(self, progress: float) -> bool:
         """Whether there is a term: from the first step on, unless its weight is zero."""
@@ -89,26 +89,25 @@ class Rejection(nn.Module):
 
     def _pieces(self, batch: FeatureBatch, prediction: Prediction) -> Iterator[tuple[torch.Tensor, ...]]:
         """Sums over slices of the rows: the measure, the acceptance, the Kullback-Leibler divergence (zero where it is
-        not asked for).
+        not asked for). Rows whose likeliest token the head cannot draft are left out, see ``SoftLabels``.
 
-        Costs one distribution [rows, vocab_size] of the head; slices bound what is held at a time, and each is computed
+        Costs one distribution [rows, drafted] of the head; slices bound what is held at a time, and each is computed
         again for its gradients where there are several.
         """
-        target, scored = batch.target_probabilities.flatten(0, 1), prediction.scored
+        labels = batch.soft_labels(self._spec)
 
         def piece(rows: slice) -> tuple[torch.Tensor, ...]:
-            logits = scored[rows] if isinstance(scored, torch.Tensor) else scored(rows)
-            p = target[prediction.rows[rows] + prediction.depth]
-            log_q = torch.log_softmax(logits.float(), dim=-1)
-            accepted = torch.minimum(p, log_q.exp()).sum(dim=-1)
+            places = prediction.rows[rows] + prediction.depth
+            p, known = labels.probabilities[places], (labels.likeliest[places] >= 0).float()
+            log_q = torch.log_softmax(prediction.drafted(rows, self._spec).float(), dim=-1)
+            accepted = torch.minimum(p, log_q.exp()).sum(dim=-1) * known
             if self.kind == "log":
-                return -accepted.clamp(min=_LEAST).log().sum(), accepted.sum(), accepted.new_zeros(())
+                return -(accepted.clamp(min=_LEAST).log() * known).sum(), accepted.sum(), accepted.new_zeros(())
             divergence = accepted.new_zeros(())
             if self.kind == "hybrid":
-                kept = log_q.isfinite()  # what a draft vocabulary leaves out has no logarithm
-                divergence = torch.where(kept, torch.xlogy(p, p) - p * log_q.where(kept, 0.0), 0.0).sum()
-            return (1 - accepted).sum(), accepted.sum(), divergence
+                divergence = ((torch.xlogy(p, p) - p * log_q).sum(-1) * known).sum()
+            return (known - accepted).sum(), accepted.sum(), divergence
 
-        parts = slices(len(prediction.rows), self._vocab_size)
+        parts = slices(len(prediction.rows), self._spec.drafted)
         for rows in parts:
             yield piece(rows) if len(parts) == 1 else checkpoint(piece, rows, use_reentrant=False)

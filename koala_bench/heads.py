@@ -98,12 +98,6 @@ class TargetSpec:
         """Tokens [...] by their places among those drafted, -1 for the others."""
         return tokens if self.draft_vocabulary is None else self.draft_vocabulary.places(tokens)
 
-    def within(self, targets: torch.Tensor) -> torch.Tensor:
-        """What a head has to learn of the target's distributions [rows, vocab_size]: [rows, drafted], see
-        ``DraftVocabulary``.
-        """
-        return targets if self.draft_vocabulary is None else self.draft_vocabulary.within(targets)
-
 
 @dataclass(frozen=True)
 class Committed:
@@ -125,6 +119,21 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class SoftLabels:
+    """What the target says of the token after each position, in the tokens that a head can draft.
+
+    Attributes:
+        probabilities: its distribution, float32 [batch * tokens, drafted]; of a draft vocabulary renormalised.
+        likeliest: its likeliest token of all by its place among those drafted, int64 [batch * tokens]; -1 where a draft
+            vocabulary lacks it. Next to nothing may be left of the distribution there, so losses leave the row out, as
+            EAGLE-3's does upstream.
+    """
+
+    probabilities: torch.Tensor
+    likeliest: torch.Tensor
+
+
+@dataclass(frozen=True)
 class FeatureBatch:
     """One batch of dialogues with the target's states; every head of a run sees the same ones.
 
@@ -136,6 +145,7 @@ class FeatureBatch:
         output: the target's output layer, see ``TargetSpec.output``.
         lengths: number of real tokens of each row, int64 [batch].
         whole: the batch that this one is a part of, if heads read different layers; it keeps what all of them share.
+        known_likeliest: the target's likeliest next tokens, int64 [batch, tokens], where they were stored.
     """
 
     ids: torch.Tensor
@@ -145,6 +155,7 @@ class FeatureBatch:
     output: Callable[[torch.Tensor], torch.Tensor]
     lengths: torch.Tensor
     whole: FeatureBatch | None = None
+    known_likeliest: torch.Tensor | None = None
 
     def reading(self, places: list[int]) -> FeatureBatch:
         """The same batch with the states at ``places`` of its features only."""
@@ -161,10 +172,45 @@ class FeatureBatch:
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             return torch.softmax(self.output(self.hidden[:, :, -1]).float(), dim=-1)
 
+    @cached_property
+    def target_likeliest(self) -> torch.Tensor:
+        """The target's likeliest next token of all, int64 [batch, tokens]."""
+        if self.known_likeliest is not None:
+            return self.known_likeliest
+        if "target_probabilities" in self.__dict__:
+            return self.target_probabilities.argmax(-1)
+        with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
+            return torch.stack([self.output(row).argmax(-1) for row in self.hidden[:, :, -1]])
+
+    def soft_labels(self, spec: TargetSpec) -> SoftLabels:
+        """The target's distributions over what a head of this spec drafts, computed once for all heads of equal
+        vocabularies.
+
+        A cut one costs the softmax of its own tokens, and a search among all logits where no likeliest tokens are stored.
+        """
+        if self.whole is not None:
+            return self.whole.soft_labels(spec)
+        key = "" if spec.draft_vocabulary is None else spec.draft_vocabulary.sha256
+        if key not in self._soft_labels:
+            if spec.draft_vocabulary is None:
+                probabilities = self.target_probabilities
+            else:
+                with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
+                    probabilities = torch.softmax(spec.score(self.hidden[:, :, -1]).float(), dim=-1)
+            self._soft_labels[key] = SoftLabels(
+                probabilities.flatten(0, 1), spec.labels(self.target_likeliest).flatten()
+            )
+        return self._soft_labels[key]
+
+    @cached_property
+    def _soft_labels(self) -> dict[str, SoftLabels]:
+        return {}
+
     def forget(self) -> None:
         """Let go of what was computed for all heads; who asks for it again has it computed again."""
-        (self.whole or self).__dict__.pop("target_probabilities", None)
-        self.__dict__.pop("target_probabilities", None)
+        for batch in (self, self.whole or self):
+            for name in ("target_probabilities", "target_likeliest", "_soft_labels"):
+                batch.__dict__.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -178,17 +224,29 @@ class Prediction:
         scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what
             computes those of a slice of the rows: of a large vocabulary they should be made only where they are asked
             for, and a piece at a time.
+        vocabulary: where it is given, ``scored`` are logits [rows, drafted] of its tokens alone.
     """
 
     depth: int
     rows: torch.Tensor
     feature: torch.Tensor
     scored: torch.Tensor | Callable[[slice], torch.Tensor]
+    vocabulary: DraftVocabulary | None = None
 
     @cached_property
     def logits(self) -> torch.Tensor:
-        """Logits [rows, vocab_size]."""
-        return self.scored if isinstance(self.scored, torch.Tensor) else self.scored(slice(None))
+        """Logits [rows, vocab_size]; -inf for what is not drafted."""
+        scored = self.scored if isinstance(self.scored, torch.Tensor) else self.scored(slice(None))
+        return scored if self.vocabulary is None else self.vocabulary.spread(scored)
+
+    def drafted(self, rows: slice, spec: TargetSpec) -> torch.Tensor:
+        """Logits [rows, drafted] of a slice of the rows, in the tokens that heads of a spec draft."""
+        scored = self.scored[rows] if isinstance(self.scored, torch.Tensor) else self.scored(rows)
+        return (
+            scored
+            if self.vocabulary is not None or spec.draft_vocabulary is None
+            else scored[:, spec.draft_vocabulary.ids]
+        )
 
 
 @dataclass(frozen=True)
@@ -286,7 +344,7 @@ class TrainableHead(DraftHead, Protocol):
 
 class Objective(Protocol):
     """What is added to a head's supervised loss: a module with parameters of its own that learn beside the head, or
-    none.
+    none. It is built from the spec that its head is built from.
 
     A step has one or more micro-batches, which several processes may share out. For each of them comes first ``learn``,
     then one ``step`` for all, then for each ``term``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,14 +59,15 @@ class View:
     def __init__(self, spec: TargetSpec, kind: str, described: str) -> None:
         self.kind = kind
         self.described = described if kind == "sequence" else kind
-        self._embed, self._vocab_size = spec.embed, spec.vocab_size
-        self._device = spec.device
+        self._embed, self._spec = spec.embed, spec
+        self._tables: dict[torch.dtype, torch.Tensor] = {}
 
-    @cached_property
     def _table(self) -> torch.Tensor:
-        """Embeddings of all tokens [vocab_size, width], in the target's dtype."""
+        """Embeddings of what is drafted [drafted, width], in the target's dtype."""
+        vocabulary = self._spec.draft_vocabulary
+        every = torch.arange(self._spec.vocab_size, device=self._spec.device)
         with torch.no_grad():
-            return self._embed(torch.arange(self._vocab_size, device=self._device))
+            return self._embed(every if vocabulary is None else vocabulary.ids)
 
     def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """One item per depth, or one of all sequences; empty if no answer is long enough for a sequence."""
@@ -89,29 +89,36 @@ class View:
             return [(hidden[each.rows + each.depth], each.feature) for each in predictions]
         # Several depths predict the same position; the target's description of it is computed once.
         places, where = torch.unique(torch.cat([each.rows + each.depth for each in predictions]), return_inverse=True)
-        probabilities = batch.target_probabilities.flatten(0, 1)
+        probabilities = batch.soft_labels(self._spec).probabilities
         with torch.no_grad():
-            pieces = slices(len(places), self._vocab_size)
-            real = torch.cat([self._expected(probabilities[places[rows]]) for rows in pieces])
+            pieces, dtype = (
+                slices(len(places), self._spec.drafted),
+                predictions[0].drafted(slice(0, 1), self._spec).dtype,
+            )
+            real = torch.cat([self._expected(probabilities[places[rows]], dtype) for rows in pieces])
         reals = [real[part] for part in where.split([len(each.rows) for each in predictions])]
         return [(one, self._expected_of(each)) for one, each in zip(reals, predictions, strict=True)]
 
     def _expected_of(self, prediction: Prediction) -> torch.Tensor:
         """The head's expected embeddings [rows, width]."""
-        scored = prediction.scored
-        if isinstance(scored, torch.Tensor):
-            return self._expected(torch.softmax(scored.float(), dim=-1))
 
         def piece(rows: slice) -> torch.Tensor:
-            return self._expected(torch.softmax(scored(rows).float(), dim=-1))
+            logits = prediction.drafted(rows, self._spec)
+            return self._expected(torch.softmax(logits.float(), dim=-1), logits.dtype)
 
+        if isinstance(prediction.scored, torch.Tensor):
+            return piece(slice(None))
         # Checkpointed: distributions of a large vocabulary are recomputed in the backward pass.
-        pieces = slices(len(prediction.rows), self._vocab_size)
+        pieces = slices(len(prediction.rows), self._spec.drafted)
         return torch.cat([checkpoint(piece, rows, use_reentrant=False) for rows in pieces])
 
-    def _expected(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Expected embeddings, float32 [rows, width]; multiplied in the target's dtype."""
-        return (probabilities.to(self._table.dtype) @ self._table).float()
+    def _expected(self, probabilities: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Expected embeddings, float32 [rows, width]; multiplied in the dtype of the head's scores, which under autocast is
+        a half precision.
+        """
+        if dtype not in self._tables:
+            self._tables[dtype] = self._table().to(dtype)
+        return (probabilities.to(dtype) @ self._tables[dtype]).float()
 
     def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
         """Sequences: all depths drafted from one state, or consecutive predictions of a next-token head.

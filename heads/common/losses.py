@@ -62,13 +62,6 @@ def _as_now(device: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-def spread(scored: Scored, whole: Score) -> Scored:
-    """Scores of a draft vocabulary as those of all tokens, see ``TargetSpec.spread``; made when they are asked for, as
-    they were.
-    """
-    return whole(scored) if isinstance(scored, torch.Tensor) else lambda rows: whole(scored(rows))
-
-
 def token_loss(
     score: Score,
     states: torch.Tensor,
@@ -83,8 +76,8 @@ def token_loss(
 
     Args:
         score, states: see ``judged``.
-        wanted: token ids [rows], of which -1 counts as a row and teaches nothing, or distributions [rows, vocab_size].
-        likeliest: token ids [rows] to compare the best guesses with.
+        wanted: token ids [rows], or distributions [rows, vocab_size].
+        likeliest: token ids [rows] to compare the best guesses with; a row of -1 counts and teaches nothing.
         dtype: that losses are computed in.
 
     Returns:
@@ -94,9 +87,8 @@ def token_loss(
     def judge(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         scores = logits.to(dtype)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
         labels = wanted[rows] if wanted.ndim == 1 else wanted[rows].to(dtype)
-        return F.cross_entropy(scores, labels, reduction="sum", ignore_index=-1), (
-            scores.detach().argmax(-1) == likeliest[rows]
-        ).sum()
+        losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=-1)
+        return (losses * (likeliest[rows] >= 0)).sum(), (scores.detach().argmax(-1) == likeliest[rows]).sum()
 
     loss, right, scored = judged(score, states, vocabulary, judge)
     count = max(len(states), 1)

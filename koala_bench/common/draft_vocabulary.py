@@ -8,6 +8,7 @@ What is verified is the whole vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,15 +45,10 @@ class DraftVocabulary:
         """Where tokens [...] of the target stand among those drafted; -1, which a loss ignores, for the others."""
         return self._place_of.to(tokens.device)[tokens]
 
-    def within(self, targets: torch.Tensor) -> torch.Tensor:
-        """What there is to learn of distributions [rows, vocab_size]: renormalised [rows, drafted], 0 where the
-        likeliest token is outside.
-
-        Without its likeliest token next to nothing may be left of a distribution. As EAGLE-3 is trained upstream.
-        """
-        inside = targets[:, self.ids]
-        known = self.places(targets.argmax(-1)) >= 0
-        return inside / torch.where(known, inside.sum(-1), torch.inf)[:, None]
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the ids: heads of equal vocabularies share what is computed for one of them."""
+        return hashlib.sha256(self.ids.cpu().numpy().tobytes()).hexdigest()
 
     @cached_property
     def _place_of(self) -> torch.Tensor:

@@ -47,9 +47,10 @@ def features_of_each(
     """
     wanted = dict.fromkeys(features)
     if stored is not None:
-        hidden = stored.read(batch, target.device, target.dtype)
+        hidden, likeliest = stored.read(batch, target.device, target.dtype)
         ids, lengths = batch.ids.to(target.device), batch.lengths.to(target.device)
-        whole = FeatureBatch(ids, batch.supervised.to(target.device), hidden, seed, target.output, lengths)
+        supervised = batch.supervised.to(target.device)
+        whole = FeatureBatch(ids, supervised, hidden, seed, target.output, lengths, known_likeliest=likeliest)
         return {each: whole.reading([stored.layers.index(index) for index in each]) for each in wanted}
     if len(wanted) == 1:
         (only,) = wanted

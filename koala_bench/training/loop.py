@@ -26,7 +26,7 @@ from koala_bench.common.progress import progress, say
 from koala_bench.dialogues.streams import Stream, TokenBatch
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import TrainableHead
+from koala_bench.heads import TargetSpec, TrainableHead
 from koala_bench.presets import MethodPreset, TrainingPreset
 from koala_bench.registry import OBJECTIVES, build
 from koala_bench.training.checkpoints import (
@@ -46,6 +46,15 @@ from koala_bench.training.step import LOG_EVERY, Arm, Features, train_step
 from koala_bench.training.tracking import curves, tracked_accelerator
 
 
+def spec_of(target: Target, preset: MethodPreset, order: torch.Tensor | None = None) -> TargetSpec:
+    """What the head and the objective of a method know of a target; ``order`` is as for ``build_head``."""
+    if preset.draft_vocabulary is None:
+        return target.spec()
+    size = target.config.vocab_size
+    count = checked_count(preset.draft_vocabulary, size)
+    return target.spec(first_of(torch.arange(size) if order is None else order, count))
+
+
 def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Tensor | None = None) -> nn.Module:
     """A fresh head of a method, on the target's device, in float32; equal seeds give equal weights.
 
@@ -56,14 +65,10 @@ def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Ten
     Raises:
         KoalaBenchError: unknown head or option, a draft vocabulary larger than the target's, or the class is no module.
     """
-    drafted = None
-    if preset.draft_vocabulary is not None:
-        size = target.config.vocab_size
-        drafted = first_of(torch.arange(size) if order is None else order, checked_count(preset.draft_vocabulary, size))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = build_head_of(
-            target.spec(drafted),
+            spec_of(target, preset, order),
             preset.head,
             {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})},
         )
@@ -86,7 +91,9 @@ def make_arm(
             f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it."
         )
     objective = (
-        build(OBJECTIVES, preset.objective, target.spec(), preset.objective_options) if preset.objective else None
+        build(OBJECTIVES, preset.objective, spec_of(target, preset, order), preset.objective_options)
+        if preset.objective
+        else None
     )
     rate = preset.learning_rate or options.learning_rate
     module: nn.Module = head

@@ -1,7 +1,8 @@
 """The target's states of a training's dialogues on disk: one pass of the target serves every epoch, seed and variant.
 
-A folder holds ``states.bin``, the states of all tokens one dialogue after the other, and ``states.json``, which says of
-what they are. The rows are bfloat16 (float16 for a float16 target): 2 bytes per token, layer and dimension.
+A folder holds ``states.bin``, the states of all tokens one dialogue after the other, ``likeliest.bin``, the token that
+the target would say next at each, and ``states.json``, which says of what they are. The rows are bfloat16 (float16 for a
+float16 target): 2 bytes per token, layer and dimension; a likeliest token is an int32.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from koala_bench.errors import KoalaBenchError
 _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 _NAMES = {"stream_sha256": "training data", "held_out_sha256": "held-out data"}
 STATE_BYTES = 2  # of a dimension, in either dtype
+_TOKEN_BYTES = 4  # of a likeliest token
+_VERSION = 2  # of the folder: 1 had no likeliest tokens
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,20 +43,26 @@ class StoredStates:
         layers: which hidden states, as ``DraftHead.features``, in ascending order with -1 last.
         starts: row of the first token of each dialogue and, last, the number of rows; int64 [dialogues + 1].
         rows: [tokens, layers, hidden_size], bfloat16 or float16, mapped from the file.
-        sha256: of the file, for the manifest of what is trained on it.
+        likeliest: int32 [tokens], mapped from its file: to find it again would cost the whole output layer.
+        sha256: of the states' file, for the manifest of what is trained on it.
     """
 
     layers: tuple[int, ...]
     starts: np.ndarray[Any, np.dtype[np.int64]]
     rows: torch.Tensor
+    likeliest: torch.Tensor
     sha256: str
 
-    def read(self, batch: TokenBatch, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """The states of a batch [batch, tokens, layers, hidden_size]; zero on padding."""
+    def read(self, batch: TokenBatch, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states of a batch [batch, tokens, layers, hidden_size] and its likeliest next tokens, int64 [batch,
+        tokens]; both zero on padding.
+        """
         hidden = torch.zeros(*batch.ids.shape, *self.rows.shape[1:], dtype=self.rows.dtype)
+        likeliest = torch.zeros(batch.ids.shape, dtype=torch.int64)
         for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
-            hidden[row, :count] = self.rows[self.starts[sample] : self.starts[sample] + count]
-        return hidden.to(device, dtype)
+            own = slice(self.starts[sample], self.starts[sample] + count)
+            hidden[row, :count], likeliest[row, :count] = self.rows[own], self.likeliest[own]
+        return hidden.to(device, dtype), likeliest.to(device)
 
 
 def layers_of(features: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -87,12 +96,12 @@ def write_states(
     dtype = "float16" if target.dtype == torch.float16 else "bfloat16"
     starts = _starts(dialogues, max_tokens)
     shape = (int(starts[-1]), len(layers), int(target.spec().hidden_size))
-    wanted = {**identity, "layers": list(layers), "dtype": dtype, "shape": list(shape)}
+    wanted = {**identity, "version": _VERSION, "layers": list(layers), "dtype": dtype, "shape": list(shape)}
     found = read_states_manifest(folder)
     if found is not None and _difference(found, identity, layers, starts) is None:
         return _opened(folder, found, starts)
     if team.first:
-        _make_room(folder, wanted, STATE_BYTES * shape[0] * shape[1] * shape[2])
+        _make_room(folder, wanted, shape)
     team.wait()
     _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, team)
     team.wait()
@@ -143,7 +152,7 @@ def _difference(
     found: dict[str, Any], identity: dict[str, Any], layers: tuple[int, ...], starts: np.ndarray[Any, Any]
 ) -> str | None:
     """In what stored states are not those that are wanted; None if they hold all that is."""
-    for key, value in identity.items():
+    for key, value in {**identity, "version": _VERSION}.items():
         if found.get(key) != value:
             return _NAMES.get(key, key)
     if not set(layers) <= set(found.get("layers", [])):
@@ -173,7 +182,7 @@ def _compute(
     passes = list(_passes(np.diff(starts), _PASS_TOKENS[target.device.type]))
     done = {int(line) for log in folder.glob("passes-*.txt") for line in log.read_text(encoding="ascii").split()}
     own = [number for number in team.own(len(passes)) if number not in done]
-    rows = _mapped(folder, shape, dtype, writable=True)
+    rows, likeliest = _mapped(folder, shape, dtype, writable=True), _mapped_tokens(folder, shape[0], writable=True)
     tokens_done = 0
     with (
         open(folder / f"passes-{team.rank}.txt", "a", encoding="ascii") as log,
@@ -181,9 +190,11 @@ def _compute(
     ):
         for number in own:
             batch = collate(dialogues, passes[number], max_tokens)
-            states = target.states(batch.ids.to(target.device), layers).to("cpu", _DTYPES[dtype])
+            states = target.states(batch.ids.to(target.device), layers)
             for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
-                rows[starts[sample] : starts[sample] + count] = states[row, :count]
+                part = slice(starts[sample], starts[sample] + count)
+                rows[part] = states[row, :count].to("cpu", _DTYPES[dtype])
+                likeliest[part] = target.output(states[row, :count, -1]).argmax(-1).to("cpu", torch.int32)
             log.write(f"{number}\n")
             log.flush()
             tokens_done += int(batch.lengths.sum())
@@ -202,8 +213,10 @@ def _passes(lengths: np.ndarray[Any, Any], pass_tokens: int) -> Iterator[tuple[i
         yield tuple(group)
 
 
-def _make_room(folder: Path, wanted: dict[str, Any], size: int) -> None:
+def _make_room(folder: Path, wanted: dict[str, Any], shape: tuple[int, int, int]) -> None:
     """Prepare the folder; whatever is there of another identity goes."""
+    sizes = {"states.bin": STATE_BYTES * shape[0] * shape[1] * shape[2], "likeliest.bin": _TOKEN_BYTES * shape[0]}
+    size = sum(sizes.values())
     plan = folder / "plan.json"
     if _read_manifest(plan) != wanted:
         remove_states(folder)
@@ -218,13 +231,14 @@ def _make_room(folder: Path, wanted: dict[str, Any], size: int) -> None:
         say(f"Computing the target's states once, {size / 1e6:,.0f} MB in {folder} ...")
     else:
         say(f"Going on with the target's states in {folder}.")
-    try:
-        with open(folder / "states.bin", "ab") as handle:
-            os.truncate(handle.fileno(), size)
-    except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {folder / 'states.bin'}: {error.strerror or error}.", "Choose another --out."
-        ) from error
+    for name, size in sizes.items():
+        try:
+            with open(folder / name, "ab") as handle:
+                os.truncate(handle.fileno(), size)
+        except OSError as error:
+            raise KoalaBenchError(
+                f"Cannot write {folder / name}: {error.strerror or error}.", "Choose another --out."
+            ) from error
 
 
 def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: bool) -> torch.Tensor:
@@ -233,13 +247,19 @@ def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: boo
     return flat.view(shape)
 
 
+def _mapped_tokens(folder: Path, count: int, writable: bool) -> torch.Tensor:
+    return torch.from_file(str(folder / "likeliest.bin"), shared=writable, size=count, dtype=torch.int32)
+
+
 def _opened(folder: Path, found: dict[str, Any], starts: np.ndarray[Any, np.dtype[np.int64]]) -> StoredStates:
-    path, (rows, layers, width) = folder / "states.bin", found["shape"]
-    shape = (rows, layers, width)
-    if not path.is_file() or path.stat().st_size != STATE_BYTES * shape[0] * shape[1] * shape[2]:
-        raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
-    mapped = _mapped(folder, shape, found["dtype"], writable=False)
-    return StoredStates(tuple(found["layers"]), starts, mapped, found["sha256"])
+    rows, layers, width = found["shape"]
+    sizes = {"states.bin": STATE_BYTES * rows * layers * width, "likeliest.bin": _TOKEN_BYTES * rows}
+    for name, size in sizes.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
+    mapped = _mapped(folder, (rows, layers, width), found["dtype"], writable=False)
+    likeliest = _mapped_tokens(folder, rows, writable=False)
+    return StoredStates(tuple(found["layers"]), starts, mapped, likeliest, found["sha256"])
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

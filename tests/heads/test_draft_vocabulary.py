@@ -62,13 +62,39 @@ def test_the_commonest_tokens_are_taken_and_special_ones_first() -> None:
     assert first_of(taken, 4).tolist() == [0, 4, 5, 11]
 
 
-def test_scores_are_spread_and_distributions_cut() -> None:
+def test_scores_are_spread() -> None:
     vocabulary = DraftVocabulary(torch.tensor([4, 1]), 5)
     assert vocabulary.spread(torch.tensor([[0.5, 2.0]])).tolist() == [[-torch.inf, 2.0, -torch.inf, -torch.inf, 0.5]]
     assert vocabulary.places(torch.tensor([1, 0, 4])).tolist() == [1, -1, 0]
-    inside, outside = vocabulary.within(torch.tensor([[0.1, 0.2, 0.1, 0.0, 0.6], [0.1, 0.2, 0.5, 0.0, 0.2]]))
-    torch.testing.assert_close(inside, torch.tensor([0.75, 0.25]))
-    assert outside.tolist() == [0.0, 0.0]
+
+
+def test_soft_labels_are_the_target_s_distribution_within_the_cut(target: Target) -> None:
+    whole = batch_of(target, random_ids(2, 24), (-1,))
+    cut = target.spec(first_of(order(), 60))
+    assert cut.draft_vocabulary is not None
+    labels = whole.soft_labels(cut)
+    inside = whole.target_probabilities.flatten(0, 1)[:, cut.draft_vocabulary.ids]
+    torch.testing.assert_close(labels.probabilities, inside / inside.sum(-1, keepdim=True))
+    best = whole.target_probabilities.flatten(0, 1).argmax(-1)
+    assert torch.equal(labels.likeliest, cut.draft_vocabulary.places(best)) and (labels.likeliest == -1).any()
+    # Equal vocabularies share one computation, in every part of the batch.
+    assert whole.reading([0]).soft_labels(target.spec(first_of(order(), 60))) is labels
+    every = whole.soft_labels(target.spec())
+    assert torch.equal(every.probabilities, whole.target_probabilities.flatten(0, 1))
+    assert torch.equal(every.likeliest, best)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_the_target_would_say_outside_of_the_cut_teaches_nothing(target: Target, name: str) -> None:
+    head = build_head(target, HEADS[name].model_copy(update={"draft_vocabulary": 60}), 0, order()).eval()
+    batch = batch_of(target, random_ids(2, 24), head.features)
+    labels = batch.soft_labels(head._spec)
+    loss = head.loss(batch).total
+    labels.probabilities[labels.likeliest < 0] = torch.nan
+    if bool(torch.isfinite(head.loss(batch).total)):  # it learns from the data's tokens
+        return
+    labels.probabilities[labels.likeliest < 0] = 0.5
+    torch.testing.assert_close(head.loss(batch).total, loss)
 
 
 @pytest.mark.parametrize("name", HEADS)

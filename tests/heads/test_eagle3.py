@@ -292,7 +292,7 @@ def test_what_a_smaller_vocabulary_predicts_is_of_all_tokens(
         assert torch.equal(drafted, torch.zeros_like(drafted).index_fill(1, head.draft_vocabulary, True))
         torch.testing.assert_close(prediction.logits[:, head.draft_vocabulary], head.lm_head(prediction.feature))
     extra = turns(
-        Adversarial(target.spec(), discriminator="embedding", weight=0.5, start=0.0, ramp=0.0), batch, found, 0.5
+        Adversarial(head._spec, discriminator="embedding", weight=0.5, start=0.0, ramp=0.0), batch, found, 0.5
     )[0]
     assert extra is not None
     extra.backward()

@@ -68,10 +68,10 @@ class Before(nn.Module):
     def describe(self, batch: FeatureBatch, p: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
         if self.kind == "feature":
             return batch.hidden[:, :, -1].float().flatten(0, 1)[p.rows + p.depth], p.feature
-        table = self.spec.embed(torch.arange(self.spec.vocab_size)).float()
-        return (batch.target_probabilities.flatten(0, 1)[p.rows + p.depth] @ table).detach(), torch.softmax(
-            p.logits.float(), dim=-1
-        ) @ table
+        dtype = p.logits.dtype
+        table = self.spec.embed(torch.arange(self.spec.vocab_size)).to(dtype)
+        real, fake = batch.target_probabilities.flatten(0, 1)[p.rows + p.depth], torch.softmax(p.logits.float(), dim=-1)
+        return (real.to(dtype) @ table).float().detach(), (fake.to(dtype) @ table).float()
 
     def term(
         self, batch: FeatureBatch, found: HeadLoss, progress: float

@@ -43,7 +43,9 @@ def term_of(kind: str, weight: float = 1.0, predictions: int = 1) -> tuple[torch
     )
     one = Prediction(1, torch.tensor([0, 1]), torch.zeros(2, 3), Q.log())
     found = HeadLoss(torch.zeros(()), {}, (one,) * predictions)
-    objective: Any = Rejection(SimpleNamespace(vocab_size=3), kind, weight)  # type: ignore[arg-type]
+    objective: Any = Rejection(
+        SimpleNamespace(drafted=3, draft_vocabulary=None, labels=lambda tokens: tokens), kind, weight
+    )  # type: ignore[arg-type]
     value, logs = objective.term(batch, found, 0.0, None)
     return value, logs
 

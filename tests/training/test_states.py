@@ -51,11 +51,12 @@ def test_rows_are_the_targets_states_and_padding_is_zero(target: Target, tmp_pat
     talk = dialogues()
     found = write_states(target, talk, 24, (1, -1), tmp_path, {"of": "test"}, ALONE)
     batch = make_stream(talk, [str(i) for i in range(len(talk))], 128, 24, seed=0).batch(1)
-    read = found.read(batch, torch.device("cpu"), torch.float32)
+    read, likeliest = found.read(batch, torch.device("cpu"), torch.float32)
     wanted = target.states(batch.ids, (1, -1))
     for row, length in enumerate(batch.lengths.tolist()):
         torch.testing.assert_close(read[row, :length], wanted[row, :length], rtol=1e-2, atol=1e-2)
-        assert not read[row, length:].any()
+        assert torch.equal(likeliest[row, :length], target.output(wanted[row, :length, -1]).argmax(-1))
+        assert not read[row, length:].any() and not likeliest[row, length:].any()
 
 
 def test_training_from_stored_states_ends_near_that_from_live_ones_and_leaves_none_behind(

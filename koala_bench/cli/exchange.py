@@ -53,23 +53,30 @@ def export(
         Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    layout: Annotated[str, typer.Option("--layout", help="official, vllm or sglang.")] = "official",
+    layout: Annotated[str, typer.Option("--layout", help="official, vllm, sglang or koala-bench.")] = "official",
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default."),
     ] = None,
 ) -> None:
     """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa, EAGLE-1
-    or EAGLE-3 as vLLM does, or of EAGLE-3 as SGLang does.
+    or EAGLE-3 as vLLM does, or of EAGLE-3 as SGLang does. Layout koala-bench copies any head, with a card.
 
     Example: `koala-bench export heads/medusa --layout vllm --dtype float16 --out medusa-for-vllm`.
     """
+    import torch
+
     from koala_bench.engine.devices import pick_dtype
     from koala_bench.interop.layouts import LAYOUTS, export_head
     from koala_bench.training.experiment import load_preset_target
+    from koala_bench.training.shipping import ship_head
 
-    if layout not in LAYOUTS:
-        raise KoalaBenchError(f"There is no layout '{layout}'.", f"Use {' or '.join(LAYOUTS)}.")
-    target, _ = load_preset_target(options.resolved())
-    for path in export_head(head, target, layout, out, None if dtype is None else pick_dtype(dtype, target.device)):
+    if layout == "koala-bench":
+        written = ship_head(head, out, None if dtype is None else pick_dtype(dtype, torch.device("cpu")))
+    elif layout in LAYOUTS:
+        target, _ = load_preset_target(options.resolved())
+        written = export_head(head, target, layout, out, None if dtype is None else pick_dtype(dtype, target.device))
+    else:
+        raise KoalaBenchError(f"There is no layout '{layout}'.", f"Use {', '.join(LAYOUTS)} or koala-bench.")
+    for path in written:
         print(path)

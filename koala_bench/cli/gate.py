@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import GATE, START, command
-from koala_bench.cli.options import DECODING, Shared, default_folder, method_names, typed_command
+from koala_bench.cli.options import DECODING, Heads, Shared, method_names, typed_command
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
@@ -75,9 +75,7 @@ def audit(
             "--tasks", help="Comma-separated question sets, or all of the data folder; the preset's by default."
         ),
     ] = None,
-    heads: Annotated[
-        Path | None, typer.Option("--heads", help="Folder of trained heads; that of reproduce table1 by default.")
-    ] = None,
+    heads: Heads = None,
 ) -> None:
     """Compare every answer with vanilla's and judge each difference: numerical tie, or defect. Exit code 1 on a defect.
 
@@ -98,8 +96,8 @@ def audit(
         )
     asked = questions_of(chosen, tasks, options.data_dir)
     folder = options.folder("audit", chosen)
-    heads = heads or default_folder("table1", chosen, options.quick) / "heads"
-    text, clean = audit(chosen, options.preset, names, asked, heads, folder, options.data_dir, typed_command())
+    found = options.heads(heads, chosen)
+    text, clean = audit(chosen, options.preset, names, asked, found, folder, options.data_dir, typed_command())
     print(text)
     say(f"Wrote audit.md and the records to {folder}.")
     raise typer.Exit(0 if clean else 1)

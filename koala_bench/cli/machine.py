@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import MACHINE, command
-from koala_bench.cli.options import DECODING, PASS, USUAL_HEADS, Heads, Shared, method_names
+from koala_bench.cli.options import DECODING, PASS, Heads, Shared, method_names
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
 
@@ -70,13 +70,13 @@ def benchmark(
 @command(MACHINE, *DECODING)
 def profile(
     options: Shared,
-    heads: Heads = USUAL_HEADS,
+    heads: Heads = None,
     tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
     out: Annotated[Path | None, typer.Option("--out", help="Write the table here too, a .md file.")] = None,
 ) -> None:
     """Split a decoding step: draft, the model's own pass, what the harness puts around it, reads from the device.
 
-    Example: `koala-bench profile --methods vanilla,eagle --heads results/runs/table1-tiny/heads`.
+    Example: `koala-bench profile --methods vanilla,eagle`.
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.profile import in_words
@@ -90,7 +90,7 @@ def profile(
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
     assert target.tokenizer is not None
-    ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
+    ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
     prompts = [
         encode_prompt(template, target.tokenizer, question.asked())
         for question in select_questions(read_questions(bundled_questions()), 1)
@@ -107,7 +107,7 @@ def profile(
 @command(MACHINE, *DECODING)
 def batches(
     options: Shared,
-    heads: Heads = USUAL_HEADS,
+    heads: Heads = None,
     sizes: Annotated[
         str, typer.Option("--sizes", help="Comma-separated: how many answers at once; divisors of 8.")
     ] = "1,2,4,8",
@@ -120,7 +120,7 @@ def batches(
     """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets;
     greedy and lossless.
 
-    Example: `koala-bench batches --methods vanilla,medusa,eagle --heads results/runs/table1-tiny/heads`.
+    Example: `koala-bench batches --methods vanilla,medusa,eagle`.
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.batches import batch_speeds, in_words
@@ -136,7 +136,7 @@ def batches(
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
     assert target.tokenizer is not None
-    ready = load_methods(chosen, method_names(chosen, options.methods), target, heads)
+    ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
     questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
     prompts = [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
     with target.computing():

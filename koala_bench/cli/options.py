@@ -13,14 +13,20 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from koala_bench.common.bundled import shipped_heads
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset, preset_names, toml_value, usual_methods
 
 _MODEL, _HEADS, _QUESTIONS, _RUN = "Target", "Methods", "Questions and answers", "Run"
 
-# A folder of trained heads that a command cannot do without.
-Heads = Annotated[Path, typer.Option("--heads", help="Folder of trained heads.")]
-USUAL_HEADS = Path("results/runs/table1-tiny/heads")
+Heads = Annotated[
+    Path | None,
+    typer.Option(
+        "--heads",
+        help="Folder of trained heads, or 'shipped': those that come with the preset.",
+        rich_help_panel=_HEADS,
+    ),
+]
 Processes = Annotated[
     int,
     typer.Option(
@@ -222,6 +228,16 @@ class Shared:
     def folder(self, kind: str, preset: Preset) -> Path:
         """The folder of --out, or one named after what is run."""
         return self.out if self.out is not None else default_folder(kind, preset, self.quick)
+
+    def heads(self, asked: Path | None, preset: Preset) -> Path:
+        """The folder of --heads; that of ``reproduce table1`` by default.
+
+        Raises:
+            KoalaBenchError: none ship for the preset.
+        """
+        if asked == Path("shipped"):
+            return shipped_heads(self.preset)
+        return asked or default_folder("table1", preset, self.quick) / "heads"
 
 
 # Where each option stands in a preset, but for --target, which brings a chat template too.

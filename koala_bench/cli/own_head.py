@@ -12,7 +12,6 @@ from koala_bench.cli.app import OWN_HEAD, START, command
 from koala_bench.cli.options import (
     EVERYTHING,
     PASS,
-    USUAL_HEADS,
     Heads,
     LogWith,
     Shared,
@@ -152,7 +151,7 @@ def tune_tree(
         Path,
         typer.Option("--out", help="The tree as a .json file; use it with --tree, or --set methods.NAME.tree=FILE."),
     ],
-    heads: Heads = USUAL_HEADS,
+    heads: Heads = None,
     prompts: Annotated[
         int,
         typer.Option(
@@ -172,7 +171,7 @@ def tune_tree(
     Step times are measured, acceptance by rank and depth is counted along the target's own answers to held-out prompts,
     and the tree is found by dynamic programming (Sequoia, arXiv 2402.12374) and greedily (Medusa's way).
 
-    Example: `koala-bench tune-tree eagle --heads results/runs/table1-tiny/heads --out eagle-tree.json`.
+    Example: `koala-bench tune-tree eagle --out eagle-tree.json`.
     """
     from koala_bench.common.files import write_text
     from koala_bench.dialogues.conversations import held_out_prompts
@@ -185,7 +184,7 @@ def tune_tree(
     chosen = options.resolved()
     chosen.method(method)
     target, template = load_preset_target(chosen)
-    ready = load_methods(chosen, ["vanilla", method], target, heads)[1]
+    ready = load_methods(chosen, ["vanilla", method], target, options.heads(heads, chosen))[1]
     room = target.longest - max(most, ready.template.nodes)
     asked = held_out_prompts(target, template, chosen.data.source, prompts, min(chosen.data.max_tokens, room) - tokens)
     if len(asked) < 2:

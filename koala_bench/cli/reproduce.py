@@ -13,6 +13,7 @@ from koala_bench.cli.options import (
     EVERYTHING,
     TRAINING,
     DrawSeed,
+    Heads,
     KeepStates,
     LogWith,
     Processes,
@@ -31,10 +32,11 @@ def reproduce(
     log_with: LogWith = None,
     processes: Processes = 1,
     keep_states: KeepStates = False,
+    heads: Heads = None,
 ) -> None:
     """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
 
-    With --layers, only the methods that have several layers get others where originals stand beside them (table3,
+    With --heads nothing is trained. With --layers, only the methods that have several layers get others where originals stand beside them (table3,
     figures, all).
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
@@ -78,19 +80,14 @@ def reproduce(
         log_with=log_with,
         processes=processes,
         keep_states=keep_states,
+        heads=None if heads is None else options.heads(heads, chosen),
     )
     for path in (path for path in written if path.suffix == ".md"):
         print(path.read_text(encoding="utf-8"))
 
 
 @command(START, *(name for name in EVERYTHING if name != "seed"))
-def evaluate(
-    options: Shared,
-    seed: DrawSeed = None,
-    heads: Annotated[
-        Path | None, typer.Option("--heads", help="Folder of trained heads; OUT/heads by default.")
-    ] = None,
-) -> None:
+def evaluate(options: Shared, seed: DrawSeed = None, heads: Heads = None) -> None:
     """Decode questions with trained heads and with vanilla decoding, interleaved, into one run record.
 
     Example: `koala-bench evaluate --methods vanilla,eagle --questions mt_bench --data-dir data`.
@@ -103,7 +100,8 @@ def evaluate(
     names = method_names(chosen, options.methods)
     folder = options.folder("table1", chosen)
     record = folder / "records.jsonl"
-    evaluate(chosen, options.preset, names, heads or folder / "heads", record, options.data_dir, typed_command())
+    trained = folder / "heads" if heads is None else options.heads(heads, chosen)
+    evaluate(chosen, options.preset, names, trained, record, options.data_dir, typed_command())
     print(record)
 
 

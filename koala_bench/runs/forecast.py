@@ -57,7 +57,7 @@ def in_minutes(seconds: float) -> str:
 
 
 def forecast(
-    planned: Plan, target: Target, template: ChatTemplate, data_dir: Path | None, seconds: float = 4.0
+    planned: Plan, target: Target, template: ChatTemplate, data_dir: Path | None, trained: bool, seconds: float = 4.0
 ) -> Forecast:
     """Measure for some seconds, and multiply with what is left of the plan.
 
@@ -66,6 +66,7 @@ def forecast(
     together share the work.
 
     Args:
+        trained: whether the heads are, so that no training is counted.
         seconds: to spend, about; one step of everything is taken in any case.
 
     Raises:
@@ -74,7 +75,7 @@ def forecast(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     training = storing = 0.0
     paces: dict[str, tuple[float, dict[str, float]]] = {}
-    for heads, (preset, methods) in planned.trainings.items():
+    for heads, (preset, methods) in () if trained else planned.trainings.items():
         names = trained_methods(preset, methods, target)
         if heads_finished(preset, methods, target, template, heads):
             continue

@@ -10,6 +10,7 @@ from pathlib import Path
 from koala_bench.common.machine import peak_memory_bytes
 from koala_bench.common.progress import say
 from koala_bench.dialogues.questions import find_questions, read_questions
+from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.processes import in_fresh_process, record_of_process, refuse_launched
 from koala_bench.planning.requirements import find_target
 from koala_bench.presets import Preset
@@ -39,6 +40,7 @@ def reproduce(
     log_with: str | None = None,
     processes: int = 1,
     keep_states: bool = False,
+    heads: Path | None = None,
 ) -> list[Path]:
     """Train, decode and write what a plan says into ``folder``; returns the tables, figures and pages.
 
@@ -51,6 +53,7 @@ def reproduce(
         log_with: see ``train_heads``.
         processes: how often to evaluate, each time in a fresh process.
         keep_states: leave the states that trainings stored in ``folder/states``.
+        heads: folder of trained heads to use in place of a training.
 
     Raises:
         KoalaBenchError: whatever is wrong with the preset, the data, the questions or what lies in the folder.
@@ -59,16 +62,30 @@ def reproduce(
     check_service(log_with)
     if processes > 1:
         refuse_launched()
+    if heads is not None:
+        planned = _with_heads(planned, heads)
     for job in planned.jobs:  # a wrong --questions should not wait for the training
         read_questions(find_questions(job.preset.evaluation.questions, data_dir)[1])
-    _say_how_long(replace(planned, jobs=_jobs(planned, processes)), preset, title, data_dir, quick)
+    everything = replace(planned, jobs=_jobs(planned, processes))
+    _say_how_long(everything, preset, title, data_dir, quick, trained=heads is not None)
     for remark in planned.remarks:
         say(remark)
-    _train(planned, folder / STATES, keep_states, log_with)
+    if heads is None:
+        _train(planned, folder / STATES, keep_states, log_with)
     records = _evaluated(planned, preset, name, data_dir, command, processes)
     written = _pages(planned, folder, data_dir, report)
     _say_the_end(written, records, folder, time.perf_counter() - started)
     return written
+
+
+def _with_heads(planned: Plan, heads: Path) -> Plan:
+    """The plan with trained heads in place of its one training."""
+    if len(planned.trainings) > 1:
+        raise KoalaBenchError(
+            f"This needs the heads of {len(planned.trainings)} trainings, --heads gives those of one.",
+            "Leave --heads out, or ask for table1 or the leaderboard.",
+        )
+    return replace(planned, jobs=tuple(replace(job, heads=heads) for job in planned.jobs))
 
 
 def _train(planned: Plan, states: Path, keep: bool, log_with: str | None) -> None:
@@ -118,12 +135,12 @@ def _jobs(planned: Plan, processes: int) -> tuple[Job, ...]:
     )
 
 
-def _say_how_long(planned: Plan, preset: Preset, title: str, data_dir: Path | None, quick: bool) -> None:
+def _say_how_long(planned: Plan, preset: Preset, title: str, data_dir: Path | None, quick: bool, trained: bool) -> None:
     """The first line. Where the target has to be downloaded, it says so, and a second one follows when it is here."""
     if not find_target(preset).at_hand:
         say(f"{title}: the target has to be downloaded first; then follows how long the rest takes.")
     target, template = load_preset_target(preset)
-    expected = forecast(planned, target, template, data_dir)
+    expected = forecast(planned, target, template, data_dir, trained)
     del target
     reduced = " (quick: sizes are reduced, the numbers mean little)" if quick else ""
     say(f"{title}{reduced}: {expected}.")

@@ -34,17 +34,17 @@ def planned(preset: Preset, folder: Path, methods: list[str] = METHODS) -> Plan:
 
 def test_more_work_takes_longer(preset: Preset, tmp_path: Path) -> None:
     target, template = load_preset_target(preset)
-    few = forecast(planned(preset, tmp_path), target, template, None, 0.2)
+    few = forecast(planned(preset, tmp_path), target, template, None, False, 0.2)
     longer = preset.model_copy(update={"training": preset.training.model_copy(update={"steps": 120_000})})
     many = preset.model_copy(update={"evaluation": preset.evaluation.model_copy(update={"repeats": 10_000})})
     assert few.training_s > 0 and few.decoding_s > 0
-    assert forecast(planned(longer, tmp_path), target, template, None, 0.2).training_s > 100 * few.training_s
-    assert forecast(planned(many, tmp_path), target, template, None, 0.2).decoding_s > 100 * few.decoding_s
+    assert forecast(planned(longer, tmp_path), target, template, None, False, 0.2).training_s > 100 * few.training_s
+    assert forecast(planned(many, tmp_path), target, template, None, False, 0.2).decoding_s > 100 * few.decoding_s
 
 
 def test_what_needs_no_training_is_decoded_only(preset: Preset, tmp_path: Path) -> None:
     target, template = load_preset_target(preset)
-    found = forecast(planned(preset, tmp_path, ["vanilla", "prompt_lookup"]), target, template, None, 0.1)
+    found = forecast(planned(preset, tmp_path, ["vanilla", "prompt_lookup"]), target, template, None, False, 0.1)
     assert found.training_s == 0 < found.decoding_s
 
 
@@ -61,9 +61,9 @@ def test_questions_that_do_not_fit_the_target_are_passed_over(preset: Preset, tm
 
 def test_processes_share_the_work(preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, template = load_preset_target(preset)
-    alone = forecast(planned(preset, tmp_path), target, template, None, 0.1)
+    alone = forecast(planned(preset, tmp_path), target, template, None, False, 0.1)
     monkeypatch.setenv("WORLD_SIZE", "1000")
-    assert forecast(planned(preset, tmp_path), target, template, None, 0.1).total_s < alone.total_s / 50
+    assert forecast(planned(preset, tmp_path), target, template, None, False, 0.1).total_s < alone.total_s / 50
 
 
 def test_evaluations_in_fresh_processes_are_counted(

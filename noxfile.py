@@ -61,7 +61,7 @@ def reproduce_table3(session: nox.Session) -> None:
 
 @nox.session
 def reproduce_figures(session: nox.Session) -> None:
-    """The figures: by depth, against K = 1 to 5, by category, of the training, predicted against measured."""
+    """The figures: by depth, against K = 1 to 5, by category, of the training, distance from the oracle."""
     install_for_target(session)
     session.run("koala-bench", "reproduce", "figures", *session.posargs)
 

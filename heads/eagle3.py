@@ -26,10 +26,10 @@ from torch import nn
 from heads.common.drafting import Drafter, DraftState, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled
-from heads.common.losses import token_loss
+from heads.common.losses import loss_by_depth
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, TargetSpec
 from koala_bench.tree import DraftTree, Template
 
 _FUSED = 3
@@ -226,22 +226,4 @@ class Eagle3(nn.Module):
         """
         own = self.fc.weight.dtype
         outs = self(batch.ids[:, 1:], batch.hidden[:, :-1].to(own))
-        tokens = batch.ids.shape[1]
-        # Behind a row's last token stands padding, which has no state worth predicting from.
-        counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
-        soft = batch.soft_labels(self._spec)
-        total = outs[0].new_zeros((), dtype=own)
-        parts: dict[str, torch.Tensor] = {}
-        predictions = []
-        for step, out in enumerate(outs):
-            depth = step + 1
-            row, place = counted[:, step:].nonzero(as_tuple=True)
-            rows = row * tokens + place
-            feature = self.norm(out[row, place])
-            vocabulary = self.lm_head.out_features
-            labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
-            loss, right, scored = token_loss(self.lm_head, feature, labels, likeliest, vocabulary, own)
-            total = total + self.decay**step * loss
-            parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, scored, self._spec.draft_vocabulary))
-        return HeadLoss(total, parts, tuple(predictions))
+        return loss_by_depth(outs, batch, self._spec, self.norm, self.lm_head, self.decay, own)

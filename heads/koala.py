@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.common.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
+from koala_bench.common.moving import moved
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
 
@@ -68,7 +69,7 @@ class Adversarial(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.discriminator = make_discriminator(discriminator, spec.hidden_size, hidden)
-        self.discriminator.to(spec.device)
+        moved(self.discriminator, spec.device)
         self.optimiser = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
         self._turns = 0  # steps taken
         self._begun = False  # whether gradients of this step were accumulated

@@ -14,14 +14,12 @@ at greater depths while it trains (conditional drop-token sampling), to save cac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 
-from heads.common.drafting import Drafter, KVCache, Scored
-from heads.common.growth import LevelNodes
+from heads.common.drafting import Drafter, KVCache, OnePass
 from heads.common.layers import Unrolled
 from heads.eagle3 import Eagle3
 from koala_bench.errors import KoalaBenchError
@@ -63,11 +61,11 @@ class PEagle(Eagle3):
         template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
         depth = max(template.depth, 1)
         if depth not in self._drafters:
-            self._drafters[depth] = Drafter(_OnePass(self, depth), self._spec)
+            self._drafters[depth] = Drafter(OnePass(self.extend_cache, partial(self._score_depths, depth)), self._spec)
         self._drafter = self._drafters[depth]
         super().begin(template, capacity)
 
-    def _all_depths(self, new: Committed, depth: int, cache: KVCache) -> torch.Tensor:
+    def _score_depths(self, depth: int, new: Committed, cache: KVCache) -> torch.Tensor:
         """Scores [depth, vocab_size] of the ``depth`` tokens behind the root, in one pass that writes the settled rows
         and, behind them, those of the masked places, which the next draft overwrites.
         """
@@ -113,24 +111,3 @@ class PEagle(Eagle3):
                 x = layer(x, table, steps=own)
             outs.append(x)
         return outs
-
-
-@dataclass(frozen=True)
-class _OnePass:
-    """A head for ``Drafter`` whose first pass scores all levels of a tree ``depth`` deep."""
-
-    head: PEagle
-    depth: int
-
-    def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
-        """Write the rows of settled tokens, as EAGLE-3 does."""
-        return self.head.extend_cache(new, cache)
-
-    def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Scores of the root's children; carries those of all depths [depth, vocab_size]."""
-        scores = self.head._all_depths(new, self.depth, cache)
-        return scores[:1], scores
-
-    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: Any) -> Scored:
-        """The scores of the level below, the same for each of its nodes."""
-        return carried[level.depth].expand(len(level.tokens), -1), carried

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,22 @@ if not torch.cuda.is_available():
 
 from koala_bench.engine.target import Target
 from koala_bench.testing import save_tiny_target, tiny_target
+from koala_bench.training import held_out
 
 pytest_plugins = ["tests.support.small_runs", "tests.support.commands"]
 
 # The models of the tests are so small that a second thread only adds waiting.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_of_time() -> Iterator[None]:
+    """Heads in training are watched on short answers; and what the tests have loaded is never searched for garbage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "ANSWER_TOKENS", 12)
+        patch.setattr(gc, "unfreeze", lambda: None)
+        gc.freeze()
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,28 @@ class AutoregressiveHead(_CachedScorer, Protocol):
         """Write the rows of newly committed tokens; the head's output for each, [new, any]."""
 
 
+@dataclass(frozen=True)
+class OnePass:
+    """A stateless head that scores all levels of a tree at once, for ``Drafter``; a level's nodes get equal scores.
+
+    Attributes:
+        extend_cache: see ``AutoregressiveHead``.
+        score_depths: writes the rows of newly committed tokens and scores what follows them, [depths, vocab_size].
+    """
+
+    extend_cache: Callable[[Committed, KVCache], torch.Tensor]
+    score_depths: Callable[[Committed, KVCache], torch.Tensor]
+
+    def read(self, new: Committed, cache: KVCache) -> Scored:
+        """Carries the scores of all depths."""
+        scores = self.score_depths(new, cache)
+        return scores[:1], scores
+
+    def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
+        """Carries the same on."""
+        return carried[level.depth].expand(len(level.tokens), -1), carried
+
+
 class _DraftPass:
     """The state of one draft in progress, as a ``PathScorer``."""
 

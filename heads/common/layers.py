@@ -135,29 +135,39 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
 
+    def queries(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Of x [batch, new, sources * width] at the table's positions, [batch, heads, new, head_dim]."""
+        return _rotate(self.q_proj(x).view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2), table)
+
+    def keys_values(self, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``queries``, each [batch, kv_heads, new, head_dim]."""
+        size = *x.shape[:2], self.kv_heads, self.head_dim
+        keys = _rotate(self.k_proj(x).view(size).transpose(1, 2), table)
+        return keys, self.v_proj(x).view(size).transpose(1, 2)
+
     def forward(
         self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
-        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
+        mask: torch.Tensor | None = None, steps: Unrolled | None = None, context: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Attend from x to the cache and to x itself.
 
         Args:
             x: [batch, new, sources * width].
-            table: [2, new, head_dim].
+            table: [2, new, head_dim], with a context [2, any + new, head_dim].
             mask: additive, one column per attended row; None for causal attention, or for a single row.
             steps: earlier steps of an unrolled pass over the same tokens; this step's keys and values are appended. A
                 token attends causally to step 0 and only to itself in later steps.
+            context: [batch, any, sources * width], right before x: attended to, and attending to nothing.
         """
-        batch, new, _ = x.shape
-        q = _rotate(self.q_proj(x).view(batch, new, self.heads, self.head_dim).transpose(1, 2), table)
-        k = _rotate(self.k_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2), table)
-        v = self.v_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
+        new = x.shape[1]
+        q = self.queries(x, table if context is None else table[:, -new:])
+        k, v = self.keys_values(x if context is None else torch.cat([context, x], dim=1), table)
         if steps is not None:
             steps.append((k, v))
         if rows is not None:
             k, v = write_rows(rows, start, k, v)
         if steps is not None and len(steps) > 1:
-            out = _attend_unrolled(q, steps)
+            out = attend_unrolled(q, steps)
         else:
             out = F.scaled_dot_product_attention(
                 q,
@@ -167,11 +177,15 @@ class Attention(nn.Module):
                 is_causal=mask is None and bool(new > 1),
                 enable_gqa=self.heads != self.kv_heads,
             )
-        projected: torch.Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, new, -1))
+        return self.joined(out)
+
+    def joined(self, attended: torch.Tensor) -> torch.Tensor:
+        """What attention heads found [batch, heads, new, head_dim] as one vector each, [batch, new, width]."""
+        projected: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return projected
 
 
-def _attend_unrolled(q: torch.Tensor, steps: Unrolled) -> torch.Tensor:
+def attend_unrolled(q: torch.Tensor, steps: Unrolled) -> torch.Tensor:
     """Attention of EAGLE-3's training-time test (upstream ``traineagle3/cnets.py``), [batch, heads, tokens, head_dim].
 
     Each token attends to the target's states up to its own position, then to its own drafts.
@@ -225,11 +239,15 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
-        mask: torch.Tensor | None = None, steps: Unrolled | None = None,
+        mask: torch.Tensor | None = None, steps: Unrolled | None = None, context: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Same arguments as ``Attention``; returns [batch, new, width]."""
+        """Same arguments as ``Attention``, of which the context goes there as it is; returns [batch, new, width]."""
         normed = x if self.input_layernorm is None else self.input_layernorm(x)
-        x = x + self.self_attn(normed, table, rows, start, mask, steps)
+        return self.after(x, self.self_attn(normed, table, rows, start, mask, steps, context))
+
+    def after(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The rest of the layer, from its input and what attention found, each [batch, new, width]."""
+        x = x + attended
         added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return added
 

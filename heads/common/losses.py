@@ -4,11 +4,13 @@ it is large.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Judge = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
@@ -93,3 +95,35 @@ def token_loss(
     loss, right, scored = judged(score, states, vocabulary, judge)
     count = max(len(states), 1)
     return loss / count, right / count, scored
+
+
+def loss_by_depth(
+    outs: Sequence[torch.Tensor], batch: FeatureBatch, spec: TargetSpec, norm: Score, score: Score, decay: float,
+    dtype: torch.dtype,
+) -> HeadLoss:  # fmt: skip
+    """Cross-entropy against the target's distribution at each depth, weighted by powers of ``decay``; see
+    ``Eagle3.loss`` for which predictions count.
+
+    Args:
+        outs: by depth, what the layers make of each place but the last, [batch, tokens - 1, width].
+        norm, score: what turns those into features, and features [rows, width] into logits [rows, drafted].
+        dtype: that losses are computed in.
+    """
+    tokens = batch.ids.shape[1]
+    # Behind a row's last token stands padding, which has no state worth predicting from.
+    counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
+    soft = batch.soft_labels(spec)
+    total = outs[0].new_zeros((), dtype=dtype)
+    parts: dict[str, torch.Tensor] = {}
+    predictions = []
+    for step, out in enumerate(outs):
+        depth = step + 1
+        row, place = counted[:, step:].nonzero(as_tuple=True)
+        rows = row * tokens + place
+        feature = norm(out[row, place])
+        labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
+        loss, right, scored = token_loss(score, feature, labels, likeliest, spec.drafted, dtype)
+        total = total + decay**step * loss
+        parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
+        predictions.append(Prediction(depth, rows, feature, scored, spec.draft_vocabulary))
+    return HeadLoss(total, parts, tuple(predictions))

@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from koala_bench.cli.app import REPRODUCE, command
-from koala_bench.cli.options import PASS, Shared
+from koala_bench.cli.options import PASS, Shared, argument, option
 
 
 def named_folder(given: Path | None) -> Path | None:
@@ -21,8 +19,8 @@ def named_folder(given: Path | None) -> Path | None:
 @command(REPRODUCE, "data_dir")
 def data(
     options: Shared,
-    names: Annotated[list[str] | None, typer.Argument(help="Files to download; none lists them.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Download every file.")] = False,
+    names: Annotated[list[str] | None, argument("Files to download; none lists them.")] = None,
+    everything: Annotated[bool, option("--all", "Download every file that can be downloaded.")] = False,
 ) -> None:
     """List the public question files with their sources, or download and verify them.
 
@@ -32,14 +30,15 @@ def data(
 
     folder = named_folder(options.data_dir)
     if names or everything:
-        for path in fetch([dataset.name for dataset in DATASETS] if everything else list(names or ()), folder):
+        every = [dataset.name for dataset in DATASETS if dataset.by_hand is None]
+        for path in fetch(every if everything else list(names or ()), folder):
             print(path)
         return
     states = {found.dataset.name: found.state for found in status(folder)} if folder is not None else {}
     for dataset in DATASETS:
         print(
             f"{dataset.name:<14}{states.get(dataset.name, 'no data folder set'):<20}{dataset.rows:>4} rows  sha256"
-            f" {dataset.sha256}"
+            f" {dataset.sha256 or 'unpinned'}"
         )
         print(f"{'':<14}{dataset.repository}@{dataset.commit[:12]} {dataset.path}")
     if folder is None:
@@ -49,26 +48,25 @@ def data(
 @command(REPRODUCE, *PASS, "data_dir", "seed")
 def distill(
     options: Shared,
-    out: Annotated[Path, typer.Option("--out", help="File of conversations to write: .jsonl, or .jsonl.gz.")],
+    out: Annotated[Path, option("--out", "File of conversations to write: .jsonl, or .jsonl.gz.")],
     source: Annotated[
         str,
-        typer.Option(
-            "--source",
-            help="Whose questions: 'documentation' of installed packages, a file of conversations, or 'self'.",
+        option(
+            "--source", "Whose questions: 'documentation' of installed packages, a file of conversations, or 'self'."
         ),
     ] = "documentation",
-    train: Annotated[int, typer.Option("--limit", min=1, help="Number of dialogues to answer.")] = 4000,
-    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Number of held-out dialogues to answer.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.")] = 256,
+    train: Annotated[int, option("--limit", "Number of dialogues to answer.", min=1)] = 4000,
+    held_out: Annotated[int, option("--held-out", "Number of held-out dialogues to answer.", min=1)] = 64,
+    max_new_tokens: Annotated[int, option("--max-new-tokens", "Length limit of an answer.", min=1)] = 256,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Prompts answered at once: 32, of 'self' 64 by default.")
+        int | None, option("--rows", "Prompts answered at once: 32, of 'self' 64 by default.", min=1)
     ] = None,
     turns: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--turns",
+            "Questions of a dialogue that are answered at most; a long one keeps the others of its batch waiting.",
             min=1,
-            help="Questions of a dialogue that are answered at most; a long one keeps the others of its batch waiting.",
         ),
     ] = None,
 ) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from koala_bench.cli.app import EXCHANGE, command
-from koala_bench.cli.options import TARGET, Shared
+from koala_bench.cli.options import TARGET, Shared, argument, option
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
@@ -16,12 +14,11 @@ from koala_bench.errors import KoalaBenchError
 @command(EXCHANGE, *TARGET, name="import")
 def import_(
     options: Shared,
-    folder: Annotated[Path, typer.Argument(help="A downloaded Medusa, Hydra, EAGLE-1 or EAGLE-3 head: its folder.")],
+    folder: Annotated[Path, argument("A downloaded Medusa, Hydra, EAGLE-1 or EAGLE-3 head: its folder.")],
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            help="Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`.",
+        option(
+            "--out", "Folder of the head here; HEADS/medusa makes it the method medusa of `evaluate --heads HEADS`."
         ),
     ],
 ) -> None:
@@ -49,14 +46,11 @@ def import_(
 @command(EXCHANGE, *TARGET)
 def export(
     options: Shared,
-    head: Annotated[
-        Path, typer.Argument(help="Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    layout: Annotated[str, typer.Option("--layout", help="official, vllm, sglang or koala-bench.")] = "official",
+    head: Annotated[Path, argument("Folder of a trained head, such as results/runs/table1-tiny/heads/eagle.")],
+    out: Annotated[Path, option("--out", "Folder to write.")],
+    layout: Annotated[str, option("--layout", "official, vllm, sglang or koala-bench.")] = "official",
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="Of the tensors: float32, bfloat16 or float16; as they are stored by default."),
+        str | None, option("--dtype", "Of the tensors: float32, bfloat16 or float16; as they are stored by default.")
     ] = None,
 ) -> None:
     """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa, EAGLE-1

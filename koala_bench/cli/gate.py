@@ -1,4 +1,4 @@
-"""Commands that judge: check, audit, parity, verify."""
+"""Commands that judge: check, audit, parity."""
 
 from __future__ import annotations
 
@@ -8,32 +8,24 @@ from typing import Annotated
 import typer
 
 from koala_bench.cli.app import GATE, START, command
-from koala_bench.cli.options import DECODING, Heads, Shared, method_names, typed_command
+from koala_bench.cli.options import DECODING, Heads, Shared, argument, method_names, option, typed_command
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
 
 @command(START)
 def check(
-    baseline: Annotated[Path, typer.Argument(help="The accepted record, or a folder with one per training seed.")],
-    records: Annotated[
-        list[Path], typer.Argument(help="The new record; of retrained heads one per seed, or a folder of them.")
-    ],
+    baseline: Annotated[Path, argument("The accepted record, or a folder with one per training seed.")],
+    records: Annotated[list[Path], argument("The new record; of retrained heads one per seed, or a folder of them.")],
     margin: Annotated[
         float | None,
-        typer.Option(
-            "--margin", min=0.0, max=50.0, help="Loss of acceptance length to accept, in percent; 3 by default."
-        ),
+        option("--margin", "Loss of acceptance length to accept, in percent; 3 by default.", min=0.0, max=50.0),
     ] = None,
-    junit: Annotated[
-        Path | None, typer.Option("--junit", help="Write JUnit XML here, one test case per method.")
-    ] = None,
+    junit: Annotated[Path | None, option("--junit", "Write JUnit XML here, one test case per method.")] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", help="Write the report here, for a comment on a pull request.")
+        Path | None, option("--markdown", "Write the report here, for a comment on a pull request.")
     ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Accept the records as the new baseline and say what changed.")
-    ] = False,
+    update: Annotated[bool, option("--update", "Accept the records as the new baseline and say what changed.")] = False,
 ) -> None:
     """Hold the acceptance length of new records against a baseline. Exit code 0, 1 on a regression, 2 on bad input.
 
@@ -71,9 +63,7 @@ def audit(
     options: Shared,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            "--tasks", help="Comma-separated question sets, or all of the data folder; the preset's by default."
-        ),
+        option("--tasks", "Comma-separated question sets, or all of the data folder; the preset's by default."),
     ] = None,
     heads: Heads = None,
 ) -> None:
@@ -104,31 +94,10 @@ def audit(
 
 
 @command(GATE)
-def parity(folder: Annotated[Path, typer.Argument(help="Fixtures made with the official code.")]) -> None:
+def parity(folder: Annotated[Path, argument("Fixtures made with the official code.")]) -> None:
     """Compare heads, trees, losses and decoding with fixtures of the official Medusa and EAGLE code. Exit code 0 or 1."""
     from koala_bench import parity as checks
 
     found = checks.check(folder)
     print(checks.report(found))
     raise typer.Exit(0 if checks.ok(found) else 1)
-
-
-@command(GATE, "data_dir")
-def verify(
-    options: Shared,
-    folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl and what was made from it.")],
-) -> None:
-    """Compute hashes and tables of a folder of results once more and say whether they match its record. Exit code 0 or
-    1.
-
-    Example: `koala-bench verify results/all-tiny`.
-    """
-    from koala_bench.results.integrity import verify as checked
-
-    run, checks = checked(folder, options.data_dir)
-    for check in checks:
-        print(f"{check.state:<10}{check.subject:<34} {check.detail}")
-    code = run.header["code"]
-    commit = f"{code['commit'] or 'unknown'}{' with uncommitted changes' if code['dirty'] else ''}"
-    print(f"Measured {run.header['created']} on {run.header['environment']['cpu']}, commit {commit}.")
-    raise typer.Exit(1 if any(check.state == "differs" for check in checks) else 0)

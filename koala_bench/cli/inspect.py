@@ -1,39 +1,32 @@
-"""Commands that read records and answers: table, figure, report, analyse."""
+"""Commands that read records and answers: table, figure, report, analyse, verify."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from koala_bench.cli.app import INSPECT, command
-from koala_bench.cli.options import Shared
+from koala_bench.cli.options import Shared, argument, option
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
-
-if TYPE_CHECKING:
-    from koala_bench.results.integrity import Verdict
 
 
 @command(INSPECT)
 def table(
     records: Annotated[
         list[Path],
-        typer.Argument(
-            help="Run records: one per target; for Table 2 per question file, for Table 3 per training seed."
-        ),
+        argument("Run records: one per target; for Table 2 per question file, for Table 3 per training seed."),
     ],
     spec: Annotated[
-        Path, typer.Option("--spec", help="What the table shows: table1, table2, table3, leaderboard or a .toml file.")
+        Path, option("--spec", "What the table shows: table1, table2, table3, leaderboard or a .toml file.")
     ] = Path("table1"),
-    paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
+    paper: Annotated[Path, option("--paper", "Published values.")] = RECIPES / "paper.toml",
     columns: Annotated[
-        str | None,
-        typer.Option("--columns", help="Comma-separated: the only columns, in this order, e.g. method,speedup."),
+        str | None, option("--columns", "Comma-separated: the only columns, in this order, e.g. method,speedup.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; the first record's by default.")] = None,
+    out: Annotated[Path | None, option("--out", "Folder; the first record's by default.")] = None,
 ) -> None:
     """Make a table (Markdown, LaTeX, CSV), with Table 1 its figure, from run records; needs no model.
 
@@ -50,11 +43,9 @@ def table(
 
 @command(INSPECT)
 def figure(
-    name: Annotated[str, typer.Argument(help="depth, layers, categories, training, or all.")],
-    paths: Annotated[
-        list[Path], typer.Argument(help="Run records, for training its training.jsonl; or a folder of results.")
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; that of the first path by default.")] = None,
+    name: Annotated[str, argument("depth, layers, categories, training, oracle, cost, or all.")],
+    paths: Annotated[list[Path], argument("Run records, for training its training.jsonl; or a folder of results.")],
+    out: Annotated[Path | None, option("--out", "Folder; that of the first path by default.")] = None,
 ) -> None:
     """Draw a figure (PDF, PNG) from records; needs no model. Of a folder, `all` draws every figure that it has the
     records for.
@@ -80,10 +71,8 @@ def figure(
 @command(INSPECT, "data_dir")
 def report(
     options: Shared,
-    folder: Annotated[Path, typer.Argument(help="Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The HTML file; report.html in the folder by default.")
-    ] = None,
+    folder: Annotated[Path, argument("Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
+    out: Annotated[Path | None, option("--out", "The HTML file; report.html in the folder by default.")] = None,
 ) -> None:
     """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers,
     environment.
@@ -100,24 +89,19 @@ def analyse(
     options: Shared,
     files: Annotated[
         list[Path],
-        typer.Argument(
-            help="Answer files of FastChat, Medusa, EAGLE or Spec-Bench, or run records.", show_default=False
-        ),
+        argument("Answer files of FastChat, Medusa, EAGLE or Spec-Bench, or run records.", show_default=False),
     ],
     baseline: Annotated[
-        Path | None,
-        typer.Option("--baseline", help="The file of vanilla decoding; by default the one in a file's folder."),
+        Path | None, option("--baseline", "The file of vanilla decoding; by default the one in a file's folder.")
     ] = None,
-    by_category: Annotated[bool, typer.Option("--by-category", help="A row per category of questions too.")] = False,
+    by_category: Annotated[bool, option("--by-category", "A row per category of questions too.")] = False,
     questions: Annotated[
-        str | None,
-        typer.Option("--questions", help="Question file or name, for categories that the answers do not have."),
+        str | None, option("--questions", "Question file or name, for categories that the answers do not have.")
     ] = None,
     definitions: Annotated[
-        bool,
-        typer.Option("--definitions", help="Show the acceptance length as every project defines it, side by side."),
+        bool, option("--definitions", "Show the acceptance length as every project defines it, side by side.")
     ] = False,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the numbers to this file too.")] = None,
+    csv: Annotated[Path | None, option("--csv", "Write the numbers to this file too.")] = None,
 ) -> None:
     """Acceptance lengths and speedups of published answer files, with intervals; needs no model.
 
@@ -129,7 +113,8 @@ def analyse(
     from koala_bench.common.files import write_text
     from koala_bench.dialogues.questions import find_questions, read_questions
     from koala_bench.interop.traces import read_all
-    from koala_bench.results.analysis import analyse, by_definition, to_csv, to_text
+    from koala_bench.results.answers.numbers import analyse
+    from koala_bench.results.answers.pages import by_definition, to_csv, to_text
 
     known = {}
     if questions is not None:
@@ -151,11 +136,9 @@ def analyse(
 @command(INSPECT, "data_dir")
 def verify(
     options: Shared,
-    folder: Annotated[
-        Path, typer.Argument(help="Folder with records.jsonl and what was made from it, or of such folders.")
-    ],
+    folder: Annotated[Path, argument("Folder with records.jsonl and what was made from it, or of such folders.")],
     update: Annotated[
-        bool, typer.Option("--update", help="First make the tables, figures and pages again; records stay.")
+        bool, option("--update", "First make the tables, figures and pages again; records stay.")
     ] = False,
 ) -> None:
     """Compute hashes and tables of results once more and say whether they match their records: every file of one folder,
@@ -169,13 +152,11 @@ def verify(
 
     alone = bool(sources_in(folder).records) or not folder.is_dir()
     if update or not alone:
-        found = list(
-            _told(
-                verify_below(
-                    folder, options.data_dir, {"sweep.jsonl": _sweep_pages, "device-report.json": _device_pages}, update
-                )
-            )
-        )
+        makers = {"sweep.jsonl": _sweep_pages, "device-report.json": _device_pages}
+        found = []
+        for each in verify_below(folder, options.data_dir, makers, update):
+            print(f"{each.state:<10}{each.folder!s:<34} {each.detail}", flush=True)
+            found.append(each)
         if not found:
             raise KoalaBenchError(
                 f"{folder} and the folders below have no records.jsonl.", "Name a folder that an evaluation wrote."
@@ -190,26 +171,16 @@ def verify(
     raise typer.Exit(1 if any(check.state == "differs" for check in checks) else 0)
 
 
-def _told(verdicts: Iterator[Verdict]) -> Iterator[Verdict]:
-    for each in verdicts:
-        print(f"{each.state:<10}{each.folder!s:<34} {each.detail}", flush=True)
-        yield each
-
-
 def _sweep_pages(log: Path, out: Path) -> list[Path]:
-    from koala_bench.common.files import write_texts
-    from koala_bench.sweeps.results import markdown, read_sweep, to_csv
+    from koala_bench.sweeps.results import read_sweep, write_pages
 
-    sweep = read_sweep(log)
-    pages = {out / "sweep.md": markdown(sweep), out / "sweep.csv": to_csv(sweep)}
-    write_texts(pages)
-    return list(pages)
+    return write_pages(read_sweep(log), out)
 
 
 def _device_pages(log: Path, out: Path) -> list[Path]:
     from koala_bench.common.files import write_text
     from koala_bench.costs.device_report import in_words, read_report
-    from koala_bench.costs.figure_nodes import write_nodes
+    from koala_bench.costs.figures import write_nodes
     from koala_bench.results.tables.published import read_paper
 
     report = read_report(log)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from koala_bench.cli.app import MACHINE, command
-from koala_bench.cli.options import DECODING, PASS, Heads, Shared, method_names
+from koala_bench.cli.options import DECODING, PASS, Heads, Shared, method_names, option
 from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
+
+if TYPE_CHECKING:
+    from koala_bench.engine.target import Target
+    from koala_bench.evaluation.methods import Method
+    from koala_bench.presets import Preset
 
 _PROMPTS = 8  # of batches
 
@@ -20,9 +25,7 @@ _OF_PLAN = ("methods", "layers", "tree", "max_new_tokens", "questions", "limit",
 @command(MACHINE, *PASS, *_OF_PLAN)
 def plan(
     options: Shared,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=1, help="How long to measure; longer is more exact.")
-    ] = 60.0,
+    seconds: Annotated[float, option("--seconds", "How long to measure; longer is more exact.", min=1)] = 60.0,
 ) -> None:
     """Say what a run takes: parameters, memory, disk, tokens, hours on this machine, and what is missing for it.
 
@@ -43,11 +46,11 @@ def plan(
 @command(MACHINE, *PASS, "methods")
 def benchmark(
     options: Shared,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 96,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every prompt is timed.")] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps to time.")] = 12,
+    tokens: Annotated[int, option("--tokens", "Length of every answer.", min=2)] = 96,
+    rounds: Annotated[int, option("--rounds", "How often every prompt is timed.", min=1)] = 3,
+    steps: Annotated[int, option("--steps", "Training steps to time.", min=1)] = 12,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for benchmark.md and the figure of step time against context.")
+        Path | None, option("--out", "Folder for benchmark.md and the figure of step time against context.")
     ] = None,
 ) -> None:
     """Time vanilla decoding against transformers' generate, steps against context length, and training heads together
@@ -57,7 +60,7 @@ def benchmark(
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.benchmark import benchmark
-    from koala_bench.costs.figure_context import write_context
+    from koala_bench.costs.figures import write_context
 
     chosen = options.resolved()
     text, steps_by_context = benchmark(chosen, method_names(chosen, options.methods), tokens, rounds, steps)
@@ -67,12 +70,24 @@ def benchmark(
         write_context(steps_by_context, out)
 
 
+def _loaded(options: Shared, heads: Path | None) -> tuple[Preset, Target, list[Method], list[list[int]]]:
+    """The preset, its target, the methods of --methods, and a bundled question of each category as token ids."""
+    from koala_bench.costs.benchmark import bundled_prompts
+    from koala_bench.evaluation.methods import load_methods
+    from koala_bench.training.experiment import load_preset_target
+
+    chosen = options.resolved()
+    target, template = load_preset_target(chosen)
+    ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
+    return chosen, target, ready, bundled_prompts(target, template)
+
+
 @command(MACHINE, *DECODING)
 def profile(
     options: Shared,
     heads: Heads = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the table here too, a .md file.")] = None,
+    tokens: Annotated[int, option("--tokens", "Length of every answer.", min=2)] = 64,
+    out: Annotated[Path | None, option("--out", "Write the table here too, a .md file.")] = None,
 ) -> None:
     """Split a decoding step: draft, the model's own pass, what the harness puts around it, reads from the device.
 
@@ -81,20 +96,9 @@ def profile(
     from koala_bench.common.files import write_text
     from koala_bench.costs.profile import in_words
     from koala_bench.costs.profile import profile as measure
-    from koala_bench.dialogues.encoding import encode_prompt
-    from koala_bench.dialogues.questions import bundled_questions, read_questions
-    from koala_bench.evaluation.loop import load_methods, select_questions
     from koala_bench.planning.draft_reads import draft_reads, reads_in_words
-    from koala_bench.training.experiment import load_preset_target
 
-    chosen = options.resolved()
-    target, template = load_preset_target(chosen)
-    assert target.tokenizer is not None
-    ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
-    prompts = [
-        encode_prompt(template, target.tokenizer, question.asked())
-        for question in select_questions(read_questions(bundled_questions()), 1)
-    ]
+    chosen, target, ready, prompts = _loaded(options, heads)
     with target.computing():
         text = in_words(measure(target, ready, prompts, tokens), target)
     if reads := reads_in_words(draft_reads(chosen, [method.name for method in ready], target.model.config)):
@@ -108,13 +112,11 @@ def profile(
 def batches(
     options: Shared,
     heads: Heads = None,
-    sizes: Annotated[
-        str, typer.Option("--sizes", help="Comma-separated: how many answers at once; divisors of 8.")
-    ] = "1,2,4,8",
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 64,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is timed.")] = 2,
+    sizes: Annotated[str, option("--sizes", "Comma-separated: how many answers at once; divisors of 8.")] = "1,2,4,8",
+    tokens: Annotated[int, option("--tokens", "Length of every answer.", min=2)] = 64,
+    rounds: Annotated[int, option("--rounds", "How often everything is timed.", min=1)] = 2,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for batches.md and the figure of speedup against batch size.")
+        Path | None, option("--out", "Folder for batches.md and the figure of speedup against batch size.")
     ] = None,
 ) -> None:
     """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets;
@@ -124,23 +126,14 @@ def batches(
     """
     from koala_bench.common.files import write_text
     from koala_bench.costs.batches import batch_speeds, in_words
-    from koala_bench.costs.figure_batches import write_batches
-    from koala_bench.dialogues.encoding import encode_prompt
-    from koala_bench.dialogues.questions import bundled_questions, read_questions
-    from koala_bench.evaluation.loop import load_methods, select_questions
-    from koala_bench.training.experiment import load_preset_target
+    from koala_bench.costs.figures import write_batches
 
     counts = [int(each) if each.strip().isdigit() else 0 for each in sizes.split(",")]
     if not counts or any(count < 1 or _PROMPTS % count for count in counts):
         raise KoalaBenchError(f"--sizes {sizes} are not divisors of {_PROMPTS}.", "Use some of 1,2,4,8.")
-    chosen = options.resolved()
-    target, template = load_preset_target(chosen)
-    assert target.tokenizer is not None
-    ready = load_methods(chosen, method_names(chosen, options.methods), target, options.heads(heads, chosen))
-    questions = select_questions(read_questions(bundled_questions()), 1)[:_PROMPTS]
-    prompts = [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
+    _, target, ready, prompts = _loaded(options, heads)
     with target.computing():
-        speeds = batch_speeds(target, ready, prompts, counts, tokens, rounds)
+        speeds = batch_speeds(target, ready, prompts[:_PROMPTS], counts, tokens, rounds)
     text = in_words(speeds)
     if out is not None:
         write_text(out / "batches.md", text + "\n")
@@ -152,25 +145,18 @@ def batches(
 def device_report(
     options: Shared,
     sizes: Annotated[
-        str | None,
-        typer.Option("--sizes", help="Comma-separated: 160m, 7b, 13b, 33b. On CUDA the last three, else the first."),
+        str | None, option("--sizes", "Comma-separated: 160m, 7b, 13b, 33b. On CUDA the last three, else the first.")
     ] = None,
     engines: Annotated[
         str,
-        typer.Option(
-            "--engines", help="Comma-separated: eager calls the models, graph replays recorded passes (CUDA graphs)."
-        ),
+        option("--engines", "Comma-separated: eager calls the models, graph replays recorded passes (CUDA graphs)."),
     ] = "eager,graph",
-    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Length of every answer.")] = 32,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Answers timed of each method, and rounds of each step.")
-    ] = 3,
-    paper: Annotated[Path, typer.Option("--paper", help="Published values.")] = RECIPES / "paper.toml",
+    tokens: Annotated[int, option("--tokens", "Length of every answer.", min=2)] = 32,
+    rounds: Annotated[int, option("--rounds", "Answers timed of each method, and rounds of each step.", min=1)] = 3,
+    paper: Annotated[Path, option("--paper", "Published values.")] = RECIPES / "paper.toml",
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", help="Folder for device-report.json, device-report.md and the figure of step time against nodes."
-        ),
+        option("--out", "Folder for device-report.json, device-report.md and the figure of step time against nodes."),
     ] = Path("results/runs/device"),
 ) -> None:
     """Measure what steps, verifications and drafts cost on a device, with random weights of the papers' shapes in

@@ -17,46 +17,36 @@ from koala_bench.common.bundled import shipped_heads
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset, preset_names, toml_value, usual_methods
 
+
+def option(name: str, help: str, panel: str | None = None, **limits: Any) -> Any:
+    """A command's option: its name, what --help says of it, and under which heading."""
+    return typer.Option(name, help=help, rich_help_panel=panel, **limits)
+
+
+def argument(help: str, **limits: Any) -> Any:
+    """A command's positional argument."""
+    return typer.Argument(help=help, **limits)
+
+
 _MODEL, _HEADS, _QUESTIONS, _RUN = "Target", "Methods", "Questions and answers", "Run"
 
 Heads = Annotated[
-    Path | None,
-    typer.Option(
-        "--heads",
-        help="Folder of trained heads, or 'shipped': those that come with the preset.",
-        rich_help_panel=_HEADS,
-    ),
+    Path | None, option("--heads", "Folder of trained heads, or 'shipped': those that come with the preset.", _HEADS)
 ]
 Processes = Annotated[
-    int,
-    typer.Option(
-        "--processes",
-        min=1,
-        help="How often to evaluate, each time in a fresh process; all are pooled.",
-        rich_help_panel=_RUN,
-    ),
+    int, option("--processes", "How often to evaluate, each time in a fresh process; all are pooled.", _RUN, min=1)
 ]
 DrawSeed = Annotated[
     int | None,
-    typer.Option(
-        "--seed",
-        min=0,
-        max=2**31 - 1,
-        help="Of the methods' order and of what is drawn while decoding.",
-        rich_help_panel=_RUN,
-    ),
+    option("--seed", "Of the methods' order and of what is drawn while decoding.", _RUN, min=0, max=2**31 - 1),
 ]
 LogWith = Annotated[
-    str | None,
-    typer.Option("--log-with", help="tensorboard or wandb: curves of the training go there too.", rich_help_panel=_RUN),
+    str | None, option("--log-with", "tensorboard or wandb: curves of the training go there too.", _RUN)
 ]
 
 
 KeepStates = Annotated[
-    bool,
-    typer.Option(
-        "--keep-states", help="Leave the target's stored states on disk for further trainings.", rich_help_panel=_RUN
-    ),
+    bool, option("--keep-states", "Leave the target's stored states on disk for further trainings.", _RUN)
 ]
 
 
@@ -64,137 +54,102 @@ KeepStates = Annotated[
 class Shared:
     """The shared options as typed. A command has some of them; the others keep their defaults."""
 
-    preset: Annotated[
-        str, typer.Option("--preset", help=f"{', '.join(preset_names())}, or a .toml file.", rich_help_panel=_MODEL)
-    ] = "tiny"
+    preset: Annotated[str, option("--preset", f"{', '.join(preset_names())}, or a .toml file.", _MODEL)] = "tiny"
     target: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--target",
-            help="Any causal LM in place of the preset's: hub id, folder, FILE.gguf, or package:MODULE/FILE.gguf.",
-            rich_help_panel=_MODEL,
+            "Any causal LM in place of the preset's: hub id, folder, FILE.gguf, or package:MODULE/FILE.gguf.",
+            _MODEL,
         ),
     ] = None
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODEL)
-    ] = None
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="auto, float64, float32, bfloat16 or float16.", rich_help_panel=_MODEL)
-    ] = None
-    attention: Annotated[str | None, typer.Option("--attention", help="sdpa or eager.", rich_help_panel=_MODEL)] = None
+    device: Annotated[str | None, option("--device", "auto, cpu, cuda or cuda:N.", _MODEL)] = None
+    dtype: Annotated[str | None, option("--dtype", "auto, float64, float32, bfloat16 or float16.", _MODEL)] = None
+    attention: Annotated[str | None, option("--attention", "sdpa or eager.", _MODEL)] = None
     engine: Annotated[
         str | None,
-        typer.Option(
-            "--engine",
-            help="eager calls the model, graph replays recorded passes; auto: graph on the CPU.",
-            rich_help_panel=_MODEL,
-        ),
+        option("--engine", "eager calls the model, graph replays recorded passes; auto: graph on the CPU.", _MODEL),
     ] = None
     methods: Annotated[
         str | None,
-        typer.Option(
-            "--methods",
-            help="Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.",
-            rich_help_panel=_HEADS,
+        option(
+            "--methods", "Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.", _HEADS
         ),
     ] = None
-    layers: Annotated[
-        int | None,
-        typer.Option("--layers", min=1, help="K, the number of layers of every head.", rich_help_panel=_HEADS),
-    ] = None
+    layers: Annotated[int | None, option("--layers", "K, the number of layers of every head.", _HEADS, min=1)] = None
     tree: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--tree",
-            help="Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.",
-            rich_help_panel=_HEADS,
+            "Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.",
+            _HEADS,
         ),
     ] = None
     questions: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--questions",
-            help=(
-                "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the first to"
-                " be had."
-            ),
-            rich_help_panel=_QUESTIONS,
+            "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the "
+            "first to be had.",
+            _QUESTIONS,
         ),
     ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="Only the first questions of each category.", rich_help_panel=_QUESTIONS),
-    ] = None
-    repeats: Annotated[
-        int | None,
-        typer.Option("--repeats", min=1, help="How often every question is answered.", rich_help_panel=_QUESTIONS),
-    ] = None
+    limit: Annotated[int | None, option("--limit", "Only the first questions of each category.", _QUESTIONS, min=1)] = (
+        None
+    )
+    repeats: Annotated[int | None, option("--repeats", "How often every question is answered.", _QUESTIONS, min=1)] = (
+        None
+    )
     max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", min=1, help="Length limit of an answer.", rich_help_panel=_QUESTIONS),
+        int | None, option("--max-new-tokens", "Length limit of an answer.", _QUESTIONS, min=1)
     ] = None
     temperature: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--temperature",
+            "0 decodes greedily; above, drafts and target are sampled from, losslessly.",
+            _QUESTIONS,
             min=0,
-            help="0 decodes greedily; above, drafts and target are sampled from, losslessly.",
-            rich_help_panel=_QUESTIONS,
         ),
     ] = None
     top_k: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--top-k",
+            "Of target and drafts alike, where there is a temperature: only the k likeliest tokens.",
+            _QUESTIONS,
             min=0,
-            help="Of target and drafts alike, where there is a temperature: only the k likeliest tokens.",
-            rich_help_panel=_QUESTIONS,
         ),
     ] = None
     top_p: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--top-p",
-            help="Of both, where there is a temperature: the fewest tokens that together have this probability.",
-            rich_help_panel=_QUESTIONS,
+            "Of both, where there is a temperature: the fewest tokens that together have this probability.",
+            _QUESTIONS,
         ),
     ] = None
     stop: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--stop",
-            help="A text that ends an answer, besides the target's and the template's; may be repeated.",
-            rich_help_panel=_QUESTIONS,
+            "A text that ends an answer, besides the target's and the template's; may be repeated.",
+            _QUESTIONS,
         ),
     ] = None
     data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--data-dir", help="Folder of question files; KOALA_BENCH_DATA by default.", rich_help_panel=_QUESTIONS
-        ),
+        Path | None, option("--data-dir", "Folder of question files; KOALA_BENCH_DATA by default.", _QUESTIONS)
     ] = None
     seed: Annotated[
         int | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            max=2**31 - 1,
-            help="Of the heads' weights, the order of the data and the noise.",
-            rich_help_panel=_RUN,
-        ),
+        option("--seed", "Of the heads' weights, the order of the data and the noise.", _RUN, min=0, max=2**31 - 1),
     ] = None
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for heads, records and tables.", rich_help_panel=_RUN)
-    ] = None
+    out: Annotated[Path | None, option("--out", "Folder for heads, records and tables.", _RUN)] = None
     quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help="The same at reduced size: shows that everything works, no more.", rich_help_panel=_RUN
-        ),
+        bool, option("--quick", "The same at reduced size: shows that everything works, no more.", _RUN)
     ] = False
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override of the preset, section.key=value; may be repeated.", rich_help_panel=_RUN),
+        list[str] | None, option("--set", "Override of the preset, section.key=value; may be repeated.", _RUN)
     ] = None
 
     def resolved(self) -> Preset:
@@ -202,9 +157,6 @@ class Shared:
 
         Another target is not the file that the preset pins, and brings its own chat template, but where a preset of the
         user's own names one.
-
-        Raises:
-            KoalaBenchError: see ``load_preset``.
         """
         given = [(key, getattr(self, field)) for field, key in _KEYS.items()]
         overrides = [f"{key}={_toml(value)}" for key, value in given if value not in (None, [])]

@@ -15,8 +15,10 @@ from koala_bench.cli.options import (
     Heads,
     LogWith,
     Shared,
+    argument,
     head_options,
     method_names,
+    option,
     split_names,
     typed_command,
 )
@@ -27,8 +29,8 @@ from koala_bench.presets import Preset, usual_methods, with_heads
 
 @command(START, name="new-head")
 def new_head(
-    name: Annotated[str, typer.Argument(help="Of the head and its package, e.g. my_head.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to be made; ./NAME by default.")] = None,
+    name: Annotated[str, argument("Of the head and its package, e.g. my_head.")],
+    out: Annotated[Path | None, option("--out", "Folder to be made; ./NAME by default.")] = None,
 ) -> None:
     """Write a working example package of a draft head: one file with the head, its entry point, a test and a README.
 
@@ -44,10 +46,8 @@ def new_head(
 
 @command(START, name="check-head")
 def check_head(
-    name: Annotated[str, typer.Argument(help="An installed head, package.module:Class, or ./file.py:Class.")],
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="Option of the head, key=value; may be repeated.")
-    ] = None,
+    name: Annotated[str, argument("An installed head, package.module:Class, or ./file.py:Class.")],
+    option: Annotated[list[str] | None, option("--option", "Option of the head, key=value; may be repeated.")] = None,
 ) -> None:
     """Check a draft head against the contract on tiny random targets; takes seconds. Exit code 0 or 1.
 
@@ -69,13 +69,9 @@ def compare(
     options: Shared,
     head: Annotated[
         list[str] | None,
-        typer.Option(
-            "--head", help="Method to judge; may be repeated. All that are not in the paper's table by default."
-        ),
+        option("--head", "Method to judge; may be repeated. All that are not in the paper's table by default."),
     ] = None,
-    records: Annotated[
-        Path | None, typer.Option("--records", help="Judge a run record that is there, and train nothing.")
-    ] = None,
+    records: Annotated[Path | None, option("--records", "Judge a run record that is there, and train nothing.")] = None,
     log_with: LogWith = None,
 ) -> None:
     """Train and measure a head of your own beside the baselines on the same data, and judge it against each.
@@ -146,24 +142,18 @@ def heads() -> None:
 @command(OWN_HEAD, *PASS, name="tune-tree")
 def tune_tree(
     options: Shared,
-    method: Annotated[str, typer.Argument(help="A method with a trained head, such as eagle.")],
+    method: Annotated[str, argument("A method with a trained head, such as eagle.")],
     out: Annotated[
-        Path,
-        typer.Option("--out", help="The tree as a .json file; use it with --tree, or --set methods.NAME.tree=FILE."),
+        Path, option("--out", "The tree as a .json file; use it with --tree, or --set methods.NAME.tree=FILE.")
     ],
     heads: Heads = None,
     prompts: Annotated[
-        int,
-        typer.Option(
-            "--prompts", min=2, help="Held-out prompts; two thirds are searched on, the others decoded in the end."
-        ),
+        int, option("--prompts", "Held-out prompts; two thirds are searched on, the others decoded in the end.", min=2)
     ] = 120,
-    tokens: Annotated[int, typer.Option("--tokens", min=4, help="Length limit of an answer.")] = 64,
-    most: Annotated[
-        int, typer.Option("--nodes", min=2, max=256, help="Nodes of the largest tree, the root included.")
-    ] = 16,
-    depth: Annotated[int, typer.Option("--depth", min=1, max=16, help="Levels of the deepest tree.")] = 5,
-    widest: Annotated[int, typer.Option("--ranks", min=1, max=256, help="Candidates of a node to consider.")] = 6,
+    tokens: Annotated[int, option("--tokens", "Length limit of an answer.", min=4)] = 64,
+    most: Annotated[int, option("--nodes", "Nodes of the largest tree, the root included.", min=2, max=256)] = 16,
+    depth: Annotated[int, option("--depth", "Levels of the deepest tree.", min=1, max=16)] = 5,
+    widest: Annotated[int, option("--ranks", "Candidates of a node to consider.", min=1, max=256)] = 6,
 ) -> None:
     """Find the draft tree from which most tokens a second are expected on this machine, and compare it with the usual
     one.
@@ -175,7 +165,7 @@ def tune_tree(
     """
     from koala_bench.common.files import write_text
     from koala_bench.dialogues.conversations import held_out_prompts
-    from koala_bench.evaluation.loop import load_methods
+    from koala_bench.evaluation.methods import load_methods
     from koala_bench.training.experiment import load_preset_target
     from koala_bench.trees.tuning import in_words, tune
 
@@ -202,11 +192,9 @@ def tune_tree(
 @command(OWN_HEAD, "out", "settings")
 def sweep(
     options: Shared,
-    grid: Annotated[
-        Path | None, typer.Argument(help="The grid, a TOML file such as reproduce/sweeps/eagle.toml.")
-    ] = None,
+    grid: Annotated[Path | None, argument("The grid, a TOML file such as reproduce/sweeps/eagle.toml.")] = None,
     records: Annotated[
-        Path | None, typer.Option("--records", help="Write the table of this sweep.jsonl again, and train nothing.")
+        Path | None, option("--records", "Write the table of this sweep.jsonl again, and train nothing.")
     ] = None,
 ) -> None:
     """Try settings of a method over several seeds, and say which helps on held-out prompts, with intervals.
@@ -215,9 +203,8 @@ def sweep(
 
     Example: `koala-bench sweep reproduce/sweeps/eagle.toml --out results/runs/sweep-eagle`.
     """
-    from koala_bench.common.files import write_text
     from koala_bench.sweeps.grid import read_grid
-    from koala_bench.sweeps.results import markdown, read_sweep, to_csv
+    from koala_bench.sweeps.results import markdown, read_sweep, write_pages
 
     if (grid is None) == (records is None):
         raise KoalaBenchError(
@@ -225,11 +212,9 @@ def sweep(
         )
     if records is not None:
         log = read_sweep(records)
-        text = markdown(log)
         if options.out is not None:
-            write_text(options.out / "sweep.md", text)
-            write_text(options.out / "sweep.csv", to_csv(log))
-        print(text)
+            write_pages(log, options.out)
+        print(markdown(log))
         return
     assert grid is not None
     folder = options.out or Path("results") / "runs" / f"sweep-{grid.stem}"

@@ -3,80 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import Annotated
 
 from koala_bench.cli.app import REPRODUCE, command
-from koala_bench.cli.options import Shared
+from koala_bench.cli.options import Shared, option
 from koala_bench.errors import KoalaBenchError
-
-if TYPE_CHECKING:
-    from koala_bench.pretraining.options import PretrainOptions
 
 
 @command(REPRODUCE, "device", "seed")
 def pretrain(
     options: Shared,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the finished target; its checkpoint lies in OUT/work.")
-    ],
+    out: Annotated[Path, option("--out", "Folder for the finished target; its checkpoint lies in OUT/work.")],
     source: Annotated[
-        str, typer.Option("--source", help="Text: 'documentation', or a file or folder of conversations.")
+        str, option("--source", "Text: 'documentation', or a file or folder of conversations.")
     ] = "documentation",
-    steps: Annotated[
-        int,
-        typer.Option(
-            "--steps", min=1, help="Steps of 8,192 tokens (step_tokens). May be changed during the first half of a run."
-        ),
-    ] = 2000,
+    steps: Annotated[int, option("--steps", "Steps of 8,192 tokens (step_tokens).", min=1)] = 2000,
     start: Annotated[
-        Path | None, typer.Option("--start", help="An earlier target to begin with: its weights, shape and tokenizer.")
+        Path | None, option("--start", "An earlier target to begin with: its weights, shape and tokenizer.")
     ] = None,
     rate: Annotated[
         float,
-        typer.Option(
-            "--rate", min=1e-3, max=10, help="Factor on the learning rates; 0.5 suits a run that goes on from --start."
-        ),
+        option("--rate", "Factor on the learning rates; 0.5 suits a run that goes on from --start.", min=1e-3, max=10),
     ] = 1.0,
     layers: Annotated[
-        int | None,
-        typer.Option("--layers", min=1, max=128, help="Decoder layers; 14 by default, 1 or 2 for a draft model."),
+        int | None, option("--layers", "Decoder layers; 14 by default, 1 or 2 for a draft model.", min=1, max=128)
     ] = None,
     imitate: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--imitate",
-            help=(
-                "Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its"
-                " distributions."
-            ),
+            "Train a draft model for this target, a bundled one or a folder: with its tokenizer, on its distributions.",
         ),
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--answers",
-            help="With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.",
+            "With --imitate: 'bundled' or a file of `distill`, half of the text while the learning rate falls.",
         ),
     ] = None,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Train through torch.compile; 1.3 times as fast on two CPU cores, needs a C++ compiler."
-        ),
-    ] = False,
-    checkpoint_every: Annotated[
-        int, typer.Option("--checkpoint-every", min=1, help="Steps between two checkpoints.")
-    ] = 50,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--set",
-            help=(
-                "Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may be"
-                " repeated."
-            ),
+            "Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may "
+            "be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -90,9 +61,19 @@ def pretrain(
     from koala_bench.pretraining.corpus import DOCUMENTATION, read_corpus
     from koala_bench.pretraining.imitation import load_imitated
     from koala_bench.pretraining.loop import pretrain
+    from koala_bench.pretraining.options import SHAPE, PretrainOptions, with_settings
 
-    _refuse_conflicts(start, layers, settings or [], imitate, answers)
-    wanted = _wanted(options.seed, layers, steps, rate, settings or [])
+    named = {setting.partition("=")[0] for setting in settings or []} | ({"layers"} if layers is not None else set())
+    if start is not None and (fixed := named & set(SHAPE)):
+        raise KoalaBenchError("--start brings its own shape.", f"Leave out {min(fixed)}.")
+    if imitate is not None and (fixed := named & {"vocabulary", "positions"}):
+        raise KoalaBenchError(
+            "A draft model has its target's vocabulary and positions.", f"Leave out --set {min(fixed)}."
+        )
+    if answers is not None and imitate is None:
+        raise KoalaBenchError("--answers are those of a target.", "Name it with --imitate.")
+    given = {name: value for name, value in (("seed", options.seed), ("layers", layers)) if value is not None}
+    wanted = with_settings(PretrainOptions(steps=steps, rate=rate, **given), settings or [])
     where = pick_device("auto" if options.device is None else options.device)
     if start is not None and not (start / "pretraining.json").is_file():
         raise KoalaBenchError(
@@ -101,42 +82,4 @@ def pretrain(
     imitated = None if imitate is None else load_imitated(imitate, answers, where)
     corpus = None if source == DOCUMENTATION else read_corpus(source)
     make_folder(out)  # reading the documentation takes half a minute; a wrong --out should not wait for it
-    pretrain(
-        corpus or read_corpus(source),
-        wanted,
-        out,
-        where,
-        checkpoint_every=checkpoint_every,
-        start=start,
-        compiled=compiled,
-        imitate=imitated,
-    )
-    print(out)
-
-
-def _wanted(seed: int | None, layers: int | None, steps: int, rate: float, settings: list[str]) -> PretrainOptions:
-    from koala_bench.pretraining.options import PretrainOptions, with_settings
-
-    given = {name: value for name, value in (("seed", seed), ("layers", layers)) if value is not None}
-    return with_settings(PretrainOptions(steps=steps, rate=rate, **given), settings)
-
-
-def _refuse_conflicts(
-    start: Path | None, layers: int | None, settings: list[str], imitate: str | None, answers: str | None
-) -> None:
-    """Raise ``KoalaBenchError`` if options do not go together."""
-    from koala_bench.pretraining.options import SHAPE
-
-    named = {setting.partition("=")[0] for setting in settings}
-    if start is not None and (layers is not None or named & set(SHAPE)):
-        raise KoalaBenchError(
-            "--start brings its own shape.",
-            "Leave out --layers." if layers is not None else f"Leave out --set {min(named & set(SHAPE))}.",
-        )
-    if imitate is not None and named & {"vocabulary", "positions"}:
-        raise KoalaBenchError(
-            "A draft model has its target's vocabulary and positions.",
-            f"Leave out --set {min(named & {'vocabulary', 'positions'})}.",
-        )
-    if answers is not None and imitate is None:
-        raise KoalaBenchError("--answers are those of a target.", "Name it with --imitate.")
+    print(pretrain(corpus or read_corpus(source), wanted, out, where, start=start, imitate=imitated))

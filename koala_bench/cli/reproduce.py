@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from koala_bench.cli.app import REPRODUCE, START, command
 from koala_bench.cli.options import (
     EVERYTHING,
@@ -18,7 +16,9 @@ from koala_bench.cli.options import (
     LogWith,
     Processes,
     Shared,
+    argument,
     method_names,
+    option,
     typed_command,
 )
 from koala_bench.errors import KoalaBenchError
@@ -28,7 +28,7 @@ from koala_bench.presets import Preset
 @command(START, *EVERYTHING)
 def reproduce(
     options: Shared,
-    what: Annotated[str, typer.Argument(help="table1, table2, table3, figures, leaderboard or all.")],
+    what: Annotated[str, argument("table1, table2, table3, figures, cost, leaderboard or all.")],
     log_with: LogWith = None,
     processes: Processes = 1,
     keep_states: KeepStates = False,
@@ -66,7 +66,12 @@ def reproduce(
     )
     from koala_bench.runs.reproduce import reproduce
 
-    titles = {"figures": "All figures", "leaderboard": "The leaderboard", "all": "All tables and figures"}
+    titles = {
+        "figures": "All figures",
+        "cost": "Length against cost of a draft",
+        "leaderboard": "The leaderboard",
+        "all": "All tables and figures",
+    }
     written = reproduce(
         planned,
         chosen,
@@ -109,8 +114,7 @@ def evaluate(options: Shared, seed: DrawSeed = None, heads: Heads = None) -> Non
 def train(
     options: Shared,
     states: Annotated[
-        Path | None,
-        typer.Option("--states", help="Folder of `koala-bench states`: the target's layers are not loaded."),
+        Path | None, option("--states", "Folder of `koala-bench states`: the target's layers are not loaded.")
     ] = None,
     keep_states: KeepStates = False,
     log_with: LogWith = None,
@@ -139,8 +143,7 @@ def train(
 def states(
     options: Shared,
     device_map: Annotated[
-        str | None,
-        typer.Option("--device-map", help="auto spreads the target over all cards; one process a machine then."),
+        str | None, option("--device-map", "auto spreads the target over all cards; one process a machine then.")
     ] = None,
 ) -> None:
     """Write the target's states of the training dialogues, to train heads from with `koala-bench train --states`.

@@ -58,11 +58,8 @@ class DraftVocabulary:
 
 
 def checked_count(count: object, vocab_size: int) -> int:
-    """The number of tokens of a draft vocabulary.
-
-    Raises:
-        KoalaBenchError: it is no number, none, or more than the target has.
-    """
+    """The number of tokens of a draft vocabulary. Raises KoalaBenchError where it is no number, none, or more than the
+    target has."""
     if type(count) is not int or not 1 <= count <= vocab_size:
         raise KoalaBenchError(
             f"draft_vocabulary is {count!r}.", f"It must be a number of tokens from 1 to the target's {vocab_size}."

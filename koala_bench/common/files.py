@@ -13,32 +13,29 @@ from typing import TextIO
 from koala_bench.errors import KoalaBenchError
 
 
+def cannot(what: str, path: Path, error: OSError, remedy: str) -> KoalaBenchError:
+    """The error of something that the system refuses to do with a file."""
+    return KoalaBenchError(f"Cannot {what} {path}: {error.strerror or error}.", remedy)
+
+
 def cache_folder() -> Path:
     """The project's folder in the user's cache, ``XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koala-bench"
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there yet.
-
-    Raises:
-        KoalaBenchError: it cannot be made, or a file has its name.
-    """
+    """Make a folder and those above it, where they are not there yet. Raises KoalaBenchError where it cannot be made,
+    or a file has its name."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot make the folder {path}: {error.strerror or error}.", "Choose another folder with --out."
-        ) from error
+        raise cannot("make the folder", path, error, "Choose another folder with --out.") from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed. Raises
+    KoalaBenchError where the folder cannot be written, or the disk is full."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -47,9 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Free space or choose another folder with --out; what was there is unchanged.",
+        raise cannot(
+            "write", path, error, "Free space or choose another folder with --out; what was there is unchanged."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,11 +58,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write some text files, or none of them if one cannot be written.
-
-    Raises:
-        KoalaBenchError: a folder cannot be written or has the name of a file, or the disk is full.
-    """
+    """Write some text files, or none of them if one cannot be written. Raises KoalaBenchError where a folder cannot be
+    written or has the name of a file, or the disk is full."""
     for path in texts:
         if path.is_dir():
             raise KoalaBenchError(f"Cannot write {path}: it is a folder.", "Name a file.")
@@ -94,11 +87,8 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def continue_log(path: Path, done: int) -> Iterator[TextIO]:
-    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go.
-
-    Raises:
-        KoalaBenchError: the log is damaged or cannot be written, or the disk is full.
-    """
+    """Open a log of JSON lines to append to, cut back to step ``done``: lines of steps that will run again go. Raises
+    KoalaBenchError where the log is damaged or cannot be written, or the disk is full."""
     kept = []
     if path.exists():
         try:
@@ -120,7 +110,6 @@ def continue_log(path: Path, done: int) -> Iterator[TextIO]:
     except OSError as error:  # what is buffered may be refused as late as here
         if path.is_file() and not path.stat().st_size:
             path.unlink()  # it says nothing
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Free space and start again; it goes on from the last checkpoint.",
+        raise cannot(
+            "write", path, error, "Free space and start again; it goes on from the last checkpoint."
         ) from error

@@ -84,11 +84,8 @@ ALONE = Team()
 
 
 def find_team(device: torch.device) -> Team:
-    """The team that this process was started in; processes find each other here.
-
-    Raises:
-        KoalaBenchError: there are more processes on this machine than GPUs, or they cannot find each other.
-    """
+    """The team that this process was started in; processes find each other here. Raises KoalaBenchError where there are
+    more processes on this machine than GPUs, or they cannot find each other."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     if device.type == "cuda" and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (

@@ -16,8 +16,7 @@ _LINE = "{desc}: {n:,}/{total:,}{unit}, {rate_noinv_fmt}, {elapsed} elapsed, {re
 
 def say(text: str) -> None:
     """Print a status line to standard error, which keeps standard output for results; of a team of processes the first
-    one speaks.
-    """
+    one speaks."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 

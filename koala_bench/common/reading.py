@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from koala_bench.common.files import cannot
 from koala_bench.errors import KoalaBenchError
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -36,7 +37,7 @@ def read_toml(path: Path, what: str, model: type[_Model], remedy: str) -> _Model
     try:
         return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read the {what} {path}: {error.strerror or error}.", remedy) from error
+        raise cannot(f"read the {what}", path, error, remedy) from error
     except ValidationError as error:
         raise KoalaBenchError(f"The {what} {path}, {first_problem(error)}.", "Correct that entry.") from error
     except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits or of brackets
@@ -60,7 +61,7 @@ def read_text(path: Path, what: str, missing: str, folder: str) -> str:
     except IsADirectoryError as error:
         raise KoalaBenchError(f"{path} is a folder, no {what}.", folder) from error
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror or error}.", "Check its permissions.") from error
+        raise cannot("read", path, error, "Check its permissions.") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -71,11 +72,8 @@ def read_text(path: Path, what: str, missing: str, folder: str) -> str:
 
 
 def json_lines(path: Path, text: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a text of JSON lines, each with the number of its line; blank lines are passed over.
-
-    Raises:
-        KoalaBenchError: a line is no JSON object; names it.
-    """
+    """The objects of a text of JSON lines, each with the number of its line; blank lines are passed over. Raises
+    KoalaBenchError where a line is no JSON object; names it."""
 
     def refuse(number: int, problem: str, error: Exception | None = None) -> NoReturn:
         raise KoalaBenchError(f"{path}, line {number}: {problem}.", remedy) from error
@@ -93,6 +91,11 @@ def json_lines(path: Path, text: str, remedy: str) -> Iterator[tuple[int, dict[s
         if not isinstance(value, dict):
             refuse(number, "a JSON value that is not an object")
         yield number, value
+
+
+def encode_line(value: Mapping[str, Any]) -> bytes:
+    """A JSON line as it stands in a file."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def complete_lines(path: Path, content: bytes, remedy: str) -> tuple[list[dict[str, Any]], int]:

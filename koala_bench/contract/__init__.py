@@ -120,11 +120,8 @@ def _run(name: str, check: Callable[[Bench], str], bench: Bench) -> CheckResult:
         if isinstance(error, KoalaBenchError) and check is form:
             raise
         others = (Path(koala_bench.__file__).parent, Path(torch.__file__).parent)
-        frames = [
-            frame
-            for frame in traceback.extract_tb(error.__traceback__)
-            if not any(map(Path(frame.filename).is_relative_to, others))
-        ]
+        every = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in every if not any(map(Path(frame.filename).is_relative_to, others))]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         message = (str(error).strip().splitlines() or [""])[0]
         return CheckResult(name, "failed", f"{type(error).__name__}: {message}{where}")

@@ -53,8 +53,7 @@ class Bench:
 
     def target(self, kind: str = "float32") -> Target:
         """A tiny random target: ``float32``, ``float64``, ``bfloat16``, ``tied`` (output layer and embedding), or
-        ``circle``.
-        """
+        ``circle``."""
         if kind not in self._made:
             target = self._make(kind)
             self._made[kind] = target, {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
@@ -84,6 +83,11 @@ class Bench:
         if hasattr(head, "loss"):
             train(head, batch_of(target, random_ids(2, 24), head.features), steps)
         return head
+
+    def ready(self) -> tuple[Target, Any]:
+        """The float32 target and a head trained for some steps, ready to draft."""
+        target = self.target()
+        return target, self.trained(target).eval()
 
 
 def _teach_circle(target: Target) -> None:
@@ -195,6 +199,14 @@ def templates_of(max_depth: int) -> list[Template]:
         load_template("x".join("221"[:depth])),
         TreeTemplate.of("uneven", [path for path in uneven if len(path) <= depth]),
     ]
+
+
+def apart(*runs: Sequence[Any]) -> int | None:
+    """The first place in which some runs differ; None where they are equal."""
+    if all(run == runs[0] for run in runs):
+        return None
+    places = enumerate(zip(*runs, strict=False))
+    return next((at for at, each in places if any(one != each[0] for one in each)), min(map(len, runs)))
 
 
 def needs_loss(head: Any) -> None:

@@ -1,6 +1,5 @@
 """Checks of what a head drafts and learns: trees, memory, losslessness, and that draft and loss mean the same
-positions.
-"""
+positions."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from koala_bench.contract.bench import (
     BrokenError,
     NotApplicableError,
     answer,
+    apart,
     batch_of,
     circle_ids,
     drafts_along,
@@ -46,22 +46,15 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
     if tokens[0] != root:
         return f"the root is {tokens[0]}, the last settled token is {root}: it is new.tokens[-1]"
     if not all(0 <= token < vocabulary for token in tokens):
-        return (
-            f"token {next(token for token in tokens if not 0 <= token < vocabulary)} is not one of the vocabulary's"
-            f" {vocabulary}"
-        )
+        outside = next(token for token in tokens if not 0 <= token < vocabulary)
+        return f"token {outside} is not one of the vocabulary's {vocabulary}"
     if tree.shape == ROOT_ONLY:
         return None  # nothing to propose this time
+    size = f"{tree.shape.nodes} nodes, {tree.shape.depth} deep"
     if dynamic and (tree.shape.nodes > template.nodes or tree.shape.depth > template.depth):
-        return (
-            f"{tree.shape.nodes} nodes, {tree.shape.depth} deep: more than the template's {template.nodes} and"
-            f" {template.depth}"
-        )
+        return f"{size}: more than the template's {template.nodes} and {template.depth}"
     if not dynamic and tree.shape != template.shape:
-        return (
-            f"{tree.shape.nodes} nodes, {tree.shape.depth} deep, parents {tree.shape.parents}; the template's are"
-            f" {template.shape.parents}"
-        )
+        return f"{size}, parents {tree.shape.parents}; the template's are {template.shape.parents}"
     for parent, children in enumerate(tree.shape.children):
         if len({tokens[child] for child in children}) < len(children):
             return f"two children of node {parent} are the same token: the candidate of a node is the one of its rank"
@@ -70,16 +63,14 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
 
 def trees(bench: Bench) -> str:
     """Trees of several shapes: the template's, with the settled token as root and different tokens as siblings."""
-    target = bench.target()
-    head = bench.trained(target).eval()
+    target, head = bench.ready()
     templates = templates_of(head.max_depth)
     ids = random_ids(1, 40)[0].tolist()
     for template in templates:
         drafted = 0
         for root, tree in drafts_along(head, target, template, ids, 16):
-            if problem := _problem(
-                tree, ids[root], template, target.config.vocab_size, getattr(head, "dynamic", False)
-            ):
+            dynamic = getattr(head, "dynamic", False)
+            if problem := _problem(tree, ids[root], template, target.config.vocab_size, dynamic):
                 raise BrokenError(f"with the template {template.name}: {problem}")
             drafted += tree.shape.nodes - 1
         if not drafted and hasattr(head, "loss"):
@@ -89,8 +80,7 @@ def trees(bench: Bench) -> str:
 
 def forgetting(bench: Bench) -> str:
     """After ``begin`` the same sequence gets the same drafts, whatever was decoded in between."""
-    target = bench.target()
-    head = bench.trained(target).eval()
+    target, head = bench.ready()
     template, other, *_ = reversed(templates_of(head.max_depth))
     runs = []
     for between in (None, template, other):
@@ -98,10 +88,7 @@ def forgetting(bench: Bench) -> str:
             answer(target, head, between, 30, random_ids(1, 20)[0].tolist())
         torch.manual_seed(0)  # a head that draws at random is the concern of another check
         runs.append(answer(target, head, template, 24).steps)
-    if runs[0] != runs[1] or runs[0] != runs[2]:
-        step = next(
-            (i for i, steps in enumerate(zip(*runs, strict=False)) if steps[0] != steps[1] or steps[0] != steps[2]), 0
-        )
+    if (step := apart(*runs)) is not None:
         raise BrokenError(
             f"the same prompt is drafted otherwise after another one, from step {step + 1} on: begin() must reset all"
             " that draft() keeps"
@@ -111,16 +98,14 @@ def forgetting(bench: Bench) -> str:
 
 def lent_states(bench: Bench) -> str:
     """Drafts do not depend on what becomes of ``hidden`` after the call: a CUDA graph's next pass writes over it."""
-    target = bench.target()
-    head = bench.trained(target).eval()
+    target, head = bench.ready()
     template = templates_of(head.max_depth)[0]
     ids = random_ids(1, 40)[0].tolist()
     drafts = []
     for overwritten in (False, True):
         torch.manual_seed(0)  # a head that draws at random is the concern of another check
         drafts.append([tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 16, overwritten)])
-    if drafts[0] != drafts[1]:
-        step = next(i for i, (kept, lost) in enumerate(zip(*drafts, strict=True)) if kept != lost)
+    if (step := apart(*drafts)) is not None:
         raise BrokenError(
             f"draft {step + 1} reads states that an earlier call was given: they lie in a buffer that the target writes"
             " over; clone what is kept of new.hidden"
@@ -130,19 +115,16 @@ def lent_states(bench: Bench) -> str:
 
 def prompts(bench: Bench) -> str:
     """What is read of a prompt by ``prefill`` leads to the same drafts as if ``draft`` had read it; and whether a head
-    without ``prefill`` reads more of a prompt than its end.
-    """
-    target = bench.target()
-    head = bench.trained(target).eval()
+    without ``prefill`` reads more of a prompt than its end."""
+    target, head = bench.ready()
     template = templates_of(head.max_depth)[-1]
     ids = 2 * random_ids(1, 20)[0].tolist()  # lookups find nothing where nothing comes again
     if isinstance(head, ReadingHead):
-        apart, at_once = (
+        runs = [
             [tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 30, reading=reading)]
             for reading in (True, False)
-        )
-        if apart != at_once:
-            step = next(i for i, (one, other) in enumerate(zip(apart, at_once, strict=True)) if one != other)
+        ]
+        if (step := apart(*runs)) is not None:
             raise BrokenError(
                 f"after prefill() the drafts are others than if draft() is given the whole prompt, from step {step + 1}"
                 " on: prefill() must keep what draft() would, of all pairs that it is given"
@@ -179,11 +161,7 @@ def losslessness(bench: Bench) -> str:
         expected = decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, ()).tokens
         for template in templates_of(head.max_depth)[::3]:
             found = answer(target, head, template, tokens, prompt).tokens
-            if found != expected:
-                place = next(
-                    (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b),
-                    min(len(found), len(expected)),
-                )
+            if (place := apart(found, expected)) is not None:
                 raise BrokenError(
                     f"with the template {template.name} the answer leaves vanilla's at token {place}: the root is"
                     " new.tokens[-1], and inputs stay as they are"
@@ -201,10 +179,8 @@ def positions(bench: Bench) -> str:
     optimiser = optimiser_of(head)
     prompt = circle_ids(1, 9)[0].tolist()
     template = load_template("x".join("22"[:depth]))
-    best = (
-        0,
-        *(1 + template.paths.index((0,) * level) for level in range(1, template.depth + 1)),
-    )  # the nodes of rank 0
+    levels = range(1, template.depth + 1)
+    best = (0, *(1 + template.paths.index((0,) * level) for level in levels))  # the nodes of rank 0
     losses: list[float] = []
     for done, steps in zip((0, *_LOOKS), _LOOKS, strict=False):
         losses.append(train(head, batch, steps - done, optimiser, done))
@@ -212,9 +188,8 @@ def positions(bench: Bench) -> str:
         chain = answer(target, head, load_template(f"chain-{depth}"), 50, prompt)
         # The last step of an answer is cut at its limit.
         rates = acceptance_rate_by_depth(chain.accepted[:-1], chain.drafted_depth[:-1])
-        wrong = next(
-            (rate.depth for rate in rates if not rate.rate >= _LEARNT), None if len(rates) == depth else len(rates) + 1
-        )
+        missing = None if len(rates) == depth else len(rates) + 1
+        wrong = next((rate.depth for rate in rates if not rate.rate >= _LEARNT), missing)
         paths = Counter(step.path for step in answer(target, head, template, 50, prompt).steps[:-1])
         if wrong is None and paths[best] >= _LEARNT * paths.total():
             return f"{depth} tokens ahead are right after {steps} steps on a text to learn by heart"
@@ -241,12 +216,9 @@ def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
     total = slips.total()
     slip, count = slips.most_common(1)[0]
     if slip and count > total / 2:
-        where = (
-            f"{count} of {total} tokens drafted at depth {depth} belong {abs(slip)} place{'s' * (abs(slip) > 1)}"
-            f" {'later' if slip > 0 else 'earlier'}"
-        )
+        places = f"{abs(slip)} place{'s' * (abs(slip) > 1)} {'later' if slip > 0 else 'earlier'}"
         return (
-            f"{where}: compare the states and labels of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
+            f"{count} of {total} tokens drafted at depth {depth} belong {places}: compare the states and labels of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
             f" {learnt}"
         )
     return (
@@ -257,8 +229,7 @@ def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
 
 def predictions(bench: Bench) -> str:
     """What the loss reports stands where it says, carries gradients, and is what ``draft`` would say there."""
-    target = bench.target()
-    head = bench.trained(target).eval()
+    target, head = bench.ready()
     needs_loss(head)
     ids = random_ids(2, 24, seed=1)
     tokens, vocabulary = ids.shape[1], target.config.vocab_size
@@ -281,12 +252,8 @@ def predictions(bench: Bench) -> str:
             raise BrokenError(
                 f"rows of depth {each.depth} reach beyond their dialogue: rows + depth must still lie in it"
             )
-    said = {
-        row: logits.detach()
-        for each in predictions
-        if each.depth == 1
-        for row, logits in zip(each.rows.tolist(), each.logits, strict=True)
-    }
+    first = [each for each in predictions if each.depth == 1]
+    said = {row: logits for each in first for row, logits in zip(each.rows.tolist(), each.logits.detach(), strict=True)}
     compared, different = 0, 0
     for row, text in enumerate(ids.tolist()):
         for root, tree in drafts_along(head, target, load_template("chain-1"), text, 10):
@@ -323,10 +290,8 @@ def _rows(target: Target, features: tuple[int, ...], rows: list[torch.Tensor], w
 
 def batches(bench: Bench) -> str:
     """The loss is of the dialogues, not of what stands behind or below them; and a batch may have nothing at some
-    depth.
-    """
-    target = bench.target()
-    head = bench.trained(target).eval()
+    depth."""
+    target, head = bench.ready()
     needs_loss(head)
     long, short = random_ids(1, 18)[0], random_ids(1, 11, seed=1)[0]
     plain, wide, swapped = (

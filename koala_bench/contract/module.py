@@ -58,9 +58,9 @@ def frozen_parts(bench: Bench) -> str:
     head = bench.head(target)
     theirs = {tensor.untyped_storage().data_ptr(): name for name, tensor in target.model.named_parameters()}
     shared = [
-        f"{name} is the target's {theirs[tensor.untyped_storage().data_ptr()]}"
+        f"{name} is the target's {theirs[place]}"
         for name, tensor in (*head.named_parameters(), *head.named_buffers())
-        if tensor.numel() and tensor.untyped_storage().data_ptr() in theirs
+        if tensor.numel() and (place := tensor.untyped_storage().data_ptr()) in theirs
     ]
     if shared:
         raise BrokenError(
@@ -113,8 +113,7 @@ def target_unchanged(bench: Bench) -> str:
 
 def saving(bench: Bench) -> str:
     """A head that was saved and loaded is the same: weights bit for bit, drafts, and loss."""
-    target = bench.target()
-    head = bench.trained(target).eval()
+    target, head = bench.ready()
     save_head(bench.folder / "saved", head, bench.preset, target, {})
     torch.manual_seed(12345)  # what is not saved is drawn anew
     loaded, _, _ = load_head(bench.folder / "saved", target)
@@ -128,13 +127,11 @@ def saving(bench: Bench) -> str:
         raise BrokenError(f"{listed(sorted(different))} comes back otherwise than it was saved")
     template = templates_of(head.max_depth)[-1]
     batch = batch_of(target, random_ids(2, 24), head.features)
-    drafts = []
+    drafts, losses = [], []
     for each in (head, loaded):
         torch.manual_seed(0)  # a head that draws at random is the concern of another check
         drafts.append(answer(target, each, template, 24).steps)
-    losses = (
-        [float(each.loss(batch).total.detach()) for each in (head, loaded)] if hasattr(head, "loss") else [0.0, 0.0]
-    )
+        losses.append(float(each.loss(batch).total.detach()) if hasattr(head, "loss") else 0.0)
     if drafts[0] != drafts[1] or losses[0] != losses[1]:
         raise BrokenError(
             "a loaded head drafts or scores otherwise: something it depends on is neither parameter nor buffer, so"
@@ -154,9 +151,8 @@ def determinism(bench: Bench) -> str:
             losses.append(train(head, batch_of(target, random_ids(2, 24), head.features), 3))
         weights.append({name: tensor.clone() for name, tensor in head.state_dict().items()})
         drafts.append(answer(target, head.eval(), templates_of(head.max_depth)[-1], 24).steps)
-    if losses[:1] != losses[1:] or any(
-        not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()
-    ):
+    same = all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    if losses[:1] != losses[1:] or not same:
         raise BrokenError(
             "two trainings from one seed differ: draw noise from a generator seeded with batch.seed; dropout uses the"
             " global one"

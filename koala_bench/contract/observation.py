@@ -37,8 +37,7 @@ class _Shown:
 
 def observation(bench: Bench) -> str:
     """A head with ``observe`` leaves trees and logits as they are, and nothing that it drafts depends on their memory."""
-    target = bench.target()
-    head = bench.trained(target).eval()
+    target, head = bench.ready()
     if not isinstance(head, ObservingHead):
         raise NotApplicableError("the head has no observe, so it is not told what the target says at the nodes")
     template = templates_of(head.max_depth)[-1]

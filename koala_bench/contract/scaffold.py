@@ -1,6 +1,5 @@
 """A new draft head as a package to start from: module, entry point, test and README, written by ``koala-bench
-new-head``.
-"""
+new-head``."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from koala_bench.common.files import make_folder, write_text
+from koala_bench.common.files import cannot, make_folder, write_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed
 
@@ -23,9 +22,8 @@ _FILES = {
     "@NAME@.py": "head.py.txt",
     "test_@NAME@.py": "test.py.txt",
 }
-_NAME = re.compile(
-    r"[a-z][a-z0-9_]*[a-z0-9]"
-)  # a module for Python and a project for pip, which wants a letter or digit at the end
+# A module for Python and a project for pip, which wants a letter or digit at the end.
+_NAME = re.compile(r"[a-z][a-z0-9_]*[a-z0-9]")
 
 
 def new_head(name: str, folder: Path | None = None) -> list[Path]:
@@ -60,9 +58,7 @@ def new_head(name: str, folder: Path | None = None) -> list[Path]:
             write_text(unfinished / filled(file), filled((templates / template).read_text(encoding="utf-8")))
         unfinished.rename(folder)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {folder}: {error.strerror or error}.", "Choose another folder with --out."
-        ) from error
+        raise cannot("write", folder, error, "Choose another folder with --out.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return [folder / filled(file) for file in _FILES]
@@ -74,13 +70,15 @@ def _check_name(name: str) -> None:
             f"'{name}' cannot be the name of a head.",
             "Use two or more lower-case letters, digits and inner underscores, e.g. koala-bench new-head my_head.",
         )
-    taken = f"'{name}' is taken by {{}}."
-    for group, what in ((HEADS, "an installed head"), (OBJECTIVES, "an installed objective")):
-        if name in installed(group):
-            raise KoalaBenchError(taken.format(f"{what}, {installed(group)[name].value}"), "Choose another name.")
+    owners = [
+        f"an installed {kind}, {installed(group)[name].value}"
+        for kind, group in (("head", HEADS), ("objective", OBJECTIVES))
+        if name in installed(group)
+    ]
     found = importlib.util.find_spec(name)
-    if name == "vanilla" or (
-        found is not None and found.origin is not None
-    ):  # a folder that only happens to lie here has no origin
-        owner = "decoding without a head" if found is None or found.origin is None else f"the module {found.origin}"
-        raise KoalaBenchError(taken.format(owner), "Choose another name.")
+    if found is not None and found.origin is not None:  # a folder that only happens to lie here has no origin
+        owners.append(f"the module {found.origin}")
+    if name == "vanilla":
+        owners.append("decoding without a head")
+    if owners:
+        raise KoalaBenchError(f"'{name}' is taken by {owners[0]}.", "Choose another name.")

@@ -1,16 +1,15 @@
-"""Throughput against batch size: how many tokens a second each method makes of several answers at once, and what is
-left of its speedup.
-"""
+"""Throughput against batch size: tokens a second of several answers at once, and what is left of the speedup."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from koala_bench.common.markdown import table
 from koala_bench.common.progress import progress
 from koala_bench.decoding.batching import decode_batch
 from koala_bench.engine.target import Target
-from koala_bench.evaluation.loop import Method
+from koala_bench.evaluation.methods import Method
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ def batch_speeds(
                 for place in range(len(methods)):
                     method = methods[(place + turn) % len(methods)]
                     for first in range(0, len(prompts), size):
-                        found = decode_batch(
-                            target, method.head, method.template, prompts[first : first + size], tokens, ()
-                        )
+                        batch = prompts[first : first + size]
+                        found = decode_batch(target, method.head, method.template, batch, tokens, ())
                         if turn >= 0:
                             total = spent[method.name, size]
                             total[0] += found.decode_s
@@ -62,27 +60,18 @@ def batch_speeds(
                             total[2] += found.steps
                     advance(1, f"{method.name}, {size} at once")
     rates = {key: settled / seconds for key, (seconds, settled, _) in spent.items()}
-    base = methods[0].name
     return [
-        BatchSpeed(
-            name,
-            size,
-            rates[name, size],
-            rates[name, size] / rates[base, size],
-            1000 * spent[name, size][0] / spent[name, size][2],
-        )
-        for name, size in spent
+        BatchSpeed(name, size, rate, rate / rates[methods[0].name, size], 1000 * seconds / steps)
+        for ((name, size), rate), (seconds, _, steps) in zip(rates.items(), spent.values(), strict=True)
     ]
 
 
 def in_words(speeds: Sequence[BatchSpeed]) -> str:
     """A table in Markdown: a row for each method, and for each batch size tokens a second and speedup."""
-    sizes = list(dict.fromkeys(each.size for each in speeds))
-    lines = [
-        "| Method | " + " | ".join(f"{size} at once: tokens/s | speedup (x)" for size in sizes) + " |",
-        "| :-- |" + " --: | --: |" * len(sizes),
-    ]
-    for name in dict.fromkeys(each.method for each in speeds):
-        cells = [f"{each.tokens_per_s:.0f} | {each.speedup:.2f}" for each in speeds if each.method == name]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    headings = ["Method"]
+    rows: dict[str, list[str]] = {}
+    for size in dict.fromkeys(each.size for each in speeds):
+        headings += [f"{size} at once: tokens/s", "speedup (x)"]
+    for each in speeds:
+        rows.setdefault(each.method, [each.method]).extend([f"{each.tokens_per_s:.0f}", f"{each.speedup:.2f}"])
+    return table(headings, rows.values())

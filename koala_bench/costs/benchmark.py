@@ -10,53 +10,48 @@ from koala_bench.costs.generate import compare_with_generate
 from koala_bench.costs.profile import machine_in_words
 from koala_bench.costs.training import in_words, training_speed
 from koala_bench.dialogues.conversations import read_conversations
-from koala_bench.dialogues.encoding import encode_prompt
-from koala_bench.dialogues.questions import bundled_questions, read_questions
-from koala_bench.evaluation.loop import select_questions
+from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
+from koala_bench.dialogues.questions import bundled_questions, read_questions, select_questions
+from koala_bench.engine.target import Target
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import free_head, load_preset_target, methods_with_heads, training_streams
 
 _CONTEXTS, _NODES = (64, 256, 1024, 2048, 4096), (1, 8)
 
 
+def bundled_prompts(target: Target, template: ChatTemplate) -> list[list[int]]:
+    """The first bundled question of each category, as token ids."""
+    assert target.tokenizer is not None
+    questions = select_questions(read_questions(bundled_questions()), 1)
+    return [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
+
+
 def benchmark(
     preset: Preset, methods: Sequence[str], tokens: int, rounds: int, steps: int
 ) -> tuple[str, list[scaling.StepCost]]:
-    """Returns the report in Markdown, and step costs by context length for the figure.
+    """The report in Markdown, and step costs by context length for the figure.
 
     Args:
         tokens: length of every answer.
         rounds: timings of each prompt.
         steps: training steps to time.
-
-    Raises:
-        KoalaBenchError: a mistake in the preset or its methods.
     """
     target, template = load_preset_target(preset)
-    assert target.tokenizer is not None
-    prompts = [
-        encode_prompt(template, target.tokenizer, question.asked())
-        for question in select_questions(read_questions(bundled_questions()), 1)
-    ]
     with target.computing():
         place = machine_in_words(target)
-        found = compare_with_generate(target, prompts, tokens, rounds)
+        found = compare_with_generate(target, bundled_prompts(target, template), tokens, rounds)
         costs = scaling.step_costs(target, _CONTEXTS, _NODES)
     eager = replace(target, engine="eager")
     owners = dict.fromkeys(map(preset.trained_as, methods_with_heads(preset, methods)))
     trained = [name for name in owners if free_head(preset.method(name), eager) is None]
-    training: list[str] = []
-    if trained:  # lookups have nothing to train
-        stream, *_ = training_streams(preset, read_conversations(preset.data.source, template), eager, template)
-        training = ["", in_words(training_speed(preset, trained, eager, stream, steps))]
-    lines = [
+    parts = [
         f"Decoding on {place}.",
-        "",
         f"Vanilla decoding {found.vanilla_tokens_per_s:.1f} tokens/s, transformers' generate"
         f" {found.generate_tokens_per_s:.1f} tokens/s: vanilla is {found.ratio:.2f}x as fast as generate (quartiles"
         f" {found.lowest:.2f} to {found.highest:.2f}); {found.equal} of {found.answers} answers have the same tokens.",
-        "",
         scaling.in_words(costs),
-        *training,
     ]
-    return "\n".join(lines), costs
+    if trained:  # lookups have nothing to train
+        stream, *_ = training_streams(preset, read_conversations(preset.data.source, template), eager, template)
+        parts.append(in_words(training_speed(preset, trained, eager, stream, steps)))
+    return "\n\n".join(parts), costs

@@ -1,9 +1,6 @@
-"""What decoding costs on a device, measured with random weights: steps, verifications and drafts of models of the
-papers' shapes.
+"""Latencies of steps, verifications and drafts on a device, with random weights of the papers' shapes.
 
-With random weights hardly a drafted token is accepted, which does not change what a step takes. So this gives
-latencies, and what acceptance length a method needs for them to pay; it says nothing about the acceptance length that a
-trained head reaches.
+Hardly a drafted token is accepted then, which does not change what a step takes.
 """
 
 from __future__ import annotations
@@ -37,15 +34,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One method's step, from answers interleaved with vanilla's.
-
-    Attributes:
-        head: name of its head; ``layers`` how many layers it has, ``objective`` what it is trained with on top of its
-            own loss.
-        nodes, depth: of its tree.
-        step_s, draft_s, verify_s: seconds of a step and of two of its parts, medians over answers.
-        vanilla_s: seconds of vanilla's step in the answers between.
-    """
+    """One method's step, from answers interleaved with vanilla's; seconds are medians over answers."""
 
     method: str
     head: str
@@ -121,11 +110,8 @@ def bandwidth(device: torch.device, size: int) -> Bandwidth:
 
 
 def random_model(size: str, device: torch.device, dtype: torch.dtype) -> Target:
-    """A target of a shape out of ``SHAPES`` with weights as transformers draws them.
-
-    Raises:
-        KoalaBenchError: it does not fit into the memory that is free.
-    """
+    """A target of a shape out of ``SHAPES`` with weights as transformers draws them. Raises KoalaBenchError where it
+    does not fit into the memory that is free."""
     config = llama(size)
     with torch.device("meta"):
         needed = sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters()) * dtype.itemsize
@@ -139,15 +125,8 @@ def random_model(size: str, device: torch.device, dtype: torch.dtype) -> Target:
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
-    return Target(
-        f"llama-{size}, random weights",
-        model,
-        None,
-        device,
-        dtype,
-        config.max_position_embeddings,
-        fixed=device.type == "cuda",
-    )
+    name, fixed = f"llama-{size}, random weights", device.type == "cuda"
+    return Target(name, model, None, device, dtype, config.max_position_embeddings, fixed=fixed)
 
 
 def model_cost(
@@ -168,22 +147,27 @@ def model_cost(
     steps = step_costs(target, (_PROMPT,), nodes, rounds)
     draw = torch.Generator().manual_seed(0)
     prompt = torch.randint(3, target.config.vocab_size, (_PROMPT,), generator=draw).tolist()
-    found = [
-        _method_cost(target, name, preset, tree, prompt, tokens, rounds) for name, (preset, tree) in methods.items()
-    ]
-    weights = target.parameters - target.model.get_input_embeddings().weight.numel()
-    config = target.config
+    found = [_method_cost(target, name, *each, prompt, tokens, rounds) for name, each in methods.items()]
+    config, weights = target.config, target.parameters - target.model.get_input_embeddings().weight.numel()
     row = 2 * target.layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
     bytes_per_token = target.dtype.itemsize * (weights + row * (_PROMPT + tokens // 2))
-    vanilla = statistics.median(each.vanilla_s for each in found) if found else _vanilla(target, prompt, tokens, rounds)
+    alone = [] if found else map(_step_s, _answers(target, [(Vanilla(), VANILLA_TREE)], prompt, tokens, rounds)[0])
+    vanilla = statistics.median([each.vanilla_s for each in found] or alone)
     return ModelCost(size, target.engine, target.parameters, bytes_per_token, vanilla, tuple(steps), tuple(found))
 
 
-def _vanilla(target: Target, prompt: list[int], tokens: int, rounds: int) -> float:
-    cache = target.new_cache(capacity_for(len(prompt), tokens, 1, target.max_positions))
-    return statistics.median(
-        [_step_s(decode(target, Vanilla(), VANILLA_TREE, prompt, tokens, (), cache)) for _ in range(rounds + 1)][1:]
-    )
+def _answers(
+    target: Target, runs: Sequence[tuple[Any, Template]], prompt: list[int], tokens: int, rounds: int
+) -> list[list[Decoded]]:
+    """Answers of each head, in turn; a first round, which warms up, records and captures, is left out."""
+    widest = max(template.nodes for _, template in runs)
+    cache = target.new_cache(capacity_for(len(prompt), tokens, widest, target.max_positions))
+    turns = []
+    with progress(f"{target.name}, {target.engine}", rounds + 1, "answers") as advance:
+        for _ in range(rounds + 1):
+            turns.append([decode(target, head, template, prompt, tokens, (), cache) for head, template in runs])
+            advance()
+    return [list(answers) for answers in zip(*turns[1:], strict=True)]
 
 
 def _method_cost(
@@ -193,24 +177,16 @@ def _method_cost(
     # Its recordings are a target's of its own, so that their weights go when the head goes.
     with target.device:  # where numbers for a large head are drawn soonest
         head = build_head(replace(target), preset, seed=0).to(target.dtype).eval()
-    cache = target.new_cache(capacity_for(len(prompt), tokens, template.nodes, target.max_positions))
-    runs: tuple[list[Decoded], list[Decoded]] = ([], [])
-    with progress(f"{target.name}, {target.engine}, {name}", rounds + 1, "answers") as advance:
-        for turn in range(rounds + 1):  # the first warms up, records and captures
-            for place, (own, shape) in enumerate(((Vanilla(), VANILLA_TREE), (head, template))):
-                answer = decode(target, own, shape, prompt, tokens, (), cache)  # type: ignore[arg-type]
-                if turn:
-                    runs[place].append(answer)
-            advance()
-    steps = [len(answer.accepted) for answer in runs[1]]
+    runs = [(Vanilla(), VANILLA_TREE), (head, template)]
+    vanilla, own = _answers(target, runs, prompt, tokens, rounds)
     cost = MethodCost(
         name, preset.head, preset.layers, preset.objective, tree, template.nodes, template.depth,
-        statistics.median(map(_step_s, runs[1])),
-        statistics.median(answer.draft_s / count for answer, count in zip(runs[1], steps, strict=True)),
-        statistics.median(answer.verify_s / count for answer, count in zip(runs[1], steps, strict=True)),
-        statistics.median(map(_step_s, runs[0])),
+        statistics.median(map(_step_s, own)),
+        statistics.median(answer.draft_s / len(answer.accepted) for answer in own),
+        statistics.median(answer.verify_s / len(answer.accepted) for answer in own),
+        statistics.median(map(_step_s, vanilla)),
     )  # fmt: skip
-    del head
+    del head, runs
     gc.collect()
     if target.device.type == "cuda":
         torch.cuda.empty_cache()

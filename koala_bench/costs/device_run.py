@@ -12,7 +12,7 @@ from koala_bench.common.files import write_text
 from koala_bench.common.provenance import code_state
 from koala_bench.costs.device import bandwidth, model_cost, random_model
 from koala_bench.costs.device_report import DeviceReport, in_words
-from koala_bench.costs.figure_nodes import write_nodes
+from koala_bench.costs.figures import write_nodes
 from koala_bench.engine.devices import machine, pick_device, pick_dtype, pick_engine
 from koala_bench.engine.shapes import SHAPES, VICUNA
 from koala_bench.errors import KoalaBenchError

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from koala_bench.common.markdown import table
 from koala_bench.common.progress import progress
 from koala_bench.decoding.loop import Decoded, capacity_for, decode
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch
-from koala_bench.evaluation.loop import Method
+from koala_bench.evaluation.methods import Method
 
 PARTS = ("draft", "model", "verify", "accept", "commit", "rest")
 # Calls that synchronise the host with the device.
@@ -52,30 +53,27 @@ class Profile:
 _TRIES = 4  # answers until one needs no new trace
 
 
+@dataclass(frozen=True)
 class _Watched(Target):
-    """A target that times the model's own part of each verification."""
+    """A target that times the model's own part of each verification, with the traces of ``inner``."""
 
-    def __init__(self, target: Target) -> None:
-        super().__init__(**{each.name: getattr(target, each.name) for each in fields(Target) if each.init})
-        object.__setattr__(self, "inner", target)  # whose traces are used
-        object.__setattr__(self, "watch", Stopwatch(target.device))
+    inner: Any = None
+    watch: Any = None
+
+    @classmethod
+    def of(cls, target: Target) -> _Watched:
+        known = {each.name: getattr(target, each.name) for each in fields(Target) if each.init}
+        return cls(**known, inner=target, watch=Stopwatch(target.device))
 
     @property
-    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The target's own, which was captured before."""
-        return self.inner.greedy_question  # type: ignore[attr-defined]
+    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # captured by the target before
+        question: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.inner.greedy_question
+        return question
 
-    def run(
-        self,
-        tokens: torch.Tensor,
-        mask: torch.Tensor | None,
-        positions: torch.Tensor,
-        cache: TreeCache,
-        features: tuple[int, ...],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.watch.mark("between")  # type: ignore[attr-defined]
-        found: tuple[torch.Tensor, torch.Tensor] = self.inner.run(tokens, mask, positions, cache, features)  # type: ignore[attr-defined]
-        self.watch.mark("model")  # type: ignore[attr-defined]
+    def run(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.watch.mark("between")
+        found: tuple[torch.Tensor, torch.Tensor] = self.inner.run(*arguments)
+        self.watch.mark("model")
         return found
 
 
@@ -110,17 +108,14 @@ def profile(target: Target, methods: Sequence[Method], prompts: Sequence[Sequenc
                 advance(1, method.name)
                 if not turn:
                     continue
-                model = watched.watch.seconds().get("model", 0.0)  # type: ignore[attr-defined]
+                model = watched.watch.seconds().get("model", 0.0)
                 own = {**answer.parts_s, "model": model, "verify": answer.verify_s - model}
                 for part in PARTS:
                     seconds[method.name][part] += own.get(part, 0.0)
                 steps[method.name] += len(answer.accepted)
                 produced[method.name] += len(answer.tokens) - 1
-    profiles = []
-    for method in methods:
-        name, reads = method.name, _reads(target, method, prompts[0], tokens, cache)
-        profiles.append(Profile(name, steps[name], produced[name], seconds[name], reads))
-    return profiles
+    reads = {method.name: _reads(target, method, prompts[0], tokens, cache) for method in methods}
+    return [Profile(name, steps[name], produced[name], seconds[name], reads[name]) for name in seconds]
 
 
 def _answer(
@@ -128,7 +123,7 @@ def _answer(
 ) -> tuple[_Watched, Decoded]:
     """An answer during which no trace was made; else the same answer again."""
     for _ in range(_TRIES):
-        known, watched = target.recordings, _Watched(target)
+        known, watched = target.recordings, _Watched.of(target)
         answer = decode(watched, method.head, method.template, prompt, tokens, (), cache)
         if target.recordings == known:
             break
@@ -156,19 +151,13 @@ def machine_in_words(target: Target) -> str:
 
 def in_words(profiles: Sequence[Profile], target: Target) -> str:
     """A table in Markdown."""
-    lines = [
-        f"Milliseconds of a decoding step on {machine_in_words(target)}.",
-        "",
-        (
-            "| Method | Tokens a step | Step | Draft | Model's pass | Around it | Accept | Commit | Rest | Outside of"
-            " draft and model (%) | Reads a step |"
-        ),
-        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+    headings = (
+        "Method", "Tokens a step", "Step", "Draft", "Model's pass", "Around it", "Accept", "Commit", "Rest",
+        "Outside of draft and model (%)", "Reads a step",
+    )  # fmt: skip
+    rows = []
     for each in profiles:
-        parts = " | ".join(f"{1000 * each.seconds[part] / each.steps:.3f}" for part in PARTS)
-        lines.append(
-            f"| {each.method} | {each.tokens / each.steps:.2f} | {each.step_ms:.2f} | {parts} |"
-            f" {100 * each.outside:.1f} | {each.reads:.1f} |"
-        )
-    return "\n".join(lines)
+        parts = (f"{1000 * each.seconds[part] / each.steps:.3f}" for part in PARTS)
+        step = (f"{each.tokens / each.steps:.2f}", f"{each.step_ms:.2f}")
+        rows.append([each.method, *step, *parts, f"{100 * each.outside:.1f}", f"{each.reads:.1f}"])
+    return f"Milliseconds of a decoding step on {machine_in_words(target)}.\n\n{table(headings, rows)}"

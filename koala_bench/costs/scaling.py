@@ -1,6 +1,4 @@
-"""How the time of a step grows with the tokens behind it and with the nodes it verifies, and how much of that is the
-attention itself.
-"""
+"""Time of a step against the tokens behind it and the nodes it verifies, and the attention's own part of it."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from koala_bench.common.markdown import table
 from koala_bench.common.progress import progress
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import seconds_of
@@ -73,13 +72,9 @@ def _attend(target: Target, storage: torch.Tensor, context: int, nodes: int) -> 
 
 def in_words(costs: Sequence[StepCost]) -> str:
     """A table in Markdown."""
-    lines = [
-        "| Tokens behind | Nodes | Step (ms) | Attention alone (ms) | The rest (ms) |",
-        "| --: | --: | --: | --: | --: |",
-    ]
-    lines += [
-        f"| {each.context:,} | {each.nodes} | {1000 * each.step_s:.2f} | {1000 * each.attention_s:.2f} |"
-        f" {1000 * (each.step_s - each.attention_s):.2f} |"
-        for each in costs
-    ]
-    return "\n".join(lines)
+    headings = ("Tokens behind", "Nodes", "Step (ms)", "Attention alone (ms)", "The rest (ms)")
+    rows = []
+    for each in costs:
+        times = (each.step_s, each.attention_s, each.step_s - each.attention_s)
+        rows.append([f"{each.context:,}", each.nodes, *(f"{1000 * seconds:.2f}" for seconds in times)])
+    return table(headings, rows, left=0)

@@ -1,6 +1,4 @@
-"""What training several heads from one stream saves against training each alone: the target is asked once for all of
-them.
-"""
+"""Training several heads in one pass of the target over the stream, against each in a pass of its own."""
 
 from __future__ import annotations
 
@@ -8,12 +6,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from koala_bench.common.process_group import Team
+from koala_bench.common.process_group import ALONE
 from koala_bench.common.progress import progress
 from koala_bench.dialogues.streams import Stream
 from koala_bench.engine.target import Target
@@ -22,7 +19,7 @@ from koala_bench.presets import Preset
 from koala_bench.training.features import features_of_each
 from koala_bench.training.loop import make_arm
 from koala_bench.training.precision import resolve
-from koala_bench.training.step import Arm, Features, train_step
+from koala_bench.training.step import Arm, train_step
 
 
 @dataclass(frozen=True)
@@ -55,43 +52,36 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
         target: one that calls its model, see ``Target.engine``.
         steps: to time; two more come first to warm up.
     """
-    options = preset.training
+    options, precision = preset.training, resolve(preset.training.precision, target.device)
     AcceleratorState._reset_state()  # as in ``train``
-    accelerator, team = (
-        Accelerator(mixed_precision=resolve(options.precision, target.device), cpu=target.device.type == "cpu"),
-        Team(),
-    )
-    groups: dict[str, list[Arm]] = {"": [make_arm(target, name, preset.method(name), options) for name in names]}
-    groups |= {name: [make_arm(target, name, preset.method(name), options)] for name in names}
-    spent: dict[str, list[float]] = {name: [] for name in groups}
-    asked: list[float] = []
+    accelerator = Accelerator(mixed_precision=precision, cpu=target.device.type == "cpu")
+    groups: dict[str, list[Arm]] = {
+        group: [make_arm(target, name, preset.method(name), options) for name in members]
+        for group, members in {"": names, **{name: [name] for name in names}}.items()
+    }
+    spent: dict[str, list[float]] = {group: [] for group in groups}
+    passes: list[float] = []
     tokens: list[int] = []
     with progress("training", steps + 2, "steps") as advance:
         for step in range(steps + 2):
             batch = stream.batch(step)
             tokens.append(int(batch.lengths.sum()))
-            for name, arms in groups.items():
+            for group, arms in groups.items():
                 synchronise(target.device)
                 started = time.perf_counter()
                 features = features_of_each(target, batch, (arm.head.features for arm in arms), seed=step)
                 synchronise(target.device)
                 between = time.perf_counter()
-                train_step(
-                    accelerator, arms, [partial(_the_same, features)], options, 1e-3, step + options.steps // 2, team
-                )
+                own = [lambda features=features: features]
+                train_step(accelerator, arms, own, options, 1e-3, step + options.steps // 2, ALONE)
                 synchronise(target.device)
                 if step >= 2:
-                    spent[name].append(time.perf_counter() - started)
-                    asked += [between - started] if not name else []
+                    spent[group].append(time.perf_counter() - started)
+                    passes += [] if group else [between - started]
             advance(1)
     together, *alone = (statistics.median(each) for each in spent.values())
-    return TrainingSpeed(
-        together, statistics.median(asked), dict(zip(names, alone, strict=True)), statistics.mean(tokens[2:])
-    )
-
-
-def _the_same(features: Features) -> Features:
-    return features
+    of_each = dict(zip(names, alone, strict=True))
+    return TrainingSpeed(together, statistics.median(passes), of_each, statistics.mean(tokens[2:]))
 
 
 def in_words(speed: TrainingSpeed) -> str:

@@ -166,22 +166,25 @@ class SpeculativeSampling:
         """Verify a tree, with one random number per node."""
         tokens, scores, proposals = _read(tree, logits)
         luck: list[float] = torch.rand(tree.shape.nodes, dtype=torch.float64, generator=self.generator).tolist()
-        path, p = [0], self._target(scores[0])
+
+        def target(row: torch.Tensor) -> Row:
+            found: Row = self.sampling.probabilities(row).numpy()
+            return found
+
+        path, p = [0], target(scores[0])
         while below := tree.shape.children[path[-1]]:
-            q = None if proposals is None else _normalised(proposals[tree.shape.inner.index(path[-1])])
+            q = None if proposals is None else proposals[tree.shape.inner.index(path[-1])]
+            if q is not None and (total := q.sum()) > 0:
+                q = q / total
             for child in below:
                 if luck[child] < chance(p, q, tokens[child]):
                     path.append(child)
-                    p = self._target(scores[child])
+                    p = target(scores[child])
                     break
                 p, q = after_rejection(p, q, tokens[child])
             else:
                 break
         return Accepted(tuple(path), [*(tokens[node] for node in path[1:]), drawn(p, luck[0])])
-
-    def _target(self, scores: torch.Tensor) -> Row:
-        row: Row = self.sampling.probabilities(scores).numpy()
-        return row
 
 
 def drawn(p: Row, luck: float) -> int:
@@ -201,11 +204,6 @@ def _read(tree: DraftTree, logits: torch.Tensor) -> tuple[list[int], torch.Tenso
     return tokens.tolist(), scores, rows
 
 
-def _normalised(row: Row) -> Row:
-    total = row.sum()
-    return row / total if total > 0 else row
-
-
 def on_cpu(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """Tensors of one device on the CPU, by one copy; the tensors themselves if they are there already."""
     if tensors[0].device.type == "cpu":
@@ -221,9 +219,8 @@ def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def unpacked(block: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The inverse of ``packed``; ``like`` are tensors of the same dtypes and shapes."""
     pieces = block.split([each.numel() * each.element_size() for each in _by_width(like)])
-    views = {
-        id(each): piece.view(each.dtype).view(each.shape) for each, piece in zip(_by_width(like), pieces, strict=True)
-    }
+    pairs = zip(_by_width(like), pieces, strict=True)
+    views = {id(each): piece.view(each.dtype).view(each.shape) for each, piece in pairs}
     return [views[id(each)] for each in like]
 
 
@@ -267,10 +264,8 @@ class TypicalAcceptance:
         self.accepting, self.sampled = Sampling(temperature), Sampling(temperature, top_k, top_p)
         for name, value in (("threshold", threshold), ("alpha", alpha)):
             if not 0 < value < math.inf:
-                raise KoalaBenchError(
-                    f"Typical acceptance with {name} {value}.",
-                    "Give a number above 0; Medusa uses threshold 0.09 and alpha 0.3.",
-                )
+                remedy = "Give a number above 0; Medusa uses threshold 0.09 and alpha 0.3."
+                raise KoalaBenchError(f"Typical acceptance with {name} {value}.", remedy)
         self.threshold, self.alpha = threshold, alpha
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:

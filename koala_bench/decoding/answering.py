@@ -23,8 +23,10 @@ def greedy_answers(
     """
     longest = max(map(len, prompts))
     padding = stop_ids[0] if stop_ids else 0  # masked on the left; on the right it is cut after the first stop id
-    ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    gaps = [longest - len(prompt) for prompt in prompts]
+    padded = [[padding] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
+    ids, places = torch.tensor(padded, device=model.device), torch.arange(longest, device=model.device)
+    mask = (places >= torch.tensor(gaps, device=model.device)[:, None]).long()
     was_training = model.training
     model.eval()
     # generate() takes unset options from the model's configuration, such as a repetition penalty.
@@ -38,11 +40,8 @@ def greedy_answers(
     finally:
         model.generation_config = generation_config
         model.train(was_training)
-    answers = [_until_stop(answer, stop_ids) for answer in outputs[:, longest:].tolist()]
-    if not stop_texts:
-        return answers
-    return [answer[: end_of_text(tokenizer, answer, len(answer), stop_texts)] for answer in answers]
-
-
-def _until_stop(answer: list[int], stop_ids: Sequence[int]) -> list[int]:
-    return next((answer[: index + 1] for index, token in enumerate(answer) if token in stop_ids), answer)
+    answers = []
+    for answer in outputs[:, longest:].tolist():
+        until = answer[: next((index + 1 for index, token in enumerate(answer) if token in stop_ids), None)]
+        answers.append(until[: end_of_text(tokenizer, until, len(until), stop_texts)] if stop_texts else until)
+    return answers

@@ -1,9 +1,7 @@
 """Several answers at once: their trees are one forest, verified in one pass, and each keeps as many tokens as it gets.
 
-All sequences share one cache, in which a row belongs to one of them; the mask hides the rows of the others. So a batch
-needs no padding and no rule about who accepts how much, and the target is the same as for one sequence. Sequences that
-have ended leave the batch; their rows stay, unseen. What this costs is attention over rows that are masked: fine for a
-few sequences, not for hundreds.
+All sequences share one KV cache, in which a row belongs to one of them; the mask hides the rows of the others, also of
+those that have ended. That needs no padding, and costs attention over masked rows: fine for a few sequences.
 """
 
 from __future__ import annotations
@@ -81,20 +79,18 @@ def decode_batch(
     room = sum(capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts)
     cache = target.new_cache(room)
     owners = torch.full((room,), -1, device=target.device)  # of each settled row
-    sequences = []
-    for number, prompt in enumerate(prompts):
-        sequences.append(
-            _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
-        )
+    sequences = [
+        _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
+        for number, prompt in enumerate(prompts)
+    ]
     observing = isinstance(head, ObservingHead)
     synchronise(target.device)
     started, steps = time.perf_counter(), 0
     while active := [number for number, each in enumerate(sequences) if not each.ended]:
         steps += 1
         trees: list[DraftTree] = [sequences[number].head.draft(sequences[number].new) for number in active]
-        logits, hidden = _verify(
-            target, trees, [sequences[number].length for number in active], active, cache, owners, head.features
-        )
+        lengths = [sequences[number].length for number in active]
+        logits, hidden = _verify(target, trees, lengths, active, cache, owners, head.features)
         path_of_all: list[int] = []
         owner_of_all: list[int] = []
         first = 0
@@ -138,11 +134,11 @@ def _begin(
     mask = torch.full((count, past + count), least, dtype=target.dtype, device=target.device)
     mask[:, past:].triu_(1)
     positions = torch.arange(count, device=target.device)[None]
-    logits, hidden = (
-        target.run(ids, mask[None, None], positions, cache, head.features)
-        if past
-        else _first(target, ids, cache, head.features)
-    )
+    if past:
+        logits, hidden = target.run(ids, mask[None, None], positions, cache, head.features)
+    else:
+        last, hidden = target.prefill(ids, cache, head.features)
+        logits = last[None]
     owners[past : past + count] = number
     cache.past = past + count
     head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
@@ -151,13 +147,6 @@ def _begin(
     texts = target.stop_texts
     said = bool(texts) and end_of_text(target.tokenizer, [bonus], 1, texts) is not None
     return _Sequence(head, new, [bonus], count, said or bonus in stops or limit == 1)
-
-
-def _first(
-    target: Target, ids: torch.Tensor, cache: TreeCache, features: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits, hidden = target.prefill(ids, cache, features)
-    return logits[None], hidden
 
 
 def _verify(

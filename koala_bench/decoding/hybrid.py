@@ -31,18 +31,19 @@ class _Member:
 
     def keep(self, new: Committed) -> None:
         """Have it read these pairs when it is next asked; copied, since the next pass may write where they lie."""
-        self._waiting.append(Committed(new.tokens, self._of(new.hidden).clone(), new.position, new.first))
+        own = self._own(new)
+        self._waiting.append(Committed(own.tokens, own.hidden.clone(), own.position, own.first))
 
     def prefill(self, new: Committed) -> None:
         """Read a prompt if it does so apart from drafting; else with its first draft."""
         if isinstance(self.head, ReadingHead):
-            self.head.prefill(Committed(new.tokens, self._of(new.hidden), new.position, new.first))
+            self.head.prefill(self._own(new))
         else:
             self.keep(new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Its draft, after all pairs that were kept."""
-        given = [*self._waiting, Committed(new.tokens, self._of(new.hidden), new.position, new.first)]
+        given = [*self._waiting, self._own(new)]
         self._waiting = []
         if len(given) > 1:
             tokens, hidden = torch.cat([each.tokens for each in given]), torch.cat([each.hidden for each in given])
@@ -50,8 +51,9 @@ class _Member:
         tree: DraftTree = self.head.draft(given[0])
         return tree
 
-    def _of(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if self._all else hidden[:, self._places]
+    def _own(self, new: Committed) -> Committed:
+        """The same with the states that it reads."""
+        return new if self._all else Committed(new.tokens, new.hidden[:, self._places], new.position, new.first)
 
 
 class Hybrid:
@@ -73,9 +75,8 @@ class Hybrid:
         self.max_depth: int = max(first.max_depth, second.max_depth)
         self.first, self.second = first, second
         self._templates = templates
-        self._members = [
-            _Member(head, template, self.features) for head, template in zip((first, second), templates, strict=True)
-        ]
+        pairs = zip((first, second), templates, strict=True)
+        self._members = [_Member(head, template, self.features) for head, template in pairs]
 
     @property
     def template(self) -> Template:

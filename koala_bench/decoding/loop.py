@@ -224,15 +224,6 @@ def decode(
             observing.observe(tree, logits)
     seconds = watch.seconds()
     return Decoded(
-        tokens=tokens,
-        stop=stop,
-        accepted=accepted,
-        drafted_depth=drafted_depth,
-        kept_node=kept_node,
-        prefill_s=first_token - started,
-        draft_prefill_s=ready - first_token,
-        decode_s=time.perf_counter() - ready,
-        parts_s=seconds,
-        steps=steps,
-        distances=distances,
-    )
+        tokens, stop, accepted, drafted_depth, kept_node, first_token - started, ready - first_token,
+        time.perf_counter() - ready, seconds, steps, distances,
+    )  # fmt: skip

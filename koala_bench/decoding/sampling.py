@@ -55,11 +55,8 @@ class Sampling:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that nothing can be sampled at.
-
-    Raises:
-        KoalaBenchError: it is not a finite number of at least 0.0001.
-    """
+    """Refuse a temperature that nothing can be sampled at. Raises KoalaBenchError where it is not a finite number of at
+    least 0.0001."""
     if not _MIN_TEMPERATURE <= temperature < math.inf:
         raise KoalaBenchError(
             f"--temperature is {temperature}.", f"Sample at {_MIN_TEMPERATURE:g} or more; 0 decodes greedily."

@@ -19,6 +19,7 @@ from typing import Any
 
 from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.choices import did_you_mean
+from koala_bench.common.files import cannot
 from koala_bench.common.progress import say
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
@@ -51,12 +52,9 @@ class Conversations:
 
 
 def bundled_answers(source: str) -> Path | None:
-    """The answers that ship with the project and were made by ``koala-bench distill``: ``bundled``, those of the bundled
-    target, or ``bundled:NAME``; None for any other source.
-
-    Raises:
-        KoalaBenchError: none of that name ship.
-    """
+    """The answers that ship with the project and were made by ``koala-bench distill``: ``bundled``, those of the
+    bundled target, or ``bundled:NAME``; None for any other source. Raises KoalaBenchError where none of that name
+    ship."""
     kind, _, name = source.partition(":")
     if kind != BUNDLED:
         return None
@@ -94,11 +92,12 @@ def read_conversations(source: str, template: ChatTemplate | None = None) -> Con
     paths = files_of(path)
     for name, row in itertools.chain.from_iterable(map(_rows, paths)):
         turns, reason = read_row(row, template)
-        if turns and reason is not None:
-            shortened[reason] += 1
         if not turns:
             dropped[str(reason)] += 1
-        elif _is_held_out(row, turns):
+            continue
+        if reason is not None:
+            shortened[reason] += 1
+        if _is_held_out(row, turns):
             held_out.append(turns)
         else:
             train.append(turns)
@@ -135,20 +134,14 @@ def counted(reasons: Counter[str]) -> str:
 
 def files_of(path: Path) -> list[Path]:
     """The files of conversations that a path means: itself, or those of a folder but for manifests of ``distill``.
-
-    Raises:
-        KoalaBenchError: a folder holds none.
-    """
+    Raises KoalaBenchError where a folder holds none."""
     try:
         inside = sorted(path.iterdir())
     except OSError:  # a file, or nothing that there is: opening it tells
         return [path]
+    kinds = (".json", ".jsonl", ".json.gz", ".jsonl.gz", PARQUET)
     paths = [
-        each
-        for each in inside
-        if (each.name.removesuffix(".gz").endswith((".json", ".jsonl")) or each.suffix == PARQUET)
-        and not each.name.endswith(MANIFEST)
-        and each.is_file()
+        each for each in inside if each.name.endswith(kinds) and not each.name.endswith(MANIFEST) and each.is_file()
     ]
     if not paths:
         raise KoalaBenchError(
@@ -179,8 +172,7 @@ def _hashes(paths: Sequence[Path], several: bool) -> dict[str, Any]:
 
 
 def _is_held_out(row: dict[str, Any], turns: Sequence[str]) -> bool:
-    split = row.get("split")
-    if split in ("train", "held_out"):
+    if (split := row.get("split")) in ("train", "held_out"):
         return bool(split == "held_out")
     return hashlib.sha256("\0".join(turns).encode()).digest()[0] * _HELD_OUT_ONE_IN < 256
 
@@ -196,8 +188,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror}.",
+        raise cannot(
+            "read",
+            path,
+            error,
             "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
         ) from error
     if text.lstrip().startswith("["):
@@ -216,11 +210,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
-    """Token ids and answer masks of dialogues.
-
-    Raises:
-        KoalaBenchError: the target came without a tokenizer, or a dialogue has a token that it does not know.
-    """
+    """Token ids and answer masks of dialogues; raises KoalaBenchError where the target came without a tokenizer, or a
+    dialogue has a token that the target does not know."""
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     encoded = encode_dialogues(template, target.tokenizer, dialogues)

@@ -1,7 +1,8 @@
 """The public question files: where each comes from, how to fetch it, and whether it is the pinned one.
 
 None of them is part of this project. A file is pinned by repository, commit and the hash of its bytes, so
-that a table made from it can be compared with one made elsewhere.
+that a table made from it can be compared with one made elsewhere. Where no hash is known, the record's own hash of the
+file is what tells.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import replacing, sha256_of
+from koala_bench.common.files import cannot, replacing, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.errors import KoalaBenchError
 
@@ -27,23 +28,32 @@ _LARGEST_BYTES = 64 << 20  # the largest file has 0.7 MB; what is far beyond tha
 
 _EAGLE = ("SafeAILab/EAGLE", "cb7e0841fe0c206c6ed74a197ad5e2a1f13f5a2b")
 _FASTCHAT = ("lm-sys/FastChat", "587d5cfa1609a43d192cedb8441cac3c17db105d")
+_PRM800K = ("openai/prm800k", "00811d6de065642a6967b9017d4cee59550c0ef4")
+_GOOGLE = ("google-research/google-research", "2251e8c67a7fe7d6348714967ee101080b28e956")
+_ARENA = ("lmarena/arena-hard-auto", "6c82720015d5da7b8795b809b91f63ef74abbf6a")
+_G_KV = ("microsoft/G-KV", "680bd1a0783ec711ec2ac7c7fd7eefc0e764d336")
 _SPEC_BENCH = ("hemingkx/Spec-Bench", "fd2c1cd7d2201ef71db4c5f4e455008f017967bf")
+SPEED_BENCH = (
+    "Run NVIDIA's examples/specdec_bench/prepare_data.py --dataset speed --config qualitative (Model-Optimizer), which"
+    " fetches the texts, and save its rows as JSON lines"
+)
 _APACHE = "Apache-2.0 (LICENSE of the repository, which says nothing separate about this file)"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One public question file, pinned."""
+    """One public question file, pinned by its hash, or where that is not known by its commit alone."""
 
     name: str  # as given to --questions
     repository: str  # owner/name on github.com
     commit: str  # full hash
     path: str  # inside the repository
-    sha256: str  # of the file's bytes
+    sha256: str | None  # of the file's bytes
     rows: int
     about: str
     licence: str
     host: str = "https://raw.githubusercontent.com"
+    by_hand: str | None = None  # how to make a file that cannot be downloaded whole
 
     @property
     def url(self) -> str:
@@ -57,7 +67,7 @@ class FileStatus:
 
     dataset: Dataset
     place: Path  # where the file is, or where it would be put
-    state: Literal["present", "missing", "different hash"]
+    state: Literal["present", "present, unpinned", "missing", "different hash"]
     found_sha256: str | None  # None where the file is missing
 
 
@@ -102,15 +112,35 @@ DATASETS = (
         "916876f0c42f938a944de96eed16e51425f29f27438cca5c9ef4737c0fedf771", 80,
         "EAGLE's set of articles to summarise, the summarization part of Spec-Bench", _APACHE,
     ),
+    Dataset(  # the hash stands in the repository, as the file's name in Git LFS
+        "math500", *_PRM800K, "prm800k/math_splits/test.jsonl",
+        "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132", 500,
+        "MATH500: the 500 problems of MATH's test split that PRM800K keeps, by subject", "MIT (LICENSE)",
+        "https://media.githubusercontent.com/media",
+    ),
+    Dataset(
+        "mbpp", *_GOOGLE, "mbpp/mbpp.jsonl", None, 974, "MBPP, all of its problems, each with its tests",
+        "Apache-2.0 (LICENSE of the repository); its README says CC BY 4.0 of data",
+    ),
+    Dataset(
+        "arena_hard", *_ARENA, "data/arena-hard-v0.1/question.jsonl", None, 500, "Arena-Hard-Auto v0.1, one turn",
+        _APACHE,
+    ),
+    Dataset(
+        "aime24", *_G_KV, "data/aime24.jsonl", None, 30, "AIME 2024, both papers",
+        "MIT (LICENSE); the problems are the Mathematical Association of America's",
+    ),
+    Dataset(
+        "speed_bench", "NVIDIA/Model-Optimizer", "c777c44c3b4e41b2b5c70b0e5576a5fda8445c55",
+        "examples/specdec_bench/prepare_data.py", None, 880, "SPEED-Bench's qualitative split, 11 categories of 80",
+        "NVIDIA Evaluation Dataset License; what it fetches has licences of its own", by_hand=SPEED_BENCH,
+    ),
 )  # fmt: skip
 
 
 def data_folder(data_dir: Path | None) -> Path:
-    """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist.
-
-    Raises:
-        KoalaBenchError: neither is set.
-    """
+    """The given folder, else the one that KOALA_BENCH_DATA names. It need not exist. Raises KoalaBenchError where
+    neither is set."""
     if data_dir is not None:
         return data_dir
     value = os.environ.get(DATA_DIR_VARIABLE, "")
@@ -134,24 +164,17 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
     try:
         found = sha256_of(place)
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {place}: {error.strerror or error}.", "Check its permissions.") from error
+        raise cannot("read", place, error, "Check its permissions.") from error
+    if dataset.sha256 is None:
+        return FileStatus(dataset, place, "present, unpinned", found)
     return FileStatus(dataset, place, "present" if found == dataset.sha256 else "different hash", found)
 
 
 def status(data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> list[FileStatus]:
-    """What the data folder holds of each public question file, in the order of ``datasets``.
-
-    Raises:
-        KoalaBenchError: no data folder is set, or a file in it cannot be read.
-    """
+    """What the data folder holds of each public question file, in the order of ``datasets``. Raises KoalaBenchError
+    where no data folder is set, or a file in it cannot be read."""
     folder = data_folder(data_dir)
     return [_status_of(dataset, folder) for dataset in datasets]
-
-
-def _download(dataset: Dataset) -> bytes:
-    with urllib.request.urlopen(dataset.url, timeout=_TIMEOUT_S) as response:
-        content: bytes = response.read(_LARGEST_BYTES)
-    return content
 
 
 def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Dataset] = DATASETS) -> list[Path]:
@@ -159,10 +182,6 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
 
     A file that is there already and is the pinned one is left alone; nothing is ever overwritten. All names
     and all files present are checked before the first download.
-
-    Args:
-        names: which files, by name.
-        datasets: the files that the names are looked up in.
 
     Returns the place of every named file, in the order of ``names``.
 
@@ -174,10 +193,8 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     known = {dataset.name: dataset for dataset in datasets}
     for name in names:
         if name not in known:
-            raise KoalaBenchError(
-                f"There is no public question file {name!r}.",
-                did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}."),
-            )
+            remedy = did_you_mean(name.lower(), known, f"Known are: {', '.join(known)}.")
+            raise KoalaBenchError(f"There is no public question file {name!r}.", remedy)
     folder = data_folder(data_dir)
     found = {name: _status_of(known[name], folder) for name in dict.fromkeys(names)}
     for one in found.values():
@@ -188,10 +205,13 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
                 "Move it away to fetch the pinned file, or give its path to --questions to use it as it is.",
             )
     missing = [one for one in found.values() if one.state == "missing"]
+    for one in (one for one in missing if one.dataset.by_hand):
+        raise KoalaBenchError(f"{one.dataset.name} cannot be downloaded whole.", f"{one.dataset.by_hand}: {one.place}.")
     for index, one in enumerate(missing):
         dataset = one.dataset
         try:
-            content = _download(dataset)
+            with urllib.request.urlopen(dataset.url, timeout=_TIMEOUT_S) as response:
+                content: bytes = response.read(_LARGEST_BYTES)
         # The timeout while reading and a cut connection are not wrapped by urllib as the failure to connect is.
         except (OSError, http.client.HTTPException) as error:
             by_hand = "; ".join(f"{left.dataset.url} as {left.place}" for left in missing[index:])
@@ -200,7 +220,9 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
                 f"Cannot download {dataset.name} from {dataset.url}: {reason}.", f"Download by hand and save: {by_hand}"
             ) from error
         arrived = hashlib.sha256(content).hexdigest()
-        if arrived != dataset.sha256:
+        if dataset.sha256 is None:
+            say(f"{dataset.name}: no hash is known to check it by; that of what arrived is {arrived}")
+        elif arrived != dataset.sha256:
             raise KoalaBenchError(
                 f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected"
                 f" {dataset.sha256}.",

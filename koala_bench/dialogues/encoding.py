@@ -102,11 +102,8 @@ def _rendered(template: ChatTemplate, turns: Sequence[str]) -> tuple[str, list[t
 def encode_dialogues(
     template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[str]]
 ) -> list[EncodedDialogue]:
-    """Token ids and answer masks of dialogues, each with an even number of turns.
-
-    Raises:
-        KoalaBenchError: the tokenizer reports no offsets, or the template fails.
-    """
+    """Token ids and answer masks of dialogues, each with an even number of turns. Raises KoalaBenchError where the
+    tokenizer reports no offsets, or the template fails."""
     if not tokenizer.is_fast:
         raise KoalaBenchError(
             "This tokenizer cannot say which characters a token covers.",

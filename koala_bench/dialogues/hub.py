@@ -1,6 +1,5 @@
 """Conversations from data sets on the Hugging Face hub: ``hub:OWNER/NAME``, or ``hub:OWNER/NAME:FILE`` where there are
-several files.
-"""
+several files."""
 
 from __future__ import annotations
 
@@ -22,11 +21,8 @@ _PATIENCE = 5.0  # seconds for an answer of the hub where it is only looked whet
 
 
 def fetch_dialogues(source: str) -> Path:
-    """The file of a data set, in the hub's cache; it is downloaded once.
-
-    Raises:
-        KoalaBenchError: the hub cannot be asked, there is no such data set or file, or several files could be meant.
-    """
+    """The file of a data set, in the hub's cache; it is downloaded once. Raises KoalaBenchError where the hub cannot be
+    asked, there is no such data set or file, or several files could be meant."""
     name, file = _name_and_file(source)
     try:
         if not file:
@@ -74,18 +70,17 @@ def dialogues_at_hand(source: str) -> bool:
 
 
 def dialogues_on_hub(source: str) -> tuple[HubAnswer, int]:
-    """What the hub says of a data set, and how many bytes are to be downloaded of it.
-
-    Raises:
-        KoalaBenchError: the hub has it, and no such file, or several files could be meant.
-    """
+    """What the hub says of a data set, and how many bytes are to be downloaded of it. Raises KoalaBenchError where the
+    hub has it, and no such file, or several files could be meant."""
     name, file = _name_and_file(source)
     answer = ask_hub(name, "dataset")
     if answer.refusal is not None:
         return answer, 0
     file = file or _only_file(name, list(answer.sizes))
     if file not in answer.sizes:
-        raise KoalaBenchError(f"The data set {name} has no file {file}.", f"It has: {_some(list(answer.sizes))}.")
+        raise KoalaBenchError(
+            f"The data set {name} has no file {file}.", f"It has: {', '.join(list(answer.sizes)[:4]) or 'none'}."
+        )
     return answer, answer.sizes[file]
 
 
@@ -98,11 +93,7 @@ def _only_file(name: str, files: Sequence[str]) -> str:
     found = [each for each in files if each.endswith(_KINDS)]
     if len(found) != 1:
         raise KoalaBenchError(
-            f"The data set {name} has {len(found)} files of conversations: {_some(found)}.",
+            f"The data set {name} has {len(found)} files of conversations: {', '.join(found[:4]) or 'none'}.",
             f"Name one: data.source={HUB}{name}:FILE.",
         )
     return found[0]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) or "none"

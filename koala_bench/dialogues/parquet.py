@@ -10,11 +10,8 @@ from koala_bench.errors import KoalaBenchError
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a file as Python values, columns without a value left out, with a name for each.
-
-    Raises:
-        KoalaBenchError: pyarrow is not installed, or the file is missing or damaged.
-    """
+    """Rows of a file as Python values, columns without a value left out, with a name for each. Raises KoalaBenchError
+    where pyarrow is not installed, or the file is missing or damaged."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

@@ -1,31 +1,38 @@
-"""Question files in MT-bench's JSON-lines format: reading them strictly and finding them by name.
+"""Question files in JSON lines: reading them strictly and finding them by name.
 
-One JSON object a line with ``question_id``, ``category`` and ``turns`` (FastChat, llm_judge/data). The second
-turn is asked after the answer to the first. A ``system`` prompt may stand beside them.
+MT-bench's format is one object a line with ``question_id``, ``category`` and ``turns`` (FastChat, llm_judge/data). The
+second turn is asked after the answer to the first. A ``system`` prompt may stand beside them. The rows of MATH500, AIME,
+MBPP, Arena-Hard and SPEED-Bench are read as what they would be in it.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cache_folder, sha256_of
+from koala_bench.common.files import cache_folder, cannot, sha256_of
 from koala_bench.common.progress import say
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.dialogues.dialogue import Dialogue
-from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, data_folder, fetch, places_of
+from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, SPEED_BENCH, data_folder, fetch, places_of
 from koala_bench.errors import KoalaBenchError
 
 BUNDLED = "bundled"
 CHAT = "chat"
 OR = "|"  # between names of which the first that is at hand, or can be had, is taken
+_TEXTS = ("problem", "question", "prompt", "text")  # of MATH500, AIME, Arena-Hard 2 and MBPP
+_HASH = re.compile("[0-9a-f]{32}")  # an id of Arena-Hard or SPEED-Bench
+_PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED"  # SPEED-Bench's, in place of others' texts
 _FORMAT = 'One line of a question file: {"question_id": 81, "category": "writing", "turns": ["...", "..."]}.'
 
 
@@ -45,10 +52,6 @@ class Question:
         return Dialogue([*turns, self.turns[len(answers)]], self.system)
 
 
-# --------------------------------------------------------------------------------------------
-# Reading
-
-
 class _Row(BaseModel):
     """One line of a question file, the keys that are read."""
 
@@ -61,10 +64,27 @@ class _Row(BaseModel):
     system: str | None = None
 
 
+def _as_mt_bench(number: int, values: dict[str, Any]) -> dict[str, Any]:
+    """A row of one of the other formats as one of MT-bench's, numbered by its line; any other row as it is."""
+    named, said, turns = values.get("question_id"), values.get("messages"), values.get("turns")
+    if isinstance(said, list):  # of a SPEED-Bench that was prepared
+        turns = [each.get("content") for each in said if isinstance(each, dict) and each.get("role") == "user"]
+    elif "turns" not in values and (text := next((values[key] for key in _TEXTS if key in values), None)) is not None:
+        tests = values.get("test_list")
+        turns = ["\n".join([text, "Your code should pass these tests:", *tests]) if tests else text]
+    elif not (isinstance(turns, list) and isinstance(named, str) and _HASH.fullmatch(named)):
+        return values
+    category = values.get("category") or values.get("subject") or ""
+    # Arena-Hard's turns are objects.
+    turns = [each.get("content") if isinstance(each, dict) else each for each in turns]
+    return {"question_id": number, "category": category, "turns": turns}
+
+
 def read_questions(path: Path) -> list[Question]:
     """Read a question file; other keys than those of ``Question`` (such as ``reference``) are ignored.
 
-    Blank lines are skipped and an empty category becomes ``all``.
+    Blank lines are skipped and an empty category becomes ``all``. Where ids are texts or lacking, questions are numbered
+    by their lines.
 
     Raises:
         KoalaBenchError: the file is missing, unreadable, not UTF-8 or without questions, or a line is not a
@@ -81,9 +101,11 @@ def read_questions(path: Path) -> list[Question]:
     line_of: dict[int, int] = {}
     for number, values in json_lines(path, text, _FORMAT):
         try:
-            row = _Row.model_validate(values)
+            row = _Row.model_validate(_as_mt_bench(number, values))
         except ValidationError as error:
             raise KoalaBenchError(f"{path}, line {number}: {first_problem(error)}.", _FORMAT) from error
+        if any(_PLACEHOLDER in turn for turn in row.turns):
+            raise KoalaBenchError(f"{path}, line {number}: a placeholder stands for the question.", f"{SPEED_BENCH}.")
         if row.question_id in line_of:
             raise KoalaBenchError(
                 f"{path}, line {number}: the question_id {row.question_id} was used in line"
@@ -96,10 +118,6 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise KoalaBenchError(f"{path} has no questions.", _FORMAT)
     return questions
-
-
-# --------------------------------------------------------------------------------------------
-# Finding
 
 
 def bundled_questions() -> Path:
@@ -165,16 +183,11 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
         if name and place.is_file():
             return name, place
     available = [BUNDLED, CHAT, *names_in(folder)]
+    hint = did_you_mean(name.lower(), [*available, *public], "")
     if name in public:
-        raise KoalaBenchError(
-            f"{folder} has no questions {name!r}.",
-            f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}. Available are:"
-            f" {', '.join(available)}.",
-        )
-    raise KoalaBenchError(
-        f"There are no questions {name!r} in {folder}.",
-        f"{did_you_mean(name.lower(), [*available, *public], '')} Available are: {', '.join(available)}.".lstrip(),
-    )
+        hint = f"Fetch them with `koala-bench data`, or put the file at {places_of(name, folder)[0]}."
+    known = f"{hint} Available are: {', '.join(available)}."
+    raise KoalaBenchError(f"{folder} has no questions {name!r}.", known.lstrip())
 
 
 def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
@@ -192,25 +205,28 @@ def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
 @cache  # a run asks some times, and a network that is not there answers slowly
 def _fetched(name: str, data_dir: Path | None) -> Path | None:
     """A public question file, downloaded; None where it is none or cannot be had."""
+    named = data_dir is not None or os.environ.get(DATA_DIR_VARIABLE)
     try:
-        folder = data_folder(data_dir)
-    except KoalaBenchError:
-        folder = cache_folder() / "data"
-    try:
-        return fetch([name], folder)[0]
+        return fetch([name], data_dir if named else cache_folder() / "data")[0]
     except KoalaBenchError:
         return None
 
 
 def questions_sha256(path: Path) -> str:
-    """Hash of a question file's bytes, which a run record keeps.
-
-    Raises:
-        KoalaBenchError: the file cannot be read.
-    """
+    """Hash of a question file's bytes, which a run record keeps. Raises KoalaBenchError where the file cannot be
+    read."""
     try:
         return sha256_of(path)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions."
-        ) from error
+        raise cannot("read", path, error, "Check the path and its permissions.") from error
+
+
+def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:
+    """All questions, or the first few of each category in the order of the file."""
+    taken: Counter[str] = Counter()
+    selected = []
+    for question in questions:
+        taken[question.category] += 1
+        if per_category is None or taken[question.category] <= per_category:
+            selected.append(question)
+    return selected

@@ -46,12 +46,9 @@ class Stream:
     batch_tokens: int
     max_tokens: int
     seed: int
-    _starts: list[int] = field(
-        default_factory=lambda: [0], repr=False
-    )  # first step of each epoch, as far as they are known
-    _epochs: dict[int, list[tuple[int, ...]]] = field(
-        default_factory=dict, repr=False
-    )  # the one that was asked for last
+    # First step of each epoch, as far as they are known; the batches of the epoch that was read last.
+    _starts: list[int] = field(default_factory=lambda: [0], repr=False)
+    _epochs: dict[int, list[tuple[int, ...]]] = field(default_factory=dict, repr=False)
 
     def _length(self, index: int) -> int:
         return min(len(self.dialogues[index].ids), self.max_tokens)
@@ -61,9 +58,7 @@ class Stream:
             draw = np.random.default_rng([self.seed, epoch])
             order = draw.permutation(len(self.dialogues))
             batches: list[tuple[int, ...]] = []
-            for start in range(
-                0, len(order), 1024
-            ):  # sorting within pieces keeps long and short dialogues mixed over time
+            for start in range(0, len(order), 1024):  # sorting within pieces keeps lengths mixed over time
                 batch: list[int] = []
                 for index in sorted(order[start : start + 1024].tolist(), key=self._length):
                     if batch and self._length(index) * (len(batch) + 1) > self.batch_tokens:
@@ -105,16 +100,13 @@ class Stream:
 
 def collate(dialogues: Sequence[EncodedDialogue], samples: Sequence[int], max_tokens: int) -> TokenBatch:
     """Pad dialogues to the longest of them."""
-    length = min(max(len(dialogues[i].ids) for i in samples), max_tokens)
-    ids = torch.zeros(len(samples), length, dtype=torch.int64)
-    supervised = torch.zeros(len(samples), length, dtype=torch.bool)
-    for row, index in enumerate(samples):
-        count = min(len(dialogues[index].ids), max_tokens)
+    lengths = torch.tensor([min(len(dialogues[i].ids), max_tokens) for i in samples])
+    ids = torch.zeros(len(samples), int(lengths.max()), dtype=torch.int64)
+    supervised = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (index, count) in enumerate(zip(samples, lengths.tolist(), strict=True)):
         ids[row, :count] = torch.from_numpy(np.asarray(dialogues[index].ids[:count], dtype=np.int64))
         supervised[row, :count] = torch.from_numpy(np.asarray(dialogues[index].supervised[:count], dtype=bool))
-    return TokenBatch(
-        ids, supervised, tuple(samples), torch.tensor([min(len(dialogues[i].ids), max_tokens) for i in samples])
-    )
+    return TokenBatch(ids, supervised, tuple(samples), lengths)
 
 
 def make_stream(

@@ -126,15 +126,12 @@ def _own(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], pinned: da
 
     def render(turns: Sequence[str]) -> str:
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    messages_of(turns),
-                    chat_template=source,
-                    tokenize=False,
-                    add_generation_prompt=len(turns) % 2 == 1,
-                    **options,
-                )
-            )
+            given: dict[str, Any] = {
+                "chat_template": source,
+                "tokenize": False,
+                "add_generation_prompt": len(turns) % 2 == 1,
+            }
+            return str(tokenizer.apply_chat_template(messages_of(turns), **given, **options))
         except (TemplateError, TypeError) as error:
             raise KoalaBenchError(
                 f"The tokenizer's own chat template fails: {error}.",

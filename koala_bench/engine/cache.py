@@ -22,12 +22,28 @@ _MAX_TREE_MASKS = 64
 ROW_BLOCK = 512  # a pass of static shape attends to a multiple of this many rows
 
 
-class _Layer(DynamicLayer):
+class _Rows(DynamicLayer):
+    """A layer with rows before those of a pass, whose number ``_before`` says; it may be symbolic."""
+
+    _before: Any
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        return self._before
+
+    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        return self._before + query_length, 0
+
+
+class _Layer(_Rows):
     """One layer's views of the shared storage; ``update`` writes after the committed rows and returns views."""
 
     def __init__(self, owner: TreeCache, index: int) -> None:
         super().__init__()
         self.owner, self.index = owner, index
+
+    @property
+    def _before(self) -> int:
+        return self.owner.past
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -42,66 +58,43 @@ class _Layer(DynamicLayer):
         values[:, :, past:stop] = value_states
         return keys[:, :, :stop], values[:, :, :stop]
 
-    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        return self.owner.past
-
-    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        # transformers 4.57 passes the positions, 5.x their number.
-        new = query_length if isinstance(query_length, int) else int(query_length.shape[0])
-        return self.owner.past + new, 0
-
     def get_max_length(self) -> int:
         return self.owner.capacity
 
-    def get_max_cache_shape(self) -> int:
-        return self.owner.capacity
+    get_max_cache_shape = get_max_length  # its name in earlier versions
 
 
-class _PassLayer(DynamicLayer):
+class _PassLayer(_Rows):
     """One layer's rows for a single pass, sliced before it; ``update`` writes the new rows and returns all."""
 
-    def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor, past: int
-    ) -> None:
+    def __init__(self, rows: Sequence[torch.Tensor], new: Sequence[torch.Tensor], before: Any) -> None:
         super().__init__()
-        self.keys, self.values, self._new_keys, self._new_values, self._past = keys, values, new_keys, new_values, past
+        (self.keys, self.values), self._new, self._before = rows, new, before
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._new_keys.copy_(key_states)
-        self._new_values.copy_(value_states)
+        self._new[0].copy_(key_states)
+        self._new[1].copy_(value_states)
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
-    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        return self._past
 
-    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        # A symbolic size is no int to isinstance; only transformers 4.57 passes positions.
-        return self._past + (query_length.shape[0] if isinstance(query_length, torch.Tensor) else query_length), 0
-
-
-class _StaticPassLayer(DynamicLayer):
+class _StaticPassLayer(_Rows):
     """One layer's rows for a single pass with static shapes; ``update`` returns all rows, whatever their number."""
 
     def __init__(self, rows: torch.Tensor, indices: torch.Tensor) -> None:
         super().__init__()
         self._rows, self._indices = rows, indices
         self.keys, self.values = rows[0], rows[1]
+        self._before = rows.shape[-2] - indices.shape[0]
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return write_rows(self._rows, self._indices, key_states, value_states)
-
-    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        return self._rows.shape[-2] - self._indices.shape[0]
-
-    def get_mask_sizes(self, query_length: int | torch.Tensor, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        return self._rows.shape[-2], 0
 
 
 def write_rows(
@@ -143,8 +136,7 @@ def attention_mask(hidden: torch.Tensor, past: Any, capacity: int, dtype: torch.
 
 def aligned_mask(mask: torch.Tensor) -> torch.Tensor:
     """The mask; on CUDA a copy with row strides of multiples of 16, without which fused attention faults in half
-    precision.
-    """
+    precision."""
     if mask.device.type != "cuda":
         return mask
     width = mask.shape[-1]
@@ -154,8 +146,7 @@ def aligned_mask(mask: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("koala_bench::static_mask", mutates_args=())
 def static_mask(hidden: torch.Tensor, past: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.Tensor:
     """``attention_mask`` with static shapes. One operator, so that a kernel which needs no mask can recognise it and
-    read ``hidden`` instead.
-    """
+    read ``hidden`` instead."""
     masked = torch.finfo(dtype).min
     columns = torch.arange(capacity, device=hidden.device) - past
     block = F.pad(hidden.to(dtype) * masked, (0, 1), value=masked)
@@ -180,7 +171,7 @@ def pass_cache(storage: torch.Tensor, start: Any, new: int) -> Cache:
     every = storage.flatten(0, 1).unsqueeze(1)  # keys and values of each layer in turn
     rows, added = every[:, :, :, : start + new].unbind(0), every[:, :, :, start : start + new].unbind(0)
     pairs = range(0, len(rows), 2)
-    return Cache(layers=[_PassLayer(rows[i], rows[i + 1], added[i], added[i + 1], start) for i in pairs])
+    return Cache(layers=[_PassLayer(rows[i : i + 2], added[i : i + 2], start) for i in pairs])
 
 
 class TreeCache(Cache):

@@ -19,11 +19,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 def pick_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists; of several GPUs each process of a team
-    gets its own.
-
-    Raises:
-        KoalaBenchError: CUDA is asked for and there is none, or the name is no device.
-    """
+    gets its own. Raises KoalaBenchError where CUDA is asked for and there is none, or the name is no device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -52,11 +48,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_engine(name: str, device: torch.device) -> Engine:
-    """Turn a name into an engine; ``auto`` is ``graph`` on the CPU and ``eager`` on CUDA, as the papers decode.
-
-    Raises:
-        KoalaBenchError: there is no such engine, or not on this device.
-    """
+    """Turn a name into an engine; ``auto`` is ``graph`` on the CPU and ``eager`` on CUDA, as the papers decode. Raises
+    KoalaBenchError where there is no such engine, or not on this device."""
     if name == "auto":
         return "graph" if device.type == "cpu" else "eager"
     if name not in ("eager", "graph"):

@@ -95,8 +95,7 @@ def _arrivals(graph: Graph, constants: dict[str, Any], heads: int) -> Node:
 
 def _rotation(constants: dict[str, Any], q: Any, keys: Any, values: Any, writers: list[Any]) -> tuple[Any, ...] | None:
     """The arguments of ``kernels.rotate``, if queries and keys are rotated together and only the attention reads the
-    written rows.
-    """
+    written rows."""
     if None in writers:
         return None
     (_, place, numbers, k), (_, other, others, v) = (writer.args for writer in writers)

@@ -264,8 +264,7 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
 
 def _fuse_rotations(graph: Graph, constants: dict[str, Any]) -> None:
     """Rotary embedding: ``x * cos + cat(-second half, first half) * sin`` becomes ``x * cos + roll(x, half) * sin'``,
-    with the signs in sin', made once.
-    """
+    with the signs in sin', made once."""
     signed: dict[Node, Node] = {}
     for turned in calls(graph, _aten.cat.default):
         parts = turned.args[0]

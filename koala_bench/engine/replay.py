@@ -33,8 +33,8 @@ _HALF = (torch.bfloat16, torch.float16)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-class _UntraceableError(Exception):
-    """Why a function cannot be traced."""
+class UntraceableError(Exception):
+    """Why a function cannot be traced, or that its trace is wrong."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Recorded:
                 break
         try:
             return self._first_call(recordings, arguments)
-        except _UntraceableError as error:
+        except UntraceableError as error:
             self.refusal = str(error)
             self._recordings.clear()
             say(f"koala-bench: a pass cannot be traced and runs as with --engine eager: {error}")
@@ -102,10 +102,10 @@ class Recorded:
 
     def _first_call(self, recordings: list[_Recording], arguments: Sequence[Argument]) -> Any:
         if len(recordings) == _MAX_TRACES:
-            raise _UntraceableError(f"it branches on sizes, and {_MAX_TRACES} traces do not cover them")
+            raise UntraceableError(f"it branches on sizes, and {_MAX_TRACES} traces do not cover them")
         recording = self._record(arguments)
         half = any(isinstance(each, torch.Tensor) and each.dtype in _HALF for each in arguments)
-        _check(self._function(*arguments), recording.replay(*arguments), half)
+        compare(self._function(*arguments), recording.replay(*arguments), half)
         recordings.append(recording)
         return recording.replay(*arguments)
 
@@ -132,7 +132,7 @@ class Recorded:
             with torch.no_grad(), mode:
                 traced = make_fx(function, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
         except Exception as error:  # a model's code may raise anything
-            raise _UntraceableError(first_line(error)) from error
+            raise UntraceableError(first_line(error)) from error
         guards = _compile_guards([guard.expr for guard in shapes.guards], symbols, len(arguments))
         names = (str(node.target) for node in traced.graph.nodes if node.op == "get_attr")
         constants = {name: _attribute(traced, name) for name in names}
@@ -185,7 +185,7 @@ def _compile_guards(guards: Sequence[Any], symbols: dict[Any, str], count: int) 
     tests, used = [], {}
     for guard in dict.fromkeys(guards):
         if unknown := guard.free_symbols - symbols.keys():
-            raise _UntraceableError(f"a branch depends on {min(map(str, unknown))}, which is no size of an argument")
+            raise UntraceableError(f"a branch depends on {min(map(str, unknown))}, which is no size of an argument")
         used.update({names[symbol]: symbols[symbol] for symbol in guard.free_symbols})
         tests.append(f"({PythonPrinter().doprint(guard.xreplace(renamed))})")
     # An inner lambda, so that each size is read once.
@@ -195,11 +195,14 @@ def _compile_guards(guards: Sequence[Any], symbols: dict[Any, str], count: int) 
     return holds
 
 
-def _check(expected: Any, replayed: Any, half: bool) -> None:
+def compare(expected: Any, replayed: Any, half: bool) -> None:
     """Compare a trace's results with the function's, up to rounding. Of integers half must agree: ties between tokens
     may fall either way.
 
     In half precision a tie at the first token may change all later ones. That only costs acceptance, and is logged.
+
+    Raises:
+        UntraceableError: they are further apart.
     """
     pairs = zip(expected, replayed, strict=True) if isinstance(expected, tuple) else [(expected, replayed)]
     for wanted, actual in pairs:
@@ -208,14 +211,14 @@ def _check(expected: Any, replayed: Any, half: bool) -> None:
             if 2 * same >= wanted.numel():
                 continue
             if not half:
-                raise _UntraceableError("its trace drafts other tokens, please report this")
+                raise UntraceableError("its trace drafts other tokens, please report this")
             say(
                 f"koala-bench: {same} of {wanted.numel()} tokens of a traced draft are the eager draft's: ties, rounded"
             )
         elif wanted.numel():
             error = (wanted.double() - actual.double()).abs().max()
             if not error <= _TOLERANCE[wanted.dtype] * max(1.0, float(wanted.double().abs().max())):
-                raise _UntraceableError(f"its trace is off by {float(error):.1e}, please report this")
+                raise UntraceableError(f"its trace is off by {float(error):.1e}, please report this")
 
 
 def _attribute(module: torch.nn.Module, name: str) -> Any:
@@ -226,8 +229,7 @@ def _attribute(module: torch.nn.Module, name: str) -> Any:
 
 def _compiled(graph: torch.fx.Graph, constants: dict[str, Any]) -> Callable[..., Any]:
     """The graph as a Python function. Its constants are plain attributes: a module would look each up among its
-    parameters and buffers.
-    """
+    parameters and buffers."""
     code = graph.python_code("self")
     names = dict(code.globals)
     exec(compile(code.src, "<recorded>", "exec"), names)

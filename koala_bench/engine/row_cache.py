@@ -1,9 +1,7 @@
-"""A preallocated key-value cache for many sequences of different lengths that all grow by one token a pass.
+"""A preallocated KV cache for many sequences of different lengths that all grow by one token a pass.
 
-Each row of the batch is a sequence with a length of its own. A new token is written behind its row's settled ones, so a
-row can be shortened,
-or begun anew, by setting its length: continuous batching without copies. Plugs into any Hugging Face model through
-``Cache``.
+A new token is written behind its row's settled ones, so a row is shortened or begun anew by setting its length:
+continuous batching without copies. Plugs into any Hugging Face model through ``Cache``.
 """
 
 from __future__ import annotations
@@ -80,12 +78,8 @@ class RowCache(Cache):
         head_dim]."""
         self.width = len(ids)
         where = torch.arange(len(ids), device=self._target.device)[None]
-        self._target.decoder(
-            input_ids=torch.tensor([ids], device=self._target.device),
-            position_ids=where,
-            past_key_values=self,
-            use_cache=True,
-        )
+        tokens = torch.tensor([ids], device=self._target.device)
+        self._target.decoder(input_ids=tokens, position_ids=where, past_key_values=self, use_cache=True)
         assert self._storage is not None
         return self._storage[:, :, 0, :, : len(ids)].clone()
 
@@ -135,13 +129,9 @@ def packed_layers(target: Target, rows: int) -> Iterator[None]:
     Packed once instead of at each product: 1.3 times the rate at 64 rows of SmolLM2-135M. It takes the weights' memory
     once more.
     """
-    modules = [module for module in target.model.modules() if type(module) is torch.nn.Linear]
-    if (
-        target.device.type != "cpu"
-        or target.dtype != torch.float32
-        or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        modules = []
+    packs = target.device.type == "cpu" and target.dtype == torch.float32
+    packs = packs and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    modules = [module for module in target.model.modules() if packs and type(module) is torch.nn.Linear]
     for module in modules:
         weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.contiguous(), rows)
         module.forward = functools.partial(_packed, weight, module.bias)  # type: ignore[method-assign]

@@ -96,8 +96,7 @@ class Target:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: all that the generation configuration, the model's or the tokenizer names, and
-        ``more_stop_ids``; but for ids that the model does not know.
-        """
+        ``more_stop_ids``; but for ids that the model does not know."""
         found: list[int] = []
         for owner in (self.model.generation_config, self.model.config, self.config, self.tokenizer):
             ids = getattr(owner, "eos_token_id", None)
@@ -212,11 +211,7 @@ class Target:
         return TreeCache(self.layers, -(-capacity // step) * step)
 
     def check_rows(self, rows: int) -> None:
-        """Make sure that the model reads so many rows alike.
-
-        Raises:
-            KoalaBenchError: it does not.
-        """
+        """Make sure that the model reads so many rows alike; raises KoalaBenchError where it does not."""
         if self.limit is not None and rows > self.limit.rows:
             raise KoalaBenchError(
                 f"{self.name} {self.limit.reason}, {rows} are needed.", "Lower --max-new-tokens or use shorter prompts."
@@ -240,9 +235,9 @@ class Target:
             output_hidden_states=every,
         )
         if not every:
-            hidden: torch.Tensor = found.last_hidden_state.unsqueeze(2)
-            return hidden
-        states = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
+            return self._gathered(found.last_hidden_state).unsqueeze(2)
+        read = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
+        states = [self._gathered(state) for state in read]
         if len({state.shape[-1] for state in states}) > 1:
             raise KoalaBenchError(
                 f"The last states of {self.name} are {states[-1].shape[-1]} wide, those of earlier layers"
@@ -250,6 +245,10 @@ class Target:
                 "Take a head that reads the last states only, such as medusa or eagle.",
             )
         return torch.stack(states, dim=2)
+
+    def _gathered(self, state: torch.Tensor) -> torch.Tensor:
+        """A state of one of the layers, on the target's device."""
+        return state
 
     @torch.inference_mode()
     def prefill(

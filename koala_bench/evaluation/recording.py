@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from io import FileIO
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from koala_bench.common.files import write_text
+from koala_bench.common.reading import encode_line
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, differences, parse, read_bytes
 from koala_bench.records.schema import (
@@ -25,11 +25,6 @@ from koala_bench.records.schema import (
     key_of,
     turn_problem,
 )
-
-
-def encode_line(value: Mapping[str, Any]) -> bytes:
-    """A line of a record as it stands in the file."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 class RecordWriter:
@@ -133,7 +128,7 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
         run, length = Run(path, header, [], False), None
     else:
         run, length = parse(path, content)
-        different = differences(run.header, header, circumstances=not run.finished)
+        different = [*differences(run.header, header, circumstances=not run.finished)]
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise KoalaBenchError(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from koala_bench.common.files import replacing
 from koala_bench.common.process_group import Team
+from koala_bench.common.reading import encode_line
 from koala_bench.dialogues.questions import Question
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.recording import encode_line
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import EndLine
 

@@ -18,8 +18,10 @@ from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question
 from koala_bench.engine.target import Target
 from koala_bench.records.reading import Run
-from koala_bench.records.schema import TurnLine
+from koala_bench.records.schema import Place, TurnLine, place_of
 from koala_bench.records.summaries import VANILLA, Difference, first_difference
+from koala_bench.results.tables.rendering import Note, grid_of
+from koala_bench.results.tables.rendering import to_markdown as markdown_page
 
 # Two passes contribute error, and a tree pass is not the one whose error is measured.
 TIE_FACTOR = 4.0
@@ -128,17 +130,16 @@ def audit(
         methods: methods to audit, all by default; lossy ones are skipped.
     """
     by_id = {question.question_id: question for question in questions}
-    vanilla = {(turn["question_id"], turn["turn"], turn["repeat"]): turn for turn in run.turns_of(VANILLA)}
+    vanilla = {place_of(turn): turn for turn in run.turns_of(VANILLA)}
     exact = lower = None
     counts, judged = [], []
     for name in methods if methods is not None else run.methods:
         if name == VANILLA or not run.methods[name]["lossless"]:
             continue
         verdicts: list[str] = []
-        turns = run.turns_of(name)
         failed = 0
-        for turn in turns:
-            key = (turn["question_id"], turn["turn"], turn["repeat"])
+        for turn in run.turns_of(name):
+            key = place_of(turn)
             base = vanilla.get(key)
             if turn["error"] is not None or base is None or base["error"] is not None:
                 failed += 1
@@ -160,11 +161,7 @@ def audit(
 
 
 def _prompt(
-    question: Question,
-    vanilla: Mapping[tuple[int, int, int], TurnLine],
-    key: tuple[int, int, int],
-    template: ChatTemplate,
-    target: Target,
+    question: Question, vanilla: Mapping[Place, TurnLine], key: Place, template: ChatTemplate, target: Target
 ) -> list[int]:
     """The prompt of a turn as in the evaluation: the questions up to it, with vanilla's answers to the earlier ones."""
     question_id, turn, repeat = key
@@ -175,46 +172,43 @@ def _prompt(
 
 # ---------------------------------------------------------------------------------------------- in words
 
+_LEGEND = (
+    "A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64 logits"
+    f" are at most {TIE_FACTOR:g} times the rounding error apart, which is the largest difference there between the"
+    " logits in the run's precision and in float64. All else is a defect."
+)
+_COUNTS = {"compared": "answers", "equal": "equal to vanilla's", "ties": "numerical ties", "defects": "defects"}
+_COUNTS["failed"] = "failed turns"
+
 
 def to_markdown(audits: Sequence[Audit]) -> str:
     """The counts per task, precision and method, and every difference with its numbers."""
-    lines = [
-        "# Losslessness audit",
-        "",
-        "| task | precision | method | answers | equal to vanilla's | numerical ties | defects | failed turns |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
+    every = [(each, count) for each in audits for count in each.counts]
+    rows = [
+        {"task": each.task, "precision": each.dtype, "method": count.method}
+        | {heading: str(getattr(count, name)) for name, heading in _COUNTS.items()}
+        for each, count in every
     ]
-    lines += [
-        f"| {each.task} | {each.dtype} | {count.method} | {count.compared} | {count.equal} | {count.ties} |"
-        f" {count.defects} | {count.failed} |"
+    totals = {heading: str(sum(getattr(count, name) for _, count in every)) for name, heading in _COUNTS.items()}
+    rows.append({"task": "**all**", "precision": "", "method": "", **totals})
+    differences = [
+        {
+            "task": each.task,
+            "precision": each.dtype,
+            "method": one.method,
+            "question": str(one.difference.question_id),
+            "turn": str(one.difference.turn),
+            "position": str(one.difference.position),
+            "token": "end" if one.difference.token is None else str(one.difference.token),
+            "vanilla's": "end" if one.difference.vanilla_token is None else str(one.difference.vanilla_token),
+            "gap": f"{one.gap:.2e}",
+            "gap in float64": f"{one.exact_gap:.2e}",
+            "rounding": f"{one.rounding:.2e}",
+            "verdict": one.verdict,
+        }
         for each in audits
-        for count in each.counts
+        for one in each.judged
     ]
-    totals = [
-        sum(getattr(count, name) for each in audits for count in each.counts)
-        for name in ("compared", "equal", "ties", "defects", "failed")
-    ]
-    lines += [f"| **all** | | | {' | '.join(map(str, totals))} |", ""]
-    lines.append(
-        "A difference is a numerical tie if the two tokens are the target's two best in float64 and their float64"
-        f" logits are at most {TIE_FACTOR:g} times the rounding error apart, which is the largest difference there"
-        " between the logits in the run's precision and in float64. All else is a defect."
-    )
-    listed = [(each, one) for each in audits for one in each.judged]
-    if listed:
-        lines += [
-            "",
-            (
-                "| task | precision | method | question | turn | position | token | vanilla's | gap | gap in float64 |"
-                " rounding | verdict |"
-            ),
-            "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
-        ]
-    for each, one in listed:
-        at = one.difference
-        token, other = ("end" if value is None else str(value) for value in (at.token, at.vanilla_token))
-        lines.append(
-            f"| {each.task} | {each.dtype} | {one.method} | {at.question_id} | {at.turn} | {at.position} | {token} |"
-            f" {other} | {one.gap:.2e} | {one.exact_gap:.2e} | {one.rounding:.2e} | {one.verdict} |"
-        )
-    return "\n".join(lines) + "\n"
+    left = ("task", "precision", "method", "verdict")
+    further = [("Differences", grid_of(differences, left))] if differences else []
+    return markdown_page(grid_of(rows, left), "Losslessness audit", [Note("Verdicts", (_LEGEND,))], further)

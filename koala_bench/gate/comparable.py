@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, differences
-from koala_bench.records.schema import RunHeader, TurnLine
+from koala_bench.records.schema import Place, RunHeader, TurnLine, place_of
 from koala_bench.records.summaries import VANILLA
 
 FEWEST_SEEDS = 3  # with two, one degree of freedom needs margins of dozens of percent
 
 Mode = Literal["fixed", "retrained"]
-Place = tuple[int, int, int]  # question_id, turn, repeat
 
 # Header fields in which comparable runs may differ: names whose content is hashed, training settings, timing.
 _FREE = ("preset.", "seed", "target.name", "questions.name", "measure.warmup", "measure.order", "measure.process")
@@ -33,16 +32,6 @@ def _aligned(header: RunHeader, methods: Sequence[str]) -> RunHeader:
     return {**header, "methods": [by_name[name] for name in methods]}
 
 
-def _at(header: Mapping[str, Any], place: str) -> object:
-    value: Any = header
-    for part in place.split("."):
-        if isinstance(value, list):
-            value = value[int(part)] if int(part) < len(value) else None
-        else:
-            value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _gated(run: Run) -> list[str]:
     names = [name for name in run.methods if name != VANILLA]
     if not names:
@@ -55,7 +44,7 @@ def _gated(run: Run) -> list[str]:
 def _refuse_difference(first: Run, run: Run, methods: Sequence[str]) -> None:
     """Raise if two runs measured something else: other target, questions, limits, tree."""
     left, right = _aligned(first.header, methods), _aligned(run.header, methods)
-    for place in differences(left, right, circumstances=False):
+    for place, (here, there) in differences(left, right, circumstances=False).items():
         if place.startswith(_FREE) or (
             place.startswith("methods.") and ".tree" not in place and not place.endswith(".lossless")
         ):
@@ -65,8 +54,7 @@ def _refuse_difference(first: Run, run: Run, methods: Sequence[str]) -> None:
             _, index, field = place.split(".", 2)
             name, remedy = f"the {field} of {methods[int(index)]}", "Evaluate with the baseline's --tree"
         raise KoalaBenchError(
-            f"{run.path} and {first.path} cannot be compared: {name} is {_at(right, place)} in the one and"
-            f" {_at(left, place)} in the other.",
+            f"{run.path} and {first.path} cannot be compared: {name} is {there} in the one and {here} in the other.",
             remedy + _OR_UPDATE,
         )
 
@@ -168,11 +156,7 @@ def same_machine(runs: Sequence[Run]) -> bool:
 
 def answers(run: Run, method: str) -> dict[Place, TurnLine]:
     """The turns that a method finished, by place."""
-    return {
-        (turn["question_id"], turn["turn"], turn["repeat"]): turn
-        for turn in run.turns_of(method)
-        if turn["error"] is None
-    }
+    return {place_of(turn): turn for turn in run.turns_of(method) if turn["error"] is None}
 
 
 def paired_places(runs: Sequence[Run], methods: Sequence[str]) -> tuple[set[Place], int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,9 @@ from koala_bench.records.reading import Run, read_run
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA, Summary, sample, summaries_of
 from koala_bench.registry import HEADS, load
-from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
+from koala_bench.results.tables.notes import Measured, exceptions, incomplete, settings
 from koala_bench.results.tables.published import read_table_spec
-from koala_bench.results.tables.rendering import Grid, Note, label_of, to_markdown, with_interval
+from koala_bench.results.tables.rendering import NOTHING, Grid, Note, grid_of, label_of, to_markdown, with_interval
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 _VERDICTS: dict[str, Verdict] = {
@@ -81,11 +81,7 @@ def judged_of(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
 def judge_record(
     record: Path, methods: Sequence[str] | None, heads: Sequence[str] | None, out: Path | None = None
 ) -> str:
-    """The verdict table of a record, written to ``out/verdict.md`` too if ``out`` is given.
-
-    Raises:
-        KoalaBenchError: see ``read_run``, ``judged_of`` and ``compare_heads``.
-    """
+    """The verdict table of a record, written to ``out/verdict.md`` too; errors as ``compare_heads``."""
     run = read_run(record)
     text = verdict_table(run, compare_heads(run, judged_of(methods or list(run.methods), heads), methods))
     if out is not None:
@@ -132,89 +128,59 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
     return found
 
 
+_LEGEND = (
+    f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of zero,"
+    f" by a paired bootstrap over questions ({statistics.RESAMPLES:,} resamples); of one question there is none.",
+    statistics.CAUTION,
+    "τ: tokens per verification step. Speedup and speed are of decoding; whole answer: with the reading of the prompt"
+    " by the target and by the head.",
+    "The verdicts are about these weights: another training seed may move the numbers.",
+)
+
+
 def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as Markdown, with what the verdicts mean and what they rest on."""
-    headings = [
-        "Head", "Against", "Acceptance length τ", "Change of τ (%)", "Verdict on τ", "Speedup (x)",
-        "Change of speed (%)", "Verdict on speed", "Whole answer (x)",
-    ]  # fmt: skip
-    rows = []
-    for each in comparisons:
-        pairs = (
-            (each.head.acceptance_length, each.baseline.acceptance_length),
-            (each.head.speedup, each.baseline.speedup),
-            (each.head.whole_answer, each.baseline.whole_answer),
-        )
-        values = [f"{new.value:.2f} vs {old.value:.2f}" for new, old in pairs]
-        changes = [
-            with_interval(change.value, change.low, change.high, 1, sign=True) for change in (each.length, each.speed)
-        ]
-        names = [label_of(each.head), label_of(each.baseline)]
-        length = [values[0], changes[0], each.length_verdict]
-        rows.append([*names, *length, values[1], changes[1], each.speed_verdict, values[2]])
-    right = [False, False, True, True, False, True, True, False, True]
-    table = Grid(headings, rows, right, frozenset(), frozenset())
-    heads = ", ".join(dict.fromkeys(label_of(each.head) for each in comparisons))
-    return to_markdown(table, f"{heads} on {run.target}", [_meaning(run, comparisons), _basis(run, comparisons)])
-
-
-def _meaning(run: Run, comparisons: Sequence[Comparison]) -> Note:
-    questions = comparisons[0].head.questions
-    lines = [
-        (
-            f"Better or worse: the whole {100 * statistics.CONFIDENCE:.0f} % interval of the change lies on one side of"
-            " zero; not distinguishable: it does not."
-        ),
-        (
-            f"Intervals: paired bootstrap over {counted(questions, 'question')} ({statistics.RESAMPLES:,} resamples);"
-            " with a single question there are none."
-        ),
-        (
-            "Speedup and speed are of decoding; whole answer: with the reading of the prompt by the target and by the"
-            " head."
-        ),
-        (
-            f"Each head was trained once, from seed {run.training_seed}: the verdicts are about these weights, and"
-            " another seed may move the numbers."
-        ),
+    """The comparisons as Markdown, with what the verdicts mean and how the record was made."""
+    rows = [
+        {
+            "Head": label_of(each.head),
+            "Against": label_of(each.baseline),
+            "Acceptance length τ": _both(each, "acceptance_length"),
+            "Change of τ (%)": with_interval(each.length, 1, sign=True),
+            "Verdict on τ": each.length_verdict,
+            "Speedup (x)": _both(each, "speedup"),
+            "Change of speed (%)": with_interval(each.speed, 1, sign=True),
+            "Verdict on speed": each.speed_verdict,
+            "Whole answer (x)": _both(each, "whole_answer"),
+        }
+        for each in comparisons
     ]
-    if len(comparisons) > 1:
-        lines.append(
-            f"{2 * len(comparisons)} verdicts, each by an interval of its own: "
-            f"where nothing differs, about one in {1 / (1 - statistics.CONFIDENCE):.0f} says that it does."
-        )
-    return Note("What the verdicts mean", tuple(lines))
-
-
-def _basis(run: Run, comparisons: Sequence[Comparison]) -> Note:
-    header, one = run.header, comparisons[0].head
+    heads = ", ".join(dict.fromkeys(row["Head"] for row in rows))
     methods = {summary.name: summary for each in comparisons for summary in (each.head, each.baseline)}
-    most = max(summary.turns for summary in methods.values())
-    if header["acceptance"]["rule"] == "greedy":
-        equal = [
-            f"{label_of(each)} {each.compared - len(each.differing)}/{each.compared}"
-            for name, each in methods.items()
-            if name != VANILLA
-        ]
-        answers = f"Answers equal to vanilla's, token by token: {', '.join(equal)}."
-    else:
-        answers = draws_line(list(methods.values()))
-    lines = [
-        (
-            f"{one.counted} of {most} turns, finished by every method, of {header['questions']['name']}; at most"
-            f" {header['limits']['max_new_tokens']} new tokens."
-        ),
-        answers,
-        *lossy_lines(list(methods.values()), run.target),
-        (
-            f"Preset {header['preset']['name']}, {header['target']['dtype']} on"
-            f" {header['environment']['gpu'] or header['environment']['cpu']}; run {header['run_id']},"
-            f" {header['created']}."
-        ),
+    measured = Measured(run.target, run, list(methods.values()))
+    notes = [Note("Incomplete", tuple(incomplete(measured)), alarm=True), Note("What the verdicts mean", _LEGEND)]
+    table = grid_of(rows, ["Head", "Against", "Verdict on τ", "Verdict on speed"])
+    return to_markdown(
+        table,
+        f"{heads} on {run.target}",
+        [note for note in (*notes, settings([measured], ())) if note.lines],
+        [_equal(methods.values()), *(each for each in exceptions([measured]) if each[1].rows)],
+    )
+
+
+def _both(each: Comparison, number: Literal["acceptance_length", "speedup", "whole_answer"]) -> str:
+    return f"{getattr(each.head, number).value:.2f} vs {getattr(each.baseline, number).value:.2f}"
+
+
+def _equal(methods: Iterable[Summary]) -> tuple[str, Grid]:
+    rows = [
+        {
+            "Method": label_of(each),
+            "Turns counted": f"{each.counted}/{each.turns}",
+            "Equal answers": f"{each.compared - len(each.differing)}/{each.compared}" if each.compared else NOTHING,
+        }
+        for each in methods
     ]
-    if not run.finished:
-        lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
-    return Note("What they rest on", tuple(lines))
+    return "Answers, and those that are vanilla's token by token", grid_of(rows, ["Method"])
 
 
 def refuse_changed_code(preset: Preset, methods: Sequence[str], folder: Path) -> Callable[[], None]:

@@ -8,27 +8,23 @@ from datetime import UTC, datetime
 
 from koala_bench.gate.regression import OVERALL, Gate, Line
 from koala_bench.records.schema import RunHeader
-from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
+from koala_bench.results.tables.rendering import NOTHING, Note, grid_of, to_markdown, with_interval
 
-_HEADINGS = [
-    "Method", "Heads", "Baseline τ", "τ", "Change (%) [90 %]", "Margin (%)", "Speedup (x), not gated", "Verdict",
-]  # fmt: skip
-_RIGHT = [False, False, True, True, True, True, True, False]
-_NOTHING = "\N{EN DASH}"
 # Characters that XML 1.0 cannot hold even escaped; an error message or a name in a record may have some.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def _change(line: Line) -> str:
-    return with_interval(line.change.value, line.change.low, line.change.high, 2, sign=True)
-
-
-def _row(line: Line) -> list[str]:
-    heads = "fixed" if line.mode == "fixed" else f"retrained, {line.seeds[1]} against {line.seeds[0]} seeds"
-    speed = _NOTHING if line.speedups is None else f"{line.speedups[0]:.2f} → {line.speedups[1]:.2f}"
-    verdict = "pass" if line.passed else "REGRESSION"
-    lengths = (f"{line.baseline:.3f}", f"{line.measured:.3f}")
-    return [line.name, heads, *lengths, _change(line), f"{line.margin:.1f}", speed, verdict]
+def _row(line: Line) -> dict[str, str]:
+    return {
+        "Method": line.name,
+        "Heads": "fixed" if line.mode == "fixed" else f"retrained, {line.seeds[1]} against {line.seeds[0]} seeds",
+        "Baseline τ": f"{line.baseline:.3f}",
+        "τ": f"{line.measured:.3f}",
+        "Change (%) [90 %]": with_interval(line.change, 2, sign=True),
+        "Margin (%)": f"{line.margin:.1f}",
+        "Speedup (x), not gated": f"{line.speedups[0]:.2f} → {line.speedups[1]:.2f}" if line.speedups else NOTHING,
+        "Verdict": "pass" if line.passed else "REGRESSION",
+    }
 
 
 def _source(header: RunHeader) -> str:
@@ -44,47 +40,33 @@ def headline(gate: Gate) -> str:
     return "Regression gate: passed" if not failed else f"Regression gate: acceptance length lost ({', '.join(failed)})"
 
 
+_LEGEND = (
+    "τ is the acceptance length: tokens per verification step, the target's own (bonus) token included.",
+    "Pass: the whole 90 % interval of the change lies above minus the margin, a one-sided test at 5 %.",
+    "Fixed: the same checkpoints on both sides; interval by paired bootstrap over questions. Retrained: other"
+    " checkpoints; interval by the t distribution from the spread between the baseline's seeds.",
+    "Speedups never decide, because times on shared machines are noise; of different machines they are not shown.",
+)
+
+
 def _explanations(gate: Gate) -> tuple[str, ...]:
-    lines = [
-        "τ is the acceptance length: tokens per verification step, the target's own (bonus) token included.",
-        (
-            "A verdict is a pass if the whole 90 % interval of the change lies above minus the margin: a one-sided test"
-            " at 5 %."
-        ),
-    ]
-    modes = {line.mode for line in gate.lines}
-    if "fixed" in modes:
-        lines.append(
-            f"Fixed: the same checkpoints on both sides; interval by paired bootstrap over {gate.questions} questions"
-            f" ({gate.answers} answers of each method)."
-        )
-    if "retrained" in modes:
-        lines.append(
-            "Retrained: other checkpoints; interval by the t distribution from the spread between the baseline's"
-            f" seeds, on {gate.questions} questions ({gate.answers} answers of each method)."
-        )
-    lines.append(
-        "Speedups are shown because the machine is the same; they never decide, because times on shared machines are"
-        " noise."
-        if gate.same_machine
-        else "Speedups are not shown: the records come from different machines."
-    )
     sides = (("Baseline", gate.baselines), ("Record", gate.records))
-    return (*lines, *(f"{side}: {_source(header)}." for side, headers in sides for header in headers))
+    sources = (f"{side}: {_source(header)}." for side, headers in sides for header in headers)
+    return (*_LEGEND, f"{gate.questions} questions, {gate.answers} answers of each method.", *sources)
 
 
 def to_report(gate: Gate) -> str:
     """The table with its findings and explanations, in GitHub's Markdown."""
-    rows = [_row(line) for line in gate.lines]
-    findings = [Note("Reported; decides nothing", gate.findings)] if gate.findings else []
-    table = Grid(_HEADINGS, rows, _RIGHT, frozenset(), frozenset())
-    return to_markdown(table, headline(gate), [*findings, Note("How to read this", _explanations(gate))])
+    table = grid_of([_row(line) for line in gate.lines], ["Method", "Heads", "Verdict"])
+    notes = (Note("Reported; decides nothing", gate.findings), Note("How to read this", _explanations(gate)))
+    return to_markdown(table, headline(gate), [note for note in notes if note.lines])
 
 
 def _sentence(line: Line) -> str:
     what = "all methods together" if line.name == OVERALL else line.name
     return (
-        f"{what}: acceptance length {line.baseline:.3f} -> {line.measured:.3f}, change {_change(line)} % (90 %"
+        f"{what}: acceptance length {line.baseline:.3f} -> {line.measured:.3f}, change"
+        f" {with_interval(line.change, 2, sign=True)} % (90 %"
         f" interval), margin {line.margin:.1f} %"
     )
 

@@ -23,8 +23,8 @@ Speedups never decide: times on shared machines are noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
@@ -33,7 +33,6 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.gate.comparable import (
     FEWEST_SEEDS,
     Mode,
-    Place,
     answers,
     consistent,
     header_changes,
@@ -43,7 +42,7 @@ from koala_bench.gate.comparable import (
 )
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run
-from koala_bench.records.schema import RunHeader
+from koala_bench.records.schema import Place, RunHeader
 from koala_bench.records.statistics import Array, Interval, Statistic, Totals
 from koala_bench.records.summaries import VANILLA, Summary, summarise
 
@@ -100,7 +99,6 @@ class Gate:
         lines: one per method of the baseline, then all together.
         questions, answers: sample size of each method; answers count one record's turns and repeats.
         findings: reported without effect on the verdict: losslessness, changed answers, heads and versions.
-        same_machine: whether the speedups of both sides may be compared.
     """
 
     wanted: float
@@ -110,7 +108,6 @@ class Gate:
     questions: int
     answers: int
     findings: tuple[str, ...]
-    same_machine: bool
 
     @property
     def passed(self) -> bool:
@@ -183,21 +180,16 @@ def seeds_needed(spread: float, wanted: float, verdicts: int) -> int | None:
 
 def _together(parts: Sequence[Totals]) -> Totals:
     """The sums of several methods or records on the same questions."""
-    return replace(
-        parts[0],
-        tokens=np.sum([part.tokens for part in parts], axis=0),
-        steps=np.sum([part.steps for part in parts], axis=0),
-        seconds=np.sum([part.seconds for part in parts], axis=0),
-    )
+    sums = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("tokens", "steps", "seconds"))
+    return Totals(parts[0].question_ids, *sums)
 
 
 def _length(part: Totals) -> float:
     return float(part.tokens.sum() / part.steps.sum())
 
 
-def _means(values: Sequence[float], count: int) -> tuple[float, float]:
-    """The means of the first ``count`` values and of the others."""
-    return float(np.mean(values[:count])), float(np.mean(values[count:]))
+def _geometric_mean(parts: Sequence[Totals]) -> float:
+    return math.exp(float(np.mean([math.log(_length(part)) for part in parts])))
 
 
 def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARGIN) -> Gate:
@@ -222,93 +214,74 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
             "Evaluate at least two; 16 or more show small changes.",
         )
     modes: dict[str, Mode] = {name: mode_of(name, baselines, records) for name in methods}
-    same = same_machine(runs)
-    summaries = [summarise(run, methods) for run in runs]
-
-    def totals_of(run: Run, name: str) -> Totals:
-        return statistics.totals(
-            turn for turn in run.turns_of(name) if (turn["question_id"], turn["turn"], turn["repeat"]) in common
-        )
-
-    by_name = {name: [totals_of(run, name) for run in runs] for name in methods}
-    by_name[OVERALL] = [_together([by_name[name][index] for name in methods]) for index in range(len(runs))]
     modes[OVERALL] = "retrained" if "retrained" in modes.values() else "fixed"
+    by_name = {
+        name: [statistics.totals(turn for place, turn in answers(run, name).items() if place in common) for run in runs]
+        for name in methods
+    }
+    by_name[OVERALL] = [_together([by_name[name][index] for name in methods]) for index in range(len(runs))]
+    summaries = [{each.name: each for each in summarise(run, methods)} for run in runs]
+    same, count = same_machine(runs), len(baselines)
     weights = statistics.resample_weights(questions)
     lines = []
     for name, parts in by_name.items():
-        old, new = parts[: len(baselines)], parts[len(baselines) :]
-        speedups = [each.speedup.value for of_run in summaries for each in of_run if each.name == name]
+        old, new = parts[:count], parts[count:]
+        in_force, spread = margin, None
         if modes[name] == "fixed":
             change = statistics.interval(length_change(_together(new), _together(old)), weights, CONFIDENCE)
-            in_force, spread = margin, None
         else:
-            lengths = [np.array([_length(part) for part in side]) for side in (new, old)]
-            test = retrained_change(lengths[0], lengths[1], margin, len(by_name))
+            after, before = (np.array([_length(part) for part in side]) for side in (new, old))
+            test = retrained_change(after, before, margin, len(by_name))
             change = Interval(float(test.value), float(test.low), float(test.high))
             in_force, spread = float(test.margin), float(test.spread)
-        before, after = (math.exp(float(np.mean([math.log(_length(part)) for part in side]))) for side in (old, new))
+        speedups = [of[name].speedup.value for of in summaries if name in of]
         lines.append(
             Line(
                 name=name,
                 mode=modes[name],
-                baseline=before,
-                measured=after,
+                baseline=_geometric_mean(old),
+                measured=_geometric_mean(new),
                 change=change,
                 margin=in_force,
                 spread=spread,
                 seeds=(len(old), len(new)),
                 decode_s=float(sum(part.seconds.sum() for part in new)),
-                speedups=_means(speedups, len(old)) if same and speedups else None,
+                speedups=(
+                    (float(np.mean(speedups[:count])), float(np.mean(speedups[count:]))) if same and speedups else None
+                ),
             )
         )
-    new_summaries = zip(records, summaries[len(baselines) :], strict=True)
-    findings = [text for run, of_run in new_summaries for text in _lossless(run, of_run)]
+    findings = [
+        text for run, of in zip(records, summaries[count:], strict=True) for text in _lossless(run, of.values())
+    ]
     if left_out:
         findings.append(
-            "Left out, because the target itself (vanilla decoding) answers otherwise than in the baseline, there or"
-            f" in a turn before: {left_out} of {left_out + len(common)} answers. Rounding differs between machines and"
-            " versions."
+            f"Left out: {left_out} of {left_out + len(common)} answers, where vanilla decoding itself answers otherwise"
+            " than in the baseline, there or in a turn before."
         )
     findings += _findings(baselines, records, modes, lines, common, margin)
     headers = [tuple(run.header for run in side) for side in (baselines, records)]
-    return Gate(margin, headers[0], headers[1], tuple(lines), questions, len(common), tuple(findings), same)
+    return Gate(margin, headers[0], headers[1], tuple(lines), questions, len(common), tuple(findings))
 
 
 # ---------------------------------------------------------------------------------------------- findings
 
 
-def _lossless(run: Run, summaries: Sequence[Summary]) -> list[str]:
+def _lossless(run: Run, summaries: Iterable[Summary]) -> list[str]:
     """Answers that differ from vanilla's where rounding does not explain it, by method."""
-    dtype = run.header["target"]["dtype"]
-    limit = CLEAR_GAP.get(dtype, 0.0)
+    limit = CLEAR_GAP.get(run.header["target"]["dtype"], 0.0)
     found = []
-    for each in summaries:
-        differing = each.differing if each.method["lossless"] else ()
-        clear = [one for one in differing if one.top2_gap is None or one.top2_gap > limit]
+    for each in (summary for summary in summaries if summary.method["lossless"]):
+        clear = [one for one in each.differing if one.top2_gap is None or one.top2_gap > limit]
         if clear:
             one = clear[0]
             gap = "no gap recorded" if one.top2_gap is None else f"gap {one.top2_gap:.2g}"
             found.append(
-                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name}"
-                f" {'leaves' if len(clear) == 1 else 'leave'} vanilla's by more than rounding explains (top-2 gap above"
-                f" {limit:g} in {dtype}); first: question {one.question_id}, turn {one.turn}, position {one.position},"
-                f" {gap}. `koala-bench audit` judges them."
+                f"NOT LOSSLESS: {len(clear)} of {each.compared} answers of {each.name} leave vanilla's at a top-2 gap"
+                f" above {limit:g}; first: question {one.question_id}, turn {one.turn}, position {one.position}, {gap}."
+                " `koala-bench audit` judges them."
             )
     return found
-
-
-def _changed_answers(old: Run, new: Run, method: str, common: set[Place]) -> str | None:
-    before, after = answers(old, method), answers(new, method)
-    changed = sorted(place for place in common if before[place]["new_token_ids"] != after[place]["new_token_ids"])
-    if not changed:
-        return None
-    question, turn, repeat = changed[0]
-    return (
-        f"CHANGED ANSWERS: {len(changed)} of {len(common)} answers of {method}"
-        f" {'differs' if len(changed) == 1 else 'differ'} from the baseline's, though its checkpoint and the target's"
-        f" answers are the same; first: question {question}, turn {turn}, repeat {repeat}. `koala-bench audit` tells"
-        " ties from defects."
-    )
 
 
 def _findings(
@@ -319,21 +292,22 @@ def _findings(
     common: set[Place],
     margin: float,
 ) -> list[str]:
-    methods = [name for name in modes if name != OVERALL]
     found: list[str] = []
-    fixed = [name for name in methods if modes[name] == "fixed"]
-    found += [text for name in fixed if (text := _changed_answers(baselines[0], records[0], name, common))]
+    for name in (each for each in modes if each != OVERALL and modes[each] == "fixed"):
+        before, after = (answers(side[0], name) for side in (baselines, records))
+        changed = sorted(place for place in common if before[place]["new_token_ids"] != after[place]["new_token_ids"])
+        if changed:
+            found.append(
+                f"CHANGED ANSWERS: {len(changed)} of {len(common)} answers of {name} by the same checkpoint; first:"
+                " question {}, turn {}, repeat {}. `koala-bench audit` tells ties from defects.".format(*changed[0])
+            )
     for line in lines:
         if line.spread is not None and line.margin > margin + 1e-9:
-            enough = seeds_needed(line.spread, margin, len(lines))
-            advice = (
-                f"{enough} seeds on each side would keep it"
-                if enough
-                else "no feasible number of seeds would keep it; more questions may"
-            )
+            enough = seeds_needed(line.spread, margin, len(lines)) or f"more than {_MOST_SEEDS}"
             found.append(
-                f"The margin of {line.name} is widened from {margin:g} % to {line.margin:.1f} %, because the baseline's"
-                f" seeds differ by a standard deviation of {line.spread:.2f} %: {advice}."
+                f"The margin of {line.name} is widened from {margin:g} % to {line.margin:.1f} %: the baseline's seeds"
+                f" differ by a standard deviation of {line.spread:.2f} %. Seeds on each side that would keep it:"
+                f" {enough}."
             )
     known = set(baselines[0].methods)
     if extra := sorted({name for run in records for name in run.methods} - known):
@@ -348,26 +322,17 @@ def describe_update(old: Sequence[Run], new: Sequence[Run]) -> list[str]:
 
     def lengths(runs: Sequence[Run]) -> dict[str, float]:
         names = [name for name in runs[0].methods if name != VANILLA] if runs else []
-        of = {
-            name: [math.log(_length(statistics.totals(run.turns_of(name)))) for run in runs if name in run.methods]
-            for name in names
+        with_it = {name: [run for run in runs if name in run.methods] for name in names}
+        return {
+            name: _geometric_mean([statistics.totals(run.turns_of(name)) for run in of]) for name, of in with_it.items()
         }
-        return {name: math.exp(float(np.mean(each))) for name, each in of.items()}
 
     before, after = lengths(old), lengths(new)
     lines = []
-    for name, value in after.items():
-        change = (
-            f"{before[name]:.3f} -> {value:.3f} ({100 * (value / before[name] - 1):+.2f} %)"
-            if name in before
-            else f"{value:.3f} (new)"
-        )
-        lines.append(f"{name}: acceptance length {change}.")
-    lines += [
-        f"{name}: no longer held (its acceptance length was {value:.3f})."
-        for name, value in before.items()
-        if name not in after
-    ]
-    if len(old) > 0 and (changes := header_changes(old[0].header, new[0].header)):
+    for name in dict.fromkeys([*after, *before]):
+        ends = [f"{of[name]:.3f}" if name in of else None for of in (before, after)]
+        change = f" ({100 * (after[name] / before[name] - 1):+.2f} %)" if None not in ends else ""
+        lines.append(f"{name}: acceptance length {ends[0] or '(new)'} -> {ends[1] or '(no longer held)'}{change}.")
+    if old and (changes := header_changes(old[0].header, new[0].header)):
         lines.append(f"Other than before: {', '.join(changes)}.")
     return lines

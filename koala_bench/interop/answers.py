@@ -33,30 +33,25 @@ def write_fastchat_answers(run: Run, folder: Path) -> list[Path]:
     written = []
     for method in run.methods:
         model_id = f"{header['target']['name'].rpartition('/')[2]}-{method}"
-        answers: dict[int, dict[int, list[TurnLine]]] = {}
-        categories: dict[int, str] = {}
+        answers: dict[tuple[int, str], dict[int, list[TurnLine]]] = {}
         for turn in sorted(run.turns_of(method), key=key_of):
             if turn["error"] is None:
-                answers.setdefault(turn["question_id"], {}).setdefault(turn["repeat"], []).append(turn)
-                categories[turn["question_id"]] = turn["category"]
+                question = answers.setdefault((turn["question_id"], turn["category"]), {})
+                question.setdefault(turn["repeat"], []).append(turn)
         lines = []
-        for question, repeats in answers.items():
-            choices = [_choice(repeat, turns) for repeat, turns in repeats.items() if len(turns) == asked[question]]
-            if choices:
-                answer = {
-                    "question_id": question,
-                    "category": categories[question],
-                    "answer_id": uuid.uuid5(
-                        uuid.NAMESPACE_URL, f"koala-bench/{header['run_id']}/{method}/{question}"
-                    ).hex,
-                    "model_id": model_id,
-                    "choices": choices,
-                    "tstamp": created,
-                }
-                lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
-        path = folder / f"{model_id}.jsonl"
-        write_text(path, "".join(lines))
-        written.append(path)
+        for (number, category), repeats in answers.items():
+            name = f"koala-bench/{header['run_id']}/{method}/{number}"
+            answer = {
+                "question_id": number,
+                "category": category,
+                "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, name).hex,
+                "model_id": model_id,
+                "choices": [_choice(at, turns) for at, turns in repeats.items() if len(turns) == asked[number]],
+                "tstamp": created,
+            }
+            lines += [json.dumps(answer, ensure_ascii=False) + "\n"] if answer["choices"] else []
+        written.append(folder / f"{model_id}.jsonl")
+        write_text(written[-1], "".join(lines))
     return written
 
 

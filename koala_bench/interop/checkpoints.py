@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import reprlib
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from koala_bench.common.draft_vocabulary import BUFFER
+from koala_bench.common.files import cannot
 from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -31,6 +33,7 @@ _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # coar
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
 _LARGEST = 2**31 - 1
 _MISSING: Any = object()
+_AGAIN = "Copy or download the file again."
 INDEX = ".index.json"  # how the names of indices end that say which shard holds which tensor
 _NAMED = 4  # names listed in an error before it says how many more there are
 
@@ -40,7 +43,6 @@ class Imported:
     """A checkpoint in the layout of this project.
 
     Attributes:
-        head: name of the registered head that computes it.
         options: the head's options, as the file and its configuration imply them.
         tensors: what fills the head's ``state_dict``, weights in float32.
         notes: what a person may want to know about the file, a sentence each.
@@ -70,9 +72,9 @@ class Exported:
 
 
 class Fields(dict[str, Any]):
-    """The contents of a file by name; asking for a name that is not there says so with the file's path.
+    """The contents of a file by name; a name that is not there is an error with the file's path.
 
-    The methods below read a field of a configuration: what the file holds there, or ``default`` where it holds nothing.
+    The methods read a field of a configuration: what the file holds there, or ``default`` where it holds nothing.
 
     Raises:
         KoalaBenchError: the field is missing and has no default, or holds another kind of value.
@@ -100,7 +102,6 @@ class Fields(dict[str, Any]):
         return bool(self._read(key, default, bool))
 
     def text(self, key: str, default: str = _MISSING) -> str:
-        """A text."""
         return str(self._read(key, default, str))
 
     def wholes(self, key: str) -> list[int]:
@@ -112,10 +113,21 @@ class Fields(dict[str, Any]):
         return Fields(self.path, self._read(key, None, dict[str, Any] | None) or {})
 
     def given(self, key: str) -> bool:
-        """Whether a field is there and not null, which is how configurations leave to the reader what may be left to
-        it.
-        """
+        """Whether a field is there and not null, which leaves a value to the reader."""
         return self.get(key) is not None
+
+    def disagreement(self, found: Mapping[str, int | str], where: str = "file") -> list[str]:
+        """Which fields say otherwise than what was found elsewhere, a sentence each."""
+        said: dict[str, Any] = {}
+        for name, value in found.items():
+            counts = isinstance(value, int) and not isinstance(value, bool)
+            kind = Annotated[int, Field(ge=min(int(value), 1), le=_LARGEST)] if counts else type(value)
+            said[name] = self._read(name, value, kind)
+        return [
+            f"{self.path.name} says {name} {said[name]}, the {where} has {value}."
+            for name, value in found.items()
+            if said[name] != value
+        ]
 
     def _read(self, key: str, default: Any, kind: Any) -> Any:
         value = self[key] if default is _MISSING else self.get(key, default)
@@ -123,50 +135,43 @@ class Fields(dict[str, Any]):
             return TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
             problem = f"{self.path}: {key} is {reprlib.repr(value)}, {first_problem(error)}."
-            raise KoalaBenchError(problem, "Copy or download the file again.") from error
+            raise KoalaBenchError(problem, _AGAIN) from error
 
 
 def first_of(folder: Path, *names: str) -> Path:
-    """The first of some files that exists in a folder.
-
-    Raises:
-        KoalaBenchError: there is no such folder, or none of the files.
-    """
-    if not folder.is_dir():
-        raise KoalaBenchError(f"There is no folder {folder}.", "Give the folder of a downloaded checkpoint.")
+    """The first of some files that exists in a folder. Raises KoalaBenchError where there is no such folder, or none of
+    the files."""
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
-        raise KoalaBenchError(f"{folder} holds no {' or '.join(names)}.", "Give the folder of a downloaded checkpoint.")
+        fault = f"{folder} holds no {' or '.join(names)}." if folder.is_dir() else f"There is no folder {folder}."
+        raise KoalaBenchError(fault, "Give the folder of a downloaded checkpoint.")
     return found
 
 
 def read_json(path: Path) -> Fields:
-    """A JSON object; all objects within it are ``Fields`` too.
-
-    Raises:
-        KoalaBenchError: the file cannot be read, or is no JSON object.
-    """
-    remedy = "Copy or download the file again."
+    """A JSON object; all objects within it are ``Fields`` too. Raises KoalaBenchError where the file cannot be read, or
+    is no JSON object."""
     try:
         contents = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda found: Fields(path, found))
     except OSError as error:
-        raise KoalaBenchError(f"Cannot read {path}: {error.strerror}.", remedy) from error
-    except ValueError as error:  # bad UTF-8 and bad JSON
-        raise KoalaBenchError(f"{path} is no JSON file: {error}.", remedy) from error
-    except RecursionError as error:
-        raise KoalaBenchError(f"{path} is nested too deep.", remedy) from error
+        raise cannot("read", path, error, _AGAIN) from error
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, nested too deep
+        raise KoalaBenchError(f"{path} is no JSON file: {error}.", _AGAIN) from error
     if not isinstance(contents, Fields):
-        raise KoalaBenchError(f"{path} holds no JSON object.", remedy)
+        raise KoalaBenchError(f"{path} holds no JSON object.", _AGAIN)
     return contents
 
 
-def read_tensors(path: Path) -> Fields:
-    """All tensors of a ``.safetensors`` file, of a pickled state dict, or of the shards that an index names, on the CPU, as
-    they are stored.
+def read_config_of(folder: Path) -> Fields:
+    """The ``config.json`` of a folder; no fields where there is none."""
+    path = folder / "config.json"
+    return read_json(path) if path.is_file() else Fields(path, {})
 
-    Raises:
-        KoalaBenchError: the file cannot be read, or a pickle holds anything but tensors by name, all of them dense.
-    """
+
+def read_tensors(path: Path) -> Fields:
+    """All tensors of a ``.safetensors`` file, of a pickled state dict, or of the shards that an index names, on the
+    CPU, as they are stored. Raises KoalaBenchError where the file cannot be read, or a pickle holds anything but
+    tensors by name, all of them dense."""
     if path.name.endswith(INDEX):
         return _read_shards(path)
     try:
@@ -177,23 +182,19 @@ def read_tensors(path: Path) -> Fields:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror or error}.", "Copy or download the file again."
-        ) from error
+        raise cannot("read", path, error, _AGAIN) from error
     except (SafetensorError, pickle.UnpicklingError, *_DAMAGE) as error:
-        raise KoalaBenchError(
-            f"{path} is damaged or holds more than tensors ({type(error).__name__}).",
-            "Copy or download the file again.",
-        ) from error
+        fault = f"{path} is damaged or holds more than tensors ({type(error).__name__})."
+        raise KoalaBenchError(fault, _AGAIN) from error
     if not isinstance(contents, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()
     ):
         raise KoalaBenchError(f"{path} holds more than tensors by name.", "Give a plain state dict.")
-    if other := sorted(
-        name
-        for name, tensor in contents.items()
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta
-    ):
+    dense = {
+        name: each.layout == torch.strided and not each.is_nested and not each.is_meta
+        for name, each in contents.items()
+    }
+    if other := sorted(name for name, is_dense in dense.items() if not is_dense):
         raise KoalaBenchError(
             f"{path} holds no dense tensor in {_some(other)}.",
             "Give dense tensors: neither sparse, nested nor without data.",
@@ -204,7 +205,7 @@ def read_tensors(path: Path) -> Fields:
 def _read_shards(index: Path) -> Fields:
     names = read_json(index).part("weight_map")
     if not names or not all(isinstance(file, str) and Path(file).name == file for file in names.values()):
-        raise KoalaBenchError(f"{index} names no files beside it.", "Copy or download the file again.")
+        raise KoalaBenchError(f"{index} names no files beside it.", _AGAIN)
     found: dict[str, torch.Tensor] = {}
     for file in sorted(set(names.values())):
         found |= read_tensors(index.with_name(file))
@@ -213,12 +214,14 @@ def _read_shards(index: Path) -> Fields:
     return Fields(index, found)
 
 
-def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:
-    """How many there are of something that keys number from 0 on; told before anything is made for each of them.
+def numbers_in(tensors: Fields, pattern: re.Pattern[str]) -> list[tuple[int, ...]]:
+    """The numbers in the names that have this form."""
+    return [tuple(map(int, found.groups())) for name in tensors if (found := pattern.fullmatch(name))]
 
-    Raises:
-        KoalaBenchError: there is a gap between the numbers.
-    """
+
+def count_of(tensors: Fields, what: str, numbers: Iterable[int]) -> int:
+    """How many there are of something that keys number from 0 on; told before anything is made for each of them. Raises
+    KoalaBenchError where there is a gap between the numbers."""
     found = set(numbers)
     if gap := set(range(len(found))) - found:
         raise KoalaBenchError(
@@ -242,34 +245,27 @@ def check_layout(
             message.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    faults = []
-    if missing := sorted(wanted.keys() - shapes.keys()):
-        faults.append(f"misses {_some(missing)}")
-    if extra := sorted(shapes.keys() - wanted.keys()):
-        faults.append(f"has an unknown {_some(extra)}")
-    if other := [
-        f"{name} of shape {list(shapes[name])} instead of {list(shape)}"
-        for name, shape in sorted(wanted.items())
-        if shapes.get(name, shape) != shape
-    ]:
-        faults.append(f"has {_some(other)}")
-    weights = sorted(name for name in wanted.keys() & shapes.keys() if name not in no_weights)
-    if odd := [
-        f"{name} of {str(tensors[name].dtype).removeprefix('torch.')}"
-        for name in weights
-        if tensors[name].dtype not in _WEIGHTS
-    ]:
-        faults.append(f"has {_some(odd)} instead of floating-point numbers of 16 to 64 bits")
-    # A shape that is wrong may also be one that no memory can hold, of a number that is repeated.
-    if bad := [
-        name
-        for name in weights
-        if tensors[name].dtype in _WEIGHTS and shapes[name] == wanted[name] and not torch.isfinite(tensors[name]).all()
-    ]:
-        faults.append(f"has values that are not finite in {_some(bad)}")
-    if faults:
+    there = sorted(wanted.keys() & shapes.keys())
+    weights = [name for name in there if name not in no_weights]
+    floating = [name for name in weights if tensors[name].dtype in _WEIGHTS]
+    odd = [f"{each} of {str(tensors[each].dtype).removeprefix('torch.')}" for each in weights if each not in floating]
+    faults = {
+        "misses {}": sorted(wanted.keys() - shapes.keys()),
+        "has an unknown {}": sorted(shapes.keys() - wanted.keys()),
+        "has {}": [
+            f"{name} of shape {list(shapes[name])} instead of {list(wanted[name])}"
+            for name in there
+            if shapes[name] != wanted[name]
+        ],
+        "has {} instead of floating-point numbers of 16 to 64 bits": odd,
+        # A shape that is wrong may also be one that no memory can hold, of a number that is repeated.
+        "has values that are not finite in {}": [
+            name for name in floating if shapes[name] == wanted[name] and not torch.isfinite(tensors[name]).all()
+        ],
+    }
+    if said := [words.format(_some(names)) for words, names in faults.items() if names]:
         raise KoalaBenchError(
-            f"{tensors.path} {'; '.join(faults)}.",
+            f"{tensors.path} {'; '.join(said)}.",
             hint or "Give a checkpoint of the official layout that was made for this target.",
         )
 

@@ -26,83 +26,52 @@ FILES = (
 OWN = "layers."  # what keys begin with that tell a file of these names from EAGLE-3's
 
 
-def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
+def read(folder: Path, spec: TargetSpec | None = None, tensors: Fields | None = None) -> Imported:
     """Read a checkpoint strictly; its shape is its own, not the target's (the released 33B draft has fewer key heads).
 
     Args:
         spec: of the target to fit. The embedding must then be a copy of the target's: it is dropped, since the head
             uses the target's own.
+        tensors: of the folder's file, where they are read already.
 
     Raises:
         KoalaBenchError: a file or field is missing, the network is another, keys or shapes do not fit, all named, or
             the embedding is another model's.
     """
-    return fit(read_tensors(first_of(folder, *FILES)), folder, spec)
-
-
-def fit(tensors: Fields, folder: Path, spec: TargetSpec | None = None) -> Imported:
-    """The same with the tensors of the folder's file already read."""
+    tensors = tensors or read_tensors(first_of(folder, *FILES))
     config = read_json(first_of(folder, "config.json"))
     width = spec.hidden_size if spec is not None else config.whole("hidden_size")
     vocab = spec.vocab_size if spec is not None else config.whole("vocab_size")
     options = _options(config, tensors, width)
-    check_layout(
-        tensors,
-        _shapes(options, width, vocab),
-        ""
-        if any(name.startswith(OWN) for name in tensors)
-        else "EAGLE-3 and other successors of EAGLE-1 and EAGLE-2 are other networks.",
-    )
+    own = any(name.startswith(OWN) for name in tensors)
+    hint = "" if own else "EAGLE-3 and other successors of EAGLE-1 and EAGLE-2 are other networks."
+    check_layout(tensors, _shapes(options, width, vocab), hint)
     notes = check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
-    return Imported(
-        "eagle",
-        options,
-        {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"},
-        tuple(notes),
-    )
+    kept = {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"}
+    return Imported("eagle", options, kept, tuple(notes))
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """The layout of the released drafts, with a copy of the target's embedding; ``read`` reads it again.
-
-    Args:
-        head: the built head.
-        tensors: its weights as they are stored.
-    """
-    return Exported("pytorch_model.bin", _with_embedding(tensors, target), _config(head, tensors, target))
+    """The layout of the released drafts, with a copy of the target's embedding; ``read`` reads it again."""
+    every = torch.arange(target.config.vocab_size, device=target.device)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "bias": "fc.bias" in tensors, "num_hidden_layers": len(head.layers),
+        **layer_fields(head.shape), **target_fields(target),
+    }  # fmt: skip
+    named = {"embed_tokens.weight": target.spec().embed(every).detach().float().cpu(), **tensors}
+    return Exported("pytorch_model.bin", named, config)
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
     """What vLLM reads for its ``eagle`` method (``vllm/model_executor/models/llama_eagle.py``): the same names, but no
-    bias.
-
-    Raises:
-        KoalaBenchError: the head has a bias, which vLLM would leave out without a word.
-    """
+    bias. Raises KoalaBenchError where the head has a bias, which vLLM would leave out without a word."""
     if "fc.bias" in tensors and bool(tensors["fc.bias"].any()):
         raise KoalaBenchError(
             "vLLM's EAGLE has no fc.bias and would draft without the one of this head.",
             "Train the head with options = { bias = false } to export it there.",
         )
-    kept = {name: tensor for name, tensor in _with_embedding(tensors, target).items() if name != "fc.bias"}
-    return Exported(
-        "model.safetensors",
-        kept,
-        {**_config(head, tensors, target), "bias": False},
-        ("vLLM drafts a chain with it, no tree.",),
-    )
-
-
-def _with_embedding(tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, torch.Tensor]:
-    every = torch.arange(target.config.vocab_size, device=target.device)
-    return {"embed_tokens.weight": target.spec().embed(every).detach().float().cpu(), **tensors}
-
-
-def _config(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"], "bias": "fc.bias" in tensors, "num_hidden_layers": len(head.layers),
-        **layer_fields(head.shape), **target_fields(target),
-    }  # fmt: skip
+    made = to_official(head, {name: tensor for name, tensor in tensors.items() if name != "fc.bias"}, target)
+    return Exported("model.safetensors", made.tensors, made.config, ("vLLM drafts a chain with it, no tree.",))
 
 
 def _options(config: Fields, tensors: Fields, width: int) -> dict[str, Any]:
@@ -122,10 +91,8 @@ def _shapes(options: dict[str, Any], width: int, vocab: int) -> Shapes:
     if options["bias"]:
         shapes["fc.bias"] = (width,)
     for layer in range(options["layers"]):
-        own = layer_shapes(width, options["attention_heads"], options["kv_heads"], options["intermediate"]) | {
-            "post_attention_layernorm.weight": (width,)
-        }
-        if layer:
-            own["input_layernorm.weight"] = (width,)
+        own = layer_shapes(width, options["attention_heads"], options["kv_heads"], options["intermediate"])
+        norms = ["post_attention_layernorm", *["input_layernorm"][: bool(layer)]]
+        own |= {f"{name}.weight": (width,) for name in norms}
         shapes |= {f"layers.{layer}.{name}": shape for name, shape in own.items()}
     return shapes

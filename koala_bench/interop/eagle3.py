@@ -28,11 +28,7 @@ OWN = "midlayer."  # what keys begin with that tell a file of these names from E
 _REMEDY = "Give a checkpoint of the official layout that was made for this target."
 _LAYERNORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
 _LAYERS_READ = "eagle_aux_hidden_state_layer_ids"
-_OTHER_NETWORKS = (
-    "norm_output",
-    "fc_norm",
-    "norm_before_fc",
-)  # later variants, which change what the same tensors mean
+_OTHER_NETWORKS = ("norm_output", "fc_norm", "norm_before_fc")  # later variants: the same tensors mean something else
 _LINEAR = (
     *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 )  # fmt: skip
@@ -40,21 +36,21 @@ _THEIRS = "layers.0."  # the layer in the layout of the speculators library, who
 _LAYER = "transformer_layer_config"
 _OF_SERVERS = "eagle_config"
 _FUSED = 3
+_MAPS = ("d2t", "t2d")
 
 
-def read(folder: Path, spec: TargetSpec) -> Imported:
+def read(folder: Path, spec: TargetSpec, tensors: Fields | None = None) -> Imported:
     """Read a checkpoint strictly; the draft vocabulary comes from the tensors, the shape of the layer from the
     configuration.
+
+    Args:
+        tensors: of the folder's file, where they are read already.
 
     Raises:
         KoalaBenchError: a file or field is missing, the network is another, keys or shapes do not fit, all named, the
             maps between the vocabularies contradict themselves or each other, or the embedding is another model's.
     """
-    return fit(read_tensors(first_of(folder, *FILES)), folder, spec)
-
-
-def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
-    """The same with the tensors of the folder's file already read."""
+    tensors = tensors or read_tensors(first_of(folder, *FILES))
     config = read_json(first_of(folder, "config.json"))
     nested = config.given(_LAYER)  # in the layout of speculators
     layer = config.part(_LAYER) if nested else config
@@ -77,32 +73,24 @@ def fit(tensors: Fields, folder: Path, spec: TargetSpec) -> Imported:
         )
     options = layer_options(layer, spec.hidden_size, "EAGLE-3", own_shape=True)
     options |= _variant(config, tensors, nested, spec)
-    rows = (
-        tensors["lm_head.weight"].shape[0]
-        if "lm_head.weight" in tensors and tensors["lm_head.weight"].ndim
-        else spec.vocab_size
-    )
-    drafted = max(1, min(rows, spec.vocab_size))
-    check_layout(
-        tensors,
-        _shapes(tensors, options, drafted, spec),
-        (
-            ""
-            if any(name.startswith(OWN) for name in tensors)
-            else "EAGLE-1 and other relatives of EAGLE-3 are other networks."
-        ),
-        no_weights=("d2t", "t2d"),
-    )
+    output = tensors.get("lm_head.weight")
+    drafted = spec.vocab_size if output is None or not output.ndim else max(1, min(len(output), spec.vocab_size))
+    own = any(name.startswith(OWN) for name in tensors)
+    hint = "" if own else "EAGLE-1 and other relatives of EAGLE-3 are other networks."
+    check_layout(tensors, _shapes(tensors, options, drafted, spec), hint, no_weights=_MAPS)
     ids = _draft_vocabulary(tensors, drafted, spec.vocab_size)
-    imported = {
-        name: tensor.float() for name, tensor in tensors.items() if name not in ("d2t", "t2d", "embed_tokens.weight")
-    }
-    if ids is not None:
-        imported[BUFFER] = ids
-    notes = _disagreement(config, layer, drafted, spec)
+    left_out = (*_MAPS, "embed_tokens.weight")
+    imported = {name: tensor.float() for name, tensor in tensors.items() if name not in left_out}
+    notes = []
+    for said, own_config, value, where in (
+        ("draft_vocab_size", config, drafted, "file"),
+        ("num_hidden_layers", layer, 1, "file"),
+        ("vocab_size", layer, spec.vocab_size, "target"),
+    ):
+        notes += own_config.disagreement({said: value}, where) if own_config.given(said) else []
     if "embed_tokens.weight" in tensors:
         notes += check_embedding(tensors, spec)
-    return Imported("eagle3", {"layers": 1, **options}, imported, tuple(notes))
+    return Imported("eagle3", {"layers": 1, **options}, imported | ({} if ids is None else {BUFFER: ids}), tuple(notes))
 
 
 def is_of_speculators(names: Iterable[str]) -> bool:
@@ -135,15 +123,8 @@ def _variant(config: Fields, tensors: Fields, nested: bool, spec: TargetSpec) ->
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """The layout of the released heads, without an embedding; ``read`` reads it again.
-
-    Args:
-        head: the built head.
-        tensors: its weights as they are stored.
-
-    Raises:
-        KoalaBenchError: the head has several layers, or is a variant that upstream's code does not know.
-    """
+    """The layout of the released heads, without an embedding; ``read`` reads it again. Raises KoalaBenchError where the
+    head has several layers, or is a variant that upstream's code does not know."""
     if len(head.layers):
         raise KoalaBenchError(
             f"The official layout of EAGLE-3 has no place for {1 + len(head.layers)} layers.",
@@ -158,11 +139,8 @@ def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) 
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """What vLLM reads for its ``eagle3`` method (``vllm/model_executor/models/llama_eagle3.py``); ``read`` reads it too.
-
-    Raises:
-        KoalaBenchError: the head has several layers or a bias, or reads the target's last state.
-    """
+    """What vLLM reads for its ``eagle3`` method (``vllm/model_executor/models/llama_eagle3.py``); ``read`` reads it
+    too. Raises KoalaBenchError where the head has several layers or a bias, or reads the target's last state."""
     _check_for_servers(head, "vLLM", ())
     config = _config(head, tensors, target) | {_LAYERS_READ: list(head.features[:_FUSED])}
     config["norm_before_residual"] = head.midlayer.norm_before_residual
@@ -172,11 +150,8 @@ def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> E
 
 def to_sglang(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
     """What SGLang reads for its algorithm ``EAGLE3`` (``sglang/srt/models/llama_eagle3.py``); ``read`` reads it too.
-
-    Raises:
-        KoalaBenchError: the head has several layers, a bias or ``norm_before_residual``, or reads the target's last state
-            or embedding.
-    """
+    Raises KoalaBenchError where the head has several layers, a bias or ``norm_before_residual``, or reads the target's
+    last state or embedding."""
     _check_for_servers(head, "SGLang", ("norm_before_residual",))
     ids = [each - 1 for each in head.features[:_FUSED]]  # counted by the layer that makes a state
     config = _config(head, tensors, target) | {_OF_SERVERS: {_LAYERS_READ: ids, "use_aux_hidden_state": True}}
@@ -239,46 +214,26 @@ def _shapes(tensors: Fields, options: dict[str, Any], drafted: int, spec: Target
 
 
 def _draft_vocabulary(tensors: Fields, drafted: int, vocab: int) -> torch.Tensor | None:
-    """Ids [drafted] of the target's tokens that the rows of the output layer are for; None where they are all, in their
-    order.
-    """
-    places = torch.arange(drafted)
-    ids = places
-    if "d2t" in tensors:
-        if tensors["d2t"].dtype not in (torch.int64, torch.int32):
-            raise KoalaBenchError(f"{tensors.path}: d2t is of {tensors['d2t'].dtype}, no whole numbers.", _REMEDY)
-        ids = places + tensors["d2t"].long()
-        outside = int(((ids < 0) | (ids >= vocab)).sum())
-        if outside or len(ids.unique()) < drafted:
-            fault = (
-                f"{outside} of {drafted} drafted tokens to ids outside of the target's {vocab}"
-                if outside
-                else "several drafted tokens to one id"
-            )
-            raise KoalaBenchError(f"{tensors.path}: d2t maps {fault}.", _REMEDY)
+    """Ids [drafted] of the tokens that the rows of the output layer are for; None where they are all in their order."""
+
+    def refuse(fault: str) -> KoalaBenchError:
+        return KoalaBenchError(f"{tensors.path}: {fault}.", _REMEDY)
+
+    ids = places = torch.arange(drafted)
+    if (behind := tensors.get("d2t")) is not None:
+        if behind.dtype not in (torch.int64, torch.int32):
+            raise refuse(f"d2t is of {behind.dtype}, no whole numbers")
+        ids = places + behind.long()
+        if outside := int(((ids < 0) | (ids >= vocab)).sum()):
+            raise refuse(f"d2t maps {outside} of {drafted} drafted tokens to ids outside of the target's {vocab}")
+        if len(ids.unique()) < drafted:
+            raise refuse("d2t maps several drafted tokens to one id")
     every = drafted == vocab and torch.equal(ids, places)
-    if "t2d" in tensors:
-        if tensors["t2d"].dtype != torch.bool:
-            raise KoalaBenchError(f"{tensors.path}: t2d is of {tensors['t2d'].dtype}, not of bool.", _REMEDY)
-        known = torch.zeros(vocab, dtype=torch.bool).index_fill(0, ids, True)
-        different = int((known != tensors["t2d"]).sum())
+    if (known := tensors.get("t2d")) is not None:
+        if known.dtype != torch.bool:
+            raise refuse(f"t2d is of {known.dtype}, not of bool")
+        different = int((torch.zeros(vocab, dtype=torch.bool).index_fill(0, ids, True) != known).sum())
         # Upstream makes the buffer of nothing but False, and does not fill it where the vocabularies are the same.
-        if different and not (every and not tensors["t2d"].any()):
-            raise KoalaBenchError(f"{tensors.path}: t2d and d2t disagree about {different} of {vocab} tokens.", _REMEDY)
+        if different and not (every and not known.any()):
+            raise refuse(f"t2d and d2t disagree about {different} of {vocab} tokens")
     return None if every else ids
-
-
-def _disagreement(config: Fields, layer: Fields, drafted: int, spec: TargetSpec) -> list[str]:
-    """What the configuration says otherwise than file and target, a sentence each."""
-    found = {
-        "draft_vocab_size": (drafted, "file"),
-        "num_hidden_layers": (1, "file"),
-        "vocab_size": (spec.vocab_size, "target"),
-    }
-    own = {name: config if name == "draft_vocab_size" else layer for name in found}
-    given = {name: fields.whole(name) for name, fields in own.items() if fields.given(name)}
-    return [
-        f"config.json says {name} {given[name]}, the {where} has {value}."
-        for name, (value, where) in found.items()
-        if given.get(name, value) != value
-    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,14 @@ WRITERS: Mapping[str, Mapping[str, _Writer]] = {
 LAYOUTS = ("official", "vllm", "sglang")
 
 
-@dataclass(frozen=True)
-class _Reader:
-    files: tuple[str, ...]
-    read: Callable[..., Imported]
-
-
 def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
     """EAGLE-1 and EAGLE-3 have files of the same names; what is in them tells."""
     tensors = read_tensors(first_of(folder, *eagle.FILES))
     if eagle3.is_of_speculators(tensors):
-        return eagle3.fit(tensors, folder, spec)
+        return eagle3.read(folder, spec, tensors)
     for kind in (eagle3, eagle):
         if any(name.startswith(kind.OWN) for name in tensors):
-            return kind.fit(tensors, folder, spec)
+            return kind.read(folder, spec, tensors)
     raise KoalaBenchError(
         f"{tensors.path} is neither an EAGLE-1 nor an EAGLE-3 head: nothing in it is called {eagle.OWN}* or"
         f" {eagle3.OWN}*.",
@@ -54,8 +47,12 @@ def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
     )
 
 
-# In this order: a folder of Medusa's or Hydra's has a file of its own name.
-_READERS = (_Reader(medusa.FILES, medusa.read), _Reader(hydra.FILES, hydra.read), _Reader(eagle.FILES, _read_eagle))
+# File -> what reads it. In this order: a folder of Medusa's or Hydra's has a file of its own name.
+_READERS: Mapping[str, Callable[..., Imported]] = {
+    **dict.fromkeys(medusa.FILES, medusa.read),
+    **dict.fromkeys(hydra.FILES, hydra.read),
+    **dict.fromkeys(eagle.FILES, _read_eagle),
+}
 _TREES = {
     "medusa": "medusa/mc_sim_7b_63",
     "hydra": "medusa/mc_sim_7b_63",
@@ -66,22 +63,12 @@ _TREES = {
 
 def import_head(folder: Path, target: Target, out: Path) -> Imported:
     """Read an official checkpoint strictly and write it as a head of this project, ``out/config.json`` and the rest.
-
-    Raises:
-        KoalaBenchError: the folder holds no checkpoint that is known, it does not fit the target, or ``out`` holds
-            another head or another program's configuration.
-    """
-    if not folder.is_dir():
-        raise KoalaBenchError(f"There is no folder {folder}.", "Give the folder of a downloaded checkpoint.")
-    found = next(
-        ((reader, path) for reader in _READERS for name in reader.files if (path := folder / name).is_file()), None
-    )
-    if found is None:
-        known = ", ".join(name for reader in _READERS for name in reader.files)
-        raise KoalaBenchError(
-            f"{folder} holds none of {known}.", "Give the folder of a released Medusa, Hydra or EAGLE head."
-        )
-    reader, path = found
+    Raises KoalaBenchError where the folder holds no checkpoint that is known, it does not fit the target, or ``out``
+    holds another head or another program's configuration."""
+    file = next((name for name in _READERS if (folder / name).is_file()), None)
+    if file is None:
+        fault = f"{folder} holds none of {', '.join(_READERS)}." if folder.is_dir() else f"There is no folder {folder}."
+        raise KoalaBenchError(fault, "Give the folder of a released Medusa, Hydra or EAGLE head.")
     if (out / "model.safetensors").exists():
         raise KoalaBenchError(f"{out} holds a head already.", "Choose another --out, or delete it.")
     if (out / "config.json").exists():  # one of a head of ours is what an import that was cut short leaves
@@ -92,19 +79,18 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
                 f"{out / 'config.json'} is there already, and of no head of this project.",
                 "Choose another --out, or delete it.",
             ) from error
-    imported = reader.read(folder, target.spec())
-    options = dict(imported.options)
-    layers, ids = options.pop("layers"), imported.tensors.get(BUFFER)
+    imported = _READERS[file](folder, target.spec())
+    options, ids = dict(imported.options), imported.tensors.get(BUFFER)
     preset = MethodPreset(
         head=imported.head,
-        layers=layers,
+        layers=options.pop("layers"),
         options=options,
         tree=_TREES[imported.head],
         draft_vocabulary=None if ids is None else len(ids),
     )
     head = make_head(imported, target.spec()).float()
     head.load_state_dict(imported.tensors)  # once more, for the target may compute in less than the file has
-    source = {"file": path.name, "sha256": sha256_of(path), "notes": list(imported.notes)}
+    source = {"file": file, "sha256": sha256_of(folder / file), "notes": list(imported.notes)}
     save_head(out, head, preset, target, {"target": fingerprint(target), "imported": source})
     return imported
 
@@ -121,15 +107,10 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
             cannot hold it, or ``out`` holds files of these names.
     """
     head, config, _ = load_head(folder, target)
-    if config["head"] not in WRITERS:
-        raise KoalaBenchError(
-            f"There is no layout for the head '{config['head']}'.", f"These can be exported: {', '.join(WRITERS)}."
-        )
-    writers = WRITERS[config["head"]]
+    writers = WRITERS.get(config["head"], {})
     if layout not in writers:
-        raise KoalaBenchError(
-            f"There is no {layout} layout for the head '{config['head']}'.", f"Use --layout {' or '.join(writers)}."
-        )
+        one = f"Use --layout {' or '.join(writers)}." if writers else f"These can be exported: {', '.join(WRITERS)}."
+        raise KoalaBenchError(f"There is no {layout} layout for the head '{config['head']}'.", one)
     made = writers[layout](head, read_weights(folder), target)
     paths = [out / made.file, out / "config.json"]
     for path in paths:
@@ -139,13 +120,10 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in made.tensors.items()
     }
+    written = {**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}
     try:
         write_tensors(paths[0], tensors, {"format": "pt"})
-        write_text(
-            paths[1],
-            json.dumps({**made.config, "torch_dtype": str(dtype or torch.float32).removeprefix("torch.")}, indent=2)
-            + "\n",
-        )
+        write_text(paths[1], json.dumps(written, indent=2) + "\n")
     except BaseException:
         paths[0].unlink(missing_ok=True)  # half an export would be in the way of the next
         raise

@@ -1,6 +1,5 @@
 """What official drafts have in common that are made of Llama layers: fields of their configuration, shapes of a layer,
-a copied embedding.
-"""
+a copied embedding."""
 
 from __future__ import annotations
 
@@ -15,11 +14,8 @@ from koala_bench.interop.checkpoints import Fields
 
 Shapes = dict[str, tuple[int, ...]]
 
-FIXED_ROPE_BASE = (
-    10000.0  # what EAGLE's branch v1 always uses; later code reads rope_theta where the configuration has one
-)
-
-
+# What EAGLE's branch v1 always uses; later code reads rope_theta where the configuration has one.
+FIXED_ROPE_BASE = 10000.0
 # Ways to stretch rotary positions that do not depend on how long the text is: what they must be told, and what they may.
 _SCALINGS = {
     "linear": (("factor",), ()),
@@ -36,8 +32,7 @@ def layer_options(config: Fields, width: int, what: str, own_shape: bool = False
         own_shape: whether its layers may have attention heads of any width and stretched positions.
 
     Raises:
-        KoalaBenchError: a field is missing, or holds no such value, or says what the layers of these heads do not
-            compute.
+        KoalaBenchError: a field is missing, or says what the layers of these heads do not compute.
     """
     remedy = f"Only {what} drafts of the Llama kind with plain rotary positions are read."
     if (activation := config.text("hidden_act", "silu")) != "silu":
@@ -116,8 +111,7 @@ def layer_shapes(
     width: int, query_heads: int, key_heads: int, intermediate: int, sources: int = 1, head_width: int | None = None
 ) -> Shapes:
     """Tensors of attention and feed-forward part, without norms; the attention reads ``sources`` vectors of the layer's
-    width.
-    """
+    width."""
     own = head_width or width // query_heads
     keys, queries = own * key_heads, own * query_heads
     return {
@@ -128,11 +122,7 @@ def layer_shapes(
 
 
 def check_embedding(tensors: Fields, spec: TargetSpec) -> list[str]:
-    """Refuse another model's embedding; a copy in a coarser dtype is a copy.
-
-    Raises:
-        KoalaBenchError: ``embed_tokens.weight`` is not the target's.
-    """
+    """Refuse another model's ``embed_tokens.weight``; a copy in a coarser dtype is a copy."""
     own = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().cpu()
     read_in = tensors["embed_tokens.weight"].float()
     # bfloat16, the coarsest dtype that weights are stored in, rounds to 2**-9 of a value; below 1e-6 float16 has no

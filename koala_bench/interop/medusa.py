@@ -8,7 +8,7 @@ block, then ``{head}.{blocks}.weight`` for the projection to the vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,29 @@ from koala_bench.interop.checkpoints import (
     check_layout,
     count_of,
     first_of,
-    read_json,
+    numbers_in,
+    read_config_of,
     read_tensors,
 )
+from koala_bench.interop.repeats import Blocks, note_of_export, note_of_import
 
 FILES = ("medusa_lm_head.safetensors", "medusa_lm_head.pt")
 
 _BLOCK = re.compile(r"(\d{1,9})\.(\d{1,9})\.linear\.(?:weight|bias)", re.ASCII)
 _OUTPUT = re.compile(r"(\d{1,9})\.(\d{1,9})\.weight", re.ASCII)
+
+
+def _names(
+    heads: int, layers: int, block: str = "{head}.{block}.linear.{part}", output: str = "{head}.{layers}.weight"
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Each name of a layout: which of this project's stacked tensors it is a part of, and where in it."""
+    names: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for head in range(heads):
+        for at in range(layers):
+            for part in ("weight", "bias"):
+                names[block.format(head=head, block=at, part=part)] = f"block_{part}", (at, head)
+        names[output.format(head=head, layers=layers)] = "output_weight", (head,)
+    return names
 
 
 def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
@@ -47,8 +62,7 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
         KoalaBenchError: no such file, or keys and shapes that are missing, too many or wrong, all named.
     """
     tensors = read_tensors(first_of(folder, *FILES))
-    blocks = [tuple(map(int, found.groups())) for name in tensors if (found := _BLOCK.fullmatch(name))]
-    outputs = [tuple(map(int, found.groups())) for name in tensors if (found := _OUTPUT.fullmatch(name))]
+    blocks, outputs = numbers_in(tensors, _BLOCK), numbers_in(tensors, _OUTPUT)
     if not outputs:
         hint = (
             "Heads that share the target's output layer (version 2 of upstream's trainer) are another network."
@@ -59,65 +73,30 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     heads = count_of(tensors, "head", (head for head, _ in [*blocks, *outputs]))
     count_of(tensors, "block", (place for _, place in [*blocks, *outputs]))
     layers = max(place for _, place in outputs)
-    vocab, width = _sizes(tensors, layers, spec)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for head in range(heads):
-        for block in range(layers):
-            shapes[f"{head}.{block}.linear.weight"] = (width, width)
-            shapes[f"{head}.{block}.linear.bias"] = (width,)
-        shapes[f"{head}.{layers}.weight"] = (vocab, width)
-    check_layout(tensors, shapes)
-
-    def stacked(name: str) -> torch.Tensor:
-        return torch.stack(
-            [
-                torch.stack([tensors[f"{head}.{block}.linear.{name}"].float() for head in range(heads)])
-                for block in range(layers)
-            ]
-        )
-
-    imported = {
-        # No block at all leaves nothing to stack, only the shape of it.
-        "block_weight": stacked("weight") if layers else torch.empty(0, heads, width, width),
-        "block_bias": stacked("bias") if layers else torch.empty(0, heads, width),
-        "output_weight": torch.stack([tensors[f"{head}.{layers}.weight"].float() for head in range(heads)]),
-    }
-    return Imported(
-        "medusa",
-        {"heads": heads, "layers": layers},
-        imported,
-        (*_tying(imported), *_disagreement(folder, heads, layers)),
-    )
+    vocab, width = (spec.vocab_size, spec.hidden_size) if spec is not None else _sizes(tensors)
+    shapes = {"block_weight": (width, width), "block_bias": (width,), "output_weight": (vocab, width)}
+    names = _names(heads, layers)
+    check_layout(tensors, {name: shapes[own] for name, (own, _) in names.items()})
+    sizes = {"block_weight": (layers, heads), "block_bias": (layers, heads), "output_weight": (heads,)}
+    imported = {own: torch.empty(*sizes[own], *shape) for own, shape in shapes.items()}
+    for name, (own, place) in names.items():
+        imported[own][place] = tensors[name].float()
+    said = read_config_of(folder).disagreement({"medusa_num_heads": heads, "medusa_num_layers": layers})
+    notes = (*note_of_import(blocks_of(imported)), *said)
+    return Imported("medusa", {"heads": heads, "layers": layers}, imported, notes)
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
-    """The layout of the released heads, which ``read`` reads again.
-
-    Args:
-        head: the built head.
-        tensors: its weights as they are stored.
-
-    Raises:
-        KoalaBenchError: the heads share the target's output layer, which this layout cannot say.
-    """
-    weight, bias = tensors["block_weight"], tensors["block_bias"]
-    layers, heads = weight.shape[:2]
+    """The layout of the released heads, which ``read`` reads again. Raises KoalaBenchError where the heads share the
+    target's output layer, which this layout cannot say."""
+    layers, heads = tensors["block_weight"].shape[:2]
     if "output_weight" not in tensors:
         raise KoalaBenchError(
             "Heads without projections of their own have no official layout that is read again.", "Use --layout vllm."
         )
-    named = {}
-    for each in range(heads):
-        for block in range(layers):
-            named[f"{each}.{block}.linear.weight"] = weight[block, each]
-            named[f"{each}.{block}.linear.bias"] = bias[block, each]
-        named[f"{each}.{layers}.weight"] = tensors["output_weight"][each]
+    named = {name: tensors[own][place] for name, (own, place) in _names(heads, layers).items()}
     config = {"medusa_num_heads": heads, "medusa_num_layers": layers, "base_model_name_or_path": target.name}
-    tied = tied_heads(tensors)
-    distinct = [each for each in range(heads) if each not in tied] if layers > 1 else []
-    which = f"the distinct ones of heads {', '.join(map(str, distinct))}" if tied else f"these {layers} distinct ones"
-    note = f"Upstream's model applies one block {layers} times: its own loader cannot use {which}."
-    return Exported("medusa_lm_head.pt", named, config, (note,) if distinct else ())
+    return Exported("medusa_lm_head.pt", named, config, note_of_export(blocks_of(tensors)))
 
 
 def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:
@@ -126,80 +105,30 @@ def to_vllm(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> E
 
     Its block is a chain of linear layers, each with a residual of its own: K distinct layers are meant there.
     """
-    weight, bias = tensors["block_weight"], tensors["block_bias"]
-    layers, heads = weight.shape[:2]
-    named = {}
-    for each in range(heads):
-        for block in range(layers):
-            named[f"blocks.{each}.layers.{block}.weight"] = weight[block, each]
-            named[f"blocks.{each}.layers.{block}.bias"] = bias[block, each]
+    layers, heads = tensors["block_weight"].shape[:2]
+    names = _names(heads, layers, "blocks.{head}.layers.{block}.{part}", "lm_heads.{head}.weight")
+    named = {name: tensors[own][place] for name, (own, place) in names.items() if own in tensors}
     shared = "output_weight" not in tensors
     if shared:  # its loader takes the first head's for all
         named["lm_heads.0.weight"] = target.spec().output_weight.detach().float().cpu()
-    else:
-        named |= {f"lm_heads.{each}.weight": tensors["output_weight"][each] for each in range(heads)}
     vocab, width = target.config.vocab_size, target.spec().hidden_size
     config = {
-        "architectures": ["MedusaModel"], "model_type": "medusa", "hidden_size": width, "vocab_size": vocab, "truncated_vocab_size": vocab,
-        "num_heads": heads, "num_hidden_layers": layers, "medusa_fc_bias": True, "original_lm_head": shared,
+        "architectures": ["MedusaModel"], "model_type": "medusa", "hidden_size": width, "vocab_size": vocab,
+        "truncated_vocab_size": vocab, "num_heads": heads, "num_hidden_layers": layers, "medusa_fc_bias": True,
+        "original_lm_head": shared,
     }  # fmt: skip
     return Exported("model.safetensors", named, config, ("vLLM drafts a chain of best tokens with it, no tree.",))
 
 
-def tied_heads(tensors: Mapping[str, torch.Tensor]) -> list[int]:
-    """Heads with several blocks that are all equal: upstream builds ``[ResBlock(...)] * K``, one module K times.
-
-    Args:
-        tensors: of an ``Imported`` Medusa checkpoint.
-    """
+def blocks_of(tensors: Mapping[str, torch.Tensor]) -> Blocks:
+    """The blocks in the tensors of an ``Imported``."""
     weight, bias = tensors["block_weight"], tensors["block_bias"]
     layers, heads = weight.shape[:2]
-    return [
-        head
-        for head in range(heads)
-        if layers > 1
-        and all(torch.equal(each[0, head], each[block, head]) for each in (weight, bias) for block in range(1, layers))
-    ]
+    return [[(weight[block, head], bias[block, head]) for block in range(layers)] for head in range(heads)]
 
 
-def _sizes(tensors: Fields, layers: int, spec: TargetSpec | None) -> tuple[int, int]:
-    if spec is not None:
-        return spec.vocab_size, spec.hidden_size
-    outputs: Sequence[torch.Tensor] = [
-        tensor for name, tensor in sorted(tensors.items()) if _OUTPUT.fullmatch(name) and tensor.ndim == 2
-    ]
-    if not outputs:
-        raise KoalaBenchError(
-            f"{tensors.path}: the projections are no matrices.", "Give the official medusa_lm_head file."
-        )
-    return int(outputs[0].shape[0]), int(outputs[0].shape[1])
-
-
-def _tying(tensors: dict[str, torch.Tensor]) -> list[str]:
-    layers, heads = tensors["block_weight"].shape[:2]
-    tied = tied_heads(tensors)
-    if layers < 2:
-        return []
-    if len(tied) == heads:
-        return [
-            f"The {layers} residual blocks of every head are identical copies: upstream applies one block {layers}"
-            " times."
-        ]
-    if tied:
-        return [
-            f"The {layers} residual blocks are identical copies in heads {', '.join(map(str, tied))} and distinct in"
-            " the others."
-        ]
-    return [f"The {layers} residual blocks of every head are distinct."]
-
-
-def _disagreement(folder: Path, heads: int, layers: int) -> list[str]:
-    if not (folder / "config.json").is_file():
-        return []
-    config = read_json(folder / "config.json")
-    said = (config.whole("medusa_num_heads", heads), config.whole("medusa_num_layers", layers, least=0))
-    return (
-        []
-        if said == (heads, layers)
-        else [f"config.json says {said[0]} heads of {said[1]} blocks, the file has {heads} of {layers}."]
-    )
+def _sizes(tensors: Fields) -> tuple[int, int]:
+    for name, tensor in sorted(tensors.items()):
+        if _OUTPUT.fullmatch(name) and tensor.ndim == 2:
+            return int(tensor.shape[0]), int(tensor.shape[1])
+    raise KoalaBenchError(f"{tensors.path}: the projections are no matrices.", "Give the official medusa_lm_head file.")

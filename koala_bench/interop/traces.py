@@ -62,11 +62,11 @@ class AnsweredTurn:
     category: str | None
     text: str | None
     failed: bool
-    tokens: int | None
-    steps: int | None
-    settled: int | None
-    seconds: float | None
-    lengths: tuple[int, ...] | None
+    tokens: int | None = None
+    steps: int | None = None
+    settled: int | None = None
+    seconds: float | None = None
+    lengths: tuple[int, ...] | None = None
     whole: tuple[int, float] | None = None
 
     @property
@@ -103,21 +103,15 @@ def vanilla_stem(system: str) -> str | None:
 
 
 def is_vanilla(trace: Trace) -> bool:
-    """Whether a trace is of vanilla decoding: it is called so, and no turn of it settled more tokens than it took
-    steps.
-    """
-    more = any(
-        turn.settled is not None and turn.steps is not None and turn.settled > turn.steps for turn in trace.turns
-    )
+    """Whether a trace is of vanilla decoding: called so, and no turn settled more tokens than it took steps."""
+    counts = ((turn.settled, turn.steps) for turn in trace.turns)
+    more = any(settled is not None and steps is not None and settled > steps for settled, steps in counts)
     return vanilla_stem(trace.system) is not None and not more
 
 
 def with_categories(trace: Trace, categories: Mapping[int, str]) -> Trace:
     """The trace with the categories of a question file in those turns that have none."""
-    turns = (
-        turn if turn.category is not None else replace(turn, category=categories.get(turn.question_id))
-        for turn in trace.turns
-    )
+    turns = (replace(turn, category=turn.category or categories.get(turn.question_id)) for turn in trace.turns)
     return replace(trace, turns=tuple(turns))
 
 
@@ -165,17 +159,12 @@ def read_all(
         named = baseline is not None and path.resolve() == baseline.resolve()
         found = [with_categories(trace, categories or {}) for trace in read_traces(path, vanilla=named)]
         if named:
-            chosen = _baseline(path, found)
+            fit = found if len(found) == 1 else [trace for trace in found if is_vanilla(trace)]
+            if len(fit) != 1:
+                raise KoalaBenchError(f"The record {path} has no vanilla decoding.", "Name another --baseline.")
+            chosen = fit[0]
         traces += [chosen] if path in apart and chosen is not None else found
     return traces, chosen
-
-
-def _baseline(path: Path, found: Sequence[Trace]) -> Trace:
-    """The only trace of a file, or the vanilla one of a record."""
-    fit = found if len(found) == 1 else [trace for trace in found if is_vanilla(trace)]
-    if len(fit) != 1:
-        raise KoalaBenchError(f"The record {path} has no vanilla decoding.", "Name another --baseline.")
-    return fit[0]
 
 
 # ---------------------------------------------------------------------------------------------- lines
@@ -213,36 +202,23 @@ _ANSWER = TypeAdapter(_Answer)
 
 def _answer(path: Path, number: int, row: dict[str, Any]) -> _Answer:
     """The line as an answer, with each list as long as it has to be."""
+    if "choices" not in row and "turns" in row:
+        remedy = "Name the file of answers, which has 'choices'; --questions takes the questions."
+        raise _bad(path, number, "a question, not an answer", remedy)
     if "choices" not in row:
-        if "turns" in row:
-            raise _bad(
-                path,
-                number,
-                "a question, not an answer",
-                "Name the file of answers, which has 'choices'; --questions takes the questions.",
-            )
-        known = ", ".join(list(row)[:5]) or "none"
-        raise _bad(
-            path,
-            number,
-            f"unknown format: there are no 'choices' (fields: {known})",
-            "Name answers of FastChat's format, or a run record.",
-        )
+        fault = f"unknown format: there are no 'choices' (fields: {', '.join(list(row)[:5]) or 'none'})"
+        raise _bad(path, number, fault, "Name answers of FastChat's format, or a run record.")
     try:
         answer = _ANSWER.validate_python(row)
     except ValidationError as error:
         raise _bad(path, number, first_problem(error)) from error
     for choice in answer["choices"]:
-        turns = len(choice["turns"])
+        values, turns = dict(choice), len(choice["turns"])
         for name in _MEASURED[:-1]:
-            if name in choice and len(choice[name]) != turns:  # type: ignore[literal-required]
-                have = len(choice[name])  # type: ignore[literal-required]
-                raise _bad(path, number, f"'{name}' has {have} numbers for {turns} turns", "It has one a turn.")
-        if (
-            "idxs" in choice
-            and "decoding_steps" in choice
-            and [index + 1 for index in choice["idxs"]] != choice["decoding_steps"]
-        ):
+            if name in values and len(values[name]) != turns:  # type: ignore[arg-type]
+                fault = f"'{name}' has {len(values[name])} numbers for {turns} turns"  # type: ignore[arg-type]
+                raise _bad(path, number, fault, "It has one a turn.")
+        if "idxs" in choice and choice.get("decoding_steps", _by_index(choice)) != _by_index(choice):
             raise _bad(path, number, "'decoding_steps' is not idxs + 1", "Remove the field that is wrong.")
     return answer
 
@@ -255,77 +231,57 @@ def _form(fields: Collection[str]) -> str:
         name = "koala-bench's answers"
     elif "decoding_steps" in fields or "accept_lengths" in fields:
         name = "Spec-Bench"
-    elif "idxs" in fields:
-        name = "Medusa or EAGLE"
     else:
-        name = "FastChat"
+        name = "Medusa or EAGLE" if "idxs" in fields else "FastChat"
     return f"{name} ({', '.join(fields) or 'turns alone'})"
 
 
-def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[_Answer], list[str]]:
-    """The answers, and the fields of numbers that all of their choices have."""
+def _fields_of(choice: _Choice) -> list[str]:
+    return [name for name in _MEASURED if name in choice]
+
+
+def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> list[_Answer]:
+    """The answers: of one model, each question once, all with the same fields, and none in no time."""
     answers: list[_Answer] = []
     line_of: dict[int, int] = {}
-    fields: list[str] | None = None
-    zero_time: tuple[int, int] | None = None  # line, turn
+    timeless: KoalaBenchError | None = None
     for number, row in rows:
         answer = _answer(path, number, row)
-        question = answer["question_id"]
+        question, first = answer["question_id"], answers[0] if answers else answer
         if question in line_of:
             remedy = "Keep one of the two; a second run into the same file is appended to the first."
             raise _bad(path, number, f"question {question} was answered in line {line_of[question]} already", remedy)
         line_of[question] = number
-        if answers and answer["model_id"] != answers[0]["model_id"]:
-            raise _bad(
-                path,
-                number,
-                f"of model '{answer['model_id']}', but line {rows[0][0]} is of '{answers[0]['model_id']}'",
-                "Split the file by model.",
-            )
+        if answer["model_id"] != first["model_id"]:
+            fault = f"of model '{answer['model_id']}', but line {rows[0][0]} is of '{first['model_id']}'"
+            raise _bad(path, number, fault, "Split the file by model.")
         for choice in answer["choices"]:
-            here = [name for name in _MEASURED if name in choice]
-            fields = here if fields is None else fields
-            if here != fields:
-                different = min(set(here) ^ set(fields))
-                raise _bad(
-                    path,
-                    number,
-                    f"'{different}' is in some answers and not in others",
-                    "Split the file: its answers are of two formats.",
-                )
-            zero = next((index for index, seconds in enumerate(choice.get("wall_time", [])) if seconds == 0), None)
-            if zero is not None and zero_time is None:
-                zero_time = number, zero
+            if different := set(_fields_of(choice)) ^ set(_fields_of(first["choices"][0])):
+                fault = f"'{min(different)}' is in some answers and not in others"
+                raise _bad(path, number, fault, "Split the file: its answers are of two formats.")
+            if timeless is None and 0 in (times := choice.get("wall_time", [])):
+                fault = f"'wall_time' of turn {times.index(0) + 1} is 0"
+                timeless = _bad(path, number, fault, "No answer takes no time; remove the line.")
         answers.append(answer)
-    choices = [choice for answer in answers for choice in answer["choices"]]
-    if zero_time is not None and any(any(choice["wall_time"]) for choice in choices):
-        raise _bad(
-            path,
-            zero_time[0],
-            f"'wall_time' of turn {zero_time[1] + 1} is 0",
-            "No answer takes no time; remove the line.",
-        )
-    return answers, fields or []
+    if timeless is not None and any(any(choice["wall_time"]) for each in answers for choice in each["choices"]):
+        raise timeless
+    return answers
 
 
 def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) -> Trace:
-    answers, fields = _checked(path, rows)
+    answers = _checked(path, rows)
     choices = [choice for answer in answers for choice in answer["choices"]]
-    system = " ".join(answers[0]["model_id"].split())
+    fields, system = _fields_of(choices[0]), " ".join(answers[0]["model_id"].split())
     remarks: list[str] = []
 
     has_steps = "idxs" in fields or "decoding_steps" in fields
     steps_are = "decoding_steps" if "decoding_steps" in fields else "(idxs + 1)"
     # Upstream's scripts leave 0 where they do not count.
-    has_tokens, has_times = (
-        name in fields and any(any(choice[name]) for choice in choices) for name in ("new_tokens", "wall_time")
-    )
-    misfits = (
-        sum(sum(_steps(choice)) != len(choice["accept_lengths"]) for choice in choices)
-        if has_steps and "accept_lengths" in fields
-        else 0
-    )
-    has_lengths = has_steps and "accept_lengths" in fields and not misfits
+    has_tokens = "new_tokens" in fields and any(any(choice["new_tokens"]) for choice in choices)
+    has_times = "wall_time" in fields and any(any(choice["wall_time"]) for choice in choices)
+    has_lengths = has_steps and "accept_lengths" in fields
+    misfits = sum(sum(_steps(choice)) != len(choice["accept_lengths"]) for choice in choices) if has_lengths else 0
+    has_lengths = has_lengths and not misfits
     one_a_step = has_steps and not has_tokens and not has_lengths and (vanilla or vanilla_stem(system) is not None)
     if misfits:
         remarks.append(
@@ -333,11 +289,8 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
             " is not used."
         )
     if "new_tokens" in fields and not has_tokens:
-        said = (
-            f"vanilla decoding makes one token a step, so {steps_are.strip('()')} counts them"
-            if one_a_step
-            else "the tokens are not known"
-        )
+        counted = f"vanilla decoding makes one token a step, so {steps_are.strip('()')} counts them"
+        said = counted if one_a_step else "the tokens are not known"
         remarks.append(f"new_tokens is 0 throughout (not filled): {said}.")
     if "wall_time" in fields and not has_times:
         remarks.append("wall_time is 0 throughout (not filled).")
@@ -346,69 +299,49 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
     recorded_tokens = recorded_steps = 0  # failed turns included
     for answer in answers:
         for repeat, choice in enumerate(answer["choices"]):
-            steps = _steps(choice)
             start = 0
-            for index, text in enumerate(choice["turns"]):
-                count = steps[index] if has_steps else None
-                lengths = tuple(choice["accept_lengths"][start : start + steps[index]]) if has_lengths else None
-                start += steps[index]
-                tokens = choice["new_tokens"][index] if has_tokens else count if one_a_step else None
+            for index, (text, count) in enumerate(zip(choice["turns"], _steps(choice), strict=True)):
+                steps = count if has_steps else None
+                lengths = tuple(choice["accept_lengths"][start : start + count]) if has_lengths else None
+                start += count
+                tokens = choice["new_tokens"][index] if has_tokens else steps if one_a_step else None
                 settled = tokens if lengths is None else sum(lengths)
-                recorded_tokens, recorded_steps = recorded_tokens + (settled or 0), recorded_steps + (count or 0)
+                recorded_tokens, recorded_steps = recorded_tokens + (settled or 0), recorded_steps + (steps or 0)
                 seconds = choice["wall_time"][index] if has_times else None
                 place = (answer["question_id"], index, repeat, answer.get("category") or None)
-                if text == _ERROR:
-                    turns.append(AnsweredTurn(*place, None, True, None, None, None, None, None))
-                else:
-                    whole = None if tokens is None or seconds is None else (tokens, seconds)
-                    turns.append(AnsweredTurn(*place, text, False, tokens, count, settled, seconds, lengths, whole))
+                whole = None if tokens is None or seconds is None else (tokens, seconds)
+                one = AnsweredTurn(*place, text, False, tokens, steps, settled, seconds, lengths, whole)
+                turns.append(one if text != _ERROR else AnsweredTurn(*place, None, True))
     if failed := sum(turn.failed for turn in turns):
-        counted = (
-            f"; with them the file has {recorded_tokens / recorded_steps:.3f} tokens a step"
-            if recorded_tokens and recorded_steps
-            else ""
-        )
+        a_step = recorded_tokens / recorded_steps if recorded_tokens and recorded_steps else None
+        with_them = f"; with them the file has {a_step:.3f} tokens a step" if a_step else ""
         repeated = " with the numbers of the turn before" if fields else ""
         remarks.append(
             f"{failed} of {len(turns)} turns failed (recorded as {_ERROR}{repeated}) and"
-            f" {'is' if failed == 1 else 'are'} left out{counted}."
+            f" {'is' if failed == 1 else 'are'} left out{with_them}."
         )
-    if sittings := _sittings(answers, sum(turn.seconds or 0.0 for turn in turns)):
-        remarks.append(sittings)
-    length_is = (
-        "mean of accept_lengths" if has_lengths else f"new_tokens / {steps_are}" if has_steps and has_tokens else None
-    )
-    length_is = "1 by definition, vanilla decoding" if one_a_step else length_is
-    return Trace(
-        path,
-        system,
-        _form(fields),
-        length_is,
-        PREFILL_AND_DECODING if has_times else None,
-        tuple(turns),
-        tuple(remarks),
-    )
+    # Times of parts of a run that lie days apart need not be of one machine.
+    stamps = [answer["tstamp"] for answer in answers if "tstamp" in answer]
+    taken, span = sum(turn.seconds or 0.0 for turn in turns), max(stamps, default=0.0) - min(stamps, default=0.0)
+    if taken and span >= max(10 * taken, 86_400):
+        remarks.append(
+            f"The answers were not written in one sitting: their time stamps span {span / 86_400:.0f} days, the answers"
+            f" took {taken / 3600:.1f} hours."
+        )
+    length_is = "1 by definition, vanilla decoding" if one_a_step else None
+    if not one_a_step and has_steps and (has_lengths or has_tokens):
+        length_is = "mean of accept_lengths" if has_lengths else f"new_tokens / {steps_are}"
+    clock = PREFILL_AND_DECODING if has_times else None
+    return Trace(path, system, _form(fields), length_is, clock, tuple(turns), tuple(remarks))
+
+
+def _by_index(choice: _Choice) -> list[int]:
+    """Steps of each turn from the index of its last one; zeros where there is none."""
+    return [index + 1 for index in choice.get("idxs", [-1] * len(choice["turns"]))]
 
 
 def _steps(choice: _Choice) -> list[int]:
-    """Steps of each turn; zeros where the file does not say."""
-    return (
-        choice["decoding_steps"]
-        if "decoding_steps" in choice
-        else [index + 1 for index in choice.get("idxs", [-1] * len(choice["turns"]))]
-    )
-
-
-def _sittings(answers: list[_Answer], seconds: float) -> str | None:
-    """Times of parts of a run that lie days apart need not be of one machine."""
-    stamps = [answer["tstamp"] for answer in answers if "tstamp" in answer]
-    span = max(stamps) - min(stamps) if stamps else 0.0
-    if not seconds or span < 10 * seconds or span < 86_400:
-        return None
-    return (
-        f"The answers were not written in one sitting: their time stamps span {span / 86_400:.0f} days, the answers"
-        f" took {seconds / 3600:.1f} hours."
-    )
+    return choice["decoding_steps"] if "decoding_steps" in choice else _by_index(choice)
 
 
 # ---------------------------------------------------------------------------------------------- run records
@@ -418,20 +351,19 @@ def _record(path: Path) -> list[Trace]:
     run = read_run(path)
     target = run.header["target"]["name"].rpartition("/")[2]
     remarks = () if run.finished else ("The run is not finished.",)
+    form = "koala-bench's run record (accepted, decode_s, prefill_s)"
     traces = []
     for method in run.methods:
         turns = []
         for turn in run.turns_of(method):
             place = (turn["question_id"], turn["turn"], turn["repeat"], turn["category"], turn["text"])
             if turn["accepted"] is None or turn["new_token_ids"] is None:
-                turns.append(AnsweredTurn(*place, True, None, None, None, None, None))
+                turns.append(AnsweredTurn(*place, True))
                 continue
             lengths = tuple(count + 1 for count in turn["accepted"])
             whole = len(turn["new_token_ids"]), answer_s(turn)
             # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
-            turns.append(
-                AnsweredTurn(*place, False, sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths, whole)
-            )
-        form = "koala-bench's run record (accepted, decode_s, prefill_s)"
+            numbers = (sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths, whole)
+            turns.append(AnsweredTurn(*place, False, *numbers))
         traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))
     return traces

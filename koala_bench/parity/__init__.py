@@ -19,21 +19,16 @@ from koala_bench.parity.shared import Check, Recordings, ok, skipped
 
 __all__ = ["PARTS", "Check", "check", "ok", "report"]
 
+_WORDS = {"pass": "passed", "fail": "failed", "skip": "skipped", "unsupported": "unsupported"}
 PARTS = ("medusa_tiny", "medusa_decode", "eagle_tiny", "eagle_decode", "losses")
 
 
 def check(folder: Path) -> list[Check]:
-    """Compare the project with everything in a folder of recordings.
-
-    Raises:
-        KoalaBenchError: the folder holds no recordings, or a file in it is damaged or lacks a field.
-    """
-    if not folder.is_dir():
-        raise KoalaBenchError(f"There is no folder {folder}.", "Give a folder of recordings of the official code.")
+    """Compare the project with everything in a folder of recordings. Raises KoalaBenchError where the folder holds no
+    recordings, or a file in it is damaged or lacks a field."""
     if not any((folder / part).is_dir() for part in PARTS):
-        raise KoalaBenchError(
-            f"{folder} holds none of {', '.join(PARTS)}.", "Give a folder of recordings of the official code."
-        )
+        fault = f"{folder} holds none of {', '.join(PARTS)}." if folder.is_dir() else f"There is no folder {folder}."
+        raise KoalaBenchError(fault, "Give a folder of recordings of the official code.")
     recordings = Recordings(folder)
     checks: list[Check] = []
     for part, run in zip(PARTS, (medusa_tiny, medusa_decode, eagle_tiny, eagle_decode, _losses), strict=True):
@@ -45,37 +40,19 @@ def report(checks: Sequence[Check]) -> str:
     """A line for each check, then how many there were of each status."""
     width = max((len(each.name) for each in checks), default=0)
     lines = [f"{each.status:<11}  {each.name:<{width}}  {each.detail}".rstrip() for each in checks]
-    counts = Counter(each.status for each in checks)
-    return "\n".join(
-        [
-            *lines,
-            (
-                f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped, {counts['unsupported']}"
-                " unsupported"
-            ),
-        ]
-    )
+    counts: Counter[str] = Counter(each.status for each in checks)
+    last = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items())
+    return "\n".join([*lines, last])
 
 
 def _losses(recordings: Recordings, part: str) -> list[Check]:
     checks: list[Check] = []
-    for name, run, needed in (
-        (
-            f"{part}/medusa",
-            medusa_losses,
-            (
-                "medusa_decode/target",
-                "medusa_decode/heads",
-                f"{part}/medusa_batch.safetensors",
-                f"{part}/medusa_loss.json",
-            ),
-        ),
-        (
-            f"{part}/eagle",
-            eagle_losses,
-            ("medusa_decode/target", "eagle_decode/draft", f"{part}/eagle.safetensors", f"{part}/eagle_loss.json"),
-        ),
+    for kind, run, head, batch in (
+        ("medusa", medusa_losses, "medusa_decode/heads", "medusa_batch"),
+        ("eagle", eagle_losses, "eagle_decode/draft", "eagle"),
     ):
-        absent = recordings.absent(*needed)
-        checks += skipped(name, absent) if absent else run(recordings, name, recordings.target(needed[0]), needed)
+        name = f"{part}/{kind}"
+        files = ("medusa_decode/target", head, f"{part}/{batch}.safetensors", f"{name}_loss.json")
+        absent = recordings.absent(*files)
+        checks += skipped(name, absent) if absent else run(recordings, name, recordings.target(files[0]), files)
     return checks

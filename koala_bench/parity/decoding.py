@@ -29,23 +29,16 @@ class _Watched:
         return tree
 
 
-def _decode(drafter: Drafter, entry: Fields, stop_ids: Sequence[int], head: _Watched | None = None) -> Decoded:
+def _decode(drafter: Drafter, entry: Fields, stop_ids: Sequence[int], head: Any) -> Decoded:
     """Decode as far as the recording goes. Upstream keeps all of its last step, so the limit lies behind that."""
-    return decode(
-        drafter.target,
-        head or drafter.head,
-        drafter.template,
-        entry["prompt_ids"],
-        len(entry["generated_ids"]) + 2,
-        stop_ids,
-        trace=True,
-    )
+    limit = len(entry["generated_ids"]) + 2
+    return decode(drafter.target, head, drafter.template, entry["prompt_ids"], limit, stop_ids, trace=True)
 
 
 def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
     """Compare generation step by step, then the cases with an end-of-sequence token."""
     faults: dict[str, list[str]] = {"generated_ids": []}
-    steps_seen = 0
+    steps_seen, dynamic = 0, drafter.template.dynamic
     for i, entry in enumerate(recorded["prompts"]):
         count = len(entry["accept_lengths"])
         steps_seen += count
@@ -59,7 +52,6 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
         }
         theirs: dict[str, list[Any]] = {name: entry[name] for name in ours}
         if "steps" in entry:
-            dynamic = drafter.template.dynamic
             rows = [dynamic_rows(shape) if dynamic else drafter.rows for shape in shapes]
             computed: dict[str, list[Any]] = {
                 "tree_tokens": [step.tree_tokens for step in steps],
@@ -76,41 +68,27 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
             ours |= computed
             theirs |= {name: [step[name] for step in entry["steps"]] for name in computed}
         for name, values in ours.items():
-            faults.setdefault(name, [])
-            if values != theirs[name]:
-                faults[name].append(first_difference(f"prompt {i}", values, theirs[name]))
-    count = len(recorded["prompts"])
-    checks = [
-        judge(f"{part}/{name}", found, f"{count} prompts, {steps_seen} steps are equal")
-        for name, found in faults.items()
-    ]
+            fault = [] if values == theirs[name] else [first_difference(f"prompt {i}", values, theirs[name])]
+            faults.setdefault(name, []).extend(fault)
+    equal = f"{len(recorded['prompts'])} prompts, {steps_seen} steps are equal"
+    checks = [judge(f"{part}/{name}", found, equal) for name, found in faults.items()]
     if "eos_cases" in recorded:
-        ended = [
-            fault for i, entry in enumerate(recorded["eos_cases"]) for fault in _ended(f"case {i}", drafter, entry)
-        ]
-        checks.append(
-            judge(
-                f"{part}/eos_cases",
-                ended,
-                f"{len(recorded['eos_cases'])} answers end at the same token, after the same steps; nothing is kept"
-                " behind it",
-            )
-        )
+        cases = recorded["eos_cases"]
+        ended = [fault for i, entry in enumerate(cases) for fault in _ended(f"case {i}", drafter, entry)]
+        equal = f"{len(cases)} answers end at the same token, after the same steps; nothing is kept behind it"
+        checks.append(judge(f"{part}/eos_cases", ended, equal))
     return checks
-
-
-def _stop_ids(value: Any) -> list[int]:
-    return [] if value is None else list(value) if isinstance(value, list) else [int(value)]
 
 
 def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
     """Compare an answer that ends with a stop token. Upstream keeps what the last step settled behind it; ours is cut."""
-    stops = _stop_ids(entry["eos_token_id"])
+    given = entry["eos_token_id"]
+    stops = list(given) if isinstance(given, list) else [] if given is None else [int(given)]
     generated = entry["generated_ids"]
     end = next((i for i, token in enumerate(generated) if token in stops), None)
     if end is None:
         return [f"{where}: the recorded answer does not hold its own stop token {stops}"]
-    answer = _decode(drafter, entry, stops)
+    answer = _decode(drafter, entry, stops, drafter.head)
     # A step of upstream settles its root and the accepted drafts; one of ours the accepted drafts and the next root.
     accepted, before = [], 0
     for length in entry["accept_lengths"]:
@@ -123,6 +101,6 @@ def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
         return [first_difference(where, answer.tokens, generated[: end + 1])]
     if answer.stop != "eos":
         return [f"{where}: stopped for '{answer.stop}', not at the end-of-sequence token"]
-    return (
-        [] if answer.accepted == accepted else [first_difference(f"{where}, accept lengths", answer.accepted, accepted)]
-    )
+    if answer.accepted != accepted:
+        return [first_difference(f"{where}, accept lengths", answer.accepted, accepted)]
+    return []

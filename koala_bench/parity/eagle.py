@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from koala_bench.parity.shared import (
     Check,
     Drafter,
     Recordings,
+    by_prompt,
     compare_norms,
     first_difference,
     gradients_of,
@@ -28,7 +28,6 @@ from koala_bench.parity.shared import (
     ok,
     predictions,
     prompt_numbers,
-    relative,
     skipped,
     states_of,
 )
@@ -56,39 +55,20 @@ def eagle_tiny(recordings: Recordings, part: str) -> list[Check]:
 
     def run(imported: Imported) -> list[Check]:
         head = make_head(imported, target.spec())
-        prompts = prompt_numbers(expected)
-        found = {
-            i: predictions(head, target, expected[f"prompt{i}.shifted_ids"], expected[f"prompt{i}.hidden_states"])[0]
-            for i in prompts
+        inputs = {
+            i: (expected[f"prompt{i}.shifted_ids"], expected[f"prompt{i}.hidden_states"])
+            for i in prompt_numbers(expected)
         }
+        found = {i: predictions(head, target, *given)[0] for i, given in inputs.items()}
+        states = {i: states_of(target, expected[f"prompt{i}.input_ids"]) for i in inputs}
         checks = [
-            near(
-                f"{part}/hidden_states",
-                (
-                    (
-                        f"prompt {i}",
-                        states_of(target, expected[f"prompt{i}.input_ids"]),
-                        expected[f"prompt{i}.hidden_states"],
-                    )
-                    for i in prompts
-                ),
-            ),
-            near(
-                f"{part}/out_features",
-                ((f"prompt {i}", found[i][0], expected[f"prompt{i}.out_features"]) for i in prompts),
-            ),
-            near(
-                f"{part}/out_logits", ((f"prompt {i}", found[i][1], expected[f"prompt{i}.out_logits"]) for i in prompts)
-            ),
+            by_prompt(part, "hidden_states", states, expected),
+            by_prompt(part, "out_features", {i: feature for i, (feature, _) in found.items()}, expected),
+            by_prompt(part, "out_logits", {i: logits for i, (_, logits) in found.items()}, expected),
         ]
         if template is None:
-            return [
-                *checks,
-                *(
-                    Check(f"{part}/{name}", "skip", "eagle_decode/buffers.json, which has the tree, is absent")
-                    for name in ("tree_tokens", "tree_topk")
-                ),
-            ]
+            absent = "eagle_decode/buffers.json, which has the tree, is absent"
+            return [*checks, *(Check(f"{part}/{name}", "skip", absent) for name in ("tree_tokens", "tree_topk"))]
         drafter = Drafter(target, head, template, leaf_rows(template.shape, sort=True))
         return [*checks, *excuse_misdrafted(_eagle_tree(part, drafter, template, expected), template)]
 
@@ -97,9 +77,8 @@ def eagle_tiny(recordings: Recordings, part: str) -> list[Check]:
 
 def _eagle_template(recordings: Recordings, part: str) -> TreeTemplate | None:
     """The static tree, which is recorded once for both EAGLE parts."""
-    path = next(
-        (path for path in (f"{part}/buffers.json", "eagle_decode/buffers.json") if not recordings.absent(path)), None
-    )
+    paths = (f"{part}/buffers.json", "eagle_decode/buffers.json")
+    path = next((path for path in paths if not recordings.absent(path)), None)
     return None if path is None else template_of(recordings.json(path), "tree_choices")
 
 
@@ -126,26 +105,18 @@ def _eagle_tree(part: str, drafter: Drafter, template: TreeTemplate, expected: F
         logits.append((f"prompt {i}", ours.gather(1, table_tokens), table_logits))
         logits.append((f"prompt {i}, sorted", best.values, table_logits))
         # Candidates closer to each other than the outputs need to agree may change places.
-        apart = (best.indices != table_tokens) & (
-            (ours.gather(1, table_tokens) - best.values).abs() > 2 * OUTPUTS_ABSOLUTE
-        )
+        gap = (ours.gather(1, table_tokens) - best.values).abs()
+        apart = (best.indices != table_tokens) & (gap > 2 * OUTPUTS_ABSOLUTE)
         if apart.any():
             row, rank = apart.nonzero()[0].tolist()
             ranks_wrong.append(
                 f"prompt {i}: candidate {rank} of node {list(inner[row])} is {int(best.indices[row, rank])}, recorded"
                 f" {int(table_tokens[row, rank])}"
             )
+    count = len(prompt_numbers(expected))
     return [
-        judge(
-            f"{part}/tree_tokens",
-            tokens_wrong,
-            f"{len(prompt_numbers(expected))} trees of {template.nodes} tokens are equal",
-        ),
-        judge(
-            f"{part}/tree_topk_tokens",
-            ranks_wrong,
-            f"{len(prompt_numbers(expected))} tables of {len(inner)} inner nodes agree",
-        ),
+        judge(f"{part}/tree_tokens", tokens_wrong, f"{count} trees of {template.nodes} tokens are equal"),
+        judge(f"{part}/tree_topk_tokens", ranks_wrong, f"{count} tables of {len(inner)} inner nodes agree"),
         near(f"{part}/tree_topk_logits", logits),
     ]
 
@@ -166,9 +137,7 @@ def _inner_logits(
     next_ids: torch.Tensor,
     hidden: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits [inner nodes, vocab_size] for the children of each inner node: its path is a sequence of its own, read
-    whole.
-    """
+    """Logits [inner nodes, vocab_size] for the children of each inner node, whose path is read as a sequence."""
     node = {path: index for index, path in enumerate([(), *template.paths])}
     features: dict[tuple[int, ...], torch.Tensor] = {}
     logits = []
@@ -185,23 +154,19 @@ def _inner_logits(
 def eagle_decode(recordings: Recordings, part: str) -> list[Check]:
     """Buffers of the tree and generation."""
     checks: list[Check] = []
+    where = "medusa_decode/target"
     if absent := recordings.absent(f"{part}/buffers.json"):
         checks += skipped(part, absent)
     else:
         buffers = recordings.json(f"{part}/buffers.json")
         template = template_of(buffers, "tree_choices")
-        checks += compare_buffers(
-            part, buffers, template, {"mask": "tree_attn_mask", "depths": "tree_position_ids"}, eagle_like=True
-        )
-        where = "medusa_decode/target"
+        names = {"mask": "tree_attn_mask", "depths": "tree_position_ids"}
+        checks += compare_buffers(part, buffers, template, names, eagle_like=True)
         if absent := recordings.absent(where, f"{part}/draft", f"{part}/decode.json"):
             checks += skipped(f"{part}/decode", absent)
         else:
-            target, recorded, rows = (
-                recordings.target(where),
-                recordings.json(f"{part}/decode.json"),
-                leaf_rows(template.shape, sort=True),
-            )
+            target, recorded = recordings.target(where), recordings.json(f"{part}/decode.json")
+            rows = leaf_rows(template.shape, sort=True)
 
             def run(imported: Imported) -> list[Check]:
                 drafter = Drafter(target, make_head(imported, target.spec()), template, rows)
@@ -235,55 +200,39 @@ def eagle_losses(recordings: Recordings, name: str, target: Target, paths: Seque
     def padded(key: str) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence([tensors[f"item{i}.{key}"] for i in items], batch_first=True)
 
-    raw = FeatureBatch(
-        padded("input_ids"), padded("loss_mask") != 0, padded("hidden_state")[:, :, None], 0, target.output, lengths
-    )
+    mask, states = padded("loss_mask") != 0, padded("hidden_state")[:, :, None]
+    raw = FeatureBatch(padded("input_ids"), mask, states, 0, target.output, lengths)
+    weights = {
+        "regression_weight": float(recorded.get("v_w", 1.0)),
+        "classification_weight": float(recorded.get("p_w", 0.1)),
+    }
 
     def run(imported: Imported) -> list[Check]:
-        head = make_head(
-            imported,
-            target.spec(),
-            noise=0.0,
-            regression_weight=float(recorded.get("v_w", 1.0)),
-            classification_weight=float(recorded.get("p_w", 0.1)),
-        )
+        head = make_head(imported, target.spec(), noise=0.0, **weights)
         found = head.loss(raw)
         ours = {
-            "vloss": float(found.parts["regression"]),
-            "ploss": float(found.parts["classification"]),
-            "loss": float(found.total.detach()),
+            "vloss": found.parts["regression"],
+            "ploss": found.parts["classification"],
+            "loss": found.total.detach(),
         }
+        losses = ((key, value, recorded[key]) for key, value in ours.items())
         norms = {key: float(each.norm()) for key, each in gradients_of(head, found.total).items()}
         checks = [
-            relative(f"{name}/loss", ((key, value, recorded[key]) for key, value in ours.items()), LOSSES_RELATIVE),
+            near(f"{name}/loss", losses, LOSSES_RELATIVE, relative=True),
             compare_norms(f"{name}/gradients", norms, recorded["grad_l2_norms"]),
         ]
         if "num_unmasked_positions" in recorded:
             counted, wanted = len(found.predictions[0].rows), int(recorded["num_unmasked_positions"])
-            checks.append(
-                judge(
-                    f"{name}/counted_positions",
-                    [] if counted == wanted else [f"{counted} positions are counted, recorded {wanted}"],
-                    f"{counted} positions are counted",
-                )
-            )
-        if "predict" in tensors:
-            checks.append(near(f"{name}/predict", _predicted(head, target, tensors)))
+            said = f"{counted} positions are counted"
+            faults = [] if counted == wanted else [f"{said}, recorded {wanted}"]
+            checks.append(judge(f"{name}/counted_positions", faults, said))
+        if "predict" in tensors:  # upstream's own shifted batch, at its real positions
+            batch = [tensors[f"batch.{key}"] for key in ("input_ids", "hidden_states", "attention_mask")]
+            pairs = []
+            for row, (ids, hidden, real, theirs) in enumerate(zip(*batch, tensors["predict"], strict=True)):
+                feature, _ = predictions(head, target, ids, hidden)[0]
+                pairs.append((f"item {row}", feature[real != 0], theirs[real != 0]))
+            checks.append(near(f"{name}/predict", pairs))
         return checks
 
     return _on_either_base(recordings.eagle(paths[1], target), run)
-
-
-def _predicted(head: Any, target: Target, tensors: Fields) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Predicted states of upstream's own shifted batch, at its real positions."""
-    for row, (ids, hidden, mask, recorded) in enumerate(
-        zip(
-            tensors["batch.input_ids"],
-            tensors["batch.hidden_states"],
-            tensors["batch.attention_mask"],
-            tensors["predict"],
-            strict=True,
-        )
-    ):
-        feature, _ = predictions(head, target, ids, hidden)[0]
-        yield f"item {row}", feature[mask != 0], recorded[mask != 0]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -15,20 +13,21 @@ from koala_bench.decoding.acceptance import TypicalAcceptance, greedy
 from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch
 from koala_bench.interop.checkpoints import Fields, Imported, make_head
-from koala_bench.interop.medusa import tied_heads
+from koala_bench.interop.medusa import blocks_of
+from koala_bench.interop.repeats import tied_heads
 from koala_bench.parity.decoding import decoded
 from koala_bench.parity.shared import (
     LOSSES_RELATIVE,
     Check,
     Drafter,
     Recordings,
+    by_prompt,
     compare_norms,
     gradients_of,
     judge,
     near,
     predictions,
     prompt_numbers,
-    relative,
     skipped,
     states_of,
 )
@@ -41,16 +40,10 @@ def medusa_tiny(recordings: Recordings, part: str) -> list[Check]:
     if absent := recordings.absent(f"{part}/target", f"{part}/expected.safetensors"):
         return skipped(part, absent)
     target, expected = recordings.target(f"{part}/target"), recordings.tensors(f"{part}/expected.safetensors")
-    prompts = prompt_numbers(expected)
-    states = {i: states_of(target, expected[f"prompt{i}.input_ids"]) for i in prompts}
+    states = {i: states_of(target, expected[f"prompt{i}.input_ids"]) for i in prompt_numbers(expected)}
     checks = [
-        near(
-            f"{part}/hidden_states", ((f"prompt {i}", states[i], expected[f"prompt{i}.hidden_states"]) for i in prompts)
-        ),
-        near(
-            f"{part}/base_logits",
-            ((f"prompt {i}", target.output(states[i]), expected[f"prompt{i}.base_logits"]) for i in prompts),
-        ),
+        by_prompt(part, "hidden_states", states, expected),
+        by_prompt(part, "base_logits", {i: target.output(each) for i, each in states.items()}, expected),
     ]
     recorded = {found[1] for name in expected if (found := re.fullmatch(r"prompt\d+\.(.+)\.medusa_logits", name))}
     stored = {path.name.removeprefix("heads_") for path in (recordings.folder / part).glob("heads_*") if path.is_dir()}
@@ -60,19 +53,13 @@ def medusa_tiny(recordings: Recordings, part: str) -> list[Check]:
             checks += skipped(name, absent)
             continue
         head = make_head(recordings.medusa(folder, target), target.spec())
-        checks.append(near(name, _medusa_logits(head, target, expected, states, kind)))
+        pairs = []
+        for i, hidden in states.items():
+            if (theirs := expected.get(f"prompt{i}.{kind}.medusa_logits")) is not None:
+                ours = predictions(head, target, expected[f"prompt{i}.input_ids"], hidden)
+                pairs.append((f"prompt {i}", torch.stack([logits for _, logits in ours]), theirs))
+        checks.append(near(name, pairs))
     return checks
-
-
-def _medusa_logits(
-    head: Any, target: Target, expected: Fields, states: dict[int, torch.Tensor], kind: str
-) -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
-    for i, hidden in states.items():
-        if (recorded := expected.get(f"prompt{i}.{kind}.medusa_logits")) is not None:
-            ours = torch.stack(
-                [logits for _, logits in predictions(head, target, expected[f"prompt{i}.input_ids"], hidden)]
-            )
-            yield f"prompt {i}", ours, recorded
 
 
 def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
@@ -81,9 +68,8 @@ def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
         return skipped(part, absent)
     buffers = recordings.json(f"{part}/buffers.json")
     template = template_of(buffers, "medusa_choices")
-    checks = compare_buffers(
-        part, buffers, template, {"mask": "medusa_attn_mask", "depths": "medusa_position_ids"}, eagle_like=False
-    )
+    names = {"mask": "medusa_attn_mask", "depths": "medusa_position_ids"}
+    checks = compare_buffers(part, buffers, template, names, eagle_like=False)
     rows = leaf_rows(template.shape, sort=False)
     if absent := recordings.absent(f"{part}/target", f"{part}/heads", f"{part}/decode.json"):
         checks += skipped(f"{part}/decode", absent)
@@ -93,16 +79,8 @@ def medusa_decode(recordings: Recordings, part: str) -> list[Check]:
         checks += decoded(part, Drafter(target, head, template, rows), recordings.json(f"{part}/decode.json"))
     if absent := recordings.absent(f"{part}/typical.json", f"{part}/typical.safetensors"):
         return [*checks, *skipped(f"{part}/typical", absent)]
-    return [
-        *checks,
-        *_posterior(
-            part,
-            template,
-            rows,
-            recordings.json(f"{part}/typical.json"),
-            recordings.tensors(f"{part}/typical.safetensors"),
-        ),
-    ]
+    typical, logits = recordings.json(f"{part}/typical.json"), recordings.tensors(f"{part}/typical.safetensors")
+    return [*checks, *_posterior(part, template, rows, typical, logits)]
 
 
 def _posterior(
@@ -118,41 +96,27 @@ def _posterior(
     padded: list[str] = []
     typical: list[str] = []
     left_out: list[int] = []
-    counts = Counter(bool(entry.get("padding_accepted", False)) for entry in recorded["cases"])
     for entry in recorded["cases"]:
-        case, wanted = entry["case"], entry["greedy"]
+        case, wanted, where = entry["case"], entry["greedy"], f"case {entry['case']}"
         tokens, logits = tensors[f"case{case}.node_tokens"], tensors[f"case{case}.node_logits"]
-        path = list(greedy(DraftTree(tokens, template.shape), logits).path)
+        tree = DraftTree(tokens, template.shape)
+        path = list(greedy(tree, logits).path)
         fault = _walk_fault(path, tokens.tolist(), logits.argmax(-1).tolist(), template.shape)
         if entry.get("padding_accepted", False):
             real = [node for node in wanted["path_nodes"] if node >= 0]
-            padded += (
-                [f"case {case}: {fault}"]
-                if fault
-                else []
-                if path == real
-                else [f"case {case}: path {path}, recorded {real} before the padding"]
-            )
+            fault = fault or ("" if path == real else f"path {path}, recorded {real} before the padding")
+            padded += [f"{where}: {fault}"] if fault else []
             left_out.append(case)
             continue
-        plain += _unlike(f"case {case}", path, tokens, rows, wanted)
-        plain += [f"case {case}: {fault}"] if fault else []
-        typical += _unlike(
-            f"case {case}", rule.accept(DraftTree(tokens, template.shape), logits).path, tokens, rows, entry["typical"]
-        )
-    checks = [
-        judge(f"{part}/typical", typical, f"{counts[False]} decisions are equal"),
-        judge(f"{part}/typical/greedy", plain, f"{counts[False]} decisions are equal"),
-    ]
-    if counts[True]:
-        detail = (
-            f"not compared: case {' and case '.join(map(str, left_out))}, where upstream accepts padding as token 0"
-        )
+        plain += [*_unlike(where, path, tokens, rows, wanted), *([f"{where}: {fault}"] if fault else [])]
+        typical += _unlike(where, rule.accept(tree, logits).path, tokens, rows, entry["typical"])
+    equal = f"{len(recorded['cases']) - len(left_out)} decisions are equal"
+    checks = [judge(f"{part}/typical", typical, equal), judge(f"{part}/typical/greedy", plain, equal)]
+    if left_out:
+        cases = " and ".join(f"case {case}" for case in left_out)
+        detail = f"not compared: {cases}, where upstream accepts padding as token 0"
         checks.append(Check(f"{part}/typical/padding_accepted", "skip", detail))
-        detail = (
-            f"in {counts[True]} cases upstream accepts padding as token 0; ours does not, its paths end in the leaf"
-            " before it"
-        )
+        detail = f"in {len(left_out)} cases upstream accepts padding; our paths end in the leaf before it"
         checks.append(judge(f"{part}/typical/greedy_without_padding", padded, detail))
     return checks
 
@@ -173,9 +137,7 @@ def _unlike(
 
 
 def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int], shape: TreeShape) -> str:
-    """What is wrong with a greedily accepted path, if anything: every token must be the target's own, and none may be
-    left out.
-    """
+    """The fault of a greedily accepted path: a token that is not the target's, or one left out."""
     if path[0] != 0 or any(shape.parents[node] != above for above, node in pairwise(path)):
         return f"{list(path)} is no path from the root"
     if any(tokens[node] != best[above] for above, node in pairwise(path)):
@@ -193,10 +155,8 @@ def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequ
     ids, real = batch["input_ids"], batch["attention_mask"] != 0
     supervised = batch["labels"] != int(recorded.get("ignore_index", -100))
     if (real[:, 1:] & ~real[:, :-1]).any() or (batch["labels"] != ids)[supervised].any():
-        return [
-            *absent,
-            Check(name, "unsupported", "labels that are not the text's own tokens, or padding on the left"),
-        ]
+        fault = "labels that are not the text's own tokens, or padding on the left"
+        return [*absent, Check(name, "unsupported", fault)]
     features = FeatureBatch(ids, supervised, states_of(target, ids)[:, :, None], 0, target.output, real.sum(1))
     imported = recordings.medusa(paths[1], target)
     # Upstream's version 2 keeps nothing but the blocks.
@@ -214,7 +174,7 @@ def _loss(name: str, imported: Imported, target: Target, batch: FeatureBatch, wa
     found = head.loss(batch)
     gradients = gradients_of(head, found.total)
     weight, bias = gradients["block_weight"], gradients["block_bias"]
-    if tied := tied_heads(imported.tensors):  # one shared block gets the gradients of all its uses
+    if tied := tied_heads(blocks_of(imported.tensors)):  # one shared block gets the gradients of all its uses
         for each in (weight, bias):
             each[:, tied] = each[:, tied].sum(0, keepdim=True).expand(len(each), *each[0, tied].shape)
     norms = {}
@@ -224,16 +184,13 @@ def _loss(name: str, imported: Imported, target: Target, batch: FeatureBatch, wa
             norms[f"{at}.{block}.linear.bias"] = float(bias[block, at].norm())
         if "output_weight" in gradients:
             norms[f"{at}.{len(weight)}.weight"] = float(gradients["output_weight"][at].norm())
-    losses = [("total", float(found.total.detach()), wanted["total_loss"])]
+    losses = [("total", found.total.detach(), wanted["total_loss"])]
     losses += [
-        (f"head {i}", float(found.parts[f"cross_entropy_{i + 1}"]), value)
-        for i, value in enumerate(wanted["per_head_loss"])
+        (f"head {i}", found.parts[f"cross_entropy_{i}"], each) for i, each in enumerate(wanted["per_head_loss"], 1)
     ]
-    shares = [
-        (f"head {i}", float(found.parts[f"top1_{i + 1}"]), value) for i, value in enumerate(wanted["per_head_top1"])
-    ]
+    shares = [(f"head {i}", found.parts[f"top1_{i}"], each) for i, each in enumerate(wanted["per_head_top1"], 1)]
     return [
-        relative(f"{name}/loss", losses, LOSSES_RELATIVE),
-        relative(f"{name}/top1", shares, LOSSES_RELATIVE),
+        near(f"{name}/loss", losses, LOSSES_RELATIVE, relative=True),
+        near(f"{name}/top1", shares, LOSSES_RELATIVE, relative=True),
         compare_norms(f"{name}/gradients", norms, wanted["grad_l2_norms"]),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,6 @@ class Check:
     Attributes:
         name: part and quantity, such as ``medusa_decode/accept_lengths``.
         status: ``skip`` where the recordings lack something, ``unsupported`` where this project does.
-        detail: how much was compared and how well it fits, or what is wrong.
     """
 
     name: str
@@ -62,10 +62,8 @@ class Recordings:
     def tensors(self, path: str) -> Fields:
         """Tensors with their numbers as float32 and int64, whatever they are stored as."""
         found = read_tensors(self.folder / path)
-        return Fields(
-            found.path,
-            {name: tensor.float() if tensor.is_floating_point() else tensor.long() for name, tensor in found.items()},
-        )
+        plain = {name: each.float() if each.is_floating_point() else each.long() for name, each in found.items()}
+        return Fields(found.path, plain)
 
     def medusa(self, path: str, target: Target) -> Imported:
         return medusa.read(self.folder / path, target.spec())
@@ -94,9 +92,6 @@ def ok(checks: Iterable[Check]) -> bool:
     return all(each.status != "fail" for each in checks)
 
 
-# ------------------------------------------------------------------------------ comparing
-
-
 def skipped(name: str, absent: str) -> list[Check]:
     """The check of a part that lacks files; ``absent`` names them."""
     return [Check(name, "skip", f"{absent} is absent")]
@@ -108,33 +103,32 @@ def judge(name: str, faults: Sequence[str], detail: str) -> Check:
     return Check(name, "fail", faults[0] + more) if faults else Check(name, "pass", detail)
 
 
-def near(name: str, pairs: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> Check:
-    """Compare tensors (what, ours, recorded) by their largest difference."""
+def near(
+    name: str,
+    pairs: Iterable[tuple[str, torch.Tensor | float, torch.Tensor | float]],
+    allowed: float = OUTPUTS_ABSOLUTE,
+    relative: bool = False,
+) -> Check:
+    """Compare tensors or numbers (what, ours, recorded) by their largest absolute or relative difference."""
     faults, differences = [], []
-    for what, ours, recorded in pairs:
+    for what, mine, theirs in pairs:
+        ours, recorded = (torch.as_tensor(each, dtype=torch.float64) for each in (mine, theirs))
         if ours.shape != recorded.shape:
             faults.append(f"{what}: shape {list(ours.shape)}, recorded {list(recorded.shape)}")
             continue
-        differences.append(float((ours - recorded).abs().max()) if ours.numel() else 0.0)
-        if not differences[-1] <= OUTPUTS_ABSOLUTE:  # so that nan fails
-            faults.append(f"{what}: differs by {differences[-1]:.1e}, {OUTPUTS_ABSOLUTE:.0e} is allowed")
-    return _compared(name, faults, differences, "largest difference")
-
-
-def relative(name: str, pairs: Iterable[tuple[str, float, float]], allowed: float) -> Check:
-    """Compare numbers (what, ours, recorded) by their relative difference."""
-    faults, differences = [], []
-    for what, ours, recorded in pairs:
-        differences.append(abs(ours - recorded) / max(abs(recorded), 1e-6))
-        if not differences[-1] <= allowed:
-            faults.append(f"{what} is {ours:.6g}, recorded {recorded:.6g}")
-    return _compared(name, faults, differences, "largest relative difference")
-
-
-def _compared(name: str, faults: Sequence[str], differences: Sequence[float], of: str) -> Check:
+        apart = (ours - recorded).abs() / (recorded.abs().clamp(min=1e-6) if relative else 1.0)
+        differences.append(float(apart.max()) if apart.numel() else 0.0)
+        if not differences[-1] <= allowed:  # so that nan fails
+            faults.append(f"{what}: differs by {differences[-1]:.1e}, {allowed:.0e} is allowed")
     if not faults and not differences:
         return Check(name, "skip", "nothing of it is recorded")
-    return judge(name, faults, f"{len(differences)} compared, {of} {max(differences, default=0.0):.1e}")
+    kind = "largest relative difference" if relative else "largest difference"
+    return judge(name, faults, f"{len(differences)} compared, {kind} {max(differences, default=0.0):.1e}")
+
+
+def by_prompt(part: str, key: str, ours: Mapping[int, torch.Tensor], expected: Fields) -> Check:
+    """Compare a tensor of each prompt with the recorded one of that name."""
+    return near(f"{part}/{key}", ((f"prompt {i}", each, expected[f"prompt{i}.{key}"]) for i, each in ours.items()))
 
 
 def prompt_numbers(tensors: Fields) -> list[int]:
@@ -146,29 +140,21 @@ def compare_norms(name: str, ours: dict[str, float], recorded: Fields) -> Check:
     """Compare gradient norms by parameter; recordings may hold fewer parameters than the head has."""
     if unknown := sorted(set(recorded) - set(ours)):
         return Check(name, "fail", f"the head has no parameter {', '.join(unknown)}")
-    return relative(name, ((key, ours[key], float(value)) for key, value in recorded.items()), _GRADIENTS_RELATIVE)
+    return near(name, ((key, ours[key], value) for key, value in recorded.items()), _GRADIENTS_RELATIVE, relative=True)
 
 
 def first_difference(where: str, ours: Sequence[Any], recorded: Sequence[Any]) -> str:
     """The first entry in which two sequences differ, in words."""
     for i, (mine, theirs) in enumerate(zip(ours, recorded, strict=False)):
         if mine != theirs:
-            return f"{where}, entry {i}: {_short(mine)}, recorded {_short(theirs)}"
+            return f"{where}, entry {i}: {reprlib.repr(mine)}, recorded {reprlib.repr(theirs)}"
     return f"{where}: {len(ours)} entries, recorded {len(recorded)}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ------------------------------------------------------------------------------ one forward pass
 
 
 def predictions(
     head: Any, target: Target, next_ids: torch.Tensor, hidden: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What a head says at every state, through the loss that it is trained with.
+    """Predictions of a head at every state, through the loss that it is trained with.
 
     Args:
         next_ids: int64 [tokens], the token after each state's own.
@@ -181,12 +167,9 @@ def predictions(
     beyond = head.max_depth + 1
     ids = torch.cat([next_ids[:1], next_ids, next_ids.new_zeros(beyond)])[None]
     states = torch.cat([hidden, hidden.new_zeros(1 + beyond, hidden.shape[-1])])[None, :, None]
+    every, length = torch.ones_like(ids, dtype=torch.bool), torch.tensor([ids.shape[1]])
     with torch.no_grad():
-        found = head.loss(
-            FeatureBatch(
-                ids, torch.ones_like(ids, dtype=torch.bool), states, 0, target.output, torch.tensor([ids.shape[1]])
-            )
-        )
+        found = head.loss(FeatureBatch(ids, every, states, 0, target.output, length))
     return [(each.feature[each.rows < count], each.logits[each.rows < count]) for each in found.predictions]
 
 
@@ -197,9 +180,6 @@ def states_of(target: Target, ids: torch.Tensor) -> torch.Tensor:
 
 def gradients_of(head: Any, total: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of a loss by parameter; zeros where it does not depend on one."""
-    names, parameters = zip(*head.named_parameters(), strict=True)
-    found = torch.autograd.grad(total, parameters, allow_unused=True)
-    return {
-        name: torch.zeros_like(each) if gradient is None else gradient
-        for name, each, gradient in zip(names, parameters, found, strict=True)
-    }
+    parameters = dict(head.named_parameters())
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, found, strict=True))

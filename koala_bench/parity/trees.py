@@ -42,11 +42,7 @@ def _inner_nodes(shape: TreeShape) -> list[int]:
 
 
 def _draft_levels(template: TreeTemplate) -> list[dict[str, Any]]:
-    """What upstream's EAGLE needs to draft each level: the inner nodes below the root, level by level.
-
-    An index counts only parents that have inner nodes below them, as upstream's ``utils_c.py`` does; see
-    ``_misdrafted``.
-    """
+    """Upstream's buffers for drafting each level; an index counts only parents with inner nodes below (``utils_c.py``)."""
     shape = template.shape
     inner = _inner_nodes(shape)[1:]
     levels = []
@@ -70,32 +66,22 @@ _MISDRAFTED = (
 
 
 def _misdrafted(template: TreeTemplate) -> bool:
-    """Whether upstream's EAGLE drafts this tree from wrong parents: it numbers parents by those that have inner
-    children.
-    """
+    """Whether upstream numbers the parents of this tree wrongly: it counts only those with inner children."""
     shape = template.shape
-    inner = set(_inner_nodes(shape))
-    for depth in range(1, template.depth - 1):
-        grows = [
-            any(child in inner for child in shape.children[node])
-            for node in sorted(inner)
-            if shape.depths[node] == depth
-        ]
-        if grows != sorted(grows, reverse=True):
-            return True
-    return False
+    inner = _inner_nodes(shape)
+    grows = [(shape.depths[node], any(child in inner for child in shape.children[node])) for node in inner]
+    levels = [[flag for at, flag in grows if at == depth] for depth in range(1, template.depth - 1)]
+    return any(level != sorted(level, reverse=True) for level in levels)
 
 
 def excuse_misdrafted(checks: Sequence[Check], template: TreeTemplate) -> list[Check]:
-    """What depends on the drafts cannot fail where upstream's drafts are wrong; the text is the target's own all the
-    same.
-    """
-
-    def excused(each: Check) -> bool:
-        return each.status == "fail" and not each.name.endswith("generated_ids")
-
+    """Checks of drafts cannot fail where upstream's drafts are wrong; the text is the target's own all the same."""
+    if not _misdrafted(template):
+        return list(checks)
     return [
-        replace(each, status="unsupported", detail=_MISDRAFTED) if _misdrafted(template) and excused(each) else each
+        replace(each, status="unsupported", detail=_MISDRAFTED)
+        if each.status == "fail" and not each.name.endswith("generated_ids")
+        else each
         for each in checks
     ]
 
@@ -110,23 +96,17 @@ def compare_buffers(
     rows = [tables[shape.parents[node]] if eagle_like else shape.depths[node] - 1 for node in range(1, shape.nodes)]
     ours: dict[str, Any] = {
         names["mask"]: shape.ancestors.int().tolist(),
-        "tree_indices": [
-            0,
-            *(path[-1] + _TABLE_WIDTH * row + 1 for path, row in zip(template.paths, rows, strict=True)),
-        ],
+        "tree_indices": [0, *(p[-1] + _TABLE_WIDTH * row + 1 for p, row in zip(template.paths, rows, strict=True))],
         names["depths"]: list(shape.depths),
         "retrieve_indices": leaf_rows(shape, eagle_like),
     }
     if eagle_like and "draft_levels" in buffers:
         ours["draft_levels"] = _draft_levels(template)
-    return [
-        judge(
-            f"{part}/{name}",
-            [] if buffers[name] == value else [first_difference(name, value, buffers[name])],
-            f"{len(value)} rows are equal",
-        )
+    faults = {
+        name: [] if buffers[name] == value else [first_difference(name, value, buffers[name])]
         for name, value in ours.items()
-    ]
+    }
+    return [judge(f"{part}/{name}", faults[name], f"{len(value)} rows are equal") for name, value in ours.items()]
 
 
 def row_of(rows: Sequence[Sequence[int]], path: Sequence[int]) -> int:

@@ -1,6 +1,4 @@
-"""How long a preset would take on this machine, from about a minute of measuring: its own steps where the target is
-here, else the machine's limits.
-"""
+"""How long a preset would take on this machine: from its own steps where the target is here, else from limits."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from koala_bench.common.process_group import ALONE
+from koala_bench.costs.device import bandwidth
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
@@ -78,38 +77,27 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
 
     Args:
         seconds: to spend, about.
-
-    Raises:
-        KoalaBenchError: a mistake in the methods or their options.
     """
     names = [name for name in methods if name != VANILLA]
     trained = trained_methods(preset, methods, target)
-    each = seconds / (1 + len(trained) + 1 + len(names))
+    each = seconds / (2 + len(trained) + len(names))
     arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
     pass_s, heads = _training(preset, arms, target, each)
     with target.computing():
         steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
         for name in names:
-            wanted_method = preset.method(name)
-            head = free_head(wanted_method, target)
+            method = preset.method(name)
+            head = free_head(method, target)
             if head is None:
                 head = arms[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
-            steps[name] = _step(target, head, load_template(wanted_method.tree), each)
+            steps[name] = _step(target, head, load_template(method.tree), each)
     return Pace(pass_s, heads, steps)
 
 
 def training_pace(
     preset: Preset, trained: Sequence[str], target: Target, seconds: float
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of the target's pass over one micro-batch, and of the update of each head; see ``Pace``.
-
-    Args:
-        trained: methods with a head to train.
-        seconds: to spend, about.
-
-    Raises:
-        KoalaBenchError: a mistake in the methods or their options.
-    """
+    """Seconds of the target's pass over one micro-batch, and of the update of each trained head; see ``Pace``."""
     arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
     return _training(preset, arms, target, seconds / (1 + len(arms)))
 
@@ -118,20 +106,20 @@ def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: flo
     heads: dict[str, float] = {}
     if not arms:
         return 0.0, heads
+    options, device = preset.training, target.device
     target = replace(target, engine="eager")  # as ``train_heads`` does
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=resolve(preset.training.precision, target.device), cpu=target.device.type == "cpu"
-    )
-    wanted = [arm.head.features for arm in arms.values()]
+    accelerator = Accelerator(mixed_precision=resolve(options.precision, device), cpu=device.type == "cpu")
     batch = _batch(preset, target)
-    pass_s = _time(target.device, each, lambda: features_of_each(target, batch, wanted, seed=0))
-    features = features_of_each(target, batch, wanted, seed=0)
-    last = preset.training.steps - 1  # when everything that sets in late has done so
+    read = partial(features_of_each, target, batch, [arm.head.features for arm in arms.values()], seed=0)
+    pass_s, features = _time(device, each, read), read()
+    own, last = (
+        [lambda: features] * options.micro_batches,
+        options.steps - 1,
+    )  # everything that sets in late has done so
     for name, arm in arms.items():
-        own = [lambda: features] * preset.training.micro_batches
-        step = partial(train_step, accelerator, [arm], own, preset.training, 1e-6, last, ALONE)
-        heads[name] = _time(target.device, each, step) / preset.training.micro_batches
+        step = partial(train_step, accelerator, [arm], own, options, 1e-6, last, ALONE)
+        heads[name] = _time(device, each, step) / options.micro_batches
     return pass_s, heads
 
 
@@ -149,18 +137,12 @@ def hours_at(pace: Pace, preset: Preset, needs: Needs, stored_tokens: int | None
     return Hours(training / 3600, (first / 3600, second / 3600))
 
 
-def measure_limits(device: torch.device, dtype: torch.dtype, seconds: float = 10.0) -> Limits:
+def measure_limits(device: torch.device, dtype: torch.dtype, seconds: float) -> Limits:
     """Copy bandwidth and matrix throughput of a device."""
-    size = 2**28 if device.type == "cuda" else 2**25
-    source, place = (
-        torch.ones(size, device=device, dtype=torch.float32),
-        torch.empty(size, device=device, dtype=torch.float32),
-    )
-    copied = _time(device, seconds / 2, lambda: place.copy_(source))
     width = 8192 if device.type == "cuda" else 2048
     a, b = (torch.ones(width, width, device=device, dtype=dtype) for _ in range(2))
-    multiplied = _time(device, seconds / 2, lambda: a @ b)
-    return Limits(2 * 4 * size / copied, 2 * width**3 / multiplied)
+    multiplied = _time(device, seconds, lambda: a @ b)
+    return Limits(bandwidth(device, 1 << (30 if device.type == "cuda" else 27)).copied, 2 * width**3 / multiplied)
 
 
 def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
@@ -169,9 +151,7 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
 
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
-    """What the run takes at least: two operations a parameter and token for the target, six for what is trained;
-    decoding reads all weights a step.
-    """
+    """At least: two operations a parameter and token for the target, six for what is trained; a step reads all weights."""
     trained = sum(head.parameters + head.judge for head in needs.heads if head.shares is None)
     training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
     step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s

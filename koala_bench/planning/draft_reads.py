@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from koala_bench.common.markdown import table
 from koala_bench.engine.target import Target
 from koala_bench.heads import Committed
 from koala_bench.presets import MethodPreset, Preset
@@ -58,17 +57,9 @@ class _Weights(TorchDispatchMode):
 
 
 def draft_reads(preset: Preset, names: Sequence[str], config: Any) -> list[DraftReads]:
-    """Count for each method that has a head to train.
-
-    Args:
-        config: of the target.
-
-    Raises:
-        KoalaBenchError: a mistake in a method or its options.
-    """
+    """Count for each method that has a head to train; ``config`` is the target's."""
     found = []
-    # Fake tensors cannot be moved, and there is nowhere to move them to.
-    with FakeTensorMode(), patch.object(nn.Module, "to", lambda self, *_, **__: self), torch.no_grad():
+    with FakeTensorMode(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(config)
         target = Target(preset.target.name, model, None, torch.device("cpu"), torch.float32, 2048)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -95,18 +86,10 @@ def _read(target: Target, method: MethodPreset, depth: int, size: int | None) ->
 
 
 def reads_in_words(found: Sequence[DraftReads]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown; nothing where nothing was counted."""
     if not found:
         return ""
-    sizes = list(found[0].by_size)
-    lines = [
-        "Weights that a draft reads, in steps of the target, by the number of tokens that it can draft:",
-        "",
-        f"| Head | Depth | {' | '.join(f'{size:,}' for size in sizes)} |",
-        f"| :-- | --: |{' --: |' * len(sizes)}",
-    ]
-    lines += [
-        f"| {each.method} | {each.depth} | {' | '.join(f'{each.by_size[size]:.2f}' for size in sizes)} |"
-        for each in found
-    ]
-    return "\n".join(lines)
+    headings = ["Head", "Depth", *(f"{size:,}" for size in found[0].by_size)]
+    rows = ([each.method, each.depth, *(f"{share:.2f}" for share in each.by_size.values())] for each in found)
+    what = "Weights that a draft reads, in steps of the target, by the number of tokens that it can draft:"
+    return f"{what}\n\n{table(headings, rows)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from koala_bench.common.markdown import table
 from koala_bench.common.progress import say
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.devices import pick_device, pick_dtype
@@ -38,8 +39,10 @@ from koala_bench.planning.requirements import (
 from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import Preset
 from koala_bench.records.reading import short_name
+from koala_bench.results.tables.rendering import NOTHING
 from koala_bench.training.experiment import load_preset_target
 
+_GAP = "\n\n"
 # What least_hours counts.
 _WITHOUT = (
     "Counted are two operations a parameter and token of the target, six of what is trained, and one reading of the"
@@ -50,15 +53,7 @@ _WITHOUT = (
 def outlook(
     preset: Preset, methods: Sequence[str], data_dir: Path | None, out: Path, seconds: float
 ) -> tuple[str, bool]:
-    """The report, and whether the run can begin here.
-
-    Args:
-        out: where the run would write.
-        seconds: to spend on measuring.
-
-    Raises:
-        KoalaBenchError: a mistake in the preset or methods, or the target is unknown.
-    """
+    """The report of a run that would write to ``out``, and whether it can begin here; ``seconds`` go into measuring."""
     place = find_target(preset)
     turns = turns_of(preset, data_dir)
     models = find_models(preset, methods)
@@ -68,44 +63,31 @@ def outlook(
     needs = replace(needs, disk=needs.disk + (tokens or 0) * needs.state_bytes)
     missing = missing_for(preset, place, needs, turns, out, models)
     hours, basis = _hours(preset, methods, loaded, models, needs, seconds, tokens)
-    lines = [
-        f"# What {short_name(preset.target.name)} takes with {', '.join(methods)}",
-        "",
-        f"Target: {needs.target_parameters / 1e6:,.2f} M parameters; {place.words}.",
-        "",
-    ]
-    lines += ["| Head | Trained parameters (M) | Discriminator (M) |", "| :-- | --: | --: |"]
-    lines += [_row(head, needs) for head in needs.heads]
-    lines += ["", reads_in_words(draft_reads(preset, methods, place.config))]
     asked = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
-    lines += [
-        "",
-        (
-            f"- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients,"
-            " moments, states of a step), beside the activations of one head at a time;"
-            f" {gibibytes(needs.decoding_memory)} for decoding."
-        ),
-        (
-            f"- Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there),"
-            f" heads and records{f'; {gibibytes(needs.download)} to download' if needs.download else ''}."
-        ),
-        (
-            f"- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most"
-            f" {needs.answer_tokens:,} decoded by each method ({asked})."
-        ),
-        (
-            f"- Time: {_of(hours.training)} of training; {_of(hours.decoding[0])} of decoding if no draft is accepted,"
-            f" {_of(hours.decoding[1])} at an acceptance length of 2. {basis}"
-        ),
-        "",
-    ]
-    if preset.training.stored_states:
-        lines.insert(-1, _of_states(needs, tokens))
-    if missing:
-        lines += ["**Missing here**", "", *(f"- {each}" for each in missing)]
-    else:
-        lines += ["Nothing is missing: it can run here."]
-    return "\n".join(lines), not missing
+    download = f"; {gibibytes(needs.download)} to download" if needs.download else ""
+    first, second = map(_of, hours.decoding)
+    heads = table(("Head", "Trained parameters (M)", "Discriminator (M)"), (_row(head, needs) for head in needs.heads))
+    states = f"{_of_states(needs, tokens)}\n" if preset.training.stored_states else ""
+    listed = "\n".join(f"- {each}" for each in missing)
+    text = f"""# What {short_name(preset.target.name)} takes with {", ".join(methods)}
+
+Target: {needs.target_parameters / 1e6:,.2f} M parameters; {place.words}.
+
+{heads}
+
+{reads_in_words(draft_reads(preset, methods, place.config))}
+
+- Memory: {gibibytes(needs.training_memory)} for training all heads together (target, weights, gradients, moments, \
+states of a step), beside the activations of one head at a time; {gibibytes(needs.decoding_memory)} for decoding.
+- Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there), heads and \
+records{download}.
+- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded by \
+each method ({asked}).
+- Time: {_of(hours.training)} of training; {first} of decoding if no draft is accepted, {second} at an acceptance \
+length of 2. {basis}
+{states}
+{f"**Missing here**{_GAP}{listed}" if missing else "Nothing is missing: it can run here."}"""
+    return text, not missing
 
 
 def _lacks_gpu(preset: Preset) -> bool:
@@ -113,31 +95,26 @@ def _lacks_gpu(preset: Preset) -> bool:
 
 
 def _of_states(needs: Needs, tokens: int | None) -> str:
-    """The line on stored states."""
     each = f"{needs.state_bytes / 1024:,.1f} KiB a token"
     alone = f"Training from them with `train --states` takes {gibibytes(needs.ends_memory)} of memory."
     if tokens is None:
-        return (
-            f"- States: {each} of the dialogues on disk, which cannot be counted before target and data are here."
-            f" {alone}"
-        )
+        unknown = "of the dialogues on disk, which cannot be counted before target and data are here"
+        return f"- States: {each} {unknown}. {alone}"
     return (
         f"- States: {gibibytes(tokens * needs.state_bytes)} of the disk until the last training ends, {each} of about"
         f" {tokens:,}; the target reads them once, whatever epochs, seeds and variants. {alone}"
     )
 
 
-def _row(head: HeadNeeds, needs: Needs) -> str:
+def _row(head: HeadNeeds, needs: Needs) -> tuple[str, str, str]:
     if head.shares:
-        return f"| {head.name} | that of {head.shares} | \u2013 |"
+        return head.name, f"that of {head.shares}", NOTHING
     if head.model:
         count = needs.models.get(head.model)
-        return (
-            f"| {head.name} | none; {head.model} has {f'{count / 1e6:,.2f}' if count else 'an unknown number'} |"
-            " \u2013 |"
-        )
-    counts = [f"{count / 1e6:,.2f}" if count else "\u2013" for count in (head.parameters, head.judge)]
-    return f"| {head.name} | {counts[0]} | {counts[1]} |"
+        size = f"{count / 1e6:,.2f}" if count else "an unknown number"
+        return head.name, f"none; {head.model} has {size}", NOTHING
+    trained, judge = (f"{count / 1e6:,.2f}" if count else NOTHING for count in (head.parameters, head.judge))
+    return head.name, trained, judge
 
 
 def _hours(
@@ -159,22 +136,15 @@ def _hours(
         )
         return least_hours(limits, preset, methods, needs), f"{which} {_WITHOUT}"
     if loaded is not None:
-        lacking = {
-            name
-            for name in (head.name for head in needs.heads if head.model and not models[head.model].at_hand)
-            if name in methods
-        }
+        absent = {head.name for head in needs.heads if head.model and not models[head.model].at_hand}
+        lacking = absent & set(methods)
         say(f"Measuring for about {seconds:.0f} seconds ...")
         target = loaded[0]
         pace = measure_pace(preset, [name for name in methods if name not in lacking], target, seconds)
         without = f" Without {', '.join(sorted(lacking))}, whose model is not here." if lacking else ""
-        return (
-            hours_at(pace, preset, needs, tokens),
-            (
-                f"From steps measured here, on {target.device.type} in"
-                f" {str(target.dtype).removeprefix('torch.')}.{without}"
-            ),
-        )
+        kind = str(target.dtype).removeprefix("torch.")
+        said = f"From steps measured here, on {target.device.type} in {kind}.{without}"
+        return hours_at(pace, preset, needs, tokens), said
     device = pick_device(wanted)
     say(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")
     dtype = pick_dtype(preset.target.dtype, device)
@@ -183,10 +153,8 @@ def _hours(
         f"this {'GPU' if device.type == 'cuda' else 'CPU'} copies {limits.bytes_per_s / 1e9:,.0f} GB/s and multiplies"
         f" {limits.flop_per_s / 1e9:,.1f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
     )
-    return (
-        least_hours(limits, preset, methods, needs),
-        f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}",
-    )
+    said = f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}"
+    return least_hours(limits, preset, methods, needs), said
 
 
 def _of(hours: float) -> str:

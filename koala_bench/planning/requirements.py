@@ -1,6 +1,4 @@
-"""What a preset needs before anything is downloaded or trained: parameters, memory, disk and tokens, and what is
-missing for it here.
-"""
+"""What a preset needs, before anything is downloaded or trained: parameters, memory, disk and tokens; what is missing."""
 
 from __future__ import annotations
 
@@ -12,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,14 +20,13 @@ from koala_bench.common.hub_errors import HUB_ERRORS, first_line
 from koala_bench.common.machine import memory_bytes
 from koala_bench.dialogues.conversations import BUNDLED, bundled_answers, files_of
 from koala_bench.dialogues.hub import HUB, ask_hub, dialogues_at_hand, dialogues_on_hub
-from koala_bench.dialogues.questions import find_questions, read_questions
+from koala_bench.dialogues.questions import find_questions, read_questions, select_questions
 from koala_bench.engine.devices import pick_dtype, pick_engine
 from koala_bench.engine.loading.gguf import gguf_config, gguf_file
 from koala_bench.engine.loading.targets import bundled_target
 from koala_bench.engine.shapes import known_shape
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import select_questions
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.experiment import VANILLA
@@ -42,12 +37,7 @@ _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Ada
 # On disk at most: three checkpoints of itself with both moments, for while one is written the last and the one before
 # it are there. The finished heads come when the third is gone, and take less.
 _KEPT_BYTES = 3 * 12
-_WEIGHT_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
+_WEIGHT_FILES = [f"{file}{end}" for file in ("model.safetensors", "pytorch_model.bin") for end in (".index.json", "")]
 _STORED_BYTES = 2  # a parameter of a checkpoint on the hub, which is in half precision
 
 
@@ -116,11 +106,7 @@ class Needs:
 
 
 def find_target(preset: Preset) -> Place:
-    """Look for a target without downloading its weights; of one on the hub only the configuration is asked for.
-
-    Raises:
-        KoalaBenchError: it is not here, the hub cannot be asked, and nobody knows its shape.
-    """
+    """Look for a target without downloading its weights; of one on the hub only the configuration is asked for."""
     found = _find(preset.target.name, preset.target.revision, "Check --target")
     if found.config is None:
         raise KoalaBenchError(
@@ -131,11 +117,7 @@ def find_target(preset: Preset) -> Place:
 
 
 def find_models(preset: Preset, methods: Sequence[str]) -> dict[str, Place]:
-    """Look for the models that methods draft with, in the same way; by name.
-
-    Raises:
-        KoalaBenchError: a folder is not there or holds none.
-    """
+    """Look for the models that methods draft with, in the same way; by name."""
     found: dict[str, Place] = {}
     for name in methods:
         if name != VANILLA and (model := _drafts_with(preset.method(name))) is not None and model[0] not in found:
@@ -173,19 +155,14 @@ def _find(name: str, revision: str | None, check: str) -> Place:
     answer = ask_hub(name, "model", revision)
     if answer.refusal is None:
         try:
-            return Place(
-                config or AutoConfig.from_pretrained(name, revision=revision), False, "on the hub, to be downloaded"
-            )
+            config = config or AutoConfig.from_pretrained(name, revision=revision)
+            return Place(config, False, "on the hub, to be downloaded")
         except HUB_ERRORS as error:
             answer = replace(answer, refusal=first_line(error))
     shape = config or known_shape(name)
     what = f"the hub refuses it ({answer.refusal})" if answer.reached else "the hub does not answer"
-    return Place(
-        shape,
-        False,
-        f"not on this machine, and {what}{'; its shape is known' if shape is not None else ''}",
-        answer.reached,
-    )
+    words = f"not on this machine, and {what}{'; its shape is known' if shape is not None else ''}"
+    return Place(shape, False, words, answer.reached)
 
 
 def needs_of(
@@ -200,31 +177,18 @@ def needs_of(
     Args:
         questions: number of turns that are asked, or None if the question file is not here; then MT-bench's.
         models: where the draft models are, see ``find_models``.
-
-    Raises:
-        KoalaBenchError: a mistake in the methods or their options.
     """
     names = [name for name in methods if name != VANILLA]
     # A method that decodes with another's head has that one trained.
-    listed = list(
-        dict.fromkeys(
-            each
-            for name in names
-            for each in ((name,) if preset.trained_as(name) in names else (preset.trained_as(name), name))
-        )
+    owners = {name: preset.trained_as(name) for name in names}
+    listed = dict.fromkeys(
+        each for name in names for each in ((name,) if owners[name] in names else (owners[name], name))
     )
     config, device = place.config, torch.device("cpu")
-    # Fake tensors have a shape and no memory. They cannot be moved, and there is nowhere to move them to.
-    with FakeTensorMode(), patch.object(nn.Module, "to", lambda self, *_, **__: self):
+    context = int(getattr(config, "max_position_embeddings", None) or 2048)
+    with FakeTensorMode():  # tensors with a shape and no memory
         model = AutoModelForCausalLM.from_config(config)
-        target = Target(
-            preset.target.name,
-            model,
-            None,
-            device,
-            torch.float32,
-            int(getattr(config, "max_position_embeddings", None) or 2048),
-        )
+        target = Target(preset.target.name, model, None, device, torch.float32, context)
         parameters = target.parameters
         outer = [model.get_input_embeddings(), model.get_output_embeddings()]
         ends = sum({id(p): p.numel() for module in outer for p in module.parameters()}.values())
@@ -250,9 +214,9 @@ def needs_of(
     tokens = preset.training.batch_tokens
     # Of a step the states and the distributions of one micro-batch are held.
     batch = tokens * (width * len(layers_of(read)) * size + config.vocab_size * 4)
-    context = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     shapes = [config, *(each.config for each in (models or {}).values() if each.config is not None)]
-    cache = sum(_row_of(each) for each in shapes) * context * size
+    rows = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
+    cache = sum(map(_row_of, shapes)) * rows * size
     loaded_weights = sum(count or 0 for count in drafting.values())
     absent = sum(drafting[name] or 0 for name, each in (models or {}).items() if not each.at_hand)
     # On the CPU recordings have the weights in layouts of their own: one in float32, else one for a single row and one
@@ -285,9 +249,7 @@ def _row_of(config: Any) -> int:
 
 
 def dtype_of(preset: Preset) -> torch.dtype:
-    """What the target computes in where the preset runs as it says: on a GPU it asks for, whether there is one here or
-    not.
-    """
+    """The target's dtype where the preset runs as it says, whether there is such a device here or not."""
     return pick_dtype(preset.target.dtype, _decodes_on(preset))
 
 
@@ -311,51 +273,38 @@ def missing_for(
 ) -> list[str]:
     """What keeps the preset from running here, a sentence each with what to do about it."""
     found = []
-    wanted = preset.target.device
-    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    wanted, on_gpu = preset.target.device, torch.cuda.is_available()
     need = max(needs.training_memory, needs.decoding_memory)
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    least = f"Memory: it takes at least {gibibytes(need)}"
+    if wanted.startswith("cuda") and not on_gpu:
         found.append(
             f"A CUDA device with at least {gibibytes(need)}: there is none. Run it where there is one, or on a smaller"
             " target with --device cpu."
         )
-    elif wanted.startswith(("cuda", "auto")) and 0 < total < need:
-        found.append(
-            f"Memory: it takes at least {gibibytes(need)}, the GPU has {gibibytes(total)}. Use fewer --methods at a"
-            " time or a smaller target."
-        )
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    elif wanted == "cpu" or not on_gpu:
         memory = memory_bytes()
         if memory is not None and memory < need:
-            found.append(
-                f"Memory: it takes at least {gibibytes(need)}, this machine has {gibibytes(memory)}. Use a smaller"
-                " target."
-            )
+            found.append(f"{least}, this machine has {gibibytes(memory)}. Use a smaller target.")
+    elif (total := torch.cuda.get_device_properties(0).total_memory) < need:
+        found.append(f"{least}, the GPU has {gibibytes(total)}. Use fewer --methods at a time or a smaller target.")
     if not place.at_hand:
-        found.append(
-            f"The weights of {preset.target.name}, {gibibytes(needs.target_parameters * _STORED_BYTES)}."
-            f" {_how(place, '--target')}"
-        )
+        size = gibibytes(needs.target_parameters * _STORED_BYTES)
+        found.append(f"The weights of {preset.target.name}, {size}. {_how(place, '--target')}")
     for name, each in (models or {}).items():
         if not each.at_hand:
             count = needs.models.get(name)
             size = gibibytes(count * _STORED_BYTES) if count else "whose size nobody here knows"
-            found.append(
-                f"The weights of the draft model {name}, {size}. {_how(each, 'the option model of its method')}"
-            )
+            how = _how(each, "the option model of its method")
+            found.append(f"The weights of the draft model {name}, {size}. {how}")
     if needs.training_tokens and (lacking := missing_conversations(preset.data.source, preset.target.name)) is not None:
         found.append(lacking)
     if turns is None:
-        found.append(
-            f"The questions {preset.evaluation.questions}. Get them: koala-bench data {preset.evaluation.questions}"
-            " --data-dir data."
-        )
+        name = preset.evaluation.questions
+        found.append(f"The questions {name}. Get them: koala-bench data {name} --data-dir data.")
     there = next(parent for parent in (out, *out.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < needs.disk + needs.download:
+    if (free := shutil.disk_usage(there).free) < (wanted_space := needs.disk + needs.download):
         found.append(
-            f"Disk: {gibibytes(needs.disk + needs.download)}, and {there} has {gibibytes(free)}. Free some, or choose"
-            " another --out."
+            f"Disk: {gibibytes(wanted_space)}, and {there} has {gibibytes(free)}. Free some, or choose another --out."
         )
     if preset.target.chat_template.startswith("vicuna") and importlib.util.find_spec("fastchat") is None:
         found.append("The package fschat, for the chat template. Install koala-bench with its dependencies.")
@@ -364,16 +313,11 @@ def missing_for(
 
 def _how(place: Place, option: str) -> str:
     """How to come by weights that are not here."""
+    gated = f"set HF_TOKEN for a gated model, or give the path of a copy with {option}."
     if not place.reached:
-        return (
-            f"The hub does not answer: allow access to huggingface.co, or give the path of a copy with {option}; set"
-            " HF_TOKEN for a gated model."
-        )
+        return f"The hub does not answer: allow access to huggingface.co, {gated}"
     if "refuses" in place.words:
-        return (
-            f"They are {place.words}: check the name, set HF_TOKEN for a gated model, or give the path of a copy with"
-            f" {option}."
-        )
+        return f"They are {place.words}: check the name, {gated}"
     return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for a gated model."
 
 

@@ -51,11 +51,7 @@ _WHAT = (
     "Tell me about `{n}` in {p}.",
 )
 _FIRST = {
-    "Parameters": (
-        "Which arguments does `{n}` of {p} take?",
-        "Explain the parameters of `{n}` from {p}.",
-        "How do I call `{n}` in {p}?",
-    ),
+    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.", "How do I call `{n}` in {p}?"),
     "Returns": ("What does `{n}` from {p} return?", "Which value do I get from `{n}` in {p}?"),
     "Examples": ("Show me an example of `{n}` from {p}.", "How do I use `{n}` in {p}?"),
     "Raises": ("Which errors does `{n}` from {p} raise?", "When does `{n}` in {p} fail?"),
@@ -64,7 +60,7 @@ _FIRST = {
     "Shape": ("Which shapes does `{n}` from {p} expect?",),
     "source": ("Show the source of `{n}` from {p}.", "How is `{n}` implemented in {p}?"),
     "methods": ("Which methods does `{n}` of {p} have?", "List the methods of `{n}` from {p}."),
-}
+}  # fmt: skip
 _SECOND = {
     "summary": ("What does it do?", "And what is it for?"),
     "Parameters": ("Which arguments does it take?", "What are its parameters?"),
@@ -100,21 +96,16 @@ def answers_of(entry: Entry) -> dict[str, str]:
 
 
 def dialogues_of(entry: Entry) -> list[list[str]]:
-    """Two-turn dialogues that cover every topic of the entry once as a first or a second turn.
-
-    The wording is drawn from a generator seeded by the entry's name, so it does not depend on other entries.
-    """
+    """Two-turn dialogues that cover every topic once, worded by a generator that the entry's name seeds."""
     draw = random.Random(f"{entry.package}:{entry.name}")
     answers = answers_of(entry)
     names = {"n": entry.name, "p": entry.package}
     others = [topic for topic in answers if topic != "summary"]
     draw.shuffle(others)
-    dialogues = []
     first = [draw.choice(_WHAT).format(**names), answers["summary"]]
     if others:
         first += [draw.choice(_SECOND[others[0]]), answers[others[0]]]
-    dialogues.append(first)
-    rest = others[1:]
+    dialogues, rest = [first], others[1:]
     while rest:
         topic = rest.pop(0)
         dialogue = [draw.choice(_FIRST[topic]).format(**names), answers[topic]]
@@ -124,13 +115,8 @@ def dialogues_of(entry: Entry) -> list[list[str]]:
 
 
 def read_documentation(packages: Sequence[str] = tuple(PACKAGES)) -> Conversations:
-    """Dialogues about the installed packages, shuffled: neighbours in a file resemble each other, batches should not.
-
-    Parsing all sources, some 100 MB, takes about half a minute.
-
-    Raises:
-        KoalaBenchError: a package is not installed.
-    """
+    """Dialogues about the installed packages, shuffled, in about half a minute: all sources are 100 MB. Raises
+    KoalaBenchError where a package is not installed."""
     say("Reading the documentation of the installed packages ...")
     entries, versions = read_entries(packages)
     train: list[list[str]] = []
@@ -146,26 +132,15 @@ def read_documentation(packages: Sequence[str] = tuple(PACKAGES)) -> Conversatio
 
 
 def read_source(source: str, template: ChatTemplate | None = None) -> Conversations:
-    """``documentation``, or conversations as ``read_conversations`` takes them.
-
-    Args:
-        template: as ``read_conversations`` takes it.
-
-    Raises:
-        KoalaBenchError: as ``read_documentation`` and ``read_conversations``.
-    """
+    """``documentation``, or conversations as ``read_conversations`` takes them."""
     return read_documentation() if source == DOCUMENTATION else read_conversations(source, template)
 
 
 def read_corpus(source: str) -> Conversations:
-    """A source to pretrain on, its dialogues shuffled.
-
-    Raises:
-        KoalaBenchError: as ``read_source``.
-    """
+    """A source to pretrain on, its dialogues shuffled."""
+    found = read_source(source)
     if source == DOCUMENTATION:
-        return read_documentation()
-    found = read_conversations(source)
+        return found
     for part in (found.train, found.held_out):
         random.Random(0).shuffle(part)
     return replace(found, provenance={**found.provenance, "source": source, "rows": found.rows})
@@ -175,8 +150,5 @@ def corpus_sha256(corpus: Conversations) -> str:
     """Hash of all dialogues in their order, those to train on apart from the held-out ones."""
     digest = hashlib.sha256()
     for part in (corpus.train, corpus.held_out):
-        for dialogue in part:
-            digest.update(json.dumps(dialogue, ensure_ascii=False).encode())
-            digest.update(b"\n")
-        digest.update(b"\x00")
+        digest.update("".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in part).encode() + b"\x00")
     return digest.hexdigest()

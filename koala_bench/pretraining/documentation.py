@@ -15,32 +15,18 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from koala_bench.errors import KoalaBenchError
 
 # Import name -> distribution name. The project or its extra ``pretrain`` requires them all.
 PACKAGES = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "accelerate": "accelerate",
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "pandas": "pandas",
-    "matplotlib": "matplotlib",
-    "sympy": "sympy",
-    "networkx": "networkx",
-    "pydantic": "pydantic",
-    "rich": "rich",
-    "typer": "typer",
-    "huggingface_hub": "huggingface_hub",
-    "jinja2": "Jinja2",
-    "requests": "requests",
-    "httpx": "httpx",
-    "fontTools": "fonttools",
-    "prompt_toolkit": "prompt_toolkit",
-    "PIL": "pillow",
+    "torch": "torch", "transformers": "transformers", "accelerate": "accelerate", "numpy": "numpy", "scipy": "scipy",
+    "pandas": "pandas", "matplotlib": "matplotlib", "sympy": "sympy", "networkx": "networkx", "pydantic": "pydantic",
+    "rich": "rich", "typer": "typer", "huggingface_hub": "huggingface_hub", "jinja2": "Jinja2", "requests": "requests",
+    "httpx": "httpx", "fontTools": "fonttools", "prompt_toolkit": "prompt_toolkit", "PIL": "pillow",
     "aiohttp": "aiohttp",
-}
+}  # fmt: skip
 
 # Folders whose sources document nothing a user would ask about.
 _SKIPPED_FOLDERS = {
@@ -98,9 +84,7 @@ _SECTION_NAMES = {
 
 
 def _without_directives(lines: Iterable[str]) -> Iterator[str]:
-    """Lines of reStructuredText without directives: their heads and options go, and the body of those that show
-    nothing.
-    """
+    """Lines of reStructuredText without heads and options of directives, and without bodies that show nothing."""
     margin: int | None = None  # of the directive whose body is being dropped
     options = False  # whether the last line was a directive's head or option
     for line in lines:
@@ -127,14 +111,10 @@ def _clean(text: str) -> str:
 
 
 def split_docstring(docstring: str) -> dict[str, str]:
-    """Split a docstring of NumPy, Google or Sphinx style into named sections.
-
-    Returns a mapping whose key ``summary`` holds what stands before the first heading.
-    """
+    """Named sections of a docstring of NumPy, Google or Sphinx style; ``summary`` is what stands before them."""
     text = inspect.cleandoc(docstring)
     headings = [(m.start(), m.end(), m.group(1)) for m in _NUMPY_HEADING.finditer(text)]
-    if not headings:
-        headings = [(m.start(), m.end(), m.group(1)) for m in _GOOGLE_HEADING.finditer(text)]
+    headings = headings or [(m.start(), m.end(), m.group(1)) for m in _GOOGLE_HEADING.finditer(text)]
     if not headings and (found := _SPHINX_FIELD.search(text)):
         headings = [(found.start(), found.start(), "Parameters")]
     summary_end = headings[0][0] if headings else len(text)
@@ -183,26 +163,25 @@ def _entries_of_file(package: str, root: Path, path: Path) -> Iterator[Entry]:
     docstring = ast.get_docstring(tree)
     if docstring and len(public) > 1:
         yield Entry(package, ".".join(public[-2:]), "module", split_docstring(docstring), "")
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+    def entry(owner: str, node: Any, kind: str, source: str, methods: tuple[str, ...] = ()) -> Iterator[Entry]:
+        if docstring := ast.get_docstring(node):
+            yield Entry(package, f"{owner}.{node.name}", kind, split_docstring(docstring), source, methods)
+
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            if (docstring := ast.get_docstring(node)) and not node.name.startswith("_"):
-                yield Entry(
-                    package, f"{module}.{node.name}", "function", split_docstring(docstring), _source_of(lines, node)
-                )
-        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            functions = [item for item in node.body if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))]
-            documented = [
-                (item, doc) for item in functions if not item.name.startswith("_") and (doc := ast.get_docstring(item))
-            ]
-            init = next((item for item in functions if item.name == "__init__"), None)
-            if docstring := ast.get_docstring(node):
-                methods = tuple(item.name for item in functions if not item.name.startswith("_"))
-                source = _source_of(lines, init) if init is not None else ""
-                yield Entry(package, f"{module}.{node.name}", "class", split_docstring(docstring), source, methods)
-            for item, doc in documented:
-                yield Entry(
-                    package, f"{node.name}.{item.name}", "method", split_docstring(doc), _source_of(lines, item)
-                )
+        if not isinstance(node, (*functions, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        if not isinstance(node, ast.ClassDef):
+            yield from entry(module, node, "function", _source_of(lines, node))
+            continue
+        inside = [item for item in node.body if isinstance(item, functions)]
+        public_ones = [item for item in inside if not item.name.startswith("_")]
+        init = next((item for item in inside if item.name == "__init__"), None)
+        source = "" if init is None else _source_of(lines, init)
+        yield from entry(module, node, "class", source, tuple(item.name for item in public_ones))
+        for item in public_ones:
+            yield from entry(node.name, item, "method", _source_of(lines, item))
 
 
 def _version(package: str) -> str:
@@ -214,10 +193,9 @@ def _version(package: str) -> str:
 
 
 def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry], dict[str, str]]:
-    """Read the documented objects of the installed packages.
+    """The documented objects of the installed packages in a fixed order, and the version of every distribution.
 
-    Returns the entries in a fixed order and the version of every distribution. An entry is dropped where an earlier one
-    has the same package and name, or the same summary and source.
+    An entry is dropped where an earlier one has the same package and name, or the same summary and parameters.
 
     Raises:
         KoalaBenchError: packages are not installed.
@@ -235,11 +213,9 @@ def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry]
         root = Path(spec.origin).parent
         for path in _python_files(root):
             for entry in _entries_of_file(package, root, path):
-                keys = {
-                    (package, entry.name),
-                    ("text", entry.sections["summary"], entry.sections.get("Parameters", "")),
-                }
-                if len(entry.sections["summary"]) < 20 or keys & seen:
+                summary = entry.sections["summary"]
+                keys = {(package, entry.name), ("text", summary, entry.sections.get("Parameters", ""))}
+                if len(summary) < 20 or keys & seen:
                     continue
                 seen |= keys
                 entries.append(entry)

@@ -3,15 +3,13 @@ one.
 
 Matrices are trained with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which needs
 about half the tokens of AdamW at this size, embeddings and norms with AdamW. The learning rate is constant after
-a warm-up and falls linearly to zero over the last part ("warm-up, stable, decay"): a run stopped in the stable
-part can therefore be resumed with another number of steps and still equals one run of that length.
+a warm-up and falls linearly to zero over the last part.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +23,14 @@ from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state
 from koala_bench.dialogues.conversations import Conversations
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.card import model_card
 from koala_bench.pretraining.corpus import DOCUMENTATION, corpus_sha256
 from koala_bench.pretraining.imitation import Imitated
 from koala_bench.pretraining.options import SHAPE, PretrainOptions
-from koala_bench.pretraining.text import make_text, tokenizer_in
+from koala_bench.pretraining.text import TEMPLATE, make_text, tokenizer_in
 from koala_bench.training.checkpoints import read_state, write_state
 
 _EVALUATE_EVERY = 200
 _CHECKPOINT = "checkpoint.pt"
-_TEMPLATE = "vicuna_v1.1"
-
-
-def _decay_steps(options: PretrainOptions) -> int:
-    return max(1, round(options.decay_fraction * options.steps))
-
-
-def _rate(step: int, options: PretrainOptions) -> float:
-    """Factor on the learning rates: warm-up, stable, linear decay."""
-    return min(1.0, (step + 1) / options.warmup_steps, (options.steps - step) / _decay_steps(options))
 
 
 def _loss(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
@@ -55,11 +42,8 @@ def _earlier(start: Path) -> dict[str, Any]:
     """The manifest of an earlier target and a hash of its weights."""
     try:
         manifest = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
-        return {
-            **manifest,
-            "options": {**asdict(PretrainOptions()), **manifest["options"]},
-            "weights_sha256": sha256_of(start / "model.safetensors"),
-        }
+        shape = {**asdict(PretrainOptions()), **manifest["options"]}
+        return {**manifest, "options": shape, "weights_sha256": sha256_of(start / "model.safetensors")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KoalaBenchError(
             f"{start} is no target of `koala-bench pretrain`: {error}.", "Give a folder that command has written."
@@ -73,7 +57,6 @@ def pretrain(
     device: torch.device,
     checkpoint_every: int = 50,
     start: Path | None = None,
-    compiled: bool = False,
     imitate: Imitated | None = None,
 ) -> Path:
     """Train a Llama model and its tokenizer on the corpus; returns the folder of the finished target.
@@ -84,12 +67,10 @@ def pretrain(
     Args:
         checkpoint_every: steps between two checkpoints.
         start: folder of an earlier target whose weights, shape and tokenizer this one begins with.
-        compiled: train through ``torch.compile``, which needs a C++ compiler (on CUDA, Triton).
-        imitate: a target to make a draft model for: it brings tokenizer, vocabulary and labels, and while the rate
-            falls half of the text is its answers, if it comes with some.
+        imitate: a target to make a draft model for: it brings tokenizer, vocabulary and labels.
 
     Raises:
-        KoalaBenchError: the checkpoint in ``out/work`` is of another corpus or shape, or is damaged;
+        KoalaBenchError: the checkpoint in ``out/work`` is of another corpus or other options, or is damaged;
             ``start`` holds no target of this command; the loss is not finite; or the answers do not fill a row.
     """
     if imitate is not None:
@@ -102,42 +83,37 @@ def pretrain(
     make_folder(work)
     torch.manual_seed(options.seed)
     tokenizer = tokenizer_in(work / "tokenizer", corpus, options.vocabulary, start, imitate)
-    text = make_text(corpus, tokenizer, _TEMPLATE, options, imitate)
-    held_out, judged = text.held_out.to(device), text.judged.to(device)
+    text = make_text(corpus, tokenizer, options, imitate)
+    held_out, compared = text.held_out.to(device), text.compared.to(device)
     model = _model(options, start).to(device)  # type: ignore[arg-type]
     optimisers = _optimisers(model, options)
     rates = [options.rate * options.matrix_rate, options.rate * options.vector_rate]
     loss_of = _loss if imitate is None else imitate.loss
-    step_loss = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-
-    corpus_hash = corpus_sha256(corpus)
-    # The number of steps may change between runs (see the module's first lines); nothing else may.
     identity = {
-        "corpus": corpus_hash,
+        "corpus": corpus_sha256(corpus),
         "start": earlier and earlier["weights_sha256"],
-        **({} if imitate is None else {"imitates": imitate.identity}),
-        **{key: value for key, value in asdict(options).items() if key not in ("steps", "decay_fraction")},
+        "imitates": None if imitate is None else imitate.identity,
+        **asdict(options),
     }
-    first = _resume(work, identity, options, model, optimisers, device)
+    first = _resume(work, identity, model, optimisers, device)
 
     def evaluate() -> dict[str, float]:
         model.eval()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             losses = [_loss(model, part).item() for part in held_out.split(8)]
-            agreement = {} if imitate is None else {"agreement": round(imitate.agreement(model, judged), 4)}
+            agreement = {} if imitate is None else {"agreement": round(imitate.agreement(model, compared), 4)}
         model.train()
         return {"held_out_loss": round(sum(losses) / len(losses), 4), **agreement}
 
-    started = time.perf_counter()
     with (
         continue_log(work / "log.jsonl", first) as log,
         progress("pretrain", options.steps * options.step_tokens, "tokens", first * options.step_tokens) as advance,
     ):
         for step in range(first, options.steps):
-            ids = text.batch(step, options.step_tokens, step >= options.steps - _decay_steps(options)).to(device)
-            factor = _rate(step, options)
+            done, left = step + 1, options.steps - step
+            ids = text.batch(step, options.step_tokens, decaying=left <= options.decay_steps).to(device)
             with torch.autocast(device.type, torch.bfloat16):
-                loss = step_loss(model, ids)
+                loss = loss_of(model, ids)
             value = loss.item()
             if not math.isfinite(value):
                 raise KoalaBenchError(
@@ -146,27 +122,21 @@ def pretrain(
                 )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            factor = min(1.0, done / options.warmup_steps, left / options.decay_steps)
             for optimiser, rate in zip(optimisers, rates, strict=True):
                 for group in optimiser.param_groups:
                     group["lr"] = rate * factor
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-            done = step + 1
-            line = {
-                "step": done,
-                "tokens": done * options.step_tokens,
-                "loss": round(value, 4),
-                "rate": round(factor, 4),
-                "elapsed_s": round(time.perf_counter() - started, 1),
-            }
+            line = {"step": done, "loss": round(value, 4), "rate": round(factor, 4)}
             if done % _EVALUATE_EVERY == 0 or done == options.steps:
                 line |= evaluate()
             log.write(json.dumps(line) + "\n")
             log.flush()
             if done % checkpoint_every == 0 or done == options.steps:
                 states = [optimiser.state_dict() for optimiser in optimisers]
-                state = {"identity": identity, "step": done, "steps": options.steps, "model": model.state_dict()}
-                write_state(work / _CHECKPOINT, {**state, "optimisers": states})
+                state = {"identity": identity, "step": done, "model": model.state_dict(), "optimisers": states}
+                write_state(work / _CHECKPOINT, state)
             advance(options.step_tokens, f"loss {value:.3f}")
         final = evaluate()
 
@@ -174,8 +144,8 @@ def pretrain(
     tokenizer.save_pretrained(out)
     manifest = {
         "options": asdict(options),
-        "chat_template": _TEMPLATE,
-        "corpus_sha256": corpus_hash,
+        "chat_template": TEMPLATE,
+        "corpus_sha256": identity["corpus"],
         "corpus_versions": corpus.provenance.get("versions", {}),
         "tokens_seen": options.steps * options.step_tokens,
         "corpus_tokens": text.stable.per_epoch * options.row_tokens,
@@ -184,14 +154,31 @@ def pretrain(
         "torch": torch.__version__,
         "commit": code_state()["commit"],
         "started_from": earlier,
+        **({} if imitate is None else {"imitates": {**imitate.identity, "agreement": final["agreement"]}}),
+        **({} if corpus.provenance["source"] == DOCUMENTATION else {"conversations": corpus.provenance}),
     }
-    if imitate is not None:
-        manifest["imitates"] = {**imitate.identity, "agreement": final["agreement"]}
-    if corpus.provenance["source"] != DOCUMENTATION:
-        manifest["conversations"] = corpus.provenance
     write_text(out / "pretraining.json", json.dumps(manifest, indent=2) + "\n")
-    write_text(out / "README.md", model_card(manifest))
+    write_text(out / "README.md", _card(manifest))
     return out
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    """The model card, with the hub's front matter; everything else is in the manifest."""
+    options, imitated, others = manifest["options"], manifest.get("imitates"), "conversations" in manifest
+    kind = f"draft model for {imitated['name']}" if imitated else "small target model"
+    text = "conversations of others, which have licences of their own" if others else "docstrings of installed packages"
+    agreement = f", {imitated['agreement']:.1%} of its best guesses are the target's" if imitated else ""
+    return f"""---
+license: {"other" if others else "apache-2.0"}
+library_name: transformers
+---
+
+# A {kind}, made by `koala-bench pretrain`
+
+A Llama of {options["layers"]} layers, width {options["width"]} and {manifest["parameters"] / 1e6:.2f} M parameters,
+trained on {manifest["tokens_seen"]:,} tokens of {text}: held-out loss {manifest["held_out_loss"]} nats per
+token{agreement}. What it says is not reliable. `pretraining.json` has every option, the corpus and the commit.
+"""
 
 
 def _model(options: PretrainOptions, start: Path | None) -> LlamaForCausalLM:
@@ -229,16 +216,11 @@ def _optimisers(model: LlamaForCausalLM, options: PretrainOptions) -> list[torch
 def _resume(
     work: Path,
     identity: dict[str, Any],
-    options: PretrainOptions,
     model: LlamaForCausalLM,
     optimisers: list[torch.optim.Optimizer],
     device: torch.device,
 ) -> int:
-    """Load the checkpoint in ``work``, if there is one; returns the number of steps that are done.
-
-    Raises:
-        KoalaBenchError: it is damaged, of another corpus or options, or too far for another number of steps.
-    """
+    """Load the checkpoint in ``work``, if there is one; returns the number of steps that are done."""
     state = read_state(work / _CHECKPOINT, device)
     if state is None:
         return 0
@@ -247,17 +229,8 @@ def _resume(
             f"The checkpoint in {work} was made from another corpus or with other options.",
             "Choose another --out, or delete the folder to start again.",
         )
-    first, planned = int(state["step"]), int(state["steps"])
-    # Once the rate falls, or should have begun to, the run is bound to its length.
-    stable = min(steps - _decay_steps(replace(options, steps=steps)) for steps in (options.steps, planned))
-    if planned != options.steps and first > stable:
-        raise KoalaBenchError(
-            f"The checkpoint in {work} is at step {first:,} of {planned:,}, too late to make a run of"
-            f" {options.steps:,} steps of it.",
-            f"Use --steps {planned}, or choose another --out.",
-        )
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
-    say(f"Resuming after step {first:,}.")
-    return first
+    say(f"Resuming after step {int(state['step']):,}.")
+    return int(state["step"])

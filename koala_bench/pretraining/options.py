@@ -1,20 +1,19 @@
-"""How a small target is shaped and trained: defaults, overrides ``name=value``, and what does not fit together."""
+"""How a small target is shaped and trained: defaults, and overrides ``name=value``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from koala_bench.common.choices import did_you_mean
+from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 
 SHAPE = ("layers", "width", "intermediate", "attention_heads", "vocabulary", "positions")
-_OPTIONS_OF_THEIR_OWN = ("layers", "steps", "seed", "rate")
-
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -52,39 +51,26 @@ class PretrainOptions:
             raise ValueError(f"a row of {longest:,} tokens is longer than positions or step_tokens")
         return self
 
+    @property
+    def decay_steps(self) -> int:
+        """Last steps, over which the learning rate falls to zero."""
+        return max(1, round(self.decay_fraction * self.steps))
 
-_DEFAULTS = asdict(PretrainOptions())
-SETTABLE = tuple(field.name for field in fields(PretrainOptions) if field.name not in _OPTIONS_OF_THEIR_OWN)
+
+SETTABLE = tuple(asdict(PretrainOptions()))
 
 
 def with_settings(options: PretrainOptions, settings: Sequence[str]) -> PretrainOptions:
-    """Options with overrides ``name=value`` in place.
-
-    Raises:
-        KoalaBenchError: no such option, no number, or sizes that do not fit together.
-    """
+    """Options with overrides ``name=value`` in place. Raises KoalaBenchError where no such option, no number, or sizes
+    that do not fit together."""
     given: dict[str, Any] = {}
     for setting in settings:
         name, equals, given[name] = setting.partition("=")
-        if name not in SETTABLE:
-            own = f"It is an option of its own: --{name}." if name in _OPTIONS_OF_THEIR_OWN else ""
-            raise KoalaBenchError(
-                f"--set {setting} is no override of the pretraining.",
-                own or did_you_mean(name, SETTABLE, f"Write name=value with one of {', '.join(SETTABLE)}."),
-            )
-        if not equals:
-            raise KoalaBenchError(f"--set {setting} has no value.", "Write name=value.")
+        if not equals or name not in SETTABLE:
+            known = did_you_mean(name, SETTABLE, f"Known are {', '.join(SETTABLE)}.")
+            raise KoalaBenchError(f"--set {setting} is no override of the pretraining.", f"Write name=value. {known}")
     try:
         return PretrainOptions(**{**asdict(options), **given})  # pydantic reads the numbers
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            raise KoalaBenchError(f"{first['msg'].removeprefix('Value error, ')}.", "Change --set.") from error
-        where = f"--set {first['loc'][0]}={first['input']}"
-        raise KoalaBenchError(f"{where}: {first['msg']}.", "Write name=value, a number.") from error
-
-
-def deviations(options: dict[str, Any], without: Sequence[str] = ()) -> list[str]:
-    """Overrides ``name=value`` that make these options of the usual ones; ``without`` names some that came otherwise."""
-    values = {name: options.get(name, _DEFAULTS[name]) for name in SETTABLE if name not in without}
-    return [f"{name}={value}" for name, value in values.items() if value != _DEFAULTS[name]]
+        shown = " ".join(f"--set {setting}" for setting in settings)
+        raise KoalaBenchError(f"{shown}: {first_problem(error)}.", "Change --set.") from error

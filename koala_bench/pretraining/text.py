@@ -18,6 +18,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.pretraining.imitation import Imitated
 from koala_bench.pretraining.options import PretrainOptions
 
+TEMPLATE = "vicuna_v1.1"
 _HELD_OUT_ROWS = 64
 
 
@@ -41,6 +42,10 @@ class Rows:
         """Rows ``first .. first + count`` as int64 ids, shape [count, row_tokens]."""
         return np.stack([self[first + i] for i in range(count)]).astype(np.int64)
 
+    def first(self) -> torch.Tensor:
+        """The first rows, of which held-out numbers are."""
+        return torch.from_numpy(self.batch(0, min(_HELD_OUT_ROWS, self.per_epoch)))
+
 
 @dataclass(frozen=True)
 class Text:
@@ -50,14 +55,14 @@ class Text:
         stable, decaying: of the corpus, while the rate is stable and while it falls.
         answers: the imitated target's answers, half of the text while the rate falls; None where there are none.
         held_out: int64 ids [rows, tokens] of held-out dialogues.
-        judged: ids [rows, tokens] where a draft model's guesses are compared with its target's.
+        compared: ids [rows, tokens] where a draft model's guesses are compared with its target's.
     """
 
     stable: Rows
     decaying: Rows
     answers: Rows | None
     held_out: torch.Tensor
-    judged: torch.Tensor
+    compared: torch.Tensor
 
     def batch(self, step: int, step_tokens: int, decaying: bool) -> torch.Tensor:
         """Int64 ids [rows, row_tokens] of a step, half of the rows from the answers where these are in use."""
@@ -69,75 +74,57 @@ class Text:
 
 
 def make_text(
-    corpus: Conversations,
-    tokenizer: PreTrainedTokenizerFast,
-    template_name: str,
-    options: PretrainOptions,
-    imitate: Imitated | None,
+    corpus: Conversations, tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, imitate: Imitated | None
 ) -> Text:
-    """Encode a corpus and the answers of the target to imitate.
+    """Encode a corpus and the answers of the target to imitate. Raises KoalaBenchError where the answers do not fill a
+    row."""
+    template = chat_template(TEMPLATE, tokenizer)
 
-    Raises:
-        KoalaBenchError: the answers do not fill a row.
-    """
-    template = chat_template(template_name, tokenizer)
-
-    def encoded(dialogues: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        return [np.asarray(each.ids, dtype=np.uint16) for each in encode_dialogues(template, tokenizer, dialogues)]
-
-    def long_rows(dialogues: Sequence[np.ndarray]) -> Rows:
-        return Rows(dialogues, options.decay_row_tokens, options.seed)
-
-    def first(rows: Rows) -> torch.Tensor:
-        return torch.from_numpy(rows.batch(0, min(_HELD_OUT_ROWS, rows.per_epoch)))
+    def rows(dialogues: Sequence[Sequence[str]], tokens: int = options.decay_row_tokens) -> Rows:
+        encoded = encode_dialogues(template, tokenizer, dialogues)
+        return Rows([np.asarray(each.ids, dtype=np.uint16) for each in encoded], tokens, options.seed)
 
     say(f"Encoding {len(corpus.train):,} dialogues ...")
-    dialogues = encoded(corpus.train)
-    stable = Rows(dialogues, options.row_tokens, options.seed)
-    held_out = first(long_rows(encoded(corpus.held_out)))
+    stable, held_out = rows(corpus.train, options.row_tokens), rows(corpus.held_out).first()
+    decaying = Rows(stable.dialogues, options.decay_row_tokens, options.seed)
     if imitate is None or imitate.answers is None:
-        return Text(stable, long_rows(dialogues), None, held_out, held_out)
-    answers, apart = (long_rows(encoded(part)) for part in (imitate.answers.train, imitate.answers.held_out))
+        return Text(stable, decaying, None, held_out, held_out)
+    answers, apart = rows(imitate.answers.train), rows(imitate.answers.held_out)
     if not answers.per_epoch or not apart.per_epoch:
         raise KoalaBenchError(
             f"The answers do not fill a row of {options.decay_row_tokens} tokens.",
             "Give --answers a file with more of them.",
         )
-    return Text(stable, long_rows(dialogues), answers, held_out, first(apart))
+    return Text(stable, decaying, answers, held_out, apart.first())
 
 
 def tokenizer_in(
     folder: Path, corpus: Conversations, vocabulary: int, start: Path | None, imitate: Imitated | None
 ) -> PreTrainedTokenizerFast:
     """The tokenizer kept in a folder; at first that of an earlier or the imitated target, else one of the corpus.
-
-    Raises:
-        KoalaBenchError: it is not that of the target to imitate.
-    """
+    Raises KoalaBenchError where it is not that of the target to imitate."""
+    own = None if imitate is None else imitate.target.tokenizer
     if not (folder / "tokenizer.json").exists():
-        if start is not None:
-            made = PreTrainedTokenizerFast.from_pretrained(start)
-        elif imitate is not None:
-            made = imitate.target.tokenizer
-        else:
-            say(f"Training a tokenizer of {vocabulary:,} tokens ...")
-            made = _train_tokenizer(corpus, vocabulary)
-        made.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    if imitate is not None:
-        imitate.check_tokenizer(tokenizer)
+        made = PreTrainedTokenizerFast.from_pretrained(start) if start is not None else own
+        (made or _train_tokenizer(corpus, vocabulary)).save_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    if own is not None and tokenizer.get_vocab() != own.get_vocab():
+        raise KoalaBenchError(
+            "The tokenizer to train with is not that of the target to imitate.",
+            "Choose another --out, or leave out --start.",
+        )
     return tokenizer
 
 
 def _train_tokenizer(corpus: Conversations, vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the training dialogues, with Llama's special tokens at ids 0 to 2."""
+    say(f"Training a tokenizer of {vocabulary:,} tokens ...")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
+        special_tokens=["<unk>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

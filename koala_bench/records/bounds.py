@@ -51,20 +51,18 @@ class Bounds:
         return None if self.draft_share is None else self.oracle_speedup / (1 - self.draft_share)
 
 
-def bounds(method: Iterable[TurnLine], vanilla: Iterable[TurnLine]) -> Bounds | None:
-    """Bounds over the turns that both answered; None where there is no such turn with a step.
+def bounds(pairs: Iterable[tuple[TurnLine, TurnLine]]) -> Bounds | None:
+    """Bounds over some turns; None where no pair has a step of the method, and one of vanilla's.
 
     Args:
-        method, vanilla: turns of either in one run; pairs are those of the same question, turn and repeat.
+        pairs: a turn of the method, and vanilla's of the same question, turn and repeat in the same run.
     """
-    base = {_place(turn): turn for turn in vanilla}
     steps = accepted = offered = tokens = 0
     seconds = vanilla_seconds = draft = verify = 0.0
     timed = True
-    for turn in method:
-        other = base.get(_place(turn))
+    for turn, other in pairs:
         depths, kept, time_s = turn["drafted_depth"], turn["accepted"], turn["decode_s"]
-        if other is None or depths is None or kept is None or time_s is None or not kept:
+        if depths is None or time_s is None or not kept:
             continue
         if (other_time := other["decode_s"]) is None or not other["accepted"]:
             continue
@@ -93,7 +91,3 @@ def acceptance_histogram(accepted: Sequence[int]) -> list[int]:
     """How many steps settled 0, 1, 2, ... draft tokens, up to the most that any did; empty without a step."""
     counts = Counter(accepted)
     return [counts[number] for number in range(max(counts, default=-1) + 1)]
-
-
-def _place(turn: TurnLine) -> tuple[int, int, int]:
-    return turn["question_id"], turn["turn"], turn["repeat"]

@@ -91,10 +91,9 @@ def acceptance_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[in
         drafted_depth: the deepest level that each step was offered.
     """
     settled, offered = _of_steps(accepted, drafted_depth)
-    trials = [int(np.count_nonzero((settled >= depth - 1) & (offered >= depth))) for depth in _depths(offered)]
     return [
-        DepthRate(depth, int(np.count_nonzero(settled >= depth)), count)
-        for depth, count in zip(_depths(offered), trials, strict=True)
+        DepthRate(d, int((settled >= d).sum()), int(((settled >= d - 1) & (offered >= d)).sum()))
+        for d in range(1, int(offered.max(initial=0)) + 1)
     ]
 
 
@@ -109,8 +108,8 @@ def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence
         drafted_depth: the deepest level that each step was offered.
     """
     settled, offered = _of_steps(accepted, drafted_depth)
-    drafts = int(np.count_nonzero(offered))
-    return [DepthRate(depth, int(np.count_nonzero(settled >= depth)), drafts) for depth in _depths(offered)]
+    depths, drafts = range(1, int(offered.max(initial=0)) + 1), int((offered > 0).sum())
+    return [DepthRate(depth, int((settled >= depth).sum()), drafts) for depth in depths]
 
 
 def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_Counts, _Counts]:
@@ -118,10 +117,6 @@ def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_C
     if settled.shape != offered.shape:
         raise ValueError(f"{settled.size} steps in accepted, {offered.size} in drafted_depth")
     return settled, offered
-
-
-def _depths(offered: _Counts) -> range:
-    return range(1, int(offered.max(initial=0)) + 1)
 
 
 # ---------------------------------------------------------------------------------------------- lengths
@@ -132,23 +127,16 @@ class LengthDefinition:
     """One way to say how many tokens a step is worth.
 
     Attributes:
-        meaning: the formula, in one line.
+        meaning: the formula, in one line; the prefill's token is left out where it does not say otherwise.
         source: who counts so, and where.
         bonus: whether the target's own token of each step is in.
-        prefill: what becomes of the token that the prefill gave.
         value: of the answers of one method, in tokens per step; NaN where it does not exist.
     """
 
     meaning: str
     source: str
     bonus: bool
-    prefill: str
     value: Callable[[Sequence[Steps]], float]
-
-
-_LEFT_OUT = "left out"
-_ROOT = "there the first step's root, with the last bonus token dropped instead; here left out, which counts as many"
-_COUNTED = "counted, though no step made it"
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -159,12 +147,8 @@ def _accepted(answers: Sequence[Steps]) -> list[int]:
     return [count for answer in answers for count in answer.accepted]
 
 
-def _steps(answers: Sequence[Steps]) -> int:
-    return sum(len(answer.accepted) for answer in answers)
-
-
 def _settled(answers: Sequence[Steps]) -> int:
-    return sum(_accepted(answers)) + _steps(answers)
+    return sum(_accepted(answers)) + len(_accepted(answers))
 
 
 def _recorded(answers: Sequence[Steps]) -> tuple[list[int], list[int]]:
@@ -174,30 +158,21 @@ def _recorded(answers: Sequence[Steps]) -> tuple[list[int], list[int]]:
 
 
 def _tokens_per_step(answers: Sequence[Steps]) -> float:
-    return _ratio(_settled(answers), _steps(answers))
+    return _ratio(_settled(answers), len(_accepted(answers)))
 
 
 def _drafts_per_step(answers: Sequence[Steps]) -> float:
-    return _ratio(sum(_accepted(answers)), _steps(answers))
-
-
-def _eagle(answers: Sequence[Steps]) -> float:
-    return _drafts_per_step(answers) + 1.0
-
-
-def _spec_bench(answers: Sequence[Steps]) -> float:
-    accept_lengths = [count + 1 for count in _accepted(answers)]
-    return _ratio(math.fsum(accept_lengths), len(accept_lengths))
+    return _ratio(sum(_accepted(answers)), len(_accepted(answers)))
 
 
 def _medusa(answers: Sequence[Steps]) -> float:
     # An answer without a step has idxs -1 in a file of ours; Medusa's loop always makes one step.
     stepped = [answer for answer in answers if answer.accepted]
-    return _ratio(_settled(stepped), sum(len(answer.accepted) - 1 for answer in stepped))
+    return _ratio(_settled(stepped), len(_accepted(stepped)) - len(stepped))
 
 
 def _completion_per_verification(answers: Sequence[Steps]) -> float:
-    return _ratio(_settled(answers) + sum(answer.prefill_tokens for answer in answers), _steps(answers))
+    return _ratio(_settled(answers) + sum(answer.prefill_tokens for answer in answers), len(_accepted(answers)))
 
 
 def _per_draft(answers: Sequence[Steps]) -> float:
@@ -214,74 +189,63 @@ def _mean_over_questions(answers: Sequence[Steps]) -> float:
     questions: dict[int, list[Steps]] = {}
     for answer in answers:
         questions.setdefault(answer.question_id, []).append(answer)
-    lengths = [_tokens_per_step(each) for each in questions.values() if _steps(each)]
+    lengths = [_tokens_per_step(each) for each in questions.values() if _accepted(each)]
     return _ratio(math.fsum(lengths), len(lengths))
 
 
 LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     "tokens per step": LengthDefinition(
         "tokens that the steps settled / steps, both totalled",
-        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's files with new_tokens / (idxs"
-        " + 1)",
+        "this project's tables; tokens/step and block efficiency elsewhere; Medusa's new_tokens / (idxs + 1)",
         True,
-        _LEFT_OUT,
         _tokens_per_step,
     ),
     "drafts per step": LengthDefinition(
         "accepted drafts / steps, both totalled",
         "the question whether the +1 is in (EAGLE#147)",
         False,
-        _LEFT_OUT,
         _drafts_per_step,
     ),
     "EAGLE": LengthDefinition(
         "accepted drafts per drafting-verification cycle + 1, averaged over cycles",
         "EAGLE#195, #146, #132; of Medusa too (EAGLE#147)",
         True,
-        _ROOT,
-        _eagle,
+        lambda answers: _drafts_per_step(answers) + 1.0,
     ),
     "Spec-Bench": LengthDefinition(
         "mean of accept_lengths, the tokens appended per step, over the steps of all turns and questions",
         "#Mean accepted tokens of Spec-Bench's evaluation/eval.py and speed.py",
         True,
-        _ROOT,
-        _spec_bench,
+        _tokens_per_step,
     ),
     "Medusa, new_tokens / idxs": LengthDefinition(
         "tokens of the steps / (steps - 1), both totalled: idxs is the last step's index and counts from 0",
         "what users compute from Medusa's and EAGLE's answer files (EAGLE#153, #235); too large by one step per turn",
         True,
-        _ROOT,
         _medusa,
     ),
     "SpecForge benchmark": LengthDefinition(
-        "completion_tokens / spec_verify_ct: all new tokens / steps",
+        "completion_tokens / spec_verify_ct: all new tokens, the prefill's too, / steps",
         "SpecForge benchmarks/benchmarker/utils.py; that the server's completion_tokens hold the prefill's is inferred",
         True,
-        _COUNTED,
         _completion_per_verification,
     ),
     "speculators, NeMo Automodel": LengthDefinition(
         "1 + accepted drafts / drafts: a step that was offered nothing is no draft",
         "speculators scripts/evaluate/perf_utils.py (Prometheus counters of vLLM); NeMo Automodel PR #2912",
         True,
-        _LEFT_OUT,
         _per_draft,
     ),
     "SpecForge evaluator": LengthDefinition(
         "simulated_acc_len: a1 + a1 a2 + ..., from the rates by depth given the parent",
-        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here they are those of the"
-        " decoding",
+        "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here of the decoding",
         False,
-        _LEFT_OUT,
         _from_rates,
     ),
     "mean over questions": LengthDefinition(
         "tokens per step of each question, averaged over questions: a short answer counts like a long one",
         "the mean of ratios, where 'tokens per step' is the ratio of totals",
         True,
-        _LEFT_OUT,
         _mean_over_questions,
     ),
 }

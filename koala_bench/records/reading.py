@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
@@ -144,25 +144,21 @@ def parse(path: Path, content: bytes) -> tuple[Run, int]:
     turns: list[TurnLine] = []
     seen: dict[Key, int] = {}
     finished = False
+    line: Any
     for number, line in enumerate(objects[1:], 2):
-        if finished:
-            raise _damaged(path, number, "a line after the end line")
-        if line.get("kind") == "end":
-            if problem := end_problem(line):
-                raise _damaged(path, number, problem)
-            if line["turns"] != len(turns):
-                raise _damaged(path, number, f"the end line counts {line['turns']} turns, but there are {len(turns)}")
-            finished = True
-            continue
-        problem = turn_problem(line, methods)
+        ends = line.get("kind") == "end"
+        problem = (
+            "a line after the end line" if finished else end_problem(line) if ends else turn_problem(line, methods)
+        )
+        if ends and not problem and line["turns"] != len(turns):
+            problem = f"the end line counts {line['turns']} turns, but there are {len(turns)}"
+        if not problem and not ends and (first := seen.setdefault(key_of(line), number)) != number:
+            problem = f"the same method, question, turn and repeat as line {first}"
         if problem:
             raise _damaged(path, number, problem)
-        turn: TurnLine = line  # type: ignore[assignment]
-        key = key_of(turn)
-        if key in seen:
-            raise _damaged(path, number, f"the same method, question, turn and repeat as line {seen[key]}")
-        seen[key] = number
-        turns.append(turn)
+        finished = ends
+        if not ends:
+            turns.append(line)
     return Run(path, header, turns, finished), length
 
 
@@ -199,37 +195,31 @@ _NOT_COMPARED_OF_HEADS = (".checkpoint", ".training.precision")
 
 
 def _flat(value: Any, place: str) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{place}.{key}").items()}
-    if isinstance(value, list):
-        return {
-            name: leaf for index, inner in enumerate(value) for name, leaf in _flat(inner, f"{place}.{index}").items()
-        }
-    return {place: value}
+    """The leaves of nested objects and lists by dotted place."""
+    if not isinstance(value, dict | list):
+        return {place: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for key, inner in items for name, leaf in _flat(inner, f"{place}.{key}").items()}
 
 
-def _transformers_of(header: RunHeader) -> str | None:
-    return header["environment"]["packages"].get("transformers")
-
-
-def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = True) -> list[str]:
-    """Names of the fields in which two runs are not comparable, e.g. ``limits.max_new_tokens``.
+def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = True) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two runs are not comparable, e.g. ``limits.max_new_tokens``, and both values; None where absent.
 
     Args:
         circumstances: compare the machine, the versions and the code too, without which times do not compare.
     """
     names = _EXPERIMENT + (_CIRCUMSTANCES if circumstances else ())
-    left: dict[str, Any] = {}
-    right: dict[str, Any] = {}
-    for name in names:
-        left |= _flat(first[name], name)  # type: ignore[literal-required]
-        right |= _flat(second[name], name)  # type: ignore[literal-required]
-    different = [place for place in left | right if (place in left) != (place in right) or left[place] != right[place]]
-    if _transformers_of(first) != _transformers_of(second):
-        # Its version and its defaults are part of every configuration; the weights' hash and the passes stay compared.
-        different = [place for place in different if place != "target.config_sha256"]
-    return [
-        place
-        for place in different
-        if not place.startswith(_NOT_COMPARED) and not place.endswith(_NOT_COMPARED_OF_HEADS)
-    ]
+    # The version of transformers and its defaults are part of every configuration; the weights' hash stays compared.
+    versions = {each["environment"]["packages"].get("transformers") for each in (first, second)}
+    skipped = (*_NOT_COMPARED, *(["target.config_sha256"] if len(versions) > 1 else []))
+    left, right = (
+        {place: leaf for name in names for place, leaf in _flat(header[name], name).items()}
+        for header in cast(tuple[dict[str, Any], ...], (first, second))
+    )
+    return {
+        place: (left.get(place), right.get(place))
+        for place in left | right
+        if ((place in left) != (place in right) or left[place] != right[place])
+        and not place.startswith(skipped)
+        and not place.endswith(_NOT_COMPARED_OF_HEADS)
+    }

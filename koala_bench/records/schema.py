@@ -7,6 +7,7 @@ file format: change one, and ``SCHEMA`` goes up by one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
@@ -23,6 +24,7 @@ _Seconds = Annotated[float, Field(ge=0)]
 
 # (method, question_id, turn, repeat): a record holds each at most once.
 Key = tuple[str, int, int, int]
+Place = tuple[int, int, int]  # question_id, turn, repeat
 
 
 @with_config(STRICT)
@@ -272,6 +274,11 @@ def key_of(turn: TurnLine) -> Key:
     return turn["method"], turn["question_id"], turn["turn"], turn["repeat"]
 
 
+def place_of(turn: TurnLine) -> Place:
+    """What a turn answers, whatever the method."""
+    return turn["question_id"], turn["turn"], turn["repeat"]
+
+
 def answer_s(turn: TurnLine) -> float:
     """Seconds of a whole answer that did not fail, from the prompt to the last token."""
     return (turn["prefill_s"] or 0.0) + (turn["draft_prefill_s"] or 0.0) + (turn["decode_s"] or 0.0)
@@ -308,11 +315,7 @@ def node_depths(parents: Sequence[int]) -> list[int]:
     Raises:
         ValueError: it is no tree with its root first and parents before children.
     """
-    if (
-        not parents
-        or parents[0] != -1
-        or any(not 0 <= parent < node for node, parent in enumerate(parents[1:], start=1))
-    ):
+    if not parents or parents[0] != -1 or any(not 0 <= parent < node for node, parent in enumerate(parents[1:], 1)):
         raise ValueError("no tree")
     depths = [0]
     for parent in parents[1:]:
@@ -331,16 +334,21 @@ def depths_by_method(header: RunHeader) -> dict[str, list[int] | None]:
     }
 
 
-def header_problem(header: Mapping[str, Any]) -> str | None:
-    """What is wrong with a run line, as "place: problem", or None."""
+def _problem(form: TypeAdapter[Any], line: Mapping[str, Any]) -> str | None:
     try:
-        _HEADER.validate_python(header)
+        form.validate_python(line)
     except ValidationError as error:
         return first_problem(error)
-    names = [method["name"] for method in header["methods"]]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        return f"methods: '{repeated[0]}' is listed twice"
+    return None
+
+
+def header_problem(header: Mapping[str, Any]) -> str | None:
+    """What is wrong with a run line, as "place: problem", or None."""
+    if problem := _problem(_HEADER, header):
+        return problem
+    counts = Counter(method["name"] for method in header["methods"])
+    if twice := [name for name, count in counts.items() if count > 1]:
+        return f"methods: '{twice[0]}' is listed twice"
     for index, method in enumerate(header["methods"]):
         tree = method["tree"]
         if tree is None or tree["parents"] is None:
@@ -367,10 +375,8 @@ def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | 
     Args:
         methods: ``depths_by_method`` of the run.
     """
-    try:
-        _TURN.validate_python(turn)
-    except ValidationError as error:
-        return first_problem(error)
+    if problem := _problem(_TURN, turn):
+        return problem
     if turn["method"] not in methods:
         return f"method: '{turn['method']}' is not among the run's methods"
     if turn["error"] is not None:
@@ -403,8 +409,4 @@ def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | 
 
 def end_problem(end: Mapping[str, Any]) -> str | None:
     """What is wrong with an end line, as "place: problem", or None."""
-    try:
-        _END.validate_python(end)
-    except ValidationError as error:
-        return first_problem(error)
-    return None
+    return _problem(_END, end)

@@ -40,6 +40,9 @@ class Interval:
     high: float
 
 
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+
+
 def draft_overhead(draft_s: float, verify_s: float) -> float:
     """Share of drafting in the time of a step: draft / (draft + verify), both in seconds."""
     return draft_s / (draft_s + verify_s)
@@ -66,6 +69,27 @@ class Totals:
     seconds: Array
 
 
+def summed(rows: Iterable[tuple[int, float, float, float]], timed: bool = True) -> Totals:
+    """Add up (question, tokens, steps, seconds) per question.
+
+    Args:
+        timed: whether every question must have taken some time.
+
+    Raises:
+        KoalaBenchError: one took none.
+    """
+    table = np.array([*rows], dtype=np.float64).reshape(-1, 4)
+    questions, place = np.unique(table[:, 0].astype(np.int64), return_inverse=True)
+    sums = (np.bincount(place, column, len(questions)).astype(np.float64) for column in table[:, 1:].T)
+    tokens, steps, seconds = sums
+    if timed and (seconds <= 0).any():
+        raise KoalaBenchError(
+            f"Question {questions[np.argmin(seconds)]} was decoded in no time at all.",
+            "The record's times cannot be right; run the evaluation again.",
+        )
+    return Totals(tuple(questions.tolist()), tokens, steps, seconds)
+
+
 def totals(turns: Iterable[TurnLine], whole: bool = False) -> Totals:
     """Add up the turns of one method per question; failed turns count for nothing.
 
@@ -75,29 +99,19 @@ def totals(turns: Iterable[TurnLine], whole: bool = False) -> Totals:
     Raises:
         KoalaBenchError: a question has no decode time, or no question took a step, so that there is no rate.
     """
-    sums: dict[int, list[float]] = {}
-    for turn in turns:
-        accepted, ids, seconds = turn["accepted"], turn["new_token_ids"], turn["decode_s"]
-        if accepted is None or ids is None or seconds is None:
-            continue
-        row = sums.setdefault(turn["question_id"], [0.0, 0.0, 0.0])
+
+    def amounts(turn: TurnLine) -> tuple[int, float, float, float]:
+        accepted, ids = turn["accepted"] or [], turn["new_token_ids"] or []
         tokens = len(ids) if whole else sum(accepted) + len(accepted)
-        for column, amount in enumerate((tokens, len(accepted), answer_s(turn) if whole else seconds)):
-            row[column] += amount
-    ordered = sorted(sums)
-    table = np.array([sums[question] for question in ordered], dtype=np.float64).reshape(-1, 3)
-    if (table[:, 2] <= 0).any():
-        question = ordered[int(np.argmin(table[:, 2]))]
-        raise KoalaBenchError(
-            f"Question {question} was decoded in no time at all.",
-            "The record's decode_s cannot be right; run the evaluation again.",
-        )
-    if ordered and not table[:, 1].any():
+        return turn["question_id"], tokens, len(accepted), answer_s(turn) if whole else turn["decode_s"] or 0.0
+
+    found = summed(amounts(turn) for turn in turns if turn["error"] is None)
+    if found.question_ids and not found.steps.any():
         raise KoalaBenchError(
             "No answer took a decoding step: each ended with the token of its prefill.",
             "Evaluate with a larger --max-new-tokens.",
         )
-    return Totals(tuple(ordered), table[:, 0], table[:, 1], table[:, 2])
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- statistics of weights
@@ -330,6 +344,13 @@ def hierarchical_interval(statistic: Statistic, weights: SeedWeights) -> Interva
 
 # ---------------------------------------------------------------------------------------------- verdicts
 
+CAUTION = "Each interval stands alone: of 20 where nothing differs, about one lies on one side of zero."
+
+
+def excludes_zero(measured: Interval) -> bool:
+    """Whether the whole interval lies on one side of zero."""
+    return measured.low > 0 or measured.high < 0
+
 
 def against_zero(measured: Interval) -> Literal["above zero", "below zero", "not distinguishable from zero"]:
     """Which side of zero the whole interval lies on, if it lies on one."""
@@ -349,11 +370,3 @@ def against_range(
     if low <= measured.low and measured.high <= high:
         return "confirms"
     return "contradicts" if measured.high < low or measured.low > high else "not distinguishable"
-
-
-def caution(intervals: int) -> str:
-    """What to say under several verdicts, each of which may be wrong."""
-    return (
-        f"{intervals} intervals, each of its own: where nothing differs, about one in {1 / (1 - CONFIDENCE):.0f} says"
-        " that it does."
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth
 from koala_bench.records.reading import Run, differences
-from koala_bench.records.schema import MethodInfo, TurnLine
-from koala_bench.records.statistics import Interval, SeedWeights, Statistic, Totals
+from koala_bench.records.schema import MethodInfo, Place, TurnLine, place_of
+from koala_bench.records.statistics import NO_INTERVAL, Interval, SeedWeights, Statistic, Totals
 
 VANILLA = "vanilla"
 _KOALA = "+koala"
@@ -74,19 +74,19 @@ class Summary:
     compared: int
     differing: tuple[Difference, ...]
     covers: dict[Factor, int]
-    tokens_per_s: float
-    speedup: Interval
-    whole_answer: Interval
-    whole_answer_of_means: float
-    speedup_of_means: float
-    mean_of_speedups: float
-    acceptance_length: Interval
     depths: tuple[DepthRate, ...]
     draft_overhead: float | None
-    change_x: Interval | None
-    change_percent: Interval | None
-    length_change: Interval | None
     distance: float | None
+    tokens_per_s: float = math.nan
+    speedup: Interval = NO_INTERVAL
+    whole_answer: Interval = NO_INTERVAL
+    whole_answer_of_means: float = math.nan
+    speedup_of_means: float = math.nan
+    mean_of_speedups: float = math.nan
+    acceptance_length: Interval = NO_INTERVAL
+    change_x: Interval | None = None
+    change_percent: Interval | None = None
+    length_change: Interval | None = None
 
     @property
     def name(self) -> str:
@@ -97,13 +97,6 @@ class Summary:
     def is_koala(self) -> bool:
         """Whether the row is one that KOALA's claims are about."""
         return self.name.endswith(_KOALA)
-
-
-_Place = tuple[int, int, int]  # question_id, turn, repeat
-
-
-def _place(turn: TurnLine) -> _Place:
-    return turn["question_id"], turn["turn"], turn["repeat"]
 
 
 def _original(method: MethodInfo, names: Sequence[str]) -> str | None:
@@ -120,14 +113,7 @@ def first_difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
     said = turn["first_difference"]
     gap = said["top2_gap"] if said is not None and said["position"] == position else None
     token, vanilla_token = (tokens[position] if position < len(tokens) else None for tokens in (ids, base))
-    return Difference(*_place(turn), position, token, vanilla_token, gap)
-
-
-_NOTHING = Interval(math.nan, math.nan, math.nan)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return Difference(*place_of(turn), position, token, vanilla_token, gap)
 
 
 @dataclass(frozen=True)
@@ -147,8 +133,8 @@ class Sample:
 
     runs: tuple[Run, ...]
     names: tuple[str, ...]
-    finished: tuple[dict[str, dict[_Place, TurnLine]], ...]
-    common: frozenset[_Place]
+    finished: tuple[dict[str, dict[Place, TurnLine]], ...]
+    common: frozenset[Place]
     totals: dict[str, Totals]
     whole: dict[str, Totals]
     factor: Factor | None
@@ -170,6 +156,15 @@ class Sample:
     def turns(self, name: str) -> list[TurnLine]:
         """The turns of a method that its numbers are from."""
         return [turn for finished in self.finished for place, turn in finished[name].items() if place in self.common]
+
+    def pairs(self, name: str) -> list[tuple[TurnLine, TurnLine]]:
+        """The same turns, each with vanilla's."""
+        return [
+            (turn, finished[VANILLA][place])
+            for finished in self.finished
+            for place, turn in finished[name].items()
+            if place in self.common
+        ]
 
     def interval(self, statistic: Statistic) -> Interval:
         """A statistic with its interval over the questions, and over trainings or processes where there are several."""
@@ -217,18 +212,12 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     done = []
     for run in runs:
         finished = {
-            name: {_place(turn): turn for turn in run.turns_of(name) if turn["error"] is None}
+            name: {place_of(turn): turn for turn in run.turns_of(name) if turn["error"] is None}
             for name in {*names, VANILLA}
         }
-        if not finished[VANILLA] and VANILLA in run.methods:
-            raise KoalaBenchError(
-                f"{run.path} holds no answer of vanilla decoding to compare with.",
-                "Let the evaluation go on, or run it again.",
-            )
         if not finished[VANILLA]:
-            raise KoalaBenchError(
-                f"{run.path} has no vanilla decoding to compare with.", "Evaluate with vanilla among --methods."
-            )
+            has = "holds no answer of vanilla decoding" if VANILLA in run.methods else "has no vanilla decoding"
+            raise KoalaBenchError(f"{run.path} {has} to compare with.", "Evaluate to the end, vanilla among --methods.")
         done.append(finished)
     answered = [name for name in {*names, VANILLA} if all(finished[name] for finished in done)]
     common = frozenset(set.intersection(*(set(finished[name]) for finished in done for name in answered)))
@@ -264,11 +253,9 @@ def evaluations(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     groups: list[list[Run]] = []
     for run in runs:
         mates = (each for each in groups if all(same_evaluation(other, run) for other in each))
-        group = next(mates, None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
+        if (group := next(mates, None)) is None:
+            groups.append(group := [])
+        group.append(run)
     return [tuple(sorted(group, key=lambda run: run.process)) for group in groups]
 
 
@@ -279,95 +266,75 @@ def same_evaluation(one: Run, other: Run) -> bool:
 
 
 def summarise(run: Run, methods: Sequence[str] | None = None) -> list[Summary]:
-    """The numbers of a run, one summary per method.
-
-    Args:
-        methods: which ones, in which order (those that the run does not have are passed over); None takes all.
-
-    Raises:
-        KoalaBenchError: see ``sample``.
-    """
+    """The numbers of a run, one summary per method; arguments and errors as ``sample``."""
     return summaries_of(sample([run], methods))
 
 
 def summaries_of(chosen: Sample) -> list[Summary]:
     """The numbers of a sample, one summary per method."""
-    names, runs = chosen.names, chosen.runs
-    base = chosen.totals[VANILLA]
-    summaries = []
-    for name in names:
-        method, here, turns = runs[0].methods[name], chosen.totals.get(name), chosen.turns(name)
-        comparable = (
-            name != VANILLA and runs[0].header["acceptance"]["rule"] == "greedy"
-        )  # draws are not expected to be equal
-        pairs = (
-            [
-                (turn, finished[VANILLA].get(place))
-                for finished in chosen.finished
-                for place, turn in finished[name].items()
-            ]
-            if comparable
-            else []
-        )
-        compared = [(turn, vanilla) for turn, vanilla in pairs if vanilla is not None]
-        found = [first_difference(turn, vanilla) for turn, vanilla in compared]
-        timed = [
-            (turn["draft_s"], turn["verify_s"])
-            for turn in turns
-            if turn["draft_s"] is not None and turn["verify_s"] is not None
-        ]
-        draft_s, verify_s = (math.fsum(part) for part in zip(*timed, strict=True)) if timed else (0.0, 0.0)
-        original = _original(method, names)
-        versus = original if original in chosen.totals and here is not None else None
-        every = [turn for run in runs for turn in run.turns_of(name)]
-        summaries.append(
-            Summary(
-                target=runs[0].header["target"]["name"],
-                method=method,
-                original=original,
-                turns=len(every),
-                failed=tuple(turn for turn in every if turn["error"] is not None),
-                counted=len(chosen.common) * len(runs),
-                questions=chosen.questions,
-                compared=len(compared),
-                differing=tuple(
-                    sorted((d for d in found if d is not None), key=lambda d: (d.question_id, d.turn, d.repeat))
-                ),
-                covers=chosen.covers,
-                tokens_per_s=float(here.tokens.sum() / here.seconds.sum()) if here else math.nan,
-                speedup=chosen.interval(chosen.speedup(name)) if here else _NOTHING,
-                whole_answer=chosen.interval(chosen.whole_answer(name)) if here else _NOTHING,
-                whole_answer_of_means=(
-                    chosen.value(statistics.speedup_of_means(chosen.whole[name], chosen.whole[VANILLA]))
-                    if here
-                    else math.nan
-                ),
-                speedup_of_means=chosen.value(statistics.speedup_of_means(here, base)) if here else math.nan,
-                mean_of_speedups=chosen.value(statistics.mean_of_speedups(here, base)) if here else math.nan,
-                acceptance_length=chosen.interval(chosen.length(name)) if here else _NOTHING,
-                depths=tuple(
-                    acceptance_rate_by_depth(
-                        [count for turn in turns for count in turn["accepted"] or []],
-                        [depth for turn in turns for depth in turn["drafted_depth"] or []],
-                    )
-                ),
-                draft_overhead=(
-                    statistics.draft_overhead(draft_s, verify_s)
-                    if draft_s + verify_s > 0 and method["head"] is not None
-                    else None
-                ),
-                change_x=(
-                    chosen.interval(statistics.change(chosen.speedup(name), chosen.speedup(versus))) if versus else None
-                ),
-                change_percent=(
-                    chosen.interval(statistics.change_percent(chosen.speedup(name), chosen.speedup(versus)))
-                    if versus
-                    else None
-                ),
-                length_change=(
-                    chosen.interval(statistics.change(chosen.length(name), chosen.length(versus))) if versus else None
-                ),
-                distance=_mean([turn["distance"] for turn in turns if turn["distance"] is not None]),
+    return [_summary(chosen, name) for name in chosen.names]
+
+
+def _summary(chosen: Sample, name: str) -> Summary:
+    runs, method, turns = chosen.runs, chosen.runs[0].methods[name], chosen.turns(name)
+    greedy = runs[0].header["acceptance"]["rule"] == "greedy"  # draws are not expected to be equal
+    pairs = [
+        (turn, of[VANILLA][place])
+        for of in chosen.finished
+        for place, turn in of[name].items()
+        if greedy and name != VANILLA and place in of[VANILLA]
+    ]
+    differing = [each for pair in pairs if (each := first_difference(*pair)) is not None]
+    every = [turn for run in runs for turn in run.turns_of(name)]
+    distances = [turn["distance"] for turn in turns if turn["distance"] is not None]
+    return Summary(
+        target=runs[0].header["target"]["name"],
+        method=method,
+        original=_original(method, chosen.names),
+        turns=len(every),
+        failed=tuple(turn for turn in every if turn["error"] is not None),
+        counted=len(chosen.common) * len(runs),
+        questions=chosen.questions,
+        compared=len(pairs),
+        differing=tuple(sorted(differing, key=lambda each: (each.question_id, each.turn, each.repeat))),
+        covers=chosen.covers,
+        depths=tuple(
+            acceptance_rate_by_depth(
+                [count for turn in turns for count in turn["accepted"] or []],
+                [depth for turn in turns for depth in turn["drafted_depth"] or []],
             )
-        )
-    return summaries
+        ),
+        draft_overhead=None if method["head"] is None else _overhead(turns),
+        distance=math.fsum(distances) / len(distances) if distances else None,
+        **_intervals(chosen, name, _original(method, chosen.names)),
+    )
+
+
+def _overhead(turns: Sequence[TurnLine]) -> float | None:
+    """Share of drafting in the turns whose parts were timed."""
+    timed = [turn for turn in turns if turn["draft_s"] is not None and turn["verify_s"] is not None]
+    draft_s, verify_s = (math.fsum(turn[part] or 0.0 for turn in timed) for part in ("draft_s", "verify_s"))
+    return statistics.draft_overhead(draft_s, verify_s) if draft_s + verify_s > 0 else None
+
+
+def _intervals(chosen: Sample, name: str, original: str | None) -> dict[str, Any]:
+    """The fields of ``Summary`` that a method has which finished a turn, and those of its change against another."""
+    if name not in chosen.totals:
+        return {}
+    here, base, whole = chosen.totals[name], chosen.totals[VANILLA], chosen.whole
+    speedup, length = chosen.speedup(name), chosen.length(name)
+    numbers = {
+        "tokens_per_s": float(here.tokens.sum() / here.seconds.sum()),
+        "speedup": chosen.interval(speedup),
+        "whole_answer": chosen.interval(chosen.whole_answer(name)),
+        "whole_answer_of_means": chosen.value(statistics.speedup_of_means(whole[name], whole[VANILLA])),
+        "speedup_of_means": chosen.value(statistics.speedup_of_means(here, base)),
+        "mean_of_speedups": chosen.value(statistics.mean_of_speedups(here, base)),
+        "acceptance_length": chosen.interval(length),
+    }
+    if original in chosen.totals:
+        was = chosen.speedup(original)
+        numbers["change_x"] = chosen.interval(statistics.change(speedup, was))
+        numbers["change_percent"] = chosen.interval(statistics.change_percent(speedup, was))
+        numbers["length_change"] = chosen.interval(statistics.change(length, chosen.length(original)))
+    return numbers

@@ -74,14 +74,11 @@ def _same_bytes(subject: str, kept: Path, made: Path) -> Check:
 def _record(run: Run, folder: Path, data_dir: Path | None) -> Iterator[Check]:
     """A record's own form, its preset, questions and heads, and the answer files beside it."""
     below = "" if run.path.parent == folder else f" of {run.path.parent.relative_to(folder)}"
-    state: Literal["matches", "differs"] = "matches" if run.finished else "differs"
+    finished = "finished" if run.finished else "but no end line: it is unfinished"
+    preset = run.header["preset"]
     checks = [
-        Check(
-            "record",
-            state,
-            f"{len(run.turns)} turns, {'finished' if run.finished else 'but no end line: it is unfinished'}",
-        ),
-        _of_hash("preset", run.header["preset"]["sha256"], resolved_sha256(run.header["preset"]["resolved"]), ""),
+        Check("record", "matches" if run.finished else "differs", f"{len(run.turns)} turns, {finished}"),
+        _of_hash("preset", preset["sha256"], resolved_sha256(preset["resolved"]), ""),
         _questions(run, data_dir),
         *_heads(run, folder),
     ]
@@ -133,33 +130,19 @@ Makers = Mapping[str, Callable[[Path, Path], list[Path]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A folder below a verified one.
-
-    Attributes:
-        checks: of its files; empty if its record cannot be read.
-        error: why it cannot.
-    """
+    """A folder below a verified one: whether everything that is here matches, how many files do, and what differs."""
 
     folder: Path
-    checks: Sequence[Check]
-    error: str | None = None
+    state: Literal["matches", "differs", "damaged"]
+    detail: str
 
-    @property
-    def state(self) -> Literal["matches", "differs", "damaged"]:
-        """Whether everything that is here matches."""
-        if self.error is not None:
-            return "damaged"
-        return "differs" if any(check.state == "differs" for check in self.checks) else "matches"
 
-    @property
-    def detail(self) -> str:
-        """How many files match, and what differs."""
-        if self.error is not None:
-            return self.error
-        counts = Counter(check.state for check in self.checks)
-        differing = ", ".join(check.subject for check in self.checks if check.state == "differs")
-        absent = f", {counts['not here']} not here" if counts["not here"] else ""
-        return f"{counts['matches']} match{absent}" + (f"; differs: {differing}" if differing else "")
+def _verdict(folder: Path, checks: Sequence[Check]) -> Verdict:
+    counts = Counter(check.state for check in checks)
+    differing = ", ".join(check.subject for check in checks if check.state == "differs")
+    absent = f", {counts['not here']} not here" if counts["not here"] else ""
+    detail = f"{counts['matches']} match{absent}" + (f"; differs: {differing}" if differing else "")
+    return Verdict(folder, "differs" if differing else "matches", detail)
 
 
 def verify_below(
@@ -172,21 +155,22 @@ def verify_below(
         update: make the tables, figures and pages that lie in each folder again first; records stay as they are.
     """
     for folder in sorted(path for path in (root, *root.rglob("*")) if path.is_dir()):
-        others = [folder / name for name in makers or {} if (folder / name).is_file()]
-        if not others and not _is_result(folder):
+        others = [(maker, folder / name) for name, maker in (makers or {}).items() if (folder / name).is_file()]
+        is_result = _is_result(folder)
+        if not others and not is_result:
             continue
         try:
             if update:
-                for name in made_in(folder) if _is_result(folder) else ():
+                for name in made_in(folder) if is_result else ():
                     make(name, sources_in(folder), folder)
-                for log in others:
-                    (makers or {})[log.name](log, folder)
-            checks = verify(folder, data_dir)[1] if _is_result(folder) else []
-            for log in others:
-                checks += _again(folder, partial((makers or {})[log.name], log))
-            yield Verdict(folder, checks)
+                for maker, log in others:
+                    maker(log, folder)
+            checks = verify(folder, data_dir)[1] if is_result else []
+            for maker, log in others:
+                checks += _again(folder, partial(maker, log))
+            yield _verdict(folder, checks)
         except KoalaBenchError as error:
-            yield Verdict(folder, [], str(error))
+            yield Verdict(folder, "damaged", str(error))
 
 
 def _is_result(folder: Path) -> bool:

@@ -16,11 +16,14 @@ from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA
 from koala_bench.results.figures import (
     write_categories,
+    write_cost,
     write_depth,
     write_figure1,
     write_layers,
+    write_oracle,
     write_training,
 )
+from koala_bench.results.figures.cost import has_cost_curves
 from koala_bench.results.figures.layers import has_curves
 from koala_bench.results.tables.building import SetTable, set_table, write_table
 from koala_bench.results.tables.columns import known
@@ -28,7 +31,7 @@ from koala_bench.results.tables.published import TableSpec, read_figure_spec, re
 
 RECORD = "records.jsonl"
 TABLES = ("table1", "table2", "table3", "leaderboard")
-FIGURES = ("depth", "layers", "categories", "training")
+FIGURES = ("depth", "layers", "categories", "training", "oracle", "cost")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
 
@@ -101,13 +104,6 @@ def sources_in(folder: Path) -> Sources:
     )
 
 
-def make_table1(
-    runs: Sequence[Run], out: Path, spec: Path = RECIPES / "table1.toml", paper: Path = RECIPES / "paper.toml"
-) -> list[Path]:
-    """Write Table 1 (Markdown, LaTeX, CSV) and its figure (PDF, PNG); see ``make_table``."""
-    return make_table(runs, out, spec, paper)
-
-
 def make_table(
     runs: Sequence[Run],
     out: Path,
@@ -131,8 +127,8 @@ def make_table(
     for run in runs:  # before anything is written: a table without its figure helps nobody
         if set(run.methods) <= {VANILLA}:
             raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
-    figure = write_figure1 if wanted.by == "target" else None
-    return [*write_table(runs, out, wanted, read_paper(paper)), *(figure(runs, out, wanted.methods) if figure else [])]
+    written = write_table(runs, out, wanted, read_paper(paper))
+    return [*written, *write_figure1(runs, out, wanted.methods)] if wanted.by == "target" else written
 
 
 def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
@@ -140,17 +136,10 @@ def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
 
 
 def _and_others(methods: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
-    """The methods, and those of the records that belong to no recipe: a head of one's own, but not a part of KOALA or
-    another K.
-    """
-    elsewhere = set(read_table_spec(RECIPES / "table3.toml").methods)
-    others = [
-        name
-        for run in runs
-        for name in run.methods
-        if name not in methods and name not in elsewhere and "@" not in name
-    ]
-    return (*methods, *dict.fromkeys(others))
+    """The methods, and those of the records that belong to no recipe: heads of one's own, no part of KOALA, no @K."""
+    known = {*methods, *read_table_spec(RECIPES / "table3.toml").methods}
+    every = dict.fromkeys(name for run in runs for name in run.methods)
+    return (*methods, *(name for name in every if name not in known and "@" not in name))
 
 
 def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
@@ -173,12 +162,12 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
             )
         return write_training(paths[0], out, spec.methods)
     runs = read_runs(paths)
-    if name == "layers":
-        return write_layers(runs, out, spec.methods)
+    if name in ("layers", "cost"):
+        return (write_layers if name == "layers" else write_cost)(runs, out, spec.methods)
     methods = _and_others(spec.methods, runs)
     if name == "categories":
         return write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
-    return write_depth(runs, out, methods)
+    return (write_oracle if name == "oracle" else write_depth)(runs, out, methods)
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
@@ -192,9 +181,9 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
         raise KoalaBenchError(
             f"There is nothing to make {name} from.", "Use `koala-bench reproduce`, or name the records."
         )
-    return (
-        make_table(read_runs(paths), out, RECIPES / f"{name}.toml") if name in TABLES else make_figure(name, paths, out)
-    )
+    if name in TABLES:
+        return make_table(read_runs(paths), out, RECIPES / f"{name}.toml")
+    return make_figure(name, paths, out)
 
 
 def drawable(sources: Sources) -> list[str]:
@@ -206,9 +195,13 @@ def drawable(sources: Sources) -> list[str]:
     names = [name for name in FIGURES if sources.of(name)]
     if not names:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
-    heads = read_figure_spec(RECIPES / "figure-layers.toml").methods
     runs = read_runs([sources.main] if sources.main else [])
-    return [name for name in names if name != "layers" or has_curves(runs, heads)]
+    lacking = [
+        name
+        for name, has in (("layers", has_curves), ("cost", has_cost_curves))
+        if not has(runs, read_figure_spec(RECIPES / f"figure-{name}.toml").methods)
+    ]
+    return [name for name in names if name not in lacking]
 
 
 def tabulable(sources: Sources) -> list[str]:
@@ -220,14 +213,8 @@ def tabulable(sources: Sources) -> list[str]:
     """
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
-    # Table 2 again, turned round
-    there = {
-        "table1": sources.main is not None,
-        "table2": bool(sources.tasks),
-        "table3": has_parts,
-        "leaderboard": False,
-    }
-    return [name for name in TABLES if there[name]]
+    there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts}
+    return [name for name, is_there in there.items() if is_there]  # the leaderboard is Table 2 turned round
 
 
 def read_table(name: str, sources: Sources) -> SetTable:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bench.common.bundled import RECIPES
@@ -13,7 +14,8 @@ from koala_bench.presets import Preset, load_preset, usual_methods
 from koala_bench.results.making import FIGURES, RECORD, TABLES, seed_folder, task_folder
 from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
-RECIPE_NAMES = (*TABLES, "figures", "all")
+RECIPE_NAMES = (*TABLES, "figures", "cost", "all")
+_USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one takes trainings of its own
 
 
 @dataclass(frozen=True)
@@ -126,105 +128,89 @@ def plan(
         KoalaBenchError: the preset lacks a method of the recipe.
     """
     wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
-    products = [product for each in wanted for product in (FIGURES if each == "figures" else [each])]
-    main: list[str] = []
+    products = [product for each in wanted for product in (_USUAL_FIGURES if each == "figures" else [each])]
     remarks: list[str] = []
-    curve = read_figure_spec(RECIPES / "figure-layers.toml")
-    extended = preset
-    of_curve: list[str] = []
-    if "layers" in products:
+    over_k = "cost" if what == "cost" else "layers"
+    curve, part = read_figure_spec(RECIPES / f"figure-{over_k}.toml"), read_table_spec(RECIPES / "table3.toml")
+    extended, of_curve = preset, list[str]()
+    if over_k in products:
         heads = [head for head in curve.methods if head in (preset.methods if methods is None else methods)]
         extended, of_curve = with_layers(preset, heads, curve.layers)
         if not of_curve:
-            products.remove("layers")
+            products.remove(over_k)
             remarks.append(f"No curve over K: none of {', '.join(curve.methods)} is among the methods.")
-    usual = usual_methods(preset) if methods is None else ["vanilla", *methods]
-    parts = [*read_table_spec(RECIPES / "table3.toml").methods] if methods is None else ["vanilla", *methods]
-    if what == "leaderboard":
-        usual, said = _ranked(preset) if methods is None else (usual, [])
-        remarks += said
+    if methods is not None:
+        usual = parts = list(dict.fromkeys(["vanilla", *methods]))
+    else:
+        usual, parts = usual_methods(preset), [*part.methods]
+        if what == "leaderboard":
+            usual, remarks = _ranked(preset)
     by_task = next((table for table in ("table2", "leaderboard") if table in wanted), None)
-    files, said = _question_files(by_task, name, preset, data_dir) if by_task and not asked else ([], [])
-    remarks += said
-    if "table1" in wanted or "figures" in wanted or (by_task and not files):
-        main += usual
-    if "table3" in wanted:
-        main += parts
-    main = list(dict.fromkeys([*main, *(of_curve if "figures" in wanted else [])]))
+    if what == "cost":
+        usual = ["vanilla"]
+    files: list[tuple[str, int | None]] = []
+    if by_task and not asked:
+        files, more = _question_files(by_task, name, preset, data_dir)
+        remarks += more
+    main = usual if {"table1", "figures", "cost"} & {*wanted} or (by_task and not files) else []
+    main = list(dict.fromkeys([*main, *(parts if "table3" in wanted else []), *of_curve]))
     for method in (*main, *usual):
         if method != "vanilla":
             extended.method(method)
 
     jobs = [Job(folder / RECORD, folder / "heads", extended, tuple(main))] if main else []
-    if "table3" in wanted and seeds:
-        for seed in (seed for seed in read_table_spec(RECIPES / "table3.toml").seeds if seed != preset.training.seed):
+    for seed in part.seeds if "table3" in wanted and seeds else ():
+        if seed != preset.training.seed:
             other = extended.model_copy(update={"training": extended.training.model_copy(update={"seed": seed})})
             below = seed_folder(folder, seed)
-            jobs.append(Job(below / RECORD, below / "heads", other, tuple(dict.fromkeys(parts))))
+            jobs.append(Job(below / RECORD, below / "heads", other, tuple(parts)))
     for questions, limit in files:
         evaluation = extended.evaluation.model_copy(update={"questions": questions, "limit": limit})
-        job = Job(task_folder(folder, questions) / RECORD, folder / "heads", extended, tuple(dict.fromkeys(usual)))
-        jobs.append(replace(job, preset=extended.model_copy(update={"evaluation": evaluation})))
+        of_task = extended.model_copy(update={"evaluation": evaluation})
+        jobs.append(Job(task_folder(folder, questions) / RECORD, folder / "heads", of_task, tuple(usual)))
     return Plan(tuple(jobs), tuple(products), tuple(remarks))
 
 
 def _ranked(preset: Preset) -> tuple[list[str], list[str]]:
-    """The methods of the leaderboard that the preset lists and its temperature allows, and what to say about the
-    others.
-    """
+    """The leaderboard's methods that the preset has and its temperature allows, and remarks on the others."""
     named = read_table_spec(RECIPES / "leaderboard.toml").methods
     listed = [name for name in named if name == "vanilla" or name in preset.methods]
-    lossy = (
-        [name for name in listed if name != "vanilla" and preset.method(name).typical is not None]
-        if not preset.evaluation.temperature
-        else []
-    )
-    remarks = (
-        [f"Not in the preset: {', '.join(missing)}."]
-        if (missing := [name for name in named if name not in listed])
-        else []
-    )
-    remarks += (
-        [f"Left out at temperature 0, where typical acceptance has no meaning: {', '.join(lossy)}."] if lossy else []
-    )
+    greedy = not preset.evaluation.temperature
+    lossy = [name for name in listed if greedy and name != "vanilla" and preset.method(name).typical is not None]
+    absent = [name for name in named if name not in listed]
+    remarks = [f"Not in the preset: {', '.join(absent)}."] if absent else []
+    if lossy:
+        remarks.append(f"Left out at temperature 0, where typical acceptance has no meaning: {', '.join(lossy)}.")
     return [name for name in listed if name not in lossy], remarks
 
 
 def _question_files(
     table: str, name: str, preset: Preset, data_dir: Path | None
 ) -> tuple[list[tuple[str, int | None]], list[str]]:
-    """The question files of a table by task that are there, each with its limit per category; and what to say about the
+    """The question files of a table by task that are there, each with its limit per category, and remarks on the
     others.
     """
     spec = read_table_spec(RECIPES / f"{table}.toml")
     title = "Table 2" if table == "table2" else "The leaderboard"
     wanted = list(dict.fromkeys(task.questions for task in spec.tasks))
-    try:
+    there: list[str] = []
+    place: Path | None = None
+    with contextlib.suppress(KoalaBenchError):
         place = data_folder(data_dir)
-    except KoalaBenchError:
-        place = None
-    if place is not None and not place.is_dir():
-        raise KoalaBenchError(
-            f"There is no data folder {place}.",
-            "Correct --data-dir or KOALA_BENCH_DATA, or unset it to use the preset's own questions.",
-        )
-    found = [
-        questions
-        for questions in wanted
-        if place is not None and any(path.is_file() for path in places_of(questions, place))
-    ]
-    limit = preset.evaluation.limit or spec.limit.get(name)
-    if not found:
+    if place is not None:
+        if not place.is_dir():
+            raise KoalaBenchError(
+                f"There is no data folder {place}.",
+                "Correct --data-dir or KOALA_BENCH_DATA, or unset it to use the preset's own questions.",
+            )
+        there = [each for each in wanted if any(path.is_file() for path in places_of(each, place))]
+    if not there:
         why = "no data folder is set" if place is None else f"{place} has none of {', '.join(wanted)}"
-        return [], [
-            f"{title} is by the categories of the questions '{preset.evaluation.questions}': {why} (`koala-bench data`"
-            " fetches the tasks' files)."
-        ]
-    remarks = (
-        [f"Left out of {title}: {', '.join(sorted(set(wanted) - set(found)))}, not in {place}."]
-        if len(found) < len(wanted)
-        else []
-    )
+        own = f"{title} is by the categories of the questions '{preset.evaluation.questions}': {why}"
+        return [], [f"{own} (`koala-bench data` fetches the tasks' files)."]
+    limit = preset.evaluation.limit or spec.limit.get(name)
+    absent = sorted(set(wanted) - set(there))
+    remarks = [f"Left out of {title}: {', '.join(absent)}, not in {place}."] if absent else []
     if limit is not None:
         remarks.append(f"{title} is on the first {limit} questions of each category.")
-    return [(questions, limit) for questions in found], remarks
+    return [(questions, limit) for questions in there], remarks

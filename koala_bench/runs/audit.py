@@ -76,9 +76,6 @@ def audit(
 
     Returns:
         the report in Markdown, and whether no defect was found.
-
-    Raises:
-        KoalaBenchError: see ``evaluate``.
     """
     target, template = load_preset_target(preset)
 

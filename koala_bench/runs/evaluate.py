@@ -24,16 +24,14 @@ def evaluate(
     process: int = 1,
     loaded: tuple[Target, ChatTemplate] | None = None,
 ) -> None:
-    """Decode with trained heads and without, into ``record``; also what a fresh process is started with.
+    """Decode with trained heads and without, into ``record``; also what a fresh process is started with; raises
+    ``KoalaBenchError`` if anything that it needs is wrong.
 
     Args:
         name: of the preset, for the record.
         command: as typed, for the record.
         process: which of several evaluations of one recipe this is, from 1.
         loaded: the preset's target and template, where they are here already.
-
-    Raises:
-        KoalaBenchError: whatever is wrong with the preset, the questions or the heads.
     """
     target, template = loaded or load_preset_target(preset)
     run = loop.evaluate(preset, name, methods, target, template, heads, record, data_dir, command, process)

@@ -12,9 +12,8 @@ from typing import Any
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode, fits
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
-from koala_bench.dialogues.questions import Question, find_questions, read_questions
+from koala_bench.dialogues.questions import Question, find_questions, read_questions, select_questions
 from koala_bench.engine.target import Target
-from koala_bench.evaluation.loop import select_questions
 from koala_bench.planning.calibration import training_pace
 from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import EvaluationPreset

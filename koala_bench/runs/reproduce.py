@@ -54,9 +54,6 @@ def reproduce(
         processes: how often to evaluate, each time in a fresh process.
         keep_states: leave the states that trainings stored in ``folder/states``.
         heads: folder of trained heads to use in place of a training.
-
-    Raises:
-        KoalaBenchError: whatever is wrong with the preset, the data, the questions or what lies in the folder.
     """
     started = time.perf_counter()
     check_service(log_with)
@@ -157,8 +154,7 @@ def _pages(planned: Plan, folder: Path, data_dir: Path | None, report: bool) -> 
 
 
 def _say_the_end(written: Sequence[Path], made: Sequence[Path], folder: Path, seconds: float) -> None:
-    names = ", ".join(path.name for path in written)
-    records = ", ".join(str(record.relative_to(folder)) for record in made)
+    names = ", ".join(str(path.relative_to(folder)) for path in (*written, *made))
     peak = peak_memory_bytes()
     memory = "" if peak is None else f", at most {peak / 2**30:.1f} GiB of memory"
-    say(f"Wrote {names} and {records} to {folder}; {seconds / 60:.1f} minutes{memory}.")
+    say(f"Wrote {names} to {folder}; {seconds / 60:.1f} minutes{memory}.")

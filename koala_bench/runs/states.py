@@ -50,9 +50,6 @@ def train_from_states(
 
     Args:
         states: folder that ``write_training_states`` filled; it is kept.
-
-    Raises:
-        KoalaBenchError: as ``train_heads``, or the states are others than those of this training.
     """
     preset = preset.model_copy(update={"training": preset.training.model_copy(update={"stored_states": True})})
     target, template = load_preset_target(preset, partial(load_ends, known=target_of_states(states)))

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from koala_bench.common.files import write_texts
 from koala_bench.common.machine import free_memory_bytes
 from koala_bench.common.progress import progress, say
 from koala_bench.common.provenance import code_state, environment
@@ -30,7 +29,7 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset
 from koala_bench.sweeps.grid import SweepGrid, Trial, trials_of
-from koala_bench.sweeps.results import SCHEMA, SweepLog, markdown, open_sweep, to_csv, winner
+from koala_bench.sweeps.results import SCHEMA, SweepLog, open_sweep, winner, write_pages
 from koala_bench.training.checkpoints import load_head
 from koala_bench.training.experiment import load_preset_target, train_heads
 from koala_bench.training.log import read_training
@@ -88,16 +87,12 @@ def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
     sweep = _Sweep(preset, target, template, by_name, prompts, grid, together, out, log, started=started)
     for seed in grid.seeds:
         _seed(sweep, every, seed)
-        _write(log, out)
+        write_pages(log, out)
     best = winner(log)
     for seed in grid.confirm_seeds if best else ():
         _seed(sweep, [trial for trial in every if trial.name in (baseline.name, best)], seed)
-        _write(log, out)
+        write_pages(log, out)
     return log
-
-
-def _write(log: SweepLog, out: Path) -> None:
-    write_texts({out / "sweep.md": markdown(log), out / "sweep.csv": to_csv(log)})
 
 
 def _as_line(trial: Trial) -> dict[str, Any]:
@@ -228,8 +223,7 @@ def _logged(path: Path, steps: int) -> dict[str, dict[str, float]]:
 def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
     """Decode the remaining prompts with one head, drafting chains."""
     log, grid, target = sweep.log, sweep.grid, sweep.target
-    done = log.answers.get((name, seed), {})
-    missing = [prompt for prompt in log.prompts(seed) if prompt not in done]
+    missing = [prompt for prompt in log.prompts(seed) if prompt not in log.answers.get((name, seed), {})]
     if not missing:
         return
     head = load_head(folder, target)[0]
@@ -242,15 +236,9 @@ def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
             line = {"kind": "answer", "trial": name, "seed": seed, "prompt": prompt}
             log.append({**line, "accepted": answer.accepted, "decode_s": round(answer.decode_s, 6)})
             advance()
+    grid_seeds = (*grid.seeds, *grid.confirm_seeds)
+    done = sum(log.measured(trial, each) for trial in sweep.trials for each in grid_seeds)
     sweep.heads_done += 1
-    _report_progress(sweep)
-
-
-def _report_progress(sweep: _Sweep) -> None:
-    """Log progress, rate and remaining time."""
-    grid, log = sweep.grid, sweep.log
-    total = len(sweep.trials) * len(grid.seeds) + 2 * len(grid.confirm_seeds)
-    done = sum(log.measured(name, seed) for name in sweep.trials for seed in (*grid.seeds, *grid.confirm_seeds))
-    rate = sweep.heads_done / max(time.perf_counter() - sweep.started, 1e-9)
-    minutes = max(total - done, 0) / rate / 60
-    say(f"Sweep: {done} of {total} heads, {60 * rate:.1f} heads a minute, about {minutes:.0f} min left.")
+    minutes = (time.perf_counter() - sweep.started) / sweep.heads_done / 60
+    left = max(len(sweep.trials) * len(grid.seeds) + 2 * len(grid.confirm_seeds) - done, 0)
+    say(f"Sweep: {done} heads measured, {left} left, about {minutes * left:.0f} min.")

@@ -7,25 +7,27 @@ at its end, and an ``answer`` line how many drafts each step of one decoded prom
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from koala_bench.common.files import make_folder
-from koala_bench.common.reading import complete_lines
+from koala_bench.common.files import make_folder, write_texts
+from koala_bench.common.reading import complete_lines, encode_line
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.statistics import Interval, Totals
-from koala_bench.results.tables.rendering import Grid, Note, to_markdown, with_interval
+from koala_bench.results.tables.rendering import NOTHING, Grid, Note, csv_of, grid_of, to_markdown, with_interval
 
 SCHEMA = 1
 _KINDS = ("sweep", "grid", "group", "trained", "answer")
-_NOTHING = "\N{EN DASH}"
+
+
+_Key = tuple[str, int]  # trial, seed
 
 
 @dataclass
@@ -44,8 +46,8 @@ class SweepLog:
     header: dict[str, Any]
     grid: dict[str, Any] = field(default_factory=dict)
     groups: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    trained: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    answers: dict[tuple[str, int], dict[int, tuple[list[int], float]]] = field(default_factory=dict)
+    trained: dict[_Key, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[_Key, dict[int, tuple[list[int], float]]] = field(default_factory=dict)
 
     def append(self, line: dict[str, Any]) -> None:
         """Write a line; it is with the operating system when this returns.
@@ -55,7 +57,7 @@ class SweepLog:
         """
         try:
             with open(self.path, "ab") as handle:
-                handle.write(_encoded(line))
+                handle.write(encode_line(line))
         except OSError as error:
             raise KoalaBenchError(
                 f"Cannot write {self.path}: {error.strerror or error}.",
@@ -65,12 +67,8 @@ class SweepLog:
 
     def prompts(self, seed: int) -> range:
         """The prompts that are decoded with heads of a training seed."""
-        explored = int(self.grid["prompts"])
-        return (
-            range(explored)
-            if seed in self.grid["seeds"]
-            else range(explored, explored + int(self.grid["confirm_prompts"]))
-        )
+        first = 0 if seed in self.grid["seeds"] else int(self.grid["prompts"])
+        return range(first, first + int(self.grid["confirm_prompts" if first else "prompts"]))
 
     def measured(self, trial: str, seed: int) -> bool:
         """Whether all prompts of a trial's head of this seed are there."""
@@ -85,14 +83,8 @@ class SweepLog:
         elif kind == "trained":
             self.trained[line["trial"], line["seed"]] = line["logged"]
         elif kind == "answer":
-            self.answers.setdefault((line["trial"], line["seed"]), {})[line["prompt"]] = (
-                line["accepted"],
-                line["decode_s"],
-            )
-
-
-def _encoded(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+            of = self.answers.setdefault((line["trial"], line["seed"]), {})
+            of[line["prompt"]] = line["accepted"], line["decode_s"]
 
 
 def read_sweep(path: Path) -> SweepLog:
@@ -208,170 +200,97 @@ def winner(log: SweepLog) -> str | None:
 def confirmed(log: SweepLog) -> Stage:
     """The best trial and the baseline on the fresh seeds that both have finished."""
     best = winner(log)
-    names = (log.grid["baseline"]["name"], best)
-    return _stage(
-        log,
-        [trial for trial in log.grid["trials"] if trial["name"] in names],
-        log.grid["confirm_seeds"] if best else [],
-    )
+    trials = [trial for trial in log.grid["trials"] if trial["name"] in (log.grid["baseline"]["name"], best)]
+    return _stage(log, trials, log.grid["confirm_seeds"] if best else [])
 
 
 def _stage(log: SweepLog, trials: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Stage:
     finished = [seed for seed in seeds if all(log.measured(trial["name"], seed) for trial in trials)]
     if not finished:
         return Stage([], [], 0)
-    prompts = log.prompts(finished[0])
-    weights = statistics.resample_seeds(len(finished), len(prompts))
-    base = log.grid["baseline"]["name"]
+    prompts, base = log.prompts(finished[0]), log.grid["baseline"]["name"]
+    interval = partial(statistics.hierarchical_interval, weights=statistics.resample_seeds(len(finished), len(prompts)))
     lengths = {
         trial["name"]: statistics.length(statistics.stacked([_totals(log, trial["name"], seed) for seed in finished]))
         for trial in trials
     }
     outcomes = []
     for trial in trials:
-        name = trial["name"]
-        length = statistics.hierarchical_interval(lengths[name], weights)
-        change = (
-            None
-            if name == base
-            else statistics.hierarchical_interval(statistics.change_percent(lengths[name], lengths[base]), weights)
-        )
-        accuracies = [log.trained.get((name, seed), {}).get("discriminator_accuracy") for seed in finished]
-        known = [value for value in accuracies if value is not None]
-        outcomes.append(Outcome(name, trial["label"], length, change, math.fsum(known) / len(known) if known else None))
+        length = lengths[trial["name"]]
+        change = None if trial["name"] == base else interval(statistics.change_percent(length, lengths[base]))
+        logged = [log.trained.get((trial["name"], seed), {}).get("discriminator_accuracy") for seed in finished]
+        known = [value for value in logged if value is not None]
+        accuracy = math.fsum(known) / len(known) if known else None
+        outcomes.append(Outcome(trial["name"], trial["label"], interval(length), change, accuracy))
     return Stage(sorted(outcomes, key=lambda outcome: -outcome.length.value), finished, len(prompts))
 
 
 def _totals(log: SweepLog, trial: str, seed: int) -> Totals:
-    prompts = log.prompts(seed)
-    answers = [log.answers[trial, seed][prompt] for prompt in prompts]
-    counts = np.array(
-        [[sum(accepted) + len(accepted), len(accepted), decode_s] for accepted, decode_s in answers], dtype=np.float64
+    answers = ((prompt, *log.answers[trial, seed][prompt]) for prompt in log.prompts(seed))
+    found = statistics.summed(
+        ((prompt, sum(accepted) + len(accepted), len(accepted), seconds) for prompt, accepted, seconds in answers),
+        False,
     )
-    if not counts[:, 1].any():
+    if not found.steps.any():
         raise KoalaBenchError(
             "No answer took a decoding step: each ended with the token of its prefill.",
             "Decode other prompts, or raise new_tokens.",
         )
-    return Totals(tuple(prompts), counts[:, 0], counts[:, 1], counts[:, 2])
+    return found
 
 
-# ---------------------------------------------------------------------------------------------- words and tables
+# ---------------------------------------------------------------------------------------------- tables
 
-
-def verdict(log: SweepLog) -> str:
-    """What the sweep says, in one sentence: of the fresh seeds if there are any, else of the search."""
-    grid = log.grid
-    search, again = explored(log), confirmed(log)
-    if not search.trials:
-        return f"{grid['method']}: no seed is finished yet."
-    best = search.trials[0]
-    if again.trials:
-        outcome = again.trials[0]
-        where = (
-            f"trained again from {_counted(len(again.seeds), 'fresh seed')} and decoded on {again.prompts} fresh"
-            " prompts"
-        )
-        return (
-            f"{grid['method']}: the best of {len(search.trials)} trials, {best.label}, {_says(outcome)} against"
-            f" {grid['baseline']['label']}, {where}."
-        )
-    if best.change is not None and best.change.low > 0:
-        return (
-            f"{grid['method']}: in the search {best.label} {_says(best)} against {grid['baseline']['label']}; "
-            "chosen as the best of many, it is not a result before it is confirmed."
-        )
-    return (
-        f"{grid['method']}: no trial helps beyond its interval; the best, {best.label}, {_says(best)} against"
-        f" {grid['baseline']['label']}."
-    )
-
-
-def _says(outcome: Outcome) -> str:
-    change = outcome.change
-    assert change is not None
-    value = f"{with_interval(change.value, change.low, change.high, 1, sign=True)} %"
-    if math.isnan(change.low):
-        return f"changes the acceptance length by {value} (one seed or prompt, so no interval)"
-    words = {"above zero": f"helps by {value}", "below zero": f"harms by {value}"}
-    return words.get(statistics.against_zero(change), f"makes no difference beyond its interval ({value})")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+_LEGEND = (
+    "All trials and the baseline have the same seeds, batches and prompts. The best of them was chosen for its number,"
+    " so that this number and its interval are too good: the search is an exploration. The result is that of the fresh"
+    " seeds and prompts, which played no part in the choice; without them nothing is confirmed.",
+    statistics.CAUTION,
+    "Acceptance length: tokens per verification step, totalled over held-out prompts. Change: against the baseline,"
+    " paired; bold where the whole interval lies on one side of zero.",
+    f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, crossed bootstrap over training seeds and prompts. One seed has"
+    " no interval.",
+)
 
 
 def markdown(log: SweepLog) -> str:
-    """The sweep's table with its verdict and what the numbers rest on."""
+    """The tables of search and confirmation, and what the numbers rest on."""
     search, again = explored(log), confirmed(log)
     grid, identity = log.grid, log.header["identity"]
-    trials = len(search.trials)
-    notes = [Note("Verdict", (verdict(log),))]
-    caution = [
-        (
-            f"{_counted(trials, 'trial')} and one baseline on the same seeds, batches and prompts. The best of them was"
-            " chosen for its number, so that this number and its interval are too good: it is an exploration."
-        ),
-        statistics.caution(trials) if trials else "",
-    ]
-    if again.trials:
-        caution.append(
-            "The fresh seeds and prompts played no part in the choice: theirs is the result, whichever way it goes."
-        )
-    elif grid["confirm_seeds"]:
-        caution.append("The best trial has not been confirmed on fresh seeds yet.")
-    else:
-        caution.append("The grid names no confirm_seeds, so nothing here is confirmed.")
-    basis = [
-        (
-            f"Acceptance length: tokens per verification step, totalled over {search.prompts} held-out prompts of at"
-            f" most {identity['new_tokens']} new tokens, drafted as chains of {identity['depth']}; training seeds"
-            f" {', '.join(map(str, search.seeds)) or 'none yet'}."
-        ),
-        (
-            f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, crossed bootstrap over training seeds and prompts;"
-            " changes are paired. One seed has no interval."
-        ),
-        (
-            f"Target {log.header['target']}, preset {grid['preset']}; "
-            f"{identity['training']['steps']} training steps of {identity['training']['batch_tokens']} tokens."
-        ),
-    ]
-    if len(search.seeds) < len(grid["seeds"]):
-        basis.append(
-            f"Unfinished: {len(search.seeds)} of {len(grid['seeds'])} seeds count so far; the numbers will change."
-        )
-    notes += [
-        Note("How to read the best number", tuple(line for line in caution if line)),
-        Note("What the numbers rest on", tuple(basis)),
-    ]
-    title = f"Confirmed on fresh seeds {', '.join(map(str, again.seeds))} and fresh prompts: the result"
-    below = [(title, _grid(again))] if again.trials else []
-    return to_markdown(_grid(search), f"Sweep of {grid['method']} on {log.header['target']}", notes, below)
+    stages = (("Seeds of the search", search, grid["seeds"]), ("Fresh seeds", again, grid["confirm_seeds"]))
+    seeds = ("{}: {} of {} finished ({}), {} prompts".format(
+        name, len(stage.seeds), len(wanted), ", ".join(map(str, stage.seeds)) or "none", stage.prompts)
+        for name, stage, wanted in stages
+    )  # fmt: skip
+    basis = (
+        *seeds,
+        f"Answers of at most {identity['new_tokens']} new tokens, drafted as chains of {identity['depth']}",
+        f"Target {log.header['target']}, preset {grid['preset']}; {identity['training']['steps']} training steps of"
+        f" {identity['training']['batch_tokens']} tokens",
+    )
+    notes = [Note("How to read this", _LEGEND), Note("How it was measured", tuple(f"{line}." for line in basis))]
+    below = [("Confirmed on fresh seeds and fresh prompts: the result", _grid(again))] if again.trials else []
+    title = f"Sweep of {grid['method']} against {grid['baseline']['label']} on {log.header['target']}"
+    return to_markdown(_grid(search), title, notes, below)
 
 
 def _grid(stage: Stage) -> Grid:
-    headings = ["Trial", "Acceptance length τ", "Change of τ (%)", "Accuracy of the discriminator"]
     rows = [
-        [
-            outcome.label if outcome.change else f"{outcome.label} (baseline)",
-            with_interval(outcome.length.value, outcome.length.low, outcome.length.high, 3),
-            (
-                with_interval(outcome.change.value, outcome.change.low, outcome.change.high, 1, sign=True)
-                if outcome.change
-                else _NOTHING
-            ),
-            _NOTHING if outcome.accuracy is None else f"{outcome.accuracy:.2f}",
-        ]
+        {
+            "Trial": outcome.label if outcome.change else f"{outcome.label} (baseline)",
+            "Acceptance length τ": with_interval(outcome.length, 3),
+            "Change of τ (%)": with_interval(outcome.change, 1, sign=True),
+            "Accuracy of the discriminator": NOTHING if outcome.accuracy is None else f"{outcome.accuracy:.2f}",
+        }
         for outcome in stage.outcomes
-    ]
-    return Grid(headings, rows, [False, True, True, True])
+    ] or [{"Trial": "no seed is finished yet"}]
+    changes = enumerate(outcome.change for outcome in stage.outcomes)
+    real = frozenset((row, 2) for row, change in changes if change and statistics.excludes_zero(change))
+    return replace(grid_of(rows, ["Trial"]), best=real)
 
 
 def to_csv(log: SweepLog) -> str:
     """The numbers with 12 digits, search and confirmation; empty cells for what there is not."""
-    import pandas as pd
-
     columns = ["stage", "trial", "label", "seeds", "prompts"]
     columns += [name + end for name in ("acceptance_length", "change_percent") for end in ("", "_low", "_high")]
     nothing = Interval(math.nan, math.nan, math.nan)
@@ -379,10 +298,16 @@ def to_csv(log: SweepLog) -> str:
         [
             *(name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts),
             *(end for each in (outcome.length, outcome.change or nothing) for end in (each.value, each.low, each.high)),
-            math.nan if outcome.accuracy is None else outcome.accuracy,
+            outcome.accuracy,
         ]
         for name, stage in (("search", explored(log)), ("confirmation", confirmed(log)))
         for outcome in stage.outcomes
     ]
-    frame = pd.DataFrame(rows, columns=[*columns, "discriminator_accuracy"])
-    return str(frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
+    return csv_of(pd.DataFrame(rows, columns=[*columns, "discriminator_accuracy"], dtype=object))
+
+
+def write_pages(log: SweepLog, out: Path) -> list[Path]:
+    """Write ``sweep.md`` and ``sweep.csv`` into a folder; returns their paths."""
+    pages = {out / "sweep.md": markdown(log), out / "sweep.csv": to_csv(log)}
+    write_texts(pages)
+    return list(pages)

@@ -22,7 +22,7 @@ from koala_bench.dialogues.conversations import (
     files_of,
     read_conversations,
 )
-from koala_bench.dialogues.distilling.answers import answering_target
+from koala_bench.dialogues.distilling.manifest import answering_target
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_template, encode_prompt
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream

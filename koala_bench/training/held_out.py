@@ -26,7 +26,7 @@ from koala_bench.training.states import StoredStates
 from koala_bench.tree import load_template
 
 _DEPTH = 4  # acceptance is measured with chains this deep, whatever tree the method decodes with
-_TOKENS = 64
+ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class HeldOut:
 
 def can_probe(target: Target, prompt: Sequence[int]) -> bool:
     """Whether the target has room for an answer to a held-out prompt."""
-    return fits(target, len(prompt), _TOKENS, _DEPTH + 1)
+    return fits(target, len(prompt), ANSWER_TOKENS, _DEPTH + 1)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def held_out_acceptance(target: Target, head: Any, held_out: HeldOut) -> dict[st
     # Decoding is in the target's dtype. The weights come back bit for bit, into the tensors that the optimiser knows.
     trained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.eval().to(target.dtype)
-    answers = [decode(target, head, template, prompt, _TOKENS, target.stop_ids) for prompt in held_out.prompts]
+    answers = [decode(target, head, template, prompt, ANSWER_TOKENS, target.stop_ids) for prompt in held_out.prompts]
     head.float().load_state_dict(trained)
     accepted = [count for answer in answers for count in answer.accepted]
     rates = acceptance_rate_by_depth(accepted, [depth for answer in answers for depth in answer.drafted_depth])

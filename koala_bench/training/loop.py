@@ -21,6 +21,7 @@ from torch import nn
 
 from koala_bench.common.draft_vocabulary import checked_count, first_of
 from koala_bench.common.files import continue_log
+from koala_bench.common.moving import moved
 from koala_bench.common.process_group import Team
 from koala_bench.common.progress import progress, say
 from koala_bench.dialogues.streams import Stream, TokenBatch
@@ -74,7 +75,7 @@ def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Ten
         )
     if not isinstance(head, nn.Module):
         raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
-    return head.to(target.device)
+    return moved(head, target.device)
 
 
 def make_arm(

@@ -44,8 +44,7 @@ class RankProfile:
 
     def conditional(self, widest: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Probability [depth, widest] that the candidate of each rank is right, given that the ``widest`` best
-        candidates held the target's token at all shallower depths; otherwise no tree would have reached this depth.
-        """
+        candidates held the target's token at all shallower depths; otherwise no tree would have reached this depth."""
         p = np.zeros((self.depth, widest))
         reached = np.ones(len(self.ranks), dtype=bool)
         for depth in range(self.depth):

@@ -35,8 +35,7 @@ class BestTrees:
 
     def best(self, nodes: int, depth: int) -> tuple[list[Path], float]:
         """Paths of the best tree of at most ``nodes`` drafted nodes and ``depth`` levels, and its expected accepted
-        tokens.
-        """
+        tokens."""
         depth = min(depth, self._depth)
         values, taken = self._table(depth)
         paths: list[Path] = []

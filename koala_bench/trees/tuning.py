@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from koala_bench.common.markdown import table
 from koala_bench.common.progress import progress
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
 from koala_bench.engine.target import Target
@@ -97,9 +98,14 @@ def tune(
     searched = [prompt for place, prompt in enumerate(prompts) if place % 3 != 2]
     profile = measure_ranks(target, head, searched, tokens, depth)
     times = measure_steps(target, head, most, profile.depth, widest)
+
+    def by_program(counted: RankProfile) -> Callable[[int, int], list[tuple[int, ...]]]:
+        best = BestTrees(counted.conditional(widest), most - 1)
+        return lambda nodes, depth: best.best(nodes, depth)[0]
+
     trees = {
-        "dynamic programming": _fastest(profile, times, lambda counted: _by_program(counted, most, widest)),
-        "greedy": _fastest(profile, times, lambda counted: _greedily(counted, widest)),
+        "dynamic programming": _fastest(profile, times, by_program),
+        "greedy": _fastest(profile, times, lambda counted: partial(greedy, counted, widest=widest)),
     }
     if isinstance(usual, TreeTemplate) and usual.nodes <= most:
         trees[f"usual ({usual.name})"] = usual
@@ -119,15 +125,6 @@ def _expected(profile: RankProfile, times: StepTimes, template: TreeTemplate) ->
     return length, length * times.base / times.step(template)
 
 
-def _by_program(profile: RankProfile, most: int, widest: int) -> Callable[[int, int], list[tuple[int, ...]]]:
-    trees = BestTrees(profile.conditional(widest), most - 1)
-    return lambda nodes, depth: trees.best(nodes, depth)[0]
-
-
-def _greedily(profile: RankProfile, widest: int) -> Callable[[int, int], list[tuple[int, ...]]]:
-    return lambda nodes, depth: greedy(profile, nodes, depth, widest)
-
-
 def _fastest(
     profile: RankProfile, times: StepTimes, search: Callable[[RankProfile], Callable[[int, int], list[tuple[int, ...]]]]
 ) -> TreeTemplate:
@@ -137,11 +134,10 @@ def _fastest(
     """
     candidates: list[TreeTemplate] = []
     counted = profile
+    depths = range(1, profile.depth + 1)
+    sizes = [(nodes, depth) for depth in depths for nodes in range(depth, len(times.verify) - 1)]
     for _ in range(_SEARCHES):
         paths_of = search(counted)
-        sizes = [
-            (nodes, depth) for depth in range(1, profile.depth + 1) for nodes in range(depth, len(times.verify) - 1)
-        ]
         candidates += [TreeTemplate.of("tuned", paths) for nodes, depth in sizes if (paths := paths_of(nodes, depth))]
         if not candidates:
             raise KoalaBenchError(
@@ -166,12 +162,8 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
     counts = sorted({1, 2, 3, 4, *range(6, most + 1, 2 if most <= 16 else 4), most} & set(range(1, most + 1)))
     chains = {count: DraftTree(ids[:count].clone(), TreeShape(tuple(range(-1, count - 1)))) for count in counts}
     templates = [load_template(f"chain-{length}") for length in range(1, depth + 1)]
-    templates += [
-        load_template("x".join([str(min(width, widest))] * length))
-        for width in (2, 3)
-        for length in (1, 2)
-        if length <= depth
-    ]
+    shapes = [(width, length) for width in (2, 3) for length in (1, 2) if length <= depth]
+    templates += [load_template("x".join([str(min(width, widest))] * length)) for width, length in shapes]
     new = Committed(ids[-2:], hidden[-3:-1], len(ids) - 3)
     passes: dict[int, list[float]] = {count: [] for count in counts}
     drafts: dict[str, list[float]] = {template.name: [] for template in templates}
@@ -193,9 +185,8 @@ def measure_steps(target: Target, head: Any, most: int, depth: int, widest: int)
         for turn in range(_ROUNDS + 1):
             for count, chain in chains.items():
                 begin(templates[0])
-                passes[count] += timed(
-                    partial(target.verify, chain, cache), partial(head.draft, new) if count > 1 else _nothing
-                )
+                before = partial(head.draft, new) if count > 1 else int  # vanilla drafts nothing between two passes
+                passes[count] += timed(partial(target.verify, chain, cache), before)
             for template in templates:
                 begin(template)
                 after = chains[min(counts, key=lambda count, nodes=template.nodes: abs(count - nodes))]  # type: ignore[misc]
@@ -226,11 +217,8 @@ def _measure(
     The groups are interleaved evenly, so that drift of the machine affects them alike.
     """
     runs: list[tuple[Any, Template]] = [(Vanilla(), VANILLA_TREE), *((head, template) for template in templates)]
-    order = sorted(
-        (place / len(group), number, prompt)
-        for number, group in enumerate(groups)
-        for place, prompt in enumerate(group)
-    )
+    places = [(number, group, place) for number, group in enumerate(groups) for place in range(len(group))]
+    order = sorted((place / len(group), number, group[place]) for number, group, place in places)
     tokens_out, steps, seconds = np.zeros((3, len(groups), len(runs)))
     widest, longest = max(template.nodes for template in templates), max(len(prompt) for _, _, prompt in order)
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))
@@ -253,23 +241,16 @@ def _measure(
 
 def in_words(method: str, found: Sequence[Tuned]) -> str:
     """A table in Markdown."""
-    lines = [
-        (
-            f"Draft trees of {method}, the fastest first. Expected from ranks on held-out prompts and step times here;"
-            " measured on other such prompts."
-        ),
-        "",
-        "| Found by | Nodes | Depth | Length, expected | measured | Speedup, expected | measured | Apart (%) |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+    headings = (
+        "Found by", "Nodes", "Depth", "Length, expected", "measured", "Speedup, expected", "measured", "Apart (%)",
+    )  # fmt: skip
+    rows = []
     for each in found:
-        apart = 100 * (each.measured_speedup / each.speedup - 1)
-        lines.append(
-            f"| {each.found} | {each.template.nodes} | {each.template.depth} | {each.length:.2f} |"
-            f" {each.measured_length:.2f} | {each.speedup:.2f} | {each.measured_speedup:.2f} | {apart:+.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def _nothing() -> None:
-    """Vanilla drafts nothing between two passes."""
+        numbers = (each.length, each.measured_length, each.speedup, each.measured_speedup)
+        apart = f"{100 * (each.measured_speedup / each.speedup - 1):+.1f}"
+        size = (each.template.nodes, each.template.depth)
+        rows.append([each.found, *size, *(f"{number:.2f}" for number in numbers), apart])
+    return (
+        f"Draft trees of {method}, the fastest first. Expected from ranks on held-out prompts and step times here;"
+        f" measured on other such prompts.\n\n{table(headings, rows)}"
+    )

@@ -25,20 +25,23 @@ from koala_bench.training.loop import build_head
 from tests.cli.test_cli import COMMANDS
 from tests.interop.test_traces import medusa_row, write
 from tests.support.bad_input import Case
-from tests.support.bad_input_files import FILE_CASES
+from tests.support.bad_input_data import DATA_CASES
+from tests.support.bad_input_heads import HEAD_CASES
 from tests.support.bad_input_options import OPTION_CASES
 from tests.support.bad_input_results import RESULT_CASES
+from tests.support.bad_input_targets import TARGET_CASES
 from tests.support.commands import Koala
 from tests.support.small_runs import conversations, write_questions
 from tests.support.spoiling import full_disk
 from tests.support.synthetic_run import make_header, make_turn, write_run
 
 ROOT = Path(__file__).parents[2]
-CASES = [*OPTION_CASES, *FILE_CASES, *RESULT_CASES]
+CASES = [*OPTION_CASES, *TARGET_CASES, *DATA_CASES, *HEAD_CASES, *RESULT_CASES]
 FEWEST = 60
 SMALL = (
-    "--target target --device cpu --set data.source=conversations.jsonl --set data.max_tokens=192 --set data.probes=1 "
-    "--set training.batch_tokens=256 --set training.steps=2 --set training.held_out_evaluations=1"
+    "--target target --device cpu --set target.engine=eager --set data.source=conversations.jsonl "
+    "--set data.max_tokens=192 --set data.probes=1 --set training.batch_tokens=256 --set training.steps=2 "
+    "--set training.held_out_evaluations=1"
 )
 ASK = "--questions questions.jsonl --max-new-tokens 6 --set evaluation.warmup=0"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import koala_bench.evaluation.loop as evaluation
+import koala_bench.evaluation.answering as evaluation
 from koala_bench.cli import app
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
 from koala_bench.results.recipes import RECIPE_NAMES
-from tests.support.commands import Koala, decoding, settings
+from tests.support.commands import EAGER, Koala, decoding, settings
 from tests.support.markdown import table_rows
 
 ROOT = Path(__file__).parents[2]
@@ -130,21 +130,9 @@ def test_train_and_evaluate_are_the_same_in_two_steps(
 
 def test_options_are_what_the_record_says(koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path) -> None:
     options = [
-        "--methods",
-        "medusa",
-        "--tree",
-        "2x1",
-        "--limit",
-        "1",
-        "--repeats",
-        "2",
-        "--dtype",
-        "float64",
-        "--attention",
-        "eager",
-        "--heads",
-        str(finished_run / "heads"),
-    ]
+        "--methods", "medusa", "--tree", "2x1", "--limit", "1", "--repeats", "2", "--dtype", "float64", "--attention",
+        "eager", "--heads", str(finished_run / "heads"),
+    ]  # fmt: skip
     result = koala(
         "evaluate",
         *settings(cli_folder),
@@ -220,16 +208,9 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
     koala: Koala, cli_folder: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [
-        "evaluate",
-        *settings(cli_folder),
-        *decoding(cli_folder),
-        "--methods",
-        "eagle",
-        "--heads",
-        str(finished_run / "heads"),
-        "--out",
-        str(tmp_path),
-    ]
+        "evaluate", *settings(cli_folder), *decoding(cli_folder), "--methods", "eagle", "--heads",
+        str(finished_run / "heads"), "--out", str(tmp_path),
+    ]  # fmt: skip
     real, kept = evaluation.decode, tmp_path / "records.jsonl"
 
     def dies(*arguments: object, **options: object) -> object:
@@ -253,16 +234,9 @@ def test_the_usual_engine_replays_and_answers_the_same(
 ) -> None:
     """The other commands here are told to use the eager one: recording takes longer than what they decode."""
     command = [
-        "evaluate",
-        *settings(cli_folder),
-        *decoding(cli_folder),
-        "--methods",
-        "eagle",
-        "--heads",
-        str(finished_run / "heads"),
-        "--out",
-        str(tmp_path),
-    ]
+        "evaluate", *settings(cli_folder), *decoding(cli_folder), "--methods", "eagle", "--heads",
+        str(finished_run / "heads"), "--out", str(tmp_path),
+    ]  # fmt: skip
     result = koala(*command, "--set", 'target.engine="auto"')
     assert result.code == 0, result.err
     graph, eager = read_run(tmp_path / "records.jsonl"), read_run(finished_run / "records.jsonl")
@@ -307,21 +281,9 @@ def test_benchmark_says_how_vanilla_compares_and_what_steps_and_training_take(
     koala: Koala, cli_folder: Path, tmp_path: Path
 ) -> None:
     small = [
-        "--device",
-        "cpu",
-        "--dtype",
-        "float64",
-        "--tokens",
-        "4",
-        "--rounds",
-        "1",
-        "--steps",
-        "1",
-        "--set",
-        "data.limit=40",
-        "--out",
-        str(tmp_path),
-    ]
+        "--device", "cpu", "--dtype", "float64", "--tokens", "4", "--rounds", "1", "--steps", "1", "--set",
+        "data.limit=40", "--out", str(tmp_path), *EAGER,
+    ]  # fmt: skip
     result = koala("benchmark", "--target", str(cli_folder / "target"), "--methods", "vanilla,medusa,eagle", *small)
     assert result.code == 0, result.err
     assert "8 of 8 answers have the same tokens" in result.out

@@ -5,10 +5,7 @@ record.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ from koala_bench.evaluation.recording import open_record
 from koala_bench.evaluation.shards import merge_parts, part_of, place_for
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
+from tests.support.commands import Koala
+from tests.support.processes import together
 from tests.support.small_runs import conversations, preset_for, write_questions
 from tests.support.synthetic_run import QUESTIONS, make_header, make_turns
 from tests.training.test_training import run, weights
@@ -34,33 +33,15 @@ METHODS = ["medusa+koala", "eagle", "eagle+koala"]
 TIMES = {"prefill_s", "draft_prefill_s", "decode_s", "draft_s", "verify_s"}
 
 
-def launch(script: Path, processes: int) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        str(script),
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-
-
 def settings(folder: Path, micro_batches: int) -> list[str]:
     balanced = (
         "methods.\"medusa+koala\".objective_options={ discriminator = 'embedding', weight = 0.1, balanced = true,"
         " r1 = 1.0 }"
     )
     small = [
-        "training.batch_tokens=192",
-        f"training.micro_batches={micro_batches}",
-        "training.steps=8",
-        "training.checkpoint_every=4",
-        balanced,
-    ]
+        "training.batch_tokens=192", f"training.micro_batches={micro_batches}", "training.steps=8",
+        "training.checkpoint_every=4", balanced,
+    ]  # fmt: skip
     return [
         *small,
         f"evaluation.questions='{folder / 'questions.jsonl'}'",
@@ -69,15 +50,17 @@ def settings(folder: Path, micro_batches: int) -> list[str]:
     ]
 
 
-def train_and_evaluate(target_folder: Path, folder: Path, out: Path, more: list[str]) -> None:
+def train_and_evaluate(
+    target_folder: Path, folder: Path, out: Path, more: list[str], methods: Sequence[str] = METHODS
+) -> None:
     preset = preset_for(target_folder, folder / "conversations.jsonl", *more)
-    run(preset, METHODS, out)
+    run(preset, list(methods), out)
     exact = load_target(str(target_folder), "cpu", "float64")
     assert exact.tokenizer is not None
     evaluate(
         preset,
         "tiny",
-        ["vanilla", *METHODS],
+        ["vanilla", *methods],
         exact,
         chat_template("vicuna_v1.1", exact.tokenizer),
         out,
@@ -102,38 +85,17 @@ def alone(target_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFact
     return out
 
 
-def script_for(target_folder: Path, data: Path, out: Path, micro_batches: int, into: Path) -> Path:
-    script = into / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys, torch
-        torch.set_num_threads(1)
-        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from pathlib import Path
-        from tests.common.test_process_group import settings, train_and_evaluate
-        from koala_bench.errors import KoalaBenchError
-        try:
-            train_and_evaluate(Path({str(target_folder)!r}), Path({str(data)!r}), Path({str(out)!r}), settings(Path({str(data)!r}), {micro_batches}))
-        except KoalaBenchError as error:
-            sys.exit(str(error))
-        """)
-    )
-    return script
-
-
 @pytest.mark.slow
 def test_two_processes_end_in_the_weights_and_records_of_one(
-    target_folder: Path, data: Path, alone: Path, tmp_path: Path
+    target_folder: Path, data: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     two = tmp_path / "two"
-    done = launch(script_for(target_folder, data, two, 2, tmp_path), 2)
-    assert done.returncode == 0, done.stderr
+    assert together(2, train_and_evaluate, target_folder, data, two, settings(data, 2)) == [0, 0]
+    said = capfd.readouterr().err
     for method in METHODS:
         one, other = weights(alone / method), weights(two / method)
         assert max(float((one[key] - other[key]).abs().max()) for key in one) < 1e-5
-    assert done.stderr.count("Resuming") == 0 and done.stderr.count("trained parameters") == len(METHODS), (
-        "one process speaks"
-    )
+    assert said.count("Resuming") == 0 and said.count("trained parameters") == len(METHODS), "one process speaks"
     mine, theirs = read_run(alone / "records.jsonl"), read_run(two / "records.jsonl")
     assert theirs.finished and not list(two.glob("*.part-*"))
     assert [key_of(turn) for turn in theirs.turns] == [key_of(turn) for turn in mine.turns], "the order of one process"
@@ -201,16 +163,14 @@ def _stream(preset: Any, target: Any) -> Any:
     )[0]
 
 
-def test_a_command_that_writes_alone_refuses_to_be_launched() -> None:
-    command = [sys.executable, "-m", "koala_bench.cli", "distill", "--out", "answers.jsonl"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"}, check=False
-    )
-    assert done.returncode == 2
+def test_a_command_that_writes_alone_refuses_to_be_launched(koala: Koala, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    done = koala("distill", "--out", "answers.jsonl")
+    assert done.code == 2
     assert (
-        done.stderr
-        == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched: states,"
-        " train, evaluate, reproduce.\n"
+        done.err == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched:"
+        " states, train, evaluate, reproduce.\n"
     )
 
 

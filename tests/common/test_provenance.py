@@ -28,15 +28,9 @@ def test_code_state_of_a_checkout_and_of_an_installed_package(tmp_path: Path) ->
 
     def git(*arguments: str) -> str:
         options = [
-            "-c",
-            "user.name=A",
-            "-c",
-            "user.email=a@example.org",
-            "-c",
-            "commit.gpgsign=false",
-            "-c",
+            "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false", "-c",
             "core.hooksPath=/dev/null",
-        ]
+        ]  # fmt: skip
         return subprocess.run(
             ["git", *options, *arguments], cwd=package, check=True, capture_output=True, text=True
         ).stdout.strip()

@@ -15,6 +15,7 @@ from koala_bench.contract.scaffold import new_head
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS
 from tests.support.commands import Koala
+from tests.support.processes import alone
 
 
 @pytest.fixture(scope="module")
@@ -44,29 +45,21 @@ def test_the_package_is_whole_and_names_itself(package: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass_as_generated(package: Path) -> None:
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=package,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=quiet,
-    )
-    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+def test_its_own_tests_pass_as_generated(package: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert alone(its_tests, package) == 0
+    assert "2 passed" in capfd.readouterr().out
+
+
+def its_tests(package: Path) -> None:
+    os.chdir(package)
+    sys.path.insert(0, str(package))
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider"]))
 
 
 def test_installed_it_is_found_under_its_name(package: Path, tmp_path: Path) -> None:
     build = [
-        sys.executable,
-        "-c",
-        "import setuptools; setuptools.setup()",
-        "-q",
-        "egg_info",
-        "--egg-base",
-        str(tmp_path),
-    ]
+        sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "--egg-base", str(tmp_path),
+    ]  # fmt: skip
     subprocess.run(build, cwd=package, check=True, capture_output=True)
     (found,) = distributions(path=[str(tmp_path)])
     (point,) = found.entry_points.select(group=HEADS)

@@ -96,14 +96,14 @@ def test_the_command_writes_what_it_measured_and_names_what_does_not_fit(
         "--methods",
         "vanilla,eagle",
     )
-    result = koala("device-report", "--sizes", "toy,33b", "--engines", "eager,graph", *options)
+    result = koala("device-report", "--sizes", "toy,33b", "--engines", "eager", *options)
     assert result.code == 0, result.err
     text = (tmp_path / "device-report.md").read_text(encoding="utf-8")
     assert result.out == text
-    assert "| 33b | | not measured: A model of 33b needs 121.2 GiB," in text
-    assert "| toy | graph | eagle | eagle/mc_sim_7b_63 | 26 |" in text
+    assert "| 33b |  | not measured: A model of 33b needs 121.2 GiB," in text
+    assert "| toy | eager | eagle | eagle/mc_sim_7b_63 | 26 |" in text
     content = json.loads((tmp_path / "device-report.json").read_text(encoding="utf-8"))
-    assert [(each["size"], each["engine"]) for each in content["models"]] == [("toy", "eager"), ("toy", "graph")]
+    assert [(each["size"], each["engine"]) for each in content["models"]] == [("toy", "eager")]
     assert {"python", "packages", "threads"} <= content["environment"].keys()
     assert (tmp_path / "figure-nodes.png").stat().st_size > 10_000
 

@@ -8,7 +8,7 @@ import pytest
 
 from koala_bench.costs.profile import PARTS, Profile, in_words, profile
 from koala_bench.decoding.loop import decode
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from tests.support.commands import Koala
 from tests.support.small_runs import Bench
 
@@ -39,7 +39,7 @@ def test_a_watched_target_says_the_same(bench: Bench) -> None:
     (_, eagle) = load_methods(bench.preset(), ["vanilla", "eagle"], bench.target, bench.heads)
     prompt = [1, 2, 3, 4]
     plain = decode(bench.target, eagle.head, eagle.template, prompt, 9, ())
-    assert decode(_Watched(bench.target), eagle.head, eagle.template, prompt, 9, ()).tokens == plain.tokens
+    assert decode(_Watched.of(bench.target), eagle.head, eagle.template, prompt, 9, ()).tokens == plain.tokens
 
 
 def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profile]) -> None:
@@ -49,7 +49,10 @@ def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profil
 
 
 def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
-    at = ["--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--tokens", "4", "--tree", "2x1"]
+    at = [
+        "--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--tokens", "4", "--tree", "2x1",
+        "--engine", "eager",
+    ]  # fmt: skip
     done = koala("profile", *at, "--methods", "vanilla,eagle", "--out", str(tmp_path / "profile.md"))
     assert done.code == 0, done.err
     assert (tmp_path / "profile.md").read_text() == done.out

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from koala_bench.costs.batches import batch_speeds, in_words
-from koala_bench.costs.figure_batches import write_batches
+from koala_bench.costs.figures import write_batches
 from koala_bench.decoding.batching import decode_batch
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.presets import load_preset
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
-from tests.support.commands import Koala
+from tests.support.commands import EAGER, Koala
 from tests.support.small_runs import Bench
 
 PROMPTS = [[1, 70, 81, 82], [1, 90], [1, 60, 61, 62, 63, 64, 65, 66, 67], [1, 5, 6]]
@@ -70,7 +70,7 @@ def test_speeds_and_their_figure(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
-    at = ["--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--methods", "vanilla,eagle"]
+    at = ["--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--methods", "vanilla,eagle", *EAGER]
     done = koala("batches", "--sizes", "1,2", "--tokens", "3", "--rounds", "1", "--out", str(tmp_path), *at)
     assert done.code == 0, done.err
     assert (tmp_path / "batches.md").read_text() in done.out + "\n"

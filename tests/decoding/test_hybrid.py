@@ -24,7 +24,7 @@ from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.heads import Committed
 from koala_bench.presets import load_preset
 from koala_bench.testing import save_tiny_target, tiny_config

@@ -189,7 +189,7 @@ def test_the_first_token_of_an_answer_is_drawn_as_well(target: Target) -> None:
     sampling, prompt = Sampling(2.0, top_k=8), [1, 70, 81, 82, 90]
     rule = SpeculativeSampling(sampling, torch.Generator().manual_seed(0))
     counts = Counter(
-        tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(3_000)
+        tuple(decode(target, Vanilla(), VANILLA_TREE, prompt, 1, (), rule=rule).tokens) for _ in range(600)
     )
     law = sampled_law(target, sampling, prompt, 1)
     assert max(law.values()) < 0.5  # always the likeliest one would be far off
@@ -208,7 +208,7 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> Target:
     [
         ("medusa", "3x2x1"), ("hydra", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6"), ("eagle3", "3x2x1"),
         ("draft_model", "3x2x1"), ("prompt_lookup", "3x2x1"), ("suffix_lookup", "chain-3"),
-        ("token_recycling", "3x2x1"), ("p_eagle", "3x2x1"), ("p_eagle", "dynamic-2x3x6"),
+        ("token_recycling", "3x2x1"), ("p_eagle", "3x2x1"), ("p_eagle", "dynamic-2x3x6"), ("dflash", "3x2x1"),
     ],
 )  # fmt: skip
 def test_a_bundled_head_leaves_the_distribution_as_it_is(

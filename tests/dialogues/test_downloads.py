@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -73,11 +74,14 @@ def refused() -> str:
 
 def test_the_pins_are_complete_and_the_names_distinct() -> None:
     datasets = DATASETS
-    assert len({dataset.name for dataset in datasets}) == len(datasets) == 8
+    assert len({dataset.name for dataset in datasets}) == len(datasets) == 13
     for dataset in datasets:
-        assert (len(dataset.sha256), len(dataset.commit)) == (64, 40)
-        assert dataset.url == f"https://raw.githubusercontent.com/{dataset.repository}/{dataset.commit}/{dataset.path}"
+        assert (len(dataset.sha256 or 64 * "?"), len(dataset.commit)) == (64, 40)
+        assert dataset.url.startswith(("https://raw.githubusercontent.com/", "https://media.githubusercontent.com/"))
+        assert dataset.url.endswith(f"/{dataset.repository}/{dataset.commit}/{dataset.path}")
         assert dataset.licence
+    unpinned = [dataset.name for dataset in datasets if dataset.sha256 is None]
+    assert unpinned == ["mbpp", "arena_hard", "aime24", "speed_bench"]
 
 
 def test_fetch_downloads_verifies_and_places(
@@ -91,6 +95,23 @@ def test_fetch_downloads_verifies_and_places(
     assert server[1] == [f"/someone/bench/{'c' * 40}/data/{name}.jsonl" for name in ("two", "one")]
     assert "two: 1 questions saved" in capsys.readouterr().err
     assert not [path for path in one.parent.iterdir() if path != one]
+
+
+def test_a_file_without_a_known_hash_is_fetched_and_its_hash_told(
+    tmp_path: Path, server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = replace(_dataset("one", server[0]), sha256=None)
+    (place,) = fetch(["one"], tmp_path, [dataset])
+    assert place.read_bytes() == CONTENT
+    assert hashlib.sha256(CONTENT).hexdigest() in capsys.readouterr().err
+    assert [one.state for one in status(tmp_path, [dataset])] == ["present, unpinned"]
+
+
+def test_a_file_that_must_be_made_is_not_downloaded(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    dataset = replace(_dataset("one", server[0]), sha256=None, by_hand="Run the script")
+    with pytest.raises(KoalaBenchError, match="cannot be downloaded whole") as caught:
+        fetch(["one"], tmp_path, [dataset])
+    assert caught.value.remedy.startswith("Run the script") and server[1] == []
 
 
 def test_fetch_leaves_a_right_file_alone_wherever_it_lies(tmp_path: Path, refused: str) -> None:
@@ -183,5 +204,7 @@ _DATA = Path(os.environ.get("KOALA_BENCH_DATA", "/nonexistent"))
 @pytest.mark.skipif(not (_DATA / "eval").is_dir(), reason="needs the data folder in KOALA_BENCH_DATA")
 def test_the_pinned_hashes_and_row_counts_are_those_of_the_public_files() -> None:
     for one in status(_DATA):
-        assert one.state == "present", one
+        if one.state == "missing" and one.dataset.name in ("math500", "mbpp", "arena_hard", "aime24", "speed_bench"):
+            continue
+        assert one.state.startswith("present"), one
         assert sum(1 for line in one.place.read_text(encoding="utf-8").split("\n") if line) == one.dataset.rows

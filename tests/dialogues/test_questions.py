@@ -9,11 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import koala_bench.pretraining.documentation as documentation
-from koala_bench.dialogues.downloads import DATASETS, Dataset
+from koala_bench.dialogues.downloads import DATASETS, Dataset, places_of
 from koala_bench.dialogues.questions import (
     BUNDLED,
     Question,
@@ -23,7 +24,7 @@ from koala_bench.dialogues.questions import (
     read_questions,
 )
 from koala_bench.errors import KoalaBenchError
-from koala_bench.pretraining.documentation import PACKAGES, read_entries
+from koala_bench.pretraining.documentation import PACKAGES, Entry, read_entries
 
 GOOD = {"question_id": 81, "category": "writing", "turns": ["First.", "Second."]}
 
@@ -181,7 +182,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_names(tmp_path: Pa
     _write(tmp_path / "own.jsonl", GOOD)
     with pytest.raises(KoalaBenchError) as caught:
         find_questions("Spec-bench", tmp_path)
-    assert "Did you mean spec_bench?" in caught.value.remedy
+    assert "Did you mean spec_bench" in caught.value.remedy
     assert "bundled, chat, own, spec_bench" in caught.value.remedy
     with pytest.raises(KoalaBenchError, match="no questions ''"):
         find_questions("", tmp_path)
@@ -238,8 +239,13 @@ def test_every_line_of_the_bundled_file_has_the_four_keys_in_order() -> None:
         assert list(json.loads(line)) == ["question_id", "category", "turns", "held_out"]
 
 
-@pytest.mark.slow
-def test_the_bundled_questions_agree_with_the_corpus_on_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_questions_agree_with_the_corpus_on_what_is_held_out() -> None:
+    for question in read_questions(bundled_questions()):
+        assert Entry(*_object_of(question), "function", {}, "").held_out == question.held_out
+
+
+@pytest.mark.exhaustive
+def test_the_corpus_has_what_the_bundled_questions_ask_about(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = {_object_of(question): question for question in read_questions(bundled_questions())}
     # Parsing all sources of these packages takes a minute; what defines none of the objects is passed over.
     names = {name.rpartition(".")[2] for _, name in questions}
@@ -257,7 +263,48 @@ def test_the_bundled_questions_agree_with_the_corpus_on_what_is_held_out(monkeyp
         (entry.package, entry.name): entry for entry in read_entries(sorted({package for package, _ in questions}))[0]
     }
     assert [key for key in questions if key not in entries] == []
-    assert [key for key, question in questions.items() if entries[key].held_out != question.held_out] == []
+
+
+# The formats of other benchmarks
+
+_ID = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("row", "category", "turns"),
+    [
+        ({"problem": "Find $x$.", "subject": "Algebra", "answer": "3", "unique_id": "a/1"}, "Algebra", ("Find $x$.",)),
+        ({"question": "Find $m+n$.", "answer": "127"}, "all", ("Find $m+n$.",)),
+        (
+            {"text": "Write f.", "code": "...", "task_id": 601, "test_list": ["assert f(1)", "assert f(2)"]}, "all",
+            ("Write f.\nYour code should pass these tests:\nassert f(1)\nassert f(2)",),
+        ),
+        ({"question_id": _ID, "category": "hard", "turns": [{"content": "Why?"}]}, "hard", ("Why?",)),
+        ({"uid": "a", "category": "hard", "subcategory": "b", "prompt": "Why?"}, "hard", ("Why?",)),
+        ({"question_id": _ID, "category": "coding", "turns": ["Why?", "And?"]}, "coding", ("Why?", "And?")),
+        (
+            {"question_id": _ID, "category": "coding", "messages": [
+                {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."},
+                {"role": "user", "content": "And?"},
+            ]}, "coding", ("Why?", "And?"),
+        ),
+    ],
+)  # fmt: skip
+def test_other_benchmarks_rows_are_read_and_numbered_by_line(
+    tmp_path: Path, row: dict[str, Any], category: str, turns: tuple[str, ...]
+) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text("\n" + 2 * f"{json.dumps(row)}\n", encoding="utf-8")
+    assert read_questions(path) == [Question(2, category, turns), Question(3, category, turns)]
+
+
+def test_a_placeholder_is_refused_in_one_line_that_says_how_to_fill_it(tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    text = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
+    path.write_text(json.dumps({"question_id": _ID, "category": "rag", "turns": [text]}), encoding="utf-8")
+    with pytest.raises(KoalaBenchError, match="line 1: a placeholder") as caught:
+        read_questions(path)
+    assert "prepare_data.py" in caught.value.remedy and "\n" not in str(caught.value)
 
 
 # Real files
@@ -269,7 +316,9 @@ _DATA = Path(os.environ.get("KOALA_BENCH_DATA", "/nonexistent"))
 @pytest.mark.skipif(not (_DATA / "eval").is_dir(), reason="needs the data folder in KOALA_BENCH_DATA")
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 def test_the_public_files_are_read(dataset: Dataset) -> None:
+    if not any(place.is_file() for place in places_of(dataset.name, _DATA)):
+        pytest.skip(f"{dataset.name} is not in the data folder")
     questions = read_questions(find_questions(dataset.name, _DATA)[1])
-    turns = {"mt_bench": 160, "spec_bench": 560}.get(dataset.name, 80)
+    turns = {"mt_bench": 160, "spec_bench": 560}.get(dataset.name, dataset.rows)
     assert (len(questions), sum(len(question.turns) for question in questions)) == (dataset.rows, turns)
     assert all(question.category for question in questions)

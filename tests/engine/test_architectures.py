@@ -17,9 +17,7 @@ from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.testing import save_tiny_target, tiny_target
 from tests.decoding.test_decoding import PROMPT, vanilla
-from tests.support.architectures import FAMILIES, PAGE, row
-
-_QUICK = ("llama", "gpt2", "bloom", "mpt")
+from tests.support.architectures import FAMILIES, PAGE, RECORDED_ALIKE, row
 
 
 def listed() -> dict[str, str]:
@@ -32,10 +30,15 @@ def test_the_page_lists_every_family() -> None:
     assert "DIFFERENT" not in PAGE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "family", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_decoded_as_the_page_says(family: str, tmp_path: Path) -> None:
+    engines = ("eager",) if family in RECORDED_ALIKE else ("eager", "graph")
+    assert listed()[family].startswith(row(family, tmp_path, engines))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", sorted(RECORDED_ALIKE))
+def test_a_family_like_another_one_is_recorded_as_the_page_says(family: str, tmp_path: Path) -> None:
     assert row(family, tmp_path) == listed()[family]
 
 

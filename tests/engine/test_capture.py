@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,16 +18,16 @@ from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine import lowering
 from koala_bench.engine.cache import attention_mask, write_rows
 from koala_bench.engine.capture import Captured
-from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.replay import Recorded
-from koala_bench.engine.target import Target, drafted_and_likeliest
+from koala_bench.engine.target import drafted_and_likeliest
 from koala_bench.presets import load_preset
-from koala_bench.testing import save_tiny_target, tiny_config
+from koala_bench.testing import tiny_config
 from koala_bench.training.loop import build_head
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape, load_template
 from tests.decoding.test_decoding import CONFIGS, PROMPT, vanilla
 from tests.engine.test_replay import verified
 from tests.support.drafters import Oracle
+from tests.support.engines import pair
 
 DEVICES = [
     "cpu",
@@ -38,23 +36,21 @@ DEVICES = [
 METHODS = ["medusa", "eagle+koala", "eagle2", "hydra+koala", "eagle3", "draft_model"]
 
 
-def pair(
-    folder: Path, config: Any = None, attention: str = "sdpa", device: str = "cpu", dtype: str = "float64"
-) -> tuple[Target, Target]:
-    """The same target called as it is and with passes of fixed shapes."""
-    save_tiny_target(folder, config)
-    eager, graph = (
-        load_target(str(folder), device, dtype, attention=attention, engine=engine) for engine in ("eager", "graph")
-    )
-    return eager, replace(graph, fixed=True)
+fixed_pair = partial(pair, fixed=True)  # called with passes of fixed shapes
 
 
-@pytest.mark.parametrize("device", DEVICES)
+EVERY = [*((family, "sdpa") for family in ("llama", *sorted(CONFIGS))), ("llama", "eager")]
+
+
 @pytest.mark.parametrize(
-    ("family", "attention"), [*((family, "sdpa") for family in ("llama", *sorted(CONFIGS))), ("llama", "eager")]
+    ("device", "family", "attention"),
+    [  # on the CPU the other families are held against the models in test_replay.py
+        *(("cpu", *each) for each in EVERY if each[0] in ("llama", "gpt2")),
+        *(pytest.param("cuda", *each, marks=DEVICES[1].marks) for each in EVERY),
+    ],
 )
 def test_a_verification_of_fixed_shape_is_the_models(tmp_path: Path, family: str, attention: str, device: str) -> None:
-    eager, fixed = pair(tmp_path, CONFIGS.get(family), attention, device)
+    eager, fixed = fixed_pair(tmp_path, CONFIGS.get(family), attention, device)
     within = 1e-9 if attention == "sdpa" else 1e-5  # transformers' own attention rounds its weights to float32
     draw = torch.Generator().manual_seed(0)
     for shape in (ROOT_ONLY, TreeShape((-1, 0)), TreeShape((-1, 0, 0, 1, 1, 3)), ROOT_ONLY):
@@ -76,7 +72,7 @@ def test_what_is_rewritten_for_a_gpu_computes_the_same(
     """Joined products whose parts the model's own weights become, and plain norms; tried on the CPU, without kernels of
     our own.
     """
-    eager, fixed = pair(tmp_path, dtype=dtype)
+    eager, fixed = fixed_pair(tmp_path, dtype=dtype)
     monkeypatch.setattr(lowering, "_on_processor", lambda weight: False)
     monkeypatch.setattr(lowering, "_kernels", lambda constants: ())
     tree = DraftTree(torch.tensor([7, 8, 9]), TreeShape((-1, 0, 0)))
@@ -102,7 +98,7 @@ def test_what_is_rewritten_for_a_gpu_computes_the_same(
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_decoding_is_lossless_and_captures_once_for_each_size(tmp_path: Path, device: str) -> None:
-    eager, fixed = pair(tmp_path, device=device)
+    eager, fixed = fixed_pair(tmp_path, device=device)
     truth = vanilla(eager, 60).tokens
     cache = fixed.new_cache(200)
     for tree in ("chain-5", "3x2x1", "chain-5"):
@@ -120,7 +116,7 @@ def test_decoding_is_lossless_and_captures_once_for_each_size(tmp_path: Path, de
 @pytest.mark.parametrize("method", METHODS)
 def test_heads_draft_the_same_trees_with_fixed_shapes(tmp_path: Path, method: str, device: str) -> None:
     """Of random heads, so that hardly anything is accepted: the trees themselves are compared, over two answers."""
-    eager, fixed = pair(tmp_path, tiny_config(num_hidden_layers=4), device=device)
+    eager, fixed = fixed_pair(tmp_path, tiny_config(num_hidden_layers=4 if "eagle3" in method else 2), device=device)
     options = [f'methods.draft_model.options.model="{tmp_path}"'] if method == "draft_model" else []
     preset = load_preset("tiny", options).method(method)
     found = []
@@ -139,7 +135,7 @@ def test_heads_draft_the_same_trees_with_fixed_shapes(tmp_path: Path, method: st
 
 
 def test_samples_are_the_same_with_fixed_shapes(tmp_path: Path) -> None:
-    eager, fixed = pair(tmp_path)
+    eager, fixed = fixed_pair(tmp_path)
     preset = load_preset("tiny").method("eagle")
     found = []
     for target in (eager, fixed):

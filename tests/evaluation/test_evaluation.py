@@ -1,5 +1,5 @@
 """Evaluation: one record for all methods, equal answers, exact resume. What goes wrong is in
-test_evaluation_failures.py.
+test_evaluation_failures.py, what depends on a temperature in test_sampled_evaluation.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-import koala_bench.evaluation.loop as evaluation
+import koala_bench.evaluation.answering as evaluation
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
-from koala_bench.dialogues.questions import Question, questions_sha256, read_questions
+from koala_bench.dialogues.questions import Question, questions_sha256, read_questions, select_questions
 from koala_bench.engine.loading.targets import fingerprint, load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods, select_questions
+from koala_bench.evaluation.loop import evaluate
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.evaluation.order import drawn_order
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.records.reading import Run, read_run
@@ -301,7 +302,8 @@ def test_no_time_of_a_record_has_a_recording_in_it(
         return answer
 
     monkeypatch.setattr(evaluation, "decode", counted)
-    run = bench.run(tmp_path / "records.jsonl", METHODS, "evaluation.warmup=0", target=target)
+    few = ("evaluation.warmup=0", "evaluation.limit=1")
+    run = bench.run(tmp_path / "records.jsonl", ["vanilla", "medusa", "eagle"], *few, target=target)
     clean = {answer.decode_s for count, answer in made if not count}
     assert any(count for count, _ in made)
     assert {turn["decode_s"] for turn in run.turns} <= clean
@@ -404,80 +406,6 @@ def test_a_record_of_another_target_is_refused(bench: Bench, run: Run, tmp_path:
     assert run.path.read_bytes() == before
 
 
-# ------------------------------------------------------------------------------ with a temperature
-
-WARM = ("evaluation.temperature=0.7", "evaluation.top_k=20", "evaluation.top_p=0.95")
-SHARED = ("methods.wide.head_of=medusa", "methods.wide.tree='3x2'")
-LOSSY = ("methods.typical.head_of=medusa", "methods.typical.typical.threshold=0.2")
-
-
-def test_a_draw_depends_on_the_seed_and_its_place_alone(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = bench.run(tmp_path / "whole.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
-    assert whole.header["acceptance"] == {
-        "rule": "speculative sampling",
-        "temperature": 0.7,
-        "top_k": 20,
-        "top_p": 0.95,
-    }
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        count_decodes(patch, die_at=8)
-        bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)
-    assert tokens(bench.run(tmp_path / "broken.jsonl", ["vanilla", "medusa", "eagle"], *WARM)) == tokens(whole)
-    other = bench.run(tmp_path / "other.jsonl", ["vanilla", "eagle"], *WARM, "evaluation.seed=1")
-    assert tokens(other) != {key: value for key, value in tokens(whole).items() if key[0] != "medusa"}
-    assert {turn["distance"] for turn in whole.turns} == {None}
-    assert {turn["first_difference"] for turn in whole.turns} == {None}, "draws are not held against vanilla's"
-
-
-def test_question_turn_and_repeat_each_draw_anew(bench: Bench, tmp_path: Path) -> None:
-    # So hot that every token is as likely, whatever the prompt: equal draws would give equal answers.
-    hot = ("evaluation.temperature=1e6", "evaluation.repeats=2", "evaluation.max_new_tokens=4")
-    run = bench.run(tmp_path / "record.jsonl", ["vanilla"], *hot)
-    assert len({tuple(turn["new_token_ids"] or ()) for turn in run.turns}) == len(run.turns) == 2 * 2 * len(QUESTIONS)
-
-
-def test_a_method_may_decode_with_the_head_of_another(bench: Bench, tmp_path: Path) -> None:
-    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "wide"], *SHARED)
-    medusa, wide = run.methods["medusa"], run.methods["wide"]
-    assert (wide["checkpoint"], wide["weights_sha256"], wide["head"]) == (
-        medusa["checkpoint"],
-        medusa["weights_sha256"],
-        "medusa",
-    )
-    assert wide["tree"] is not None and wide["tree"]["name"] == "3x2"
-    for answers in by_turn(run).values():
-        assert answers["wide"]["new_token_ids"] == answers["vanilla"]["new_token_ids"]
-
-
-def test_typical_acceptance_is_called_lossy_and_says_how_far_off_it_is(bench: Bench, tmp_path: Path) -> None:
-    run = bench.run(tmp_path / "record.jsonl", ["vanilla", "medusa", "typical"], *LOSSY, "evaluation.temperature=0.7")
-    assert (run.methods["typical"]["lossless"], run.methods["typical"]["typical"]) == (
-        False,
-        {"threshold": 0.2, "alpha": 0.3},
-    )
-    assert (run.methods["medusa"]["lossless"], run.methods["medusa"]["typical"]) == (True, None)
-    for turn in run.turns:
-        assert (turn["distance"] is not None) == (turn["method"] == "typical")
-        assert turn["distance"] is None or 0 < turn["distance"] < 1
-    with pytest.raises(
-        KoalaBenchError, match="typical accepts what is typical of a distribution, and temperature 0 has none"
-    ):
-        bench.run(tmp_path / "greedy.jsonl", ["vanilla", "typical"], *LOSSY)
-
-
-def test_where_one_token_is_left_to_sample_each_distance_is_0_or_1(bench: Bench, tmp_path: Path) -> None:
-    run = bench.run(
-        tmp_path / "record.jsonl", ["vanilla", "typical"], *LOSSY, "evaluation.temperature=0.7", "evaluation.top_k=1"
-    )
-    turns = [turn for turn in run.turns_of("typical") if turn["distance"] is not None]
-    assert len(turns) == len(run.turns_of("typical")) > 0
-    for turn in turns:
-        differing = (turn["distance"] or 0) * len(turn["new_token_ids"] or [])
-        assert differing == pytest.approx(round(differing), abs=1e-9)
-
-
 def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in run.path.read_text().splitlines()]
     lines[0]["schema"] = 3
@@ -490,27 +418,6 @@ def test_a_record_of_the_form_before_is_read_as_greedy(run: Run, tmp_path: Path)
     older = tmp_path / "older.jsonl"
     older.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert (read_run(older).header, read_run(older).turns) == (run.header, run.turns)
-
-
-def test_every_sampled_answer_has_draws_of_its_own(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from koala_bench.evaluation import loop
-
-    seeds: list[int] = []
-    real = loop.SpeculativeSampling
-
-    def noted(sampling: Any, generator: torch.Generator) -> Any:
-        seeds.append(generator.initial_seed())
-        return real(sampling, generator)
-
-    monkeypatch.setattr(loop, "SpeculativeSampling", noted)
-    for seed in (0, 1):
-        sampled = ("evaluation.temperature=1.0", "evaluation.repeats=2", f"evaluation.seed={seed}")
-        bench.run(tmp_path / f"{seed}.jsonl", ["vanilla", "medusa"], *sampled, "evaluation.max_new_tokens=2")
-    assert len(set(seeds)) == 2 * 2 * 2 * sum(len(turns) for _, turns in QUESTIONS), (
-        "seeds, methods and repeats, for each turn of each question"
-    )
 
 
 def test_system_prompts_stops_and_ignored_settings_are_in_prompts_and_record(
@@ -528,9 +435,7 @@ def test_system_prompts_stops_and_ignored_settings_are_in_prompts_and_record(
 
     monkeypatch.setattr(evaluation, "encode_prompt", watched)
     preset = bench.preset(f"evaluation.questions='{tmp_path / 'asked.jsonl'}'")
-    run = evaluation.evaluate(
-        preset, "x", ["vanilla"], target, bench.template, bench.heads, tmp_path / "r.jsonl", None, []
-    )
+    run = evaluate(preset, "x", ["vanilla"], target, bench.template, bench.heads, tmp_path / "r.jsonl", None, [])
     assert len(set(asked)) == 2 and all(text.startswith("You only rhyme.") for text in asked)
     assert run.header["limits"]["stop_texts"] == ["never said"]
     assert run.header["target"]["ignored_settings"] == {"repetition_penalty": 1.3}

@@ -11,7 +11,7 @@ import torch
 from transformers import MistralConfig
 from typer.testing import CliRunner
 
-import koala_bench.evaluation.loop as evaluation
+import koala_bench.evaluation.answering as evaluation
 from koala_bench.cli import app
 from koala_bench.decoding.loop import Decoded, decode
 from koala_bench.dialogues.encoding import encode_prompt
@@ -19,7 +19,7 @@ from koala_bench.dialogues.questions import read_questions
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.records.reading import read_run
 from koala_bench.records.summaries import summarise
 from koala_bench.testing import save_tiny_target, tiny_config

@@ -21,6 +21,7 @@ from koala_bench.records.summaries import Difference
 from koala_bench.testing import tiny_target
 from tests.evaluation.test_evaluation_failures import spoil
 from tests.support.commands import Koala, decoding, settings
+from tests.support.markdown import table_rows
 from tests.support.synthetic_run import make_header, make_turn
 
 CONTEXT = [1, 70, 81, 82, 90]
@@ -136,7 +137,8 @@ def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own
     # The place was rebuilt with vanilla's first answer before it: there the target's best token is vanilla's.
     assert judged.between > 0
     text = to_markdown([nothing, found])
-    assert "| bundled | float32 | eagle | 2 | 1 | 0 | 1 | 0 |" in text and "| **all** | | | 8 | 7 | 0 | 1 | 0 |" in text
+    assert ["bundled", "float32", "eagle", "2", "1", "0", "1", "0"] in table_rows(text)
+    assert ["**all**", "", "", "8", "7", "0", "1", "0"] in table_rows(text)
 
 
 def test_a_failed_turn_counts_as_failed_not_as_equal(target: Target, target64: Target) -> None:
@@ -175,7 +177,8 @@ def test_the_command_ends_in_0_without_a_difference(
 ) -> None:
     result = koala(*command(cli_folder, finished_run, tmp_path / "audit", "--dtype", "float64"))
     assert result.code == 0, result.err
-    assert "| **all** | | | 16 | 16 | 0 | 0 | 0 |" in (tmp_path / "audit" / "audit.md").read_text()
+    rows = table_rows((tmp_path / "audit" / "audit.md").read_text())
+    assert ["**all**", "", "", "16", "16", "0", "0", "0"] in rows
     assert (tmp_path / "audit" / "questions-float64.jsonl").is_file()
 
 

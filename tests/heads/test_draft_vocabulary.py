@@ -17,7 +17,7 @@ from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.planning.draft_reads import draft_reads
 from koala_bench.presets import MethodPreset, cut_of, load_preset
 from koala_bench.testing import tiny_config

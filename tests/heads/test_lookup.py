@@ -20,7 +20,7 @@ from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.heads import Committed
 from koala_bench.presets import with_heads
 from koala_bench.training.experiment import free_head, train_heads

@@ -16,7 +16,7 @@ from heads.rejection import Rejection
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction
 from koala_bench.presets import load_preset
 from koala_bench.training.checkpoints import read_manifest, save_head

@@ -54,7 +54,8 @@ def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name
         "hydra++",
         *(head + part for head in ("hydra", "eagle2", "eagle3") for part in ("", "+koala")),
     }
-    rivals = {"medusa+lk", "eagle+lk", "eagle+lk+layers", "hass", "p-eagle", "token_recycling", "suffix_lookup+eagle"}
+    rivals = {"medusa+lk", "eagle+lk", "eagle+lk+layers", "hass", "p-eagle", "dflash", "token_recycling"}
+    rivals |= {"suffix_lookup+eagle"}
     assert set(preset.methods) == parts | further | (rivals if name == "tiny" else set())
     for method, wanted in preset.methods.items():
         assert wanted.head in installed(HEADS)

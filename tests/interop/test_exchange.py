@@ -24,7 +24,7 @@ from koala_bench.presets import MethodPreset
 from koala_bench.training.checkpoints import load_head, save_head
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
-from tests.support.commands import Koala
+from tests.support.commands import EAGER, Koala
 from tests.support.spoiling import full_disk
 
 METHODS = {
@@ -281,7 +281,7 @@ def test_the_commands_and_an_evaluation_with_an_imported_head(
     koala: Koala, own: Target, target_folder: Path, tmp_path: Path
 ) -> None:
     saved(own, "medusa", tmp_path / "head")
-    at = ["--target", str(target_folder)]
+    at = ["--target", str(target_folder), *EAGER]
     done = koala("export", str(tmp_path / "head"), "--out", str(tmp_path / "official"), *at)
     assert done.code == 0 and sorted(path.name for path in (tmp_path / "official").iterdir()) == [
         "config.json",
@@ -290,17 +290,9 @@ def test_the_commands_and_an_evaluation_with_an_imported_head(
     done = koala("import", str(tmp_path / "official"), "--out", str(tmp_path / "heads" / "medusa"), *at)
     assert done.code == 0, done.err
     decode = [
-        "--methods",
-        "vanilla,medusa",
-        "--tree",
-        "chain-2",
-        "--limit",
-        "1",
-        "--max-new-tokens",
-        "4",
-        "--set",
+        "--methods", "vanilla,medusa", "--tree", "chain-2", "--limit", "1", "--max-new-tokens", "4", "--set",
         "evaluation.warmup=0",
-    ]
+    ]  # fmt: skip
     done = koala("evaluate", "--heads", str(tmp_path / "heads"), "--out", str(tmp_path / "out"), *decode, *at)
     assert done.code == 0, done.err
 

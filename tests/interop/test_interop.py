@@ -17,6 +17,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop import eagle, medusa
 from koala_bench.interop.checkpoints import make_head
+from koala_bench.interop.repeats import tied_heads
 
 WIDTH, VOCAB = 16, 30
 
@@ -96,7 +97,8 @@ def test_heads_and_layers_of_medusa_come_from_the_keys_and_the_disagreement_is_n
     assert (found.head, found.options) == ("medusa", {"heads": 5, "layers": 2})
     assert found.notes == (
         "The 2 residual blocks of every head are distinct.",
-        "config.json says 2 heads of 1 blocks, the file has 5 of 2.",
+        "config.json says medusa_num_heads 2, the file has 5.",
+        "config.json says medusa_num_layers 1, the file has 2.",
     )
     head = make_head(found, spec)
     assert torch.equal(head.block_weight[1, 3], tensors["3.1.linear.weight"])
@@ -118,7 +120,7 @@ def test_tied_blocks_are_reported_per_head(tmp_path: Path) -> None:
     tensors = _medusa_tensors(3, 3, tied=True)
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     found = medusa.read(tmp_path)
-    assert medusa.tied_heads(found.tensors) == [0, 1, 2]
+    assert tied_heads(medusa.blocks_of(found.tensors)) == [0, 1, 2]
     assert medusa.to_official(None, found.tensors, target).notes == ()
     assert found.notes == (
         "The 3 residual blocks of every head are identical copies: upstream applies one block 3 times.",

@@ -133,8 +133,9 @@ def test_a_configuration_that_lies_is_noted_and_not_believed(tmp_path: Path, tar
     }
     found = hydra.read(folder_of(tmp_path, official(2, 2), **lies), target.spec())
     assert found.options == {"heads": 2, "layers": 2, "prefix": False}
-    said = "hydra_num_heads 4, hydra_num_layers 1, hydra_head_arch prefix-mlp, grounded_heads False"
-    assert found.notes == (f"config.json says {said}; the file has 2, 2, mlp, True.",)
+    told = (("num_heads", 4, 2), ("num_layers", 1, 2), ("head_arch", "prefix-mlp", "mlp"))
+    said = [f"config.json says hydra_{name} {lie}, the file has {truth}." for name, lie, truth in told]
+    assert found.notes == (*said, "config.json says grounded_heads False, the file has True.")
 
 
 def test_heads_over_an_earlier_state_are_refused(tmp_path: Path, target: Target) -> None:

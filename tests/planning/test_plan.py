@@ -31,7 +31,7 @@ from koala_bench.planning.requirements import (
 )
 from koala_bench.presets import Preset, load_preset
 from koala_bench.training.loop import make_arm
-from tests.support.commands import Koala
+from tests.support.commands import EAGER, Koala
 from tests.support.small_runs import conversations, preset_for, write_questions
 from tests.support.spoiling import no_hub
 from tests.training.test_training import run
@@ -252,15 +252,9 @@ def test_a_pace_has_every_method_and_every_trained_head_once(preset: Preset, tar
 def test_the_command(koala: Koala, target_folder: Path, tmp_path: Path) -> None:
     data, questions = conversations(tmp_path), write_questions(tmp_path / "q.jsonl", [("words", ["count 5", "and 6"])])
     common = [
-        "--target",
-        str(target_folder),
-        "--seconds",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-        "--methods",
-        "vanilla,eagle",
-    ]
+        "--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods",
+        "vanilla,eagle", *EAGER,
+    ]  # fmt: skip
     done = koala("plan", *common, "--questions", str(questions), "--set", f"data.source={json.dumps(str(data))}")
     assert done.code == 0, done.err
     assert (
@@ -300,7 +294,7 @@ def test_a_method_whose_draft_model_is_not_here_is_left_out_of_the_measuring(
     questions = write_questions(tmp_path / "q.jsonl", [("words", ["count 5"])])
     done = koala(
         "plan", "--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods", "vanilla,prompt_lookup,draft_model",
-        "--questions", str(questions), "--set", "methods.draft_model.options.model=someone/small",
+        "--questions", str(questions), *EAGER, "--set", "methods.draft_model.options.model=someone/small",
     )  # fmt: skip
     assert done.code == 1, done.err
     assert (

@@ -45,15 +45,8 @@ def test_the_target_reads_stored_tokens_once() -> None:
 
 def test_the_command_says_it_where_states_are_stored(koala: Koala, cli_folder: Path) -> None:
     command = [
-        "plan",
-        *settings(cli_folder),
-        "--methods",
-        "eagle",
-        "--seconds",
-        "1",
-        "--out",
-        str(cli_folder / "empty"),
-    ]
+        "plan", *settings(cli_folder), "--methods", "eagle", "--seconds", "1", "--out", str(cli_folder / "empty"),
+    ]  # fmt: skip
     questions = ["--questions", str(cli_folder / "questions.jsonl")]
     assert "States:" not in koala(*command, *questions).out
     said = koala(*command, *questions, "--set", "training.stored_states=true").out

@@ -74,11 +74,7 @@ def test_a_draft_model_has_the_targets_tokens_and_its_own_shape(teacher: Path, t
     assert manifest["imitates"]["answers"] == {"source": "answers.jsonl"}
     assert manifest["options"]["layers"] == 1
     card = (out / "README.md").read_text()
-    assert f"--steps 6 --seed 0 --layers 1 --imitate {teacher} --answers answers.jsonl --set" in card
-    assert (
-        card.count("A draft model") == 1
-        and f"{manifest['imitates']['agreement']:.1%} of the tokens of the target's answers" in card
-    )
+    assert "draft model for" in card and f"{manifest['imitates']['agreement']:.1%} of its best guesses" in card
 
 
 def test_it_comes_to_agree_with_the_target(teacher: Path, tmp_path: Path) -> None:
@@ -134,10 +130,9 @@ def test_answers_that_fill_no_row_are_refused(teacher: Path, tmp_path: Path) -> 
     [
         ("--answers bundled", "--answers are those of a target. Name it with --imitate."),
         ("--imitate nowhere", "nowhere is no target of `koala-bench pretrain`."),
-        ("--imitate tiny --answers documentation", "The documentation is trained on anyway."),
         ("--imitate tiny --answers none.jsonl", "Cannot read none.jsonl"),
-        ("--layers 2 --start somewhere", "--start brings its own shape. Leave out --layers."),
-        ("--set width=64 --start somewhere", "--start brings its own shape. Leave out --set width."),
+        ("--layers 2 --start somewhere", "--start brings its own shape. Leave out layers."),
+        ("--set width=64 --start somewhere", "--start brings its own shape. Leave out width."),
         (
             "--imitate tiny --set vocabulary=512",
             "A draft model has its target's vocabulary and positions. Leave out --set vocabulary.",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from koala_bench.records.bounds import acceptance_histogram, bounds
 from koala_bench.records.reading import read_run
+from koala_bench.records.summaries import sample
 from tests.support.synthetic_run import write_run
 
 
@@ -24,7 +25,7 @@ def turn(accepted: list[int], decode_s: float, depth: int = 3, question: int = 1
 
 def test_by_hand() -> None:
     """Four tokens in two steps of 3 s, beside four vanilla tokens of 2 s: a step costs 1.5 tokens."""
-    found = bounds([turn([2, 0], 6.0)], [turn([0, 0, 0, 0], 8.0, depth=0)])
+    found = bounds([(turn([2, 0], 6.0), turn([0, 0, 0, 0], 8.0, depth=0))])
     assert found is not None
     assert (found.steps, found.acceptance_length, found.offered_length, found.break_even) == (2, 2.0, 4.0, 1.5)
     assert (found.speedup, found.oracle_speedup) == (pytest.approx(4 / 3), pytest.approx(8 / 3))
@@ -32,39 +33,26 @@ def test_by_hand() -> None:
     assert found.free_oracle_speedup == pytest.approx(4.0 / (1.5 * 0.75))
 
 
-def test_turns_without_a_pair_or_a_step_do_not_count() -> None:
-    whole = bounds([turn([2, 0], 6.0)], [turn([0, 0, 0, 0], 8.0)])
-    nothing = dict.fromkeys(["accepted", "drafted_depth", "decode_s", "draft_s", "verify_s"])
-    failed = {**turn([], 0.0, question=3), **nothing}
-    mine = [
-        turn([2, 0], 6.0),
-        turn([5], 1.0, question=2),
-        failed,
-        turn([], 0.1, question=4),
-        turn([1], 1.0, question=5),
-    ]
-    base = [
-        turn([0, 0, 0, 0], 8.0),
-        turn([0], 9.0, question=3),
-        turn([0], 9.0, question=4),
-        {**failed, "question_id": 5},
-    ]
-    assert bounds(mine, base) == whole
-    assert bounds(mine[1:], base) is None and bounds([], []) is None
+def test_turns_without_a_step_do_not_count() -> None:
+    whole = (turn([2, 0], 6.0), turn([0, 0, 0, 0], 8.0))
+    failed = {**turn([], 0.0), **dict.fromkeys(["accepted", "drafted_depth", "decode_s", "draft_s", "verify_s"])}
+    others = [(failed, turn([0], 9.0)), (turn([], 0.1), turn([0], 9.0)), (turn([1], 1.0), failed)]
+    assert bounds([whole, *others]) == bounds([whole])
+    assert bounds(others) is None and bounds([]) is None
 
 
 def test_parts_that_were_not_timed_are_not_known() -> None:
-    found = bounds([turn([2, 0], 6.0, draft_s=None)], [turn([0, 0, 0, 0], 8.0)])
+    found = bounds([(turn([2, 0], 6.0, draft_s=None), turn([0, 0, 0, 0], 8.0))])
     assert found is not None and found.draft_share is None and found.free_oracle_speedup is None
     assert found.oracle_speedup == pytest.approx(8 / 3)
 
 
 def test_a_run_is_bounded_by_its_oracle_and_vanilla_by_itself(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run.jsonl"))
-    turns = {name: [t for t in run.turns if t["method"] == name] for name in ("vanilla", "eagle")}
-    eagle, vanilla = (bounds(turns[name], turns["vanilla"]) for name in ("eagle", "vanilla"))
+    chosen = sample([read_run(write_run(tmp_path / "run.jsonl"))])
+    eagle, vanilla = (bounds(chosen.pairs(name)) for name in ("eagle", "vanilla"))
     assert eagle is not None and vanilla is not None
     assert 1.0 < eagle.speedup < eagle.oracle_speedup
+    assert eagle.speedup == pytest.approx(chosen.value(chosen.speedup("eagle")))
     assert (vanilla.break_even, vanilla.speedup, vanilla.oracle_speedup) == pytest.approx((1.0, 1.0, 1.0))
 
 

@@ -218,7 +218,7 @@ def test_paths_do_not_make_another_run() -> None:
     moved["target"]["path"] = "elsewhere"
     moved["methods"][1]["checkpoint"] = "elsewhere"
     moved["created"], moved["run_id"], moved["command"] = "2027-01-01T00:00:00+00:00", "x", []
-    assert differences(header, moved) == []
+    assert differences(header, moved) == {}
 
 
 # ---------------------------------------------------------------------------------------------- damaged records

@@ -21,8 +21,10 @@ from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.interop.traces import Trace, read_traces, with_categories
 from koala_bench.records.reading import read_run
 from koala_bench.records.summaries import summarise
-from koala_bench.results.analysis import Row, analyse, by_definition, to_csv, to_text
+from koala_bench.results.answers.numbers import Row, analyse
+from koala_bench.results.answers.pages import by_definition, to_csv, to_text
 from tests.interop.test_traces import medusa_row, spec_bench_row, write
+from tests.support.markdown import table_under
 from tests.support.synthetic_run import failed, make_header, write_run
 
 MEDUSA = "medusa/mt_bench/medusa-vicuna-{}-temperature-0.0-posterior_threshold-0.09-posterior_alpha-0.3.jsonl"
@@ -381,7 +383,14 @@ def test_the_command_prints_markdown_and_writes_the_numbers(tmp_path: Path) -> N
     assert (cells["Speedup (x)"], cells["Whole answer (x)"]) == (DASH, "2.67 [2.67, 2.67]")
     assert cells_of(text, 1)["Whole answer (x)"] == "1.00"
     assert f"1: `{paths[0]}`: Spec-Bench (decoding_steps, new_tokens, wall_time, accept_lengths)" in text
-    assert "1 against 2: 2 questions, 4 turns, the same text in 4/4 turns" in text
+    (speedup,) = table_under(text, "Speedups")
+    assert [speedup[name] for name in ("File", "Against", "Questions", "Turns", "Same text")] == [
+        "1",
+        "2",
+        "2",
+        "4",
+        "4/4",
+    ]
     with open(tmp_path / "out" / "numbers.csv", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [line["system"] for line in lines] == ["vicuna-eagle", "vicuna-vanilla"]
@@ -456,7 +465,7 @@ def test_the_exit_code_of_bad_input_is_2(tmp_path: Path) -> None:
 
 
 def test_answer_files_are_read_without_torch() -> None:
-    code = "import sys, koala_bench.results.analysis, koala_bench.cli.inspect; sys.exit('torch' in sys.modules)"
+    code = "import sys, koala_bench.results.answers.pages, koala_bench.cli.inspect; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -471,7 +480,9 @@ def test_every_definition_of_the_acceptance_length_stands_side_by_side(tmp_path:
     }
     line = {"question_id": 81, "model_id": "eagle", "choices": [choice]}
     text = by_definition(read_traces(write(tmp_path / "a.jsonl", json.dumps(line) + "\n")))
-    rows = {cells[1].strip(): cells[2].strip() for cells in (row.split("|") for row in text.splitlines()[2:])}
+    rows = {
+        cells[1].strip(): cells[2].strip() for cells in (row.split("|") for row in text.splitlines() if row[:1] == "|")
+    }
     assert (rows["tokens per step"], rows["drafts per step"], rows["Medusa, new_tokens / idxs"]) == (
         "2.000",
         "1.000",

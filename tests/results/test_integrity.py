@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tests.support.commands import Koala
 
+from koala_bench.common.bundled import RECIPES
 from koala_bench.common.files import sha256_of
 from koala_bench.dialogues.questions import bundled_questions, questions_sha256
 from koala_bench.evaluation.recording import open_record
@@ -16,7 +16,8 @@ from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import resolved_sha256
 from koala_bench.records.reading import read_run
 from koala_bench.results.integrity import verify, verify_below
-from koala_bench.results.making import make_table1
+from koala_bench.results.making import make_table
+from tests.support.commands import Koala
 from tests.support.synthetic_run import make_header, make_turns
 
 
@@ -37,7 +38,7 @@ def results(tmp_path: Path) -> Path:
             writer.append(turn)
         writer.finish(1.0)
     run = read_run(tmp_path / "records.jsonl")
-    make_table1([run], tmp_path)
+    make_table([run], tmp_path, RECIPES / "table1.toml")
     write_fastchat_answers(run, tmp_path / "answers")
     return tmp_path
 

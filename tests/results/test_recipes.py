@@ -7,8 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.commands import Koala, decoding, settings
-from tests.support.small_runs import write_questions
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset, usual_methods
@@ -16,7 +14,9 @@ from koala_bench.records.reading import read_run
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, RECORD
 from koala_bench.results.recipes import Plan, layers_of_variants, plan, with_layers
+from tests.support.commands import Koala, decoding, settings
 from tests.support.markdown import table_rows
+from tests.support.small_runs import write_questions
 
 TABLES = ("table1", "table2", "table3")
 FOUR = ["medusa", "medusa+koala", "eagle", "eagle+koala"]
@@ -43,6 +43,9 @@ def data(tmp_path: Path) -> Path:
         (tmp_path / "eval" / name).mkdir(parents=True)
         write_questions(tmp_path / "eval" / name / "question.jsonl", [("code", ["count 5"])])
     return tmp_path
+
+
+USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one takes trainings of its own
 
 
 def planned(what: str, data_dir: Path | None = None, preset: str = "tiny", **options: object) -> Plan:
@@ -142,15 +145,23 @@ def test_figures_run_k_1_to_5_and_reuse_what_has_a_name() -> None:
     assert set(job.methods) == {"vanilla", *FOUR, *curve}
     assert [job.preset.method(name).layers for name in curve] == [1, 2, 3, 4, 5] * 2
     assert {job.preset.method(name).objective for name in curve} == {None}
-    assert planned("figures").products == FIGURES
+    assert planned("figures").products == USUAL_FIGURES
     without = planned("figures", methods=["vanilla", "medusa+koala"])
     assert "layers" not in without.products
     assert without.remarks == ("No curve over K: none of medusa, eagle is among the methods.",)
 
 
+def test_the_cost_of_a_draft_takes_heads_of_its_own_with_other_layers() -> None:
+    found = planned("cost")
+    names = [head + k for head in ("eagle", "p-eagle", "dflash") for k in ("", "@2", "@4")]
+    names[1] = "eagle+layers"
+    assert (found.products, found.jobs[0].methods) == (("cost",), ("vanilla", *names))
+    assert [found.jobs[0].preset.method(name).layers for name in names] == 3 * [1, 2, 4]
+
+
 def test_all_trains_and_decodes_once_what_several_need() -> None:
     found = planned("all")
-    assert found.products == (*TABLES, *FIGURES)
+    assert found.products == (*TABLES, *USUAL_FIGURES)
     assert places(found) == places(planned("table3"))
     assert set(found.jobs[0].methods) == {*planned("figures").jobs[0].methods, *planned("table3").jobs[0].methods}
     assert found.trainings[Path("F/heads")][1] == list(found.jobs[0].methods)
@@ -190,6 +201,21 @@ def test_other_layers_are_those_of_the_variants() -> None:
 
 
 @pytest.mark.slow
+def test_the_figure_of_length_against_cost_comes_from_its_own_recipe(
+    koala: Koala, cli_folder: Path, tmp_path: Path
+) -> None:
+    result = koala(
+        "reproduce", "cost", *settings(cli_folder), *decoding(cli_folder), "--methods", "eagle,dflash", "--out",
+        str(tmp_path),
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert [path.name for path in sorted(tmp_path.glob("figure-*"))] == ["figure-cost.pdf", "figure-cost.png"]
+    names = ["vanilla", *(head + k for head in ("eagle", "dflash") for k in ("", "@2", "@4"))]
+    names[2] = "eagle+layers"
+    assert list(read_run(tmp_path / RECORD).methods) == names
+
+
+@pytest.mark.slow
 def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, cli_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "humaneval").mkdir(parents=True)
     write_questions(tmp_path / "data" / "humaneval" / "question.jsonl", [("code", ["count 5"]), ("code", ["count 6"])])
@@ -206,7 +232,7 @@ def test_all_tables_and_figures_come_in_one_go_and_verify(koala: Koala, cli_fold
     assert "Left out of Table 2: alpaca, gsm8k, spec_bench" in result.err
     for name in (
         *(f"{table}.{kind}" for table in TABLES for kind in ("md", "tex", "csv")),
-        *(f"figure-{f}.{k}" for f in FIGURES for k in ("pdf", "png")),
+        *(f"figure-{f}.{k}" for f in USUAL_FIGURES for k in ("pdf", "png")),
     ):
         assert (tmp_path / "out" / name).is_file(), name
         assert name in result.err

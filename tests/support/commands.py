@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from koala_bench.cli import app, main
+from koala_bench.runs import forecast, reproduce
 from koala_bench.testing import save_tiny_target
 from tests.support.small_runs import conversations, write_questions
 
@@ -33,12 +35,21 @@ class Result:
 
 Koala = Callable[..., Result]
 
+# Recording the passes of a tiny target takes ten times as long as all that a test decodes with them.
+EAGER = ("--set", "target.engine=eager")
+
+
+def forecast_quickly(patch: pytest.MonkeyPatch) -> None:
+    """A recipe measures for a moment how long it will take, and not for the usual four seconds."""
+    patch.setattr(reproduce, "forecast", partial(forecast.forecast, seconds=0.05))
+
 
 @pytest.fixture
 def koala(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Koala:
     """Runs the entry point as a shell would; only a traceback passes through."""
     monkeypatch.delenv("KOALA_BENCH_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    forecast_quickly(monkeypatch)
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/koala-bench", *arguments])
@@ -57,21 +68,14 @@ def koala(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def settings(folder: Path) -> list[str]:
     """Options that make a command small: a random target, made-up data, two steps."""
     values = [
-        'target.engine="eager"',
-        "data.max_tokens=192",
-        "data.probes=1",
-        "training.batch_tokens=256",
-        "training.steps=2",
+        "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256", "training.steps=2",
         "training.held_out_evaluations=1",
-    ]
+    ]  # fmt: skip
     source = f"data.source={folder / 'conversations.jsonl'}"
     return [
-        "--target",
-        str(folder / "target"),
-        "--device",
-        "cpu",
-        *(part for value in [source, *values] for part in ("--set", value)),
-    ]
+        "--target", str(folder / "target"), "--device", "cpu",
+        *(part for value in [source, *values] for part in ("--set", value)), *EAGER,
+    ]  # fmt: skip
 
 
 def decoding(folder: Path) -> list[str]:
@@ -93,15 +97,11 @@ def cli_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(cli_folder: Path) -> Path:
     """A finished run of ``reproduce table1``."""
     command = [
-        "koala-bench",
-        "reproduce",
-        "table1",
-        *settings(cli_folder),
-        *decoding(cli_folder),
-        "--out",
+        "koala-bench", "reproduce", "table1", *settings(cli_folder), *decoding(cli_folder), "--out",
         str(cli_folder / "done"),
-    ]
+    ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command)
+        forecast_quickly(patch)
         app(standalone_mode=False)
     return cli_folder / "done"

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.evaluation.recording import open_record
+from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import SCHEMA, MethodInfo, RunHeader, TurnLine
+from koala_bench.records.summaries import Summary
 
 QUESTIONS = range(81, 89)
 # Accepted drafts of a few steps, repeated until the answer is whole; what a step costs, in seconds.
@@ -200,3 +202,12 @@ def with_chain(header: RunHeader) -> RunHeader:
     for method in header["methods"][1:]:
         method["tree"] = {"name": "chain-4", "nodes": 5, "depth": 4, "parents": [-1, 0, 1, 2, 3]}
     return header
+
+
+def changed(path: Path, change: Callable[[TurnLine], TurnLine | None], **options: Any) -> Run:
+    """A written run, read again."""
+    return read_run(write_run(path, change, **options))
+
+
+def by_name(summaries: list[Summary]) -> dict[str, Summary]:
+    return {summary.name: summary for summary in summaries}

@@ -5,11 +5,8 @@ alone.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,10 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset
 from koala_bench.records import statistics
 from koala_bench.sweeps.grid import SweepGrid, read_grid, trials_of
-from koala_bench.sweeps.results import (
-    SweepLog,
-    confirmed,
-    explored,
-    markdown,
-    open_sweep,
-    read_sweep,
-    to_csv,
-    verdict,
-    winner,
-)
+from koala_bench.sweeps.results import SweepLog, confirmed, explored, markdown, open_sweep, read_sweep, to_csv, winner
 from tests.support.commands import Koala
 from tests.support.interrupting import interrupt_at
+from tests.support.markdown import table_rows, table_under
 from tests.support.small_runs import conversations
 from tests.training.test_training import equal
 
@@ -207,33 +195,26 @@ def test_values_and_intervals_are_those_of_the_answers(tmp_path: Path) -> None:
     assert statistics.against_zero(stage.trials[1].change or one.change) == "below zero"
 
 
-def test_without_a_gain_beyond_its_interval_the_verdict_says_that_none_helps(tmp_path: Path) -> None:
-    log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.0, "two": -0.4})
-    assert verdict(log).startswith("eagle+koala: no trial helps beyond its interval; the best, label ")
-
-
-def test_a_best_trial_of_the_search_alone_is_called_no_result(tmp_path: Path) -> None:
+def test_the_search_alone_is_called_no_result(tmp_path: Path) -> None:
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.0})
-    said = verdict(log)
-    assert "in the search label one helps by +" in said and "not a result before it is confirmed" in said
     text = markdown(log)
-    assert (
-        "too good: it is an exploration" in text
-        and "2 intervals, each of its own" in text
-        and "names no confirm_seeds" in text
-    )
+    assert "the search is an exploration" in text and "Fresh seeds: 0 of 0 finished (none)" in text
+    rows = table_rows(text)
+    assert rows[1][0] == "label one" and rows[1][2].startswith("**+")
 
 
-@pytest.mark.parametrize(
-    ("gain", "words"), [(0.6, "helps by +"), (0.0, "makes no difference beyond its interval ("), (-0.6, "harms by -")]
-)
-def test_the_fresh_seeds_give_the_result_whichever_way_it_goes(tmp_path: Path, gain: float, words: str) -> None:
+@pytest.mark.parametrize(("gain", "marked"), [(0.6, "**+"), (0.0, ""), (-0.6, "**-")])
+def test_the_fresh_seeds_give_the_result_whichever_way_it_goes(tmp_path: Path, gain: float, marked: str) -> None:
     seeds = {"confirm_seeds": [10, 11, 12]}
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.1}, {"base": 0.0, "one": gain}, **seeds)
-    assert f"the best of 2 trials, label one, {words}" in verdict(log)
-    assert "trained again from 3 fresh seeds and decoded on 8 fresh prompts" in verdict(log)
+    (row,) = [
+        row
+        for row in table_under(markdown(log), "Confirmed on fresh seeds and fresh prompts: the result")
+        if row["Trial"] == "label one"
+    ]
+    assert row["Change of τ (%)"].startswith(marked) and row["Change of τ (%)"].startswith("**") == bool(marked)
     assert (confirmed(log).seeds, confirmed(log).prompts) == ([10, 11, 12], 8)
-    assert "Confirmed on fresh seeds 10, 11, 12" in markdown(log)
+    assert "Fresh seeds: 3 of 3 finished (10, 11, 12), 8 prompts" in markdown(log)
     assert len([line for line in to_csv(log).splitlines() if line.startswith("confirmation,")]) == 2
 
 
@@ -247,7 +228,7 @@ def test_a_seed_counts_once_every_trial_has_finished_it_and_nothing_is_confirmed
     part = read_sweep(tmp_path / "part.jsonl")
     assert explored(part).seeds == [0, 1]
     assert winner(part) is None and confirmed(part).outcomes == []
-    assert "Unfinished: 2 of 3 seeds" in markdown(part)
+    assert "Seeds of the search: 2 of 3 finished (0, 1)" in markdown(part)
 
 
 def test_before_any_seed_is_finished_the_table_says_so(tmp_path: Path) -> None:
@@ -258,7 +239,7 @@ def test_before_any_seed_is_finished_the_table_says_so(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_interval_and_distinguishes_nothing(tmp_path: Path) -> None:
     log = make_log(tmp_path / "sweep.jsonl", {"base": 0.0, "one": 0.6, "two": 0.0}, seeds=[0])
-    assert "no trial helps beyond its interval" in verdict(log) and "so no interval" in verdict(log)
+    assert "**+" not in markdown(log)
     assert "nan" not in markdown(log) + to_csv(log)
 
 
@@ -310,7 +291,8 @@ def write_grid(folder: Path, target_folder: Path, steps: int = 3, **changes: Any
         )
     )
     overrides = [
-        f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
+        f"target.name='{target_folder}'", "target.engine=eager", f"data.source='{data}'", "data.max_tokens=192",
+        "data.probes=1", "training.batch_tokens=256",
         f"training.steps={steps}", "training.checkpoint_every=1", "training.held_out_evaluations=1", "training.precision=no",
     ]  # fmt: skip
     values: dict[str, Any] = {
@@ -337,6 +319,15 @@ def numbers(path: Path) -> dict[tuple[str, int, int], list[int]]:
     found = {(line["trial"], line["seed"], line["prompt"]): line["accepted"] for line in answers}
     assert len(found) == len(answers)
     return found
+
+
+def same_as_whole(done: Path, log: Path) -> None:
+    """Hold the first seed's numbers and heads against those of the sweep that nobody disturbed."""
+    whole, found = numbers(done / "out" / "sweep.jsonl"), numbers(log)
+    assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())
+    heads = [path.parent for path in log.parent.rglob("model.safetensors")]
+    assert len(heads) == 4
+    assert all(equal(head, done / "out" / "heads" / "seed-0" / "group-0" / head.name) for head in heads)
 
 
 @pytest.fixture(scope="module")
@@ -420,12 +411,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
         sweep.run_sweep(grid, [], tmp_path / "out")
     log = sweep.run_sweep(grid, [], tmp_path / "out")
     assert [len(group["trials"]) for group in log.groups[0]] == [2, 2]
-    whole = numbers(done / "out" / "sweep.jsonl")
-    found = numbers(log.path)
-    assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())
-    heads = [path.parent for path in (tmp_path / "out").rglob("model.safetensors")]
-    assert len(heads) == 4
-    assert all(equal(head, done / "out" / "heads" / "seed-0" / "group-0" / head.name) for head in heads)
+    same_as_whole(done, log.path)
 
 
 def test_the_memory_of_an_arm_is_counted_with_its_discriminator(target: Any) -> None:
@@ -456,27 +442,15 @@ def test_the_command_refuses_mistakes_in_one_line(koala: Koala, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_numbers(done: Path, target_folder: Path, tmp_path: Path) -> None:
-    write_grid(tmp_path, target_folder, seeds=[0])
+    from koala_bench.sweeps.loop import run_sweep
+    from tests.support.processes import killed
+
+    grid = read_grid(write_grid(tmp_path, target_folder, seeds=[0]))
     out = tmp_path / "out" / "sweep.jsonl"
-    command = [sys.executable, "-m", "koala_bench.cli", "sweep", str(tmp_path / "grid.toml"), "--out", str(out.parent)]
-
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in these tests: sums over several threads round otherwise
-
-    def killed_when(ready: Any) -> None:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=alone)
-        deadline = time.monotonic() + 240
-        while not ready() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert process.poll() is None, f"the sweep ended before it could be killed, with code {process.returncode}"
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-
-    killed_when(lambda: list(out.parent.rglob("checkpoint.pt")))
-    killed_when(lambda: out.exists() and out.read_text().count('"answer"') >= 4)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=alone)
-    whole = numbers(done / "out" / "sweep.jsonl")
-    found = numbers(out)
-    assert len(found) == 12 and all(whole[key] == accepted for key, accepted in found.items())
-    heads = [path.parent for path in out.parent.rglob("model.safetensors")]
-    assert len(heads) == 4
-    assert all(equal(head, done / "out" / "heads" / "seed-0" / "group-0" / head.name) for head in heads)
+    for ready in (
+        lambda: bool(list(out.parent.rglob("checkpoint.pt"))),
+        lambda: out.exists() and out.read_text().count('"answer"') >= 4,
+    ):
+        assert killed(ready, run_sweep, grid, [], out.parent), "the sweep ended before it could be killed"
+    run_sweep(grid, [], out.parent)
+    same_as_whole(done, out)

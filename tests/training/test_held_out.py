@@ -10,10 +10,16 @@ import torch
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.target import Target
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction
+from koala_bench.training import held_out
 from koala_bench.training.held_out import HeldOut, agreement, held_out_acceptance
 from tests.heads.test_heads import make
 
 PROMPTS = [list(range(5, 15)), list(range(30, 36)), list(range(40, 60))]
+
+
+@pytest.fixture(autouse=True)
+def _whole_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "ANSWER_TOKENS", 64)
 
 
 def learnt(target: Target, name: str) -> Any:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,8 @@ from koala_bench.runs.states import train_from_states, write_training_states
 from koala_bench.training.experiment import train_heads
 from koala_bench.training.log import read_training
 from koala_bench.training.states import layers_of, write_states
-from tests.support.commands import Koala
+from tests.support.commands import EAGER, Koala
+from tests.support.processes import command, together
 from tests.support.small_runs import conversations, preset_for
 from tests.training.test_states import count_passes, dialogues
 
@@ -36,21 +34,21 @@ def small(target_folder: Path, data: Path, *more: str) -> Preset:
 
 
 def test_two_processes_write_states_and_heads_from_the_ends_alone_equal_those_beside_the_target(
-    target: Target, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target,
+    target_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data, states = conversations(tmp_path), tmp_path / "states"
     settings = [
         f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256", "training.steps=6",
     ]  # fmt: skip
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "koala_bench.cli", "states",
-        "--target", str(target_folder), "--methods", ",".join(METHODS), "--out", str(states),
-        *(part for each in settings for part in ("--set", each)),
-    ]  # fmt: skip
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(states)]
+    options = ["--target", str(target_folder), "--methods", ",".join(METHODS), "--out", str(states), *EAGER]
+    for each in settings:
+        options += ["--set", each]
+    assert together(2, command, "states", *options) == [0, 0]
+    assert capfd.readouterr().out.split() == [str(states)]
     manifest = json.loads((states / "states.json").read_text())
     assert manifest["layers"][-1] == -1 and len(manifest["layers"]) > 1
 
@@ -188,11 +186,11 @@ def test_trainings_of_a_run_share_one_folder_of_states(
 
     monkeypatch.setattr(shared_states, "write_states", noted)
     out = cli_folder / "stored"
-    command = [
+    table = [
         "reproduce", "table3", *settings(cli_folder), *decoding(cli_folder), "--out", str(out), "--methods", "eagle,eagle+koala",
         "--set", "training.stored_states=true", "--set", "training.precision=no",
     ]  # fmt: skip
-    assert koala(*command).code == 0
+    assert koala(*table).code == 0
     assert len(written) > 1 and written[0][0] > 0 and all(each[0] == 0 for each in written[1:]), written
     assert not (out / "states").exists()
 
@@ -200,7 +198,7 @@ def test_trainings_of_a_run_share_one_folder_of_states(
 def test_states_are_kept_if_asked_for(koala: Koala, cli_folder: Path) -> None:
     from tests.support.commands import settings
 
-    command = ["train", *settings(cli_folder), "--methods", "eagle", "--out", str(cli_folder / "kept"), "--keep-states"]
-    assert "stored_states=true" in koala(*command).complaint
-    assert koala(*command, "--set", "training.stored_states=true").code == 0
+    train = ["train", *settings(cli_folder), "--methods", "eagle", "--out", str(cli_folder / "kept"), "--keep-states"]
+    assert "stored_states=true" in koala(*train).complaint
+    assert koala(*train, "--set", "training.stored_states=true").code == 0
     assert (cli_folder / "kept" / "heads" / "states" / "states.json").is_file()

@@ -16,12 +16,12 @@ import torch
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.errors import KoalaBenchError
-from koala_bench.evaluation.loop import load_methods
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.tree import TreeTemplate, load_template
 from koala_bench.trees.rank_profile import RankProfile, measure_ranks
 from koala_bench.trees.search import BestTrees, greedy
 from koala_bench.trees.tuning import StepTimes, Tuned, in_words, measure_steps, tune
-from tests.support.commands import Koala
+from tests.support.commands import EAGER, Koala
 from tests.support.small_runs import Bench
 
 Path_ = tuple[int, ...]
@@ -190,13 +190,9 @@ def test_the_words_say_how_far_expectation_and_measurement_are_apart() -> None:
 
 def test_the_command_writes_a_tree_that_can_be_decoded_with(koala: Koala, bench: Bench, tmp_path: Path) -> None:
     at = [
-        "--target",
-        str(bench.folder / "target"),
-        "--heads",
-        str(bench.heads),
-        "--set",
-        f"data.source={json.dumps(str(bench.folder / 'conversations.jsonl'))}",
-    ]
+        "--target", str(bench.folder / "target"), "--heads", str(bench.heads), "--set",
+        f"data.source={json.dumps(str(bench.folder / 'conversations.jsonl'))}", *EAGER,
+    ]  # fmt: skip
     sizes = ["--prompts", "2", "--tokens", "6", "--nodes", "4", "--depth", "2", "--ranks", "256"]
     done = koala("tune-tree", "eagle", "--out", str(tmp_path / "tree.json"), *sizes, *at)
     assert done.code == 0, done.err

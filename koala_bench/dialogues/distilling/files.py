@@ -7,8 +7,6 @@ with as many processes as it likes, goes on.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -17,14 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import make_folder, replacing, write_text
+from koala_bench.common.files import cannot, make_folder, write_text
 from koala_bench.common.process_group import find_team
 from koala_bench.common.progress import progress, say
-from koala_bench.dialogues.distilling.answers import identity_of, manifest_of
+from koala_bench.dialogues.distilling.manifest import identity_for, identity_of, is_made, manifest_of, write_answers
 from koala_bench.dialogues.distilling.questions import NGRAM, EvaluationText, mix, words_of
 from koala_bench.dialogues.distilling.sampling import SelfDialogues, SelfOptions
 from koala_bench.dialogues.encoding import ChatTemplate
-from koala_bench.engine.loading.targets import fingerprint
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -51,21 +48,10 @@ def distill_self(
             nothing usable.
     """
     texts = EvaluationText(evaluation)
-    identity = {
-        "target": {"name": target.name, **fingerprint(target)},
-        "source": {"source": SELF, "mix": mix(), "ngram": NGRAM, "evaluation_sha256": texts.files},
-        "chat_template": template.sha256,
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "options": {
-            "train": train,
-            "held_out": held_out,
-            **{key: value for key, value in asdict(options).items() if key != "rows"},
-        },
-    }
-    if out.exists():
-        if identity_of(out) != identity:
-            raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
-        say(f"Reusing {out}: it was made by the same command.")
+    source = {"source": SELF, "mix": mix(), "ngram": NGRAM, "evaluation_sha256": texts.files}
+    given = {key: value for key, value in asdict(options).items() if key != "rows"}
+    identity = identity_for(target, template, source, {"train": train, "held_out": held_out, **given})
+    if is_made(out, identity):
         return out
     team, total = find_team(target.device), train + held_out
     parts = out.with_name(out.name + ".parts")
@@ -96,11 +82,8 @@ def distill_self(
 
 
 def read_parts(parts: Path) -> list[dict[str, Any]]:
-    """The dialogues in a folder of parts, without lines that a kill has cut.
-
-    Raises:
-        KoalaBenchError: a part is damaged.
-    """
+    """The dialogues in a folder of parts, without lines that a kill has cut. Raises KoalaBenchError where a part is
+    damaged."""
     rows = []
     for path in sorted(parts.glob("*.jsonl")):
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -131,7 +114,7 @@ def _mend(path: Path) -> None:
 def _write(dialogues: SelfDialogues, path: Path, numbers: Sequence[int], total: int, held_out: float) -> None:
     answered = 0
 
-    def told(tokens: int) -> None:
+    def count(tokens: int) -> None:
         nonlocal answered
         answered += tokens
         if tokens:
@@ -142,47 +125,25 @@ def _write(dialogues: SelfDialogues, path: Path, numbers: Sequence[int], total: 
             open(path, "ab", buffering=0) as handle,
             progress("distill", total, "dialogues", total - len(numbers)) as advance,
         ):
-            for row in dialogues.write(numbers, told):
+            for row in dialogues.write(numbers, count):
                 number = int(row["id"].partition(":")[2])
-                split = (
-                    "held_out" if int((number + 1) * held_out) > int(number * held_out) else "train"
-                )  # spread evenly
+                apart = int((number + 1) * held_out) > int(number * held_out)  # spread evenly
+                split = "held_out" if apart else "train"
                 handle.write((json.dumps({**row, "split": split}, ensure_ascii=False) + "\n").encode())
                 advance(1)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.", "Free space and repeat the command: it goes on."
-        ) from error
-
-
-def counts_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a file of such dialogues holds, and what was left out on the way, by reason."""
-    answers = [message for row in rows for message in row["conversations"] if message["from"] == "gpt"]
-    left_out: Counter[str] = Counter()
-    for row in rows:
-        left_out.update(row["rejected"])
-    return {
-        "dialogues": len(rows),
-        "answers": len(answers),
-        "answer_tokens": sum(row["answer_tokens"] for row in rows),
-        "cut_answers": sum("cut" in one for one in answers),
-        "kinds": dict(Counter(row["kind"] for row in rows).most_common()),
-        "left_out": dict(left_out.most_common()),
-    }
+        raise cannot("write", path, error, "Free space and repeat the command: it goes on.") from error
 
 
 def _finish(parts: Path, out: Path, identity: dict[str, Any]) -> None:
     rows = sorted(read_parts(parts), key=lambda row: int(row["id"].partition(":")[2]))
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    data = gzip.compress(text, mtime=0) if out.name.endswith(".gz") else text
-    # First the manifest: killed in between, the same command finds the parts and writes both again.
-    write_text(
-        manifest_of(out),
-        json.dumps(
-            {"identity": identity, "counts": counts_of(rows), "sha256": hashlib.sha256(data).hexdigest()}, indent=2
-        )
-        + "\n",
-    )
-    with replacing(out) as temporary:
-        temporary.write_bytes(data)
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        left_out.update(row["rejected"])
+    counts = {
+        "answer_tokens": sum(row["answer_tokens"] for row in rows),
+        "kinds": dict(Counter(row["kind"] for row in rows).most_common()),
+        "left_out": dict(left_out.most_common()),
+    }
+    write_answers(out, rows, identity, counts)
     shutil.rmtree(parts)

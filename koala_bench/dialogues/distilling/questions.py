@@ -110,11 +110,8 @@ class EvaluationText:
 
 
 def evaluation_files(data_dir: Path | None) -> list[Path]:
-    """The question files of a data folder; none where there is no folder.
-
-    Raises:
-        KoalaBenchError: a folder is named and is not there.
-    """
+    """The question files of a data folder; none where there is no folder. Raises KoalaBenchError where a folder is
+    named and is not there."""
     if data_dir is None:
         return []
     if not data_dir.is_dir():

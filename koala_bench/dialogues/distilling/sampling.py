@@ -17,6 +17,7 @@ import torch
 
 from koala_bench.decoding.sampling import Sampling
 from koala_bench.decoding.stops import end_of_text, without_end
+from koala_bench.dialogues.distilling.manifest import messages_of
 from koala_bench.dialogues.distilling.questions import (
     EvaluationText,
     draw_following,
@@ -201,33 +202,26 @@ class SelfDialogues:
         if not places:
             return {}
         sums = self._sampling.probabilities(logits[places]).double().cumsum(-1)
-        at = (
-            torch.tensor([rows[place].rng.random() for place in places], dtype=torch.float64, device=sums.device)[
-                :, None
-            ]
-            * sums[:, -1:]
-        )
-        return dict(zip(places, torch.searchsorted(sums, at, right=True)[:, 0].tolist(), strict=True))
+        luck = torch.tensor([[rows[place].rng.random()] for place in places], dtype=sums.dtype, device=sums.device)
+        drawn = torch.searchsorted(sums, luck * sums[:, -1:], right=True)[:, 0]
+        return dict(zip(places, drawn.tolist(), strict=True))
 
     def _take(self, row: _Row, token: int) -> int | None:
         """Add a token to a row's turn; where the turn ends, how many of the tokens fed stay, and what is to be fed next
         in ``pending``."""
+        options = self._options
         row.chosen.append(token)
         if row.asking:
             if token in self._ends:
                 return self._asked(row, self._text(row.chosen[:-1]))
             if self._end_text and (text := self._text(row.chosen)).find(self._end_text) >= 0:
                 return self._asked(row, text.partition(self._end_text)[0])
-            if len(row.chosen) == self._options.question_tokens:
+            if len(row.chosen) == options.question_tokens:
                 return self._again(row, "does not end")
-        elif (
-            len(row.chosen) == _OPENING
-            and refuses(self._text(row.chosen))
-            and row.rng.random() >= self._options.refusals
-        ):
+        elif len(row.chosen) == _OPENING and refuses(self._text(row.chosen)) and row.rng.random() >= options.refusals:
             row.turns.pop()
             return self._again(row, "refused")
-        elif self._ended(row) or len(row.chosen) == self._options.max_new_tokens:
+        elif self._ended(row) or len(row.chosen) == options.max_new_tokens:
             return self._answered(row)
         row.pending = [token]
         return None
@@ -295,10 +289,7 @@ class SelfDialogues:
         return {
             "id": f"self:{row.number}",
             "kind": row.kind,
-            "conversations": [
-                {"from": ("human", "gpt")[place % 2], "value": text, **({"cut": True} if place in row.cut else {})}
-                for place, text in enumerate(row.turns)
-            ],
+            "conversations": messages_of(row.turns, row.cut),
             "answer_tokens": row.answer_tokens,
             "rejected": dict(row.rejected),
         }

@@ -1,6 +1,4 @@
-"""Attention of a tree's nodes: turned, written into the cache, and attending to the rows that there are, not those
-there is room for.
-"""
+"""Tree attention: rotary embedding, KV cache write, and attention over the rows in use, not all that are allocated."""
 
 from __future__ import annotations
 
@@ -11,11 +9,10 @@ import triton.language as tl
 from koala_bench.engine.kernels.launching import cramped, launching
 
 WIDTHS = (16, 32, 64, 128, 256)  # of heads
-# By the rows that a program has room for: the cache's rows for each of the programs that share a head, those read at
-# once, warps, stages.
+# By rows of a query tile: cache rows of each split of a head, rows of a key tile, warps, stages.
 _SHARES = {16: (128, 128, 4, 1), 32: (512, 64, 4, 3), 64: (512, 64, 4, 3)}
-_HEADS = 8  # turned by one program
-_ROW = 128  # rows of a cache for each of the programs that share a head of a single query
+_HEADS = 8  # rotated by one program
+_ROW = 128  # cache rows of each split of a head, for a single query
 
 
 @triton.jit
@@ -56,14 +53,14 @@ def rotate(
     x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int,
     numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    """Turn queries and keys, and write keys and values into their rows.
+    """Apply the rotary embedding to queries and keys, and write keys and values to the KV cache.
 
     Args:
         x: [1, heads + kv_heads, rows, head_dim], queries and behind them keys.
         v: [1, kv_heads, rows, head_dim].
-        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``, and if the sines are
-            not ``signed``, those of the first half are taken negative.
-        numbers: of the rows of ``keys`` and ``values`` [1, kv_heads, capacity, head_dim] to be written, int64 [rows].
+        cosine, sine: [..., rows or 1, head_dim]; x becomes ``x * cosine + roll(x, shift) * sine``.
+        signed: whether the sines of the first half are negated already.
+        numbers: rows of ``keys`` and ``values`` [1, kv_heads, capacity, head_dim] to write, int64 [rows].
 
     Returns:
         the queries [1, heads, rows, head_dim], row by row in memory.
@@ -84,7 +81,7 @@ def rotate(
 
 @triton.jit
 def _attend(
-    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, hidden, hidden_row, past, out, high, mass,
+    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, tree_mask, mask_row, past, out, high, mass,
     rows, columns, heads, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -95,15 +92,15 @@ def _attend(
     if EARLY:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    settled = tl.load(past).to(tl.int32)
-    every = settled + columns
+    committed = tl.load(past).to(tl.int32)
+    every = committed + columns
     length = tl.cdiv(tl.cdiv(every, SPLITS), BLOCK) * BLOCK
     query = tl.load(q + head * q_head + row[:, None] * q_row + at[None, :], mask=row[:, None] < rows, other=0.0)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
     sums = tl.zeros((ROWS,), tl.float32)
     found = tl.zeros((ROWS, WIDTH), tl.float32)
     first, last = split * length, tl.minimum((split + 1) * length, every)
-    plain = tl.maximum(first, first + (tl.minimum(last, settled) - first) // BLOCK * BLOCK)  # up to there all see all
+    plain = tl.maximum(first, first + (tl.minimum(last, committed) - first) // BLOCK * BLOCK)  # up to there all see all
     for start in range(first, plain, BLOCK):
         key = tl.load(keys + (start + each)[None, :] * key_row + at[:, None])
         value = tl.load(values + (start + each)[:, None] * value_row + at[None, :])
@@ -119,9 +116,9 @@ def _attend(
         there = place < last
         key = tl.load(keys + place[None, :] * key_row + at[:, None], mask=there[None, :], other=0.0)
         value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0)
-        asked = (row[:, None] < rows) & (there & (place >= settled))[None, :]
-        unseen = tl.load(hidden + row[:, None] * hidden_row + (place - settled)[None, :], mask=asked, other=0)
-        score = tl.where(there[None, :] & (unseen == 0), tl.dot(query, key) * scale, float("-inf"))
+        drafted = (row[:, None] < rows) & (there & (place >= committed))[None, :]
+        masked = tl.load(tree_mask + row[:, None] * mask_row + (place - committed)[None, :], mask=drafted, other=0)
+        score = tl.where(there[None, :] & (masked == 0), tl.dot(query, key) * scale, float("-inf"))
         higher = tl.maximum(best, tl.max(score, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp(score - base[:, None])
@@ -156,19 +153,18 @@ def attend(
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    hidden: torch.Tensor,
+    tree_mask: torch.Tensor,
     past: torch.Tensor,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of a tree's nodes to all settled rows and to those of the tree's rows that they see.
+    """Attention of a tree's nodes to all committed rows and to those drafted rows that the tree mask leaves.
 
     Args:
         q: [1, heads, rows, head_dim].
-        keys, values: [1, kv_heads, capacity, head_dim]; a multiple of them has as many heads as q.
-        hidden: bool [rows, columns], which rows from the first unsettled one on each node must not see; none sees those
-            behind.
-        past: number of settled rows, int64 [].
-        scale: of the products; the root of the width's inverse where None.
+        keys, values: [1, kv_heads, capacity, head_dim]; heads is a multiple of kv_heads.
+        tree_mask: bool [rows, columns], True where a node must not attend; column 0 is the first row after the committed.
+        past: number of committed rows, int64 [].
+        scale: of the products; ``head_dim ** -0.5`` if None.
 
     Returns:
         [1, heads, rows, head_dim], row by row in memory.
@@ -182,15 +178,12 @@ def attend(
     out = torch.empty(1, rows, heads, width, dtype=q.dtype, device=q.device)
     found, high, mass = out, out, out
     if splits > 1:
-        found, high = (
-            q.new_empty(splits, rows, heads, width, dtype=torch.float32),
-            q.new_empty(2, splits, rows, heads, dtype=torch.float32),
-        )
-        high, mass = high[0], high[1]
-    hidden = hidden.contiguous().view(torch.uint8)
+        found = q.new_empty(splits, rows, heads, width, dtype=torch.float32)
+        high, mass = q.new_empty(2, splits, rows, heads, dtype=torch.float32)
+    tree_mask = tree_mask.contiguous().view(torch.uint8)
     _attend[(heads, triton.cdiv(rows, most), splits)](
         q, q.stride(1), q.stride(2), keys, keys.stride(1), keys.stride(2), values, values.stride(1), values.stride(2),
-        hidden, hidden.stride(0), past, found, high, mass, rows, hidden.shape[1], heads,
+        tree_mask, tree_mask.stride(0), past, found, high, mass, rows, tree_mask.shape[1], heads,
         width**-0.5 if scale is None else scale, GROUP=heads // keys.shape[1], WIDTH=width, ROWS=most,
         BLOCK=block if width <= 128 else 32, SPLITS=splits, num_warps=warps, num_stages=stages, **launching(q),
     )  # fmt: skip
@@ -203,7 +196,7 @@ def attend(
 
 @triton.jit
 def _attend_row(
-    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, hidden, past,
+    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, tree_mask, past,
     out, found, high, mass, arrived, columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr, SIGNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -214,31 +207,26 @@ def _attend_row(
     if EARLY:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    settled = tl.load(past).to(tl.int32)
+    committed = tl.load(past).to(tl.int32)
     number = tl.load(numbers).to(tl.int32)
-    every = settled + columns
+    every = committed + columns
     parts = tl.cdiv(every, BLOCK)
     if split < parts:
         place = split * BLOCK + each
         there = (place < every) & (place != number)
         key = tl.load(keys + place[:, None] * key_row + at[None, :], mask=there[:, None], other=0.0).to(tl.float32)
-        value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0).to(
-            tl.float32
-        )
-        unseen = tl.load(hidden + (place - settled), mask=there & (place >= settled), other=0)
-        turn, sign, other = (
-            tl.load(cosine + at).to(tl.float32),
-            tl.load(sine + at).to(tl.float32),
-            (at + WIDTH - shift) % WIDTH,
-        )
+        value = tl.load(values + place[:, None] * value_row + at[None, :], mask=there[:, None], other=0.0)
+        value = value.to(tl.float32)
+        masked = tl.load(tree_mask + (place - committed), mask=there & (place >= committed), other=0)
+        turn, sign = tl.load(cosine + at).to(tl.float32), tl.load(sine + at).to(tl.float32)
+        other = (at + WIDTH - shift) % WIDTH
         if not SIGNED:
             sign = tl.where(at < WIDTH // 2, -sign, sign)
         query = tl.load(x + head * x_head + at)
         straight = (query.to(tl.float32) * turn).to(query.dtype).to(tl.float32)  # as two operations round it
-        turned = (straight + tl.load(x + head * x_head + other).to(tl.float32) * sign).to(query.dtype).to(
-            tl.float32
-        ) * scale
-        score = tl.where(there & (unseen == 0), tl.sum(key * turned[None, :], 1), float("-inf"))
+        turned = (straight + tl.load(x + head * x_head + other).to(tl.float32) * sign).to(query.dtype)
+        turned = turned.to(tl.float32) * scale
+        score = tl.where(there & (masked == 0), tl.sum(key * turned[None, :], 1), float("-inf"))
         best, last, new = tl.max(score, 0), float("-inf"), tl.zeros((WIDTH,), tl.float32)
         if split == number // BLOCK:
             made = tl.load(x + (heads + own) * x_head + at)
@@ -248,7 +236,7 @@ def _attend_row(
             if head % GROUP == 0:
                 tl.store(keys + number * key_row + at, made)
                 tl.store(values + number * value_row + at, given)
-            if tl.load(hidden + (number - settled)) == 0:
+            if tl.load(tree_mask + (number - committed)) == 0:
                 last = tl.sum(made.to(tl.float32) * turned, 0)
             new = given.to(tl.float32)
             best = tl.maximum(best, last)
@@ -271,23 +259,18 @@ def _attend_row(
                 highs = tl.load(high + part * heads + head, mask=present, other=float("-inf"), cache_modifier=".cg")
                 weights = tl.exp(highs - tl.max(highs, 0))
                 masses = tl.load(mass + part * heads + head, mask=present, other=0.0, cache_modifier=".cg")
-                whole = tl.load(
-                    found + (part * heads + head)[:, None] * WIDTH + at[None, :],
-                    mask=present[:, None],
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
+                own_part = found + (part * heads + head)[:, None] * WIDTH + at[None, :]
+                whole = tl.load(own_part, mask=present[:, None], other=0.0, cache_modifier=".cg")
                 total = tl.sum(whole * weights[:, None], 0) / tl.sum(weights * masses, 0)
                 tl.store(out + head * WIDTH + at, total.to(out.dtype.element_ty))
 
 
 def attend_row(
     x: torch.Tensor, v: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, signed: bool, shift: int,
-    numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, past: torch.Tensor,
+    numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tree_mask: torch.Tensor, past: torch.Tensor,
     scale: float | None, arrived: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    """``rotate`` and ``attend`` for a single row at once: a node is turned, its key and value are written, and it
-    attends.
+    """``rotate`` and ``attend`` fused for a single row.
 
     Args:
         arrived: zeros, int32 [heads], and zeros again afterwards; for one call at a time.
@@ -302,8 +285,8 @@ def attend_row(
     high, mass = torch.empty(2, splits, heads, dtype=torch.float32, device=x.device)
     _attend_row[(heads, splits)](
         x, x.stride(1), v, v.stride(1), cosine, sine, numbers, keys, keys.stride(1), keys.stride(2), values,
-        values.stride(1), values.stride(2), hidden.contiguous().view(torch.uint8), past, out, found, high, mass,
-        arrived, hidden.shape[1], heads, shift, width**-0.5 if scale is None else scale, GROUP=heads // kv_heads,
+        values.stride(1), values.stride(2), tree_mask.contiguous().view(torch.uint8), past, out, found, high, mass,
+        arrived, tree_mask.shape[1], heads, shift, width**-0.5 if scale is None else scale, GROUP=heads // kv_heads,
         WIDTH=width, BLOCK=_ROW, SPLITS=splits, SIGNED=signed, num_warps=8, **launching(x),
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -46,8 +46,7 @@ def _best_of_parts(
 
 def topk(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``count`` largest of each row of x [..., width] in falling order, of equal ones the first: values and places,
-    int64, [..., count].
-    """
+    int64, [..., count]."""
     x, width = x.contiguous(), x.shape[-1]
     rows, parts = x.numel() // width, triton.cdiv(width, _PART)
     values = torch.empty(rows, parts * count, dtype=torch.float32, device=x.device)
@@ -90,8 +89,7 @@ def paired(
     parents: torch.Tensor | None,
 ) -> torch.Tensor:
     """Embeddings of ``tokens[places]`` [rows, width] beside ``states[parents]`` [rows, other], in one tensor; all where
-    no places or parents are given.
-    """
+    no places or parents are given."""
     states = states if states.stride(-1) == 1 else states.contiguous()
     rows = len(tokens) if places is None else len(places)
     width, other = embeddings.shape[1], states.shape[1]

@@ -25,8 +25,7 @@ def launching(like: torch.Tensor) -> dict[str, Any]:
 
 def cramped(like: torch.Tensor) -> bool:
     """Whether a block has less shared memory than the tile sizes chosen on an H200 need, as on consumer cards; not
-    tried on one.
-    """
+    tried on one."""
     if like.device.type != "cuda":
         return False
     return (

@@ -9,7 +9,7 @@ import triton.language as tl
 from koala_bench.engine.kernels.launching import launching
 
 # Rows and columns of a weight tile, and warps; plain and gated. The fastest of those tried on an H200.
-_TILES = {False: (2, 1024, 4), True: (1, 1024, 4)}
+TILES = {False: (2, 1024, 4), True: (1, 1024, 4)}
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def row_product(
     x, weight = x.contiguous(), weight.contiguous()
     width, count = x.shape[-1], len(weight) // 2 if gated else len(weight)
     out = torch.empty(*x.shape[:-1], count, dtype=x.dtype, device=x.device)
-    rows, stretch, warps = _TILES[gated]
+    rows, stretch, warps = TILES[gated]
     block = min(stretch, triton.next_power_of_2(width))
     _row_product[(triton.cdiv(count, rows),)](
         x, weight, out, weight if bias is None else bias, weight if residual is None else residual.contiguous(),

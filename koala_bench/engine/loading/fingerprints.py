@@ -31,8 +31,7 @@ def checkpoint_folder(name: str, config: Any) -> Path | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a checkpoint that its weights are read from: not all that lie there, for a copy of the whole repository
-    has more than what was downloaded to load it.
-    """
+    has more than what was downloaded to load it."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
         if index.is_file():
@@ -62,14 +61,13 @@ def weights_sha256(folder: Path | None, model: Any) -> str:
 def architecture_sha256(config: Any) -> str:
     """Hash of a configuration but for what depends on how it was loaded: the same in float16 and in bfloat16."""
     found = json.loads(config.to_json_string(use_diff=False))
-    kept = _without(found)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
+    def kept(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: kept(inner) for key, inner in value.items() if key not in _OF_LOADING}
 
-def _without(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without(inner) for key, inner in value.items() if key not in _OF_LOADING}
-    return value
+    return hashlib.sha256(json.dumps(kept(found), sort_keys=True).encode()).hexdigest()
 
 
 def hash_of_file(path: Path) -> str:

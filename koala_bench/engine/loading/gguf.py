@@ -8,12 +8,11 @@ hash in records.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import cache_folder, make_folder
+from koala_bench.common.files import cache_folder, cannot, make_folder
 from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import say
 from koala_bench.engine.loading.fingerprints import hash_of_file
@@ -53,32 +52,24 @@ def gguf_file(name: str) -> Path | None:
         return _of_package(name)
     path = Path(name).expanduser()
     try:
-        if path.is_dir() and not (path / "config.json").is_file():
-            inside = sorted(path.glob(f"*{_SUFFIX}"))
-            if len(inside) > 1:
-                raise KoalaBenchError(
-                    f"The folder {name} has {len(inside)} GGUF files, such as {inside[0].name}.",
-                    "Name one of them: --target FILE.gguf.",
-                )
-            return inside[0] if inside else None
+        inside = sorted(path.glob(f"*{_SUFFIX}")) if path.is_dir() and not (path / "config.json").is_file() else []
         found = path.is_file()
     except OSError:  # a name that no file can have
         return None
-    if path.suffix != _SUFFIX:
-        return None
-    if not found:
+    if len(inside) > 1:
+        raise KoalaBenchError(
+            f"The folder {name} has {len(inside)} GGUF files, such as {inside[0].name}.",
+            "Name one of them: --target FILE.gguf.",
+        )
+    if path.suffix == _SUFFIX and not found and not inside:
         raise KoalaBenchError(f"There is no file {name}.", "Check --target.")
-    return path
+    return inside[0] if inside else path if path.suffix == _SUFFIX else None
 
 
 def unpacked(file: Path) -> Path:
     """Folder of the dequantised copy of a GGUF file, made at the first call: ``config.json``, float32 safetensors,
-    tokenizer, template.
-
-    Raises:
-        KoalaBenchError: the file is damaged or truncated, the package ``gguf`` is missing, transformers cannot read its
-            architecture, or the cache folder cannot be written.
-    """
+    tokenizer, template. Raises KoalaBenchError where the file is damaged or truncated, the package ``gguf`` is missing,
+    transformers cannot read its architecture, or the cache folder cannot be written."""
     folder = cache_folder() / "gguf" / hash_of(file)
     if (folder / "config.json").is_file():
         return folder
@@ -86,21 +77,17 @@ def unpacked(file: Path) -> Path:
     say(f"Dequantising {file.name}, once ...")
     model, tokenizer = _read(file)
     make_folder(folder.parent)
+    # A folder takes its name when all is in it: a kill leaves nothing that looks whole.
     try:
-        # A folder takes its name when all is in it: a kill leaves nothing that looks whole.
-        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
-        try:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as temporary:
+            whole = Path(temporary) / "whole"
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            whole.rename(folder)
     except OSError as error:
         if not (folder / "config.json").is_file():  # else another process was first
-            raise KoalaBenchError(
-                f"Cannot write {folder}: {error.strerror or error}.",
-                "Free space, or set XDG_CACHE_HOME to a folder with some gigabytes.",
+            raise cannot(
+                "write", folder, error, "Free space, or set XDG_CACHE_HOME to a folder with some gigabytes."
             ) from error
     return folder
 
@@ -125,25 +112,16 @@ def gguf_config(file: Path) -> Any:
 
 
 def hash_of(file: Path) -> str:
-    """SHA-256 of a GGUF file.
-
-    Raises:
-        KoalaBenchError: it cannot be read.
-    """
+    """SHA-256 of a GGUF file; raises KoalaBenchError where it cannot be read."""
     try:
         return hash_of_file(file)
     except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {file}: {error.strerror or error}.", "Check --target and the file's permissions."
-        ) from error
+        raise cannot("read", file, error, "Check --target and the file's permissions.") from error
 
 
 def check_pin(name: str, pinned: str) -> None:
-    """Compare a GGUF target with the hash that a preset names; an empty one compares nothing.
-
-    Raises:
-        KoalaBenchError: it is another file, or no GGUF file at all.
-    """
+    """Compare a GGUF target with the hash that a preset names; an empty one compares nothing. Raises KoalaBenchError
+    where it is another file, or no GGUF file at all."""
     if not pinned:
         return
     file = gguf_file(name)

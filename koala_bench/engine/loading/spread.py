@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
 from koala_bench.engine.devices import pick_device, pick_dtype
-from koala_bench.engine.loading.ends import read_model
 from koala_bench.engine.loading.generation import set_aside
+from koala_bench.engine.loading.targets import read_model
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -20,25 +19,8 @@ from koala_bench.errors import KoalaBenchError
 class Spread(Target):
     """A target whose layers lie on several devices; ``device`` is that of its embedding, where states are brought."""
 
-    def _forward(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor | None,
-        positions: torch.Tensor,
-        cache: Cache | None,
-        features: tuple[int, ...],
-    ) -> torch.Tensor:
-        every = features != (-1,)
-        found = self.decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=every,
-        )
-        states = [found.last_hidden_state if index == -1 else found.hidden_states[index] for index in features]
-        return torch.stack([state.to(self.device) for state in states], dim=2)
+    def _gathered(self, state: torch.Tensor) -> torch.Tensor:
+        return state.to(self.device)
 
 
 def load_spread(
@@ -58,9 +40,6 @@ def load_spread(
             "--device-map takes all cards for one process.", "Start one process a machine, or leave --device-map out."
         )
     picked = pick_dtype(dtype, pick_device(device))
-    whole, model, tokenizer = read_model(
-        name, revision, layers=True, dtype=picked, attn_implementation=attention, device_map=device_map
-    )
+    model, tokenizer, context, _ = read_model(name, revision, picked, attention, None, device_map=device_map)
     where = model.get_input_embeddings().weight.device
-    context = int(getattr(whole.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
     return Spread(name, model, tokenizer, where, picked, context, threads=threads, ignored=set_aside(model))

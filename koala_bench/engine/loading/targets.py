@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
@@ -49,63 +51,82 @@ def load_target(
     engine: str = "eager", threads: int | None = None,
 ) -> Target:  # fmt: skip
     """Load a target from the hub, a folder, a GGUF file (see ``gguf_file``), or the bundled ones by name (``tiny``).
-
-    Raises:
-        KoalaBenchError: not found, no access, damaged, of an unsupported kind, or too large for the memory.
-    """
+    Raises KoalaBenchError where not found, no access, damaged, of an unsupported kind, or too large for the memory."""
     where = pick_device(device)
     picked, driven = pick_dtype(dtype, where), pick_engine(engine, where)
+    model, found, context = read_model(name, revision, picked, attention, where, tokenizer=tokenizer)[:3]
+    fixed, ignored = where.type == "cuda", set_aside(model)
+    cores = pick_threads(threads, where, sum(p.numel() * p.element_size() for p in model.parameters()))
+    target = Target(name, model, found, where, picked, context, driven, fixed, cores, ignored=ignored)
+    _check_target(target)
+    return _recordable(target)
+
+
+def read_model(
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device | None,
+    *,
+    layers: bool = True,
+    tokenizer: bool = True,
+    **options: Any,
+) -> tuple[Any, Any, int, Any]:
+    """The model in evaluation mode, the tokenizer, the length of the context, and the whole model's configuration.
+
+    Args:
+        device: where the model is brought; where transformers puts it if None.
+        layers: whether the model gets its layers; without them only the tensors of its ends are read.
+        options: more of transformers' ``from_pretrained``.
+
+    Raises:
+        KoalaBenchError: as ``load_target``.
+    """
     packed = None if bundled_target(name) else gguf_file(name)
     source = str(unpacked(packed) if packed else bundled_target(name) or name)
     if packed is None and os.sep in name and name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise KoalaBenchError(f"There is no folder {name}.", "Check --target.")
+    reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
+    verbosity = logging.get_verbosity()
+    if not layers:
+        logging.set_verbosity_error()  # it would list all tensors of the layers
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        _refuse_unsupported(name, config.get_text_config(decoder=True))
-        model, loaded = _load_model(source, revision, config, picked, attention)
+        whole = AutoConfig.from_pretrained(source, revision=revision)
+        text = whole.get_text_config(decoder=True)
+        _refuse_unsupported(name, text)
+        if dtype == torch.float64 and _experts(text):
+            options["experts_implementation"] = "eager"  # the grouped products of the others know no float64
+        options |= {"dtype": dtype, "attn_implementation": attention, "revision": revision}
+        options |= {} if layers else {"config": _without_layers(whole)}
+        model, loaded = reader.from_pretrained(source, output_loading_info=True, **options)
         found = _load_tokenizer(source, revision) if tokenizer else None
-        model = model.to(where)
+        model = model if device is None else model.to(device)
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(
-            f"{name} does not fit into the memory of {where}.",
+            f"{name} does not fit into the memory of {device or 'all cards'}.",
             "Use a smaller target, --dtype float16, or another --device.",
         ) from error
     except CHECKPOINT_ERRORS as error:
-        raise refusal(name, attention, error) from error
+        raise _refusal(name, attention, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
         raise KoalaBenchError(
             f"The weights of {name} lack {missing[0]}{' and others' if len(missing) > 1 else ''}.",
             "Use a complete checkpoint.",
         )
     model.eval().requires_grad_(False)
-    ignored = set_aside(model)
-    context = int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 30)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    target = Target(
-        name,
-        model,
-        found,
-        where,
-        picked,
-        context,
-        driven,
-        where.type == "cuda",
-        pick_threads(threads, where, weights),
-        ignored=ignored,
-    )
-    _check_target(target)
-    return _recordable(target)
+    return model, found, int(getattr(text, "max_position_embeddings", None) or 1 << 30), whole
 
 
-def _load_model(
-    source: str, revision: str | None, config: Any, dtype: torch.dtype, attention: str
-) -> tuple[Any, dict[str, Any]]:
-    """The model, and what transformers says about its weights."""
-    reader: Any = AutoModelForCausalLM  # whose annotation does not know that it can return two things
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-    if dtype == torch.float64 and _experts(config.get_text_config(decoder=True)):
-        options["experts_implementation"] = "eager"  # the grouped products of the others know no float64
-    return reader.from_pretrained(source, revision=revision, output_loading_info=True, **options)
+def _without_layers(whole: Any) -> Any:
+    config = deepcopy(whole)
+    text = config.get_text_config(decoder=True)
+    text.num_hidden_layers = 0
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = []
+    return config
 
 
 def _experts(config: Any) -> int:
@@ -113,7 +134,7 @@ def _experts(config: Any) -> int:
     return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
 
 
-def refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
+def _refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
     """An error of loading in one line, with what helps against it: mostly it is the hub's."""
     if attention != "eager" and "attn_implementation" in str(error):
         return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", "Use --attention eager.")
@@ -131,11 +152,8 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
 
 
 def _check_target(target: Target) -> None:
-    """Look once at what decoding takes for granted: the parts make up the model, trees work.
-
-    Raises:
-        KoalaBenchError: something of that is not so.
-    """
+    """Look once at what decoding takes for granted: the parts make up the model, trees work. Raises
+    KoalaBenchError where something of that is not so."""
     limit = target.limit
     try:
         _check_output(target)
@@ -184,8 +202,7 @@ def _check_output(target: Target) -> None:
 
 def fingerprint(target: Target) -> dict[str, str]:
     """Hashes of configuration, weights and tokenizer; of the weights' files where they are at hand, else of the
-    tensors. Of a GGUF file it is the file's own.
-    """
+    tensors. Of a GGUF file it is the file's own."""
     bundled = bundled_target(target.name)
     config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
     if packed := None if bundled else gguf_file(target.name):

@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, short_name
 from koala_bench.records.summaries import VANILLA, Summary
-from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, ends, grid_lines, looks, save
+from koala_bench.results.figures.style import (
+    ROW_INCHES,
+    bar_intervals,
+    grid_lines,
+    legend,
+    looks,
+    panels,
+    save,
+    vanilla_line,
+)
 from koala_bench.results.tables.published import TableSpec
 from koala_bench.results.tables.tasks import TaskRows, rows_by_task
 
@@ -35,26 +44,8 @@ def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: s
         across = [index - _GROUP / 2 + (place + 0.5) * width for index, _ in found]
         speedups = [speedup for _, speedup in found]
         axes.bar(across, [each.value for each in speedups], width=width * 0.92, color=look.colour, label=method)
-        axes.errorbar(
-            across,
-            [each.value for each in speedups],
-            yerr=ends(speedups),
-            fmt="none",
-            ecolor="black",
-            elinewidth=0.7,
-            capsize=1.2,
-            capthick=0.7,
-        )
-    axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
-    axes.annotate(
-        "vanilla",
-        (len(rows) - 0.5, 1.0),
-        xytext=(1, 2),
-        textcoords="offset points",
-        color=GREY,
-        fontsize=7,
-        va="bottom",
-    )
+        bar_intervals(axes, across, speedups, "black", 0.7, 1.2)
+    vanilla_line(axes, len(rows) - 0.5)
     axes.set_xlim(-0.55, len(rows) - 0.5 + 0.055 * len(rows))
     names = [f"{row.task} ({row.summaries[0].questions})" for row in rows]
     axes.set_xticks(range(len(rows)), names, rotation=30, ha="right", rotation_mode="anchor")
@@ -70,10 +61,6 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
     Args:
         runs: as for Table 2; a row of bars per target.
         tasks: the recipe of Table 2.
-        methods: which ones, in which order; those that a record does not have are passed over.
-
-    Raises:
-        KoalaBenchError: see ``tasks.rows_by_task``, or records without a method to draw.
     """
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
     targets = list(dict.fromkeys(row.summaries[0].target for row in rows))
@@ -82,14 +69,11 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
         raise KoalaBenchError(f"{runs[0].path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
 
     def draw() -> Figure:
-        figure = Figure(figsize=(WIDTH_INCHES, (ROW_INCHES + 0.6) * len(targets) + 0.2), layout="constrained")
-        panels = figure.subplots(len(targets), 1, squeeze=False)
-        for (axes,), target in zip(panels, targets, strict=True):
+        figure, axes = panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets) + 0.2)
+        for (panel,), target in zip(axes, targets, strict=True):
             here = [row for row in rows if row.summaries[0].target == target]
-            _draw(axes, here, names, f"{short_name(target)}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
-        figure.legend(
-            *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False
-        )
+            _draw(panel, here, names, f"{short_name(target)}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
+        legend(figure, axes[0][0])
         return figure
 
     return save(draw, out_dir, "figure-categories")

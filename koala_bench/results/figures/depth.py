@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
 from koala_bench.records.reading import Run
-from koala_bench.records.statistics import Array, Interval, Statistic
+from koala_bench.records.statistics import Array, Interval
 from koala_bench.records.summaries import VANILLA, Sample, sample
-from koala_bench.results.figures.style import ROW_INCHES, WIDTH_INCHES, curve_with_intervals, grid_lines, looks, save
+from koala_bench.results.figures.style import ROW_INCHES, curve_with_intervals, grid_lines, legend, looks, panels, save
 from koala_bench.results.tables.notes import labels
 
 _DODGE = 0.08  # methods stand beside each other, so that their intervals can be told apart
@@ -29,35 +31,28 @@ class _Curve:
     rates: list[Interval]
 
 
-def _ratio(accepted: Array, trials: Array) -> Statistic:
-    def of(weights: Array) -> Array:
-        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a trial has no rate
-            return (weights @ accepted) / (weights @ trials)
-
-    return of
+def _rate(counts: Array, weights: Array) -> Array:
+    """Accepted / trials of [questions, 2]."""
+    return (weights @ counts[:, 0]) / (weights @ counts[:, 1])
 
 
-def _curve(chosen: Sample, method: str, conditional: bool) -> _Curve:
+def _curve(chosen: Sample, method: str, rates_of: Callable[..., list[DepthRate]]) -> _Curve:
     questions = chosen.totals[VANILLA].question_ids
     steps: dict[int, tuple[list[int], list[int]]] = {question: ([], []) for question in questions}
     for turn in chosen.turns(method):
         steps[turn["question_id"]][0].extend(turn["accepted"] or [])
         steps[turn["question_id"]][1].extend(turn["drafted_depth"] or [])
-    of = acceptance_rate_by_depth if conditional else unconditional_rate_by_depth
-    every = of(
-        [a for accepted, _ in steps.values() for a in accepted], [o for _, offered in steps.values() for o in offered]
-    )
-    by_question: list[dict[int, DepthRate]] = [
-        {rate.depth: rate for rate in of(*steps[question])} for question in questions
-    ]
+    every = rates_of(*(list(itertools.chain(*each)) for each in zip(*steps.values(), strict=True)))
+    by_question = [{rate.depth: rate for rate in rates_of(*steps[question])} for question in questions]
     depths = [rate.depth for rate in every if rate.trials]
     rates = []
     for depth in depths:
-        found = [each.get(depth, DepthRate(depth, 0, 0)) for each in by_question]
-        counts = [
-            np.array([getattr(rate, field) for rate in found], dtype=np.float64) for field in ("accepted", "trials")
-        ]
-        rates.append(chosen.interval(_ratio(*counts)))
+        none = DepthRate(depth, 0, 0)
+        counts = np.array(
+            [[of.get(depth, none).accepted, of.get(depth, none).trials] for of in by_question], np.float64
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):  # a resample without a trial has no rate
+            rates.append(chosen.interval(partial(_rate, counts)))
     return _Curve(method, depths, rates)
 
 
@@ -79,38 +74,26 @@ def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> l
     per record.
 
     At the left given that the parent was accepted, at the right of all steps that drafted.
-
-    Args:
-        methods: which ones, in which order; those that a record does not have are passed over.
-
-    Raises:
-        KoalaBenchError: see ``summaries.sample``, or a record without a method that drafts.
     """
     shown = []
     for label, run in zip(labels(runs), runs, strict=True):
         chosen = sample([run], methods)
         names = [name for name in chosen.names if name != VANILLA and name in chosen.totals]
-        panels = [
-            [curve for curve in (_curve(chosen, name, conditional) for name in names) if curve.depths]
-            for conditional in (True, False)
+        both = [
+            [curve for curve in (_curve(chosen, name, rates_of) for name in names) if curve.depths]
+            for rates_of in (acceptance_rate_by_depth, unconditional_rate_by_depth)
         ]
-        if not panels[0]:
+        if not both[0]:
             raise KoalaBenchError(f"{run.path} has no method that drafts.", "Evaluate with more --methods.")
-        shown.append((label, panels))
+        shown.append((label, both))
 
     def draw() -> Figure:
-        figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * len(shown) + 0.3), layout="constrained")
-        rows = figure.subplots(len(shown), 2, squeeze=False)
-        for (left, right), (label, (conditional, every)) in zip(rows, shown, strict=True):
+        figure, axes = panels(len(shown), 2, ROW_INCHES * len(shown) + 0.3)
+        for (left, right), (label, (conditional, every)) in zip(axes, shown, strict=True):
             target = f"{label}\n" if len(shown) > 1 else ""
             _draw(left, conditional, f"{target}acceptance rate given the parent")
             _draw(right, every, f"{target}acceptance rate of all steps")
-        figure.legend(
-            *rows[0][0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=len(shown[0][1][0]),
-            frameon=False,
-        )
+        legend(figure, axes[0][0])
         return figure
 
     return save(draw, out_dir, "figure-depth")

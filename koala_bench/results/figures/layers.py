@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
@@ -15,17 +14,17 @@ from koala_bench.records.reading import Run, short_name
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
 from koala_bench.results.figures.style import (
-    GREY,
     ROW_INCHES,
-    WIDTH_INCHES,
-    Look,
     curve_with_intervals,
     grid_lines,
     looks,
+    panels,
     save,
+    vanilla_line,
 )
 
 _CURVE = 3  # numbers of layers
+_PANELS = ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)")
 _DODGE = 0.07  # curves stand beside each other, so that their intervals can be told apart
 
 
@@ -88,11 +87,6 @@ def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
     return len(curves_of) > len(set(curves_of))
 
 
-def _line(axes: Axes, curve: Curve, look: Look, measured: Sequence[Interval], aside: float) -> None:
-    across = [point.method["layers"] + aside for point in curve.points]
-    curve_with_intervals(axes, across, measured, look, curve.adversarial, curve.label)
-
-
 def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:
     """``figure-layers.pdf`` and ``.png``: against K the speedup and the acceptance length with 95 % intervals, and the
     draft overhead.
@@ -100,56 +94,42 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
     Args:
         runs: of one or several targets, a row of panels each; every record has its own vanilla decoding.
         heads: see ``curves``.
-
-    Raises:
-        KoalaBenchError: see ``curves`` and ``summaries.summarise``.
     """
     drawn = curves(runs, heads)
     targets = list(dict.fromkeys(curve.target for curve in drawn))
 
     def draw() -> Figure:
-        figure = Figure(figsize=(WIDTH_INCHES, (ROW_INCHES - 0.2) * len(targets) + 0.3), layout="constrained")
-        panels = figure.subplots(len(targets), 3, squeeze=False)
-        for row, target in zip(panels, targets, strict=True):
+        figure, axes = panels(len(targets), 3, (ROW_INCHES - 0.2) * len(targets) + 0.3)
+        for row, target in zip(axes, targets, strict=True):
             here = [curve for curve in drawn if curve.target == target]
+            layers = sorted({point.method["layers"] for curve in here for point in curve.points})
             # without, the darker of the two hues is free for the one there is
             paired = any(curve.adversarial for curve in here)
             styles = looks([f"{curve.head}+" if curve.adversarial or not paired else curve.head for curve in here])
             for place, (curve, look) in enumerate(zip(here, styles, strict=True)):
-                aside = _DODGE * (place - (len(here) - 1) / 2)
-                _line(row[0], curve, look, [point.speedup for point in curve.points], aside)
-                _line(row[1], curve, look, [point.acceptance_length for point in curve.points], aside)
-                shares = [
-                    math.nan if point.draft_overhead is None else 100.0 * point.draft_overhead for point in curve.points
-                ]
-                _line(row[2], curve, look, [Interval(share, math.nan, math.nan) for share in shares], aside)
-            row[0].axhline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-            row[0].annotate(
-                "vanilla",
-                (1.0, 1.0),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 2),
-                textcoords="offset points",
-                color=GREY,
-                fontsize=7,
-                ha="right",
-            )
-            most = max(point.method["layers"] for curve in here for point in curve.points)
+                across = [point.method["layers"] + _DODGE * (place - (len(here) - 1) / 2) for point in curve.points]
+                for panel, measured in zip(row, zip(*map(_values, curve.points), strict=True), strict=True):
+                    curve_with_intervals(panel, across, measured, look, curve.adversarial, curve.label)
+            vanilla_line(row[0], 1.0, 1, xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right", va="baseline")
             prefix = f"{short_name(target)}\n" if len(targets) > 1 else ""
-            for axes, label in zip(
-                row, ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)"), strict=True
-            ):
-                axes.set_ylabel(prefix + label)
-                axes.set_xlabel("layers K")
-                axes.set_xticks(sorted({point.method["layers"] for curve in here for point in curve.points}))
-                axes.margins(x=0.08, y=0.12)
-                grid_lines(axes)
-            row[0].set_xlim(0.6, most + 0.22 * most)  # room for the word at its right
+            for panel, label in zip(row, _PANELS, strict=True):
+                panel.set_ylabel(prefix + label)
+                panel.set_xlabel("layers K")
+                panel.set_xticks(layers)
+                panel.margins(x=0.08, y=0.12)
+                grid_lines(panel)
+            row[0].set_xlim(0.6, 1.22 * layers[-1])  # room for the word at its right
             row[2].set_ylim(bottom=0)
         labels = {
-            label: handle for row in panels for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)
+            label: handle for row in axes for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)
         }
         figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=len(labels), frameon=False)
         return figure
 
     return save(draw, out_dir, "figure-layers")
+
+
+def _values(point: Summary) -> tuple[Interval, Interval, Interval]:
+    """What the three panels show of a method."""
+    share = math.nan if point.draft_overhead is None else 100.0 * point.draft_overhead
+    return point.speedup, point.acceptance_length, Interval(share, math.nan, math.nan)

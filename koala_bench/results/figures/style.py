@@ -35,6 +35,7 @@ _STYLE: dict[str, Any] = {
 }
 WIDTH_INCHES, ROW_INCHES = 7.0, 2.7
 GREY = "#444444"
+DASHES = (0, (4, 3))
 
 # Light and dark of one hue, after Okabe and Ito's blue, vermilion, green, purple and orange.
 _PAIRS = (
@@ -100,6 +101,41 @@ def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
                 figure.savefig(temporary, format=kind, metadata=without)
             written.append(path)
     return written
+
+
+def panels(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
+    """A figure of the text's width and so many inches height, and its axes [rows, columns]."""
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """One legend above all panels, of what stands in one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+
+
+def vanilla_line(axes: Axes, right: float, zorder: int = 3, **place: Any) -> None:
+    """The dashed line at 1, with its name at the right, where nothing else is."""
+    axes.axhline(1.0, color=GREY, linewidth=0.9, linestyle=DASHES, zorder=zorder)
+    usual = {"xytext": (1, 2), "textcoords": "offset points", "color": GREY, "fontsize": 7, "va": "bottom"}
+    axes.annotate("vanilla", (right, 1.0), **{**usual, **place})
+
+
+def bar_intervals(
+    axes: Axes, across: Sequence[float], measured: Sequence[Interval], colour: str, width: float, cap: float
+) -> None:
+    """The intervals of bars; ``width`` and ``cap`` in points."""
+    axes.errorbar(
+        across,
+        [each.value for each in measured],
+        yerr=ends(measured),
+        fmt="none",
+        ecolor=colour,
+        elinewidth=width,
+        capsize=cap,
+        capthick=width,
+    )
 
 
 def curve_with_intervals(

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.figures.style import GREY, WIDTH_INCHES, Look, grid_lines, looks, save
+from koala_bench.results.figures.style import DASHES, GREY, grid_lines, legend, looks, panels, save
 from koala_bench.training.log import read_training
 
 _ROW_INCHES = 2.2
@@ -25,12 +25,6 @@ def _series(lines: Sequence[dict[str, Any]], kind: str, method: str, key: str) -
     return [step for step, _ in rows], [value for _, value in rows]
 
 
-def _panel(axes: Axes, label: str) -> None:
-    axes.set_xlabel("training step")
-    axes.set_ylabel(label)
-    grid_lines(axes)
-
-
 def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Path]:
     """``figure-training.pdf`` and ``.png``: curves of the heads, and of the discriminators if there are any.
 
@@ -39,10 +33,6 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
 
     Args:
         log: ``training.jsonl``.
-        methods: which ones, in which order; those that were not trained are passed over.
-
-    Raises:
-        KoalaBenchError: see ``read_training``, or the log has none of the methods.
     """
     lines = read_training(log)
     names = [name for name in methods if any(line["method"] == name for line in lines)]
@@ -51,45 +41,52 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
         raise KoalaBenchError(
             f"{log} has none of the methods {', '.join(methods)}.", f"It has {', '.join(known) or 'none'}."
         )
-    styles: dict[str, Look] = dict(zip(names, looks(names), strict=True))
+    styles = dict(zip(names, looks(names), strict=True))
     adversarial = [name for name in names if _series(lines, "step", name, "discriminator_loss")[0]]
-
-    def curve(axes: Axes, name: str, kind: str, key: str, relative: bool = False, dotted: bool = False) -> None:
-        steps, values = _series(lines, kind, name, key)
-        look = styles[name]
-        marker = look.marker if kind == "held_out" or len(steps) == 1 else None
-        style = ":" if dotted else "--" if look.dashed and kind == "step" else "-"
-        shown = [value / values[0] for value in values] if relative else values
-        axes.plot(
-            steps, shown, color=look.colour, marker=marker, markersize=4, linewidth=1.1, linestyle=style, label=name
-        )
-
     last = max(line["step"] for line in lines)
 
-    def draw() -> Figure:
-        figure = Figure(figsize=(WIDTH_INCHES, _ROW_INCHES * (2 if adversarial else 1) + 0.3), layout="constrained")
-        panels = figure.subplots(2 if adversarial else 1, 2, squeeze=False)
+    def panel(
+        axes: Axes, label: str, names: Sequence[str], kind: str, keys: Sequence[str], bottom: float | None = 0
+    ) -> None:
+        """One panel: of several keys the later ones are dotted; losses of heads are shares of the first."""
         for name in names:
-            curve(panels[0][0], name, "step", "loss", relative=True)
-            curve(panels[0][1], name, "held_out", "acceptance_length")
-        _panel(panels[0][0], "head: supervised loss\n(share of the first step's)")
-        panels[0][0].set_ylim(bottom=0)
-        _panel(panels[0][1], "head: held-out acceptance\nlength (tokens per step)")
-        if adversarial:
-            for name in adversarial:
-                curve(panels[1][0], name, "step", "discriminator_accuracy")
-                curve(panels[1][1], name, "step", "discriminator_loss")
-                curve(panels[1][1], name, "step", "adversarial", dotted=True)
-            _panel(panels[1][0], "discriminator: accuracy")
-            panels[1][0].axhline(0.5, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
-            panels[1][0].set_ylim(0, 1.02)
-            _panel(panels[1][1], "loss (nats): discriminator's,\nhead's adversarial (dotted)")
-            panels[1][1].set_ylim(bottom=0)
-        for axes in panels.flat:
-            axes.set_xlim(0, 1.04 * last)
-        figure.legend(
-            *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False
+            for key in keys:
+                steps, values = _series(lines, kind, name, key)
+                look = styles[name]
+                shown = [value / values[0] for value in values] if key == "loss" else values
+                style = ":" if key != keys[0] else "--" if look.dashed and kind == "step" else "-"
+                marker = look.marker if kind == "held_out" or len(steps) == 1 else None
+                line: dict[str, Any] = {"marker": marker, "markersize": 4, "linewidth": 1.1, "linestyle": style}
+                axes.plot(steps, shown, color=look.colour, label=name, **line)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(label)
+        grid_lines(axes)
+        axes.set_ylim(bottom=bottom)
+        axes.set_xlim(0, 1.04 * last)
+
+    def draw() -> Figure:
+        rows = 2 if adversarial else 1
+        figure, axes = panels(rows, 2, _ROW_INCHES * rows + 0.3)
+        (losses, lengths) = axes[0]
+        panel(losses, "head: supervised loss\n(share of the first step's)", names, "step", ["loss"])
+        panel(
+            lengths,
+            "head: held-out acceptance\nlength (tokens per step)",
+            names,
+            "held_out",
+            ["acceptance_length"],
+            None,
         )
+        if adversarial:
+            accuracy, discriminator = axes[1]
+            panel(accuracy, "discriminator: accuracy", adversarial, "step", ["discriminator_accuracy"])
+            accuracy.axhline(0.5, color=GREY, linewidth=0.9, linestyle=DASHES)
+            accuracy.set_ylim(0, 1.02)
+            both = ["discriminator_loss", "adversarial"]
+            panel(
+                discriminator, "loss (nats): discriminator's,\nhead's adversarial (dotted)", adversarial, "step", both
+            )
+        legend(figure, losses)
         return figure
 
     return save(draw, out_dir, "figure-training")

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a folder of results: what was measured, how, and what to look at twice.
 
-Comes in: records and figures. Goes out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for what is only here.
+Comes in: records and figures. Goes out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for
+what is only here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from koala_bench.records.summaries import VANILLA, Summary, sample, summaries_of
 from koala_bench.results.making import Sources, drawable, make, read_table, sources_in, tabulable
 from koala_bench.results.report.outliers import outliers_of
 from koala_bench.results.report.trees import draw_trees
-from koala_bench.results.tables.notes import counted, draws_line, lossy_lines
+from koala_bench.results.report.where import lengths_by_category, lengths_by_position
 from koala_bench.results.tables.rendering import label_of, with_interval
 from koala_bench.training.log import GAP, agreements, read_training
 
@@ -33,19 +33,14 @@ _CAPTIONS = {
     "figure-depth": "Acceptance rate by depth, given that the token above was accepted.",
     "figure-layers": "Speedup and draft overhead against the number of layers K.",
     "figure-categories": "Speedup by category of question.",
+    "figure-oracle": "From each method's speedup to that of perfect drafts, and of perfect drafts that take no time.",
+    "figure-cost": "Acceptance length against the cost of a draft, over the number of layers K.",
     "figure-training": "Training: the heads' losses, their held-out acceptance length, and the discriminators' side.",
 }
 
 
-_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page: PNG in base64, and what it shows."""
-
-    caption: str
-    data: str
+_KINDS = {"lossless": True, "lossy": False}
+_OF_ALL_METHODS = ("figure1", "figure-depth", "figure-categories", "figure-oracle")
 
 
 def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
@@ -66,7 +61,8 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
             f"{folder} has no records.jsonl to report on.", "Name the folder that `reproduce` or `evaluate` wrote."
         )
     run = read_run(sources.main)
-    summaries = summaries_of(sample([run, *read_runs(sources.processes)]))
+    chosen = sample([run, *read_runs(sources.processes)])
+    summaries = summaries_of(chosen)
     if len(summaries) < 2:
         raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
     questions = _questions(run, data_dir)
@@ -77,16 +73,16 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     page = template.render(
         run=run,
         header=run.header,
-        verdict=_verdict(run, summaries),
+        verdict=_verdict(summaries),
         alarms=_alarms(run, summaries),
         tables=[read_table(name, sources) for name in tabulable(sources)],
         pictures=_pictures(sources, summaries),
         labels={summary.name: label_of(summary) for summary in summaries},
-        drawn=_is_drawn(run),
-        lossy=lossy_lines(summaries, run.target),
+        drawn=run.header["acceptance"]["rule"] != "greedy",
         summaries=[summary for summary in summaries if summary.name != VANILLA],
         trees=draw_trees(run),
         outliers=outliers_of(run, questions),
+        lengths=(lengths_by_category(chosen), lengths_by_position(chosen)),
         questions_found=bool(questions),
         agreements=agreements(log),
         has_log=bool(log),
@@ -97,56 +93,33 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     return out
 
 
-def _is_drawn(run: Run) -> bool:
-    return run.header["acceptance"]["rule"] != "greedy"
-
-
-def _verdict(run: Run, summaries: Sequence[Summary]) -> list[str]:
-    """What a reader wants to know first, in two lines: the fastest method with its losslessness, and what KOALA changes."""
+def _verdict(summaries: Sequence[Summary]) -> list[str]:
+    """What a reader wants to know first: the fastest methods, losslessness, what KOALA changes, and what is missing."""
     heads = [each for each in summaries if each.name != VANILLA and not math.isnan(each.speedup.value)]
-    best, lossy = (
-        max(
-            (each for each in heads if each.method["lossless"] is kept),
-            key=lambda each: each.speedup.value,
-            default=None,
-        )
-        for kept in (True, False)
-    )
-    if best and lossy and lossy.speedup.value <= best.speedup.value:
-        lossy = None
-    first = [f"The fastest {'lossless ' if lossy else ''}method is {_in_numbers(best)}."] if best else []
-    if lossy:
-        first.append(f"{'Faster' if best else 'No lossless method has numbers; the fastest'} is {_in_numbers(lossy)}.")
-    exact = [summary for summary in summaries if summary.method["lossless"]]
-    compared, differing = sum(summary.compared for summary in exact), sum(len(summary.differing) for summary in exact)
-    if _is_drawn(run):
-        first.append(draws_line(summaries))
-    elif compared:
-        first.append(f"{compared - differing} of {compared} answers are vanilla's, token by token.")
-    changes = [
-        f"{label_of(each)} {with_interval(change.value, change.low, change.high, 1, sign=True)} %"
-        for each in heads
-        if each.is_koala and (change := each.change_percent) is not None
+    kinds = {kind: [each for each in heads if each.method["lossless"] is kept] for kind, kept in _KINDS.items()}
+    lines = [
+        f"Fastest {kind} method: {label_of(best)}, {with_interval(best.speedup, 2)} x vanilla decoding,"
+        f" {with_interval(best.whole_answer, 2)} x of whole answers, {best.acceptance_length.value:.2f} tokens per"
+        " verification."
+        for kind, among in kinds.items()
+        if (best := max(among, key=lambda each: each.speedup.value, default=None))
     ]
-    second = [f"Speed against the head without KOALA: {', '.join(changes)}."] if changes else []
-    return [" ".join(first), *second]
+    exact = [each for each in summaries if each.method["lossless"]]
+    compared, differing = sum(each.compared for each in exact), sum(len(each.differing) for each in exact)
+    if compared:
+        lines.append(f"{compared - differing} of {compared} answers are vanilla's, token by token.")
+    changes = [
+        f"{label_of(each)} {with_interval(each.change_percent, 1, sign=True)} %"
+        for each in heads
+        if each.is_koala and each.change_percent is not None
+    ]
+    return [" ".join(lines), *([f"Speed against the head without KOALA: {', '.join(changes)}."] if changes else [])]
 
 
 def _alarms(run: Run, summaries: Sequence[Summary]) -> list[str]:
     failed = sum(len(summary.failed) for summary in summaries)
-    lines = [f"{counted(failed, 'turn')} failed and {'has' if failed == 1 else 'have'} no numbers."] if failed else []
-    if not run.finished:
-        lines.append("The record is unfinished: its numbers will change when the evaluation goes on.")
-    return lines
-
-
-def _in_numbers(summary: Summary) -> str:
-    speed, whole, length = summary.speedup, summary.whole_answer, summary.acceptance_length
-    return (
-        f"{label_of(summary)}: {speed.value:.2f}x vanilla decoding [{speed.low:.2f}, {speed.high:.2f}] ({whole.value:.2f}x"
-        f" of whole answers [{whole.low:.2f}, {whole.high:.2f}]), with"
-        f" {length.value:.2f} tokens per verification"
-    )
+    lines = [f"Failed turns, which have no numbers: {failed}."] if failed else []
+    return lines if run.finished else [*lines, "The record is unfinished: its numbers will change."]
 
 
 def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
@@ -161,17 +134,15 @@ def _questions(run: Run, data_dir: Path | None) -> dict[int, tuple[str, ...]]:
         return {}
 
 
-def _pictures(sources: Sources, summaries: Sequence[Summary]) -> list[Picture]:
+def _pictures(sources: Sources, summaries: Sequence[Summary]) -> list[dict[str, str]]:
     """All figures that there are records for, drawn anew, figure 1 first; captions name the lossy methods shown."""
     lossy = [label_of(summary) for summary in summaries if not summary.method["lossless"] and summary.counted]
     among = f" Among the methods: {', '.join(lossy)}." if lossy else ""
+    captions = {name: text + (among if name in _OF_ALL_METHODS else "") for name, text in _CAPTIONS.items()}
     with tempfile.TemporaryDirectory() as temporary:
         files = [path for name in ("table1", *drawable(sources)) for path in make(name, sources, Path(temporary))]
         return [
-            Picture(
-                _CAPTIONS[path.stem] + (among if path.stem in _OF_ALL_METHODS else ""),
-                base64.b64encode(path.read_bytes()).decode("ascii"),
-            )
+            {"caption": captions[path.stem], "data": base64.b64encode(path.read_bytes()).decode("ascii")}
             for path in files
             if path.suffix == ".png"
         ]

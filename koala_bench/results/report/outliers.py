@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from koala_bench.records.reading import Run
 from koala_bench.records.schema import TurnLine
@@ -38,7 +39,7 @@ class Outliers:
     fastest: Sequence[Outlier]
 
 
-def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3) -> list[Outliers]:
+def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 5) -> list[Outliers]:
     """Of every method but vanilla the questions with the smallest and the largest speedup.
 
     Args:
@@ -46,46 +47,26 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 3)
         most: how many of each; fewer where a run has few questions, so that none is on both sides.
     """
     chosen = sample([run])
-    base = dict(
-        zip(
-            chosen.totals[VANILLA].question_ids,
-            chosen.totals[VANILLA].tokens / chosen.totals[VANILLA].seconds,
-            strict=True,
-        )
-    )
+    base = chosen.totals[VANILLA]
     found = []
-    for name in chosen.names:
-        if name == VANILLA or name not in chosen.totals:
-            continue
+    for name in (each for each in chosen.names if each != VANILLA and each in chosen.totals):
         turns: dict[int, list[TurnLine]] = {}
         for turn in sorted(chosen.turns(name), key=lambda turn: (turn["turn"], turn["repeat"])):
             turns.setdefault(turn["question_id"], []).append(turn)
         here = chosen.totals[name]
-        each = [
-            Outlier(
-                question,
-                turns[question][0]["category"],
-                rate / base[question],
-                tokens / steps,
-                int(tokens),
-                _texts(turns[question], questions),
-            )
-            for question, rate, tokens, steps in zip(
-                here.question_ids, here.tokens / here.seconds, here.tokens, here.steps, strict=True
-            )
-            if steps and base[question]
-        ]
-        ranked = sorted(each, key=lambda one: (one.speedup, one.question_id))
+        usable = (here.steps > 0) & (base.tokens > 0)
+        speedups = (here.tokens * base.seconds)[usable] / (here.seconds * base.tokens)[usable]
+        columns = (np.array(here.question_ids), here.tokens, here.steps)
+        numbers = zip(speedups, *(column[usable] for column in columns), strict=True)
+        ranked = [
+            Outlier(int(question), turns[question][0]["category"], float(speedup), float(tokens / steps), int(tokens),
+                    _texts(turns[question], questions))
+            for speedup, question, tokens, steps in sorted(numbers)
+        ]  # fmt: skip
         if ranked:
             count = min(most, len(ranked) // 2)
-            found.append(
-                Outliers(
-                    name,
-                    statistics.median(one.speedup for one in ranked),
-                    ranked[:count],
-                    ranked[len(ranked) - count :][::-1],
-                )
-            )
+            fastest = ranked[len(ranked) - count :][::-1]
+            found.append(Outliers(name, float(np.median(speedups)), ranked[:count], fastest))
     return found
 
 

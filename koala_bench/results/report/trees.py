@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from koala_bench.records.reading import Run
-from koala_bench.records.schema import MethodInfo, node_depths
+from koala_bench.records.schema import node_depths
 
 _ACROSS, _DOWN, _MARGIN = 96, 21, 16  # pixels between levels and between leaves, and around
 
@@ -54,36 +54,32 @@ def draw_trees(run: Run) -> list[TreeDrawing]:
     """The trees of a record's methods; of those whose steps say which node they kept, and that draft anything."""
     found = []
     for name, method in run.methods.items():
-        ends = [
-            pair
+        kept = [
+            node
             for turn in run.turns_of(name)
-            if turn["kept_node"] is not None
-            for pair in zip(turn["kept_node"], turn["drafted_depth"] or [], strict=True)
+            for node, depth in zip(turn["kept_node"] or [], turn["drafted_depth"] or [], strict=False)
+            if depth  # a step without room for a draft says nothing about the tree
         ]
-        kept = [node for node, depth in ends if depth]  # a step without room for a draft says nothing about the tree
-        if kept and method["tree"] is not None and method["tree"]["parents"] is not None:
-            found.append(_drawing(method, method["tree"]["parents"], kept))
+        tree = method["tree"]
+        if kept and tree is not None and tree["parents"] is not None:
+            found.append(_drawing(name, tree["name"], tree["parents"], kept))
     return found
 
 
-def _drawing(method: MethodInfo, parents: Sequence[int], kept: Sequence[int]) -> TreeDrawing:
+def _drawing(method: str, name: str, parents: Sequence[int], kept: Sequence[int]) -> TreeDrawing:
     through = [0] * len(parents)
     for node in kept:
         through[node] += 1
     for node in range(len(parents) - 1, 0, -1):  # parents come before children
         through[parents[node]] += through[node]
-    depths, children = (
-        node_depths(parents),
-        [[child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))],
-    )
-    rows = _rows(children)
-    paths = [""] * len(parents)
+    children = [[child for child, parent in enumerate(parents) if parent == node] for node in range(len(parents))]
+    rows, paths = _rows(children), [""] * len(parents)
     for node, below in enumerate(children):
         for rank, child in enumerate(below):
             paths[child] = f"{paths[node]}.{rank}".lstrip(".")
-    places = [
-        (_MARGIN + _ACROSS * depth, round(_MARGIN + _DOWN * row)) for depth, row in zip(depths, rows, strict=True)
-    ]
+    depths = node_depths(parents)
+    across, down = ([_MARGIN + _ACROSS * depth for depth in depths], [round(_MARGIN + _DOWN * row) for row in rows])
+    places = list(zip(across, down, strict=True))
     nodes = [
         Node(
             paths[node] or "root", *places[node], places[parents[node]] if node else None, through[node] / len(kept),
@@ -91,16 +87,8 @@ def _drawing(method: MethodInfo, parents: Sequence[int], kept: Sequence[int]) ->
         )
         for node in range(len(parents))
     ]  # fmt: skip
-    tree = method["tree"]
-    assert tree is not None
-    return TreeDrawing(
-        method["name"],
-        tree["name"],
-        len(kept),
-        nodes,
-        _ACROSS * (max(depths) + 1) + _MARGIN,
-        round(_DOWN * max(rows)) + 2 * _MARGIN,
-    )
+    width, height = _ACROSS * (max(depths) + 1) + _MARGIN, round(_DOWN * max(rows)) + 2 * _MARGIN
+    return TreeDrawing(method, name, len(kept), nodes, width, height)
 
 
 def _rows(children: Sequence[Sequence[int]]) -> list[float]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from koala_bench.records import statistics
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Sample, Summary
-from koala_bench.results.tables.columns import excludes_zero
 from koala_bench.results.tables.rendering import Grid, with_interval
 
 _Parts = tuple[bool, bool]  # more layers, adversarial
@@ -22,17 +21,12 @@ _CONTRASTS: tuple[tuple[_Parts, _Parts, str], ...] = (
     ((True, True), (False, True), "layers"),
     ((True, True), (True, False), "adversarial term"),
 )
+_CHANGES = {"Change of τ": 3, "Change of τ (%)": 1, "Change of speedup (x)": 3, "Change of speedup (%)": 1}  # digits
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What adding something to a method changes.
-
-    Attributes:
-        added: what ``method`` has and ``against`` has not.
-        length, length_percent: of the acceptance length, in tokens per step and in percent.
-        speed, speed_percent: of the speedup, in x and in percent.
-    """
+    """What adding a part to the method ``against`` changes: acceptance length and speedup, each also in percent."""
 
     method: str
     against: str
@@ -56,14 +50,13 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
                 variants.setdefault((more, each.method["adversarial"]), each.name)
         for new, old, added in _CONTRASTS:
             if new in variants and old in variants:
-                found.append(_effect(chosen, variants[new], variants[old], added))
+                changes = (
+                    chosen.interval(change(measure(variants[new]), measure(variants[old])))
+                    for measure in (chosen.length, chosen.speedup)
+                    for change in (statistics.change, statistics.change_percent)
+                )
+                found.append(Effect(variants[new], variants[old], added, *changes))
     return found
-
-
-def _effect(chosen: Sample, new: str, old: str, added: str) -> Effect:
-    pairs = [(measure(new), measure(old)) for measure in (chosen.length, chosen.speedup)]
-    compared = [change(*pair) for pair in pairs for change in (statistics.change, statistics.change_percent)]
-    return Effect(new, old, added, *map(chosen.interval, compared))
 
 
 def effects_grid(of_targets: Sequence[tuple[str, Sequence[Effect]]]) -> Grid:
@@ -75,12 +68,8 @@ def effects_grid(of_targets: Sequence[tuple[str, Sequence[Effect]]]) -> Grid:
         begins |= {len(rows)}
         for each in found:
             changes = (each.length, each.length_percent, each.speed, each.speed_percent)
-            cells = [
-                with_interval(change.value, change.low, change.high, digits, True)
-                for change, digits in zip(changes, (3, 1, 3, 1), strict=True)
-            ]
-            real |= {(len(rows), 4 + place) for place, change in enumerate(changes) if excludes_zero(change)}
+            real |= {(len(rows), 4 + place) for place, change in enumerate(changes) if statistics.excludes_zero(change)}
+            cells = (with_interval(*pair, True) for pair in zip(changes, _CHANGES.values(), strict=True))
             rows.append([target, each.method, each.against, each.added, *cells])
-    headings = ["Target", "Method", "Against", "Added"]
-    headings += ["Change of τ", "Change of τ (%)", "Change of speedup (x)", "Change of speedup (%)"]
+    headings = ["Target", "Method", "Against", "Added", *_CHANGES]
     return Grid(headings, rows, [False] * 4 + [True] * 4, frozenset(real), frozenset(begins - {0}))

@@ -16,18 +16,19 @@ import pandas as pd
 from koala_bench.common.files import write_text
 from koala_bench.records import statistics
 from koala_bench.records.reading import Run, short_name
-from koala_bench.records.summaries import Factor, Sample, Summary, evaluations, sample, summaries_of, summarise
+from koala_bench.records.summaries import Factor, evaluations, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
-from koala_bench.results.tables.columns import changes_grid, grid, grouped, records_of, to_csv
+from koala_bench.results.tables.bounds import bounds_tables
+from koala_bench.results.tables.columns import changes_grid, grid, grouped
 from koala_bench.results.tables.external import external_table
-from koala_bench.results.tables.frame import table_frame
+from koala_bench.results.tables.frame import table_rows
 from koala_bench.results.tables.leaderboard import changes_by_task, leaderboard, speedups_by_task, whole_rows
 from koala_bench.results.tables.mixing import refuse_mixture
-from koala_bench.results.tables.notes import Measured, intervals_in_words, labels, notes_of, over_in_words
+from koala_bench.results.tables.notes import Measured, exceptions, labels, notes_of, over_in_words
 from koala_bench.results.tables.ordering import order_grid
 from koala_bench.results.tables.published import Paper, TableSpec
-from koala_bench.results.tables.rendering import Grid, Note, to_latex, to_markdown
-from koala_bench.results.tables.tasks import is_named, rows_by_task
+from koala_bench.results.tables.rendering import Grid, Note, csv_of, to_latex, to_markdown
+from koala_bench.results.tables.tasks import TaskRows, is_named, rows_by_task, rows_of
 
 # By what a table's rows are grouped -> its name and its caption.
 _TABLES = {
@@ -36,6 +37,7 @@ _TABLES = {
     "part": ("Table 3", "What the parts of KOALA are worth"),
     "method": ("Leaderboard", "Speedup by method and task"),
 }
+_MORE = "More of each method"
 
 
 @dataclass(frozen=True)
@@ -65,93 +67,76 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     refuse_mixture(runs, spec)
     of_runs = zip(labels(runs), runs, strict=True)
     measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in of_runs]
-    groups, samples, remarks = _groups(measured, spec)
-    frame = table_frame(groups, spec, paper)
-    covers = min((summaries[0].covers for _, _, summaries in groups), key=lambda each: each["questions"])
-    further, said = ([], []) if spec.picked else _further(records_of(frame), samples, spec, paper)
-    if external := external_table(runs, spec, paper):
-        further.append(external)
+    groups, remarks = _groups(runs, spec)
+    rows = table_rows(groups, spec, paper)
+    covers = min((group.sample.covers for group in groups), key=lambda each: each["questions"])
+    further = [] if spec.picked else _further(rows, groups, spec, paper)
+    further += [*external_table(runs, spec, paper), *exceptions(measured)]
     name, caption = _TABLES[spec.by]
-    notes = notes_of(measured, spec, paper, [*remarks, *said], intervals_in_words(covers))
     return SetTable(
         name=name.lower().replace(" ", ""),
         title=f"{name}: {caption[0].lower()}{caption[1:]}{_where(runs)}",
-        grid=_without_target(_first(records_of(frame), spec), spec),
+        grid=_without_target(leaderboard(rows) if _is_board(spec) else grid(rows, spec.columns), spec),
         further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
-        notes=notes,
-        frame=frame,
+        notes=notes_of(measured, spec, paper, remarks, covers),
+        frame=pd.DataFrame(rows, dtype=object),  # so that an integer stays one beside an empty cell
         covers=covers,
     )
 
 
-_Groups = list[tuple[Run, str | None, Sequence[Summary]]]
+def _is_board(spec: TableSpec) -> bool:
+    return spec.by == "method" and not spec.picked
 
 
-def _groups(measured: Sequence[Measured], spec: TableSpec) -> tuple[_Groups, list[Sample], list[str]]:
-    """The rows of a table as (run, task, summaries), the sample of each target, and what is to be said of them."""
-    runs = [each.run for each in measured]
-    by_target: dict[str, list[Run]] = {run.header["target"]["name"]: [] for run in runs}
+def _groups(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], list[str]]:
+    """The rows of a table, and what is to be said of them."""
     if spec.by == "target":
-        samples = [sample(group, spec.methods) for group in evaluations(runs)]
-        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], [], []
+        return [rows_of(None, group, spec) for group in evaluations(runs)], []
     if not spec.has_tasks:
+        by_target: dict[str, list[Run]] = {}
         for run in runs:
-            by_target[run.header["target"]["name"]].append(run)
-        samples = [sample(of_target, spec.methods) for of_target in by_target.values()]
-        remarks = [
-            f"The heads of {chosen.runs[0].target} are of one training seed,"
-            f" {chosen.runs[0].training_seed}: intervals are over questions, and another seed may move the numbers"
-            " by more."
-            for chosen in samples
-            if "training seeds" not in chosen.covers
-        ]
-        return [(chosen.runs[0], None, summaries_of(chosen)) for chosen in samples], samples, remarks
+            by_target.setdefault(run.header["target"]["name"], []).append(run)
+        return [rows_of(None, group, spec) for group in by_target.values()], []
     rows, remarks = rows_by_task(runs, spec)
-    tasks, files = (
-        ", ".join(dict.fromkeys(getattr(each, name) for each in spec.tasks)) for name in ("name", "questions")
-    )
+    own = dict.fromkeys(run.header["questions"]["name"] for run in runs if not is_named(run, spec))
+    files = ", ".join(dict.fromkeys(task.questions for task in spec.tasks))
     remarks += [
-        f"{each.label}: these are the categories of the questions {each.run.header['questions']['name']}, not the tasks"
-        f" {tasks}, whose questions ({files}) are looked up in a data folder (`koala-bench data`)."
-        for each in measured
-        if not is_named(each.run, spec)
+        f"Tasks are the categories of the questions {name}: those of the table are of {files} (`koala-bench data`)."
+        for name in own
     ]
-    # Of each target the last row: all tasks, or the only one.
-    whole = {row.summaries[0].target: sample(row.runs, spec.methods) for row in rows}
-    return [(row.run, row.task, row.summaries) for row in rows], list(whole.values()), remarks
-
-
-def _first(rows: list[dict[str, Any]], spec: TableSpec) -> Grid:
-    return leaderboard(rows) if spec.by == "method" and not spec.picked else grid(rows, spec.columns)
+    return rows, remarks
 
 
 def _further(
-    rows: list[dict[str, Any]], samples: Sequence[Sample], spec: TableSpec, paper: Paper
-) -> tuple[list[tuple[str, Grid]], list[str]]:
-    """More of the measured numbers, each a title and a table, and what is to be said of them."""
+    rows: list[dict[str, Any]], groups: Sequence[TaskRows], spec: TableSpec, paper: Paper
+) -> list[tuple[str, Grid]]:
+    """More of the measured numbers, each a title and a table."""
     change = "Change against the original head"
-    said: list[str] = []
+    # Of each target the last rows: over all tasks, where there are several.
+    whole = {group.summaries[0].target: group for group in groups}
     if spec.by == "method":
-        changes = [
+        tables = [
             (f"{change}: speedup (x)", changes_by_task(rows, "change_x")),
             (f"{change}: acceptance length", changes_by_task(rows, "length_change")),
         ]
-        more = [("Speedup by task, with intervals", speedups_by_task(rows))]
-        more.append(("More of each method, over all tasks", grid(whole_rows(rows), ("target", "method", *spec.more))))
+    elif spec.by == "part":
+        found = [(short_name(target), effects(group.sample, group.summaries)) for target, group in whole.items()]
+        tables = [("What each part is worth", effects_grid(found))]
     else:
-        more = [("More of each method", grid(rows, grouped(spec.columns, spec.more)))] if spec.more else []
-        shown = changes_grid(rows, grouped(spec.columns, spec.changes))
-        changes = [(change, shown)] if spec.changes else []
-    if spec.by == "part":
-        of_targets = [(chosen.runs[0].target, effects(chosen, summaries_of(chosen))) for chosen in samples]
-        changes = [("What each part is worth", effects_grid(of_targets))]
-    count = sum(cell.endswith("]") for _, table in changes for row in table.rows for cell in row)
-    said += [statistics.caution(count)] if count else []
-    for chosen in samples if spec.systems else ():
-        if found := order_grid(chosen, spec.systems, paper):
-            changes.append((f"Published order of methods, on {chosen.runs[0].target}", found[0]))
-            said += found[1]
-    return [*changes, *more], said
+        tables = [(change, changes_grid(rows, grouped(spec.columns, spec.changes)))] if spec.changes else []
+    for target, group in whole.items() if spec.systems else ():
+        tables.append(
+            (f"Published order of methods, on {short_name(target)}", order_grid(group.sample, spec.systems, paper))
+        )
+    tables += bounds_tables([group.sample for group in whole.values()])
+    if spec.by == "method":
+        more = grid(whole_rows(rows), ("target", "method", *spec.more))
+        return [
+            *tables,
+            ("Speedup by task, with intervals", speedups_by_task(rows)),
+            (f"{_MORE}, over all tasks", more),
+        ]
+    return [*tables, *([(_MORE, grid(rows, grouped(spec.columns, spec.more)))] if spec.more else [])]
 
 
 def _where(runs: Sequence[Run]) -> str:
@@ -178,7 +163,8 @@ def _caption(table: SetTable) -> tuple[str, str]:
         caption += f" This table is incomplete: see {table.name}.md."
     over = over_in_words(table.covers)
     legend = (
-        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens per verification step, bonus token included. In"
+        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens"
+        " per verification step, bonus token included. In"
         f" brackets: {100 * statistics.CONFIDENCE:.0f} % bootstrap intervals over {over}."
     )
     return caption[0].upper() + caption[1:], legend
@@ -187,6 +173,7 @@ def _caption(table: SetTable) -> tuple[str, str]:
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
     """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the
     same bytes. The LaTeX holds the columns that matter and one line of definitions, the Markdown everything.
+    Errors as ``sample``, or runs that do not belong into one table.
 
     Args:
         runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target
@@ -196,16 +183,13 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
 
     Returns:
         The three paths.
-
-    Raises:
-        KoalaBenchError: see ``summarise``; runs that do not belong into one table; or a folder that cannot be written.
     """
     table = set_table(runs, spec, paper)
     caption, legend = _caption(table)
     contents = {
         f"{table.name}.md": to_markdown(table.grid, table.title, table.notes, table.further),
         f"{table.name}.tex": to_latex(table.grid, caption, f"tab:{table.name}", legend),
-        f"{table.name}.csv": to_csv(table.frame, (*spec.columns, *spec.more, *spec.changes)),
+        f"{table.name}.csv": csv_of(table.frame),
     }
     for file, text in contents.items():
         write_text(out_dir / file, text)

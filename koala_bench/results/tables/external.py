@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from koala_bench.records.reading import Run
 from koala_bench.results.tables.published import OwnClaim, Paper, TableSpec, TaskClaim, paper_names
-from koala_bench.results.tables.rendering import NOTHING, Grid
+from koala_bench.results.tables.rendering import NOTHING, Grid, grid_of
 from koala_bench.results.tables.tasks import ALL_TASKS, is_named
 
 _Claim = TypeVar("_Claim", OwnClaim, TaskClaim)
 
 
-def external_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[str, Grid] | None:
+def external_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> list[tuple[str, Grid]]:
     """A title and the published rows that belong under a table.
 
     Rows of the records' targets; under Tables 2, 3 and the leaderboard of every target where none is published for
@@ -34,7 +34,7 @@ def external_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> tuple[
         table = _original_heads(_of_targets(paper.own_claims, names), overall)
     else:
         table = _original_heads([each for each in paper.own_claims if each.target in names], [])
-    return (title, table) if table.rows else None
+    return [(title, table)]
 
 
 def _of_targets(claims: Sequence[_Claim], names: set[str]) -> list[_Claim]:
@@ -52,35 +52,31 @@ def _by_task(runs: Sequence[Run], spec: TableSpec, claims: Sequence[TaskClaim]) 
     own = list(dict.fromkeys(turn["category"] for run in runs if not is_named(run, spec) for turn in run.turns))
     named = [task.name for task in spec.tasks]
     shown = next((tasks for tasks in (own, named) if any(set(tasks) & set(each.speedup) for each in claims)), [])
-    rows = [claim for claim in claims if set(shown) & set(claim.speedup)]
-    tasks = [task for task in shown if any(task in claim.speedup for claim in rows)]
-    cells = []
-    for claim in rows:
-        speeds = [_number(claim.speedup.get(task)) for task in (*tasks, ALL_TASKS)]
-        length = _number(claim.acceptance_length)
-        cells.append([claim.system, claim.target, claim.device, *speeds[:-1], length, speeds[-1], claim.source])
-    headings = ["System", "Target", "Device", *(task.capitalize() for task in tasks)]
-    headings += ["Acceptance length τ", ALL_TASKS.capitalize(), "Source"]
-    return _without_empty(Grid(headings, cells, [False] * 3 + [True] * (len(tasks) + 2) + [False]))
+    rows = [
+        {"System": claim.system, "Target": claim.target, "Device": claim.device}
+        | {task.capitalize(): _number(claim.speedup.get(task)) for task in shown}
+        | {"Acceptance length τ": _number(claim.acceptance_length)}
+        | {ALL_TASKS.capitalize(): _number(claim.speedup.get(ALL_TASKS)), "Source": claim.source}
+        for claim in claims
+        if set(shown) & set(claim.speedup)
+    ]
+    return _without_empty(rows)
 
 
 def _original_heads(own: Sequence[OwnClaim], overall: Sequence[TaskClaim]) -> Grid:
-    cells = [
-        [each.system, each.target, f"MT-bench (temperature {each.temperature})", NOTHING, *speeds, each.source]
-        for each, speeds in ((claim, (_number(claim.speedup), NOTHING)) for claim in own)
+    each: list[tuple[Any, str, str, float | str, float | None]]
+    each = [(claim, f"MT-bench (temperature {claim.temperature})", NOTHING, claim.speedup, None) for claim in own]
+    each += [(one, "Spec-Bench", one.device, one.speedup[ALL_TASKS], one.acceptance_length) for one in overall]
+    rows = [
+        {"System": claim.system, "Target": claim.target, "Questions": questions, "Device": device}
+        | {"Speedup (x)": _number(speedup), "Acceptance length τ": _number(length), "Source": claim.source}
+        for claim, questions, device, speedup, length in each
     ]
-    cells += [
-        [each.system, each.target, "Spec-Bench", each.device, *speeds, each.source]
-        for each, speeds in (
-            (claim, (_number(claim.speedup[ALL_TASKS]), _number(claim.acceptance_length))) for claim in overall
-        )
-    ]
-    headings = ["System", "Target", "Questions", "Device", "Speedup (x)", "Acceptance length τ", "Source"]
-    return _without_empty(Grid(headings, cells, [False] * 4 + [True] * 2 + [False]))
+    return _without_empty(rows)
 
 
-def _without_empty(table: Grid) -> Grid:
+def _without_empty(rows: list[dict[str, str]]) -> Grid:
     """The table without columns in which nothing stands."""
-    kept = [place for place in range(len(table.headings)) if any(row[place] != NOTHING for row in table.rows)]
-    rows = [[row[place] for place in kept] for row in table.rows]
-    return Grid([table.headings[place] for place in kept], rows, [table.right[place] for place in kept])
+    kept = [heading for heading in rows[0] if any(row[heading] != NOTHING for row in rows)] if rows else []
+    left = ("System", "Target", "Questions", "Device", "Source")
+    return grid_of([{heading: row[heading] for heading in kept} for row in rows], left)

@@ -6,48 +6,38 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from koala_bench.records.reading import Run
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA, Summary
-from koala_bench.results.tables.published import Claim, Paper, PaperCell, TableSpec, paper_names
+from koala_bench.results.tables.published import Claim, Paper, TableSpec, Value, paper_names
+from koala_bench.results.tables.tasks import TaskRows
 
 
-def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-    value = interval if interval is not None and not math.isnan(interval.value) else None
-    parts = (
-        {"": value.value, "_low": value.low, "_high": value.high} if value else {"": None, "_low": None, "_high": None}
+def _ends(name: str, measured: Interval | None) -> dict[str, float | None]:
+    ends = (
+        (None,) * 3 if measured is None or math.isnan(measured.value) else (measured.value, measured.low, measured.high)
     )
-    return {name + ending: part for ending, part in parts.items()}
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _paper_cell(run: Run, method: str, task: str | None, spec: TableSpec, paper: Paper) -> PaperCell | None:
-    """What KOALA's paper has for a row, if it may have anything for it."""
-    if not spec.has_tasks:
-        return next(
-            (
-                each
-                for each in (paper.table1 if spec.by == "target" else paper.table3)
-                if each.target in paper_names(run) and each.method == method
-            ),
-            None,
-        )
-    known = next(
-        (each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method), {}
-    )
-    return PaperCell(target="", method=method, speedup=known[task], acceptance_length=None) if task in known else None
+def _published(run: Run, method: str, task: str | None, spec: TableSpec, paper: Paper) -> dict[str, Value | None]:
+    """What KOALA's paper has for a row; None where it has no such row."""
+    cells = {"target": paper.table1, "part": paper.table3}.get(spec.by, ())
+    cell = next((each for each in cells if each.target in paper_names(run) and each.method == method), None)
+    by_task = (each.speedup for each in paper.table2 if each.target in paper_names(run) and each.method == method)
+    return {
+        "paper_speedup": cell.speedup if cell else next(by_task, {}).get(task or ""),
+        "paper_acceptance_length": cell.acceptance_length if cell else None,
+    }
 
 
 def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: Paper, depth: int) -> dict[str, Any]:
-    method = summary.method
-    is_vanilla = method["head"] is None
+    method, is_vanilla = summary.method, summary.name == VANILLA
     tree = None if is_vanilla else method["tree"]
-    cell = _paper_cell(run, summary.name, task, spec, paper)
     rates = {each.depth: each for each in summary.depths}
     row: dict[str, Any] = {
         "target": summary.target,
@@ -56,9 +46,9 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
         "layers": None if is_vanilla else method["layers"],
         "adversarial": None if is_vanilla else method["adversarial"],
         "parameters": None if is_vanilla else method["parameters"],
-        "tree": tree["name"] if tree else None,
-        "tree_nodes": tree["nodes"] if tree else None,  # the root included
-        "tree_depth": tree["depth"] if tree else None,
+        "tree": tree and tree["name"],
+        "tree_nodes": tree and tree["nodes"],  # the root included
+        "tree_depth": tree and tree["depth"],
         **_ends("speedup", summary.speedup),
         "speedup_ratio_of_means": _number(summary.speedup_of_means),
         "speedup_mean_of_ratios": _number(summary.mean_of_speedups),
@@ -72,39 +62,27 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
     row |= {
         "draft_overhead_percent": None if summary.draft_overhead is None else 100.0 * summary.draft_overhead,
         "original": summary.original,
+        **_ends("speedup_change_x", summary.change_x),
+        **_ends("speedup_change_percent", summary.change_percent),
+        **_ends("acceptance_length_change", summary.length_change),
     }
-    row |= _ends("speedup_change_x", summary.change_x) | _ends("speedup_change_percent", summary.change_percent)
-    row |= _ends("acceptance_length_change", summary.length_change)
     for name in ("speedup_change_x", "speedup_change_percent"):
-        claim: Claim = getattr(paper.koala, name)
-        row |= {
-            f"claim_{name}_low": claim.low if summary.is_koala else None,
-            f"claim_{name}_high": claim.high if summary.is_koala else None,
-        }
-    row |= {
-        "paper_speedup": cell.speedup if cell else None,
-        "paper_acceptance_length": cell.acceptance_length if cell else None,
-    }
-    row |= {
+        claim: Claim | None = getattr(paper.koala, name) if summary.is_koala else None
+        row |= {f"claim_{name}_low": claim and claim.low, f"claim_{name}_high": claim and claim.high}
+    return row | {
+        **_published(run, summary.name, task, spec, paper),
         "decode_tokens_per_s": _number(summary.tokens_per_s),
         "questions": summary.questions,
         "turns_counted": summary.counted,
         "turns_failed": len(summary.failed),
-        "turns_compared_with_vanilla": None if summary.name == VANILLA else summary.compared,
-        "turns_equal_to_vanilla": None if summary.name == VANILLA else summary.compared - len(summary.differing),
+        "turns_compared_with_vanilla": None if is_vanilla else summary.compared,
+        "turns_equal_to_vanilla": None if is_vanilla else summary.compared - len(summary.differing),
         "lossless": method["lossless"],
         "total_variation": summary.distance,
     }
-    return row
 
 
-def table_frame(
-    groups: Sequence[tuple[Run, str | None, Sequence[Summary]]], spec: TableSpec, paper: Paper
-) -> pd.DataFrame:
-    """The rows of groups of (run, task, summaries); None where there is no number."""
-    depth = max(
-        (each.depth for _, _, summaries in groups for summary in summaries for each in summary.depths), default=0
-    )
-    rows = [_row(run, summary, task, spec, paper, depth) for run, task, summaries in groups for summary in summaries]
-    # Objects, so that an integer stays one beside an empty cell.
-    return pd.DataFrame(rows, dtype=object)
+def table_rows(groups: Sequence[TaskRows], spec: TableSpec, paper: Paper) -> list[dict[str, Any]]:
+    """The rows of all groups; None where there is no number."""
+    depth = max((rate.depth for group in groups for each in group.summaries for rate in each.depths), default=0)
+    return [_row(group.run, each, group.task, spec, paper, depth) for group in groups for each in group.summaries]

@@ -1,4 +1,4 @@
-"""The leaderboard: a row per method and a column per task, as Spec-Bench prints it, from the rows of a table by task."""
+"""The leaderboard: a row per method and a column per task, as Spec-Bench prints it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from koala_bench.results.tables.columns import COLUMNS, Column, excludes_zero, fastest, interval_in
+from koala_bench.records.reading import short_name
+from koala_bench.results.tables.columns import COLUMNS, Column, fastest, is_real
 from koala_bench.results.tables.rendering import NOTHING, Grid, fixed
 from koala_bench.results.tables.tasks import ALL_TASKS
 
 _Row = dict[str, Any]
-_SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name].shown[0] for name in ("speedup", "whole_answer", "acceptance_length"))
+_SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name][0] for name in ("speedup", "whole_answer", "acceptance_length"))
 _RATE = Column("", lambda row: NOTHING if row["speedup"] is None else fixed(row["speedup"], 2))
 
 
 def whole_rows(rows: Sequence[_Row]) -> list[_Row]:
     """The rows over all tasks; those of the only task where there is one."""
-    tasks = _tasks(rows)
-    whole = ALL_TASKS if any(row["task"] == ALL_TASKS for row in rows) else tasks[-1]
+    whole = ALL_TASKS if any(row["task"] == ALL_TASKS for row in rows) else rows[-1]["task"]
     return [row for row in rows if row["task"] == whole]
 
 
@@ -26,19 +26,19 @@ def leaderboard(rows: Sequence[_Row]) -> Grid:
     """One row per target and method: speedup on each task, then over all of them the acceptance length and both
     speedups with their intervals. The best speedup of each target on each task is marked, of the lossless methods.
     """
-    overall = (_LENGTH, _WHOLE, replace(_SPEEDUP, heading="Overall speedup (x)"))
-    table = _pivot(rows, _RATE, overall)
-    best = set()
-    for column, task in enumerate([*_tasks(rows), None], 2):
-        for target in dict.fromkeys(row["target"] for row in rows):
-            found = [_at(rows, place, task) if place[0] == target else None for place in _places(rows)]
-            best |= {(row, column if task else len(table.headings) - 1) for row in fastest(found)}
-    return Grid(table.headings, table.rows, table.right, frozenset(best), table.begins)
+    table, at = _pivot(rows, _RATE, (_LENGTH, _WHOLE, replace(_SPEEDUP, heading="Overall speedup (x)")))
+    best = {
+        (row, column)
+        for column in (*range(2, len(table.headings) - 3), len(table.headings) - 1)
+        for target in {row["target"] for row in rows}
+        for row in fastest([each[column] if each[column] and each[column]["target"] == target else None for each in at])
+    }
+    return replace(table, best=frozenset(best))
 
 
 def speedups_by_task(rows: Sequence[_Row]) -> Grid:
     """The speedup on each task with its interval."""
-    return _pivot(rows, _SPEEDUP, ())
+    return _pivot(rows, _SPEEDUP, ())[0]
 
 
 def changes_by_task(rows: Sequence[_Row], name: str) -> Grid:
@@ -48,43 +48,30 @@ def changes_by_task(rows: Sequence[_Row], name: str) -> Grid:
     Args:
         name: a column of one change, such as ``change_x``.
     """
-    changed = [row for row in rows if row["original"] is not None]
-    (column,), raw = COLUMNS[name].shown, {"change_x": "speedup_change_x", "length_change": "acceptance_length_change"}
-    table = _pivot(changed, column, [replace(column, heading="Overall")])
-    tasks: list[str | None] = [*_tasks(changed), None]
-    real = {
-        (place, 2 + number)
-        for place, where in enumerate(_places(changed))
-        for number, task in enumerate(tasks)
-        if (row := _at(changed, where, task))
-        and row[raw[name]] is not None
-        and excludes_zero(interval_in(row, raw[name]))
-    }
-    return Grid(table.headings, table.rows, table.right, frozenset(real), table.begins)
+    (column,) = COLUMNS[name]
+    table, at = _pivot(
+        [row for row in rows if row["original"] is not None], column, [replace(column, heading="Overall")]
+    )
+    real = {(row, place) for row, of in enumerate(at) for place, each in enumerate(of) if each and is_real(each, name)}
+    return replace(table, best=frozenset(real))
 
 
-def _tasks(rows: Sequence[_Row]) -> list[str]:
-    return list(dict.fromkeys(row["task"] for row in rows if row["task"] != ALL_TASKS))
-
-
-def _places(rows: Sequence[_Row]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row["target"], row["method"]) for row in rows))
-
-
-def _at(rows: Sequence[_Row], place: tuple[str, str], task: str | None) -> _Row | None:
-    """The row of a target and method on a task; None as a task stands for all of them."""
-    among = whole_rows(rows) if task is None else [row for row in rows if row["task"] == task]
-    return next((row for row in among if (row["target"], row["method"]) == place), None)
-
-
-def _pivot(rows: Sequence[_Row], each: Column, overall: Sequence[Column]) -> Grid:
-    """A row per target and method; on each task ``each``, and then ``overall`` of all of them."""
-    places, tasks, name = _places(rows), _tasks(rows), COLUMNS["method"].shown[0].cell
-    cells = []
-    for place in places:
-        label = name(next(row for row in rows if (row["target"], row["method"]) == place))
-        shown = [(_at(rows, place, task), each) for task in tasks] + [(_at(rows, place, None), one) for one in overall]
-        cells.append([place[0], label, *(NOTHING if row is None else column.cell(row) for row, column in shown)])
-    headings = ["Target", "Method", *(task.capitalize() for task in tasks), *(one.heading for one in overall)]
-    begins = frozenset(place for place in range(1, len(places)) if places[place][0] != places[place - 1][0])
-    return Grid(headings, cells, [False, False, *([True] * (len(headings) - 2))], frozenset(), begins)
+def _pivot(rows: Sequence[_Row], each: Column, overall: Sequence[Column]) -> tuple[Grid, list[list[_Row | None]]]:
+    """A row per target and method, on each task ``each`` and then ``overall`` of all of them; and each cell's row."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows if row["task"] != ALL_TASKS))
+    shown = [(task, each) for task in tasks] + [(None, column) for column in overall]
+    of_place = {(row["target"], row["method"], row["task"]): row for row in rows}
+    of_place |= {(row["target"], row["method"], None): row for row in (whole_rows(rows) if rows else [])}
+    places = {(row["target"], row["method"]): COLUMNS["method"][0].cell(row) for row in rows}
+    at = [[None, None, *(of_place.get((*place, task)) for task, _ in shown)] for place in places]
+    cells = [
+        [
+            short_name(target),
+            label,
+            *(NOTHING if row is None else column.cell(row) for row, (_, column) in zip(of[2:], shown, strict=True)),
+        ]
+        for ((target, _), label), of in zip(places.items(), at, strict=True)
+    ]
+    headings = ["Target", "Method", *(column.heading if task is None else task.capitalize() for task, column in shown)]
+    begins = frozenset(place for place in range(1, len(cells)) if cells[place][0] != cells[place - 1][0])
+    return Grid(headings, cells, [False] * 2 + [True] * len(shown), frozenset(), begins), at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, differences
@@ -12,6 +13,7 @@ from koala_bench.results.tables.published import TableSpec
 
 # What all records of one table must share; the rest may follow from the target.
 _SHARED = ("acceptance.", "limits.max_new_tokens")
+_IDENTITY: tuple[Literal["tree", "layers", "adversarial"], ...] = ("tree", "layers", "adversarial")
 
 
 def refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
@@ -66,17 +68,14 @@ def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
         if (ours is None) != (theirs is None):
             different.append(f"their methods ({name})")
         elif ours is not None and theirs is not None:
-            looked_at = zip(_identity(ours, spec), _identity(theirs, spec), strict=True)
-            different += [f"the {field} of {name}" for (field, one), (_, other) in looked_at if one != other]
+            others = _identity(theirs, spec)
+            different += [
+                f"the {field} of {name}" for field, one in _identity(ours, spec).items() if one != others[field]
+            ]
     return different
 
 
-def _identity(method: MethodInfo, spec: TableSpec) -> list[tuple[str, object]]:
-    training = method["training"]
-    found: list[tuple[str, object]] = [
-        ("tree", method["tree"]),
-        ("layers", method["layers"]),
-        ("adversarial", method["adversarial"]),
-    ]
-    found += [("weights_sha256", method["weights_sha256"])] if spec.has_tasks else []
-    return [*found, ("training steps", training["steps"] if training else None)]
+def _identity(method: MethodInfo, spec: TableSpec) -> dict[str, object]:
+    fields: dict[str, object] = {name: method[name] for name in _IDENTITY}
+    weights = {"weights_sha256": method["weights_sha256"]} if spec.has_tasks else {}
+    return {**fields, **weights, "training steps": method["training"] and method["training"]["steps"]}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from koala_bench.common.reading import read_toml
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run
 from koala_bench.results.tables.columns import known
@@ -34,8 +34,8 @@ class TableSpec(_Strict):
         methods: rows of each group, in this order.
         questions: the question set of the paper's table.
         columns: names out of ``COLUMNS``: few, for a text width and a screen.
-        more: further columns of the same rows, for a second table and the CSV.
-        changes: columns of the rows that are compared with an original head, for a table of their own and the CSV.
+        more: further columns of the same rows, for a second table.
+        changes: columns of the rows that are compared with an original head, for a table of their own.
         tasks: groups of a table by task, columns of one by method.
         limit: questions of each category, by the name of a preset that cannot afford all of them.
         seeds: of the trainings that a table by part is pooled over.
@@ -146,25 +146,7 @@ class Paper(_Strict):
     leaderboard: tuple[TaskClaim, ...] = ()  # of Spec-Bench's systems that are not in ``by_task``
 
 
-_Model = TypeVar("_Model", bound=_Strict)
-
-
-def _read_toml(path: Path, model: type[_Model]) -> _Model:
-    try:
-        with open(path, "rb") as handle:
-            return model.model_validate(tomllib.load(handle))
-    except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror or error}.", "Name a file of the folder reproduce/."
-        ) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise KoalaBenchError(
-            f"{path}: {place}: {first['msg']}.", "Correct that entry; reproduce/ of the repository has an example."
-        ) from error
-    except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits or of brackets
-        raise KoalaBenchError(f"{path} is not TOML: {error}.", "Correct that line.") from error
+_REMEDY = "Name a file of the folder reproduce/."
 
 
 def read_table_spec(path: Path) -> TableSpec:
@@ -174,17 +156,13 @@ def read_table_spec(path: Path) -> TableSpec:
         KoalaBenchError: no such file, not TOML, a misspelt key, a column that does not exist, or a table by task
             without tasks.
     """
-    spec = _read_toml(path, TableSpec)
+    spec = read_toml(path, "recipe", TableSpec, _REMEDY)
     known((*spec.columns, *spec.more, *spec.changes), str(path))
     if not spec.has_tasks and spec.questions is None:
-        raise KoalaBenchError(
-            f"{path}: questions: missing.",
-            "Name the question set of the paper's table; the table says so when a record is of another.",
-        )
+        raise KoalaBenchError(f"{path}: questions: missing.", "Name the question set of the paper's table.")
     if spec.has_tasks != bool(spec.tasks):
         raise KoalaBenchError(
-            f'{path}: tasks go with by = "task" or "method", and only with these.',
-            "Correct `by`, or list the [[tasks]].",
+            f'{path}: tasks go with by = "task" or "method", and only with these.', "Correct `by` or `tasks`."
         )
     return spec
 
@@ -195,7 +173,7 @@ def read_figure_spec(path: Path) -> FigureSpec:
     Raises:
         KoalaBenchError: no such file, not TOML, or a misspelt key.
     """
-    return _read_toml(path, FigureSpec)
+    return read_toml(path, "recipe", FigureSpec, _REMEDY)
 
 
 def read_paper(path: Path) -> Paper:
@@ -204,7 +182,7 @@ def read_paper(path: Path) -> Paper:
     Raises:
         KoalaBenchError: no such file, not TOML, a misspelt key, or a value that is neither a number nor "unknown".
     """
-    return _read_toml(path, Paper)
+    return read_toml(path, "published values", Paper, _REMEDY)
 
 
 def paper_names(run: Run) -> tuple[str, str]:

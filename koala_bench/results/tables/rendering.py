@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary
 
 NOTHING = "\N{EN DASH}"
@@ -22,11 +23,12 @@ def fixed(value: float, digits: int, sign: bool = False) -> str:
     return text.replace("-", "+" if sign else "") if float(text) == 0 else text
 
 
-def with_interval(value: float, low: float, high: float, digits: int, sign: bool = False) -> str:
-    """A number with its interval in brackets, rounded; the number alone if there is no interval (NaN)."""
-    if math.isnan(low) or math.isnan(high):
-        return fixed(value, digits, sign)
-    return f"{fixed(value, digits, sign)} [{fixed(low, digits, sign)}, {fixed(high, digits, sign)}]"
+def with_interval(measured: Interval | None, digits: int, sign: bool = False) -> str:
+    """A number with its interval in brackets, rounded; alone if it has no interval (NaN), a dash if there is none."""
+    if measured is None or math.isnan(measured.value):
+        return NOTHING
+    value, low, high = (fixed(each, digits, sign) for each in (measured.value, measured.low, measured.high))
+    return value if math.isnan(measured.low) else f"{value} [{low}, {high}]"
 
 
 def method_label(name: str, lossless: bool, distance: float | None) -> str:
@@ -79,6 +81,12 @@ class Note:
     alarm: bool = False
 
 
+def grid_of(rows: Sequence[Mapping[str, str]], left: Sequence[str]) -> Grid:
+    """A table of rows by heading; the columns of ``left`` are aligned at the left."""
+    headings = list(rows[0]) if rows else []
+    return Grid(headings, [list(row.values()) for row in rows], [heading not in left for heading in headings])
+
+
 def _cells(table: Grid, escape: Callable[[str], str], bold: str) -> pd.DataFrame:
     """The table with escaped text, and the first word of each emphasised cell in bold."""
     rows = [[escape(cell) for cell in row] for row in table.rows]
@@ -96,13 +104,29 @@ def _markdown(table: Grid) -> str:
 
 def to_markdown(table: Grid, title: str, notes: Sequence[Note], further: Sequence[tuple[str, Grid]] = ()) -> str:
     """A heading, the table and its notes in GitHub's Markdown; ``further`` are more tables with their titles."""
-    below = {alarm: [_markdown_note(note) for note in notes if note.alarm is alarm] for alarm in (True, False)}
+    alarms, others = (
+        [
+            "\n".join([f"**{note.title}**", "", *(f"- {line}" for line in note.lines)])
+            for note in notes
+            if note.alarm is alarm
+        ]
+        for alarm in (True, False)
+    )
     tables = [f"**{name}**\n\n{_markdown(grid)}" for name, grid in further]
-    return "\n\n".join([f"# {title}", _markdown(table), *below[True], *tables, *below[False]]) + "\n"
+    return "\n\n".join([f"# {title}", _markdown(table), *alarms, *tables, *others]) + "\n"
 
 
-def _markdown_note(note: Note) -> str:
-    return "\n".join([f"**{note.title}**", "", *(f"- {line}" for line in note.lines)])
+def csv_of(frame: pd.DataFrame) -> str:
+    """Numbers with 12 digits, which hides how vector units round the last ones; empty cells for what there is not."""
+
+    def text(value: object) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        if isinstance(value, bool):
+            return str(value).lower()
+        return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+    return str(frame.map(text).to_csv(index=False, lineterminator="\n"))
 
 
 _TEX = str.maketrans(

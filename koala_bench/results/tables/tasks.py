@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, short_name
-from koala_bench.records.summaries import Summary, evaluations, sample, summaries_of
+from koala_bench.records.summaries import Sample, Summary, evaluations, sample, summaries_of
 from koala_bench.results.tables.published import TableSpec
 
 ALL_TASKS = "all tasks"
@@ -18,16 +18,22 @@ ALL_TASKS = "all tasks"
 
 @dataclass(frozen=True)
 class TaskRows:
-    """A task of a target in numbers."""
+    """Rows of a table: a task of a target, or all of its answers where ``task`` is None."""
 
-    task: str
-    runs: tuple[Run, ...]  # its part of the record, or of those of several processes
+    task: str | None
+    sample: Sample
     summaries: list[Summary]
 
     @property
     def run(self) -> Run:
-        """The first of them."""
-        return self.runs[0]
+        """The first of its records: its part of the task, where there is one."""
+        return self.sample.runs[0]
+
+
+def rows_of(task: str | None, runs: Sequence[Run], spec: TableSpec) -> TaskRows:
+    """The numbers of records that are taken together; errors as ``sample``."""
+    chosen = sample(runs, spec.methods)
+    return TaskRows(task, chosen, summaries_of(chosen))
 
 
 def is_named(run: Run, spec: TableSpec) -> bool:
@@ -92,14 +98,13 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
         shown = []
         for name, part in parts:
             try:
-                rows.append(TaskRows(name, part, summaries_of(sample(part, spec.methods))))
+                rows.append(rows_of(name, part, spec))
             except KoalaBenchError as error:
                 missing.append(f"{name} of {short_name(target)} has no row: {error.message}")
                 continue
             shown.append(part)
         if len(shown) > 1:
-            together = _together(shown)
-            rows.append(TaskRows(ALL_TASKS, together, summaries_of(sample(together, spec.methods))))
+            rows.append(rows_of(ALL_TASKS, _together(shown), spec))
         if any(is_named(run, spec) for run in runs):
             missing += [
                 f"The records of {short_name(target)} have no question of the task {name}."

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import koala_bench.dialogues.distilling.answers as distillation
+import koala_bench.dialogues.distilling.manifest as manifest
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.conversations import Conversations, read_conversations
-from koala_bench.dialogues.distilling.answers import DistillOptions, answering_target, distill, manifest_of
+from koala_bench.dialogues.distilling.answers import DistillOptions, distill
+from koala_bench.dialogues.distilling.manifest import answering_target, manifest_of
 from koala_bench.dialogues.encoding import ChatTemplate, chat_template, encode_prompt
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -170,14 +172,14 @@ def test_a_kill_between_the_two_files_is_made_good_by_the_same_command(
 
 
 def _dies_before(patch: pytest.MonkeyPatch, name: str, path: Path) -> None:
-    real = getattr(distillation, name)
+    real = getattr(manifest, name)
 
     def dies(where: Path, *more: Any) -> Any:
         if where == path:
             raise KeyboardInterrupt
         return real(where, *more)
 
-    patch.setattr(distillation, name, dies)
+    patch.setattr(manifest, name, dies)
 
 
 def test_a_folder_with_the_manifest_beside_its_answers_is_a_source(

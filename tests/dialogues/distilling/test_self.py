@@ -15,8 +15,8 @@ import torch
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.conversations import read_conversations
 from koala_bench.dialogues.distilling import files as self_files
-from koala_bench.dialogues.distilling.answers import answering_target, manifest_of
 from koala_bench.dialogues.distilling.files import distill_self, read_parts
+from koala_bench.dialogues.distilling.manifest import answering_target, manifest_of
 from koala_bench.dialogues.distilling.questions import (
     EvaluationText,
     draw_kind,

@@ -1,0 +1,57 @@
+"""Acceptance length by what was asked and by position in the answer: an average hides where a head fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from koala_bench.records.summaries import VANILLA, Sample, sample
+from koala_bench.results.tables.rendering import NOTHING, Grid, fixed, with_interval
+
+_FIRST = 16  # tokens; each stretch of an answer is as long as all before it
+
+
+def lengths_by_category(chosen: Sample) -> Grid:
+    """A row per method and a column per category of question, with intervals over its questions."""
+    categories = list(dict.fromkeys(turn["category"] for turn in chosen.turns(VANILLA)))
+    names = _drafting(chosen)
+    rows = [[name] for name in names]
+    for category in categories:
+        turns = ([turn for turn in run.turns if turn["category"] == category] for run in chosen.runs)
+        within = sample([replace(run, turns=own) for run, own in zip(chosen.runs, turns, strict=True)], names)
+        for row, name in zip(rows, names, strict=True):
+            found = within.interval(within.length(name)) if name in within.totals else None
+            row.append(with_interval(found, 2))
+    return _grid(categories, rows)
+
+
+def lengths_by_position(chosen: Sample) -> Grid:
+    """A row per method and a column per stretch of the answer, by how many tokens stood there before the step."""
+    found = []
+    for name in _drafting(chosen):
+        sums: dict[int, list[int]] = {}
+        for turn in chosen.turns(name):
+            before = 0
+            for accepted in turn["accepted"] or ():
+                steps_tokens = sums.setdefault((before // _FIRST).bit_length(), [0, 0])
+                steps_tokens[0] += 1
+                steps_tokens[1] += 1 + accepted
+                before += 1 + accepted
+        found.append((name, sums))
+    stretches = range(1 + max((stretch for _, sums in found for stretch in sums), default=0))
+    starts = [_FIRST << stretch - 1 if stretch else 0 for stretch in stretches]
+    headings = [f"{start}\N{EN DASH}{max(_FIRST, 2 * start) - 1}" for start in starts]
+    return _grid(
+        headings,
+        [
+            [name, *(fixed(sums[each][1] / sums[each][0], 2) if each in sums else NOTHING for each in stretches)]
+            for name, sums in found
+        ],
+    )
+
+
+def _drafting(chosen: Sample) -> list[str]:
+    return [name for name in chosen.names if name != VANILLA and name in chosen.totals]
+
+
+def _grid(headings: list[str], rows: list[list[str]]) -> Grid:
+    return Grid(["Method", *headings], rows, [False, *[True] * len(headings)])

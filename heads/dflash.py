@@ -141,6 +141,7 @@ class DFlash(nn.Module):
         places = torch.arange(tokens, device=x.device)[:, None] + torch.arange(1, 1 + block, device=x.device)
         table = positions[:, places.flatten()]
         for layer in self._decoders:
+            assert layer.input_layernorm is not None
             attention, normed = layer.self_attn, layer.input_layernorm(x)
             own = (each.unflatten(2, (-1, block)).unbind(3) for each in attention.keys_values(normed, table))
             steps = [attention.keys_values(context, positions[:, :tokens]), *zip(*own, strict=True)]

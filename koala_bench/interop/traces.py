@@ -363,7 +363,7 @@ def _record(path: Path) -> list[Trace]:
             lengths = tuple(count + 1 for count in turn["accepted"])
             whole = len(turn["new_token_ids"]), answer_s(turn)
             # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
-            numbers = (sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths, whole)
-            turns.append(AnsweredTurn(*place, False, *numbers))
+            tokens, steps = sum(lengths), len(lengths)
+            turns.append(AnsweredTurn(*place, False, tokens, steps, tokens, turn["decode_s"], lengths, whole))
         traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))
     return traces

@@ -18,6 +18,7 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset
 from koala_bench.testing import tiny_config, tiny_target
+from koala_bench.training import held_out
 from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.experiment import load_preset_target, methods_with_heads, train_heads
 from tests.support.small_runs import conversations, preset_for
@@ -65,8 +66,9 @@ def test_dialogues_whose_answer_lies_beyond_the_limit_are_left_out(
     ids=["learnt positions", "short context", "window"],
 )
 def test_dialogues_and_probes_are_no_longer_than_what_the_target_decodes(
-    config: PretrainedConfig, rows: int, target_folder: Path, tmp_path: Path
+    config: PretrainedConfig, rows: int, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(held_out, "ANSWER_TOKENS", 64)
     data = conversations(tmp_path)
     lines = [json.loads(line) for line in data.read_text().splitlines()]
     for line in lines:

@@ -62,7 +62,7 @@ def test_a_prompt_that_is_too_long_fails_its_turns_and_the_run_goes_on(
 
     assert CliRunner().invoke(app, ["table", str(run.path), "--out", str(tmp_path)]).exit_code == 0
     table = (tmp_path / "table1.md").read_text()
-    assert "failed (vanilla 3, medusa 3, eagle 3)" in table
+    assert "failed turns, which have no numbers: vanilla 3, medusa 3, eagle 3" in table
     assert "has a context of 512" in table
 
 

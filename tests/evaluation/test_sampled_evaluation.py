@@ -90,16 +90,16 @@ def test_where_one_token_is_left_to_sample_each_distance_is_0_or_1(bench: Bench,
 def test_every_sampled_answer_has_draws_of_its_own(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from koala_bench.evaluation import loop
+    from koala_bench.evaluation import answering
 
     seeds: list[int] = []
-    real = loop.SpeculativeSampling
+    real = answering.SpeculativeSampling
 
     def noted(sampling: Any, generator: torch.Generator) -> Any:
         seeds.append(generator.initial_seed())
         return real(sampling, generator)
 
-    monkeypatch.setattr(loop, "SpeculativeSampling", noted)
+    monkeypatch.setattr(answering, "SpeculativeSampling", noted)
     for seed in (0, 1):
         sampled = ("evaluation.temperature=1.0", "evaluation.repeats=2", f"evaluation.seed={seed}")
         bench.run(tmp_path / f"{seed}.jsonl", ["vanilla", "medusa"], *sampled, "evaluation.max_new_tokens=2")

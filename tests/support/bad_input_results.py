@@ -120,7 +120,7 @@ RECORDS = [
         "a record broken off before its first answer",
         "table record.jsonl",
         "record.jsonl holds no answer",
-        "go on",
+        "Evaluate",
         keep_lines(lambda found: found[:1]),
     ),
     Case(
@@ -158,29 +158,29 @@ RESULTS = [
     Case(
         "a table specification that is no TOML",
         "table record.jsonl --spec bad.toml --out out",
-        "bad.toml is not TOML",
-        "Correct",
+        "bad.toml is not valid TOML",
+        "Mend",
         put("bad.toml", "methods = [\n"),
     ),
     Case(
         "a specification of 5000 digits",
         "table record.jsonl --spec bad.toml --out out",
         "bad.toml",
-        "Correct",
+        "Mend",
         put("bad.toml", f"a = {DIGITS}"),
     ),
     Case(
         "published values nested too deep",
         "table record.jsonl --paper bad.toml --out out",
         "bad.toml",
-        "Correct",
+        "Mend",
         put("bad.toml", f"a = {'[' * 9000}"),
     ),
     Case(
         "a binary table specification",
         "table record.jsonl --spec bad.toml --out out",
         "bad.toml",
-        "Correct",
+        "Mend",
         put("bad.toml", b"\xff"),
     ),
     Case(
@@ -193,7 +193,7 @@ RESULTS = [
     Case(
         "published values of the wrong type",
         "table record.jsonl --paper bad.toml --out out",
-        "bad.toml: koala",
+        "bad.toml, koala",
         "Correct",
         put("bad.toml", "koala = 5\n"),
     ),

@@ -163,7 +163,7 @@ TARGETS = [
 ]
 
 EXCHANGE = [
-    Case("an import of nothing", IMPORT, "There is no folder bad", "downloaded"),
+    Case("an import of nothing", IMPORT, "There is no folder bad", "released"),
     Case("an import of an empty folder", IMPORT, "bad holds none of medusa_lm_head", "released", folder("bad")),
     Case("an import of noise", IMPORT, "medusa_lm_head.pt is damaged", "again", put("bad/medusa_lm_head.pt", b"noise")),
     Case(
@@ -232,7 +232,7 @@ EXCHANGE = [
         draft_of(num_hidden_layers=10**9),
     ),
     Case(
-        "a draft's configuration nested too deep", IMPORT, "bad/config.json is nested too deep", "again", draft(NESTED)
+        "a draft's configuration nested too deep", IMPORT, "bad/config.json is no JSON file", "again", draft(NESTED)
     ),
     Case(
         "a Medusa key of a huge head",

@@ -8,6 +8,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,11 @@ def soon_after_a_step(out: Path, draw: random.Random) -> Callable[[], bool]:
     """
 
     def written() -> list[tuple[int, int]]:
-        files = (out / "checkpoint.pt", out / "records.jsonl")
-        return [(path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists()]
+        found = []
+        for path in (out / "checkpoint.pt", out / "records.jsonl"):
+            with suppress(FileNotFoundError):  # a checkpoint is moved aside while the next one is written
+                found.append((path.stat().st_mtime_ns, path.stat().st_size))
+        return found
 
     before, until = written(), float("inf")
 

@@ -100,8 +100,8 @@ def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_p
 
 
 def fits(target: Target, prompt_tokens: int, max_new_tokens: int, tree_nodes: int) -> bool:
-    """Whether an answer goes into the target's context and, if the model computes differently in longer sequences, stays
-    short of that.
+    """Whether an answer fits into the target's context and, if the model computes differently in longer sequences,
+    stays short of that.
     """
     needed = capacity_for(prompt_tokens, max_new_tokens, tree_nodes, target.max_positions)
     return prompt_tokens < target.max_positions and (target.limit is None or needed <= target.limit.rows)
@@ -141,8 +141,8 @@ def decode(
         rule: which drafted tokens stay, and how the target's own are chosen; greedily if not given.
 
     Raises:
-        KoalaBenchError: the prompt is empty, has a token that the target does not know, or leaves no room in the target's
-            context.
+        KoalaBenchError: the prompt is empty, has a token that the target does not know, or leaves no room in the
+            target's context.
     """
     if not prompt:
         raise KoalaBenchError("The prompt is empty.", "Give at least one token.")

@@ -175,9 +175,8 @@ def tune_tree(
     chosen.method(method)
     target, template = load_preset_target(chosen)
     ready = load_methods(chosen, ["vanilla", method], target, options.heads(heads, chosen))[1]
-    asked = held_out_prompts(
-        target, template, chosen.data.source, prompts, min(chosen.data.max_tokens, target.max_positions) - tokens
-    )
+    room = target.longest - max(most, ready.template.nodes)
+    asked = held_out_prompts(target, template, chosen.data.source, prompts, min(chosen.data.max_tokens, room) - tokens)
     if len(asked) < 2:
         raise KoalaBenchError(
             "The data has fewer than two held-out prompts that leave room for an answer.",

@@ -12,6 +12,7 @@ import torch
 from koala_bench.decoding.acceptance import GREEDY, Greedy, Rule
 from koala_bench.decoding.stops import end_of_text
 from koala_bench.engine.cache import TreeCache
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import Stopwatch, synchronise, without_collection
 from koala_bench.errors import KoalaBenchError
@@ -98,6 +99,14 @@ def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_p
     return min(prompt_tokens + max_new_tokens, max_positions) + tree_nodes
 
 
+def fits(target: Target, prompt_tokens: int, max_new_tokens: int, tree_nodes: int) -> bool:
+    """Whether an answer fits into the target's context and, if the model computes differently in longer sequences,
+    stays short of that.
+    """
+    needed = capacity_for(prompt_tokens, max_new_tokens, tree_nodes, target.max_positions)
+    return prompt_tokens < target.max_positions and (target.limit is None or needed <= target.limit.rows)
+
+
 def cut(settled: Sequence[int], room: int, stops: frozenset[int]) -> tuple[int, Stop | None]:
     """How many of a step's tokens belong to an answer that has room for ``room`` more, and whether they end it."""
     keep = next((i + 1 for i, token in enumerate(settled) if token in stops), len(settled))
@@ -132,10 +141,12 @@ def decode(
         rule: which drafted tokens stay, and how the target's own are chosen; greedily if not given.
 
     Raises:
-        KoalaBenchError: the prompt is empty, or leaves no room in the target's context.
+        KoalaBenchError: the prompt is empty, has a token that the target does not know, or leaves no room in the
+            target's context.
     """
     if not prompt:
         raise KoalaBenchError("The prompt is empty.", "Give at least one token.")
+    refuse_unknown_ids(target.name, target.tokenizer, prompt, target.config.vocab_size, "The prompt")
     if len(prompt) >= target.max_positions:
         raise KoalaBenchError(
             f"The prompt has {len(prompt)} tokens, {target.name} has a context of {target.max_positions}.",

@@ -25,6 +25,7 @@ from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
 from koala_bench.dialogues.parquet import parquet_rows
 from koala_bench.dialogues.rows import read_row
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -209,10 +210,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Sequence[str]]) -> list[EncodedDialogue]:
-    """Token ids and answer masks of dialogues; raises KoalaBenchError where the target came without a tokenizer."""
+    """Token ids and answer masks of dialogues; raises KoalaBenchError where the target came without a tokenizer, or a
+    dialogue has a token that the target does not know."""
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
-    return encode_dialogues(template, target.tokenizer, dialogues)
+    encoded = encode_dialogues(template, target.tokenizer, dialogues)
+    for turns, each in zip(dialogues, encoded, strict=True):
+        what = f"The dialogue that begins {turns[0][:40]!r}"
+        refuse_unknown_ids(target.name, target.tokenizer, each.ids, target.config.vocab_size, what)
+    return encoded
 
 
 def held_out_prompts(target: Target, template: ChatTemplate, source: str, count: int, longest: int) -> list[list[int]]:

@@ -96,12 +96,13 @@ class Target:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: all that the generation configuration, the model's or the tokenizer names, and
-        ``more_stop_ids``."""
+        ``more_stop_ids``; but for ids that the model does not know."""
         found: list[int] = []
         for owner in (self.model.generation_config, self.model.config, self.config, self.tokenizer):
             ids = getattr(owner, "eos_token_id", None)
             found += ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
-        return tuple(dict.fromkeys(map(int, [*found, *self.more_stop_ids])))
+        every = dict.fromkeys(map(int, [*found, *self.more_stop_ids]))
+        return tuple(each for each in every if each < self.config.vocab_size)
 
     @property
     def layers(self) -> int:
@@ -189,6 +190,11 @@ class Target:
         """Up to how many rows the model computes as trees need it, if that is less than its context."""
         found = limit_of(self.config)
         return None if found is None or found.rows >= self.max_positions else found
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest sequence that is decoded: the context, or up to where the model computes as trees need it."""
+        return self.max_positions if self.limit is None else self.limit.rows
 
     def new_cache(self, capacity: int, step: int = 1) -> TreeCache:
         """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.

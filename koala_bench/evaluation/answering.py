@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from koala_bench.decoding.acceptance import GREEDY, Rule, SpeculativeSampling, TypicalAcceptance
-from koala_bench.decoding.loop import Decoded, capacity_for, decode
+from koala_bench.decoding.loop import Decoded, capacity_for, decode, fits
 from koala_bench.decoding.sampling import Sampling
 from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
@@ -62,9 +62,7 @@ class Session:
 
     def fits(self, prompt: Sequence[int]) -> bool:
         """Whether an answer to a prompt fits into the target's context and, if it has one, its window."""
-        target = self.target
-        within = target.limit is None or self._rows(prompt) <= target.limit.rows
-        return len(prompt) < target.max_positions and within
+        return fits(self.target, len(prompt), self.evaluation.max_new_tokens, self.widest)
 
     def _rule(self, method: Method, place: Place) -> Rule:
         """How a method accepts; draws follow from the seed and the place alone, so that resuming changes nothing."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from koala_bench.common.provenance import code_state
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.dialogues.questions import questions_sha256
@@ -15,7 +17,7 @@ from koala_bench.engine.loading.targets import fingerprint
 from koala_bench.engine.target import Target
 from koala_bench.evaluation.methods import Method
 from koala_bench.presets import Preset
-from koala_bench.records.schema import SCHEMA, RunHeader
+from koala_bench.records.schema import SCHEMA, MethodInfo, RunHeader
 
 
 def header_of(
@@ -44,7 +46,12 @@ def header_of(
         "run_id": uuid.uuid4().hex,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
-        "preset": {"name": name, "sha256": preset.sha256, "resolved": preset.model_dump(mode="json")},
+        "preset": {
+            "name": name,
+            "sha256": preset.sha256,
+            "resolved": preset.model_dump(mode="json"),
+            "settled": _settled(preset, target, template, [method.info for method in methods]),
+        },
         "target": {
             "name": target.name,
             "path": target.name,  # as it was asked for, not where it lies on this machine
@@ -82,3 +89,24 @@ def header_of(
     if target.ignored:
         header["target"]["ignored_settings"] = dict(target.ignored)
     return header
+
+
+def _settled(
+    preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[MethodInfo]
+) -> dict[str, str | int | None]:
+    """What settings that are left open came to: those of the target on this machine, those of training in the heads."""
+    wanted = preset.target
+    found: dict[str, str | int | None] = {}
+    if wanted.threads is None and target.device.type == "cpu":
+        found["target.threads"] = torch.get_num_threads()
+    came_to = {
+        "device": str(target.device), "dtype": str(target.dtype).removeprefix("torch."), "engine": target.engine,
+        "chat_template": template.name,
+    }  # fmt: skip
+    found |= {f"target.{key}": value for key, value in came_to.items() if getattr(wanted, key) == "auto"}
+    if wanted.template_date is None and template.date is not None:
+        found["target.template_date"] = template.date.isoformat()
+    trained = {each["training"].get("precision") for each in methods if each["training"] is not None}
+    if preset.training.precision == "auto" and len(trained) == 1:
+        found["training.precision"] = trained.pop()
+    return found

@@ -157,6 +157,8 @@ def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
         if "stream_sha256" not in manifest:
             return weights, None
         found = {name: manifest[name] for name in ("stream_sha256", "order_sha256", "steps", "tokens")}
-        return weights, TypeAdapter(TrainingInfo).validate_python({**found, "seed": manifest["training"]["seed"]})
+        training = manifest["training"]
+        found |= {name: training[name] for name in ("seed", "precision") if name in training}
+        return weights, TypeAdapter(TrainingInfo).validate_python(found)
     except (ValueError, KeyError, TypeError) as error:  # pydantic's own is a ValueError
         raise KoalaBenchError(f"{place} is damaged.", "Train the head again.") from error

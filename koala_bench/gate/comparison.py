@@ -156,13 +156,12 @@ def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
     ]
     heads = ", ".join(dict.fromkeys(row["Head"] for row in rows))
     methods = {summary.name: summary for each in comparisons for summary in (each.head, each.baseline)}
-    target = run.header["target"]["name"]
-    measured = Measured(target, run, list(methods.values()))
+    measured = Measured(run.target, run, list(methods.values()))
     notes = [Note("Incomplete", tuple(incomplete(measured)), alarm=True), Note("What the verdicts mean", _LEGEND)]
     table = grid_of(rows, ["Head", "Against", "Verdict on τ", "Verdict on speed"])
     return to_markdown(
         table,
-        f"{heads} on {target}",
+        f"{heads} on {run.target}",
         [note for note in (*notes, settings([measured], ())) if note.lines],
         [_equal(methods.values()), *(each for each in exceptions([measured]) if each[1].rows)],
     )

@@ -33,6 +33,7 @@ from typing_extensions import TypedDict
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
+from koala_bench.records.schema import answer_s
 
 PREFILL_AND_DECODING = "prefill and decoding"
 DECODING = "decoding"
@@ -52,6 +53,7 @@ class AnsweredTurn:
         settled: tokens that the steps settled; not always all of ``tokens``.
         seconds: see ``Trace.clock``.
         lengths: the settled tokens of each step, [steps].
+        whole: tokens and seconds of the whole answer, the prefills of target and head included.
     """
 
     question_id: int
@@ -65,6 +67,7 @@ class AnsweredTurn:
     settled: int | None = None
     seconds: float | None = None
     lengths: tuple[int, ...] | None = None
+    whole: tuple[int, float] | None = None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -306,8 +309,9 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
                 recorded_tokens, recorded_steps = recorded_tokens + (settled or 0), recorded_steps + (steps or 0)
                 seconds = choice["wall_time"][index] if has_times else None
                 place = (answer["question_id"], index, repeat, answer.get("category") or None)
-                whole = AnsweredTurn(*place, text, False, tokens, steps, settled, seconds, lengths)
-                turns.append(whole if text != _ERROR else AnsweredTurn(*place, None, True))
+                whole = None if tokens is None or seconds is None else (tokens, seconds)
+                one = AnsweredTurn(*place, text, False, tokens, steps, settled, seconds, lengths, whole)
+                turns.append(one if text != _ERROR else AnsweredTurn(*place, None, True))
     if failed := sum(turn.failed for turn in turns):
         a_step = recorded_tokens / recorded_steps if recorded_tokens and recorded_steps else None
         with_them = f"; with them the file has {a_step:.3f} tokens a step" if a_step else ""
@@ -347,18 +351,19 @@ def _record(path: Path) -> list[Trace]:
     run = read_run(path)
     target = run.header["target"]["name"].rpartition("/")[2]
     remarks = () if run.finished else ("The run is not finished.",)
-    form = "koala-bench's run record (accepted, decode_s)"
+    form = "koala-bench's run record (accepted, decode_s, prefill_s)"
     traces = []
     for method in run.methods:
         turns = []
         for turn in run.turns_of(method):
             place = (turn["question_id"], turn["turn"], turn["repeat"], turn["category"], turn["text"])
-            if turn["accepted"] is None:
+            if turn["accepted"] is None or turn["new_token_ids"] is None:
                 turns.append(AnsweredTurn(*place, True))
                 continue
             lengths = tuple(count + 1 for count in turn["accepted"])
+            whole = len(turn["new_token_ids"]), answer_s(turn)
             # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
-            numbers = (sum(lengths), len(lengths), sum(lengths), turn["decode_s"], lengths)
-            turns.append(AnsweredTurn(*place, False, *numbers))
+            tokens, steps = sum(lengths), len(lengths)
+            turns.append(AnsweredTurn(*place, False, tokens, steps, tokens, turn["decode_s"], lengths, whole))
         traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))
     return traces

@@ -38,6 +38,7 @@ from koala_bench.planning.requirements import (
 )
 from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import Preset
+from koala_bench.records.reading import short_name
 from koala_bench.results.tables.rendering import NOTHING
 from koala_bench.training.experiment import load_preset_target
 
@@ -68,7 +69,7 @@ def outlook(
     heads = table(("Head", "Trained parameters (M)", "Discriminator (M)"), (_row(head, needs) for head in needs.heads))
     states = f"{_of_states(needs, tokens)}\n" if preset.training.stored_states else ""
     listed = "\n".join(f"- {each}" for each in missing)
-    text = f"""# What {preset.target.name} takes with {", ".join(methods)}
+    text = f"""# What {short_name(preset.target.name)} takes with {", ".join(methods)}
 
 Target: {needs.target_parameters / 1e6:,.2f} M parameters; {place.words}.
 

@@ -7,6 +7,7 @@ from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
+from koala_bench.training.experiment import longest_dialogue
 
 _PART = 400  # dialogues that are encoded
 
@@ -24,5 +25,6 @@ def tokens_to_store(preset: Preset, target: Target, template: ChatTemplate) -> i
     if not dialogues:
         return None
     part = dialogues[:: -(-len(dialogues) // _PART)]
-    tokens = sum(min(len(each.ids), preset.data.max_tokens) for each in encode_all(target, template, part))
+    longest = longest_dialogue(preset, target)
+    tokens = sum(min(len(each.ids), longest) for each in encode_all(target, template, part))
     return round(tokens * len(dialogues) / len(part))

@@ -29,6 +29,16 @@ from koala_bench.records.schema import (
 )
 
 
+def short_name(target: str) -> str:
+    """What titles and labels call a target: a file or folder by its last name, a GGUF file without its ending, a model
+    of the hub as it is.
+    """
+    last = target.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    if target.endswith(".gguf"):
+        return last.removesuffix(".gguf")
+    return last if target.startswith((".", "/", "~")) or "\\" in target else target
+
+
 @dataclass(frozen=True)
 class Run:
     """A record as read.
@@ -49,6 +59,11 @@ class Run:
     def methods(self) -> dict[str, MethodInfo]:
         """The methods by name, in the order of the header."""
         return {method["name"]: method for method in self.header["methods"]}
+
+    @property
+    def target(self) -> str:
+        """The target's name for titles and labels, see ``short_name``."""
+        return short_name(self.header["target"]["name"])
 
     @property
     def training_seed(self) -> int:
@@ -168,12 +183,15 @@ _EXPERIMENT = ("preset", "target", "methods", "acceptance", "questions", "chat_t
 _CIRCUMSTANCES = ("environment", "code")
 _NOT_COMPARED = (
     "preset.resolved.",
+    "preset.settled.",  # what it came to is compared where it matters: the target's dtype, the template's hash
     "target.path",
     "target.name",
     "measure.processes",
     "environment.platform",
     "environment.memory_bytes",
 )
+# The hash of a head's weights says more than both.
+_NOT_COMPARED_OF_HEADS = (".checkpoint", ".training.precision")
 
 
 def _flat(value: Any, place: str) -> dict[str, Any]:
@@ -191,6 +209,9 @@ def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = Tr
         circumstances: compare the machine, the versions and the code too, without which times do not compare.
     """
     names = _EXPERIMENT + (_CIRCUMSTANCES if circumstances else ())
+    # The version of transformers and its defaults are part of every configuration; the weights' hash stays compared.
+    versions = {each["environment"]["packages"].get("transformers") for each in (first, second)}
+    skipped = (*_NOT_COMPARED, *(["target.config_sha256"] if len(versions) > 1 else []))
     left, right = (
         {place: leaf for name in names for place, leaf in _flat(header[name], name).items()}
         for header in cast(tuple[dict[str, Any], ...], (first, second))
@@ -199,6 +220,6 @@ def differences(first: RunHeader, second: RunHeader, *, circumstances: bool = Tr
         place: (left.get(place), right.get(place))
         for place in left | right
         if ((place in left) != (place in right) or left[place] != right[place])
-        and not place.startswith(_NOT_COMPARED)
-        and not place.endswith(".checkpoint")
+        and not place.startswith(skipped)
+        and not place.endswith(_NOT_COMPARED_OF_HEADS)
     }

@@ -29,11 +29,14 @@ Place = tuple[int, int, int]  # question_id, turn, repeat
 
 @with_config(STRICT)
 class PresetInfo(TypedDict):
-    """The settings of the run; ``sha256`` is the hash of what ``resolved`` says."""
+    """The settings of the run; ``sha256`` is the hash of what ``resolved`` says. ``settled`` has, by their dotted names,
+    the settings that ``resolved`` leaves to the machine or the target (``auto``), and what they came to.
+    """
 
     name: str
     sha256: str
     resolved: dict[str, Any]
+    settled: NotRequired[dict[str, Any]]
 
 
 @with_config(STRICT)
@@ -72,13 +75,16 @@ class TreeInfo(TypedDict):
 
 @with_config(STRICT)
 class TrainingInfo(TypedDict):
-    """What a head was trained on: the dialogues as tokens, their order, how long, and from which seed."""
+    """What a head was trained on: the dialogues as tokens, their order, how long, from which seed, in which precision
+    (``bf16`` autocast, or ``no`` for float32; not recorded up to koala-bench 0.1.0).
+    """
 
     stream_sha256: str
     order_sha256: str
     steps: Count
     tokens: Count
     seed: Count
+    precision: NotRequired[str]
 
 
 @with_config(STRICT)

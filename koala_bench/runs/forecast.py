@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
+from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode, fits
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, find_questions, read_questions, select_questions
 from koala_bench.engine.target import Target
@@ -146,6 +146,8 @@ def _answer_s(
                 continue
             time_for = int(max(stop - time.perf_counter(), 0) / step_s) if step_s else 0
             limit = min(room, max(_PROBE, time_for))
+            if not fits(target, len(prompt), limit, 1):
+                continue
             rows = capacity_for(len(prompt), limit, 1, target.max_positions)
             for _ in range(1 if step_s else 2):  # the first answer of all records or warms up
                 answer = decode(target, Vanilla(), VANILLA_TREE, prompt, limit, target.stop_ids, target.new_cache(rows))

@@ -15,7 +15,7 @@ from koala_bench.evaluation.processes import in_fresh_process, record_of_process
 from koala_bench.planning.requirements import find_target
 from koala_bench.presets import Preset
 from koala_bench.results.making import make, sources_in
-from koala_bench.results.recipes import Plan
+from koala_bench.results.recipes import Job, Plan
 from koala_bench.results.report import write_report
 from koala_bench.runs.evaluate import evaluate
 from koala_bench.runs.forecast import LONG_S, forecast
@@ -63,7 +63,8 @@ def reproduce(
         planned = _with_heads(planned, heads)
     for job in planned.jobs:  # a wrong --questions should not wait for the training
         read_questions(find_questions(job.preset.evaluation.questions, data_dir)[1])
-    _say_how_long(planned, preset, title, data_dir, quick, trained=heads is not None)
+    everything = replace(planned, jobs=_jobs(planned, processes))
+    _say_how_long(everything, preset, title, data_dir, quick, trained=heads is not None)
     for remark in planned.remarks:
         say(remark)
     if heads is None:
@@ -114,15 +115,21 @@ def _evaluated(
         for job in planned.jobs:
             evaluate(job.preset, name, job.methods, job.heads, job.record, data_dir, command, loaded=loaded)
         return [job.record for job in planned.jobs]
-    records = []
-    for process in range(1, processes + 1):
-        for job in planned.jobs:
-            records.append(record_of_process(job.record, process))
-            say(f"Process {process} of {processes} into {records[-1]}.")
-            in_fresh_process(
-                evaluate, job.preset, name, job.methods, job.heads, records[-1], data_dir, command, process
-            )
-    return records
+    jobs = _jobs(planned, processes)
+    for number, job in enumerate(jobs):
+        process = 1 + number // len(planned.jobs)
+        say(f"Process {process} of {processes} into {job.record}.")
+        in_fresh_process(evaluate, job.preset, name, job.methods, job.heads, job.record, data_dir, command, process)
+    return [job.record for job in jobs]
+
+
+def _jobs(planned: Plan, processes: int) -> tuple[Job, ...]:
+    """The jobs of all processes, one process after the other."""
+    return tuple(
+        replace(job, record=record_of_process(job.record, process))
+        for process in range(1, processes + 1)
+        for job in planned.jobs
+    )
 
 
 def _say_how_long(planned: Plan, preset: Preset, title: str, data_dir: Path | None, quick: bool, trained: bool) -> None:

@@ -121,7 +121,7 @@ def _header(
 def _held_out_prompts(preset: Preset, grid: SweepGrid, target: Target, template: ChatTemplate) -> list[list[int]]:
     """First turns of held-out dialogues that leave room for an answer: for the search, then for confirmation."""
     wanted = grid.prompts + (grid.confirm_prompts if grid.confirm_seeds else 0)
-    longest = min(preset.data.max_tokens, target.max_positions - grid.new_tokens)
+    longest = min(preset.data.max_tokens, target.longest - grid.new_tokens - grid.depth - 1)
     prompts = held_out_prompts(target, template, preset.data.source, wanted, longest)
     if len(prompts) == wanted:
         return prompts

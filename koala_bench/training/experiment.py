@@ -32,12 +32,13 @@ from koala_bench.engine.loading.fingerprints import architecture_sha256
 from koala_bench.engine.loading.generation import in_words
 from koala_bench.engine.loading.gguf import check_pin
 from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import DataPreset, MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
-from koala_bench.training.held_out import HeldOut
+from koala_bench.training.held_out import HeldOut, can_probe
 from koala_bench.training.loop import build_head, make_arm, train
 from koala_bench.training.precision import settle_precision
 from koala_bench.training.shared_states import stored_states_of
@@ -87,6 +88,10 @@ def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target
         say(f"The chat template asks for today's date and is told {template.date} (target.template_date).")
     if target.ignored:
         say(f"Ignored by all methods: the checkpoint's own generation settings, {in_words(target.ignored)}.")
+    said = encode_prompt(template, target.tokenizer, ["a", "b", "c"])
+    refuse_unknown_ids(
+        target.name, target.tokenizer, said, target.config.vocab_size, f"The chat template '{template.name}'"
+    )
     ids, texts = stops_of(template, target.tokenizer, target.stop_ids, preset.evaluation.stop, target.name)
     return replace(target, more_stop_ids=ids, stop_texts=texts), template
 
@@ -317,6 +322,11 @@ def _unread_data_of(manifest: dict[str, Any] | None, data: DataPreset) -> bool:
     return alike and list(files.values()) == content_of(data.source)
 
 
+def longest_dialogue(preset: Preset, target: Target) -> int:
+    """Tokens of the longest dialogue to train on: no more than the target has positions for, and decodes with."""
+    return min(preset.data.max_tokens, target.longest)
+
+
 def training_streams(
     preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
 ) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
@@ -328,7 +338,7 @@ def training_streams(
     """
     limit = preset.data.limit or len(conversations.train)
     say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
-    longest = preset.data.max_tokens
+    longest = longest_dialogue(preset, target)
     encoded, names, lengths = _answered(
         encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, ""
     )
@@ -348,7 +358,7 @@ def training_streams(
     prompts = [
         encode_prompt(template, target.tokenizer, turns[:1]) for turns in conversations.held_out[: preset.data.probes]
     ]
-    probes = [prompt for prompt in prompts if len(prompt) < longest]
+    probes = [prompt for prompt in prompts if len(prompt) < longest and can_probe(target, prompt)]
     counts = {
         "train": {**lengths, "not_taken": len(conversations.train[limit:])},
         "held_out": {**apart_lengths, "probes_left_out": len(prompts) - len(probes)},
@@ -366,7 +376,7 @@ def _answered(
     if not kept:
         raise KoalaBenchError(
             f"None of {len(dialogues):,} dialogues has an answer token within its first {max_tokens} tokens.",
-            "Raise --set data.max_tokens.",
+            "Raise --set data.max_tokens, or use a target that takes longer sequences where this one is the limit.",
         )
     left_out = sorted(set(range(len(dialogues))) - set(kept))
     over = [len(dialogues[index].ids) - max_tokens for index in kept if len(dialogues[index].ids) > max_tokens]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from koala_bench.decoding.loop import Decoded, decode
+from koala_bench.decoding.loop import Decoded, decode, fits
 from koala_bench.dialogues.encoding import EncodedDialogue
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
@@ -43,6 +43,11 @@ class HeldOut:
     prompts: Sequence[Sequence[int]]
     dialogues: Sequence[EncodedDialogue] = ()
     sha256: str = ""
+
+
+def can_probe(target: Target, prompt: Sequence[int]) -> bool:
+    """Whether the target has room for an answer to a held-out prompt."""
+    return fits(target, len(prompt), ANSWER_TOKENS, _DEPTH + 1)
 
 
 @torch.no_grad()

@@ -142,6 +142,20 @@ def test_a_file_that_cannot_be_read_is_one_line(
         assert "\n" not in str(error.value)
 
 
+def test_a_byte_that_is_another_is_one_line_or_another_model(written: tuple[Path, Path], tmp_path: Path) -> None:
+    data = written[0].read_bytes()
+    refused = 0
+    for place in (4, 8, 12, 16, 23, 24, 31, 60, 66, 70, 90, 110, 140):
+        bad = tmp_path / f"{place}.gguf"
+        bad.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            gguf_config(bad)
+        except KoalaBenchError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 6
+
+
 def test_a_missing_package_is_named_with_what_installs_it(
     written: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

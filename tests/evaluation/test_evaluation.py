@@ -89,6 +89,21 @@ def test_decoding_takes_the_threads_of_the_preset_and_says_so(
     assert torch.get_num_threads() == before
 
 
+def test_a_record_says_what_open_settings_came_to(bench: Bench, tmp_path: Path) -> None:
+    opened = ("training.precision=auto", "target.dtype=auto", "target.chat_template=auto", "evaluation.limit=1")
+    run = bench.run(tmp_path / "open.jsonl", ["vanilla", "medusa"], *opened, "evaluation.max_new_tokens=2")
+    assert run.header["preset"]["resolved"]["training"]["precision"] == "auto"
+    assert run.header["preset"]["settled"] == {
+        "target.dtype": "float64",
+        "target.engine": bench.target.engine,
+        "target.chat_template": bench.template.name,
+        "target.threads": run.header["environment"]["threads"],
+        "training.precision": "bf16",
+    }
+    assert run.methods["medusa"]["training"] is not None
+    assert run.methods["medusa"]["training"]["precision"] == "bf16"
+
+
 def test_the_tokens_of_an_answer_are_accounted_for_step_by_step(run: Run) -> None:
     for turn in run.turns:
         assert turn["new_token_ids"] is not None and turn["accepted"] is not None and turn["drafted_depth"] is not None

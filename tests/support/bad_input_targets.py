@@ -231,9 +231,7 @@ EXCHANGE = [
         "belongs",
         draft_of(num_hidden_layers=10**9),
     ),
-    Case(
-        "a draft's configuration nested too deep", IMPORT, "bad/config.json is no JSON file", "again", draft(NESTED)
-    ),
+    Case("a draft's configuration nested too deep", IMPORT, "bad/config.json is no JSON file", "again", draft(NESTED)),
     Case(
         "a Medusa key of a huge head",
         IMPORT,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, MistralConfig, PretrainedConfig
 
 import koala_bench.training.experiment as experiment
 from koala_bench.dialogues.encoding import chat_template
@@ -16,7 +17,8 @@ from koala_bench.engine.loading.targets import fingerprint
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset
-from koala_bench.testing import tiny_target
+from koala_bench.testing import tiny_config, tiny_target
+from koala_bench.training import held_out
 from koala_bench.training.checkpoints import read_manifest
 from koala_bench.training.experiment import load_preset_target, methods_with_heads, train_heads
 from tests.support.small_runs import conversations, preset_for
@@ -49,6 +51,39 @@ def test_dialogues_whose_answer_lies_beyond_the_limit_are_left_out(
     assert left_out > 20
     assert f"; {left_out} are left out, having no answer token before, such as conversations.jsonl:" in said
     assert (tmp_path / "out" / "eagle" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        (
+            GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=96, bos_token_id=1, eos_token_id=2),
+            96,
+        ),
+        (tiny_config(max_position_embeddings=96), 96),
+        (MistralConfig(**{**tiny_config().to_dict(), "sliding_window": 70, "model_type": "mistral"}), 70),
+    ],
+    ids=["learnt positions", "short context", "window"],
+)
+def test_dialogues_and_probes_are_no_longer_than_what_the_target_decodes(
+    config: PretrainedConfig, rows: int, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_out, "ANSWER_TOKENS", 64)
+    data = conversations(tmp_path)
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    for line in lines:
+        line["conversations"][1]["value"] += " and on" * 60
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    preset = preset_for(target_folder, data, "training.steps=1", "data.probes=3")
+    target = tiny_target(tmp_path / "target", config)
+    assert target.tokenizer is not None
+    target.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    train_heads(preset, ["eagle"], target, chat_template("tokenizer", target.tokenizer), tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out" / "eagle")
+    assert manifest
+    counts = manifest["provenance"]["dialogues"]
+    assert counts["train"]["tokens"] == rows * manifest["dialogues"]
+    assert counts["held_out"]["probes_left_out"] == (3 if rows == 70 else 0), "an answer of 64 tokens has no room"
 
 
 def test_every_dialogue_is_counted_in_the_manifest_and_said(

@@ -22,6 +22,7 @@ from koala_bench.dialogues.conversations import Conversations
 from koala_bench.dialogues.dialogue import Dialogue, as_dialogue
 from koala_bench.dialogues.distilling.manifest import identity_for, is_made, messages_of, write_answers
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
+from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -116,6 +117,7 @@ def _answer(
             if len(one.questions) > number and len(turns[index]) == 2 * number:
                 dialogue = Dialogue([*turns[index], one.questions[number]], one.system)
                 prompt = encode_prompt(template, tokenizer, dialogue)
+                refuse_unknown_ids(target.name, tokenizer, prompt, target.config.vocab_size, f"Row {one.name}")
                 if len(prompt) + max_new_tokens <= target.max_positions:
                     active.append(index)
                     prompts.append(prompt)

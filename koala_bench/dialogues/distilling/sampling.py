@@ -27,6 +27,7 @@ from koala_bench.dialogues.distilling.questions import (
     words_of,
 )
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt, encode_text
+from koala_bench.engine.loading.token_ids import unknown_id
 from koala_bench.engine.row_cache import RowCache, packed_layers
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -239,6 +240,8 @@ class SelfDialogues:
         wanted = encode_prompt(self._template, self._tokenizer, [*row.turns, question])
         if len(wanted) + self._options.max_new_tokens > self._longest:
             return self._again(row, "over-long")
+        if unknown_id(wanted, self._target.config.vocab_size) is not None:
+            return self._again(row, "of a token that the target does not know")
         self._known.add(key)
         row.turns.append(question)
         row.asking = False

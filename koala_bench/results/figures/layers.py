@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_name
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
 from koala_bench.results.figures.style import (
@@ -111,7 +111,7 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
                 for panel, measured in zip(row, zip(*map(_values, curve.points), strict=True), strict=True):
                     curve_with_intervals(panel, across, measured, look, curve.adversarial, curve.label)
             vanilla_line(row[0], 1.0, 1, xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right", va="baseline")
-            prefix = f"{target}\n" if len(targets) > 1 else ""
+            prefix = f"{short_name(target)}\n" if len(targets) > 1 else ""
             for panel, label in zip(row, _PANELS, strict=True):
                 panel.set_ylabel(prefix + label)
                 panel.set_xlabel("layers K")

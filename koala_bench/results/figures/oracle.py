@@ -61,7 +61,7 @@ def write_oracle(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> 
         found = [(name, each) for name in names if (each := bounds(chosen.pairs(name))) is not None]
         if not found:
             raise KoalaBenchError(f"{group[0].path} has no method that drafts.", "Evaluate with more --methods.")
-        shown.append((group[0].header["target"]["name"], found))
+        shown.append((group[0].target, found))
 
     def draw() -> Figure:
         heights = [_ROW * len(found) + _REST for _, found in shown]

@@ -31,7 +31,7 @@ def bounds_tables(samples: Sequence[Sample]) -> list[tuple[str, Grid]]:
         for name in (each for each in chosen.names if each != VANILLA and each in chosen.totals):
             if (found := bounds(chosen.pairs(name))) is None:
                 continue
-            where = [chosen.runs[0].header["target"]["name"], name]
+            where = [chosen.runs[0].target, name]
             oracles.append([*where, *_cells(found)])
             turns = chosen.turns(name)
             steps = [count for turn in turns for count in turn["accepted"] or ()]
@@ -59,8 +59,9 @@ def _rates(rates: Sequence[DepthRate]) -> str:
 
 
 TRACES = (
-    "Break-even length: acceptance length / speedup, which is what a step costs in the baseline's tokens. Oracle: as if"
-    " every step were as long as the longest of the file, which says no more of how deep drafts are; at least that."
+    "Break-even length: acceptance length / speedup (of whole answers in answer files), which is what a step costs in"
+    " the baseline's tokens. Oracle: as if every step were as long as the longest of the file, which says no more of how"
+    " deep drafts are; at least that."
 )
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from koala_bench.common.files import write_text
 from koala_bench.records import statistics
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_name
 from koala_bench.records.summaries import Factor, evaluations, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
 from koala_bench.results.tables.bounds import bounds_tables
@@ -120,12 +120,14 @@ def _further(
             (f"{change}: acceptance length", changes_by_task(rows, "length_change")),
         ]
     elif spec.by == "part":
-        found = [(target, effects(group.sample, group.summaries)) for target, group in whole.items()]
+        found = [(short_name(target), effects(group.sample, group.summaries)) for target, group in whole.items()]
         tables = [("What each part is worth", effects_grid(found))]
     else:
         tables = [(change, changes_grid(rows, grouped(spec.columns, spec.changes)))] if spec.changes else []
     for target, group in whole.items() if spec.systems else ():
-        tables.append((f"Published order of methods, on {target}", order_grid(group.sample, spec.systems, paper)))
+        tables.append(
+            (f"Published order of methods, on {short_name(target)}", order_grid(group.sample, spec.systems, paper))
+        )
     tables += bounds_tables([group.sample for group in whole.values()])
     if spec.by == "method":
         more = grid(whole_rows(rows), ("target", "method", *spec.more))
@@ -140,7 +142,7 @@ def _further(
 def _where(runs: Sequence[Run]) -> str:
     """The target, the questions and the temperature, where there is one of each."""
     targets, questions = ({run.header[kind]["name"] for run in runs} for kind in ("target", "questions"))
-    target = f", {targets.pop()}" if len(targets) == 1 else ""
+    target = f", {short_name(targets.pop())}" if len(targets) == 1 else ""
     on = f" on {questions.pop()}" if target and len(questions) == 1 else ""
     acceptance = runs[0].header["acceptance"]  # the same in all runs of a table
     return target + on + (f", temperature {acceptance['temperature']:g}" if acceptance["rule"] != "greedy" else "")

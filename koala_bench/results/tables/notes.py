@@ -32,7 +32,7 @@ class Measured:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each record: its target, with its questions, its seed or its process where others have the same."""
-    names = [run.header["target"]["name"] for run in runs]
+    names = [run.target for run in runs]
     marks: tuple[Callable[[Run], str], ...] = (
         lambda run: f" on {run.header['questions']['name']}",
         lambda run: f", seed {run.training_seed}",
@@ -144,7 +144,8 @@ def _stream(method: MethodInfo) -> str:
     if training is None:
         return ""
     hashes = f"stream sha256 {training['stream_sha256'][:12]}, order {training['order_sha256'][:12]}"
-    return f"{training['tokens']:,} tokens ({hashes})"
+    within = {"bf16": " in bf16 autocast", "no": " in float32"}.get(training.get("precision", ""), "")
+    return f"{training['tokens']:,} tokens ({hashes}){within}"
 
 
 def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:

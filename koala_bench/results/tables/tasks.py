@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_name
 from koala_bench.records.summaries import Sample, Summary, evaluations, sample, summaries_of
 from koala_bench.results.tables.published import TableSpec
 
@@ -100,14 +100,14 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
             try:
                 rows.append(rows_of(name, part, spec))
             except KoalaBenchError as error:
-                missing.append(f"{name} of {target} has no row: {error.message}")
+                missing.append(f"{name} of {short_name(target)} has no row: {error.message}")
                 continue
             shown.append(part)
         if len(shown) > 1:
             rows.append(rows_of(ALL_TASKS, _together(shown), spec))
         if any(is_named(run, spec) for run in runs):
             missing += [
-                f"The records of {target} have no question of the task {name}."
+                f"The records of {short_name(target)} have no question of the task {name}."
                 for name in order
                 if name not in dict(parts)
             ]

@@ -112,6 +112,19 @@ def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence
     return [DepthRate(depth, int((settled >= depth).sum()), drafts) for depth in depths]
 
 
+def repeated_share(answers: Sequence[Sequence[int]], length: int = 8) -> float | None:
+    """Share of the runs of ``length`` tokens that stand before in the same answer; None without one that long.
+
+    Small targets loop, and loops are what lookups and heads draft most easily.
+    """
+    repeated = total = 0
+    for answer in answers:
+        runs = [tuple(answer[first : first + length]) for first in range(len(answer) - length + 1)]
+        total += len(runs)
+        repeated += len(runs) - len(set(runs))
+    return repeated / total if total else None
+
+
 def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_Counts, _Counts]:
     settled, offered = np.asarray(accepted, dtype=np.int64), np.asarray(drafted_depth, dtype=np.int64)
     if settled.shape != offered.shape:

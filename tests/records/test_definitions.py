@@ -21,6 +21,14 @@ def test_acceptance_length_counts_the_bonus_token() -> None:
         definitions.acceptance_length([])
 
 
+def test_repetition_counts_runs_that_stood_before_in_the_same_answer() -> None:
+    once, twice = list(range(9)), [1, 2, 3] * 4
+    assert definitions.repeated_share([once, once]) == 0.0
+    assert definitions.repeated_share([twice]) == 2 / 5  # of five runs of eight the last two stood before
+    assert definitions.repeated_share([once, twice]) == 2 / 7
+    assert definitions.repeated_share([[1, 2]]) is None
+
+
 def test_acceptance_rate_is_conditional_on_the_parent() -> None:
     # Depth 1: 4 of 5 steps. Depth 2: 3 of those 4. Depth 3: 1 of those 3.
     rates = definitions.acceptance_rate_by_depth([2, 1, 3, 0, 2], [3] * 5)

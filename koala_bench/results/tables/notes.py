@@ -10,9 +10,10 @@ from typing import Any
 
 from koala_bench.common.provenance import CodeState
 from koala_bench.records import statistics
+from koala_bench.records.definitions import repeated_share
 from koala_bench.records.reading import Run
 from koala_bench.records.schema import MethodInfo
-from koala_bench.records.summaries import Factor, Summary
+from koala_bench.records.summaries import VANILLA, Factor, Summary
 from koala_bench.results.tables.bounds import LEGEND
 from koala_bench.results.tables.published import Paper, TableSpec
 from koala_bench.results.tables.rendering import ALPHA, Grid, Note, grid_of
@@ -148,6 +149,11 @@ def _stream(method: MethodInfo) -> str:
     return f"{training['tokens']:,} tokens ({hashes}){within}"
 
 
+def _repetition(run: Run) -> str:
+    share = repeated_share([turn["new_token_ids"] for turn in run.turns_of(VANILLA) if turn["new_token_ids"]])
+    return "" if share is None else f"{100 * share:.1f} % of vanilla's runs of 8 tokens stand before in the same answer"
+
+
 def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
     """How a record was made, by what a setting is called; empty where there is nothing to say."""
     run, header, shown = measured.run, measured.run.header, [each.name for each in measured.summaries]
@@ -175,6 +181,7 @@ def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
         f" warm-up {measure['warmup']}, repeats {measure['repeats']}, processes {measure.get('processes', 1)}, seed"
         f" {header['seed']}; methods interleaved question by question,"
         f" {'in an order drawn for each prompt' if 'order' in measure else 'taking turns'}",
+        "Repetition": _repetition(run),
         "Lossy, by typical acceptance": ", ".join(typical),
         "Training seed": str(run.training_seed),
         "Trained on": "; ".join(f"{stream}: {', '.join(names)}" for stream, names in sorted(streams.items()) if stream),

@@ -18,8 +18,8 @@ _CARD = """# {method}, a draft head for {target}
 - Head `{head}` with {layers} layer{s}{objective}, options {options}; {parameters:,} parameters, stored in {dtype}{vocabulary}.
 - Trained with koala-bench for {steps:,} steps, {tokens:,} tokens of `{source}` (stream {stream}), seed {seed}; all of it is in
   `training.json`.
-- It drafts for the target whose hashes `training.json` names, and is refused for another one. What it drafts is verified, so it
-  changes speed and not answers.
+- It learned from the target whose hashes `training.json` names; for other weights it drafts worse. What it drafts is verified, so
+  it changes speed and not answers.
 - Use it: `koala-bench evaluate --preset PRESET --methods vanilla,{method} --heads FOLDER`, FOLDER being the one that holds this
   folder.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ class ToyTarget:
     name = "toy"
     greedy_question = staticmethod(drafted_and_likeliest)
     stop_texts = ()
+    tokenizer = None
+    config = SimpleNamespace(vocab_size=1 << 30)
 
     def __init__(self, world: World) -> None:
         self.world = world

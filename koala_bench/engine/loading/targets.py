@@ -137,7 +137,8 @@ def _experts(config: Any) -> int:
 def _refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
     """An error of loading in one line, with what helps against it: mostly it is the hub's."""
     if attention != "eager" and "attn_implementation" in str(error):
-        return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", "Use --attention eager.")
+        remedy = "Use --attention eager." if attention == "sdpa" else "Use --attention sdpa or eager."
+        return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", remedy)
     remedy = "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
     if isinstance(error, ImportError):
         remedy = "Install the package that it names, or use a copy of the target that is not quantised."

@@ -239,7 +239,7 @@ def test_the_readme_is_short() -> None:
 
 def test_the_readmes_table_holds_the_numbers_of_the_folder_that_its_picture_is_from() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (folder,) = set(re.findall(r"!\[[^\]]*\]\((results/[\w-]+)/", text))
+    (folder,) = set(re.findall(r"!\[[^\]]*\]\((results/[\w/-]+)/[\w.-]+\)", text))
     with (ROOT / folder / "table1.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     table = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]

@@ -41,15 +41,23 @@ def deep64(tmp_path_factory: pytest.TempPathFactory) -> Target:
     )
 
 
-def make(target: Target, ids: torch.Tensor | None = None, **options: Any) -> Eagle3:
+def shaken(kind: str, target: Target, ids: torch.Tensor | None = None, **options: Any) -> Any:
+    """A head with weights of which none stays as it starts: norms that are not one, layers that change much of what
+    passes them.
+    """
     torch.manual_seed(0)
-    head = build_head_of(target.spec(ids), "eagle3", options)
-    with torch.no_grad():  # norms whose weights are not one, and layers that change much of what passes them
+    head = build_head_of(target.spec(ids), kind, options)
+    with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
             if "_proj" in name:
                 parameter.mul_(3)
     return head.to(target.dtype)
+
+
+def make(target: Target, ids: torch.Tensor | None = None, **options: Any) -> Eagle3:
+    head: Eagle3 = shaken("eagle3", target, ids, **options)
+    return head
 
 
 def padded(target: Target, head: Eagle3) -> FeatureBatch:

@@ -1,7 +1,8 @@
 """Objectives that lower the chance of rejection itself: LK (Samarin et al. 2026, arXiv 2602.23881) and total variation.
 
 A drafted token is accepted with probability ``sum_v min(p(v), q(v))``, p the target's distribution and q the head's.
-Both objectives need no more of a head than the predictions that its loss reports.
+Both objectives need no more of a head than the predictions that its loss reports. Of a draft vocabulary p is what is
+left within it, renormalised.
 """
 
 from __future__ import annotations

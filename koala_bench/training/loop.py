@@ -66,16 +66,18 @@ def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Ten
     Raises:
         KoalaBenchError: unknown head or option, a draft vocabulary larger than the target's, or the class is no module.
     """
+    return _head_from(spec_of(target, preset, order), preset, seed)
+
+
+def _head_from(spec: TargetSpec, preset: MethodPreset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = build_head_of(
-            spec_of(target, preset, order),
-            preset.head,
-            {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})},
+            spec, preset.head, {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})}
         )
     if not isinstance(head, nn.Module):
         raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
-    return moved(head, target.device)
+    return moved(head, spec.device)
 
 
 def make_arm(
@@ -86,16 +88,13 @@ def make_arm(
     Raises:
         KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
     """
-    head = build_head(target, preset, options.seed, order)
+    spec = spec_of(target, preset, order)  # one for both, since a cut copies rows of the output layer
+    head = _head_from(spec, preset, options.seed)
     if not isinstance(head, TrainableHead):
         raise KoalaBenchError(
             f"The head '{preset.head}' has no loss.", "Give it a loss(batch) method, or train it elsewhere and load it."
         )
-    objective = (
-        build(OBJECTIVES, preset.objective, spec_of(target, preset, order), preset.objective_options)
-        if preset.objective
-        else None
-    )
+    objective = build(OBJECTIVES, preset.objective, spec, preset.objective_options) if preset.objective else None
     rate = preset.learning_rate or options.learning_rate
     module: nn.Module = head
     optimiser = torch.optim.AdamW(

@@ -186,7 +186,7 @@ class FeatureBatch:
         """The target's distributions over what a head of this spec drafts, computed once for all heads of equal
         vocabularies.
 
-        A cut one costs the softmax of its own tokens, and a search among all logits where no likeliest tokens are stored.
+        A cut one costs the softmax of its own tokens, and a search among all logits where none are stored.
         """
         if self.whole is not None:
             return self.whole.soft_labels(spec)

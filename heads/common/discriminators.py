@@ -91,10 +91,8 @@ class View:
         places, where = torch.unique(torch.cat([each.rows + each.depth for each in predictions]), return_inverse=True)
         probabilities = batch.soft_labels(self._spec).probabilities
         with torch.no_grad():
-            pieces, dtype = (
-                slices(len(places), self._spec.drafted),
-                predictions[0].drafted(slice(0, 1), self._spec).dtype,
-            )
+            pieces = slices(len(places), self._spec.drafted)
+            dtype = predictions[0].drafted(slice(0, 1), self._spec).dtype
             real = torch.cat([self._expected(probabilities[places[rows]], dtype) for rows in pieces])
         reals = [real[part] for part in where.split([len(each.rows) for each in predictions])]
         return [(one, self._expected_of(each)) for one, each in zip(reals, predictions, strict=True)]
@@ -113,8 +111,8 @@ class View:
         return torch.cat([checkpoint(piece, rows, use_reentrant=False) for rows in pieces])
 
     def _expected(self, probabilities: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Expected embeddings, float32 [rows, width]; multiplied in the dtype of the head's scores, which under autocast is
-        a half precision.
+        """Expected embeddings, float32 [rows, width]; multiplied in the dtype of the head's scores: a half precision
+        under autocast.
         """
         if dtype not in self._tables:
             self._tables[dtype] = self._table().to(dtype)

@@ -1,12 +1,14 @@
 """The options that commands share, each written once, and the preset that they choose together."""
 
+# ruff: noqa: RUF009 - _shared gives a field
+
 from __future__ import annotations
 
 import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -50,107 +52,60 @@ KeepStates = Annotated[
 ]
 
 
+def _shared(panel: str, help: str, default: Any = None, name: str = "", **limits: Any) -> Any:
+    """A field of ``Shared``: an option that is called like it, unless it has another ``name``."""
+    return field(default=default, metadata={"panel": panel, "help": help, "name": name, "limits": limits})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shared:
     """The shared options as typed. A command has some of them; the others keep their defaults."""
 
-    preset: Annotated[str, option("--preset", f"{', '.join(preset_names())}, or a .toml file.", _MODEL)] = "tiny"
-    target: Annotated[
-        str | None,
-        option(
-            "--target",
-            "Any causal LM in place of the preset's: hub id, folder, FILE.gguf, or package:MODULE/FILE.gguf.",
-            _MODEL,
-        ),
-    ] = None
-    device: Annotated[str | None, option("--device", "auto, cpu, cuda or cuda:N.", _MODEL)] = None
-    dtype: Annotated[str | None, option("--dtype", "auto, float64, float32, bfloat16 or float16.", _MODEL)] = None
-    attention: Annotated[str | None, option("--attention", "sdpa or eager.", _MODEL)] = None
-    engine: Annotated[
-        str | None,
-        option("--engine", "eager calls the model, graph replays recorded passes; auto: graph on the CPU.", _MODEL),
-    ] = None
-    methods: Annotated[
-        str | None,
-        option(
-            "--methods", "Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default.", _HEADS
-        ),
-    ] = None
-    layers: Annotated[int | None, option("--layers", "K, the number of layers of every head.", _HEADS, min=1)] = None
-    tree: Annotated[
-        str | None,
-        option(
-            "--tree",
-            "Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file.",
-            _HEADS,
-        ),
-    ] = None
-    questions: Annotated[
-        str | None,
-        option(
-            "--questions",
-            "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the "
-            "first to be had.",
-            _QUESTIONS,
-        ),
-    ] = None
-    limit: Annotated[int | None, option("--limit", "Only the first questions of each category.", _QUESTIONS, min=1)] = (
-        None
+    preset: str = _shared(_MODEL, f"{', '.join(preset_names())}, or a .toml file.", "tiny")
+    target: str | None = _shared(
+        _MODEL, "Any causal LM in place of the preset's: hub id, folder, FILE.gguf, or package:MODULE/FILE.gguf."
     )
-    repeats: Annotated[int | None, option("--repeats", "How often every question is answered.", _QUESTIONS, min=1)] = (
-        None
+    device: str | None = _shared(_MODEL, "auto, cpu, cuda or cuda:N.")
+    dtype: str | None = _shared(_MODEL, "auto, float64, float32, bfloat16 or float16.")
+    attention: str | None = _shared(_MODEL, "sdpa or eager.")
+    engine: str | None = _shared(
+        _MODEL, "eager calls the model, graph replays recorded passes; auto: graph on the CPU."
     )
-    max_new_tokens: Annotated[
-        int | None, option("--max-new-tokens", "Length limit of an answer.", _QUESTIONS, min=1)
-    ] = None
-    temperature: Annotated[
-        float | None,
-        option(
-            "--temperature",
-            "0 decodes greedily; above, drafts and target are sampled from, losslessly.",
-            _QUESTIONS,
-            min=0,
-        ),
-    ] = None
-    top_k: Annotated[
-        int | None,
-        option(
-            "--top-k",
-            "Of target and drafts alike, where there is a temperature: only the k likeliest tokens.",
-            _QUESTIONS,
-            min=0,
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        option(
-            "--top-p",
-            "Of both, where there is a temperature: the fewest tokens that together have this probability.",
-            _QUESTIONS,
-        ),
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        option(
-            "--stop",
-            "A text that ends an answer, besides the target's and the template's; may be repeated.",
-            _QUESTIONS,
-        ),
-    ] = None
-    data_dir: Annotated[
-        Path | None, option("--data-dir", "Folder of question files; KOALA_BENCH_DATA by default.", _QUESTIONS)
-    ] = None
-    seed: Annotated[
-        int | None,
-        option("--seed", "Of the heads' weights, the order of the data and the noise.", _RUN, min=0, max=2**31 - 1),
-    ] = None
-    out: Annotated[Path | None, option("--out", "Folder for heads, records and tables.", _RUN)] = None
-    quick: Annotated[
-        bool, option("--quick", "The same at reduced size: shows that everything works, no more.", _RUN)
-    ] = False
-    settings: Annotated[
-        list[str] | None, option("--set", "Override of the preset, section.key=value; may be repeated.", _RUN)
-    ] = None
+    methods: str | None = _shared(
+        _HEADS, "Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default."
+    )
+    layers: int | None = _shared(_HEADS, "K, the number of layers of every head.", min=1)
+    tree: str | None = _shared(
+        _HEADS, "Draft tree of every method: a name such as medusa/mc_sim_7b_63, chain-4, 4x2x1, or a .json file."
+    )
+    questions: str | None = _shared(
+        _QUESTIONS,
+        "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the first to be had.",
+    )
+    limit: int | None = _shared(_QUESTIONS, "Only the first questions of each category.", min=1)
+    repeats: int | None = _shared(_QUESTIONS, "How often every question is answered.", min=1)
+    max_new_tokens: int | None = _shared(_QUESTIONS, "Length limit of an answer.", min=1)
+    temperature: float | None = _shared(
+        _QUESTIONS, "0 decodes greedily; above, drafts and target are sampled from, losslessly.", min=0
+    )
+    top_k: int | None = _shared(
+        _QUESTIONS, "Of target and drafts alike, where there is a temperature: only the k likeliest tokens.", min=0
+    )
+    top_p: float | None = _shared(
+        _QUESTIONS, "Of both, where there is a temperature: the fewest tokens that together have this probability."
+    )
+    stop: list[str] | None = _shared(
+        _QUESTIONS, "A text that ends an answer, besides the target's and the template's; may be repeated."
+    )
+    data_dir: Path | None = _shared(_QUESTIONS, "Folder of question files; KOALA_BENCH_DATA by default.")
+    seed: int | None = _shared(
+        _RUN, "Of the heads' weights, the order of the data and the noise.", min=0, max=2**31 - 1
+    )
+    out: Path | None = _shared(_RUN, "Folder for heads, records and tables.")
+    quick: bool = _shared(_RUN, "The same at reduced size: shows that everything works, no more.", False)
+    settings: list[str] | None = _shared(
+        _RUN, "Override of the preset, section.key=value; may be repeated.", name="--set"
+    )
 
     def resolved(self) -> Preset:
         """The preset with the options' values in place; an option wins over --quick, --set over both.
@@ -226,14 +181,14 @@ def with_shared(run: Callable[..., None], names: Sequence[str]) -> Callable[...,
     """
     if not names:
         return run
-    own, shared = get_type_hints(run, include_extras=True), get_type_hints(Shared, include_extras=True)
+    own, types = get_type_hints(run, include_extras=True), get_type_hints(Shared)
     first, *rest = inspect.signature(run).parameters.values()
-    asked = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
-        for field in fields(Shared)
-        if field.name in names
-    ]
-    hints = {each.name: own[each.name] for each in rest} | {each.name: shared[each.name] for each in asked}
+    asked, hints = [], {each.name: own[each.name] for each in rest}
+    for each in (each for each in fields(Shared) if each.name in names):
+        said = each.metadata
+        name = said["name"] or f"--{each.name.replace('_', '-')}"
+        hints[each.name] = Annotated[types[each.name], option(name, said["help"], said["panel"], **said["limits"])]
+        asked.append(inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default))
     if len(hints) < len(rest) + len(asked) or own[first.name] is not Shared:
         raise TypeError(f"{run.__name__} takes a Shared first, and no option twice")
     parameters = [

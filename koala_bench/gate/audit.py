@@ -210,5 +210,5 @@ def to_markdown(audits: Sequence[Audit]) -> str:
         for one in each.judged
     ]
     left = ("task", "precision", "method", "verdict")
-    further = [("Differences", grid_of(differences, left))] if differences else []
+    further = [("Differences", grid_of(differences, left))]
     return markdown_page(grid_of(rows, left), "Losslessness audit", [Note("Verdicts", (_LEGEND,))], further)

@@ -25,12 +25,7 @@ from koala_bench.results.tables.notes import Measured, exceptions, incomplete, s
 from koala_bench.results.tables.published import read_table_spec
 from koala_bench.results.tables.rendering import NOTHING, Grid, Note, grid_of, label_of, to_markdown, with_interval
 
-Verdict = Literal["better", "worse", "not distinguishable"]
-_VERDICTS: dict[str, Verdict] = {
-    "above zero": "better",
-    "below zero": "worse",
-    "not distinguishable from zero": "not distinguishable",
-}
+_VERDICTS = {"above zero": "better", "below zero": "worse", "not distinguishable from zero": "not distinguishable"}
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,12 @@ class Comparison:
     speed: Interval
 
     @property
-    def length_verdict(self) -> Verdict:
+    def length_verdict(self) -> str:
         """Of the acceptance length."""
         return _VERDICTS[statistics.against_zero(self.length)]
 
     @property
-    def speed_verdict(self) -> Verdict:
+    def speed_verdict(self) -> str:
         """Of the speed."""
         return _VERDICTS[statistics.against_zero(self.speed)]
 
@@ -158,13 +153,10 @@ def verdict_table(run: Run, comparisons: Sequence[Comparison]) -> str:
     methods = {summary.name: summary for each in comparisons for summary in (each.head, each.baseline)}
     measured = Measured(run.target, run, list(methods.values()))
     notes = [Note("Incomplete", tuple(incomplete(measured)), alarm=True), Note("What the verdicts mean", _LEGEND)]
+    notes.append(settings([measured], ()))
     table = grid_of(rows, ["Head", "Against", "Verdict on τ", "Verdict on speed"])
-    return to_markdown(
-        table,
-        f"{heads} on {run.target}",
-        [note for note in (*notes, settings([measured], ())) if note.lines],
-        [_equal(methods.values()), *(each for each in exceptions([measured]) if each[1].rows)],
-    )
+    further = [_equal(methods.values()), *exceptions([measured])]
+    return to_markdown(table, f"{heads} on {run.target}", notes, further)
 
 
 def _both(each: Comparison, number: Literal["acceptance_length", "speedup", "whole_answer"]) -> str:

@@ -59,7 +59,7 @@ def to_report(gate: Gate) -> str:
     """The table with its findings and explanations, in GitHub's Markdown."""
     table = grid_of([_row(line) for line in gate.lines], ["Method", "Heads", "Verdict"])
     notes = (Note("Reported; decides nothing", gate.findings), Note("How to read this", _explanations(gate)))
-    return to_markdown(table, headline(gate), [note for note in notes if note.lines])
+    return to_markdown(table, headline(gate), notes)
 
 
 def _sentence(line: Line) -> str:

@@ -14,14 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from koala_bench.common.files import make_folder, write_texts
 from koala_bench.common.reading import complete_lines, encode_line
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
-from koala_bench.records.statistics import Interval, Totals
-from koala_bench.results.tables.rendering import NOTHING, Grid, Note, csv_of, grid_of, to_markdown, with_interval
+from koala_bench.records.statistics import NO_INTERVAL, Interval, Totals
+from koala_bench.results.tables.rendering import (
+    NOTHING,
+    Grid,
+    Note,
+    csv_of,
+    frame_of,
+    grid_of,
+    to_markdown,
+    with_interval,
+)
 
 SCHEMA = 1
 _KINDS = ("sweep", "grid", "group", "trained", "answer")
@@ -291,19 +298,15 @@ def _grid(stage: Stage) -> Grid:
 
 def to_csv(log: SweepLog) -> str:
     """The numbers with 12 digits, search and confirmation; empty cells for what there is not."""
-    columns = ["stage", "trial", "label", "seeds", "prompts"]
-    columns += [name + end for name in ("acceptance_length", "change_percent") for end in ("", "_low", "_high")]
-    nothing = Interval(math.nan, math.nan, math.nan)
     rows = [
-        [
-            *(name, outcome.trial, outcome.label, " ".join(map(str, stage.seeds)), stage.prompts),
-            *(end for each in (outcome.length, outcome.change or nothing) for end in (each.value, each.low, each.high)),
-            outcome.accuracy,
-        ]
+        {"stage": name, "trial": outcome.trial, "label": outcome.label}
+        | {"seeds": " ".join(map(str, stage.seeds)), "prompts": stage.prompts}
+        | {"acceptance_length": outcome.length, "change_percent": outcome.change or NO_INTERVAL}
+        | {"discriminator_accuracy": outcome.accuracy}
         for name, stage in (("search", explored(log)), ("confirmation", confirmed(log)))
         for outcome in stage.outcomes
     ]
-    return csv_of(pd.DataFrame(rows, columns=[*columns, "discriminator_accuracy"], dtype=object))
+    return csv_of(frame_of(rows))
 
 
 def write_pages(log: SweepLog, out: Path) -> list[Path]:

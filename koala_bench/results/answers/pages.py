@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import pandas as pd
-
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.traces import DECODING, Trace, is_vanilla
 from koala_bench.records import statistics
 from koala_bench.records.definitions import LENGTH_DEFINITIONS, Steps, lengths_by_definition
-from koala_bench.records.statistics import Interval
+from koala_bench.records.statistics import NO_INTERVAL, Interval
 from koala_bench.results.answers.numbers import Row, Versus
 from koala_bench.results.tables.bounds import TRACES, trace_bounds
-from koala_bench.results.tables.rendering import NOTHING, Note, csv_of, grid_of, to_markdown, with_interval
+from koala_bench.results.tables.rendering import NOTHING, Note, csv_of, frame_of, grid_of, to_markdown, with_interval
 
 _DEPTHS = 5  # accepted drafts a step that the table shows; chains of speculative sampling are longer
 _LEFT = ("System", "Category", "τ is", "Accepted ≥ 1 / ≥ 2 / …")
@@ -117,7 +115,7 @@ def to_text(rows: Sequence[Row]) -> str:
         files.setdefault(text, []).append(numbers[id(row.trace)])
     notes = [Note("Files", tuple(f"{', '.join(which)}: {text}" for text, which in files.items())), _DEFINITIONS]
     further = {"Speedups": speedups, "Changes against the first file": changes}
-    tables = [(title, grid_of(each, ())) for title, each in further.items() if each]
+    tables = [(title, grid_of(each, ())) for title, each in further.items()]
     if bounded := trace_bounds([_bounded(row, numbers[id(row.trace)]) for row in rows if not is_vanilla(row.trace)]):
         tables.append(("What bounds them", bounded))
     return to_markdown(grid_of(lines, _LEFT), "Answer files", notes, tables)
@@ -129,11 +127,6 @@ def _bounded(row: Row, number: str) -> tuple[str, float | None, float | None, Se
     return name, length.value if length else None, speedup.value if speedup else None, row.at_least
 
 
-def _ends(name: str, value: Interval | None) -> dict[str, float | None]:
-    ends = (None, None, None) if value is None else (value.value, value.low, value.high)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
-
-
 def to_csv(rows: Sequence[Row]) -> str:
     """The rows with 12 digits; empty cells for what there is not."""
     lines: list[dict[str, object]] = []
@@ -142,32 +135,22 @@ def to_csv(rows: Sequence[Row]) -> str:
         # Beyond the deepest accepted draft the share is 0; without lengths there is none.
         at_least = [*row.at_least, *[0.0 if row.at_least else None] * _DEPTHS][:_DEPTHS]
         lines.append(
-            {
-                "file": row.trace.path,
-                "system": row.trace.system,
-                "format": row.trace.form,
-                "category": row.category or "all",
-                "questions": row.questions,
-                "turns": row.turns,
-                "turns_failed": row.failed,
-                "tokens": row.tokens,
-                "steps": row.steps,
-                "tokens_per_s": row.tokens_per_s,
-                "seconds_of": row.trace.clock,
-                "acceptance_length_is": row.trace.length_is,
-                **_ends("acceptance_length", row.acceptance_length),
-                **{f"steps_accepting_at_least_{depth}": share for depth, share in enumerate(at_least, 1)},
-                "baseline": speedup and speedup.other.path,
-                **_ends("speedup", speedup.speedup if speedup else None),
-                **_ends("whole_answer_speedup", speedup.whole_answer if speedup else None),
-                "speedup_ratio_of_means": speedup and speedup.speedup_of_means,
-                "speedup_mean_of_ratios": speedup and speedup.mean_of_speedups,
-                "changes_against": change and change.other.path,
-                **_ends("acceptance_length_change", change.length_change if change else None),
-                **_ends("tokens_per_s_change_percent", change.rate_change if change else None),
-            }
+            {"file": row.trace.path, "system": row.trace.system, "format": row.trace.form}
+            | {"category": row.category or "all", "questions": row.questions}
+            | {"turns": row.turns, "turns_failed": row.failed, "tokens": row.tokens, "steps": row.steps}
+            | {"tokens_per_s": row.tokens_per_s, "seconds_of": row.trace.clock}
+            | {"acceptance_length_is": row.trace.length_is, "acceptance_length": row.acceptance_length or NO_INTERVAL}
+            | {f"steps_accepting_at_least_{depth}": share for depth, share in enumerate(at_least, 1)}
+            | {"baseline": speedup and speedup.other.path}
+            | {"speedup": (speedup and speedup.speedup) or NO_INTERVAL}
+            | {"whole_answer_speedup": (speedup and speedup.whole_answer) or NO_INTERVAL}
+            | {"speedup_ratio_of_means": speedup and speedup.speedup_of_means}
+            | {"speedup_mean_of_ratios": speedup and speedup.mean_of_speedups}
+            | {"changes_against": change and change.other.path}
+            | {"acceptance_length_change": (change and change.length_change) or NO_INTERVAL}
+            | {"tokens_per_s_change_percent": (change and change.rate_change) or NO_INTERVAL}
         )
-    return csv_of(pd.DataFrame(lines, dtype=object))  # so that an integer stays one beside an empty cell
+    return csv_of(frame_of(lines))
 
 
 def by_definition(traces: Sequence[Trace]) -> str:

@@ -27,7 +27,7 @@ from koala_bench.results.tables.mixing import refuse_mixture
 from koala_bench.results.tables.notes import Measured, exceptions, labels, notes_of, over_in_words
 from koala_bench.results.tables.ordering import order_grid
 from koala_bench.results.tables.published import Paper, TableSpec
-from koala_bench.results.tables.rendering import Grid, Note, csv_of, to_latex, to_markdown
+from koala_bench.results.tables.rendering import Grid, Note, csv_of, frame_of, to_latex, to_markdown
 from koala_bench.results.tables.tasks import TaskRows, is_named, rows_by_task, rows_of
 
 # By what a table's rows are grouped -> its name and its caption.
@@ -79,7 +79,7 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
         grid=_without_target(leaderboard(rows) if _is_board(spec) else grid(rows, spec.columns), spec),
         further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
         notes=notes_of(measured, spec, paper, remarks, covers),
-        frame=pd.DataFrame(rows, dtype=object),  # so that an integer stays one beside an empty cell
+        frame=frame_of(rows),
         covers=covers,
     )
 

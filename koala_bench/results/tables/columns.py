@@ -10,7 +10,6 @@ from typing import Any
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.reading import short_name
-from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import VANILLA
 from koala_bench.results.tables.rendering import ALPHA, NOTHING, Grid, fixed, method_label, with_interval
 
@@ -35,16 +34,10 @@ def _scaled(name: str, factor: float, digits: int) -> _Cell:
     return lambda row: NOTHING if row[name] is None else fixed(row[name] * factor, digits)
 
 
-def _interval_in(row: _Row, name: str) -> Interval:
-    """A number of a row with its interval; NaN where there is none."""
-    return Interval(*(math.nan if row[name + end] is None else row[name + end] for end in ("", "_low", "_high")))
-
-
 def _interval_of(name: str, digits: int, sign: bool = False) -> _Cell:
     def cell(row: _Row) -> str:
-        measured = _interval_in(row, name)
         vanilla = row["method"] == VANILLA  # 1 by definition
-        return with_interval(replace(measured, low=math.nan) if vanilla else measured, digits, sign)
+        return with_interval(replace(row[name], low=math.nan) if vanilla else row[name], digits, sign)
 
     return cell
 
@@ -81,9 +74,9 @@ def _claim(unit: str, digits: int) -> _Cell:
         if low is None:
             return NOTHING
         claimed = f"+{low:.{digits}f} to +{high:.{digits}f} {sign}"
-        if row[name] is None:
+        change = row[name]
+        if math.isnan(change.value):
             return claimed
-        change = _interval_in(row, name)
         verdict: str = statistics.against_range(change, low, high)
         if verdict == "contradicts":
             verdict += ", below" if change.high < low else ", above"
@@ -187,7 +180,7 @@ def changes_grid(rows: Sequence[_Row], columns: Sequence[str]) -> Grid:
 
 def is_real(row: _Row, name: str) -> bool:
     """Whether the whole interval of a change, such as ``change_x``, lies on one side of zero."""
-    return row[_CHANGES[name]] is not None and statistics.excludes_zero(_interval_in(row, _CHANGES[name]))
+    return statistics.excludes_zero(row[_CHANGES[name]])
 
 
 def _grid(rows: Sequence[_Row], columns: Sequence[str], marked: set[tuple[int, str]]) -> Grid:
@@ -205,8 +198,8 @@ def _grid(rows: Sequence[_Row], columns: Sequence[str], marked: set[tuple[int, s
 def fastest(rows: Sequence[_Row | None]) -> list[int]:
     """Place of the best speedup of a lossless method; empty if none has one."""
     speeds = {
-        place: row["speedup"]
+        place: row["speedup"].value
         for place, row in enumerate(rows)
-        if row is not None and row["lossless"] and row["speedup"] is not None
+        if row is not None and row["lossless"] and not math.isnan(row["speedup"].value)
     }
-    return [max(speeds, key=lambda place: speeds[place])] if speeds else []
+    return [max(speeds, key=speeds.__getitem__)] if speeds else []

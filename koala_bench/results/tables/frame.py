@@ -1,4 +1,4 @@
-"""A table in full precision: one row per target or task and method, in columns that carry their units."""
+"""A table in full precision: one row per target or task and method; names carry their units."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from koala_bench.records.reading import Run
-from koala_bench.records.statistics import Interval
+from koala_bench.records.statistics import NO_INTERVAL
 from koala_bench.records.summaries import VANILLA, Summary
 from koala_bench.results.tables.published import Claim, Paper, TableSpec, Value, paper_names
 from koala_bench.results.tables.tasks import TaskRows
-
-
-def _ends(name: str, measured: Interval | None) -> dict[str, float | None]:
-    ends = (
-        (None,) * 3 if measured is None or math.isnan(measured.value) else (measured.value, measured.low, measured.high)
-    )
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def _number(value: float) -> float | None:
@@ -49,12 +42,12 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
         "tree": tree and tree["name"],
         "tree_nodes": tree and tree["nodes"],  # the root included
         "tree_depth": tree and tree["depth"],
-        **_ends("speedup", summary.speedup),
+        "speedup": summary.speedup,
         "speedup_ratio_of_means": _number(summary.speedup_of_means),
         "speedup_mean_of_ratios": _number(summary.mean_of_speedups),
-        **_ends("whole_answer_speedup", summary.whole_answer),
+        "whole_answer_speedup": summary.whole_answer,
         "whole_answer_speedup_ratio_of_means": _number(summary.whole_answer_of_means),
-        **_ends("acceptance_length", summary.acceptance_length),
+        "acceptance_length": summary.acceptance_length,
     }
     for d in range(1, depth + 1):
         row[f"acceptance_rate_given_parent_depth_{d}"] = _number(rates[d].rate) if d in rates else None
@@ -62,9 +55,9 @@ def _row(run: Run, summary: Summary, task: str | None, spec: TableSpec, paper: P
     row |= {
         "draft_overhead_percent": None if summary.draft_overhead is None else 100.0 * summary.draft_overhead,
         "original": summary.original,
-        **_ends("speedup_change_x", summary.change_x),
-        **_ends("speedup_change_percent", summary.change_percent),
-        **_ends("acceptance_length_change", summary.length_change),
+        "speedup_change_x": summary.change_x or NO_INTERVAL,
+        "speedup_change_percent": summary.change_percent or NO_INTERVAL,
+        "acceptance_length_change": summary.length_change or NO_INTERVAL,
     }
     for name in ("speedup_change_x", "speedup_change_percent"):
         claim: Claim | None = getattr(paper.koala, name) if summary.is_koala else None

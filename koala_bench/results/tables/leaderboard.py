@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from koala_bench.records.reading import short_name
 from koala_bench.results.tables.columns import COLUMNS, Column, fastest, is_real
-from koala_bench.results.tables.rendering import NOTHING, Grid, fixed
+from koala_bench.results.tables.rendering import NOTHING, Grid, with_interval
 from koala_bench.results.tables.tasks import ALL_TASKS
 
 _Row = dict[str, Any]
 _SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name][0] for name in ("speedup", "whole_answer", "acceptance_length"))
-_RATE = Column("", lambda row: NOTHING if row["speedup"] is None else fixed(row["speedup"], 2))
+_RATE = Column("", lambda row: with_interval(replace(row["speedup"], low=math.nan), 2))
 
 
 def whole_rows(rows: Sequence[_Row]) -> list[_Row]:

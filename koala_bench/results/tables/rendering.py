@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -103,17 +103,32 @@ def _markdown(table: Grid) -> str:
 
 
 def to_markdown(table: Grid, title: str, notes: Sequence[Note], further: Sequence[tuple[str, Grid]] = ()) -> str:
-    """A heading, the table and its notes in GitHub's Markdown; ``further`` are more tables with their titles."""
-    alarms, others = (
-        [
-            "\n".join([f"**{note.title}**", "", *(f"- {line}" for line in note.lines)])
-            for note in notes
-            if note.alarm is alarm
-        ]
-        for alarm in (True, False)
-    )
-    tables = [f"**{name}**\n\n{_markdown(grid)}" for name, grid in further]
-    return "\n\n".join([f"# {title}", _markdown(table), *alarms, *tables, *others]) + "\n"
+    """A heading, the table and those of its notes that say something, in GitHub's Markdown; ``further`` are more tables
+    with their titles.
+    """
+
+    def paragraphs(alarm: bool) -> list[str]:
+        shown = (note for note in notes if note.lines and note.alarm is alarm)
+        return ["\n".join([f"**{note.title}**", "", *(f"- {line}" for line in note.lines)]) for note in shown]
+
+    tables = [f"**{name}**\n\n{_markdown(grid)}" for name, grid in further if grid.rows]
+    parts = [f"# {title}", _markdown(table), *paragraphs(True), *tables, *paragraphs(False)]
+    return "\n\n".join(parts) + "\n"
+
+
+def frame_of(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
+    """Numbers in full precision; an interval takes the columns NAME, NAME_low and NAME_high."""
+
+    def flat(row: Mapping[str, object]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, value in row.items():
+            if isinstance(value, Interval):
+                found |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            else:
+                found[name] = value
+        return found
+
+    return pd.DataFrame([flat(row) for row in rows], dtype=object)  # an integer stays one beside an empty cell
 
 
 def csv_of(frame: pd.DataFrame) -> str:

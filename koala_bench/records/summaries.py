@@ -94,6 +94,11 @@ class Summary:
         return self.method["name"]
 
     @property
+    def is_measured(self) -> bool:
+        """Whether it is another method than vanilla, and finished a turn."""
+        return self.name != VANILLA and not math.isnan(self.speedup.value)
+
+    @property
     def is_koala(self) -> bool:
         """Whether the row is one that KOALA's claims are about."""
         return self.name.endswith(_KOALA)
@@ -152,6 +157,11 @@ class Sample:
     def questions(self) -> int:
         """How many questions the numbers are from, however often they were answered."""
         return len({question for question, _, _ in self.common})
+
+    @property
+    def drafting(self) -> list[str]:
+        """The methods besides vanilla that finished a turn."""
+        return [name for name in self.names if name != VANILLA and name in self.totals]
 
     def turns(self, name: str) -> list[TurnLine]:
         """The turns of a method that its numbers are from."""

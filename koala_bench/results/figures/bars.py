@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, short_name
 from koala_bench.records.statistics import Interval
-from koala_bench.records.summaries import VANILLA, Summary, evaluations, sample, summaries_of
+from koala_bench.records.summaries import Summary, evaluations, sample, summaries_of
 from koala_bench.results.figures.style import ROW_INCHES, bar_intervals, grid_lines, looks, panels, save, vanilla_line
 
 _CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
@@ -59,11 +59,7 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
     """
     shown = []
     for of_processes in evaluations(runs):
-        rows = [
-            summary
-            for summary in summaries_of(sample(of_processes, methods))
-            if summary.name != VANILLA and not math.isnan(summary.speedup.value)
-        ]
+        rows = [summary for summary in summaries_of(sample(of_processes, methods)) if summary.is_measured]
         if not rows:
             raise KoalaBenchError(
                 f"{of_processes[0].path} has no method beside vanilla to draw.", "Evaluate with more --methods."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,47 +10,35 @@ from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, short_name
-from koala_bench.records.summaries import VANILLA, Summary
-from koala_bench.results.figures.style import (
-    ROW_INCHES,
-    bar_intervals,
-    grid_lines,
-    legend,
-    looks,
-    panels,
-    save,
-    vanilla_line,
-)
+from koala_bench.records.summaries import VANILLA
+from koala_bench.results.figures import style
+from koala_bench.results.figures.style import ROW_INCHES
 from koala_bench.results.tables.published import TableSpec
 from koala_bench.results.tables.tasks import TaskRows, rows_by_task
 
 _GROUP = 0.84  # of the distance between two groups is taken by bars
 
 
-def _shown(row: TaskRows) -> list[Summary]:
-    return [summary for summary in row.summaries if summary.name != VANILLA and not math.isnan(summary.speedup.value)]
-
-
 def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: str) -> None:
     width = _GROUP / len(methods)
-    for place, (method, look) in enumerate(zip(methods, looks(methods), strict=True)):
+    for place, (method, look) in enumerate(zip(methods, style.looks(methods), strict=True)):
         found = [
             (index, summary.speedup)
             for index, row in enumerate(rows)
-            for summary in _shown(row)
-            if summary.name == method
+            for summary in row.summaries
+            if summary.is_measured and summary.name == method
         ]
         across = [index - _GROUP / 2 + (place + 0.5) * width for index, _ in found]
         speedups = [speedup for _, speedup in found]
         axes.bar(across, [each.value for each in speedups], width=width * 0.92, color=look.colour, label=method)
-        bar_intervals(axes, across, speedups, "black", 0.7, 1.2)
-    vanilla_line(axes, len(rows) - 0.5)
+        style.bar_intervals(axes, across, speedups, "black", 0.7, 1.2)
+    style.vanilla_line(axes, len(rows) - 0.5)
     axes.set_xlim(-0.55, len(rows) - 0.5 + 0.055 * len(rows))
     names = [f"{row.task} ({row.summaries[0].questions})" for row in rows]
     axes.set_xticks(range(len(rows)), names, rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel(label)
-    grid_lines(axes)
+    style.grid_lines(axes)
 
 
 def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, methods: Sequence[str]) -> list[Path]:
@@ -64,16 +51,17 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
     """
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
     targets = list(dict.fromkeys(row.summaries[0].target for row in rows))
-    names = [name for name in methods if any(summary.name == name for row in rows for summary in _shown(row))]
+    measured = {summary.name for row in rows for summary in row.summaries if summary.is_measured}
+    names = [name for name in methods if name in measured]
     if not names:
         raise KoalaBenchError(f"{runs[0].path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
 
     def draw() -> Figure:
-        figure, axes = panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets) + 0.2)
+        figure, axes = style.panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets) + 0.2)
         for (panel,), target in zip(axes, targets, strict=True):
             here = [row for row in rows if row.summaries[0].target == target]
             _draw(panel, here, names, f"{short_name(target)}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
-        legend(figure, axes[0][0])
+        style.legend(figure, axes[0][0])
         return figure
 
-    return save(draw, out_dir, "figure-categories")
+    return style.save(draw, out_dir, "figure-categories")

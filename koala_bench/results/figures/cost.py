@@ -18,7 +18,8 @@ from koala_bench.records.bounds import bounds
 from koala_bench.records.reading import Run, short_name
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import evaluations, sample
-from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, curve_with_intervals, looks, save
+from koala_bench.results.figures import style
+from koala_bench.results.figures.style import DASHES, GREY, ROW_INCHES
 
 _CURVE = 2  # numbers of layers that make a curve
 # K, the cost of a draft in vanilla tokens, the acceptance length, and the break-even length without drafting
@@ -51,11 +52,8 @@ def cost_curves(runs: Sequence[Run], heads: Sequence[str]) -> list[tuple[str, st
             each = bounds(chosen.pairs(name)) if head and name in chosen.totals else None
             if head is not None and each is not None and each.draft_share is not None:
                 draft = each.break_even * each.draft_share
-                point = (
-                    group[0].methods[name]["layers"], draft, chosen.interval(chosen.length(name)),
-                    each.break_even - draft,
-                )  # fmt: skip
-                found.setdefault(head, []).append(point)
+                layers, length = group[0].methods[name]["layers"], chosen.interval(chosen.length(name))
+                found.setdefault(head, []).append((layers, draft, length, each.break_even - draft))
         target = group[0].header["target"]["name"]
         curves += [(target, head, sorted(found[head])) for head in heads if len(found.get(head, [])) >= _CURVE]
     if not curves:
@@ -83,12 +81,12 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
     targets = list(dict.fromkeys(target for target, _, _ in drawn))
 
     def draw() -> Figure:
-        figure = Figure(figsize=(WIDTH_INCHES, (ROW_INCHES + 0.6) * len(targets)), layout="constrained")
-        for (axes,), target in zip(figure.subplots(len(targets), 1, squeeze=False), targets, strict=True):
+        figure, panels = style.panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets))
+        for (axes,), target in zip(panels, targets, strict=True):
             here = [(head, points) for each, head, points in drawn if each == target]
-            for (head, points), look in zip(here, looks([head for head, _ in here]), strict=True):
+            for (head, points), look in zip(here, style.looks([head for head, _ in here]), strict=True):
                 costs, lengths = [point[1] for point in points], [point[2] for point in points]
-                curve_with_intervals(axes, costs, lengths, look, False, head)
+                style.curve_with_intervals(axes, costs, lengths, look, False, head)
                 for layers, cost, length, _ in points:
                     place = (cost, length.value)
                     axes.annotate(f"K={layers}", place, xytext=(4, 4), textcoords="offset points", fontsize=7)
@@ -99,17 +97,14 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
             for speed in np.arange(0.5, 6.0, 0.25):
                 ends = [speed * (rest + cost) for cost in (left, right)]
                 if ends[0] < high and ends[1] > low:
-                    axes.plot([left, right], ends, color=GREY, linewidth=0.6, linestyle=(0, (4, 3)), zorder=0)
+                    axes.plot([left, right], ends, color=GREY, linewidth=0.6, linestyle=DASHES, zorder=0)
                     across = min(right, (high / speed) - rest)
                     axes.annotate(f"{speed:g}x", (across, speed * (rest + across)), fontsize=7, color=GREY)
             axes.set_ylim(low, high)
             axes.set_xlabel("cost of a draft (vanilla tokens)")
-            axes.set_ylabel(
-                f"{short_name(target)}\nacceptance length"
-                if len(targets) > 1
-                else "acceptance length (tokens per step)"
-            )
+            several = f"{short_name(target)}\nacceptance length"
+            axes.set_ylabel(several if len(targets) > 1 else "acceptance length (tokens per step)")
             axes.legend(loc="best", facecolor="white", framealpha=1, edgecolor="white")
         return figure
 
-    return save(draw, out_dir, "figure-cost")
+    return style.save(draw, out_dir, "figure-cost")

@@ -78,9 +78,8 @@ def write_depth(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> l
     shown = []
     for label, run in zip(labels(runs), runs, strict=True):
         chosen = sample([run], methods)
-        names = [name for name in chosen.names if name != VANILLA and name in chosen.totals]
         both = [
-            [curve for curve in (_curve(chosen, name, rates_of) for name in names) if curve.depths]
+            [curve for curve in (_curve(chosen, name, rates_of) for name in chosen.drafting) if curve.depths]
             for rates_of in (acceptance_rate_by_depth, unconditional_rate_by_depth)
         ]
         if not both[0]:

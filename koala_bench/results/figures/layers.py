@@ -13,15 +13,8 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, short_name
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
-from koala_bench.results.figures.style import (
-    ROW_INCHES,
-    curve_with_intervals,
-    grid_lines,
-    looks,
-    panels,
-    save,
-    vanilla_line,
-)
+from koala_bench.results.figures import style
+from koala_bench.results.figures.style import ROW_INCHES
 
 _CURVE = 3  # numbers of layers
 _PANELS = ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)")
@@ -99,25 +92,27 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
     targets = list(dict.fromkeys(curve.target for curve in drawn))
 
     def draw() -> Figure:
-        figure, axes = panels(len(targets), 3, (ROW_INCHES - 0.2) * len(targets) + 0.3)
+        figure, axes = style.panels(len(targets), 3, (ROW_INCHES - 0.2) * len(targets) + 0.3)
         for row, target in zip(axes, targets, strict=True):
             here = [curve for curve in drawn if curve.target == target]
             layers = sorted({point.method["layers"] for curve in here for point in curve.points})
             # without, the darker of the two hues is free for the one there is
             paired = any(curve.adversarial for curve in here)
-            styles = looks([f"{curve.head}+" if curve.adversarial or not paired else curve.head for curve in here])
-            for place, (curve, look) in enumerate(zip(here, styles, strict=True)):
+            looks = style.looks([f"{curve.head}+" if curve.adversarial or not paired else curve.head for curve in here])
+            for place, (curve, look) in enumerate(zip(here, looks, strict=True)):
                 across = [point.method["layers"] + _DODGE * (place - (len(here) - 1) / 2) for point in curve.points]
                 for panel, measured in zip(row, zip(*map(_values, curve.points), strict=True), strict=True):
-                    curve_with_intervals(panel, across, measured, look, curve.adversarial, curve.label)
-            vanilla_line(row[0], 1.0, 1, xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right", va="baseline")
+                    style.curve_with_intervals(panel, across, measured, look, curve.adversarial, curve.label)
+            style.vanilla_line(
+                row[0], 1.0, 1, xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right", va="baseline"
+            )
             prefix = f"{short_name(target)}\n" if len(targets) > 1 else ""
             for panel, label in zip(row, _PANELS, strict=True):
                 panel.set_ylabel(prefix + label)
                 panel.set_xlabel("layers K")
                 panel.set_xticks(layers)
                 panel.margins(x=0.08, y=0.12)
-                grid_lines(panel)
+                style.grid_lines(panel)
             row[0].set_xlim(0.6, 1.22 * layers[-1])  # room for the word at its right
             row[2].set_ylim(bottom=0)
         labels = {
@@ -126,7 +121,7 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
         figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=len(labels), frameon=False)
         return figure
 
-    return save(draw, out_dir, "figure-layers")
+    return style.save(draw, out_dir, "figure-layers")
 
 
 def _values(point: Summary) -> tuple[Interval, Interval, Interval]:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.bounds import Bounds, bounds
 from koala_bench.records.reading import Run
-from koala_bench.records.summaries import VANILLA, evaluations, sample
-from koala_bench.results.figures.style import GREY, WIDTH_INCHES, save
+from koala_bench.records.summaries import evaluations, sample
+from koala_bench.results.figures.style import DASHES, GREY, panels, save
 
 _ROW, _REST = 0.34, 1.0  # inches of a bar, and of a panel beside its bars
 _LENGTHS, _DRAFTING = "lengths not accepted", "time spent drafting"
@@ -31,7 +31,7 @@ def _draw(axes: Axes, found: Sequence[tuple[str, Bounds]]) -> None:
         axes.plot([each.speedup], [place], "o", color="black", markersize=4)
         said = f" {each.speedup:.2f}x of {each.oracle_speedup:.2f}x, {end:.2f}x with free drafts"
         axes.annotate(said, (end, place), va="center", fontsize=7, color=GREY)
-    axes.axvline(1.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(1.0, color=GREY, linewidth=0.9, linestyle=DASHES, zorder=1)
     axes.set_xscale("log")
     low = min(1.0, *(each.speedup for _, each in found))
     high = max(each.free_oracle_speedup or each.oracle_speedup for _, each in found)
@@ -57,20 +57,18 @@ def write_oracle(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> 
     shown = []
     for group in evaluations(runs):
         chosen = sample(group, methods)
-        names = [name for name in chosen.names if name != VANILLA and name in chosen.totals]
-        found = [(name, each) for name in names if (each := bounds(chosen.pairs(name))) is not None]
+        found = [(name, each) for name in chosen.drafting if (each := bounds(chosen.pairs(name))) is not None]
         if not found:
             raise KoalaBenchError(f"{group[0].path} has no method that drafts.", "Evaluate with more --methods.")
         shown.append((group[0].target, found))
 
     def draw() -> Figure:
         heights = [_ROW * len(found) + _REST for _, found in shown]
-        figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
-        panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)
-        for (axes,), (target, found) in zip(panels, shown, strict=True):
+        figure, each_axes = panels(len(shown), 1, sum(heights), height_ratios=heights)
+        for (axes,), (target, found) in zip(each_axes, shown, strict=True):
             _draw(axes, found)
             axes.set_ylabel(target if len(shown) > 1 else "")
-        handles = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
+        handles = dict(zip(*reversed(each_axes[0][0].get_legend_handles_labels()), strict=True))
         kinds = (_LENGTHS, _DRAFTING)
         figure.legend([handles[kind] for kind in kinds], kinds, loc="outside upper center", ncols=2, frameon=False)
         return figure

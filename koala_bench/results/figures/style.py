@@ -74,9 +74,10 @@ def looks(methods: Sequence[str]) -> list[Look]:
     return found
 
 
-def ends(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Intervals as matplotlib's error bars, below and above their values; NaN where there is none."""
-    return [[each.value - each.low for each in intervals], [each.high - each.value for each in intervals]]
+def error_bars(axes: Axes, across: Sequence[float], measured: Sequence[Interval], **style: Any) -> None:
+    """Values with their intervals, which are not drawn where they are NaN."""
+    ends = [[each.value - each.low for each in measured], [each.high - each.value for each in measured]]
+    axes.errorbar(across, [each.value for each in measured], yerr=ends, **style)
 
 
 def grid_lines(axes: Axes) -> None:
@@ -103,10 +104,12 @@ def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
     return written
 
 
-def panels(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
-    """A figure of the text's width and so many inches height, and its axes [rows, columns]."""
+def panels(rows: int, columns: int, height: float, **layout: Any) -> tuple[Figure, Any]:
+    """A figure of the text's width and so many inches height, and its axes [rows, columns]; ``layout`` as ``subplots``
+    takes it.
+    """
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -126,32 +129,14 @@ def bar_intervals(
     axes: Axes, across: Sequence[float], measured: Sequence[Interval], colour: str, width: float, cap: float
 ) -> None:
     """The intervals of bars; ``width`` and ``cap`` in points."""
-    axes.errorbar(
-        across,
-        [each.value for each in measured],
-        yerr=ends(measured),
-        fmt="none",
-        ecolor=colour,
-        elinewidth=width,
-        capsize=cap,
-        capthick=width,
-    )
+    error_bars(axes, across, measured, fmt="none", ecolor=colour, elinewidth=width, capsize=cap, capthick=width)
 
 
 def curve_with_intervals(
     axes: Axes, across: Sequence[float], measured: Sequence[Interval], look: Look, dashed: bool, label: str
 ) -> None:
     """Draw a line through measured values, each with its interval."""
-    axes.errorbar(
-        across,
-        [each.value for each in measured],
-        yerr=ends(measured),
-        color=look.colour,
-        marker=look.marker,
-        markersize=4,
-        linewidth=1.2,
-        linestyle="--" if dashed else "-",
-        elinewidth=0.9,
-        capsize=2,
-        label=label,
+    line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.2}
+    error_bars(
+        axes, across, measured, **line, linestyle="--" if dashed else "-", elinewidth=0.9, capsize=2, label=label
     )

@@ -69,23 +69,18 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
         figure, axes = panels(rows, 2, _ROW_INCHES * rows + 0.3)
         (losses, lengths) = axes[0]
         panel(losses, "head: supervised loss\n(share of the first step's)", names, "step", ["loss"])
-        panel(
-            lengths,
-            "head: held-out acceptance\nlength (tokens per step)",
-            names,
-            "held_out",
-            ["acceptance_length"],
-            None,
-        )
+        label = "head: held-out acceptance\nlength (tokens per step)"
+        panel(lengths, label, names, "held_out", ["acceptance_length"], None)
         if adversarial:
             accuracy, discriminator = axes[1]
             panel(accuracy, "discriminator: accuracy", adversarial, "step", ["discriminator_accuracy"])
             accuracy.axhline(0.5, color=GREY, linewidth=0.9, linestyle=DASHES)
             accuracy.set_ylim(0, 1.02)
-            both = ["discriminator_loss", "adversarial"]
-            panel(
-                discriminator, "loss (nats): discriminator's,\nhead's adversarial (dotted)", adversarial, "step", both
+            label, both = (
+                "loss (nats): discriminator's,\nhead's adversarial (dotted)",
+                ["discriminator_loss", "adversarial"],
             )
+            panel(discriminator, label, adversarial, "step", both)
         legend(figure, losses)
         return figure
 

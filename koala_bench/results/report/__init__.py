@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from importlib import resources
@@ -95,7 +94,7 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
 
 def _verdict(summaries: Sequence[Summary]) -> list[str]:
     """What a reader wants to know first: the fastest methods, losslessness, what KOALA changes, and what is missing."""
-    heads = [each for each in summaries if each.name != VANILLA and not math.isnan(each.speedup.value)]
+    heads = [each for each in summaries if each.is_measured]
     kinds = {kind: [each for each in heads if each.method["lossless"] is kept] for kind, kept in _KINDS.items()}
     lines = [
         f"Fastest {kind} method: {label_of(best)}, {with_interval(best.speedup, 2)} x vanilla decoding,"

@@ -49,7 +49,7 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 5)
     chosen = sample([run])
     base = chosen.totals[VANILLA]
     found = []
-    for name in (each for each in chosen.names if each != VANILLA and each in chosen.totals):
+    for name in chosen.drafting:
         turns: dict[int, list[TurnLine]] = {}
         for turn in sorted(chosen.turns(name), key=lambda turn: (turn["turn"], turn["repeat"])):
             turns.setdefault(turn["question_id"], []).append(turn)

@@ -13,7 +13,7 @@ _FIRST = 16  # tokens; each stretch of an answer is as long as all before it
 def lengths_by_category(chosen: Sample) -> Grid:
     """A row per method and a column per category of question, with intervals over its questions."""
     categories = list(dict.fromkeys(turn["category"] for turn in chosen.turns(VANILLA)))
-    names = _drafting(chosen)
+    names = chosen.drafting
     rows = [[name] for name in names]
     for category in categories:
         turns = ([turn for turn in run.turns if turn["category"] == category] for run in chosen.runs)
@@ -27,7 +27,7 @@ def lengths_by_category(chosen: Sample) -> Grid:
 def lengths_by_position(chosen: Sample) -> Grid:
     """A row per method and a column per stretch of the answer, by how many tokens stood there before the step."""
     found = []
-    for name in _drafting(chosen):
+    for name in chosen.drafting:
         sums: dict[int, list[int]] = {}
         for turn in chosen.turns(name):
             before = 0
@@ -47,10 +47,6 @@ def lengths_by_position(chosen: Sample) -> Grid:
             for name, sums in found
         ],
     )
-
-
-def _drafting(chosen: Sample) -> list[str]:
-    return [name for name in chosen.names if name != VANILLA and name in chosen.totals]
 
 
 def _grid(headings: list[str], rows: list[list[str]]) -> Grid:

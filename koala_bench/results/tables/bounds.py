@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from koala_bench.records.bounds import Bounds, acceptance_histogram, bounds
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
-from koala_bench.records.summaries import VANILLA, Sample
+from koala_bench.records.summaries import Sample
 from koala_bench.results.tables.rendering import NOTHING, Grid, fixed
 
 ORACLE = "Oracle of each method: perfect drafts of its trees at its measured cost"
@@ -28,7 +28,7 @@ def bounds_tables(samples: Sequence[Sample]) -> list[tuple[str, Grid]]:
     """
     oracles, accepted = [], []
     for chosen in samples:
-        for name in (each for each in chosen.names if each != VANILLA and each in chosen.totals):
+        for name in chosen.drafting:
             if (found := bounds(chosen.pairs(name))) is None:
                 continue
             where = [chosen.runs[0].target, name]

@@ -14,17 +14,7 @@ from koala_bench.common.bundled import RECIPES
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA
-from koala_bench.results.figures import (
-    write_categories,
-    write_cost,
-    write_depth,
-    write_figure1,
-    write_layers,
-    write_oracle,
-    write_training,
-)
-from koala_bench.results.figures.cost import has_cost_curves
-from koala_bench.results.figures.layers import has_curves
+from koala_bench.results.figures import bars, categories, cost, depth, layers, oracle, training
 from koala_bench.results.tables.building import SetTable, set_table, write_table
 from koala_bench.results.tables.columns import known
 from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
@@ -128,7 +118,7 @@ def make_table(
         if set(run.methods) <= {VANILLA}:
             raise KoalaBenchError(f"{run.path} has no method beside vanilla.", "Evaluate with more --methods.")
     written = write_table(runs, out, wanted, read_paper(paper))
-    return [*written, *write_figure1(runs, out, wanted.methods)] if wanted.by == "target" else written
+    return [*written, *bars.write_figure1(runs, out, wanted.methods)] if wanted.by == "target" else written
 
 
 def _with_others(spec: TableSpec, runs: Sequence[Run]) -> TableSpec:
@@ -160,14 +150,14 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
             raise KoalaBenchError(
                 f"The figure of the training is of one log, not of {len(paths)} files.", "Name one training.jsonl."
             )
-        return write_training(paths[0], out, spec.methods)
+        return training.write_training(paths[0], out, spec.methods)
     runs = read_runs(paths)
     if name in ("layers", "cost"):
-        return (write_layers if name == "layers" else write_cost)(runs, out, spec.methods)
+        return (layers.write_layers if name == "layers" else cost.write_cost)(runs, out, spec.methods)
     methods = _and_others(spec.methods, runs)
     if name == "categories":
-        return write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
-    return (write_oracle if name == "oracle" else write_depth)(runs, out, methods)
+        return categories.write_categories(runs, out, read_table_spec(RECIPES / "table2.toml"), methods)
+    return (oracle.write_oracle if name == "oracle" else depth.write_depth)(runs, out, methods)
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
@@ -196,12 +186,9 @@ def drawable(sources: Sources) -> list[str]:
     if not names:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
     runs = read_runs([sources.main] if sources.main else [])
-    lacking = [
-        name
-        for name, has in (("layers", has_curves), ("cost", has_cost_curves))
-        if not has(runs, read_figure_spec(RECIPES / f"figure-{name}.toml").methods)
-    ]
-    return [name for name in names if name not in lacking]
+    curves = {"layers": layers.has_curves, "cost": cost.has_cost_curves}
+    drawn = {name: has(runs, read_figure_spec(RECIPES / f"figure-{name}.toml").methods) for name, has in curves.items()}
+    return [name for name in names if drawn.get(name, True)]
 
 
 def tabulable(sources: Sources) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib import rcParams
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import TurnLine
-from koala_bench.results.figures import write_figure1
+from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.figures.layers import curves
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, make_figure

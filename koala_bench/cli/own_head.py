@@ -93,18 +93,7 @@ def compare(
     say(f"Comparing {', '.join(judged)} with the preset '{options.preset}' in {folder}{reduced}.")
     from koala_bench.runs.compare import compare
 
-    print(
-        compare(
-            chosen,
-            options.preset,
-            names,
-            judged,
-            folder,
-            data_dir=options.data_dir,
-            command=typed_command(),
-            log_with=log_with,
-        )
-    )
+    print(compare(chosen, options.preset, names, judged, folder, options.data_dir, typed_command(), log_with))
     say(f"Wrote verdict.md and records.jsonl to {folder}.")
 
 

@@ -13,11 +13,7 @@ RECIPES = _CHECKOUT if (_CHECKOUT / "paper.toml").is_file() else PACKAGE / "repr
 
 
 def shipped_heads(preset: str) -> Path:
-    """The folder of the trained heads that ship for a preset's target.
-
-    Raises:
-        KoalaBenchError: none ship for it.
-    """
+    """The folder of the trained heads that ship for a preset's target."""
     folder = PACKAGE / "targets" / preset / "heads"
     if not folder.is_dir():
         others = ", ".join(sorted(path.parent.name for path in (PACKAGE / "targets").glob("*/heads")))

@@ -82,9 +82,6 @@ def by_count(answers: Iterable[Sequence[int]], vocab_size: int, special: Iterabl
     """All tokens of a target in the order in which a draft vocabulary takes them, int64 [vocab_size].
 
     Special tokens come first, the others by how often they stand in the answers, of equals the lower id.
-
-    Args:
-        answers: token ids of the training answers.
     """
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for answer in answers:

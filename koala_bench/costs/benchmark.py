@@ -29,13 +29,7 @@ def bundled_prompts(target: Target, template: ChatTemplate) -> list[list[int]]:
 def benchmark(
     preset: Preset, methods: Sequence[str], tokens: int, rounds: int, steps: int
 ) -> tuple[str, list[scaling.StepCost]]:
-    """The report in Markdown, and step costs by context length for the figure.
-
-    Args:
-        tokens: length of every answer.
-        rounds: timings of each prompt.
-        steps: training steps to time.
-    """
+    """The report in Markdown, and step costs by context length for the figure."""
     target, template = load_preset_target(preset)
     with target.computing():
         place = machine_in_words(target)

@@ -41,10 +41,7 @@ def measure(
 
     Args:
         sizes: names in ``SHAPES``; None for those that suit the device.
-        preset: where the methods are described.
-        tokens: length of every answer.
         rounds: answers of each method, and repetitions of each step, that are timed.
-        paper: file of published values.
 
     Raises:
         KoalaBenchError: there is no such size, device, engine or method, or nothing could be measured.

@@ -48,7 +48,6 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     """Take the same steps with all heads at once and with each by itself, in turn.
 
     Args:
-        names: of the methods.
         target: one that calls its model, see ``Target.engine``.
         steps: to time; two more come first to warm up.
     """

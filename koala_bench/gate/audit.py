@@ -123,11 +123,8 @@ def audit(
     """Compare every answer of a run with vanilla's and judge the differences.
 
     Args:
-        run: a record that holds vanilla.
         questions: of the run, to rebuild the prompts.
-        target: the target in the precision of the run.
         in_precision: loads the same target in another precision; called only if there is a difference to judge.
-        methods: methods to audit, all by default; lossy ones are skipped.
     """
     by_id = {question.question_id: question for question in questions}
     vanilla = {place_of(turn): turn for turn in run.turns_of(VANILLA)}

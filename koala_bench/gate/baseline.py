@@ -15,11 +15,7 @@ from koala_bench.records.reading import Run, read_runs
 
 
 def records_in(path: Path) -> list[Path]:
-    """The file itself, or the .jsonl files of a folder by name.
-
-    Raises:
-        KoalaBenchError: the folder has none.
-    """
+    """The file itself, or the .jsonl files of a folder by name, of which there must be some."""
     if not path.is_dir():
         return [path]
     found = sorted(each for each in path.glob("*.jsonl") if each.is_file())

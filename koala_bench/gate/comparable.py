@@ -111,11 +111,7 @@ def consistent(runs: Sequence[Run]) -> list[str]:
 
 
 def mode_of(method: str, baselines: Sequence[Run], records: Sequence[Run]) -> Mode:
-    """Whether a method has the same head weights on both sides, or was trained again.
-
-    Raises:
-        KoalaBenchError: too few seeds to know their spread, or a training counted twice.
-    """
+    """Whether a method has the same head weights on both sides, or was trained again; refuses too few seeds."""
     old, new = ([run.methods[method]["weights_sha256"] for run in runs] for runs in (baselines, records))
     if len({*old, *new}) == 1:
         return "fixed"
@@ -164,9 +160,6 @@ def paired_places(runs: Sequence[Run], methods: Sequence[str]) -> tuple[set[Plac
 
     Rounding on another machine can change the target's own answer. The methods then decode another text, here and in
     later turns, whose prompts contain it, so their step counts are no longer paired.
-
-    Raises:
-        KoalaBenchError: fewer than half of the answers are the same.
     """
     vanilla = [answers(run, VANILLA) for run in runs]
     finished = set.intersection(*(set(answers(runs[0], name)) for name in (VANILLA, *methods)))

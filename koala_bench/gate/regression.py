@@ -197,7 +197,6 @@ def check(baselines: Sequence[Run], records: Sequence[Run], margin: float = MARG
 
     Args:
         baselines: one record, or of retrained heads one per training seed.
-        records: the same of the new version.
         margin: tolerated loss of acceptance length, in percent.
 
     Raises:

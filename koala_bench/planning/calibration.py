@@ -73,10 +73,8 @@ class Hours:
 
 
 def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds: float = 60.0) -> Pace:
-    """Time training and decoding steps with fresh heads on random tokens; what they say does not change what they cost.
-
-    Args:
-        seconds: to spend, about.
+    """Time training and decoding steps with fresh heads on random tokens, which cost what others do, for about
+    ``seconds``.
     """
     names = [name for name in methods if name != VANILLA]
     trained = trained_methods(preset, methods, target)

@@ -70,9 +70,6 @@ def acceptance_length(accepted: Sequence[int]) -> float:
 
     This is Spec-Bench's "#Mean accepted tokens" (the mean of its ``accept_lengths``) and the acceptance length in
     EAGLE's text (SafeAILab/EAGLE#195). For other definitions see ``LENGTH_DEFINITIONS``.
-
-    Args:
-        accepted: draft tokens that each step settled.
     """
     if not accepted:
         raise ValueError("no step")
@@ -102,10 +99,6 @@ def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence
 
     speculators' accepted at position i / drafts (scripts/evaluate/perf_utils.py). It is the product of the conditional
     rates up to d if every step offers the same depth.
-
-    Args:
-        accepted: draft tokens that each step settled.
-        drafted_depth: the deepest level that each step was offered.
     """
     settled, offered = _of_steps(accepted, drafted_depth)
     depths, drafts = range(1, int(offered.max(initial=0)) + 1), int((offered > 0).sum())

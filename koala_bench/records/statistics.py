@@ -74,9 +74,6 @@ def summed(rows: Iterable[tuple[int, float, float, float]], timed: bool = True) 
 
     Args:
         timed: whether every question must have taken some time.
-
-    Raises:
-        KoalaBenchError: one took none.
     """
     table = np.array([*rows], dtype=np.float64).reshape(-1, 4)
     questions, place = np.unique(table[:, 0].astype(np.int64), return_inverse=True)
@@ -244,12 +241,7 @@ def stacked(seeds: Sequence[Totals]) -> Totals:
 
 
 def resample_seeds(seeds: int, questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> SeedWeights:
-    """Draw seeds, then questions; the questions drawn are the same for every seed and method, as all answered the same.
-
-    Args:
-        seeds: training seeds that were measured.
-        seed: of the resampling.
-    """
+    """Draw seeds, then questions; the questions drawn are the same for every seed and method, as all answered the same."""
     generator = np.random.default_rng(seed)
     drawn = [
         generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
@@ -315,9 +307,6 @@ def hierarchical_ends(statistic: Statistic, weights: SeedWeights, confidence: fl
     their spread: three seeds that differ by much cover 75 to 85 % instead of 95 %. So only the shape of the interval
     comes from the resamples; its width is set by ``_half_width``. With 3 or 5 seeds the outcome covers 93.5 to 97 %
     in simulation, whether seeds differ by nothing or by 15 %; with 2 seeds 89 to 97 %.
-
-    Args:
-        statistic: of stacked totals.
     """
     seeds, questions = weights.seeds.shape[1], weights.questions.shape[1]
     value = np.asarray(statistic(np.ones(seeds * questions)))

@@ -105,11 +105,7 @@ def make_table(
 
     Args:
         spec: what the table shows. Methods of a record that no recipe names stand below the others in Tables 1 and 2.
-        paper: published values.
         columns: the only columns, in this order, in place of the spec's.
-
-    Raises:
-        KoalaBenchError: there is no such column, a record has nothing to compare, or see ``write_table``.
     """
     wanted = _with_others(read_table_spec(spec), runs)
     if columns is not None:
@@ -133,15 +129,7 @@ def _and_others(methods: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
-    """Write a figure (PDF, PNG) from records, or from a training's log; returns the files.
-
-    Args:
-        name: out of ``FIGURES``.
-        paths: run records; for ``training`` one ``training.jsonl``.
-
-    Raises:
-        KoalaBenchError: there is no such figure, or see the figure's function.
-    """
+    """Write a figure (PDF, PNG) from records, or from a training's log; returns the files."""
     if name not in FIGURES:  # before a record is read
         raise KoalaBenchError(f"There is no figure '{name}'.", f"The figures are {', '.join(FIGURES)}.")
     spec = read_figure_spec(RECIPES / f"figure-{name}.toml")
@@ -161,11 +149,7 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
-    """Write a table or figure of a folder of results; returns the files.
-
-    Raises:
-        KoalaBenchError: there is nothing to make it from, or see ``make_table`` and ``make_figure``.
-    """
+    """Write a table or figure of a folder of results; returns the files."""
     paths = sources.of(name)
     if not paths and name in (*TABLES, *FIGURES):
         raise KoalaBenchError(
@@ -177,11 +161,7 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
 
 
 def drawable(sources: Sources) -> list[str]:
-    """The figures that there are records for; the curve over K needs several K.
-
-    Raises:
-        KoalaBenchError: a record is damaged, or there is none.
-    """
+    """The figures that there are records for; the curve over K needs several K."""
     names = [name for name in FIGURES if sources.of(name)]
     if not names:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
@@ -194,9 +174,6 @@ def drawable(sources: Sources) -> list[str]:
 def tabulable(sources: Sources) -> list[str]:
     """The tables that there are records for: the ablation needs a method with one part of KOALA alone, Table 2 its
     question files.
-
-    Raises:
-        KoalaBenchError: a record is damaged.
     """
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))

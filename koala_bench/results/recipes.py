@@ -73,20 +73,10 @@ def layers_of_variants(preset: str, layers: int) -> list[str]:
 
 
 def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> tuple[Preset, list[str]]:
-    """The same heads with other numbers of layers, for a curve over K.
+    """The same heads with each number of layers, for a curve over K: the preset with these methods, and their names.
 
     A method that the preset lists with these settings already keeps its name, so that its trained head serves both;
     any other is called ``HEAD@K``.
-
-    Args:
-        heads: methods of the preset.
-        counts: K of each curve.
-
-    Returns:
-        the preset with these methods, and their names, head by head.
-
-    Raises:
-        KoalaBenchError: the preset has no such method.
     """
     methods, names = dict(preset.methods), []
     for head in heads:
@@ -119,13 +109,9 @@ def plan(
     Args:
         what: out of ``RECIPE_NAMES``. ``all`` trains and decodes what several tables need once.
         name: of the preset, which may have a smaller share of the questions of a table by task.
-        folder: for the results.
         methods: what to run in place of the recipe's methods; None for those.
         asked: whether the questions were named on the command line, so that they take the place of the tasks' files.
         seeds: whether Table 3's other training seeds are run too.
-
-    Raises:
-        KoalaBenchError: the preset lacks a method of the recipe.
     """
     wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
     products = [product for each in wanted for product in (_USUAL_FIGURES if each == "figures" else [each])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bench.common.files import write_text
@@ -19,84 +18,53 @@ from koala_bench.presets import Preset
 from koala_bench.training.experiment import load_preset_target
 
 
-@dataclass(frozen=True)
-class Task:
-    """A question set: the short name of its records, and its questions."""
-
-    name: str
-    questions: Sequence[Question]
-
-
-def questions_of(preset: Preset, tasks: str | None, data_dir: Path | None) -> dict[str, Task]:
-    """The question sets to audit, all read, so that a wrong file is told before the first hour.
+def questions_of(preset: Preset, tasks: str | None, data_dir: Path | None) -> dict[str, tuple[str, list[Question]]]:
+    """The question sets to audit, each with the short name of its records; all are read before the first hour.
 
     Args:
         tasks: names or files separated by commas, or ``all`` of the data folder; None for the preset's questions.
-
-    Raises:
-        KoalaBenchError: there is no such set, or none at all.
     """
-    found = {}
-    for name in _tasks(preset, tasks, data_dir):
-        short, path = find_questions(name, data_dir)
-        found[name] = Task(short, read_questions(path))
-    return found
-
-
-def _tasks(preset: Preset, tasks: str | None, data_dir: Path | None) -> list[str]:
-    if tasks is None:
-        return [preset.evaluation.questions]
     if tasks == "all":
         folder = data_folder(data_dir)
-        if names := names_in(folder):
-            return names
-        raise KoalaBenchError(
-            f"{folder} has no question files.", "Fetch them with `koala-bench data --all`, or name --tasks."
-        )
-    if names := [name.strip() for name in tasks.split(",") if name.strip()]:
-        return list(dict.fromkeys(names))
-    raise KoalaBenchError(f"--tasks '{tasks}' names no question set.", "Name some, separated by commas, or all.")
+        if not (names := names_in(folder)):
+            raise KoalaBenchError(
+                f"{folder} has no question files.", "Fetch them with `koala-bench data --all`, or name --tasks."
+            )
+    else:
+        asked = preset.evaluation.questions if tasks is None else tasks
+        if not (names := [name.strip() for name in asked.split(",") if name.strip()]):
+            raise KoalaBenchError(
+                f"--tasks '{tasks}' names no question set.", "Name some, separated by commas, or all."
+            )
+    found = {name: find_questions(name, data_dir) for name in names}
+    return {name: (short, read_questions(path)) for name, (short, path) in found.items()}
 
 
 def audit(
     preset: Preset,
     name: str,
     methods: Sequence[str],
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, tuple[str, Sequence[Question]]],
     heads: Path,
     folder: Path,
     data_dir: Path | None,
     command: Sequence[str],
 ) -> tuple[str, bool]:
-    """Decode the tasks into records of ``folder``, judge them and write ``audit.md``.
-
-    Args:
-        name: of the preset, for the records.
-        heads: folder of trained heads.
-
-    Returns:
-        the report in Markdown, and whether no defect was found.
+    """Decode the tasks into records of ``folder`` and judge them: the text of ``audit.md``, and whether there is no
+    defect.
     """
     target, template = load_preset_target(preset)
 
     def in_precision(dtype: str) -> Target:
-        wanted = preset.target
-        return load_target(
-            wanted.name,
-            wanted.device,
-            dtype,
-            wanted.revision,
-            wanted.attention,
-            engine=wanted.engine,
-            threads=wanted.threads,
-        )
+        of, more = preset.target, {"engine": preset.target.engine, "threads": preset.target.threads}
+        return load_target(of.name, of.device, dtype, of.revision, of.attention, **more)
 
     found = []
-    for task, asked in tasks.items():
+    for task, (short, asked) in tasks.items():
         own = preset.model_copy(update={"evaluation": preset.evaluation.model_copy(update={"questions": task})})
-        record = folder / f"{asked.name}-{str(target.dtype).removeprefix('torch.')}.jsonl"
+        record = folder / f"{short}-{str(target.dtype).removeprefix('torch.')}.jsonl"
         run = evaluate(own, name, methods, target, template, heads, record, data_dir, command)
-        found.append(judging.audit(run, asked.questions, template, target, in_precision))
+        found.append(judging.audit(run, asked, template, target, in_precision))
         equal, compared = (sum(getattr(count, of) for count in found[-1].counts) for of in ("equal", "compared"))
         say(f"{task}: {equal} of {compared} answers equal to vanilla's.")
     text = judging.to_markdown(found)

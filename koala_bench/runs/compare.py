@@ -21,18 +21,14 @@ def compare(
     methods: Sequence[str],
     judged: Sequence[str],
     folder: Path,
-    *,
     data_dir: Path | None,
     command: Sequence[str],
-    log_with: str | None = None,
+    log_with: str | None,
 ) -> str:
     """Train and decode all methods into ``folder``, write ``verdict.md`` there and return its text.
 
     Args:
-        name: of the preset, for the record.
         judged: those of the methods that are compared with the others.
-        command: as typed, for the record.
-        log_with: see ``train_heads``.
 
     Raises:
         KoalaBenchError: a mistake in questions, data or methods, or the folder holds heads that other code trained.

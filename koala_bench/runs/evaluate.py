@@ -29,7 +29,6 @@ def evaluate(
 
     Args:
         name: of the preset, for the record.
-        command: as typed, for the record.
         process: which of several evaluations of one recipe this is, from 1.
         loaded: the preset's target and template, where they are here already.
     """

@@ -47,13 +47,8 @@ def reproduce(
     Args:
         title: what is made and where, for the first line.
         name: of the preset, for the records.
-        command: as typed, for the records.
-        quick: whether the preset is in its quick form.
-        report: write the HTML page of the folder too.
-        log_with: see ``train_heads``.
         processes: how often to evaluate, each time in a fresh process.
         keep_states: leave the states that trainings stored in ``folder/states``.
-        heads: folder of trained heads to use in place of a training.
     """
     started = time.perf_counter()
     check_service(log_with)

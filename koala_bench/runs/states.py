@@ -27,9 +27,6 @@ def write_training_states(
 
     Args:
         device_map: of transformers, to spread the target over cards; on one device if None.
-
-    Raises:
-        KoalaBenchError: a mistake in the data or the methods, or the disk has no room.
     """
     load = load_target if device_map is None else partial(load_spread, device_map=device_map)
     target, template = load_preset_target(preset, load)
@@ -47,9 +44,6 @@ def train_from_states(
 ) -> None:
     """Train heads with nothing of the target in memory but its embedding and its output layer. No probe is decoded:
     what is held out is watched by its loss alone.
-
-    Args:
-        states: folder that ``write_training_states`` filled; it is kept.
     """
     preset = preset.model_copy(update={"training": preset.training.model_copy(update={"stored_states": True})})
     target, template = load_preset_target(preset, partial(load_ends, known=target_of_states(states)))

@@ -57,11 +57,7 @@ class SweepLog:
     answers: dict[_Key, dict[int, tuple[list[int], float]]] = field(default_factory=dict)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write a line; it is with the operating system when this returns.
-
-        Raises:
-            KoalaBenchError: the file cannot be written, or the disk is full.
-        """
+        """Write a line; it is with the operating system when this returns."""
         try:
             with open(self.path, "ab") as handle:
                 handle.write(encode_line(line))
@@ -95,11 +91,7 @@ class SweepLog:
 
 
 def read_sweep(path: Path) -> SweepLog:
-    """Read the lines of a sweep; a half-written last line is left out.
-
-    Raises:
-        KoalaBenchError: the file is missing or damaged, or ends before it names a trial.
-    """
+    """Read the lines of a sweep; a half-written last line is left out."""
     log = _read(path)
     if not log.grid:
         raise KoalaBenchError(f"{path} names no trial yet.", "Start the sweep again.")

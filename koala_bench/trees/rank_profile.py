@@ -96,8 +96,6 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
     """Ranks along the target's own greedy answers.
 
     Args:
-        prompts: token ids of held-out prompts.
-        tokens: length limit of an answer.
         depth: deepest draft depth; capped at the head's ``max_depth``.
 
     Raises:

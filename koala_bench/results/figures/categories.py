@@ -42,12 +42,8 @@ def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: s
 
 
 def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, methods: Sequence[str]) -> list[Path]:
-    """``figure-categories.pdf`` and ``.png``: speedup by task with 95 % intervals over the questions, whose number is
-    in brackets.
-
-    Args:
-        runs: as for Table 2; a row of bars per target.
-        tasks: the recipe of Table 2.
+    """``figure-categories.pdf`` and ``.png``: speedup by task of Table 2 with 95 % intervals over the
+    questions, whose number is in brackets; a row of bars per target.
     """
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
     targets = list(dict.fromkeys(row.summaries[0].target for row in rows))

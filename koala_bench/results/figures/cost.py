@@ -38,11 +38,7 @@ def has_cost_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
 
 
 def cost_curves(runs: Sequence[Run], heads: Sequence[str]) -> list[tuple[str, str, list[Point]]]:
-    """Target, head and its points by ascending K; methods whose parts of a step were not timed have no point.
-
-    Raises:
-        KoalaBenchError: see ``summaries.sample``, or no head has several numbers of layers with timed drafts.
-    """
+    """Target, head and its points by ascending K; methods whose parts of a step were not timed have no point."""
     curves = []
     for group in evaluations(runs):
         chosen = sample(group)
@@ -69,13 +65,6 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
 
     Dashed lines are of equal speed: the length that a draft of this cost needs for a speedup of 1, 1.5, 2, ..., at the
     mean seconds that the rest of a step takes.
-
-    Args:
-        runs: a panel per evaluation.
-        heads: which methods, see ``head_with_layers``.
-
-    Raises:
-        KoalaBenchError: see ``cost_curves``.
     """
     drawn = cost_curves(runs, heads)
     targets = list(dict.fromkeys(target for target, _, _ in drawn))

@@ -41,9 +41,6 @@ def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
 
     Args:
         heads: names of original methods, whose head is meant.
-
-    Raises:
-        KoalaBenchError: two methods are the same head with the same K, or no head has two K.
     """
     found: dict[tuple[str, str, bool], dict[int, Summary]] = {}
     for run in runs:
@@ -83,10 +80,6 @@ def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
 def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:
     """``figure-layers.pdf`` and ``.png``: against K the speedup and the acceptance length with 95 % intervals, and the
     draft overhead.
-
-    Args:
-        runs: of one or several targets, a row of panels each; every record has its own vanilla decoding.
-        heads: see ``curves``.
     """
     drawn = curves(runs, heads)
     targets = list(dict.fromkeys(curve.target for curve in drawn))

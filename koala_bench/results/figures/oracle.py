@@ -46,13 +46,6 @@ def _draw(axes: Axes, found: Sequence[tuple[str, Bounds]]) -> None:
 def write_oracle(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> list[Path]:
     """``figure-oracle.pdf`` and ``.png``: a bar per method from its speedup to that of its oracle, and on to that of an
     oracle whose drafts take no time, where the parts of a step were timed.
-
-    Args:
-        runs: a panel per evaluation.
-        methods: which ones, in which order; those that a record does not have are passed over.
-
-    Raises:
-        KoalaBenchError: see ``summaries.sample``, or a record without a method that drafts.
     """
     shown = []
     for group in evaluations(runs):

@@ -30,9 +30,6 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
 
     The supervised loss is shown as a share of its first logged value, because losses of different heads have different
     units; the held-out acceptance length is that of chains over a few prompts.
-
-    Args:
-        log: ``training.jsonl``.
     """
     lines = read_training(log)
     names = [name for name in methods if any(line["method"] == name for line in lines)]

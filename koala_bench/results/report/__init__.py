@@ -48,8 +48,6 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     Args:
         folder: with ``records.jsonl``; records of other seeds and tasks and the log of the training are used where they
             are there.
-        out: the HTML file.
-        data_dir: where the questions are looked for, to be shown beside the answers.
 
     Raises:
         KoalaBenchError: there is no record, it is damaged or has nothing to compare.

@@ -178,11 +178,6 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
     Args:
         runs: for Table 1 one record per target, on the same questions; for Table 2 and the leaderboard one per target
             and question file; for Table 3 one per target and training seed; or of each of these one per process.
-        spec: of ``reproduce/table*.toml``.
-        paper: of ``reproduce/paper.toml``.
-
-    Returns:
-        The three paths.
     """
     table = set_table(runs, spec, paper)
     caption, legend = _caption(table)

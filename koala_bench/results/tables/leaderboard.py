@@ -45,9 +45,6 @@ def speedups_by_task(rows: Sequence[_Row]) -> Grid:
 def changes_by_task(rows: Sequence[_Row], name: str) -> Grid:
     """The change of each method against its original on each task and over all; marked are changes whose whole interval
     lies on one side of zero.
-
-    Args:
-        name: a column of one change, such as ``change_x``.
     """
     (column,) = COLUMNS[name]
     table, at = _pivot(

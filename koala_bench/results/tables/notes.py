@@ -50,12 +50,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def notes_of(
     measured: Sequence[Measured], spec: TableSpec, paper: Paper, remarks: Sequence[str], covers: Mapping[Factor, int]
 ) -> list[Note]:
-    """All notes of a table, in their order.
-
-    Args:
-        remarks: what else is to be said of this table.
-        covers: what its intervals are over.
-    """
+    """All notes of a table, in their order."""
     notes = [
         Note("This table is incomplete", tuple(line for each in measured for line in incomplete(each)), alarm=True),
         Note("Remarks", tuple(remarks)),

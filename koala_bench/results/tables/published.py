@@ -168,20 +168,12 @@ def read_table_spec(path: Path) -> TableSpec:
 
 
 def read_figure_spec(path: Path) -> FigureSpec:
-    """Read a ``reproduce/figure-*.toml``.
-
-    Raises:
-        KoalaBenchError: no such file, not TOML, or a misspelt key.
-    """
+    """Read a ``reproduce/figure-*.toml``."""
     return read_toml(path, "recipe", FigureSpec, _REMEDY)
 
 
 def read_paper(path: Path) -> Paper:
-    """Read ``reproduce/paper.toml``.
-
-    Raises:
-        KoalaBenchError: no such file, not TOML, a misspelt key, or a value that is neither a number nor "unknown".
-    """
+    """Read ``reproduce/paper.toml``."""
     return read_toml(path, "published values", Paper, _REMEDY)
 
 

@@ -135,13 +135,11 @@ class LengthDefinition:
     Attributes:
         meaning: the formula, in one line; the prefill's token is left out where it does not say otherwise.
         source: who counts so, and where.
-        bonus: whether the target's own token of each step is in.
         value: of the answers of one method, in tokens per step; NaN where it does not exist.
     """
 
     meaning: str
     source: str
-    bonus: bool
     value: Callable[[Sequence[Steps]], float]
 
 
@@ -203,55 +201,44 @@ LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     "tokens per step": LengthDefinition(
         "tokens that the steps settled / steps, both totalled",
         "this project's tables; tokens/step and block efficiency elsewhere; Medusa's new_tokens / (idxs + 1)",
-        True,
         _tokens_per_step,
     ),
     "drafts per step": LengthDefinition(
-        "accepted drafts / steps, both totalled",
-        "the question whether the +1 is in (EAGLE#147)",
-        False,
-        _drafts_per_step,
+        "accepted drafts / steps, both totalled", "the question whether the +1 is in (EAGLE#147)", _drafts_per_step
     ),
     "EAGLE": LengthDefinition(
         "accepted drafts per drafting-verification cycle + 1, averaged over cycles",
         "EAGLE#195, #146, #132; of Medusa too (EAGLE#147)",
-        True,
         lambda answers: _drafts_per_step(answers) + 1.0,
     ),
     "Spec-Bench": LengthDefinition(
         "mean of accept_lengths, the tokens appended per step, over the steps of all turns and questions",
         "#Mean accepted tokens of Spec-Bench's evaluation/eval.py and speed.py",
-        True,
         _tokens_per_step,
     ),
     "Medusa, new_tokens / idxs": LengthDefinition(
         "tokens of the steps / (steps - 1), both totalled: idxs is the last step's index and counts from 0",
         "what users compute from Medusa's and EAGLE's answer files (EAGLE#153, #235); too large by one step per turn",
-        True,
         _medusa,
     ),
     "SpecForge benchmark": LengthDefinition(
         "completion_tokens / spec_verify_ct: all new tokens, the prefill's too, / steps",
         "SpecForge benchmarks/benchmarker/utils.py; that the server's completion_tokens hold the prefill's is inferred",
-        True,
         _completion_per_verification,
     ),
     "speculators, NeMo Automodel": LengthDefinition(
         "1 + accepted drafts / drafts: a step that was offered nothing is no draft",
         "speculators scripts/evaluate/perf_utils.py (Prometheus counters of vLLM); NeMo Automodel PR #2912",
-        True,
         _per_draft,
     ),
     "SpecForge evaluator": LengthDefinition(
         "simulated_acc_len: a1 + a1 a2 + ..., from the rates by depth given the parent",
         "SpecForge specforge/eval/evaluator.py, whose rates are of teacher forcing; here of the decoding",
-        False,
         _from_rates,
     ),
     "mean over questions": LengthDefinition(
         "tokens per step of each question, averaged over questions: a short answer counts like a long one",
         "the mean of ratios, where 'tokens per step' is the ratio of totals",
-        True,
         _mean_over_questions,
     ),
 }

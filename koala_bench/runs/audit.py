@@ -24,18 +24,16 @@ def questions_of(preset: Preset, tasks: str | None, data_dir: Path | None) -> di
     Args:
         tasks: names or files separated by commas, or ``all`` of the data folder; None for the preset's questions.
     """
-    if tasks == "all":
+    if tasks is None:
+        names = [preset.evaluation.questions]
+    elif tasks == "all":
         folder = data_folder(data_dir)
         if not (names := names_in(folder)):
             raise KoalaBenchError(
                 f"{folder} has no question files.", "Fetch them with `koala-bench data --all`, or name --tasks."
             )
-    else:
-        asked = preset.evaluation.questions if tasks is None else tasks
-        if not (names := [name.strip() for name in asked.split(",") if name.strip()]):
-            raise KoalaBenchError(
-                f"--tasks '{tasks}' names no question set.", "Name some, separated by commas, or all."
-            )
+    elif not (names := [name.strip() for name in tasks.split(",") if name.strip()]):
+        raise KoalaBenchError(f"--tasks '{tasks}' names no question set.", "Name some, separated by commas, or all.")
     found = {name: find_questions(name, data_dir) for name in names}
     return {name: (short, read_questions(path)) for name, (short, path) in found.items()}
 
@@ -56,8 +54,8 @@ def audit(
     target, template = load_preset_target(preset)
 
     def in_precision(dtype: str) -> Target:
-        of, more = preset.target, {"engine": preset.target.engine, "threads": preset.target.threads}
-        return load_target(of.name, of.device, dtype, of.revision, of.attention, **more)
+        of = preset.target
+        return load_target(of.name, of.device, dtype, of.revision, of.attention, engine=of.engine, threads=of.threads)
 
     found = []
     for task, (short, asked) in tasks.items():

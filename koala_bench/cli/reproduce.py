@@ -41,10 +41,10 @@ def reproduce(
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
     """
-    from koala_bench.results.recipes import RECIPE_NAMES, layers_of_variants, plan
+    from koala_bench.results.recipes import TITLES, layers_of_variants, plan
 
-    if what not in RECIPE_NAMES:
-        raise KoalaBenchError(f"There is no recipe '{what}'.", f"Use {', '.join(RECIPE_NAMES)}.")
+    if what not in TITLES:
+        raise KoalaBenchError(f"There is no recipe '{what}'.", f"Use {', '.join(TITLES)}.")
     if options.layers is not None and what not in ("table1", "table2", "leaderboard"):
         variants = layers_of_variants(options.preset, options.layers)
         options = replace(options, layers=None, settings=[*variants, *(options.settings or [])])
@@ -54,28 +54,15 @@ def reproduce(
     if names == ["vanilla"]:
         raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
     folder = options.folder(what, chosen)
-    planned = plan(
-        what,
-        chosen,
-        options.preset,
-        folder,
-        options.data_dir,
-        methods=names if options.methods is not None else None,
-        asked=options.questions is not None,
-        seeds=options.seed is None and not options.quick,
-    )
+    methods = names if options.methods is not None else None
+    asked, seeds = options.questions is not None, options.seed is None and not options.quick
+    planned = plan(what, chosen, options.preset, folder, options.data_dir, methods=methods, asked=asked, seeds=seeds)
     from koala_bench.runs.reproduce import reproduce
 
-    titles = {
-        "figures": "All figures",
-        "cost": "Length against cost of a draft",
-        "leaderboard": "The leaderboard",
-        "all": "All tables and figures",
-    }
     written = reproduce(
         planned,
         chosen,
-        f"{titles.get(what, f'Table {what[-1]}')} with the preset '{options.preset}' into {folder}",
+        f"{TITLES[what]} with the preset '{options.preset}' into {folder}",
         options.preset,
         folder,
         data_dir=options.data_dir,

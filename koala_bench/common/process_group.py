@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from koala_bench.common.hub_errors import first_line
 from koala_bench.errors import KoalaBenchError
 
 
@@ -97,9 +98,8 @@ def find_team(device: torch.device) -> Team:
     try:
         state = PartialState(cpu=device.type == "cpu")
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise KoalaBenchError(
-            f"The processes of this run cannot find each other: {first}",
+            f"The processes of this run cannot find each other: {first_line(error)}",
             "Start it again with `accelerate launch` or `torchrun`.",
         ) from error
     return Team(state.process_index, state.num_processes)

@@ -32,15 +32,6 @@ def _aligned(header: RunHeader, methods: Sequence[str]) -> RunHeader:
     return {**header, "methods": [by_name[name] for name in methods]}
 
 
-def _gated(run: Run) -> list[str]:
-    names = [name for name in run.methods if name != VANILLA]
-    if not names:
-        raise KoalaBenchError(
-            f"{run.path} has no method beside vanilla, so there is nothing to hold.", "Evaluate with more --methods."
-        )
-    return names
-
-
 def _refuse_difference(first: Run, run: Run, methods: Sequence[str]) -> None:
     """Raise if two runs measured something else: other target, questions, limits, tree."""
     left, right = _aligned(first.header, methods), _aligned(run.header, methods)
@@ -81,7 +72,12 @@ def consistent(runs: Sequence[Run]) -> list[str]:
     """
     if not runs:
         raise KoalaBenchError("There is no record to check.", "Name at least one .jsonl file of an evaluation.")
-    methods = _gated(runs[0])
+    methods = [name for name in runs[0].methods if name != VANILLA]
+    if not methods:
+        raise KoalaBenchError(
+            f"{runs[0].path} has no method beside vanilla, so there is nothing to hold.",
+            "Evaluate with more --methods.",
+        )
     if VANILLA not in runs[0].methods:
         raise KoalaBenchError(
             f"{runs[0].path} has no vanilla decoding, which tells whether the answers are the same.",

@@ -43,11 +43,6 @@ class Interval:
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
-def draft_overhead(draft_s: float, verify_s: float) -> float:
-    """Share of drafting in the time of a step: draft / (draft + verify), both in seconds."""
-    return draft_s / (draft_s + verify_s)
-
-
 # ---------------------------------------------------------------------------------------------- per question
 
 
@@ -171,10 +166,13 @@ def change_percent(new: Statistic, old: Statistic) -> Statistic:
 # ---------------------------------------------------------------------------------------------- bootstrap
 
 
+def _drawn(generator: np.random.Generator, count: int, resamples: int) -> Array:
+    return generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
+
+
 def resample_weights(questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> Array:
     """How often each question is drawn in each bootstrap resample, [resamples, questions]; rows sum to ``questions``."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(questions, np.full(questions, 1.0 / questions), size=resamples).astype(np.float64)
+    return _drawn(np.random.default_rng(seed), questions, resamples)
 
 
 def _expanded_tail(questions: int, confidence: float) -> float:
@@ -207,11 +205,8 @@ def interval_ends(statistic: Statistic, weights: Array, confidence: float = CONF
 def interval(statistic: Statistic, weights: Array, confidence: float = CONFIDENCE) -> Interval:
     """The statistic of the sample with its interval over questions; see ``interval_ends``."""
     questions = weights.shape[-1]
-    value = float(statistic(np.ones(questions)))
-    if questions < 2:
-        return Interval(value, math.nan, math.nan)
-    low, high = interval_ends(statistic, weights, confidence)
-    return Interval(value, float(low), float(high))
+    low, high = interval_ends(statistic, weights, confidence) if questions > 1 else (math.nan, math.nan)
+    return Interval(float(statistic(np.ones(questions))), float(low), float(high))
 
 
 # ---------------------------------------------------------------------------------------------- bootstrap over seeds
@@ -243,11 +238,7 @@ def stacked(seeds: Sequence[Totals]) -> Totals:
 def resample_seeds(seeds: int, questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> SeedWeights:
     """Draw seeds, then questions; the questions drawn are the same for every seed and method, as all answered the same."""
     generator = np.random.default_rng(seed)
-    drawn = [
-        generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
-        for count in (seeds, questions)
-    ]
-    return SeedWeights(*drawn)
+    return SeedWeights(*(_drawn(generator, count, resamples) for count in (seeds, questions)))
 
 
 _BLOCK = 4_000_000  # weights at a time, 32 MB
@@ -325,9 +316,7 @@ def hierarchical_interval(statistic: Statistic, weights: SeedWeights) -> Interva
     With one seed the ends are NaN: how far seeds differ is not known.
     """
     seeds, questions = weights.seeds.shape[1], weights.questions.shape[1]
-    if min(seeds, questions) < 2:
-        return Interval(float(statistic(np.ones(seeds * questions))), math.nan, math.nan)
-    low, high = hierarchical_ends(statistic, weights)
+    low, high = hierarchical_ends(statistic, weights) if min(seeds, questions) > 1 else (math.nan, math.nan)
     return Interval(float(statistic(np.ones(seeds * questions))), float(low), float(high))
 
 

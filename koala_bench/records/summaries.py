@@ -321,10 +321,10 @@ def _summary(chosen: Sample, name: str) -> Summary:
 
 
 def _overhead(turns: Sequence[TurnLine]) -> float | None:
-    """Share of drafting in the turns whose parts were timed."""
+    """Share of drafting in the time of a step, draft / (draft + verify), of the turns whose parts were timed."""
     timed = [turn for turn in turns if turn["draft_s"] is not None and turn["verify_s"] is not None]
     draft_s, verify_s = (math.fsum(turn[part] or 0.0 for turn in timed) for part in ("draft_s", "verify_s"))
-    return statistics.draft_overhead(draft_s, verify_s) if draft_s + verify_s > 0 else None
+    return draft_s / (draft_s + verify_s) if draft_s + verify_s > 0 else None
 
 
 def _intervals(chosen: Sample, name: str, original: str | None) -> dict[str, Any]:

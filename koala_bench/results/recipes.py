@@ -11,10 +11,13 @@ from koala_bench.common.bundled import RECIPES
 from koala_bench.dialogues.downloads import data_folder, places_of
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset, usual_methods
-from koala_bench.results.making import FIGURES, RECORD, TABLES, seed_folder, task_folder
+from koala_bench.results.making import FIGURES, RECORD, seed_folder, task_folder
 from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
-RECIPE_NAMES = (*TABLES, "figures", "cost", "all")
+TITLES = {"table1": "Table 1", "table2": "Table 2", "table3": "Table 3", "leaderboard": "The leaderboard"} | {
+    "figures": "All figures", "cost": "Length against cost of a draft", "all": "All tables and figures",
+}  # fmt: skip
+RECIPE_NAMES = tuple(TITLES)
 _USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one takes trainings of its own
 
 
@@ -177,7 +180,7 @@ def _question_files(
     others.
     """
     spec = read_table_spec(RECIPES / f"{table}.toml")
-    title = "Table 2" if table == "table2" else "The leaderboard"
+    title = TITLES[table]
     wanted = list(dict.fromkeys(task.questions for task in spec.tasks))
     there: list[str] = []
     place: Path | None = None

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from koala_bench.common.files import write_text
 from koala_bench.dialogues.questions import find_questions, read_questions
-from koala_bench.evaluation.loop import evaluate
 from koala_bench.gate.comparison import compare_heads, refuse_changed_code, verdict_table
-from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import Preset
 from koala_bench.results.making import RECORD
+from koala_bench.runs.evaluate import evaluate
 from koala_bench.training.experiment import load_preset_target, train_heads
 
 
@@ -38,8 +37,8 @@ def compare(
     note_code = refuse_changed_code(preset, methods, folder)
     heads = folder / "heads"
     train_heads(preset, methods, target, template, heads, note_code, log_with=log_with)
-    run = evaluate(preset, name, methods, target, template, heads, folder / RECORD, data_dir, command)
-    write_fastchat_answers(run, folder / "answers")
+    loaded = target, template
+    run = evaluate(preset, name, methods, heads, folder / RECORD, data_dir, command, loaded=loaded)
     text = verdict_table(run, compare_heads(run, judged, methods))
     write_text(folder / "verdict.md", text)
     return text

@@ -10,6 +10,7 @@ from koala_bench.engine.target import Target
 from koala_bench.evaluation import loop
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import Preset
+from koala_bench.records.reading import Run
 from koala_bench.training.experiment import load_preset_target
 
 
@@ -23,7 +24,7 @@ def evaluate(
     command: Sequence[str],
     process: int = 1,
     loaded: tuple[Target, ChatTemplate] | None = None,
-) -> None:
+) -> Run:
     """Decode with trained heads and without, into ``record``; also what a fresh process is started with; raises
     ``KoalaBenchError`` if anything that it needs is wrong.
 
@@ -35,3 +36,4 @@ def evaluate(
     target, template = loaded or load_preset_target(preset)
     run = loop.evaluate(preset, name, methods, target, template, heads, record, data_dir, command, process)
     write_fastchat_answers(run, record.parent / "answers")
+    return run

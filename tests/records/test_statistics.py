@@ -25,10 +25,6 @@ VANILLA = made([100, 50], [100, 50], [10.0, 5.0])  # 10 tokens/s on both questio
 HEAD = made([100, 60], [50, 20], [4.0, 4.0])  # 25 and 15 tokens/s
 
 
-def test_draft_overhead() -> None:
-    assert statistics.draft_overhead(1.0, 3.0) == 0.25
-
-
 def test_the_three_definitions_of_speedup() -> None:
     # Totals: 160 tokens in 8 s = 20/s against 150 in 15 s = 10/s.
     assert statistics.speedup_of_totals(HEAD, VANILLA)(ONES) == pytest.approx(2.0)

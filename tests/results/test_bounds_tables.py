@@ -9,6 +9,7 @@ import pytest
 from koala_bench.common.bundled import RECIPES
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import TurnLine
+from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import sample, summarise
 from koala_bench.results.figures.cost import cost_curves, has_cost_curves, head_with_layers
 from koala_bench.results.making import make_table
@@ -38,10 +39,11 @@ def test_every_method_stands_under_table_1_with_its_oracle(tmp_path: Path) -> No
 
 def test_a_file_of_answers_is_bounded_by_its_longest_step() -> None:
     """Steps of 1, 2 and 4 tokens; twice vanilla's speed at 7/3 tokens a step."""
-    found = trace_bounds([("1", 7 / 3, 2.0, (2 / 3, 1 / 3, 1 / 3)), ("2", None, None, (0.5,)), ("3", 1.0, 1.0, ())])
-    assert found is not None
+    length, twice, none = (Interval(value, value, value) for value in (7 / 3, 2.0, 1.0))
+    found = trace_bounds(
+        [("1", length, twice, (2 / 3, 1 / 3, 1 / 3)), ("2", None, None, (0.5,)), ("3", none, none, ())]
+    )
     assert found.rows == [["1", "1.17", "3.43", "33.3 / 33.3 / 0.0 / 33.3"], ["2", "–", "–", "50.0 / 50.0"]]
-    assert trace_bounds([("3", 1.0, 1.0, ())]) is None
 
 
 def test_a_curve_of_costs_is_of_heads_with_other_layers_alone(tmp_path: Path) -> None:

@@ -96,13 +96,12 @@ def to_text(rows: Sequence[Row]) -> str:
     if len(whole) == len(rows):
         for line in lines:
             del line["Category"]
+
+    def name_of(row: Row) -> str:
+        return f"{numbers[id(row.trace)]} {row.category or ''}".strip()
+
     speedups, changes = (
-        [
-            {"File": f"{numbers[id(row.trace)]} {row.category or ''}".strip(), "Against": numbers[id(of.other)]}
-            | cells(of)
-            for row, of in pairs
-            if of is not None
-        ]
+        [{"File": name_of(row), "Against": numbers[id(of.other)]} | cells(of) for row, of in pairs if of is not None]
         for pairs, cells in (
             ([(row, row.speedup) for row in rows if row.speedup and row.speedup.speedup], _speedup_cells),
             ([(row, row.change) for row in rows], _change_cells),
@@ -116,15 +115,13 @@ def to_text(rows: Sequence[Row]) -> str:
     notes = [Note("Files", tuple(f"{', '.join(which)}: {text}" for text, which in files.items())), _DEFINITIONS]
     further = {"Speedups": speedups, "Changes against the first file": changes}
     tables = [(title, grid_of(each, ())) for title, each in further.items()]
-    if bounded := trace_bounds([_bounded(row, numbers[id(row.trace)]) for row in rows if not is_vanilla(row.trace)]):
-        tables.append(("What bounds them", bounded))
+    bounded = [
+        (name_of(row), row.acceptance_length, row.speedup and row.speedup.speedup, row.at_least)
+        for row in rows
+        if not is_vanilla(row.trace)
+    ]
+    tables.append(("What bounds them", trace_bounds(bounded)))
     return to_markdown(grid_of(lines, _LEFT), "Answer files", notes, tables)
-
-
-def _bounded(row: Row, number: str) -> tuple[str, float | None, float | None, Sequence[float]]:
-    length, speedup = row.acceptance_length, row.speedup.speedup if row.speedup else None
-    name = f"{number} {row.category or ''}".strip()
-    return name, length.value if length else None, speedup.value if speedup else None, row.at_least
 
 
 def to_csv(rows: Sequence[Row]) -> str:

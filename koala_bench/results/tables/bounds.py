@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from koala_bench.records.bounds import Bounds, acceptance_histogram, bounds
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
+from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Sample
 from koala_bench.results.tables.rendering import NOTHING, Grid, fixed
 
@@ -65,8 +66,8 @@ TRACES = (
 )
 
 
-def trace_bounds(rows: Sequence[tuple[str, float | None, float | None, Sequence[float]]]) -> Grid | None:
-    """What answer files say of bounds, or None where they say nothing.
+def trace_bounds(rows: Sequence[tuple[str, Interval | None, Interval | None, Sequence[float]]]) -> Grid:
+    """What answer files say of bounds; no row where they say nothing.
 
     Args:
         rows: of each file its label, acceptance length, speedup, and the shares of its steps that accepted at least 1,
@@ -80,7 +81,8 @@ def trace_bounds(rows: Sequence[tuple[str, float | None, float | None, Sequence[
         histogram = " / ".join(fixed(100 * share, 1) for share in exactly)
         costs = [NOTHING, NOTHING]
         if length is not None and speedup is not None:
-            costs = [fixed(length / speedup, 2), fixed((1 + len(at_least)) * speedup / length, 2)]
+            break_even = length.value / speedup.value
+            costs = [fixed(break_even, 2), fixed((1 + len(at_least)) / break_even, 2)]
         found.append([label, *costs, histogram])
     headings = ["File", "Break-even length", "Oracle (x)", "Accepting 0 / 1 / 2 / … (%)"]
-    return Grid(headings, found, [False, True, True, False]) if found else None
+    return Grid(headings, found, [False, True, True, False])

@@ -73,19 +73,16 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     further = [] if spec.picked else _further(rows, groups, spec, paper)
     further += [*external_table(runs, spec, paper), *exceptions(measured)]
     name, caption = _TABLES[spec.by]
+    main = leaderboard(rows) if spec.by == "method" and not spec.picked else grid(rows, spec.columns)
     return SetTable(
         name=name.lower().replace(" ", ""),
         title=f"{name}: {caption[0].lower()}{caption[1:]}{_where(runs)}",
-        grid=_without_target(leaderboard(rows) if _is_board(spec) else grid(rows, spec.columns), spec),
+        grid=_without_target(main, spec),
         further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
         notes=notes_of(measured, spec, paper, remarks, covers),
         frame=frame_of(rows),
         covers=covers,
     )
-
-
-def _is_board(spec: TableSpec) -> bool:
-    return spec.by == "method" and not spec.picked
 
 
 def _groups(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], list[str]]:
@@ -125,18 +122,15 @@ def _further(
     else:
         tables = [(change, changes_grid(rows, grouped(spec.columns, spec.changes)))] if spec.changes else []
     for target, group in whole.items() if spec.systems else ():
-        tables.append(
-            (f"Published order of methods, on {short_name(target)}", order_grid(group.sample, spec.systems, paper))
-        )
+        title = f"Published order of methods, on {short_name(target)}"
+        tables.append((title, order_grid(group.sample, spec.systems, paper)))
     tables += bounds_tables([group.sample for group in whole.values()])
     if spec.by == "method":
         more = grid(whole_rows(rows), ("target", "method", *spec.more))
-        return [
-            *tables,
-            ("Speedup by task, with intervals", speedups_by_task(rows)),
-            (f"{_MORE}, over all tasks", more),
-        ]
-    return [*tables, *([(_MORE, grid(rows, grouped(spec.columns, spec.more)))] if spec.more else [])]
+        tables += [("Speedup by task, with intervals", speedups_by_task(rows)), (f"{_MORE}, over all tasks", more)]
+    elif spec.more:
+        tables.append((_MORE, grid(rows, grouped(spec.columns, spec.more))))
+    return tables
 
 
 def _where(runs: Sequence[Run]) -> str:

@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from koala_bench.cli.options import with_shared
+from koala_bench.common.files import cannot
 from koala_bench.errors import KoalaBenchError
 
 HELP = "Benchmark and reproduce draft heads of speculative decoding."
@@ -73,14 +74,8 @@ def main() -> None:
             raise
         # What a command does with files says more where it can; this is for places where only a broken disk or folder
         # can fail.
-        _refuse(
-            str(
-                KoalaBenchError(
-                    f"Cannot use {error.filename}: {error.strerror}.",
-                    "Check the path, its permissions and the space on its disk.",
-                )
-            )
-        )
+        remedy = "Check the path, its permissions and the space on its disk."
+        _refuse(str(cannot("use", error.filename, error, remedy)))
     else:
         if code == _INTERRUPTED:
             print("koala-bench: stopped; the same command goes on where it was.", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TextIO
 from koala_bench.errors import KoalaBenchError
 
 
-def cannot(what: str, path: Path, error: OSError, remedy: str) -> KoalaBenchError:
+def cannot(what: str, path: Path | str, error: OSError, remedy: str) -> KoalaBenchError:
     """The error of something that the system refuses to do with a file."""
     return KoalaBenchError(f"Cannot {what} {path}: {error.strerror or error}.", remedy)
 

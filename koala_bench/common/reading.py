@@ -44,6 +44,14 @@ def read_toml(path: Path, what: str, model: type[_Model], remedy: str) -> _Model
         raise KoalaBenchError(f"The {what} {path} is not valid TOML: {error}.", "Mend the file.") from error
 
 
+def read_bytes(path: Path, what: str, remedy: str) -> bytes:
+    """The content of a file that should be there; ``what`` it is, such as ``run record``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise cannot(f"read the {what}", path, error, remedy) from error
+
+
 def read_text(path: Path, what: str, missing: str, folder: str) -> str:
     """A text file of a user, UTF-8 with or without a byte order mark.
 

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from koala_bench.common.files import write_text
-from koala_bench.common.reading import encode_line
+from koala_bench.common.reading import encode_line, read_bytes
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, differences, parse, read_bytes
+from koala_bench.records.reading import Run, differences, parse
 from koala_bench.records.schema import (
     SCHEMA,
     EndLine,
@@ -120,7 +120,7 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
     problem = header_problem(header)
     if problem or header["schema"] != SCHEMA:
         raise ValueError(f"not a run line: {problem or 'schema'}")
-    content = read_bytes(path) if path.exists() else b""
+    content = read_bytes(path, "run record", "Check its permissions.") if path.exists() else b""
     # Without one line end not even the header was completed, so there is nothing to go on with.
     resumed = b"\n" in content
     if not resumed:

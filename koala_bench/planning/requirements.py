@@ -49,13 +49,14 @@ class Place:
         config: the Hugging Face configuration; None of a draft model whose shape nobody knows.
         at_hand: whether the weights are on this machine.
         words: where they are, or where the sizes come from.
-        reached: whether the hub answers, as far as it was asked.
+        reached, refusal: what the hub says, as far as it was asked; see ``HubAnswer``.
     """
 
     config: Any
     at_hand: bool
     words: str
     reached: bool = True
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _find(name: str, revision: str | None, check: str) -> Place:
     shape = config or known_shape(name)
     what = f"the hub refuses it ({answer.refusal})" if answer.reached else "the hub does not answer"
     words = f"not on this machine, and {what}{'; its shape is known' if shape is not None else ''}"
-    return Place(shape, False, words, answer.reached)
+    return Place(shape, False, words, answer.reached, answer.refusal)
 
 
 def needs_of(
@@ -289,12 +290,13 @@ def missing_for(
         found.append(f"{least}, the GPU has {gibibytes(total)}. Use fewer --methods at a time or a smaller target.")
     if not place.at_hand:
         size = gibibytes(needs.target_parameters * _STORED_BYTES)
-        found.append(f"The weights of {preset.target.name}, {size}. {_how(place, '--target')}")
+        how = _how(place.reached, place.refusal, "give the path of a copy with --target")
+        found.append(f"The weights of {preset.target.name}, {size}. {how}")
     for name, each in (models or {}).items():
         if not each.at_hand:
             count = needs.models.get(name)
             size = gibibytes(count * _STORED_BYTES) if count else "whose size nobody here knows"
-            how = _how(each, "the option model of its method")
+            how = _how(each.reached, each.refusal, "give the path of a copy with the option model of its method")
             found.append(f"The weights of the draft model {name}, {size}. {how}")
     if needs.training_tokens and (lacking := missing_conversations(preset.data.source, preset.target.name)) is not None:
         found.append(lacking)
@@ -311,14 +313,13 @@ def missing_for(
     return found
 
 
-def _how(place: Place, option: str) -> str:
-    """How to come by weights that are not here."""
-    gated = f"set HF_TOKEN for a gated model, or give the path of a copy with {option}."
-    if not place.reached:
-        return f"The hub does not answer: allow access to huggingface.co, {gated}"
-    if "refuses" in place.words:
-        return f"They are {place.words}: check the name, {gated}"
-    return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for a gated model."
+def _how(reached: bool, refusal: str | None, otherwise: str) -> str:
+    """How to come by what is not here but perhaps on the hub, by what that says."""
+    if not reached:
+        return f"The hub does not answer: allow access to huggingface.co, or {otherwise}."
+    if refusal is not None:
+        return f"The hub refuses them ({refusal}): check the name, set HF_TOKEN for gated ones, or {otherwise}."
+    return "The hub answers; they are downloaded at the first use. Set HF_TOKEN for gated ones."
 
 
 def missing_conversations(source: str, target: str) -> str | None:
@@ -347,17 +348,8 @@ def missing_conversations(source: str, target: str) -> str | None:
         answer, size = dialogues_on_hub(source)
     except KoalaBenchError as error:
         return f"The conversations {source}. {error}"
-    if answer.refusal is None:
-        return f"The conversations {source}, {gibibytes(size)}. The hub answers; they are downloaded at the first use."
-    if answer.reached:
-        return (
-            f"The conversations {source}. The hub refuses them ({answer.refusal}): check the name, set HF_TOKEN for a"
-            " gated one, or give a downloaded file."
-        )
-    return (
-        f"The conversations {source}. They have to be downloaded, and the hub does not answer: allow access to"
-        " huggingface.co, or fetch the file elsewhere and give --set data.source=FILE."
-    )
+    how = _how(answer.reached, answer.refusal, "fetch the file elsewhere and give --set data.source=FILE")
+    return f"The conversations {source}{f', {gibibytes(size)}' if size else ''}. {how}"
 
 
 def gibibytes(count: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from koala_bench.common.reading import complete_lines
+from koala_bench.common.reading import complete_lines, read_bytes
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.schema import (
     READABLE,
@@ -91,38 +91,24 @@ class Run:
 
 
 _RESTORE = "Restore the record from a copy, or delete it and run the evaluation again."
+_NAME_ONE = "Name the .jsonl file that an evaluation wrote."
 
 
 def _damaged(path: Path, line: int, problem: str) -> KoalaBenchError:
     return KoalaBenchError(f"{path}:{line}: {problem}.", _RESTORE)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a record that should be there."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read the run record {path}: {error.strerror or error}.",
-            "Name the .jsonl file that an evaluation wrote.",
-        ) from error
-
-
 def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
     if header.get("kind") != "run":
-        raise KoalaBenchError(
-            f"{path} is not a run record: its first line is not a 'run' line.",
-            "Name the .jsonl file that an evaluation wrote.",
-        )
+        raise KoalaBenchError(f"{path} is not a run record: its first line is not a 'run' line.", _NAME_ONE)
     if header.get("schema") != SCHEMA:
         code = header.get("code")
         version = code.get("version") if isinstance(code, dict) else None
+        other = f"Read it with koala-bench {version}, which wrote it, or run" if version else "Run"
+        schemas = f"{', '.join(map(str, READABLE[:-1]))} and {SCHEMA}"
         raise KoalaBenchError(
-            f"{path} has record schema {header.get('schema')}; this version reads schemas"
-            f" {', '.join(map(str, READABLE[:-1]))} and {SCHEMA}.",
-            f"Read it with koala-bench {version}, which wrote it, or run the evaluation again."
-            if version
-            else "Run the evaluation again with this version.",
+            f"{path} has record schema {header.get('schema')}; this version reads schemas {schemas}.",
+            f"{other} the evaluation again with this version.",
         )
     problem = header_problem(header)
     if problem:
@@ -134,9 +120,7 @@ def parse(path: Path, content: bytes) -> tuple[Run, int]:
     """The record in ``content`` and the length of its complete lines in bytes."""
     objects, length = complete_lines(path, content, _RESTORE)
     if not objects:
-        raise KoalaBenchError(
-            f"{path} is not a run record: it has no complete line.", "Name the .jsonl file that an evaluation wrote."
-        )
+        raise KoalaBenchError(f"{path} is not a run record: it has no complete line.", _NAME_ONE)
     older = objects[0].get("schema") in READABLE[:-1]
     objects = [of_today(line) for line in objects] if older else objects
     header = _checked_header(path, objects[0])
@@ -168,7 +152,7 @@ def read_run(path: Path) -> Run:
     Raises:
         KoalaBenchError: no such file, no run record, another schema version, or a damaged line (named).
     """
-    return parse(path, read_bytes(path))[0]
+    return parse(path, read_bytes(path, "run record", _NAME_ONE))[0]
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import make_folder, write_texts
-from koala_bench.common.reading import complete_lines, encode_line
+from koala_bench.common.files import cannot, make_folder, write_texts
+from koala_bench.common.reading import complete_lines, encode_line, read_bytes
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
 from koala_bench.records.statistics import NO_INTERVAL, Interval, Totals
@@ -62,10 +62,7 @@ class SweepLog:
             with open(self.path, "ab") as handle:
                 handle.write(encode_line(line))
         except OSError as error:
-            raise KoalaBenchError(
-                f"Cannot write {self.path}: {error.strerror or error}.",
-                "Free space and start again; it goes on where it was.",
-            ) from error
+            raise cannot("write", self.path, error, "Free space and start again; it goes on where it was.") from error
         self._take(line)
 
     def prompts(self, seed: int) -> range:
@@ -102,13 +99,8 @@ _REMEDY = "Remove the line and those after it, or choose another --out."
 
 
 def _read(path: Path) -> SweepLog:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot read {path}: {error.strerror}.", "Name the sweep.jsonl of a sweep's folder."
-        ) from error
-    log = None
+    name_one = "Name the sweep.jsonl of a sweep's folder."
+    content, log = read_bytes(path, "sweep", name_one), None
     for number, line in enumerate(complete_lines(path, content, _REMEDY)[0], start=1):
         try:
             if line["kind"] not in _KINDS or (log is None) != (line["kind"] == "sweep"):
@@ -122,7 +114,7 @@ def _read(path: Path) -> SweepLog:
         except (ValueError, KeyError, TypeError) as error:
             raise KoalaBenchError(f"{path}:{number}: damaged, {error}.", _REMEDY) from error
     if log is None:
-        raise KoalaBenchError(f"{path} holds no sweep.", "Name the sweep.jsonl of a sweep's folder.")
+        raise KoalaBenchError(f"{path} holds no sweep.", name_one)
     return log
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.reading import complete_lines
+from koala_bench.common.reading import complete_lines, read_bytes
 from koala_bench.errors import KoalaBenchError
 
 GAP = 0.10  # relative; a larger one between teacher-forced and decoded acceptance is flagged
@@ -20,11 +20,7 @@ def read_training(path: Path) -> list[dict[str, Any]]:
         KoalaBenchError: no such file, or a line that training did not write.
     """
     remedy = "Name the training.jsonl beside trained heads."
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise KoalaBenchError(f"Cannot read the training log {path}: {error}.", remedy) from error
-    lines = complete_lines(path, content, remedy)[0]
+    lines = complete_lines(path, read_bytes(path, "training log", remedy), remedy)[0]
     for number, line in enumerate(lines, 1):
         known = line.get("kind") in ("step", "held_out")
         if not (known and isinstance(line.get("step"), int) and isinstance(line.get("method"), str)):

@@ -173,10 +173,8 @@ def test_a_folder_of_conversations_is_no_missing_file(tmp_path: Path) -> None:
 
 
 def test_conversations_of_the_hub_have_to_be_downloaded(online: None) -> None:
-    assert (
-        missing_conversations("hub:someone/talks", "tiny")
-        == "The conversations hub:someone/talks, 3 MiB. The hub answers; they are downloaded at the first use."
-    )
+    said = "The conversations hub:someone/talks, 3 MiB. The hub answers; they are downloaded at the first use."
+    assert str(missing_conversations("hub:someone/talks", "tiny")).startswith(said)
     assert "has no file other.json" in str(missing_conversations("hub:someone/talks:other.json", "tiny"))
     assert "The hub refuses them (404" in str(missing_conversations("hub:someone/else", "tiny"))
 
@@ -184,9 +182,7 @@ def test_conversations_of_the_hub_have_to_be_downloaded(online: None) -> None:
 def test_conversations_of_a_hub_that_does_not_answer_are_missing(
     offline: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert "they have to be downloaded, and the hub does not answer" in str(
-        missing_conversations("hub:someone/talks", "tiny")
-    ).replace("They", "they")
+    assert "The hub does not answer" in str(missing_conversations("hub:someone/talks", "tiny"))
     assert capfd.readouterr().err == ""
 
 

@@ -136,11 +136,11 @@ class Shared:
         """The folder of --out, or one named after what is run."""
         return self.out if self.out is not None else default_folder(kind, preset, self.quick)
 
-    def heads(self, asked: Path | None, preset: Preset) -> Path:
+    def heads(self, given: Path | None, preset: Preset) -> Path:
         """The folder of --heads; that of ``reproduce table1`` by default."""
-        if asked == Path("shipped"):
+        if given == Path("shipped"):
             return shipped_heads(self.preset)
-        return asked or default_folder("table1", preset, self.quick) / "heads"
+        return given or default_folder("table1", preset, self.quick) / "heads"
 
 
 # Where each option stands in a preset, but for --target, which brings a chat template too.
@@ -179,16 +179,17 @@ def with_shared(run: Callable[..., None], names: Sequence[str]) -> Callable[...,
         return run
     own, types = get_type_hints(run, include_extras=True), get_type_hints(Shared)
     first, *rest = inspect.signature(run).parameters.values()
-    asked, hints = [], {each.name: own[each.name] for each in rest}
+    shared_parameters, hints = [], {each.name: own[each.name] for each in rest}
     for each in (each for each in fields(Shared) if each.name in names):
         said = each.metadata
         name = said["name"] or f"--{each.name.replace('_', '-')}"
         hints[each.name] = Annotated[types[each.name], option(name, said["help"], said["panel"], **said["limits"])]
-        asked.append(inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default))
-    if len(hints) < len(rest) + len(asked) or own[first.name] is not Shared:
+        shared_parameters.append(inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default))
+    if len(hints) < len(rest) + len(shared_parameters) or own[first.name] is not Shared:
         raise TypeError(f"{run.__name__} takes a Shared first, and no option twice")
     parameters = [
-        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY) for each in (*rest, *asked)
+        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in (*rest, *shared_parameters)
     ]
 
     @wraps(run)

@@ -55,8 +55,10 @@ def reproduce(
         raise KoalaBenchError("There is nothing to compare with vanilla decoding.", "Name another method in --methods.")
     folder = options.folder(what, chosen)
     methods = names if options.methods is not None else None
-    asked, seeds = options.questions is not None, options.seed is None and not options.quick
-    planned = plan(what, chosen, options.preset, folder, options.data_dir, methods=methods, asked=asked, seeds=seeds)
+    given, seeds = options.questions is not None, options.seed is None and not options.quick
+    planned = plan(
+        what, chosen, options.preset, folder, options.data_dir, methods=methods, questions_given=given, seeds=seeds
+    )
     from koala_bench.runs.reproduce import reproduce
 
     written = reproduce(

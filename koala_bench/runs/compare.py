@@ -18,7 +18,7 @@ def compare(
     preset: Preset,
     name: str,
     methods: Sequence[str],
-    judged: Sequence[str],
+    compared: Sequence[str],
     folder: Path,
     data_dir: Path | None,
     command: Sequence[str],
@@ -27,7 +27,7 @@ def compare(
     """Train and decode all methods into ``folder``, write ``verdict.md`` there and return its text.
 
     Args:
-        judged: those of the methods that are compared with the others.
+        compared: those of the methods that are compared with the others.
 
     Raises:
         KoalaBenchError: a mistake in questions, data or methods, or the folder holds heads that other code trained.
@@ -39,6 +39,6 @@ def compare(
     train_heads(preset, methods, target, template, heads, note_code, log_with=log_with)
     loaded = target, template
     run = evaluate(preset, name, methods, heads, folder / RECORD, data_dir, command, loaded=loaded)
-    text = verdict_table(run, compare_heads(run, judged, methods))
+    text = verdict_table(run, compare_heads(run, compared, methods))
     write_text(folder / "verdict.md", text)
     return text

@@ -171,19 +171,5 @@ def device_report(
     from koala_bench.costs.device_run import measure
 
     preset = Shared(preset="vicuna-7b").resolved()
-    names = method_names(preset, options.methods)
-    print(
-        measure(
-            None if sizes is None else sizes.split(","),
-            engines.split(","),
-            preset,
-            names,
-            out,
-            device=options.device,
-            dtype=options.dtype,
-            tokens=tokens,
-            rounds=rounds,
-            paper=paper,
-        ),
-        end="",
-    )
+    names, how = method_names(preset, options.methods), (options.device, options.dtype, tokens, rounds, paper)
+    print(measure(None if sizes is None else sizes.split(","), engines.split(","), preset, names, out, *how), end="")

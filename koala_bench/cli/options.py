@@ -169,12 +169,7 @@ EVERYTHING = tuple(field.name for field in fields(Shared))
 
 
 def with_shared(run: Callable[..., None], names: Sequence[str]) -> Callable[..., None]:
-    """A command with its own options and some shared ones, as typer reads it.
-
-    Args:
-        run: takes a ``Shared`` as its first argument, and its own options besides.
-        names: fields of ``Shared``; none where ``run`` takes its own options only.
-    """
+    """A command with its own options and some fields of ``Shared``, which it takes first, as typer reads it."""
     if not names:
         return run
     own, types = get_type_hints(run, include_extras=True), get_type_hints(Shared)

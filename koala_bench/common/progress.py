@@ -20,6 +20,13 @@ def log_line(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def in_time(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)) if seconds else 0} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:,.1f} h"
+
+
 class _Lines(io.TextIOBase):
     """A file where every drawing of a bar is a line of its own."""
 
@@ -34,7 +41,6 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
     """Yield ``advance(amount=1, note="")``.
 
     Args:
-        total: amount of work, in ``unit``.
         done: what an earlier, interrupted run has finished; it does not count towards the rate.
     """
     common = {"total": total, "initial": done, "desc": description, "unit": f" {unit}", "smoothing": 0, "miniters": 1}

@@ -25,11 +25,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 def read_toml(path: Path, what: str, model: type[_Model], remedy: str) -> _Model:
-    """A TOML file as a model.
-
-    Args:
-        what: the file is, such as ``grid``.
-        remedy: where there is no such file.
+    """A TOML file as a model; ``what`` it is, such as ``grid``, and the remedy where there is no such file.
 
     Raises:
         KoalaBenchError: it is missing, no TOML, or an entry is unknown or of the wrong kind.

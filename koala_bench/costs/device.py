@@ -59,10 +59,8 @@ class ModelCost:
     """What one model costs with one engine.
 
     Attributes:
-        parameters: of the model.
         bytes_per_token: that a vanilla step must read at least: the weights, of the input embedding only a row, and the
             cache's rows in the middle of an answer.
-        vanilla_s: seconds of a vanilla step.
         steps: verifications of chains of different lengths.
     """
 

@@ -30,7 +30,6 @@ def measure(
     preset: Preset,
     methods: Sequence[str],
     out: Path,
-    *,
     device: str | None,
     dtype: str | None,
     tokens: int,
@@ -42,9 +41,6 @@ def measure(
     Args:
         sizes: names in ``SHAPES``; None for those that suit the device.
         rounds: answers of each method, and repetitions of each step, that are timed.
-
-    Raises:
-        KoalaBenchError: there is no such size, device, engine or method, or nothing could be measured.
     """
     where = pick_device(device or "auto")
     kind = pick_dtype(dtype or ("bfloat16" if where.type == "cuda" else "auto"), where)

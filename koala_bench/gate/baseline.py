@@ -32,9 +32,6 @@ def accept(baseline: Path, new: Sequence[Run]) -> list[str]:
 
     In a folder the files of the old baseline go last, so that a kill leaves too many records rather than too few; the
     same command then finishes the work.
-
-    Raises:
-        KoalaBenchError: the records are not of one kind, or the baseline is a file and they are several.
     """
     consistent(new)
     if len(new) > 1 and baseline.is_file():

@@ -33,7 +33,6 @@ class Comparison:
     """One head against one baseline, on the turns that all compared methods finished.
 
     Attributes:
-        head, baseline: summaries of the two methods.
         length, speed: change in acceptance length and in tokens per second from baseline to head, percent.
     """
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from koala_bench.gate.regression import OVERALL, Gate, Line
 from koala_bench.records.schema import RunHeader
+from koala_bench.results.tables.notes import code_in_words
 from koala_bench.results.tables.rendering import NOTHING, Note, grid_of, to_markdown, with_interval
 
 # Characters that XML 1.0 cannot hold even escaped; an error message or a name in a record may have some.
@@ -28,10 +29,7 @@ def _row(line: Line) -> dict[str, str]:
 
 
 def _source(header: RunHeader) -> str:
-    commit = header["code"]["commit"]
-    dirty = " with uncommitted changes" if header["code"]["dirty"] else ""
-    code = f"commit {commit[:12]}{dirty}" if commit else f"version {header['code']['version']}"
-    return f"run {header['run_id'][:8]} of {header['created']}, {code}"
+    return f"run {header['run_id'][:8]} of {header['created']}, {code_in_words(header['code'])}"
 
 
 def headline(gate: Gate) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from koala_bench.common.markdown import table
-from koala_bench.common.progress import log_line
+from koala_bench.common.progress import in_time, log_line
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.devices import pick_device, pick_dtype
 from koala_bench.engine.target import Target
@@ -65,7 +65,7 @@ def outlook(
     hours, basis = _hours(preset, methods, loaded, models, needs, seconds, tokens)
     turns_in_words = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
     download = f"; {gibibytes(needs.download)} to download" if needs.download else ""
-    first, second = map(_of, hours.decoding)
+    training, first, second = (in_time(3600 * each) for each in (hours.training, *hours.decoding))
     heads = table(("Head", "Trained parameters (M)", "Discriminator (M)"), (_row(head, needs) for head in needs.heads))
     states = f"{_of_states(needs, tokens)}\n" if preset.training.stored_states else ""
     listed = "\n".join(f"- {each}" for each in missing)
@@ -83,7 +83,7 @@ states of a step), beside the activations of one head at a time; {gibibytes(need
 records{download}.
 - Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded by \
 each method ({turns_in_words}).
-- Time: {_of(hours.training)} of training; {first} of decoding if no draft is accepted, {second} at an acceptance \
+- Time: {training} of training; {first} of decoding if no draft is accepted, {second} at an acceptance \
 length of 2. {basis}
 {states}
 {f"**Missing here**{_GAP}{listed}" if missing else "Nothing is missing: it can run here."}"""
@@ -156,9 +156,3 @@ def _hours(
     )
     said = f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}"
     return least_hours(limits, preset, methods, needs), said
-
-
-def _of(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{hours * 3600:,.0f} s"
-    return f"{hours * 60:,.0f} min" if hours < 2 else f"{hours:,.1f} h"

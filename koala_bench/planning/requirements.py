@@ -177,7 +177,6 @@ def needs_of(
 
     Args:
         questions: number of turns that are asked, or None if the question file is not here; then MT-bench's.
-        models: where the draft models are, see ``find_models``.
     """
     names = [name for name in methods if name != VANILLA]
     # A method that decodes with another's head has that one trained.

@@ -82,10 +82,6 @@ def acceptance_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[in
     Conditional on the parent, like EAGLE's n-alpha (EAGLE-1, utils_alpha.py and alpha.py), and the same for a chain.
     In a tree n-alpha tries depth d only where the chosen path goes on; a record knows the tree's depth, not whether
     the accepted node had children, so a leaf above that depth is a trial here and none there.
-
-    Args:
-        accepted: draft tokens that each step settled.
-        drafted_depth: the deepest level that each step was offered.
     """
     settled, offered = _of_steps(accepted, drafted_depth)
     return [

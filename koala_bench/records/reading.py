@@ -44,8 +44,6 @@ class Run:
     """A record as read.
 
     Attributes:
-        path: the file.
-        header: its first line.
         turns: its turn lines in the order of the file, failed ones included.
         finished: whether the end line is there.
     """

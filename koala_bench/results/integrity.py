@@ -110,7 +110,6 @@ def verify(folder: Path, data_dir: Path | None = None) -> tuple[Run, list[Check]
     Args:
         folder: holds ``records.jsonl``, or records below it as ``making.Sources`` has them, and, where they were kept,
             the tables, figures, answers and heads made with them.
-        data_dir: folder of question files.
 
     Returns the main run and the checks: each record's own form, the preset's hash, the questions, every head's weights,
     and every table, figure and answer file.

@@ -23,12 +23,7 @@ _USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one t
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation.
-
-    Attributes:
-        record: the file that it writes.
-        heads: folder of its trained heads.
-    """
+    """One evaluation."""
 
     record: Path
     heads: Path

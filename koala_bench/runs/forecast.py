@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.progress import in_time
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode, fits
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, find_questions, read_questions, select_questions
@@ -40,19 +41,12 @@ class Forecast:
         if not self.total_s:
             return "nothing is left to train or to decode"
         parts = [
-            f"{in_minutes(seconds)} of {what}"
+            f"{in_time(seconds)} of {what}"
             for seconds, what in ((self.training_s, "training"), (self.decoding_s, "decoding"))
             if seconds
         ]
-        total = "" if len(parts) == 1 else f"about {in_minutes(self.total_s)} here, "
+        total = "" if len(parts) == 1 else f"about {in_time(self.total_s)} here, "
         return f"{total}{'about ' if not total else ''}{' and '.join(parts)}"
-
-
-def in_minutes(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def forecast(

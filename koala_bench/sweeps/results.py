@@ -42,7 +42,6 @@ class SweepLog:
     """The lines of a sweep; ``append`` adds to the file and to this.
 
     Attributes:
-        header: the first line.
         grid: the last line of kind ``grid``, empty before there is one.
         groups: names of the heads trained together, by seed.
         trained: values logged at the end of a training, by (trial, seed).
@@ -119,11 +118,7 @@ def _read(path: Path) -> SweepLog:
 
 
 def open_sweep(path: Path, header: dict[str, Any]) -> SweepLog:
-    """Start the lines of a sweep, or go on with those that are there.
-
-    Raises:
-        KoalaBenchError: the file holds numbers that were made otherwise, is damaged, or cannot be written.
-    """
+    """Start the lines of a sweep, or go on with those that are there."""
     make_folder(path.parent)
     if path.exists() and b"\n" in path.read_bytes():
         log = _read(path)

@@ -37,11 +37,7 @@ class Curve:
 
 
 def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
-    """The curves over K that records hold, whether one record has all K or each has its own.
-
-    Args:
-        heads: names of original methods, whose head is meant.
-    """
+    """The curves over K that records hold, whether one record has all K or each has its own."""
     found: dict[tuple[str, str, bool], dict[int, Summary]] = {}
     for run in runs:
         for summary in summarise(run):

@@ -28,7 +28,6 @@ def order_grid(chosen: Sample, systems: Mapping[str, str], paper: Paper) -> Grid
     """Each published pair with its measured gap; marked are gaps whose whole interval lies on one side of zero.
 
     Args:
-        chosen: turns over all tasks.
         systems: published name -> method that stands for it here.
     """
     claims = [*paper.leaderboard, *paper.by_task]

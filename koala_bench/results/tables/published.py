@@ -68,7 +68,6 @@ class FigureSpec(_Strict):
     """What to run for a figure and what it draws: ``reproduce/figure-*.toml``.
 
     Attributes:
-        methods: what is drawn, in this order, of what a record has.
         layers: numbers of layers K that each method is run with.
     """
 

@@ -168,7 +168,7 @@ def device_report(
 
     Example: `koala-bench device-report --sizes 7b --engines graph`.
     """
-    from koala_bench.costs.device_run import measure
+    from koala_bench.costs.device_report import measure
 
     preset = Shared(preset="vicuna-7b").resolved()
     names, how = method_names(preset, options.methods), (options.device, options.dtype, tokens, rounds, paper)

@@ -1,19 +1,34 @@
-"""The device report: latencies with random weights, the memory's limit, and what published speedups would ask for."""
+"""The device report: latencies with random weights, the memory's limit, and what published speedups would ask for.
+
+It is measured size by size, and written as soon as one is there.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
+from koala_bench.common.files import write_text
 from koala_bench.common.markdown import table
-from koala_bench.costs.device import Bandwidth, MethodCost, ModelCost
+from koala_bench.common.provenance import code_state
+from koala_bench.costs.device import Bandwidth, MethodCost, ModelCost, bandwidth, model_cost, random_model
+from koala_bench.costs.figures import write_nodes
+from koala_bench.engine.devices import machine, pick_device, pick_dtype, pick_engine
+from koala_bench.engine.shapes import SHAPES, VICUNA
 from koala_bench.errors import KoalaBenchError
-from koala_bench.results.tables.published import Paper
+from koala_bench.presets import Preset
+from koala_bench.results.tables.published import Paper, read_paper
+from koala_bench.training.experiment import methods_with_heads
+
+_NODES = (1, 2, 4, 8, 16, 26, 32, 48, 64, 96, 128)
+_COPIED = {"cuda": 1 << 31, "cpu": 1 << 28}  # bytes: far beyond any cache
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,59 @@ class DeviceReport:
 
     def json(self) -> str:
         return json.dumps({"kind": "device-report", "schema": 2, **asdict(self)}, indent=1) + "\n"
+
+
+def measure(
+    sizes: Sequence[str] | None,
+    engines: Sequence[str],
+    preset: Preset,
+    methods: Sequence[str],
+    out: Path,
+    device: str | None,
+    dtype: str | None,
+    tokens: int,
+    rounds: int,
+    paper: Path,
+) -> str:
+    """Measure models with random weights into ``out``, and return the report in Markdown.
+
+    Args:
+        sizes: names in ``SHAPES``; None for those that suit the device.
+        rounds: answers of each method, and repetitions of each step, that are timed.
+    """
+    where = pick_device(device or "auto")
+    kind = pick_dtype(dtype or ("bfloat16" if where.type == "cuda" else "auto"), where)
+    wanted = [each.strip() for each in (sizes or (VICUNA if where.type == "cuda" else SHAPES[:1]))]
+    if unknown := [each for each in wanted if each not in SHAPES]:
+        raise KoalaBenchError(f"--sizes: '{unknown[0]}' is no size.", f"Use {', '.join(SHAPES)}.")
+    picked = [pick_engine(each.strip(), where) for each in engines]
+    published = read_paper(paper)
+    chosen = {name: (preset.method(name), preset.method(name).tree) for name in methods_with_heads(preset, methods)}
+    environment = machine(where)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else environment["cpu"]
+    rates, code = bandwidth(where, _COPIED[where.type]), code_state()
+    report = DeviceReport(name, str(kind).removeprefix("torch."), rates, dict(environment), dict(code), (), {})
+    for size in wanted:
+        try:
+            base = random_model(size, where, kind)
+            for engine in picked:
+                cost = model_cost(replace(base, engine=engine), size, chosen, _NODES, tokens, rounds)
+                report = replace(report, models=(*report.models, cost))
+            del base
+        except (KoalaBenchError, torch.cuda.OutOfMemoryError) as error:
+            report = replace(report, missing={**report.missing, size: str(error).splitlines()[0]})
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+        write_text(out / "device-report.json", report.json())
+        write_text(out / "device-report.md", in_words(report, published))
+        if report.models:
+            write_nodes(report.models, out)
+    if not report.models:
+        raise KoalaBenchError(
+            f"Nothing could be measured: {next(iter(report.missing.values()))}",
+            "Use smaller --sizes, or another --device.",
+        )
+    return in_words(report, published)
 
 
 def read_report(path: Path) -> DeviceReport:

@@ -20,10 +20,11 @@ import torch
 
 from koala_bench.common.machine import free_memory_bytes
 from koala_bench.common.progress import log_line, progress
-from koala_bench.common.provenance import code_state, environment
+from koala_bench.common.provenance import code_state
 from koala_bench.decoding.loop import capacity_for, decode
 from koala_bench.dialogues.conversations import held_out_prompts
 from koala_bench.dialogues.encoding import ChatTemplate
+from koala_bench.engine.devices import machine
 from koala_bench.engine.loading.targets import fingerprint
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -107,11 +108,10 @@ def _header(
         "chat_template": template.sha256, "new_tokens": grid.new_tokens, "depth": grid.depth,
         "prompts": hashlib.sha256(json.dumps(prompts[: grid.prompts]).encode()).hexdigest(),
     }  # fmt: skip
-    gpu = torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else None
     return {
         "kind": "sweep", "schema": SCHEMA, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "target": Path(preset.target.name).name, "identity": identity,
-        "environment": environment(torch.get_num_threads(), gpu), "code": code_state(),
+        "environment": machine(target.device), "code": code_state(),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,15 +94,12 @@ def _drawing(method: str, name: str, parents: Sequence[int], kept: Sequence[int]
 
 def _rows(children: Sequence[Sequence[int]]) -> list[float]:
     """The row of each node: leaves one below the other, a parent in the middle of its children."""
-    rows, leaves = [0.0] * len(children), 0
-    order, stack = [], [0]
-    while stack:
-        order.append(node := stack.pop())
-        stack += reversed(children[node])
-    for node in order:
-        if not children[node]:
-            rows[node], leaves = float(leaves), leaves + 1
-    for node in reversed(order):
-        if children[node]:
-            rows[node] = (rows[children[node][0]] + rows[children[node][-1]]) / 2
+    rows, leaves = [0.0] * len(children), itertools.count()
+
+    def place(node: int) -> float:
+        below = [place(child) for child in children[node]]
+        rows[node] = (below[0] + below[-1]) / 2 if below else float(next(leaves))
+        return rows[node]
+
+    place(0)
     return rows

@@ -1,6 +1,4 @@
-"""What the losses of heads that guess tokens share: scores of a vocabulary, judged a piece of the rows at a time where
-it is large.
-"""
+"""Shared by the losses of heads that predict tokens: logits of a large vocabulary are computed a slice of rows at a time."""
 
 from __future__ import annotations
 
@@ -27,11 +25,11 @@ def slices(rows: int, vocabulary: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, max(rows, 1), size)]
 
 
-def judged(
+def scored_in_pieces(
     score: Score, states: torch.Tensor, vocabulary: int, judge: Judge
 ) -> tuple[torch.Tensor, torch.Tensor, Scored]:
-    """Judge the scores of states [rows, width]; where they are many, piece by piece, and each piece is computed again
-    for its gradients.
+    """Compute and reduce the logits of states [rows, width]. If they are large, slice by slice, each computed again in
+    the backward pass.
 
     Args:
         score: states [n, width] -> logits [n, vocab_size].
@@ -77,13 +75,13 @@ def token_loss(
     Where a batch of very short answers leaves no row, both are zero instead of nan.
 
     Args:
-        score, states: see ``judged``.
+        score, states: see ``scored_in_pieces``.
         wanted: token ids [rows], or distributions [rows, vocab_size].
         likeliest: token ids [rows] to compare the best guesses with; a row of -1 counts and teaches nothing.
         dtype: that losses are computed in.
 
     Returns:
-        two scalars, of which the second is detached, and the logits as ``judged`` returns them.
+        two scalars, of which the second is detached, and the logits as ``scored_in_pieces`` returns them.
     """
 
     def judge(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +90,7 @@ def token_loss(
         losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=-1)
         return (losses * (likeliest[rows] >= 0)).sum(), (scores.detach().argmax(-1) == likeliest[rows]).sum()
 
-    loss, right, scored = judged(score, states, vocabulary, judge)
+    loss, right, scored = scored_in_pieces(score, states, vocabulary, judge)
     count = max(len(states), 1)
     return loss / count, right / count, scored
 

@@ -25,8 +25,6 @@ from koala_bench.results.tables.notes import Measured, exceptions, incomplete, s
 from koala_bench.results.tables.published import read_table_spec
 from koala_bench.results.tables.rendering import NOTHING, Grid, Note, grid_of, label_of, to_markdown, with_interval
 
-_VERDICTS = {"above zero": "better", "below zero": "worse", "not distinguishable from zero": "not distinguishable"}
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -44,12 +42,16 @@ class Comparison:
     @property
     def length_verdict(self) -> str:
         """Of the acceptance length."""
-        return _VERDICTS[statistics.against_zero(self.length)]
+        return _verdict(self.length)
 
     @property
     def speed_verdict(self) -> str:
         """Of the speed."""
-        return _VERDICTS[statistics.against_zero(self.speed)]
+        return _verdict(self.speed)
+
+
+def _verdict(change: Interval) -> str:
+    return "better" if change.low > 0 else "worse" if change.high < 0 else "not distinguishable"
 
 
 def methods_to_compare(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:

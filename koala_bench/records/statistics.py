@@ -330,13 +330,6 @@ def excludes_zero(measured: Interval) -> bool:
     return measured.low > 0 or measured.high < 0
 
 
-def against_zero(measured: Interval) -> Literal["above zero", "below zero", "not distinguishable from zero"]:
-    """Which side of zero the whole interval lies on, if it lies on one."""
-    if measured.low > 0:
-        return "above zero"
-    return "below zero" if measured.high < 0 else "not distinguishable from zero"
-
-
 def against_range(
     measured: Interval, low: float, high: float
 ) -> Literal["confirms", "contradicts", "not distinguishable"]:

@@ -387,20 +387,20 @@ def test_resampling_three_seeds_alone_would_not_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "side", "claim"),
+    ("low", "high", "apart", "claim"),
     [
-        (0.25, 0.40, "above zero", "confirms"),
-        (0.30, 0.50, "above zero", "not distinguishable"),
-        (0.10, 0.30, "above zero", "not distinguishable"),
-        (0.10, 0.60, "above zero", "not distinguishable"),
-        (0.05, 0.20, "above zero", "contradicts"),
-        (0.45, 0.60, "above zero", "contradicts"),
-        (-0.10, 0.20, "not distinguishable from zero", "contradicts"),
-        (-0.20, -0.10, "below zero", "contradicts"),
-        (math.nan, math.nan, "not distinguishable from zero", "not distinguishable"),
+        (0.25, 0.40, True, "confirms"),
+        (0.30, 0.50, True, "not distinguishable"),
+        (0.10, 0.30, True, "not distinguishable"),
+        (0.10, 0.60, True, "not distinguishable"),
+        (0.05, 0.20, True, "contradicts"),
+        (0.45, 0.60, True, "contradicts"),
+        (-0.10, 0.20, False, "contradicts"),
+        (-0.20, -0.10, True, "contradicts"),
+        (math.nan, math.nan, False, "not distinguishable"),
     ],
 )
-def test_verdicts_follow_from_the_interval(low: float, high: float, side: str, claim: str) -> None:
+def test_verdicts_follow_from_the_interval(low: float, high: float, apart: bool, claim: str) -> None:
     measured = Interval((low + high) / 2, low, high)
-    assert statistics.against_zero(measured) == side
+    assert statistics.excludes_zero(measured) == apart
     assert statistics.against_range(measured, 0.24, 0.41) == claim

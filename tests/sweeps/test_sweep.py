@@ -15,7 +15,6 @@ import pytest
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset
-from koala_bench.records import statistics
 from koala_bench.sweeps.grid import SweepGrid, read_grid, trials_of
 from koala_bench.sweeps.results import SweepLog, confirmed, explored, markdown, open_sweep, read_sweep, to_csv, winner
 from tests.support.commands import Koala

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Literal
 
 import psutil
 
@@ -15,19 +16,10 @@ def cores() -> int:
     return os.cpu_count() or 0
 
 
-def memory_bytes() -> int | None:
-    """Memory of the machine."""
-    return _of_psutil("total")
-
-
-def free_memory_bytes() -> int | None:
-    """Memory that new programs can have without swapping."""
-    return _of_psutil("available")
-
-
-def _of_psutil(field: str) -> int | None:
+def memory_bytes(kind: Literal["total", "available"] = "total") -> int | None:
+    """Memory of the machine, or what new programs can have of it without swapping."""
     try:
-        return int(getattr(psutil.virtual_memory(), field))
+        return int(getattr(psutil.virtual_memory(), kind))
     except (OSError, RuntimeError, AttributeError, ValueError):  # a container without /proc, a system unknown to psutil
         return None
 

@@ -55,20 +55,11 @@ class Sources:
             return [self.log] if self.log else []
         main = [self.main] if self.main else []
         if name in ("table2", "leaderboard", "categories"):
-            return [path for path in self.tasks if name in TABLES or not _of_process(path)] or main
+            pooled = name in TABLES  # a figure is of one process
+            return [path for path in self.tasks if pooled or not path.parent.name.startswith("process-")] or main
         if name in ("table1", "table3"):
             main += self.processes
         return [*main, *self.seeds] if name == "table3" else main
-
-
-def seed_folder(folder: Path, seed: int) -> Path:
-    """Where the heads and the record of another training seed lie."""
-    return folder / f"seed-{seed}"
-
-
-def task_folder(folder: Path, questions: str) -> Path:
-    """Where the record of a question file of a table by task lies."""
-    return folder / "tasks" / questions
 
 
 def _each_process(folder: Path) -> tuple[Path, ...]:
@@ -76,10 +67,6 @@ def _each_process(folder: Path) -> tuple[Path, ...]:
     of_processes = (path / RECORD for path in folder.glob("process-*"))
     further = sorted(of_processes, key=lambda path: (len(path.parent.name), path.parent.name))
     return tuple(path for path in (folder / RECORD, *further) if path.is_file())
-
-
-def _of_process(path: Path) -> bool:
-    return path.parent.name.startswith("process-")
 
 
 def sources_in(folder: Path) -> Sources:

@@ -11,7 +11,7 @@ from koala_bench.common.bundled import RECIPES
 from koala_bench.dialogues.downloads import data_folder, places_of
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, load_preset, usual_methods
-from koala_bench.results.making import FIGURES, RECORD, seed_folder, task_folder
+from koala_bench.results.making import FIGURES, RECORD
 from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
 TITLES = {"table1": "Table 1", "table2": "Table 2", "table3": "Table 3", "leaderboard": "The leaderboard"} | {
@@ -146,12 +146,12 @@ def plan(
     for seed in part.seeds if "table3" in wanted and seeds else ():
         if seed != preset.training.seed:
             other = extended.model_copy(update={"training": extended.training.model_copy(update={"seed": seed})})
-            below = seed_folder(folder, seed)
+            below = folder / f"seed-{seed}"
             jobs.append(Job(below / RECORD, below / "heads", other, tuple(parts)))
     for questions, limit in files:
         evaluation = extended.evaluation.model_copy(update={"questions": questions, "limit": limit})
         of_task = extended.model_copy(update={"evaluation": evaluation})
-        jobs.append(Job(task_folder(folder, questions) / RECORD, folder / "heads", of_task, tuple(usual)))
+        jobs.append(Job(folder / "tasks" / questions / RECORD, folder / "heads", of_task, tuple(usual)))
     return Plan(tuple(jobs), tuple(products), tuple(remarks))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from koala_bench.common.machine import free_memory_bytes
+from koala_bench.common.machine import memory_bytes
 from koala_bench.common.progress import log_line, progress
 from koala_bench.common.provenance import code_state
 from koala_bench.decoding.loop import capacity_for, decode
@@ -140,7 +140,8 @@ def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: in
     """
     # Building all of them also finds wrong settings before the first is trained.
     largest = max(trainer_bytes(make_trainer(target, trial.name, trial.preset, preset.training)) for trial in trials)
-    free = _free_bytes(target.device)
+    device = target.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes("available")
     fitting = len(trials) if free is None else max(1, int(_SHARE_OF_MEMORY * free / largest))
     count = min(len(trials), wanted or fitting)
     known = "unknown" if free is None else f"{free / 1e9:.1f} GB"
@@ -155,12 +156,6 @@ def trainer_bytes(trainer: HeadTrainer) -> int:
     """Training memory of a head, its objective and their optimisers, without activations."""
     modules = [trainer.head] + ([trainer.objective] if isinstance(trainer.objective, torch.nn.Module) else [])
     return _BYTES_PER_PARAMETER * sum(parameter.numel() for module in modules for parameter in module.parameters())
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_memory_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- one seed

@@ -18,7 +18,7 @@ from koala_bench.common.provenance import environment
 
 def test_cores_and_memory_are_those_of_this_machine() -> None:
     assert 1 <= machine.cores() <= (os.cpu_count() or 1)
-    total, free, peak = machine.memory_bytes(), machine.free_memory_bytes(), machine.peak_memory_bytes()
+    total, free, peak = machine.memory_bytes(), machine.memory_bytes("available"), machine.peak_memory_bytes()
     assert total is not None and free is not None and peak is not None
     assert 2**24 < peak < total and 0 < free < total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.traces import DECODING, Trace, is_vanilla
@@ -116,7 +116,7 @@ def to_text(rows: Sequence[Row]) -> str:
     further = {"Speedups": speedups, "Changes against the first file": changes}
     tables = [(title, grid_of(each, ())) for title, each in further.items()]
     bounded = [
-        (name_of(row), row.acceptance_length, row.speedup and row.speedup.speedup, row.at_least)
+        (name_of(row), row.acceptance_length, row.speedup.speedup if row.speedup else None, row.at_least)
         for row in rows
         if not is_vanilla(row.trace)
     ]
@@ -126,7 +126,7 @@ def to_text(rows: Sequence[Row]) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The rows with 12 digits; empty cells for what there is not."""
-    lines: list[dict[str, object]] = []
+    lines: list[Mapping[str, object]] = []
     for row in rows:
         speedup, change = row.speedup, row.change
         # Beyond the deepest accepted draft the share is 0; without lengths there is none.

@@ -19,14 +19,12 @@ class BatchSpeed:
     Attributes:
         tokens_per_s: of all answers of a batch together, prompts left out.
         speedup: over vanilla at the same batch size.
-        step_ms: milliseconds of a pass with everything around it, drafting included.
     """
 
     method: str
     size: int
     tokens_per_s: float
     speedup: float
-    step_ms: float
 
 
 def batch_speeds(
@@ -44,7 +42,7 @@ def batch_speeds(
         prompts: as many as the largest size is a divisor of.
         tokens: length of every answer; end-of-sequence tokens do not end it.
     """
-    spent = {(method.name, size): [0.0, 0, 0] for method in methods for size in sizes}
+    spent = {(method.name, size): [0.0, 0] for method in methods for size in sizes}
     with progress("batches", (rounds + 1) * len(sizes) * len(methods), "runs") as advance:
         for turn in range(-1, rounds):  # the first warms up
             for size in sizes:
@@ -57,13 +55,9 @@ def batch_speeds(
                             total = spent[method.name, size]
                             total[0] += found.decode_s
                             total[1] += sum(len(answer) - 1 for answer in found.tokens)
-                            total[2] += found.steps
                     advance(1, f"{method.name}, {size} at once")
-    rates = {key: settled / seconds for key, (seconds, settled, _) in spent.items()}
-    return [
-        BatchSpeed(name, size, rate, rate / rates[methods[0].name, size], 1000 * seconds / steps)
-        for ((name, size), rate), (seconds, _, steps) in zip(rates.items(), spent.values(), strict=True)
-    ]
+    rates = {key: settled / seconds for key, (seconds, settled) in spent.items()}
+    return [BatchSpeed(*key, rate, rate / rates[methods[0].name, key[1]]) for key, rate in rates.items()]
 
 
 def in_words(speeds: Sequence[BatchSpeed]) -> str:

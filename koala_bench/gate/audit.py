@@ -25,6 +25,7 @@ from koala_bench.results.tables.rendering import to_markdown as markdown_page
 
 # Two passes contribute error, and a tree pass is not the one whose error is measured.
 TIE_FACTOR = 4.0
+Verdict = Literal["numerical tie", "defect"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,6 @@ class JudgedDifference:
     Attributes:
         gap: difference of the target's two largest logits there, in the working precision.
         exact_gap: the same in float64.
-        between: float64 logit of vanilla's token minus that of the method's; NaN where an answer had ended.
         rounding: largest error of a logit there in the working precision; for float64 estimated from float32's.
     """
 
@@ -42,9 +42,8 @@ class JudgedDifference:
     difference: Difference
     gap: float
     exact_gap: float
-    between: float
     rounding: float
-    verdict: Literal["numerical tie", "defect"]
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -98,18 +97,11 @@ def judge(
         scale = torch.finfo(torch.float64).eps / torch.finfo(lower.dtype).eps
         rounding = float((_next_logits(lower, context) - reference).abs().max()) * scale
     (first, second), exact_best = working.topk(2).values.tolist(), reference.topk(2)
-    ended = difference.token is None or difference.vanilla_token is None
-    between = float("nan") if ended else float(reference[difference.vanilla_token] - reference[difference.token])
-    # Only the two best tokens can change places, and only if their exact logits are within the error of both passes.
-    tie = (
-        not ended
-        and {difference.token, difference.vanilla_token} == set(exact_best.indices.tolist())
-        and abs(between) <= TIE_FACTOR * rounding
-    )
     exact_gap = float(exact_best.values[0] - exact_best.values[1])
-    return JudgedDifference(
-        method, difference, first - second, exact_gap, between, rounding, "numerical tie" if tie else "defect"
-    )
+    # Only the two best tokens can change places, and only if their exact logits are within the error of both passes.
+    both_best = {difference.token, difference.vanilla_token} == set(exact_best.indices.tolist())
+    verdict: Verdict = "numerical tie" if both_best and exact_gap <= TIE_FACTOR * rounding else "defect"
+    return JudgedDifference(method, difference, first - second, exact_gap, rounding, verdict)
 
 
 def audit(

@@ -50,7 +50,6 @@ class Summary:
     does not hold.
 
     Attributes:
-        covers: what the intervals are over, and how many of each there are.
         speedup: of decoding, the prefills of target and head left out.
         whole_answer: speedup of whole answers, both prefills included, and the same as the ratio of mean rates, which
             is what the scripts of EAGLE and Spec-Bench print.
@@ -73,7 +72,6 @@ class Summary:
     questions: int
     compared: int
     differing: tuple[Difference, ...]
-    covers: dict[Factor, int]
     depths: tuple[DepthRate, ...]
     draft_overhead: float | None
     distance: float | None
@@ -307,7 +305,6 @@ def _summary(chosen: Sample, name: str) -> Summary:
         questions=chosen.questions,
         compared=len(pairs),
         differing=tuple(sorted(differing, key=lambda each: (each.question_id, each.turn, each.repeat))),
-        covers=chosen.covers,
         depths=tuple(
             acceptance_rate_by_depth(
                 [count for turn in turns for count in turn["accepted"] or []],

@@ -62,9 +62,7 @@ def test_speeds_and_their_figure(bench: Bench, tmp_path: Path) -> None:
     assert [(each.method, each.size) for each in speeds] == [
         (name, size) for name in ("vanilla", "medusa", "eagle") for size in (1, 4)
     ]
-    assert all(each.speedup == 1.0 for each in speeds[:2]) and all(
-        each.tokens_per_s > 0 and each.step_ms > 0 for each in speeds
-    )
+    assert all(each.speedup == 1.0 for each in speeds[:2]) and all(each.tokens_per_s > 0 for each in speeds)
     assert in_words(speeds).splitlines()[2].startswith("| vanilla | ")
     assert {path.name for path in write_batches(speeds, tmp_path)} == {"figure-batches.pdf", "figure-batches.png"}
 

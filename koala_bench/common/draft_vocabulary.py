@@ -97,8 +97,7 @@ def first_of(order: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def fitted(tensors: dict[str, torch.Tensor], head: nn.Module, vocabulary: DraftVocabulary) -> dict[str, torch.Tensor]:
-    """The tensors of a head of the whole vocabulary for the same head of a cut one: of what has a row for each token,
-    those rows."""
+    """A head's tensors cut to a draft vocabulary: of what has a row for each token, those rows."""
     own, ids = head.state_dict(), vocabulary.ids.cpu()
     change = (vocabulary.vocab_size, len(ids))
 

@@ -73,9 +73,7 @@ class Hours:
 
 
 def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds: float = 60.0) -> Pace:
-    """Time training and decoding steps with fresh heads on random tokens, which cost what others do, for about
-    ``seconds``.
-    """
+    """Time training and decoding steps with fresh heads on random tokens, for about ``seconds``."""
     names = [name for name in methods if name != VANILLA]
     trained = trained_methods(preset, methods, target)
     each = seconds / (2 + len(trained) + len(names))

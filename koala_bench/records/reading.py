@@ -30,9 +30,7 @@ from koala_bench.records.schema import (
 
 
 def short_name(target: str) -> str:
-    """What titles and labels call a target: a file or folder by its last name, a GGUF file without its ending, a model
-    of the hub as it is.
-    """
+    """What labels call a target: the last name of a file or folder, without .gguf; a model of the hub as it is."""
     last = target.replace("\\", "/").rstrip("/").rpartition("/")[2]
     if target.endswith(".gguf"):
         return last.removesuffix(".gguf")

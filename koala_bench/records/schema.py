@@ -324,9 +324,7 @@ def node_depths(parents: Sequence[int]) -> list[int]:
 
 
 def depths_by_method(header: RunHeader) -> dict[str, list[int] | None]:
-    """Depth of every node of each method's tree, None where that was not recorded; what ``turn_problem`` checks
-    against.
-    """
+    """Depths of the nodes of each method's tree, None where not recorded; ``turn_problem`` checks against them."""
     trees = {method["name"]: method["tree"] for method in header["methods"]}
     return {
         name: node_depths(tree["parents"]) if tree and tree["parents"] is not None else None

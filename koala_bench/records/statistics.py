@@ -257,9 +257,7 @@ def _resampled(statistic: Statistic, weights: SeedWeights) -> Array:
 
 
 def _influence(statistic: Statistic, cells: int) -> Array:
-    """Jackknife influence of each cell on the statistic, [cells, ...], with mean 0 (Efron and Tibshirani 1993, chapter
-    11).
-    """
+    """Jackknife influence of each cell, [cells, ...], mean 0 (Efron and Tibshirani 1993, chapter 11)."""
     rows = max(1, _BLOCK // cells)
     without = np.concatenate([statistic(1.0 - np.eye(min(rows, cells - i), cells, k=i)) for i in range(0, cells, rows)])
     return (cells - 1) * (without.mean(axis=0) - without)

@@ -159,9 +159,7 @@ def drawable(sources: Sources) -> list[str]:
 
 
 def tabulable(sources: Sources) -> list[str]:
-    """The tables that there are records for: the ablation needs a method with one part of KOALA alone, Table 2 its
-    question files.
-    """
+    """The tables that there are records for: Table 2 needs its question files, Table 3 a part of KOALA alone."""
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
     there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts}

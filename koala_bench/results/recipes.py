@@ -47,9 +47,7 @@ class Plan:
 
     @property
     def trainings(self) -> dict[Path, tuple[Preset, list[str]]]:
-        """The preset and all methods of each folder of heads: heads of one folder are trained together, on the same
-        batches.
-        """
+        """Preset and methods of each folder of heads, which are trained together on the same batches."""
         found: dict[Path, tuple[Preset, list[str]]] = {}
         for job in self.jobs:
             _, methods = found.setdefault(job.heads, (job.preset, []))
@@ -58,9 +56,7 @@ class Plan:
 
 
 def layers_of_variants(preset: str, layers: int) -> list[str]:
-    """Overrides that give another K to a preset's variants with more layers than the same head otherwise has; the other
-    methods stay as they are.
-    """
+    """Overrides with another K for a preset's variants that have more layers than the same head otherwise has."""
     methods = load_preset(preset).methods
     single = [(method.head, method.options) for method in methods.values() if method.layers == 1]
     return [
@@ -171,9 +167,7 @@ def _ranked(preset: Preset) -> tuple[list[str], list[str]]:
 def _question_files(
     table: str, name: str, preset: Preset, data_dir: Path | None
 ) -> tuple[list[tuple[str, int | None]], list[str]]:
-    """The question files of a table by task that are there, each with its limit per category, and remarks on the
-    others.
-    """
+    """The question files of a table by task that are there, with their limits, and remarks on the others."""
     spec = read_table_spec(RECIPES / f"{table}.toml")
     title = TITLES[table]
     wanted = list(dict.fromkeys(task.questions for task in spec.tasks))

@@ -48,9 +48,7 @@ def audit(
     data_dir: Path | None,
     command: Sequence[str],
 ) -> tuple[str, bool]:
-    """Decode the tasks into records of ``folder`` and judge them: the text of ``audit.md``, and whether there is no
-    defect.
-    """
+    """Decode the tasks into records of ``folder`` and judge them: the text of ``audit.md``, and whether it is clean."""
     target, template = load_preset_target(preset)
 
     def in_precision(dtype: str) -> Target:

@@ -42,9 +42,7 @@ def write_training_states(
 def train_from_states(
     preset: Preset, methods: Sequence[str], states: Path, heads: Path, log_with: str | None = None
 ) -> None:
-    """Train heads with nothing of the target in memory but its embedding and its output layer. No probe is decoded:
-    what is held out is watched by its loss alone.
-    """
+    """Train heads beside the target's embedding and output layer alone; what is held out is watched by its loss."""
     preset = preset.model_copy(update={"training": preset.training.model_copy(update={"stored_states": True})})
     target, template = load_preset_target(preset, partial(load_ends, known=target_of_states(states)))
     train_heads(preset, methods, target, template, heads, states=states, log_with=log_with)

@@ -34,8 +34,7 @@ class BestTrees:
         self._tables: dict[int, tuple[list[_Probabilities], list[np.ndarray[Any, np.dtype[np.int64]]]]] = {}
 
     def best(self, nodes: int, depth: int) -> tuple[list[Path], float]:
-        """Paths of the best tree of at most ``nodes`` drafted nodes and ``depth`` levels, and its expected accepted
-        tokens."""
+        """Paths of the best tree of so many drafted nodes and levels at most, and its expected accepted tokens."""
         depth = min(depth, self._depth)
         values, taken = self._table(depth)
         paths: list[Path] = []

@@ -42,9 +42,7 @@ def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: s
 
 
 def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, methods: Sequence[str]) -> list[Path]:
-    """``figure-categories.pdf`` and ``.png``: speedup by task of Table 2 with 95 % intervals over the
-    questions, whose number is in brackets; a row of bars per target.
-    """
+    """Speedup by task of Table 2 with intervals over the questions, whose number is in brackets; a row per target."""
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
     targets = list(dict.fromkeys(row.summaries[0].target for row in rows))
     measured = {summary.name for row in rows for summary in row.summaries if summary.is_measured}

@@ -74,9 +74,7 @@ def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
 
 
 def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:
-    """``figure-layers.pdf`` and ``.png``: against K the speedup and the acceptance length with 95 % intervals, and the
-    draft overhead.
-    """
+    """Against K the speedup and the acceptance length with their intervals, and the draft overhead."""
     drawn = curves(runs, heads)
     targets = list(dict.fromkeys(curve.target for curve in drawn))
 

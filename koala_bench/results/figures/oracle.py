@@ -44,9 +44,7 @@ def _draw(axes: Axes, found: Sequence[tuple[str, Bounds]]) -> None:
 
 
 def write_oracle(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> list[Path]:
-    """``figure-oracle.pdf`` and ``.png``: a bar per method from its speedup to that of its oracle, and on to that of an
-    oracle whose drafts take no time, where the parts of a step were timed.
-    """
+    """A bar per method from its speedup to its oracle's, and on to an oracle's whose drafts take no time."""
     shown = []
     for group in evaluations(runs):
         chosen = sample(group, methods)

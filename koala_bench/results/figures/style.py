@@ -105,9 +105,7 @@ def save(draw: Callable[[], Figure], out_dir: Path, name: str) -> list[Path]:
 
 
 def panels(rows: int, columns: int, height: float, **layout: Any) -> tuple[Figure, Any]:
-    """A figure of the text's width and so many inches height, and its axes [rows, columns]; ``layout`` as ``subplots``
-    takes it.
-    """
+    """A figure of the text's width, its height in inches, and its axes [rows, columns]."""
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 

@@ -24,9 +24,7 @@ _ACCEPTED = ["Target", "Method", "Steps", "Accepting 0 / 1 / 2 / … (%)", "Give
 
 
 def bounds_tables(samples: Sequence[Sample]) -> list[tuple[str, Grid]]:
-    """Both tables, each with its title, one row per target and method that drafts; pooled over the turns that the table
-    above is from.
-    """
+    """Both tables with their titles, a row per target and method that drafts; pooled over the table's turns."""
     oracles, accepted = [], []
     for chosen in samples:
         for name in chosen.drafting:

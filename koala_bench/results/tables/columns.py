@@ -152,9 +152,7 @@ def grouped(columns: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def grid(rows: Sequence[_Row], columns: Sequence[str]) -> Grid:
-    """Round rows of a table's frame to what is read; the best speedup of each target, or of each of its tasks, is
-    marked, lossy methods aside.
-    """
+    """Round rows to what is read; marked is the best speedup of a lossless method of each target, or of its tasks."""
     groups = [(row["target"], row.get("task")) for row in rows]
     best = [
         row

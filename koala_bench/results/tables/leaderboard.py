@@ -43,9 +43,7 @@ def speedups_by_task(rows: Sequence[_Row]) -> Grid:
 
 
 def changes_by_task(rows: Sequence[_Row], name: str) -> Grid:
-    """The change of each method against its original on each task and over all; marked are changes whose whole interval
-    lies on one side of zero.
-    """
+    """Changes against the original by task and over all; marked where the whole interval excludes zero."""
     (column,) = COLUMNS[name]
     table, at = _pivot(
         [row for row in rows if row["original"] is not None], column, [replace(column, heading="Overall")]

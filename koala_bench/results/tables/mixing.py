@@ -59,9 +59,7 @@ def _alike(first: Run, second: Run, spec: TableSpec) -> tuple[str | None, str]:
 
 
 def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
-    """In what two runs of one target differ that are pooled: the target itself, methods, trees, training steps, and
-    weights unless these are seeds.
-    """
+    """Differences of two runs of one target that forbid pooling; weights are one unless these are seeds."""
     different = _different(first, second, ("target.",))
     for name in spec.methods:
         ours, theirs = first.methods.get(name), second.methods.get(name)

@@ -103,9 +103,7 @@ def _markdown(table: Grid) -> str:
 
 
 def to_markdown(table: Grid, title: str, notes: Sequence[Note], further: Sequence[tuple[str, Grid]] = ()) -> str:
-    """A heading, the table and those of its notes that say something, in GitHub's Markdown; ``further`` are more tables
-    with their titles.
-    """
+    """A heading, the table, further ones with their titles, and notes that say something, in GitHub's Markdown."""
 
     def paragraphs(alarm: bool) -> list[str]:
         shown = (note for note in notes if note.lines and note.alarm is alarm)

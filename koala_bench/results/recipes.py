@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         jobs: in their order; the first is that of the folder itself where it has one.
-        products: tables and figures, as ``reproduction.make`` calls them.
+        products: tables and figures, as ``making.make`` calls them.
         remarks: sentences on what runs otherwise than its recipe says.
     """
 

@@ -73,11 +73,8 @@ def write_training(log: Path, out_dir: Path, methods: Sequence[str]) -> list[Pat
             panel(accuracy, "discriminator: accuracy", adversarial, "step", ["discriminator_accuracy"])
             accuracy.axhline(0.5, color=GREY, linewidth=0.9, linestyle=DASHES)
             accuracy.set_ylim(0, 1.02)
-            label, both = (
-                "loss (nats): discriminator's,\nhead's adversarial (dotted)",
-                ["discriminator_loss", "adversarial"],
-            )
-            panel(discriminator, label, adversarial, "step", both)
+            label = "loss (nats): discriminator's,\nhead's adversarial (dotted)"
+            panel(discriminator, label, adversarial, "step", ["discriminator_loss", "adversarial"])
         legend(figure, losses)
         return figure
 

@@ -49,7 +49,7 @@ USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one ta
 
 
 def planned(what: str, data_dir: Path | None = None, preset: str = "tiny", **options: object) -> Plan:
-    chosen = {"methods": None, "asked": False, "seeds": True, **options}
+    chosen = {"methods": None, "questions_given": False, "seeds": True, **options}
     return plan(what, load_preset(preset), preset, Path("F"), data_dir, **chosen)  # type: ignore[arg-type]
 
 

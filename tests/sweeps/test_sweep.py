@@ -117,7 +117,7 @@ def test_a_wrong_grid_file_is_one_clear_error(tmp_path: Path, text: str, words: 
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_grids_that_ship_name_settings_that_their_methods_have(path: Path, target: Any) -> None:
-    from koala_bench.training.loop import make_arm
+    from koala_bench.training.loop import make_trainer
 
     grid = read_grid(path)
     preset = load_preset(grid.preset, grid.overrides)
@@ -125,7 +125,7 @@ def test_the_grids_that_ship_name_settings_that_their_methods_have(path: Path, t
     assert 8 <= len(trials) <= 20 and len(grid.seeds) >= 3 and grid.confirm_seeds
     assert baseline.preset.objective is None and baseline.preset.layers == preset.method(grid.method).layers
     for trial in trials:
-        make_arm(target, trial.name, trial.preset, preset.training)
+        make_trainer(target, trial.name, trial.preset, preset.training)
 
 
 # ---------------------------------------------------------------------------------------------- what follows from lines
@@ -414,16 +414,16 @@ def test_an_interrupted_sweep_goes_on_to_the_same_numbers(
 
 
 def test_the_memory_of_an_arm_is_counted_with_its_discriminator(target: Any) -> None:
-    from koala_bench.sweeps.loop import arm_bytes
-    from koala_bench.training.loop import make_arm
+    from koala_bench.sweeps.loop import trainer_bytes
+    from koala_bench.training.loop import make_trainer
 
     preset = load_preset("tiny", ["training.precision=no"])
     plain, adversarial = (
-        make_arm(target, name, preset.method(name), preset.training) for name in ("eagle+layers", "eagle+koala")
+        make_trainer(target, name, preset.method(name), preset.training) for name in ("eagle+layers", "eagle+koala")
     )
     own = sum(p.numel() for p in adversarial.objective.parameters())
-    assert arm_bytes(adversarial) == arm_bytes(plain) + 16 * own > 16 * plain.parameters
-    assert arm_bytes(plain) == 16 * plain.parameters
+    assert trainer_bytes(adversarial) == trainer_bytes(plain) + 16 * own > 16 * plain.parameters
+    assert trainer_bytes(plain) == 16 * plain.parameters
 
 
 def test_the_command_refuses_mistakes_in_one_line(koala: Koala, tmp_path: Path, target_folder: Path) -> None:

@@ -327,8 +327,7 @@ class ObservingHead(DraftHead, Protocol):
     """A draft head that learns from what the target says while it decodes."""
 
     def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
-        """See the target's logits [nodes, vocab_size] at the nodes of a tree that was verified, of the accepted nodes and
-        of all others.
+        """Receive the target's logits [nodes, vocab_size] at all nodes of a verified tree, accepted or not.
 
         Called after each verification, before the next ``draft``; its time counts as drafting. Both arguments are to be
         left as they are, and nothing of them may be kept without a copy: the next pass may write there.
@@ -363,7 +362,7 @@ class Objective(Protocol):
         """
 
     def learn(self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float) -> dict[str, torch.Tensor]:
-        """Add to its own parameters' gradients, ``share`` times those of this micro-batch; returns values for the log."""
+        """Add ``share`` times this micro-batch's gradients to its own parameters'; returns values for the log."""
 
     def step(self, progress: float) -> None:
         """Update its own parameters, by the gradients of all micro-batches."""

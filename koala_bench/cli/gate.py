@@ -95,7 +95,7 @@ def audit(
 
 @command(GATE)
 def parity(folder: Annotated[Path, argument("Fixtures made with the official code.")]) -> None:
-    """Compare heads, trees, losses and decoding with fixtures of the official Medusa and EAGLE code. Exit code 0 or 1."""
+    """Compare heads, trees, losses and decoding with fixtures of the official Medusa and EAGLE code. Exit code 0, 1."""
     from koala_bench import parity as checks
 
     found = checks.check(folder)

@@ -8,8 +8,10 @@ from safetensors import SafetensorError
 # What the client of huggingface_hub raises: httpx's errors or httpx2's, as its version has it, and a refused connection
 # among them is no OSError. Its own are OSErrors, and a name that can be none is a ValueError.
 HUB_ERRORS: tuple[type[Exception], ...] = (
-    OSError, ValueError, *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
-)  # fmt: skip
+    OSError,
+    ValueError,
+    *(each for each in HfHubHTTPError.__mro__ if each.__name__ == "HTTPError" and issubclass(each, Exception)),
+)
 
 # How transformers and what it stands on refuse a checkpoint; which of these it is depends on the family, on the damage
 # and on their version.

@@ -1,8 +1,8 @@
 """Whether a head keeps the contract of ``koala_bench.heads``: quick checks on tiny random targets, for authors of
 heads.
 
-Each check looks for one mistake that otherwise shows up as a poor number, hours later. Comes in: a head's name. Goes out: a
-result for each check. Read ``drafts`` first. In a test of a head's own package::
+Each check looks for one mistake that would otherwise show up as a poor number, hours later. In: a head's name. Out: a
+result per check. Read ``drafts`` first. In a test of a head's own package::
 
     from koala_bench.contract import check_head
 

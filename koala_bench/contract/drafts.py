@@ -170,7 +170,7 @@ def losslessness(bench: Bench) -> str:
 
 
 def positions(bench: Bench) -> str:
-    """A text that can be learnt by heart is drafted right after training on it: loss and draft mean the same positions."""
+    """A head that overfits a text drafts it correctly: loss() and draft() agree on positions."""
     target = bench.target("circle")
     head = bench.head(target)
     needs_loss(head)
@@ -218,7 +218,8 @@ def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
     if slip and count > total / 2:
         places = f"{abs(slip)} place{'s' * (abs(slip) > 1)} {'later' if slip > 0 else 'earlier'}"
         return (
-            f"{count} of {total} tokens drafted at depth {depth} belong {places}: compare the states and labels of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
+            f"{count} of {total} tokens drafted at depth {depth} belong {places}: compare the states and labels"
+            " of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
             f" {learnt}"
         )
     return (

@@ -95,7 +95,7 @@ def gradients(bench: Bench) -> str:
 
 
 def target_unchanged(bench: Bench) -> str:
-    """Training and drafting leave every weight of the target as it was; also where output layer and embedding are one."""
+    """Training and drafting change no weight of the target; also if output layer and embedding are tied."""
     for kind in ("float32", "tied"):
         target = bench.target(kind)
         before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}

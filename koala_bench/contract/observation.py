@@ -36,7 +36,7 @@ class _Shown:
 
 
 def observation(bench: Bench) -> str:
-    """A head with ``observe`` leaves trees and logits as they are, and nothing that it drafts depends on their memory."""
+    """``observe`` modifies neither trees nor logits, and later drafts do not depend on those buffers."""
     target, head = bench.ready()
     if not isinstance(head, ObservingHead):
         raise NotApplicableError("the head has no observe, so it is not told what the target says at the nodes")

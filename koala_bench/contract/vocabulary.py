@@ -55,7 +55,10 @@ def draft_vocabulary(bench: Bench) -> str:
     fresh: Any = build_head(target, bench.preset.model_copy(update={"draft_vocabulary": _DRAFTED}), 0, order)
     batch = batch_of(target, random_ids(2, 24), fresh.features)
     if not math.isfinite(float(fresh.loss(batch).total.detach())):
-        return "can be cut once trained; to be trained on the cut its loss needs spec.score, spec.labels, batch.soft_labels"
+        return (
+            "can be cut once trained; to be trained on the cut its loss needs spec.score, spec.labels,"
+            " batch.soft_labels"
+        )
     train(fresh, batch, 2)
     if not math.isfinite(float(fresh.loss(batch).total.detach())):
         raise BrokenError("trained on a draft vocabulary, its loss becomes infinite")

@@ -54,7 +54,7 @@ def _starts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _before(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, text: str, starts: list[int]) -> list[int]:
-    """The ids to put before a text's own: none where the template wrote them, as tokenizers' own do where they want them."""
+    """The ids to put before a text's own; none if the template writes them itself."""
     if template.own or (tokenizer.bos_token and text.startswith(str(tokenizer.bos_token))):
         return []
     return starts

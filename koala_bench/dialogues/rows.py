@@ -18,7 +18,8 @@ from koala_bench.dialogues.templates import ChatTemplate
 # JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _ANSWER_FIRST, _NO_TEXT, _OUT_OF_TURN, _NO_ANSWER, _TOOL = (
-    "an answer comes first", "a message is empty or no text", "the speakers do not alternate", "the last question has no answer", "a tool is called",
+    "an answer comes first", "a message is empty or no text", "the speakers do not alternate",
+    "the last question has no answer", "a tool is called",
 )  # fmt: skip
 _NO_FORM, _NO_MESSAGE, _NO_QUESTION = "the row has no form that is known", "there is no message", "nobody asks"
 _OTHER_TEMPLATE = "the text was formatted by another chat template"

@@ -76,7 +76,7 @@ class ChatTemplate:
             return False
 
     def shows_reasoning(self, dialogue: Dialogue) -> bool:
-        """Whether the text shows what was thought before the last answer, behind the prompt that asks for that answer."""
+        """Whether the text shows the thinking before the last answer, after the prompt for that answer."""
         thought = dialogue.reasoning.get(len(dialogue) - 1, "")
         prompt, text = self.render(dialogue[:-1]), self.render(dialogue)
         return text.startswith(prompt) and bool(thought.strip()) and thought.strip() in text[len(prompt) :]
@@ -208,7 +208,8 @@ def stops_of(
     if ending and not (set(tokens) & set(ids) or any(text in ending for text in texts)):
         if not template.own:
             raise KoalaBenchError(
-                f"Answers in the chat template '{template.name}' end with {ending!r}, which ends no answer of {target}.",
+                f"Answers in the chat template '{template.name}' end with {ending!r},"
+                f" which ends no answer of {target}.",
                 f"Use its own with --set target.chat_template={OWN}, name another one, or add --stop {ending!r}.",
             )
         add(ending, whole=False)

@@ -1,4 +1,4 @@
-"""What a target computes with, from the names of options: device, dtype, engine, threads; and the machine for records."""
+"""From the names of options to device, dtype, engine and threads; and the machine for records."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
 
 
 def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
-    """Compare an answer that ends with a stop token. Upstream keeps what the last step settled behind it; ours is cut."""
+    """Compare an answer that ends at a stop token. Upstream keeps tokens of the last step after it; ours cuts them."""
     given = entry["eos_token_id"]
     stops = list(given) if isinstance(given, list) else [] if given is None else [int(given)]
     generated = entry["generated_ids"]

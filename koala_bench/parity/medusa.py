@@ -148,7 +148,7 @@ def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int],
 
 
 def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequence[str]) -> list[Check]:
-    """Losses, shares of right guesses and gradient norms of one batch, with projections of the heads' own and without."""
+    """Losses, accuracies and gradient norms of one batch, with and without projections of the heads' own."""
     batch, recorded = recordings.tensors(paths[2]), recordings.json(paths[3])
     kinds = [kind for kind in recorded if kind == "per_head_linear" or kind.startswith("shared_lm_head")]
     absent = [] if "per_head_linear" in kinds else [Check(name, "skip", f"{paths[3]} has no per_head_linear")]

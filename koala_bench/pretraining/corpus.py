@@ -51,7 +51,8 @@ _WHAT = (
     "Tell me about `{n}` in {p}.",
 )
 _FIRST = {
-    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.", "How do I call `{n}` in {p}?"),
+    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.",
+        "How do I call `{n}` in {p}?"),
     "Returns": ("What does `{n}` from {p} return?", "Which value do I get from `{n}` in {p}?"),
     "Examples": ("Show me an example of `{n}` from {p}.", "How do I use `{n}` in {p}?"),
     "Raises": ("Which errors does `{n}` from {p} raise?", "When does `{n}` in {p} fail?"),

@@ -28,7 +28,10 @@ _CHAIN = TreeShape((-1, 0, 1, 2))
 # whatever they are asked for, and so many times what a chain is apart.
 _ROUNDINGS, _PART, _CHAINS = 4, 1e-4, 8
 _CHAIN_APART = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
-_REMEDY = "Use a target that takes positions from position_ids and honours a 4-D mask, such as Llama, Vicuna, Qwen or Mistral."
+_REMEDY = (
+    "Use a target that takes positions from position_ids and honours a 4-D mask, such as Llama, Vicuna, Qwen or"
+    " Mistral."
+)
 
 
 def check_trees(target: Target, verify: Verify, room: int) -> None:

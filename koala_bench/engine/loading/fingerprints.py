@@ -30,8 +30,7 @@ def checkpoint_folder(name: str, config: Any) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that its weights are read from: not all that lie there, for a copy of the whole repository
-    has more than what was downloaded to load it."""
+    """The files of a checkpoint that weights are loaded from; a full copy of the repository has others besides."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
         if index.is_file():

@@ -1,4 +1,4 @@
-"""Loads a target from the hub, a folder, a GGUF file or the package, and looks once at what decoding takes for granted."""
+"""Loads a target from the hub, a folder, a GGUF file or the package, and checks once what decoding assumes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def bundled_target(name: str) -> Path | None:
 
 
 def load_target(
-    name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True,
+    name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa",
+    tokenizer: bool = True,
     engine: str = "eager", threads: int | None = None,
 ) -> Target:  # fmt: skip
     """Load a target from the hub, a folder, a GGUF file (see ``gguf_file``), or the bundled ones by name (``tiny``).

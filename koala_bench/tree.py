@@ -1,6 +1,6 @@
 """Draft trees: their static shape, their tokens, and what attention and verification need to know of them.
 
-Node 0 is the root, the last token that is already settled; every other node comes after its parent. A chain is
+Node 0 is the root, the last token that is already committed; every other node comes after its parent. A chain is
 a tree of width 1, and vanilla decoding is a tree of the root alone.
 """
 

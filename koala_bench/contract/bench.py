@@ -1,8 +1,7 @@
-"""What the checks of a head share: their findings, tiny targets, batches, a training step, and drafts along a given
-text.
+"""Shared by the checks of a head: findings, tiny targets, batches, a training step, and drafts along a given text.
 
-One of the targets counts in a circle: its next token is known by construction, so a head can learn its whole language
-in a second, and a token that a head drafts tells by itself for which position it was meant.
+One of the targets counts in a circle. Its next token is known by construction, so a head learns the language in a
+second, and a drafted token shows for which position it was meant.
 """
 
 from __future__ import annotations
@@ -160,8 +159,8 @@ def drafts_along(
     overwritten: bool = False,
     reading: bool = False,
 ) -> Iterator[tuple[int, DraftTree]]:
-    """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth +
-    1 at a time.
+    """Drafts while a text is committed in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth
+    + 1 at a time.
 
     Args:
         overwritten: whether the states that a draft was given become nan behind it, as the next pass of a CUDA graph

@@ -44,7 +44,7 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
         return f"the tokens are {tree.tokens.dtype}, not int64"
     tokens = tree.tokens.tolist()
     if tokens[0] != root:
-        return f"the root is {tokens[0]}, the last settled token is {root}: it is new.tokens[-1]"
+        return f"the root is {tokens[0]}, the last committed token is {root}: it is new.tokens[-1]"
     if not all(0 <= token < vocabulary for token in tokens):
         outside = next(token for token in tokens if not 0 <= token < vocabulary)
         return f"token {outside} is not one of the vocabulary's {vocabulary}"
@@ -62,7 +62,7 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
 
 
 def trees(bench: Bench) -> str:
-    """Trees of several shapes: the template's, with the settled token as root and different tokens as siblings."""
+    """Trees of several shapes: the template's, with the committed token as root and different tokens as siblings."""
     target, head = bench.ready()
     templates = templates_of(head.max_depth)
     ids = random_ids(1, 40)[0].tolist()

@@ -78,7 +78,7 @@ def compare_with_generate(
     longest, widest = max(len(prompt) for prompt in prompts), max(method.template.nodes for method in methods)
     if longest + tokens > target.max_positions:
         raise KoalaBenchError(
-            f"A prompt of {longest} tokens and {tokens} more exceed the {target.max_positions} positions of the target.",
+            f"A prompt of {longest} tokens and {tokens} more exceed the target's {target.max_positions} positions.",
             "Choose fewer --tokens.",
         )
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))

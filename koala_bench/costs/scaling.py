@@ -22,7 +22,7 @@ class StepCost:
     """One verification.
 
     Attributes:
-        context: settled tokens behind which it ran.
+        context: committed tokens behind which it ran.
         nodes: of the tree, a chain; 1 is a vanilla step.
         step_s: seconds of the whole pass, median.
         attention_s: of the attention of all layers by itself, over the same keys and values, median.

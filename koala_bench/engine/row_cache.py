@@ -1,6 +1,6 @@
 """A preallocated KV cache for many sequences of different lengths that all grow by one token a pass.
 
-A new token is written behind its row's settled ones, so a row is shortened or begun anew by setting its length:
+A new token is written behind its row's committed ones, so a row is shortened or begun anew by setting its length:
 continuous batching without copies. Plugs into any Hugging Face model through ``Cache``.
 """
 
@@ -52,7 +52,7 @@ class RowCache(Cache):
     """Keys and values of ``rows`` sequences of at most ``capacity`` tokens.
 
     Attributes:
-        lengths: settled tokens of each row, int64 [rows]; the caller sets it.
+        lengths: committed tokens of each row, int64 [rows]; the caller sets it.
         width: columns that the next pass sees, set by ``step``.
     """
 

@@ -50,8 +50,8 @@ class Target:
         tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
         engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see
             ``koala_bench.engine.replay``.
-        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures
-            them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
+        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are committed and
+            captures them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
         threads: CPU threads to decode with, see ``computing`` and ``pick_threads``; all that torch takes where None.
         more_stop_ids, stop_texts: what ends an answer besides the target's own ends: its chat template's, and others
             that were asked for.
@@ -203,7 +203,7 @@ class Target:
         return self.max_positions if self.limit is None else self.limit.rows
 
     def new_cache(self, capacity: int, step: int = 1) -> TreeCache:
-        """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.
+        """An empty cache with room for ``capacity`` rows: committed tokens and the nodes of one tree.
 
         Args:
             step: the room is a multiple of this, so that one cache serves many prompts.
@@ -279,7 +279,7 @@ class Target:
     def verify(
         self, tree: DraftTree, cache: TreeCache, features: tuple[int, ...] = (-1,)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One forward pass over all nodes of a tree, each attending to the settled tokens and its ancestors.
+        """One forward pass over all nodes of a tree, each attending to the committed tokens and its ancestors.
 
         Returns:
             logits [nodes, vocab_size] and states [nodes, features, hidden_size].
@@ -338,7 +338,7 @@ class Target:
         self, features: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, depths: torch.Tensor,
         past: torch.Tensor, storage: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """``_pass`` with shapes that do not depend on how many rows are settled, which is a tensor []."""
+        """``_pass`` with shapes that do not depend on how many rows are committed, which is a tensor []."""
         rows = past + torch.arange(tokens.shape[0], device=tokens.device)
         mask = attention_mask(hidden, past, storage.shape[3], storage.dtype)[None, None]
         return self._pass(features, tokens, mask, depths + past, rows, storage)

@@ -89,7 +89,7 @@ def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
     if end is None:
         return [f"{where}: the recorded answer does not hold its own stop token {stops}"]
     answer = _decode(drafter, entry, stops, drafter.head)
-    # A step of upstream settles its root and the accepted drafts; one of ours the accepted drafts and the next root.
+    # A step of upstream commits its root and the accepted drafts; one of ours the accepted drafts and the next root.
     accepted, before = [], 0
     for length in entry["accept_lengths"]:
         if before + length >= end:

@@ -88,6 +88,6 @@ def bounds(pairs: Iterable[tuple[TurnLine, TurnLine]]) -> Bounds | None:
 
 
 def acceptance_histogram(accepted: Sequence[int]) -> list[int]:
-    """How many steps settled 0, 1, 2, ... draft tokens, up to the most that any did; empty without a step."""
+    """How many steps accepted 0, 1, 2, ... draft tokens, up to the most that any did; empty without a step."""
     counts = Counter(accepted)
     return [counts[number] for number in range(max(counts, default=-1) + 1)]

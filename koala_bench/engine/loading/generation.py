@@ -1,4 +1,4 @@
-"""The generation settings of a checkpoint, which change its answers and which no method takes over."""
+"""A checkpoint's own generation settings, which would change its answers and which all methods ignore."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-# What says which tokens mean something, how long or how fast; all else changes what is answered.
+# Settings of special tokens, lengths and speed; all others change the answers.
 _NEUTRAL = (
     "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length",
     "max_new_tokens", "min_length", "use_cache", "cache_implementation", "cache_config", "output_attentions",

@@ -136,7 +136,7 @@ def _experts(config: Any) -> int:
 
 
 def _refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
-    """An error of loading in one line, with what helps against it: mostly it is the hub's."""
+    """A loading error as one line with its remedy; most come from the hub."""
     if attention != "eager" and "attn_implementation" in str(error):
         remedy = "Use --attention eager." if attention == "sdpa" else "Use --attention sdpa or eager."
         return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", remedy)
@@ -154,8 +154,8 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
 
 
 def _check_target(target: Target) -> None:
-    """Look once at what decoding takes for granted: the parts make up the model, trees work. Raises
-    KoalaBenchError where something of that is not so."""
+    """Check once what decoding assumes: decoder and output layer make up the model, and trees work. Raises
+    KoalaBenchError if not."""
     limit = target.limit
     try:
         _check_output(target)
@@ -173,7 +173,7 @@ def _check_target(target: Target) -> None:
 def _recordable(target: Target) -> Target:
     """The target, with the engine ``eager`` if its passes cannot be recorded, as those of most mixtures of experts.
 
-    The recording that shows it is the one that verifies trees later on. Graphs of fixed shapes fit none but their own,
+    The recording made for this check is the one that verifies trees later. Captured graphs fit only their own shapes
     and are not tried here.
     """
     if target.engine == "eager" or target.fixed:
@@ -203,8 +203,8 @@ def _check_output(target: Target) -> None:
 
 
 def fingerprint(target: Target) -> dict[str, str]:
-    """Hashes of configuration, weights and tokenizer; of the weights' files where they are at hand, else of the
-    tensors. Of a GGUF file it is the file's own."""
+    """Hashes of configuration, weights and tokenizer. Weights are hashed by file if possible, else by tensor; a GGUF
+    file is hashed itself."""
     bundled = bundled_target(target.name)
     config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
     if packed := None if bundled else gguf_file(target.name):

@@ -81,7 +81,7 @@ def audit(
         )
     if chosen.evaluation.temperature:
         raise KoalaBenchError(
-            "An audit compares answers token by token, and with a temperature they are draws.",
+            "An audit compares answers token by token, which needs greedy decoding.",
             "Leave evaluation.temperature at 0.",
         )
     task_questions = questions_of(chosen, tasks, options.data_dir)

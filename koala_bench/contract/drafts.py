@@ -89,7 +89,7 @@ def forgetting(bench: Bench) -> str:
         runs.append(answer(target, head, template, 24).steps)
     if (step := apart(*runs)) is not None:
         raise BrokenError(
-            f"the same prompt is drafted otherwise after another one, from step {step + 1} on: begin() must reset all"
+            f"drafts of a prompt depend on the sequence before it, from step {step + 1} on: begin() must reset all"
             " that draft() keeps"
         )
     return "drafts after begin() do not depend on the sequence before"
@@ -106,10 +106,10 @@ def lent_states(bench: Bench) -> str:
         drafts.append([tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 16, overwritten)])
     if (step := apart(*drafts)) is not None:
         raise BrokenError(
-            f"draft {step + 1} reads states that an earlier call was given: they lie in a buffer that the target writes"
-            " over; clone what is kept of new.hidden"
+            f"draft {step + 1} reads states of an earlier call, from a buffer that the target overwrites:"
+            " clone what is kept of new.hidden"
         )
-    return "nothing is read of hidden after the call that it was given to"
+    return "states are not read after the call that they were given to"
 
 
 def prompts(bench: Bench) -> str:
@@ -125,14 +125,14 @@ def prompts(bench: Bench) -> str:
         ]
         if (step := apart(*runs)) is not None:
             raise BrokenError(
-                f"after prefill() the drafts are others than if draft() is given the whole prompt, from step {step + 1}"
-                " on: prefill() must keep what draft() would, of all pairs that it is given"
+                f"drafts after prefill() differ from those of draft() with the whole prompt, from step {step + 1} on:"
+                " prefill() must keep what draft() would, for all pairs of the prompt"
             )
         return "drafts after prefill() are those of draft() alone; reading the prompt is timed as a prefill"
     if _reads_a_prompt(head, target, template, ids):
         raise NotApplicableError(
-            "it has no prefill() and its first draft depends on the whole prompt: reading that is timed as decoding,"
-            " to the head's disadvantage; prefill(new) has it timed as a prefill"
+            "it has no prefill() and its first draft depends on the whole prompt, so reading that counts as decoding:"
+            " add prefill(new) to time it apart"
         )
     return "it has no prefill() and needs none: the first draft depends on the end of a prompt alone"
 

@@ -124,7 +124,7 @@ def saving(bench: Bench) -> str:
         if name not in before or name not in after or not torch.equal(before[name], after[name])
     ]
     if different:
-        raise BrokenError(f"{listed(sorted(different))} comes back otherwise than it was saved")
+        raise BrokenError(f"{listed(sorted(different))} differs after saving and loading")
     template = templates_of(head.max_depth)[-1]
     batch = batch_of(target, random_ids(2, 24), head.features)
     drafts, losses = [], []
@@ -158,7 +158,7 @@ def determinism(bench: Bench) -> str:
             " global one"
         )
     if drafts[0] != drafts[1]:
-        raise BrokenError("the same head drafts the same prompt in two ways: draft() must not draw at random")
+        raise BrokenError("the same head drafts differently for the same prompt: draft() must not draw at random")
     return "weights, training and drafts repeat bit for bit"
 
 

@@ -39,7 +39,7 @@ def observation(bench: Bench) -> str:
     """``observe`` modifies neither trees nor logits, and later drafts do not depend on those buffers."""
     target, head = bench.ready()
     if not isinstance(head, ObservingHead):
-        raise NotApplicableError("the head has no observe, so it is not told what the target says at the nodes")
+        raise NotApplicableError("the head has no observe(), so it never gets the target's logits")
     template = templates_of(head.max_depth)[-1]
     runs = []
     for overwrite in (False, True):

@@ -88,8 +88,8 @@ def _posterior(
 ) -> list[Check]:
     """Compare greedy and typical decisions on recorded logits.
 
-    Where upstream accepted padding, ours must not: its greedy path is then the recorded one up to the padding, and its
-    typical one is not compared, since the padding was also a reason to prefer a path.
+    Where upstream accepted padding, ours must not: the greedy path then equals the recorded one up to the padding, and
+    the typical path is not compared, since padding also influenced its choice.
     """
     rule = TypicalAcceptance(recorded["temperature"], recorded["posterior_threshold"], recorded["posterior_alpha"])
     plain: list[str] = []

@@ -15,7 +15,7 @@ _TABLE_WIDTH = 10  # upstream's TOPK: candidates kept per head (Medusa) or per i
 
 
 def template_of(buffers: Fields, key: str) -> TreeTemplate:
-    """The tree that recorded buffers are of; ``key`` is the field with its paths."""
+    """The tree of recorded buffers; ``key`` is the field with its paths."""
     return TreeTemplate.of(str(buffers.get("tree", key)), buffers[key])
 
 
@@ -76,7 +76,7 @@ def _misdrafted(template: TreeTemplate) -> bool:
 
 
 def excuse_misdrafted(checks: Sequence[Check], template: TreeTemplate) -> list[Check]:
-    """Checks of drafts cannot fail where upstream's drafts are wrong; the text is the target's own all the same."""
+    """Draft checks are excused where upstream's drafts are wrong; its text is still the target's own."""
     if not _misdrafted(template):
         return list(checks)
     return [

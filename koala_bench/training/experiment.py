@@ -128,7 +128,7 @@ def first_head(preset: MethodPreset, target: Target) -> Any | None:
     head = free_head(first, target)
     if head is None:
         raise KoalaBenchError(
-            f"The head '{first.head}' has to be trained, so it cannot be asked before another one.",
+            f"The head '{first.head}' must be trained, so it cannot draft before another one.",
             "Let first name a head with nothing to train, such as a lookup.",
         )
     load_template(first.tree).check(depth=head.max_depth, candidates=target.model.config.vocab_size)

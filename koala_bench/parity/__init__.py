@@ -2,8 +2,8 @@
 
 Sizes, trees, prompts and numbers of heads are all read from the folder. Its parts are ``medusa_tiny``,
 ``medusa_decode``, ``eagle_tiny``, ``eagle_decode`` and ``losses``, laid out as in the README that comes with the
-recordings; a part that is missing is skipped by name. Out: agreement or the place of the first difference. Read
-``shared`` first.
+recordings; a part that is missing is skipped by name. Out: agreement or the place of the first difference.
+Read ``shared`` first.
 """
 
 from __future__ import annotations

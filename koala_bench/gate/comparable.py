@@ -75,7 +75,7 @@ def consistent(runs: Sequence[Run]) -> list[str]:
     methods = [name for name in runs[0].methods if name != VANILLA]
     if not methods:
         raise KoalaBenchError(
-            f"{runs[0].path} has no method beside vanilla, so there is nothing to hold.",
+            f"{runs[0].path} has no method beside vanilla, so there is nothing to compare.",
             "Evaluate with more --methods.",
         )
     if VANILLA not in runs[0].methods:

@@ -171,7 +171,7 @@ def _drawn(generator: np.random.Generator, count: int, resamples: int) -> Array:
 
 
 def resample_weights(questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> Array:
-    """How often each question is drawn in each bootstrap resample, [resamples, questions]; rows sum to ``questions``."""
+    """Counts of each question in each bootstrap resample, [resamples, questions]; rows sum to ``questions``."""
     return _drawn(np.random.default_rng(seed), questions, resamples)
 
 

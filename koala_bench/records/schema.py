@@ -368,7 +368,7 @@ def header_problem(header: Mapping[str, Any]) -> str | None:
 
 
 def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | None]) -> str | None:
-    """What is wrong with a turn line of a run, as "place: problem", or None; ``methods`` are its ``depths_by_method``."""
+    """The problem of a turn line of a run, as "place: problem", or None; ``methods`` is its ``depths_by_method``."""
     if problem := _problem(_TURN, turn):
         return problem
     if turn["method"] not in methods:

@@ -236,7 +236,7 @@ def stacked(seeds: Sequence[Totals]) -> Totals:
 
 
 def resample_seeds(seeds: int, questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> SeedWeights:
-    """Draw seeds, then questions; the questions drawn are the same for every seed and method, as all answered the same."""
+    """Draw seeds, then questions; every seed and method has the same questions drawn, as all answered the same."""
     generator = np.random.default_rng(seed)
     return SeedWeights(*(_drawn(generator, count, resamples) for count in (seeds, questions)))
 

@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.drafting import CachedHead, DraftState, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
-from koala_bench.decoding.candidates import Pick, best
 from koala_bench.engine.cache import pass_cache
 from koala_bench.engine.devices import DTYPES
 from koala_bench.engine.loading.targets import load_target
@@ -33,7 +31,7 @@ _REMEDY = (
 )
 
 
-class DraftModel(nn.Module):
+class DraftModel(CachedHead):
     """Drafts with another causal LM, on the target's device and in its dtype.
 
     A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled
@@ -58,14 +56,11 @@ class DraftModel(nn.Module):
     model_option = "model"
 
     def __init__(self, spec: TargetSpec, model: str = "tiny-draft", revision: str | None = None) -> None:
-        super().__init__()
+        super().__init__(spec)
         # Target is no module: neither state_dict() nor parameters() finds what it holds.
         self._model = _load(spec, model, revision)
-        self.pick: Pick = best
         self._vocab_size, self._own = spec.vocab_size, int(self._model.config.vocab_size)
         self._known = min(self._vocab_size, self._own)
-        self._drafter = Drafter(self, spec)
-        self._state: DraftState | None = None
         self._places = torch.empty(1, 0)
 
     @property
@@ -91,7 +86,7 @@ class DraftModel(nn.Module):
         """Read a prompt, if the draft model's context has room for it and a draft."""
         assert self._state is not None, "begin() comes before prefill()"
         if self._has_room(self._state, new):
-            self._drafter.prefill(self._state, self._given(self._state, new))
+            super().prefill(self._given(self._state, new))
 
     def draft(self, new: Committed) -> DraftTree:
         """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
@@ -99,7 +94,7 @@ class DraftModel(nn.Module):
         assert state is not None, "begin() comes before draft()"
         if not self._has_room(state, new):
             return DraftTree(new.tokens[-1:], ROOT_ONLY)
-        return self._drafter.draft(state, self._given(state, new), self.pick)
+        return super().draft(self._given(state, new))
 
     def _has_room(self, state: DraftState, new: Committed) -> bool:
         last = new.position + len(new.tokens)  # place of the last token in the sequence
@@ -145,14 +140,8 @@ class DraftModel(nn.Module):
             tokens = tokens.clamp(max=self._own - 1)
         model_cache = pass_cache(cache.buffers.squeeze(2), start, tokens.shape[0])
         wide = None if mask is None else mask[None, None]
-        found = self._model.decoder(
-            input_ids=tokens[None],
-            attention_mask=wide,
-            position_ids=places,
-            past_key_values=model_cache,
-            use_cache=True,
-        )
-        states: torch.Tensor = found.last_hidden_state[0]
+        given = {"attention_mask": wide, "position_ids": places, "past_key_values": model_cache, "use_cache": True}
+        states: torch.Tensor = self._model.decoder(input_ids=tokens[None], **given).last_hidden_state[0]
         return states
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,7 @@ them at each level; in return a guess does not know which tokens were drafted be
 
 Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper takes the embedding of a token
 that no text holds; targets differ in whether they have one, so ours is learnt too. The paper also leaves out some places
-at greater depths while it trains (conditional drop-token sampling), to save cache; ours keeps all of them, see
-``forward``.
+at greater depths while it trains (conditional drop-token sampling), to save cache; ours keeps all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import torch
 from torch import nn
 
 from heads.common.drafting import Drafter, KVCache, OnePass
-from heads.common.layers import Unrolled
 from heads.eagle3 import Eagle3
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
@@ -51,7 +49,6 @@ class PEagle(Eagle3):
         # The state stands in for fused ones, behind ``fc``. Both go through a norm: only their directions matter.
         self.mask_state = nn.Parameter(torch.randn(self.shape.width))
         self.mask_embedding = nn.Parameter(torch.randn(self.shape.width))
-        self._spec = spec
         self._drafters: dict[int, Drafter] = {}  # by the depth of the trees
 
     # ------------------------------------------------------------------------------ decoding
@@ -74,40 +71,20 @@ class PEagle(Eagle3):
         states = torch.cat([self._fused(new.hidden), self.mask_state.expand(masked, -1)])
         total = count + masked
         table, rows, mask = cache.positions(0, total), cache.rows(0, total), cache.causal_mask(total)
-        own = cache.buffers.unbind(0)
-        x = self.midlayer(embedded[None], states[None], table, own[0], rows, mask)
-        for layer, buffer in zip(self.layers, own[1:], strict=True):
-            x = layer(x, table, buffer, rows, mask)
+        x = self._run(embedded[None], states[None], table, cache.buffers, rows, mask)
         return self._scores(x[0, -depth:])
 
     # ------------------------------------------------------------------------------ training
 
-    def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """What the last layer makes [batch, tokens, width] of every place at each depth.
+    def _inputs(self, step: int, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At step ``i`` place ``t`` stands for the i-th masked one of a draft from ``t``: it attends to the pairs up to
+        ``t`` and to the masked places of the same draft up to its own.
 
-        At depth ``i + 1`` place ``t`` stands for the i-th masked one of a draft from ``t``: it attends to the pairs up to
-        ``t`` and to the masked places of the same draft up to its own. No depth reads what comes out of another, so
-        layer by layer all are one pass under one mask [depths * tokens, depths * tokens], of which most is hidden.
-        Computed depth by depth over the keys of those before, it is the same without that mask, and its memory grows
-        with depths * tokens ** 2.
-
-        Args:
-            ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose states are ``hidden[:, t]``.
-            hidden: [batch, tokens, features, width].
+        No step reads what comes out of another, so layer by layer all are one pass under one mask [depths * tokens, depths
+        * tokens], of which most is hidden. Computed step by step over the keys of those before, it is the same without
+        that mask, and its memory grows with depths * tokens ** 2.
         """
-        batch, tokens = ids.shape
-        state = self._fused(hidden)
-        embedded = self._embed(ids).to(state.dtype)
-        positions = self.shape.rotary(tokens + self.steps, state)
-        kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
-        outs = []
-        for step in range(self.steps):
-            if step:
-                state = self.mask_state.to(state.dtype).expand(batch, tokens, -1)
-                embedded = self.mask_embedding.to(state.dtype).expand(batch, tokens, -1)
-            table = positions[:, step : step + tokens]
-            x = self.midlayer(embedded, state, table, steps=kept[0])
-            for layer, own in zip(self.layers, kept[1:], strict=True):
-                x = layer(x, table, steps=own)
-            outs.append(x)
-        return outs
+        if not step:
+            return super()._inputs(step, ids, state)
+        embedded, masked = self.mask_embedding.to(state.dtype), self.mask_state.to(state.dtype)
+        return embedded.expand(*ids.shape, -1), masked.expand(*ids.shape, -1)

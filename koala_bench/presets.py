@@ -128,23 +128,15 @@ class MethodPreset(_Strict):
     objective: str | None = None
     objective_options: dict[str, Any] = {}
     tree: str
-    draft_vocabulary: Positive | None = (
-        None  # how many of the target's tokens it can draft, the commonest of the training answers; all by default
-    )
+    # How many of the target's tokens it can draft, the commonest of the training answers; all by default.
+    draft_vocabulary: Annotated[Positive | None, _LATER] = None
     learning_rate: Rate | None = None
     head_of: str | None = None  # another method whose trained head this one decodes with
-    first: FirstPreset | None = None  # drafts where it proposes something; the method's own head does elsewhere
+    first: Annotated[FirstPreset | None, _LATER] = (
+        None  # drafts where it proposes something; the method's own head does elsewhere
+    )
     typical: TypicalPreset | None = None
     usual: bool = True  # whether a run takes it that names no methods
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what came later and is not set: hashes of presets and of trained heads are older than it."""
-        values: dict[str, Any] = serialise(self)
-        for name in ("first", "draft_vocabulary"):
-            if getattr(self, name) is None:
-                values.pop(name, None)
-        return values
 
 
 class EvaluationPreset(_Strict):

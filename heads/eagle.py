@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from heads.common.drafting import CachedHead, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, Unrolled
-from heads.common.losses import judged
+from heads.common.losses import scored_in_pieces
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
 
@@ -205,7 +205,7 @@ class Eagle(CachedHead):
                 losses = losses - self.topk_weight / self.classification_weight * of_likeliest
             return (losses * (likeliest >= 0)).sum(), (scores.detach().argmax(-1) == likeliest).sum()
 
-        summed, agreeing, scored = judged(self._spec.score, feature, self._spec.drafted, judge)
+        summed, agreeing, scored = scored_in_pieces(self._spec.score, feature, self._spec.drafted, judge)
         classification, agreement = summed / divisor, agreeing / max(len(rows), 1)
         ending = f"_{depth}" if depth > 1 else ""
         parts = {

@@ -25,14 +25,18 @@ class Record(Protocol):
     """Makes a recording of a decoding pass, or leaves it as it is; see ``TargetSpec.record``."""
 
     def __call__(
-        self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()
+        self,
+        function: Pass,
+        dynamic_dims: Sequence[Sequence[int]],
+        static: Sequence[int] = (),
+        constant: Sequence[int] = (),
     ) -> Pass: ...
 
 
 def as_it_is(
-    function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()
+    function: Pass, dynamic_dims: Sequence[Sequence[int]], static: Sequence[int] = (), constant: Sequence[int] = ()
 ) -> Pass:
-    """Recorded nowhere, called as it is."""
+    """The function itself, not recorded."""
     return function
 
 
@@ -50,11 +54,11 @@ class TargetSpec:
         config: Hugging Face configuration of the target, of the language model where that is a part of it.
         device, dtype: where the target computes, and in what.
         tokenizer: the target's; None for bare weights.
-        record: a head may hand its decoding pass over, a function of tensors, numbers and None that is the same for the
-            same sizes, and call what it gets back: with ``--engine graph`` that is a recording, see
-            ``koala_bench.engine.replay``. ``moving`` names for each argument the dimensions whose sizes differ from
-            call to call, ``kept`` the arguments, by their places, that stay where they are in memory because the pass
-            writes into them or because they are large.
+        record: traces a head's decoding pass, a function of tensors, numbers and None whose operations depend on
+            nothing but sizes. With ``--engine graph`` it returns a recording to call instead, see
+            ``koala_bench.engine.replay``. ``dynamic_dims`` lists for each argument the dimensions whose sizes differ
+            between calls; ``static`` are indices of arguments used in place, because the pass writes into them or they
+            are large; ``constant`` are indices of tensors that are never modified.
         fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA
             graphs need; numbers are then handed to it as tensors [] on the device.
         draft_vocabulary: the tokens that the head is to draft; all of them where None. A head that scores through

@@ -1,6 +1,4 @@
-"""What the losses of heads that guess tokens share: scores of a vocabulary, judged a piece of the rows at a time where
-it is large.
-"""
+"""Shared by the losses of heads that predict tokens: logits of a large vocabulary are computed a slice of rows at a time."""
 
 from __future__ import annotations
 
@@ -29,11 +27,11 @@ def slices(rows: int, vocabulary: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, max(rows, 1), size)]
 
 
-def judged(
+def scored_in_pieces(
     score: Score, states: torch.Tensor, vocabulary: int, judge: Judge
 ) -> tuple[torch.Tensor, torch.Tensor, Scored]:
-    """Judge the scores of states [rows, width]; where they are many, piece by piece, and each piece is computed again
-    for its gradients.
+    """Compute and reduce the logits of states [rows, width]. If they are large, slice by slice, each computed again in
+    the backward pass.
 
     Args:
         score: states [n, width] -> logits [n, vocab_size].
@@ -71,7 +69,7 @@ class Guess(NamedTuple):
 
     Attributes:
         rows: of the states, see ``Prediction``.
-        feature, score: as ``judged`` takes them.
+        feature, score: as ``scored_in_pieces`` takes them.
         wanted: token ids [rows], or distributions [rows, drafted].
         likeliest: token ids [rows] to compare the best guesses with; a row of -1 counts and teaches nothing.
         weight: of its loss.
@@ -93,7 +91,9 @@ def loss_of(guesses: Iterable[Guess], spec: TargetSpec, dtype: torch.dtype) -> H
     parts: dict[str, torch.Tensor] = {}
     predictions = []
     for depth, guess in enumerate(guesses, start=1):
-        loss, right, scored = judged(guess.score, guess.feature, spec.drafted, partial(_cross_entropy, guess, dtype))
+        loss, right, scored = scored_in_pieces(
+            guess.score, guess.feature, spec.drafted, partial(_cross_entropy, guess, dtype)
+        )
         count = max(len(guess.rows), 1)
         total = total + guess.weight * (loss / count)
         parts |= {f"cross_entropy_{depth}": (loss / count).detach(), f"top1_{depth}": right / count}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from koala_bench.cli.app import EXCHANGE, command
 from koala_bench.cli.options import TARGET, Shared, argument, option
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
 
@@ -37,9 +37,9 @@ def import_(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in imported.options.items()
     )
-    say(f"A head '{imported.head}': {', '.join(values)}.")
+    log_line(f"A head '{imported.head}': {', '.join(values)}.")
     for note in imported.notes:
-        say(note)
+        log_line(note)
     print(out)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from koala_bench.cli.app import GATE, START, command
 from koala_bench.cli.options import DECODING, Heads, Shared, argument, method_names, option, typed_command
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
 
@@ -54,7 +54,7 @@ def check(
     report = to_report(gate)
     write_texts({place: text for place, text in ((junit, to_junit(gate)), (markdown, report)) if place is not None})
     print(report)
-    say(headline(gate) + ".")
+    log_line(headline(gate) + ".")
     raise typer.Exit(0 if gate.passed else 1)
 
 
@@ -84,12 +84,12 @@ def audit(
             "An audit compares answers token by token, and with a temperature they are draws.",
             "Leave evaluation.temperature at 0.",
         )
-    asked = questions_of(chosen, tasks, options.data_dir)
+    task_questions = questions_of(chosen, tasks, options.data_dir)
     folder = options.folder("audit", chosen)
     found = options.heads(heads, chosen)
-    text, clean = audit(chosen, options.preset, names, asked, found, folder, options.data_dir, typed_command())
+    text, clean = audit(chosen, options.preset, names, task_questions, found, folder, options.data_dir, typed_command())
     print(text)
-    say(f"Wrote audit.md and the records to {folder}.")
+    log_line(f"Wrote audit.md and the records to {folder}.")
     raise typer.Exit(0 if clean else 1)
 
 

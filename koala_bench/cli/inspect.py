@@ -118,8 +118,8 @@ def analyse(
 
     known = {}
     if questions is not None:
-        asked = read_questions(find_questions(questions, options.data_dir)[1])
-        known = {each.question_id: each.category for each in asked}
+        with_categories = read_questions(find_questions(questions, options.data_dir)[1])
+        known = {each.question_id: each.category for each in with_categories}
     traces, chosen = read_all(files, baseline, known)
     if by_category and not any(turn.category is not None for trace in traces for turn in trace.turns):
         raise KoalaBenchError(

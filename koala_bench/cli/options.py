@@ -181,15 +181,15 @@ class Shared:
         """The folder of --out, or one named after what is run."""
         return self.out if self.out is not None else default_folder(kind, preset, self.quick)
 
-    def heads(self, asked: Path | None, preset: Preset) -> Path:
+    def heads(self, given: Path | None, preset: Preset) -> Path:
         """The folder of --heads; that of ``reproduce table1`` by default.
 
         Raises:
             KoalaBenchError: none ship for the preset.
         """
-        if asked == Path("shipped"):
+        if given == Path("shipped"):
             return shipped_heads(self.preset)
-        return asked or default_folder("table1", preset, self.quick) / "heads"
+        return given or default_folder("table1", preset, self.quick) / "heads"
 
 
 # Where each option stands in a preset, but for --target, which brings a chat template too.
@@ -228,16 +228,17 @@ def with_shared(run: Callable[..., None], names: Sequence[str]) -> Callable[...,
         return run
     own, shared = get_type_hints(run, include_extras=True), get_type_hints(Shared, include_extras=True)
     first, *rest = inspect.signature(run).parameters.values()
-    asked = [
+    shared_parameters = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
         for field in fields(Shared)
         if field.name in names
     ]
-    hints = {each.name: own[each.name] for each in rest} | {each.name: shared[each.name] for each in asked}
-    if len(hints) < len(rest) + len(asked) or own[first.name] is not Shared:
+    hints = {each.name: own[each.name] for each in rest} | {each.name: shared[each.name] for each in shared_parameters}
+    if len(hints) < len(rest) + len(shared_parameters) or own[first.name] is not Shared:
         raise TypeError(f"{run.__name__} takes a Shared first, and no option twice")
     parameters = [
-        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY) for each in (*rest, *asked)
+        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in (*rest, *shared_parameters)
     ]
 
     @wraps(run)

@@ -22,7 +22,7 @@ from koala_bench.cli.options import (
     split_names,
     typed_command,
 )
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset, usual_methods, with_heads
 
@@ -41,7 +41,7 @@ def new_head(
     files = new_head(name, out)
     for path in files:
         print(path)
-    say(f"Next: pip install -e {files[0].parent}, then koala-bench check-head {name}.")
+    log_line(f"Next: pip install -e {files[0].parent}, then koala-bench check-head {name}.")
 
 
 @command(START, name="check-head")
@@ -83,14 +83,14 @@ def compare(
     """
     from koala_bench.gate.comparison import judge_record
 
-    asked = split_names(options.methods) if options.methods is not None else None
+    named = split_names(options.methods) if options.methods is not None else None
     if records is not None:
-        print(judge_record(records, asked, head, options.out))
+        print(judge_record(records, named, head, options.out))
         return
-    chosen, names, judged = _with_own_heads(options, asked, head)
+    chosen, names, compared = _with_own_heads(options, named, head)
     folder = options.folder("compare", chosen)
     reduced = " (quick: sizes are reduced, the numbers mean little)" if options.quick else ""
-    say(f"Comparing {', '.join(judged)} with the preset '{options.preset}' in {folder}{reduced}.")
+    log_line(f"Comparing {', '.join(compared)} with the preset '{options.preset}' in {folder}{reduced}.")
     from koala_bench.runs.compare import compare
 
     print(
@@ -98,28 +98,28 @@ def compare(
             chosen,
             options.preset,
             names,
-            judged,
+            compared,
             folder,
             data_dir=options.data_dir,
             command=typed_command(),
             log_with=log_with,
         )
     )
-    say(f"Wrote verdict.md and records.jsonl to {folder}.")
+    log_line(f"Wrote verdict.md and records.jsonl to {folder}.")
 
 
 def _with_own_heads(
-    options: Shared, asked: list[str] | None, heads: list[str] | None
+    options: Shared, named: list[str] | None, heads: list[str] | None
 ) -> tuple[Preset, list[str], list[str]]:
-    """The preset with the methods that it does not list, the names of all in it, and of those to be judged."""
-    from koala_bench.gate.comparison import judged_of
+    """The preset with the methods that it does not list, the names of all in it, and of those to compare with the others."""
+    from koala_bench.gate.comparison import methods_to_compare
 
     chosen = options.resolved()
-    asked = asked if asked is not None else usual_methods(chosen)
-    chosen, called = with_heads(chosen, asked, options.layers, options.tree)
+    named = named if named is not None else usual_methods(chosen)
+    chosen, called = with_heads(chosen, named, options.layers, options.tree)
     names = method_names(chosen, ",".join(called))
-    in_preset = dict(zip(asked, called, strict=True))
-    return chosen, names, judged_of(names, [in_preset.get(name, name) for name in heads or ()])
+    in_preset = dict(zip(named, called, strict=True))
+    return chosen, names, methods_to_compare(names, [in_preset.get(name, name) for name in heads or ()])
 
 
 @command(OWN_HEAD)
@@ -176,14 +176,16 @@ def tune_tree(
     target, template = load_preset_target(chosen)
     ready = load_methods(chosen, ["vanilla", method], target, options.heads(heads, chosen))[1]
     room = target.longest - max(most, ready.template.nodes)
-    asked = held_out_prompts(target, template, chosen.data.source, prompts, min(chosen.data.max_tokens, room) - tokens)
-    if len(asked) < 2:
+    prompt_ids = held_out_prompts(
+        target, template, chosen.data.source, prompts, min(chosen.data.max_tokens, room) - tokens
+    )
+    if len(prompt_ids) < 2:
         raise KoalaBenchError(
             "The data has fewer than two held-out prompts that leave room for an answer.",
             "Lower --tokens, or give other data.source.",
         )
     with target.computing():
-        found = tune(target, ready.head, ready.template, asked, tokens, most, depth, widest)
+        found = tune(target, ready.head, ready.template, prompt_ids, tokens, most, depth, widest)
     tuned = next(each for each in found if each.template.name == "tuned")
     write_text(out, json.dumps([list(path) for path in tuned.template.paths]) + "\n")
     print(in_words(method, found))
@@ -221,6 +223,6 @@ def sweep(
     wanted = read_grid(grid)
     from koala_bench.sweeps.loop import run_sweep
 
-    say(f"Sweep of {wanted.method} against {wanted.baseline} in {folder}.")
+    log_line(f"Sweep of {wanted.method} against {wanted.baseline} in {folder}.")
     print(markdown(run_sweep(wanted, options.settings or [], folder)))
-    say(f"Wrote sweep.md, sweep.csv and sweep.jsonl to {folder}.")
+    log_line(f"Wrote sweep.md, sweep.csv and sweep.jsonl to {folder}.")

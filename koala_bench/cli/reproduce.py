@@ -61,7 +61,7 @@ def reproduce(
         folder,
         options.data_dir,
         methods=names if options.methods is not None else None,
-        asked=options.questions is not None,
+        questions_given=options.questions is not None,
         seeds=options.seed is None and not options.quick,
     )
     from koala_bench.runs.reproduce import reproduce

@@ -1,8 +1,6 @@
-"""The processes that train or decode together under ``accelerate launch`` or ``torchrun``; by far the usual team is one
-process.
+"""The processes that train or decode together under ``accelerate launch`` or ``torchrun``; most often one.
 
-A step's micro-batches and a record's questions are dealt out in turn, so that what comes out does not depend on how
-many there are.
+A step's micro-batches and a record's questions are dealt out in turn, so that results do not depend on their number.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from koala_bench.errors import KoalaBenchError
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process and how many there are.
+class ProcessGroup:
+    """This process and the size of its group.
 
     Attributes:
         rank: of this process, from 0; the first one writes the files.
@@ -36,24 +34,24 @@ class Team:
         return self.rank == 0
 
     def own(self, count: int) -> range:
-        """Which of ``count`` things are this process's."""
+        """Indices, out of ``count``, of this process's share."""
         return range(self.rank, count, self.size)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Barrier: return once all processes have called it."""
         if self.size > 1:
             PartialState().wait_for_everyone()
 
     def agree(self, measure: Callable[[], float | None]) -> float | None:
-        """What the first process measures, for all; it alone does. All must come here the same number of times."""
+        """Measure on the first process only and broadcast the value. All processes must call it equally often."""
         if self.size == 1:
             return measure()
         value = measure() if self.first else None
-        told = torch.tensor(
+        message = torch.tensor(
             [float("nan") if value is None else value], dtype=torch.float64, device=PartialState().device
         )
-        torch.distributed.broadcast(told, src=0)
-        return None if told.isnan() else float(told)
+        torch.distributed.broadcast(message, src=0)
+        return None if message.isnan() else float(message)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], losses: torch.Tensor) -> torch.Tensor:
         """Add up the gradients of all processes in place, and with them ``losses``, a vector, which is returned.
@@ -80,14 +78,14 @@ class Team:
         return pieces[0]
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def find_team(device: torch.device) -> Team:
-    """The team that this process was started in; processes find each other here. Raises KoalaBenchError where there are
-    more processes on this machine than GPUs, or they cannot find each other."""
+def find_process_group(device: torch.device) -> ProcessGroup:
+    """The group that this process was started in. Raises KoalaBenchError if there are more processes than GPUs on this
+    machine, or they cannot connect."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if device.type == "cuda" and (local := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > (
         gpus := torch.cuda.device_count()
     ):
@@ -102,7 +100,7 @@ def find_team(device: torch.device) -> Team:
             f"The processes of this run cannot find each other: {first}",
             "Start it again with `accelerate launch` or `torchrun`.",
         ) from error
-    return Team(state.process_index, state.num_processes)
+    return ProcessGroup(state.process_index, state.num_processes)
 
 
 def local_device(device: torch.device) -> torch.device:

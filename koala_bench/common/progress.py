@@ -14,9 +14,8 @@ _SECONDS_BETWEEN_LINES = 15.0
 _LINE = "{desc}: {n:,}/{total:,}{unit}, {rate_noinv_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
 
 
-def say(text: str) -> None:
-    """Print a status line to standard error, which keeps standard output for results; of a team of processes the first
-    one speaks."""
+def log_line(text: str) -> None:
+    """Print a status line to standard error; standard output is for results. Only the first process prints."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
 
@@ -26,7 +25,7 @@ class _Lines(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if line := text.strip():
-            say(line)
+            log_line(line)
         return len(text)
 
 

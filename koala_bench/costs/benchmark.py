@@ -23,7 +23,7 @@ def bundled_prompts(target: Target, template: ChatTemplate) -> list[list[int]]:
     """The first bundled question of each category, as token ids."""
     assert target.tokenizer is not None
     questions = select_questions(read_questions(bundled_questions()), 1)
-    return [encode_prompt(template, target.tokenizer, question.asked()) for question in questions]
+    return [encode_prompt(template, target.tokenizer, question.dialogue_after()) for question in questions]
 
 
 def benchmark(

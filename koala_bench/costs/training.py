@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from koala_bench.common.process_group import ALONE
+from koala_bench.common.process_group import SINGLE_PROCESS
 from koala_bench.common.progress import progress
 from koala_bench.dialogues.streams import Stream
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import synchronise
 from koala_bench.presets import Preset
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import make_arm
+from koala_bench.training.loop import make_trainer
 from koala_bench.training.precision import resolve
-from koala_bench.training.step import Arm, train_step
+from koala_bench.training.step import HeadTrainer, train_step
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
     options, precision = preset.training, resolve(preset.training.precision, target.device)
     AcceleratorState._reset_state()  # as in ``train``
     accelerator = Accelerator(mixed_precision=precision, cpu=target.device.type == "cpu")
-    groups: dict[str, list[Arm]] = {
-        group: [make_arm(target, name, preset.method(name), options) for name in members]
+    groups: dict[str, list[HeadTrainer]] = {
+        group: [make_trainer(target, name, preset.method(name), options) for name in members]
         for group, members in {"": names, **{name: [name] for name in names}}.items()
     }
     spent: dict[str, list[float]] = {group: [] for group in groups}
@@ -66,14 +66,14 @@ def training_speed(preset: Preset, names: Sequence[str], target: Target, stream:
         for step in range(steps + 2):
             batch = stream.batch(step)
             tokens.append(int(batch.lengths.sum()))
-            for group, arms in groups.items():
+            for group, trainers in groups.items():
                 synchronise(target.device)
                 started = time.perf_counter()
-                features = features_of_each(target, batch, (arm.head.features for arm in arms), seed=step)
+                features = features_of_each(target, batch, (trainer.head.features for trainer in trainers), seed=step)
                 synchronise(target.device)
                 between = time.perf_counter()
                 own = [lambda features=features: features]
-                train_step(accelerator, arms, own, options, 1e-3, step + options.steps // 2, ALONE)
+                train_step(accelerator, trainers, own, options, 1e-3, step + options.steps // 2, SINGLE_PROCESS)
                 synchronise(target.device)
                 if step >= 2:
                     spent[group].append(time.perf_counter() - started)

@@ -20,7 +20,7 @@ from typing import Any
 from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cannot
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
 from koala_bench.dialogues.parquet import parquet_rows
@@ -109,12 +109,12 @@ def read_conversations(source: str, template: ChatTemplate | None = None) -> Con
             "Give a file with more conversations.",
         )
     if dropped:
-        say(
+        log_line(
             f"{path.name}: {dropped.total():,} rows without a question followed by an answer are left out:"
             f" {counted(dropped)}."
         )
     if shortened:
-        say(f"{path.name}: {shortened.total():,} rows are read in part: {counted(shortened)}.")
+        log_line(f"{path.name}: {shortened.total():,} rows are read in part: {counted(shortened)}.")
     provenance = {
         "source": source if source.startswith(HUB) else path.name, **_hashes(paths, paths != [path]),
         "dropped": dropped.total(), "shortened": dict(sorted(shortened.items())),

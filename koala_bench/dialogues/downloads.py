@@ -19,7 +19,7 @@ from typing import Literal
 
 from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cannot, replacing, sha256_of
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
 DATA_DIR_VARIABLE = "KOALA_BENCH_DATA"
@@ -221,7 +221,7 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
             ) from error
         arrived = hashlib.sha256(content).hexdigest()
         if dataset.sha256 is None:
-            say(f"{dataset.name}: no hash is known to check it by; that of what arrived is {arrived}")
+            log_line(f"{dataset.name}: no hash is known to check it by; that of what arrived is {arrived}")
         elif arrived != dataset.sha256:
             raise KoalaBenchError(
                 f"What {dataset.url} answered is not the pinned file: its sha256 is {arrived}, expected"
@@ -231,5 +231,5 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
             )
         with replacing(one.place) as temporary:
             temporary.write_bytes(content)
-        say(f"{dataset.name}: {dataset.rows} questions saved as {one.place}")
+        log_line(f"{dataset.name}: {dataset.rows} questions saved as {one.place}")
     return [found[name].place for name in names]

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 
 from koala_bench.common.hub_errors import HUB_ERRORS, first_line
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
 HUB = "hub:"
@@ -27,7 +27,7 @@ def fetch_dialogues(source: str) -> Path:
     try:
         if not file:
             file = _only_file(name, HfApi().list_repo_files(name, repo_type="dataset"))
-        say(f"Fetching {file} of the data set {name} ...")
+        log_line(f"Fetching {file} of the data set {name} ...")
         return Path(hf_hub_download(name, file, repo_type="dataset"))
     except HUB_ERRORS as error:
         raise KoalaBenchError(

@@ -15,28 +15,31 @@ def parse(template: ChatTemplate, text: str) -> Dialogue | None:
     Nothing is guessed: the template must make the same text of what was read.
     """
     try:
-        asked, answered, between, end = template.frame
-        found = _turns(text.strip(), asked.lstrip(), answered, between, end.rstrip(), None)
+        before_question, before_answer, before_next, end = template.frame
+        found = _turns(text.strip(), before_question.lstrip(), before_answer, before_next, end.rstrip(), None)
         if found is None and template.shows_system:
             before, _, after = template.render(Dialogue([_QUESTION], system=_SYSTEM)).partition(_SYSTEM)
-            asked = after.partition(_QUESTION)[0]
+            before_question = after.partition(_QUESTION)[0]
             head, whole = before.lstrip(), text.strip()
-            system, found_asked, rest = whole[len(head) :].partition(asked) if whole.startswith(head) else ("", "", "")
-            found = _turns(rest, "", answered, between, end.rstrip(), system) if found_asked else None
+            system, separator, rest = whole.removeprefix(head).partition(before_question)
+            if whole.startswith(head) and separator:
+                found = _turns(rest, "", before_answer, before_next, end.rstrip(), system)
         return found if found and template.render(found).strip() == text.strip() else None
     except (KoalaBenchError, ValueError):
         return None
 
 
-def _turns(text: str, asked: str, answered: str, between: str, end: str, system: str | None) -> Dialogue | None:
-    if not text.startswith(asked) or not answered.strip() or not between.strip():
+def _turns(
+    text: str, before_question: str, before_answer: str, before_next: str, end: str, system: str | None
+) -> Dialogue | None:
+    if not text.startswith(before_question) or not before_answer.strip() or not before_next.strip():
         return None
-    rest, turns = text[len(asked) :], []
+    rest, turns = text[len(before_question) :], []
     while True:
-        question, met, rest = rest.partition(answered)
+        question, met, rest = rest.partition(before_answer)
         if not met:
             return None
-        answer, more, after = rest.partition(between)
+        answer, more, after = rest.partition(before_next)
         turns += [question.strip(), (answer if more else answer.removesuffix(end)).strip()]
         if not more:
             return Dialogue(turns, system)

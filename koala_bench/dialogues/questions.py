@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cache_folder, cannot, sha256_of
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, SPEED_BENCH, data_folder, fetch, places_of
@@ -46,7 +46,7 @@ class Question:
     held_out: bool = False  # about an object that the bundled target never saw in training
     system: str | None = None
 
-    def asked(self, answers: Sequence[str] = ()) -> Dialogue:
+    def dialogue_after(self, answers: Sequence[str] = ()) -> Dialogue:
         """The conversation up to the question that is asked after ``answers``."""
         turns = [text for pair in zip(self.turns, answers, strict=False) for text in pair]
         return Dialogue([*turns, self.turns[len(answers)]], self.system)
@@ -198,7 +198,7 @@ def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
         except KoalaBenchError:
             if (place := _fetched(name, data_dir)) is not None:
                 return name, place
-    say(f"The questions {' and '.join(others)} are not here and cannot be downloaded: asking {last}.")
+    log_line(f"The questions {' and '.join(others)} are not here and cannot be downloaded: asking {last}.")
     return find_questions(last, data_dir)
 
 

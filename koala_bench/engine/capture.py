@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from koala_bench.common.hub_errors import first_line
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 
 Argument = torch.Tensor | int | None
 _MAX_GRAPHS = 64  # of one function; each keeps its outputs and intermediate buffers
@@ -118,7 +118,7 @@ class Captured:
             raise
         except RuntimeError as error:  # a model may read a value from the device, or synchronise
             torch.cuda.synchronize(self._device)
-            say(f"koala-bench: a pass runs without a CUDA graph, its capture failed: {first_line(error)}")
+            log_line(f"koala-bench: a pass runs without a CUDA graph, its capture failed: {first_line(error)}")
             return self._called(buffers, inputs)
         return _Graph(buffers, [None] * len(buffers), outputs, lambda arguments: graph.replay())
 

@@ -18,7 +18,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists; of several GPUs each process of a team
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that exists; of several GPUs each process of a group
     gets its own. Raises KoalaBenchError where CUDA is asked for and there is none, or the name is no device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

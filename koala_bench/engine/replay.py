@@ -23,7 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils._sympy.printers import PythonPrinter
 
 from koala_bench.common.hub_errors import first_line
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.engine.lowering import Layouts, lower
 
 Argument = torch.Tensor | int | None
@@ -97,7 +97,7 @@ class Recorded:
         except UntraceableError as error:
             self.refusal = str(error)
             self._recordings.clear()
-            say(f"koala-bench: a pass cannot be traced and runs as with --engine eager: {error}")
+            log_line(f"koala-bench: a pass cannot be traced and runs as with --engine eager: {error}")
             return self._function(*arguments)
 
     def _first_call(self, recordings: list[_Recording], arguments: Sequence[Argument]) -> Any:
@@ -212,7 +212,7 @@ def compare(expected: Any, replayed: Any, half: bool) -> None:
                 continue
             if not half:
                 raise UntraceableError("its trace drafts other tokens, please report this")
-            say(
+            log_line(
                 f"koala-bench: {same} of {wanted.numel()} tokens of a traced draft are the eager draft's: ties, rounded"
             )
         elif wanted.numel():

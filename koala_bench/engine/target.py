@@ -146,13 +146,17 @@ class Target:
         return self._layouts.recordings
 
     def record(
-        self, function: Pass, moving: Sequence[Sequence[int]], kept: Sequence[int] = (), steady: Sequence[int] = ()
+        self,
+        function: Pass,
+        dynamic_dims: Sequence[Sequence[int]],
+        static: Sequence[int] = (),
+        constant: Sequence[int] = (),
     ) -> Pass:
         """A recording of a function, if this engine replays recordings; see ``TargetSpec``."""
         if self.engine == "eager":
             return function
-        recorded = Recorded(function, moving, self._layouts)
-        return Captured(recorded, kept, steady, self.device, self._layouts.count) if self.fixed else recorded
+        recorded = Recorded(function, dynamic_dims, self._layouts)
+        return Captured(recorded, static, constant, self.device, self._layouts.count) if self.fixed else recorded
 
     @cached_property
     def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -312,8 +316,10 @@ class Target:
         """The pass of ``verify`` that reads these features, with everything that it depends on as an argument."""
         if features not in self._passes:
             if self.fixed:
-                moving, kept, steady = ((0,), (0, 1), (1,), (), (3,)), (4,), (1, 2)
-                self._passes[features] = self.record(partial(self._fixed_pass, features), moving, kept, steady)
+                dynamic_dims, static, constant = ((0,), (0, 1), (1,), (), (3,)), (4,), (1, 2)
+                self._passes[features] = self.record(
+                    partial(self._fixed_pass, features), dynamic_dims, static, constant
+                )
             else:
                 self._passes[features] = self.record(partial(self._pass, features), ((0,), (2, 3), (1,), (), (3,)))
         return self._passes[features]
@@ -326,11 +332,11 @@ class Target:
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _fixed_pass(
-        self, features: tuple[int, ...], tokens: torch.Tensor, unseen: torch.Tensor, depths: torch.Tensor, past: torch.Tensor, storage: torch.Tensor,
+        self, features: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, depths: torch.Tensor, past: torch.Tensor, storage: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """``_pass`` with shapes that do not depend on how many rows are settled, which is a tensor []."""
         rows = past + torch.arange(tokens.shape[0], device=tokens.device)
-        mask = attention_mask(unseen, past, storage.shape[3], storage.dtype)[None, None]
+        mask = attention_mask(hidden, past, storage.shape[3], storage.dtype)[None, None]
         return self._pass(features, tokens, mask, depths + past, rows, storage)
 
     def unrecorded(self, tree: DraftTree, cache: TreeCache) -> tuple[torch.Tensor, torch.Tensor]:

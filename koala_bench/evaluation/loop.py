@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from koala_bench.common.process_group import find_team
-from koala_bench.common.progress import progress, say
+from koala_bench.common.process_group import find_process_group
+from koala_bench.common.progress import log_line, progress
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.dialogues.questions import Question, find_questions, read_questions, select_questions
 from koala_bench.engine.target import Target
@@ -60,32 +60,32 @@ def evaluate(
     wanted = preset.evaluation
     source = find_questions(wanted.questions, data_dir)
     questions = select_questions(read_questions(source[1]), wanted.limit)
-    team = find_team(target.device)
+    group = find_process_group(target.device)
     ready = load_methods(preset, methods, target, heads)
     with target.computing():
         counted = (*source, len(questions))
-        header = header_of(preset, name, target, template, ready, counted, command, process, team.size)
+        header = header_of(preset, name, target, template, ready, counted, command, process, group.size)
     started = time.perf_counter()
-    path = place_for(record, team, len(questions))
-    own = questions if path == record else [questions[place] for place in team.own(len(questions))]
+    path = place_for(record, group, len(questions))
+    own = questions if path == record else [questions[place] for place in group.own(len(questions))]
     total = sum(len(question.turns) for question in own) * len(ready) * wanted.repeats
     with target.computing(), open_record(path, header) as writer:
         if writer.finished:
-            say(f"Reusing the finished record {path}.")
+            log_line(f"Reusing the finished record {path}.")
         else:
             kept = {key_of(turn): turn for turn in read_run(path).turns} if writer.done else {}
             if kept:
-                say(f"Resuming {path}: {len(kept)} of {total} turns are there.")
+                log_line(f"Resuming {path}: {len(kept)} of {total} turns are there.")
             session = Session(preset, target, template, ready, process)
             shared = f", {len(own)} of them in this process" if len(own) < len(questions) else ""
-            say(f"Decoding {len(questions)} questions{shared} with {', '.join(session.methods)} ...")
+            log_line(f"Decoding {len(questions)} questions{shared} with {', '.join(session.methods)} ...")
             _warm_up(session, questions)
             with _frozen_garbage(), progress("decode", total, "turns", len(kept)) as advance:
                 for repeat in range(wanted.repeats):
                     for question in own:
                         _answer_question(session, writer, kept, question, repeat, advance)
             writer.finish(time.perf_counter() - started)
-    merge_parts(record, team, questions, started)
+    merge_parts(record, group, questions, started)
     run = read_run(record)
     _check_failures(run)
     return run
@@ -103,7 +103,7 @@ def _answer_question(
     answers: list[str] = []
     for number in range(len(question.turns)):
         place = Place(question, number, repeat)
-        prompt = session.prompt(question.asked(answers))
+        prompt = session.prompt(question.dialogue_after(answers))
         order = drawn_order([*session.methods], session.evaluation.seed, *place.key, session.process)
         lines = {name: kept[name, *place.key] for name in order if (name, *place.key) in kept}
         fresh = [name for name in order if name not in lines]
@@ -144,7 +144,7 @@ def _warm_up(session: Session, questions: Sequence[Question]) -> None:
     Raises:
         KoalaBenchError: a method fails, and not for want of memory, which a shorter prompt may need less of.
     """
-    prompts = ((question, session.prompt(question.asked())) for question in questions)
+    prompts = ((question, session.prompt(question.dialogue_after())) for question in questions)
     first = next(((question, prompt) for question, prompt in prompts if session.fits(prompt)), None)
     if first is None:
         return  # all turns will say why
@@ -171,4 +171,4 @@ def _check_failures(run: Run) -> None:
                 f"The failures are in {run.path}; correct what they say and choose another --out.",
             )
         if errors:
-            say(f"{name}: {len(errors)} of {len(turns)} turns failed, the first with: {errors[0]['message']}")
+            log_line(f"{name}: {len(errors)} of {len(turns)} turns failed, the first with: {errors[0]['message']}")

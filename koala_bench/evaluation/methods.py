@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 
 from koala_bench.common.draft_vocabulary import BUFFER
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.decoding.hybrid import Hybrid
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla
 from koala_bench.engine.loading.targets import fingerprint
@@ -80,7 +80,7 @@ def _trained(preset: Preset, name: str, target: Target, heads: Path) -> tuple[Dr
     head, config, weights = load_head(place, target, preset.method(name).draft_vocabulary)
     trained_on, training = _training(place)
     if trained_on not in (None, fingerprint(target)["weights_sha256"]):
-        say(f"The head in {place} was trained on other weights than those of {target.name}: it will draft worse.")
+        log_line(f"The head in {place} was trained on other weights than those of {target.name}: it will draft worse.")
     info = _info(
         head=config["head"],
         layers=config["layers"],

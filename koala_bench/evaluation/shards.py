@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from koala_bench.common.files import replacing
-from koala_bench.common.process_group import Team
+from koala_bench.common.process_group import ProcessGroup
 from koala_bench.common.reading import encode_line
 from koala_bench.dialogues.questions import Question
 from koala_bench.errors import KoalaBenchError
@@ -22,7 +22,7 @@ def part_of(record: Path, rank: int, size: int) -> Path:
     return record.with_name(f"{record.stem}.part-{rank + 1}-of-{size}{record.suffix}")
 
 
-def place_for(record: Path, team: Team, questions: int) -> Path:
+def place_for(record: Path, group: ProcessGroup, questions: int) -> Path:
     """The file that this process writes or reuses: the record itself if it is there or there is one process, else its
     part.
 
@@ -30,15 +30,15 @@ def place_for(record: Path, team: Team, questions: int) -> Path:
         KoalaBenchError: parts of a run with another number of processes are in the way, or there are fewer questions
             than processes.
     """
-    if record.exists() or (team.size == 1 and not _parts(record)):
+    if record.exists() or (group.size == 1 and not _parts(record)):
         return record
-    if team.size > questions:
+    if group.size > questions:
         raise KoalaBenchError(
-            f"{questions} questions cannot be shared out to {team.size} processes.", f"Launch at most {questions}."
+            f"{questions} questions cannot be shared out to {group.size} processes.", f"Launch at most {questions}."
         )
-    own = part_of(record, team.rank, team.size)
+    own = part_of(record, group.rank, group.size)
     for other in _parts(record):
-        if other not in [part_of(record, rank, team.size) for rank in range(team.size)]:
+        if other not in [part_of(record, rank, group.size) for rank in range(group.size)]:
             raise KoalaBenchError(
                 f"{other} is a part of a run with another number of processes.",
                 "Go on with as many, or delete the parts to start over.",
@@ -50,7 +50,7 @@ def _parts(record: Path) -> list[Path]:
     return sorted(record.parent.glob(f"{record.stem}.part-*-of-*{record.suffix}"))
 
 
-def merge_parts(record: Path, team: Team, questions: Sequence[Question], started: float) -> None:
+def merge_parts(record: Path, group: ProcessGroup, questions: Sequence[Question], started: float) -> None:
     """Make the record of finished parts, in the order in which one process would have written it; the parts go.
 
     All processes come here; a record that is there already is left as it is.
@@ -62,11 +62,11 @@ def merge_parts(record: Path, team: Team, questions: Sequence[Question], started
     Raises:
         KoalaBenchError: a part is damaged, or the disk is full.
     """
-    if team.size == 1:
+    if group.size == 1:
         return
-    team.wait()
-    if team.first and not record.exists():
-        paths = [part_of(record, rank, team.size) for rank in range(team.size)]
+    group.wait()
+    if group.first and not record.exists():
+        paths = [part_of(record, rank, group.size) for rank in range(group.size)]
         parts = [read_run(path) for path in paths]
         place = {question.question_id: index for index, question in enumerate(questions)}
         turns = sorted(
@@ -84,4 +84,4 @@ def merge_parts(record: Path, team: Team, questions: Sequence[Question], started
                 handle.write(encode_line(line))
         for path in paths:
             path.unlink()
-    team.wait()
+    group.wait()

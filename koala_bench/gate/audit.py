@@ -28,7 +28,7 @@ TIE_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedDifference:
     """A difference, the target's logits at its position, and the verdict.
 
     Attributes:
@@ -66,7 +66,7 @@ class Audit:
     task: str
     dtype: str
     counts: tuple[Count, ...]
-    judged: tuple[Judged, ...]
+    differences: tuple[JudgedDifference, ...]
 
     @property
     def defects(self) -> int:
@@ -82,7 +82,7 @@ def _next_logits(target: Target, ids: Sequence[int]) -> torch.Tensor:
 
 def judge(
     method: str, difference: Difference, context: Sequence[int], target: Target, lower: Target | None, exact: Target
-) -> Judged:
+) -> JudgedDifference:
     """Judge one difference.
 
     Args:
@@ -107,7 +107,7 @@ def judge(
         and abs(between) <= TIE_FACTOR * rounding
     )
     exact_gap = float(exact_best.values[0] - exact_best.values[1])
-    return Judged(
+    return JudgedDifference(
         method, difference, first - second, exact_gap, between, rounding, "numerical tie" if tie else "defect"
     )
 
@@ -132,7 +132,7 @@ def audit(
     by_id = {question.question_id: question for question in questions}
     vanilla = {place_of(turn): turn for turn in run.turns_of(VANILLA)}
     exact = lower = None
-    counts, judged = [], []
+    counts, differences = [], []
     for name in methods if methods is not None else run.methods:
         if name == VANILLA or not run.methods[name]["lossless"]:
             continue
@@ -153,11 +153,11 @@ def audit(
                 lower = in_precision("float32") if target.dtype == torch.float64 else None
             prompt = _prompt(by_id[key[0]], vanilla, key, template, target)
             context = [*prompt, *(base["new_token_ids"] or [])[: difference.position]]
-            judged.append(judge(name, difference, context, target, lower, exact))
-            verdicts.append(judged[-1].verdict)
+            differences.append(judge(name, difference, context, target, lower, exact))
+            verdicts.append(differences[-1].verdict)
         equal, ties, defects = (verdicts.count(verdict) for verdict in ("equal", "numerical tie", "defect"))
         counts.append(Count(name, len(verdicts), equal, ties, defects, failed))
-    return Audit(run.header["questions"]["name"], run.header["target"]["dtype"], tuple(counts), tuple(judged))
+    return Audit(run.header["questions"]["name"], run.header["target"]["dtype"], tuple(counts), tuple(differences))
 
 
 def _prompt(
@@ -167,7 +167,7 @@ def _prompt(
     question_id, turn, repeat = key
     answers = [vanilla[question_id, earlier, repeat]["text"] or "" for earlier in range(turn)]
     assert target.tokenizer is not None
-    return encode_prompt(template, target.tokenizer, question.asked(answers))
+    return encode_prompt(template, target.tokenizer, question.dialogue_after(answers))
 
 
 # ---------------------------------------------------------------------------------------------- in words
@@ -207,7 +207,7 @@ def to_markdown(audits: Sequence[Audit]) -> str:
             "verdict": one.verdict,
         }
         for each in audits
-        for one in each.judged
+        for one in each.differences
     ]
     left = ("task", "precision", "method", "verdict")
     further = [("Differences", grid_of(differences, left))] if differences else []

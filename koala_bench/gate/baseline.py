@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from koala_bench.common.files import replacing
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 from koala_bench.gate.comparable import consistent
 from koala_bench.gate.regression import describe_update
@@ -50,7 +50,7 @@ def accept(baseline: Path, new: Sequence[Run]) -> list[str]:
     try:
         old = read_runs(stale)
     except KoalaBenchError as error:
-        say(f"The old baseline cannot be read, so what changed is not known: {error.message}")
+        log_line(f"The old baseline cannot be read, so what changed is not known: {error.message}")
         old = []
     changes = describe_update(old, new)
     places = [

@@ -58,24 +58,24 @@ class Comparison:
         return _VERDICTS[statistics.against_zero(self.speed)]
 
 
-def judged_of(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
+def methods_to_compare(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
     """The methods to compare with the others: ``heads``, or by default those not in the paper's table.
 
     Raises:
-        KoalaBenchError: a head is none of the methods, all are the paper's, or vanilla is to be judged.
+        KoalaBenchError: a head is none of the methods, all are the paper's, or vanilla is among those to compare.
     """
     if unknown := [head for head in heads or () if head not in methods]:
         raise KoalaBenchError(f"--head {unknown[0]} is not one of --methods.", f"They are {', '.join(methods)}.")
     paper = read_table_spec(RECIPES / "table1.toml").methods
-    judged = list(heads or [name for name in methods if name not in paper])
-    if not judged:
+    compared = list(heads or [name for name in methods if name not in paper])
+    if not compared:
         raise KoalaBenchError(
             "Every one of the methods is in the paper's table.",
             "Name a head of your own in --methods, or choose one with --head.",
         )
-    if VANILLA in judged:
+    if VANILLA in compared:
         raise KoalaBenchError("Vanilla decoding is what the others are compared with.", "Choose another --head.")
-    return judged
+    return compared
 
 
 def judge_record(
@@ -83,7 +83,7 @@ def judge_record(
 ) -> str:
     """The verdict table of a record, written to ``out/verdict.md`` too; errors as ``compare_heads``."""
     run = read_run(record)
-    text = verdict_table(run, compare_heads(run, judged_of(methods or list(run.methods), heads), methods))
+    text = verdict_table(run, compare_heads(run, methods_to_compare(methods or list(run.methods), heads), methods))
     if out is not None:
         write_text(out / "verdict.md", text)
     return text

@@ -27,9 +27,9 @@ def write_fastchat_answers(run: Run, folder: Path) -> list[Path]:
     header = run.header
     created = datetime.fromisoformat(header["created"]).timestamp()
     # Every method is asked the same turns, so the longest conversation seen is the whole one.
-    asked: dict[int, int] = {}
+    turn_counts: dict[int, int] = {}
     for turn in run.turns:
-        asked[turn["question_id"]] = max(asked.get(turn["question_id"], 0), turn["turn"] + 1)
+        turn_counts[turn["question_id"]] = max(turn_counts.get(turn["question_id"], 0), turn["turn"] + 1)
     written = []
     for method in run.methods:
         model_id = f"{header['target']['name'].rpartition('/')[2]}-{method}"
@@ -46,7 +46,7 @@ def write_fastchat_answers(run: Run, folder: Path) -> list[Path]:
                 "category": category,
                 "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, name).hex,
                 "model_id": model_id,
-                "choices": [_choice(at, turns) for at, turns in repeats.items() if len(turns) == asked[number]],
+                "choices": [_choice(at, turns) for at, turns in repeats.items() if len(turns) == turn_counts[number]],
                 "tstamp": created,
             }
             lines += [json.dumps(answer, ensure_ascii=False) + "\n"] if answer["choices"] else []

@@ -11,7 +11,7 @@ import torch
 
 from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.files import sha256_of, write_text
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.engine.loading.targets import fingerprint
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -128,5 +128,5 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
         paths[0].unlink(missing_ok=True)  # half an export would be in the way of the next
         raise
     for note in made.notes:
-        say(note)
+        log_line(note)
     return paths

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from koala_bench.common.process_group import ALONE
+from koala_bench.common.process_group import SINGLE_PROCESS
 from koala_bench.costs.device import bandwidth
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
 from koala_bench.dialogues.streams import TokenBatch
@@ -21,9 +21,9 @@ from koala_bench.planning.requirements import Needs, dtype_of
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
-from koala_bench.training.loop import make_arm
+from koala_bench.training.loop import make_trainer
 from koala_bench.training.precision import resolve
-from koala_bench.training.step import Arm, train_step
+from koala_bench.training.step import HeadTrainer, train_step
 from koala_bench.tree import Template, load_template
 
 # NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
@@ -81,15 +81,15 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
     names = [name for name in methods if name != VANILLA]
     trained = trained_methods(preset, methods, target)
     each = seconds / (2 + len(trained) + len(names))
-    arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
-    pass_s, heads = _training(preset, arms, target, each)
+    trainers = {name: make_trainer(target, name, preset.method(name), preset.training) for name in trained}
+    pass_s, heads = _training(preset, trainers, target, each)
     with target.computing():
         steps = {VANILLA: _step(target, Vanilla(), VANILLA_TREE, each)}
         for name in names:
             method = preset.method(name)
             head = free_head(method, target)
             if head is None:
-                head = arms[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
+                head = trainers[preset.trained_as(name)].head.to(dtype=target.dtype).eval()
             steps[name] = _step(target, head, load_template(method.tree), each)
     return Pace(pass_s, heads, steps)
 
@@ -98,27 +98,29 @@ def training_pace(
     preset: Preset, trained: Sequence[str], target: Target, seconds: float
 ) -> tuple[float, dict[str, float]]:
     """Seconds of the target's pass over one micro-batch, and of the update of each trained head; see ``Pace``."""
-    arms = {name: make_arm(target, name, preset.method(name), preset.training) for name in trained}
-    return _training(preset, arms, target, seconds / (1 + len(arms)))
+    trainers = {name: make_trainer(target, name, preset.method(name), preset.training) for name in trained}
+    return _training(preset, trainers, target, seconds / (1 + len(trainers)))
 
 
-def _training(preset: Preset, arms: Mapping[str, Arm], target: Target, each: float) -> tuple[float, dict[str, float]]:
+def _training(
+    preset: Preset, trainers: Mapping[str, HeadTrainer], target: Target, each: float
+) -> tuple[float, dict[str, float]]:
     heads: dict[str, float] = {}
-    if not arms:
+    if not trainers:
         return 0.0, heads
     options, device = preset.training, target.device
     target = replace(target, engine="eager")  # as ``train_heads`` does
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=resolve(options.precision, device), cpu=device.type == "cpu")
     batch = _batch(preset, target)
-    read = partial(features_of_each, target, batch, [arm.head.features for arm in arms.values()], seed=0)
+    read = partial(features_of_each, target, batch, [trainer.head.features for trainer in trainers.values()], seed=0)
     pass_s, features = _time(device, each, read), read()
     own, last = (
         [lambda: features] * options.micro_batches,
         options.steps - 1,
     )  # everything that sets in late has done so
-    for name, arm in arms.items():
-        step = partial(train_step, accelerator, [arm], own, options, 1e-6, last, ALONE)
+    for name, trainer in trainers.items():
+        step = partial(train_step, accelerator, [trainer], own, options, 1e-6, last, SINGLE_PROCESS)
         heads[name] = _time(device, each, step) / options.micro_batches
     return pass_s, heads
 
@@ -152,7 +154,7 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
     """At least: two operations a parameter and token for the target, six for what is trained; a step reads all weights."""
-    trained = sum(head.parameters + head.judge for head in needs.heads if head.shares is None)
+    trained = sum(head.parameters + head.discriminator for head in needs.heads if head.shares is None)
     training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
     step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s
     drafting = len([name for name in methods if name != VANILLA])

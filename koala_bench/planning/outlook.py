@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from koala_bench.common.markdown import table
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.devices import pick_device, pick_dtype
 from koala_bench.engine.target import Target
@@ -63,7 +63,7 @@ def outlook(
     needs = replace(needs, disk=needs.disk + (tokens or 0) * needs.state_bytes)
     missing = missing_for(preset, place, needs, turns, out, models)
     hours, basis = _hours(preset, methods, loaded, models, needs, seconds, tokens)
-    asked = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
+    turns_in_words = "160 turns, as MT-bench has" if turns is None else f"{turns:,} turns"
     download = f"; {gibibytes(needs.download)} to download" if needs.download else ""
     first, second = map(_of, hours.decoding)
     heads = table(("Head", "Trained parameters (M)", "Discriminator (M)"), (_row(head, needs) for head in needs.heads))
@@ -82,7 +82,7 @@ states of a step), beside the activations of one head at a time; {gibibytes(need
 - Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there), heads and \
 records{download}.
 - Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded by \
-each method ({asked}).
+each method ({turns_in_words}).
 - Time: {_of(hours.training)} of training; {first} of decoding if no draft is accepted, {second} at an acceptance \
 length of 2. {basis}
 {states}
@@ -113,8 +113,9 @@ def _row(head: HeadNeeds, needs: Needs) -> tuple[str, str, str]:
         count = needs.models.get(head.model)
         size = f"{count / 1e6:,.2f}" if count else "an unknown number"
         return head.name, f"none; {head.model} has {size}", NOTHING
-    trained, judge = (f"{count / 1e6:,.2f}" if count else NOTHING for count in (head.parameters, head.judge))
-    return head.name, trained, judge
+    counts = (head.parameters, head.discriminator)
+    trained, discriminator = (f"{count / 1e6:,.2f}" if count else NOTHING for count in counts)
+    return head.name, trained, discriminator
 
 
 def _hours(
@@ -138,7 +139,7 @@ def _hours(
     if loaded is not None:
         absent = {head.name for head in needs.heads if head.model and not models[head.model].at_hand}
         lacking = absent & set(methods)
-        say(f"Measuring for about {seconds:.0f} seconds ...")
+        log_line(f"Measuring for about {seconds:.0f} seconds ...")
         target = loaded[0]
         pace = measure_pace(preset, [name for name in methods if name not in lacking], target, seconds)
         without = f" Without {', '.join(sorted(lacking))}, whose model is not here." if lacking else ""
@@ -146,7 +147,7 @@ def _hours(
         said = f"From steps measured here, on {target.device.type} in {kind}.{without}"
         return hours_at(pace, preset, needs, tokens), said
     device = pick_device(wanted)
-    say(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")
+    log_line(f"Measuring the {device.type} for about {min(seconds, 10.0):.0f} seconds ...")
     dtype = pick_dtype(preset.target.dtype, device)
     limits = measure_limits(device, dtype, min(seconds, 10.0))
     which = (

@@ -30,7 +30,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.experiment import VANILLA
-from koala_bench.training.loop import make_arm
+from koala_bench.training.loop import make_trainer
 from koala_bench.training.states import STATE_BYTES, layers_of
 
 _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
@@ -71,7 +71,7 @@ class HeadNeeds:
 
     name: str
     parameters: int
-    judge: int
+    discriminator: int
     shares: str | None
     model: str | None = None
 
@@ -203,14 +203,18 @@ def needs_of(
                 loaded = _drafts_with(wanted)
                 heads.append(HeadNeeds(name, 0, 0, owner if owner != name else None, loaded[0] if loaded else None))
                 continue
-            arm = make_arm(target, name, preset.method(owner), preset.training.model_copy(update={"precision": "no"}))
-            judge = sum(p.numel() for p in arm.objective.parameters()) if arm.objective is not None else 0
-            heads.append(HeadNeeds(name, arm.parameters, judge, owner if owner != name else None))
-            read.append(arm.head.features)
+            trainer = make_trainer(
+                target, name, preset.method(owner), preset.training.model_copy(update={"precision": "no"})
+            )
+            discriminator = (
+                sum(p.numel() for p in trainer.objective.parameters()) if trainer.objective is not None else 0
+            )
+            heads.append(HeadNeeds(name, trainer.parameters, discriminator, owner if owner != name else None))
+            read.append(trainer.head.features)
         width = int(target.spec().hidden_size)
     size = dtype_of(preset).itemsize
     trained = [head for head in heads if head.shares is None]
-    weights = sum(head.parameters + head.judge for head in trained)
+    weights = sum(head.parameters + head.discriminator for head in trained)
     tokens = preset.training.batch_tokens
     # Of a step the states and the distributions of one micro-batch are held.
     batch = tokens * (width * len(layers_of(read)) * size + config.vocab_size * 4)
@@ -224,7 +228,7 @@ def needs_of(
     where = _decodes_on(preset)
     recorded = where.type == "cpu" and pick_engine(preset.target.engine, where) == "graph"
     copies = (2 if dtype_of(preset) == torch.float32 else 3) if recorded else 1
-    asked = (160 if questions is None else questions) * preset.evaluation.repeats
+    answers = (160 if questions is None else questions) * preset.evaluation.repeats
     return Needs(
         target_parameters=parameters,
         heads=tuple(heads),
@@ -232,9 +236,9 @@ def needs_of(
         decoding_memory=(parameters + loaded_weights + sum(head.parameters for head in trained)) * size * copies
         + cache,
         download=((0 if place.at_hand else parameters) + absent) * _STORED_BYTES,
-        disk=weights * _KEPT_BYTES + asked * (len(names) + 1) * preset.evaluation.max_new_tokens * 16,
+        disk=weights * _KEPT_BYTES + answers * (len(names) + 1) * preset.evaluation.max_new_tokens * 16,
         training_tokens=preset.training.steps * tokens * preset.training.micro_batches if weights else 0,
-        answer_tokens=asked * preset.evaluation.max_new_tokens,
+        answer_tokens=answers * preset.evaluation.max_new_tokens,
         models=drafting,
         ends_memory=ends * size + weights * _TRAINED_BYTES + batch,
         state_bytes=STATE_BYTES * len(layers_of(read)) * width,

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.conversations import Conversations, read_conversations
 from koala_bench.dialogues.templates import ChatTemplate
 from koala_bench.pretraining.documentation import PACKAGES, Entry, read_entries
@@ -117,7 +117,7 @@ def dialogues_of(entry: Entry) -> list[list[str]]:
 def read_documentation(packages: Sequence[str] = tuple(PACKAGES)) -> Conversations:
     """Dialogues about the installed packages, shuffled, in about half a minute: all sources are 100 MB. Raises
     KoalaBenchError where a package is not installed."""
-    say("Reading the documentation of the installed packages ...")
+    log_line("Reading the documentation of the installed packages ...")
     entries, versions = read_entries(packages)
     train: list[list[str]] = []
     held_out: list[list[str]] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.conversations import Conversations, bundled_answers, read_conversations
 from koala_bench.dialogues.distilling.manifest import answering_target
 from koala_bench.engine.loading.targets import bundled_target, fingerprint, load_target
@@ -72,7 +72,7 @@ def load_imitated(name: str, answers: str | None, device: torch.device) -> Imita
     found = read_conversations(answers)
     said_by = answering_target(bundled_answers(answers) or Path(answers))
     if said_by is not None and said_by["weights_sha256"] != fingerprint(target)["weights_sha256"]:
-        say(
+        log_line(
             f"{answers} holds answers of another target, {said_by['name']}: make {name}'s own with koala-bench distill."
         )
     return Imitated(target, replace(found, provenance={**found.provenance, "source": answers}))

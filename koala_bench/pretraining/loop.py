@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from koala_bench.common.files import continue_log, make_folder, sha256_of, write_text
-from koala_bench.common.progress import progress, say
+from koala_bench.common.progress import log_line, progress
 from koala_bench.common.provenance import code_state
 from koala_bench.dialogues.conversations import Conversations
 from koala_bench.errors import KoalaBenchError
@@ -232,5 +232,5 @@ def _resume(
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
-    say(f"Resuming after step {int(state['step']):,}.")
+    log_line(f"Resuming after step {int(state['step']):,}.")
     return int(state["step"])

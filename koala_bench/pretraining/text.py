@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.conversations import Conversations
 from koala_bench.dialogues.encoding import chat_template, encode_dialogues
 from koala_bench.errors import KoalaBenchError
@@ -84,7 +84,7 @@ def make_text(
         encoded = encode_dialogues(template, tokenizer, dialogues)
         return Rows([np.asarray(each.ids, dtype=np.uint16) for each in encoded], tokens, options.seed)
 
-    say(f"Encoding {len(corpus.train):,} dialogues ...")
+    log_line(f"Encoding {len(corpus.train):,} dialogues ...")
     stable, held_out = rows(corpus.train, options.row_tokens), rows(corpus.held_out).first()
     decaying = Rows(stable.dialogues, options.decay_row_tokens, options.seed)
     if imitate is None or imitate.answers is None:
@@ -118,7 +118,7 @@ def tokenizer_in(
 
 def _train_tokenizer(corpus: Conversations, vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the training dialogues, with Llama's special tokens at ids 0 to 2."""
-    say(f"Training a tokenizer of {vocabulary:,} tokens ...")
+    log_line(f"Training a tokenizer of {vocabulary:,} tokens ...")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

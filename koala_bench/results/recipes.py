@@ -111,7 +111,7 @@ def plan(
     data_dir: Path | None,
     *,
     methods: Sequence[str] | None,
-    asked: bool,
+    questions_given: bool,
     seeds: bool,
 ) -> Plan:
     """Lay out a recipe.
@@ -121,7 +121,7 @@ def plan(
         name: of the preset, which may have a smaller share of the questions of a table by task.
         folder: for the results.
         methods: what to run in place of the recipe's methods; None for those.
-        asked: whether the questions were named on the command line, so that they take the place of the tasks' files.
+        questions_given: whether --questions replaces the tasks' files.
         seeds: whether Table 3's other training seeds are run too.
 
     Raises:
@@ -149,7 +149,7 @@ def plan(
     if what == "cost":
         usual = ["vanilla"]
     files: list[tuple[str, int | None]] = []
-    if by_task and not asked:
+    if by_task and not questions_given:
         files, more = _question_files(by_task, name, preset, data_dir)
         remarks += more
     main = usual if {"table1", "figures", "cost"} & {*wanted} or (by_task and not files) else []

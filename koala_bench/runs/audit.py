@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bench.common.files import write_text
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.downloads import data_folder
 from koala_bench.dialogues.questions import Question, find_questions, names_in, read_questions
 from koala_bench.engine.loading.targets import load_target
@@ -92,13 +92,13 @@ def audit(
         )
 
     found = []
-    for task, asked in tasks.items():
+    for task, task_questions in tasks.items():
         own = preset.model_copy(update={"evaluation": preset.evaluation.model_copy(update={"questions": task})})
-        record = folder / f"{asked.name}-{str(target.dtype).removeprefix('torch.')}.jsonl"
+        record = folder / f"{task_questions.name}-{str(target.dtype).removeprefix('torch.')}.jsonl"
         run = evaluate(own, name, methods, target, template, heads, record, data_dir, command)
-        found.append(judging.audit(run, asked.questions, template, target, in_precision))
+        found.append(judging.audit(run, task_questions.questions, template, target, in_precision))
         equal, compared = (sum(getattr(count, of) for count in found[-1].counts) for of in ("equal", "compared"))
-        say(f"{task}: {equal} of {compared} answers equal to vanilla's.")
+        log_line(f"{task}: {equal} of {compared} answers equal to vanilla's.")
     text = judging.to_markdown(found)
     write_text(folder / "audit.md", text)
     return text, not any(each.defects for each in found)

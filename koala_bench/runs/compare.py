@@ -19,7 +19,7 @@ def compare(
     preset: Preset,
     name: str,
     methods: Sequence[str],
-    judged: Sequence[str],
+    compared: Sequence[str],
     folder: Path,
     *,
     data_dir: Path | None,
@@ -30,7 +30,7 @@ def compare(
 
     Args:
         name: of the preset, for the record.
-        judged: those of the methods that are compared with the others.
+        compared: those of the methods that are compared with the others.
         command: as typed, for the record.
         log_with: see ``train_heads``.
 
@@ -44,6 +44,6 @@ def compare(
     train_heads(preset, methods, target, template, heads, note_code, log_with=log_with)
     run = evaluate(preset, name, methods, target, template, heads, folder / RECORD, data_dir, command)
     write_fastchat_answers(run, folder / "answers")
-    text = verdict_table(run, compare_heads(run, judged, methods))
+    text = verdict_table(run, compare_heads(run, compared, methods))
     write_text(folder / "verdict.md", text)
     return text

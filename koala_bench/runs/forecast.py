@@ -140,7 +140,7 @@ def _answer_s(
     step_s = prefill_s = 0.0
     with target.computing():
         for place in spread:
-            prompt = encode_prompt(template, target.tokenizer, questions[place].asked())
+            prompt = encode_prompt(template, target.tokenizer, questions[place].dialogue_after())
             room = min(wanted.max_new_tokens, target.max_positions - len(prompt) - 1)
             if room < 1:
                 continue

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from koala_bench.common.machine import peak_memory_bytes
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.questions import find_questions, read_questions
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.processes import in_fresh_process, record_of_process, refuse_launched
@@ -66,7 +66,7 @@ def reproduce(
     everything = replace(planned, jobs=_jobs(planned, processes))
     _say_how_long(everything, preset, title, data_dir, quick, trained=heads is not None)
     for remark in planned.remarks:
-        say(remark)
+        log_line(remark)
     if heads is None:
         _train(planned, folder / STATES, keep_states, log_with)
     records = _evaluated(planned, preset, name, data_dir, command, processes)
@@ -118,7 +118,7 @@ def _evaluated(
     jobs = _jobs(planned, processes)
     for number, job in enumerate(jobs):
         process = 1 + number // len(planned.jobs)
-        say(f"Process {process} of {processes} into {job.record}.")
+        log_line(f"Process {process} of {processes} into {job.record}.")
         in_fresh_process(evaluate, job.preset, name, job.methods, job.heads, job.record, data_dir, command, process)
     return [job.record for job in jobs]
 
@@ -135,20 +135,22 @@ def _jobs(planned: Plan, processes: int) -> tuple[Job, ...]:
 def _say_how_long(planned: Plan, preset: Preset, title: str, data_dir: Path | None, quick: bool, trained: bool) -> None:
     """The first line. Where the target has to be downloaded, it says so, and a second one follows when it is here."""
     if not find_target(preset).at_hand:
-        say(f"{title}: the target has to be downloaded first; then follows how long the rest takes.")
+        log_line(f"{title}: the target has to be downloaded first; then follows how long the rest takes.")
     target, template = load_preset_target(preset)
     expected = forecast(planned, target, template, data_dir, trained)
     del target
     reduced = " (quick: sizes are reduced, the numbers mean little)" if quick else ""
-    say(f"{title}{reduced}: {expected}.")
+    log_line(f"{title}{reduced}: {expected}.")
     if expected.total_s > LONG_S and not quick and preset.quick:
-        say("With --quick it takes minutes, at reduced sizes: that shows that everything works, no more.")
+        log_line("With --quick it takes minutes, at reduced sizes: that shows that everything works, no more.")
 
 
 def _pages(planned: Plan, folder: Path, data_dir: Path | None, report: bool) -> list[Path]:
     sources = sources_in(folder)
     if missing := [name for name in planned.products if not sources.of(name)]:
-        say(f"Not made: {', '.join(missing)}, for {folder} has no log of the training (its heads come from elsewhere).")
+        log_line(
+            f"Not made: {', '.join(missing)}, for {folder} has no log of the training (its heads come from elsewhere)."
+        )
     written = [path for name in planned.products if name not in missing for path in make(name, sources, folder)]
     return [*written, write_report(folder, folder / "report.html", data_dir)] if report else written
 
@@ -157,4 +159,4 @@ def _say_the_end(written: Sequence[Path], made: Sequence[Path], folder: Path, se
     names = ", ".join(str(path.relative_to(folder)) for path in (*written, *made))
     peak = peak_memory_bytes()
     memory = "" if peak is None else f", at most {peak / 2**30:.1f} GiB of memory"
-    say(f"Wrote {names} to {folder}; {seconds / 60:.1f} minutes{memory}.")
+    log_line(f"Wrote {names} to {folder}; {seconds / 60:.1f} minutes{memory}.")

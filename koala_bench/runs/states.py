@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from koala_bench.common.files import make_folder
-from koala_bench.common.process_group import find_team
+from koala_bench.common.process_group import find_process_group
 from koala_bench.dialogues.conversations import read_conversations
 from koala_bench.engine.loading.ends import load_ends
 from koala_bench.engine.loading.spread import load_spread
@@ -39,7 +39,7 @@ def write_training_states(
     conversations = read_conversations(preset.data.source, template)
     stream, _, held_out, _ = training_streams(preset, conversations, target, template)
     make_folder(folder)
-    return stored_states_of(target, stream, held_out, features, folder, find_team(target.device))
+    return stored_states_of(target, stream, held_out, features, folder, find_process_group(target.device))
 
 
 def train_from_states(

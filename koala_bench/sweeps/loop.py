@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from koala_bench.common.machine import free_memory_bytes
-from koala_bench.common.progress import progress, say
+from koala_bench.common.progress import log_line, progress
 from koala_bench.common.provenance import code_state, environment
 from koala_bench.decoding.loop import capacity_for, decode
 from koala_bench.dialogues.conversations import held_out_prompts
@@ -33,8 +33,8 @@ from koala_bench.sweeps.results import SCHEMA, SweepLog, open_sweep, winner, wri
 from koala_bench.training.checkpoints import load_head
 from koala_bench.training.experiment import load_preset_target, train_heads
 from koala_bench.training.log import read_training
-from koala_bench.training.loop import make_arm
-from koala_bench.training.step import Arm
+from koala_bench.training.loop import make_trainer
+from koala_bench.training.step import HeadTrainer
 from koala_bench.tree import load_template
 
 _BYTES_PER_PARAMETER = 16  # float32: the weight, its gradient, and Adam's two moments
@@ -142,21 +142,21 @@ def _fitting(target: Target, preset: Preset, trials: Sequence[Trial], wanted: in
     only one head at a time holds activations.
     """
     # Building all of them also finds wrong settings before the first is trained.
-    largest = max(arm_bytes(make_arm(target, trial.name, trial.preset, preset.training)) for trial in trials)
+    largest = max(trainer_bytes(make_trainer(target, trial.name, trial.preset, preset.training)) for trial in trials)
     free = _free_bytes(target.device)
     fitting = len(trials) if free is None else max(1, int(_SHARE_OF_MEMORY * free / largest))
     count = min(len(trials), wanted or fitting)
     known = "unknown" if free is None else f"{free / 1e9:.1f} GB"
-    say(
+    log_line(
         f"{len(trials)} heads of at most {largest / 1e6:.0f} MB in training (weights, gradients, Adam); free memory"
         f" {known}: {count} at a time."
     )
     return count
 
 
-def arm_bytes(arm: Arm) -> int:
+def trainer_bytes(trainer: HeadTrainer) -> int:
     """Training memory of a head, its objective and their optimisers, without activations."""
-    modules = [arm.head] + ([arm.objective] if isinstance(arm.objective, torch.nn.Module) else [])
+    modules = [trainer.head] + ([trainer.objective] if isinstance(trainer.objective, torch.nn.Module) else [])
     return _BYTES_PER_PARAMETER * sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
@@ -193,7 +193,7 @@ def _train_and_measure(sweep: _Sweep, group: dict[str, Any]) -> None:
     methods = {name: sweep.trials[name].preset for name in names}
     training = sweep.preset.training.model_copy(update={"seed": seed})
     preset = sweep.preset.model_copy(update={"training": training, "methods": methods})
-    say(f"Seed {seed}, {group['name']}: {len(names)} heads.")
+    log_line(f"Seed {seed}, {group['name']}: {len(names)} heads.")
     train_heads(preset, names, sweep.target, sweep.template, folder)
     logged = _logged(folder / "training.jsonl", sweep.preset.training.steps)
     for name in names:
@@ -241,4 +241,4 @@ def _measure(sweep: _Sweep, name: str, seed: int, folder: Path) -> None:
     sweep.heads_done += 1
     minutes = (time.perf_counter() - sweep.started) / sweep.heads_done / 60
     left = max(len(sweep.trials) * len(grid.seeds) + 2 * len(grid.confirm_seeds) - done, 0)
-    say(f"Sweep: {done} heads measured, {left} left, about {minutes * left:.0f} min.")
+    log_line(f"Sweep: {done} heads measured, {left} left, about {minutes * left:.0f} min.")

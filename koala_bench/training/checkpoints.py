@@ -16,7 +16,7 @@ from torch import nn
 
 from koala_bench.common.draft_vocabulary import BUFFER, DraftVocabulary, checked_count, fault_of, first_of, fitted
 from koala_bench.common.files import replacing, sha256_of, write_text
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -138,7 +138,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
         if not before.exists():
             raise
         state = _read_state(before, device)
-        say(f"{error.message} Going on from the one before it, {before}.")
+        log_line(f"{error.message} Going on from the one before it, {before}.")
         return state
 
 

@@ -12,8 +12,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from koala_bench.common.draft_vocabulary import by_count
 from koala_bench.common.files import make_folder
-from koala_bench.common.process_group import find_team
-from koala_bench.common.progress import say
+from koala_bench.common.process_group import find_process_group
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.conversations import (
     Conversations,
     bundled_answers,
@@ -39,7 +39,7 @@ from koala_bench.presets import DataPreset, MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.checkpoints import first_difference, identity_of, read_manifest
 from koala_bench.training.held_out import HeldOut, can_probe
-from koala_bench.training.loop import build_head, make_arm, train
+from koala_bench.training.loop import build_head, make_trainer, train
 from koala_bench.training.precision import settle_precision
 from koala_bench.training.shared_states import stored_states_of
 from koala_bench.training.states import remove_states
@@ -78,16 +78,16 @@ def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     template = chat_template(wanted.chat_template, target.tokenizer, wanted.template_options, wanted.template_date)
     if wanted.chat_template == AUTO:
-        say(
+        log_line(
             f"Prompts are made with the chat template that {target.name} brings."
             if template.own
             else f"{target.name} has no chat template of its own: prompts are made with fschat's {template.name}."
             " Name another with --set target.chat_template=NAME."
         )
     if template.date is not None:
-        say(f"The chat template asks for today's date and is told {template.date} (target.template_date).")
+        log_line(f"The chat template asks for today's date and is told {template.date} (target.template_date).")
     if target.ignored:
-        say(f"Ignored by all methods: the checkpoint's own generation settings, {in_words(target.ignored)}.")
+        log_line(f"Ignored by all methods: the checkpoint's own generation settings, {in_words(target.ignored)}.")
     said = encode_prompt(template, target.tokenizer, ["a", "b", "c"])
     refuse_unknown_ids(
         target.name, target.tokenizer, said, target.config.vocab_size, f"The chat template '{template.name}'"
@@ -173,33 +173,33 @@ def train_heads(
     finished = {name: read_manifest(out / name) for name in names}
     if _finished(finished, settings, preset.data):
         begin()
-        say(f"Reusing the trained heads in {out}: {', '.join(names)}.")
+        log_line(f"Reusing the trained heads in {out}: {', '.join(names)}.")
         return
     # Before the data, which takes a while: a mistake in heads or trees should be told at once.
     target = replace(target, engine="eager")  # recordings of weights that change would be made again at each evaluation
-    team = find_team(target.device)
-    if preset.training.micro_batches % team.size:
+    group = find_process_group(target.device)
+    if preset.training.micro_batches % group.size:
         raise KoalaBenchError(
-            f"A step of {preset.training.micro_batches} micro-batches cannot be shared out to {team.size} processes.",
-            f"Set training.micro_batches to a multiple of {team.size}.",
+            f"A step of {preset.training.micro_batches} micro-batches cannot be shared out to {group.size} processes.",
+            f"Set training.micro_batches to a multiple of {group.size}.",
         )
-    arms = [make_arm(target, name, preset.method(name), preset.training) for name in names]
-    for arm in arms:
-        load_template(arm.preset.tree).check(
-            depth=arm.head.max_depth, candidates=arm.preset.draft_vocabulary or target.config.vocab_size
+    trainers = [make_trainer(target, name, preset.method(name), preset.training) for name in names]
+    for trainer in trainers:
+        load_template(trainer.preset.tree).check(
+            depth=trainer.head.max_depth, candidates=trainer.preset.draft_vocabulary or target.config.vocab_size
         )
     _check_answers(target, preset.data.source)
     conversations = read_conversations(preset.data.source, template)
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     order = token_order(stream, target)
     # Which tokens a cut head drafts is known with the data only; until here it stood for one, to find mistakes early.
-    arms = [
+    trainers = [
         (
-            make_arm(target, arm.name, arm.preset, preset.training, order)
-            if arm.preset.draft_vocabulary is not None
-            else arm
+            make_trainer(target, trainer.name, trainer.preset, preset.training, order)
+            if trainer.preset.draft_vocabulary is not None
+            else trainer
         )
-        for arm in arms
+        for trainer in trainers
     ]
     manifest = {
         **settings,
@@ -216,18 +216,18 @@ def train_heads(
         held_out = replace(held_out, prompts=())  # nothing can be decoded
     begin()
     if _same(finished, manifest):
-        say(f"Reusing the trained heads in {out}, of the same dialogues: {', '.join(names)}.")
+        log_line(f"Reusing the trained heads in {out}, of the same dialogues: {', '.join(names)}.")
         return
     make_folder(out)
-    for arm in arms:
-        say(f"  {arm.name}: {arm.parameters / 1e6:.2f} M trained parameters")
+    for trainer in trainers:
+        log_line(f"  {trainer.name}: {trainer.parameters / 1e6:.2f} M trained parameters")
     stored = None
     if preset.training.stored_states:
-        features = [*(arm.head.features for arm in arms), *also]
-        stored = stored_states_of(target, stream, held_out, features, states or out / STATES, team)
+        features = [*(trainer.head.features for trainer in trainers), *also]
+        stored = stored_states_of(target, stream, held_out, features, states or out / STATES, group)
         manifest["states_sha256"] = stored.sha256
-    train(target, arms, stream, labels, held_out, preset.training, out, manifest, team, stored, log_with, order)
-    if states is None and team.first:
+    train(target, trainers, stream, labels, held_out, preset.training, out, manifest, group, stored, log_with, order)
+    if states is None and group.first:
         remove_states(out / STATES)
 
 
@@ -291,7 +291,7 @@ def _check_answers(target: Target, source: str) -> None:
                 f"The bundled answers are not those of {target.name}.",
                 "Name conversations with --set data.source=FILE, or let the target answer: koala-bench distill.",
             )
-        say(
+        log_line(
             f"These answers are those of another target, {answering['name']}: for heads of {target.name} let it"
             " answer itself with koala-bench distill."
         )
@@ -337,7 +337,7 @@ def training_streams(
         KoalaBenchError: no dialogue has an answer within the preset's length.
     """
     limit = preset.data.limit or len(conversations.train)
-    say(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
+    log_line(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
     longest = longest_dialogue(preset, target)
     encoded, names, lengths = _answered(
         encode_all(target, template, conversations.train[:limit]), conversations.train_names[:limit], longest, ""
@@ -387,10 +387,10 @@ def _answered(
             if left_out
             else []
         )
-        say(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
+        log_line(f"Of {len(dialogues):,}{which} dialogues, at most {max_tokens:,} tokens each: {'; '.join(parts)}.")
     last_only = sum(dialogues[index].last_only for index in kept)
     if last_only:
-        say(
+        log_line(
             f"Of {last_only:,}{which} dialogues only the last answer is trained on, behind the prompt that is evaluated:"
             " the chat template shows answers otherwise than they were given, or changes earlier ones."
         )

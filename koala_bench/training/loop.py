@@ -22,8 +22,8 @@ from torch import nn
 from koala_bench.common.draft_vocabulary import checked_count, first_of
 from koala_bench.common.files import continue_log
 from koala_bench.common.moving import moved
-from koala_bench.common.process_group import Team
-from koala_bench.common.progress import progress, say
+from koala_bench.common.process_group import ProcessGroup
+from koala_bench.common.progress import log_line, progress
 from koala_bench.dialogues.streams import Stream, TokenBatch
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -43,7 +43,7 @@ from koala_bench.training.checkpoints import (
 from koala_bench.training.features import features_of_each, in_host_memory
 from koala_bench.training.held_out import HeldOut, held_out_acceptance, held_out_losses
 from koala_bench.training.states import StoredStates
-from koala_bench.training.step import LOG_EVERY, Arm, Features, train_step
+from koala_bench.training.step import LOG_EVERY, Features, HeadTrainer, train_step
 from koala_bench.training.tracking import curves, tracked_accelerator
 
 
@@ -80,9 +80,9 @@ def _head_from(spec: TargetSpec, preset: MethodPreset, seed: int) -> nn.Module:
     return moved(head, spec.device)
 
 
-def make_arm(
+def make_trainer(
     target: Target, name: str, preset: MethodPreset, options: TrainingPreset, order: torch.Tensor | None = None
-) -> Arm:
+) -> HeadTrainer:
     """Build a method's head, objective and optimiser; ``order`` is as for ``build_head``.
 
     Raises:
@@ -100,7 +100,7 @@ def make_arm(
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
     )
-    return Arm(name, preset, head, objective, rate, optimiser)
+    return HeadTrainer(name, preset, head, objective, rate, optimiser)
 
 
 def schedule(step: int, options: TrainingPreset) -> float:
@@ -135,15 +135,15 @@ def _read_checkpoint(path: Path, identity: dict[str, Any], device: torch.device)
     return state
 
 
-def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[int, int]:
-    """Put all arms into the state of a checkpoint; returns its step and the tokens seen until then."""
+def _restore(path: Path, state: dict[str, Any], trainers: Sequence[HeadTrainer]) -> tuple[int, int]:
+    """Put all trainers into the state of a checkpoint; returns its step and the tokens seen until then."""
     try:
-        for arm in arms:
-            saved = state["arms"][arm.name]
-            arm.head.load_state_dict(saved["head"])
-            arm.optimiser.load_state_dict(saved["optimiser"])
-            if arm.objective is not None:
-                arm.objective.load_state_dict(saved["objective"])
+        for trainer in trainers:
+            saved = state["arms"][trainer.name]
+            trainer.head.load_state_dict(saved["head"])
+            trainer.optimiser.load_state_dict(saved["optimiser"])
+            if trainer.objective is not None:
+                trainer.objective.load_state_dict(saved["objective"])
         return int(state["step"]), int(state["tokens"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
@@ -152,7 +152,7 @@ def _restore(path: Path, state: dict[str, Any], arms: Sequence[Arm]) -> tuple[in
 def _features(
     target: Target,
     batch: TokenBatch,
-    arms: Sequence[Arm],
+    trainers: Sequence[HeadTrainer],
     seed: int,
     stored: StoredStates | None,
     again: bool,
@@ -173,8 +173,15 @@ def _features(
         if waiting:
             found = in_host_memory(waiting.pop(), back_to=target.device)
         else:
-            found = features_of_each(target, batch, (arm.head.features for arm in arms), seed=seed, stored=stored)
-            if again and stored is None and target.device.type != "cpu" and any(arm.objective for arm in arms):
+            found = features_of_each(
+                target, batch, (trainer.head.features for trainer in trainers), seed=seed, stored=stored
+            )
+            if (
+                again
+                and stored is None
+                and target.device.type != "cpu"
+                and any(trainer.objective for trainer in trainers)
+            ):
                 waiting.append(in_host_memory(found))
         timings["target_s"] += time.perf_counter() - before
         return found
@@ -184,21 +191,21 @@ def _features(
 
 def train(
     target: Target,
-    arms: Sequence[Arm],
+    trainers: Sequence[HeadTrainer],
     stream: Stream,
     names: Sequence[str],
     held_out: HeldOut,
     options: TrainingPreset,
     out: Path,
     manifest: dict[str, Any],
-    team: Team,
+    group: ProcessGroup,
     stored: StoredStates | None = None,
     log_with: str | None = None,
     order: torch.Tensor | None = None,
 ) -> None:
-    """Train all arms together and write each as ``out/<method>/``.
+    """Train all heads together and write each as ``out/<method>/``.
 
-    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the team; the update is the
+    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the group; the update is the
     same whoever computed them.
 
     Args:
@@ -215,34 +222,34 @@ def train(
             runs out.
     """
     AcceleratorState._reset_state()  # it keeps the first precision of a process and refuses another one
-    log_with = log_with if team.first else None
+    log_with = log_with if group.first else None
     accelerator = tracked_accelerator(log_with, out, mixed_precision=options.precision, cpu=target.device.type == "cpu")
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     state = _read_checkpoint(checkpoint, manifest, target.device)
     first, seen = 0, 0
     if state:
-        first, seen = _restore(checkpoint, state, arms)
+        first, seen = _restore(checkpoint, state, trainers)
         state = None  # the heads hold what is needed of it
-        say(f"Resuming the training after step {first:,} of {options.steps:,}.")
+        log_line(f"Resuming the training after step {first:,} of {options.steps:,}.")
 
     def save(step: int) -> None:
         states = {
-            arm.name: {
-                "head": arm.head.state_dict(),
-                "optimiser": arm.optimiser.state_dict(),
-                "objective": arm.objective.state_dict() if arm.objective is not None else None,
+            trainer.name: {
+                "head": trainer.head.state_dict(),
+                "optimiser": trainer.optimiser.state_dict(),
+                "objective": trainer.objective.state_dict() if trainer.objective is not None else None,
             }
-            for arm in arms
+            for trainer in trainers
         }
         write_state(checkpoint, {"identity": manifest, "step": step, "tokens": seen, "arms": states})
 
     evaluate_at = {
         round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)
     }
-    timings = {"target_s": 0.0, **{arm.name: 0.0 for arm in arms}}
+    timings = {"target_s": 0.0, **{trainer.name: 0.0 for trainer in trainers}}
     started, seen_before = time.perf_counter(), seen
-    log_file = continue_log(out / "training.jsonl", first) if team.first else open(os.devnull, "w")  # noqa: SIM115
+    log_file = continue_log(out / "training.jsonl", first) if group.first else open(os.devnull, "w")  # noqa: SIM115
     with (
         curves(accelerator, log_with) as send,  # first: a service that refuses leaves no log
         log_file as log,
@@ -263,15 +270,15 @@ def train(
                 _features(
                     target,
                     micro_batches[index],
-                    arms,
+                    trainers,
                     options.seed * 1_000_003 + numbers[index],
                     stored,
-                    again=team.size < options.micro_batches,
+                    again=group.size < options.micro_batches,
                     timings=timings,
                 )
-                for index in team.own(options.micro_batches)
+                for index in group.own(options.micro_batches)
             ]
-            for name, line in train_step(accelerator, arms, own, options, factor, step, team, timings).items():
+            for name, line in train_step(accelerator, trainers, own, options, factor, step, group, timings).items():
                 if line is None:
                     worst = ", ".join(names[i] for tokens in micro_batches for i in tokens.samples[:4])
                     raise KoalaBenchError(
@@ -279,39 +286,39 @@ def train(
                         "Lower its learning rate; the last checkpoint is kept.",
                     )
                 if (step + 1) % LOG_EVERY == 0 or step == 0:
-                    rate = next(arm.learning_rate for arm in arms if arm.name == name) * factor
+                    rate = next(trainer.learning_rate for trainer in trainers if trainer.name == name) * factor
                     write({"kind": "step", "step": step + 1, "method": name, "rate": round(rate, 8), **line})
             seen += sum(int(tokens.lengths.sum()) for tokens in micro_batches)
-            if step + 1 in evaluate_at and team.first:
-                for arm in arms:
+            if step + 1 in evaluate_at and group.first:
+                for trainer in trainers:
                     write(
                         {
                             "kind": "held_out",
                             "step": step + 1,
-                            "method": arm.name,
-                            **held_out_losses(target, arm.head, held_out, stored),
-                            **held_out_acceptance(target, arm.head, held_out),
+                            "method": trainer.name,
+                            **held_out_losses(target, trainer.head, held_out, stored),
+                            **held_out_acceptance(target, trainer.head, held_out),
                         }
                     )
             log.flush()
-            if team.first and ((step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps):
+            if group.first and ((step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps):
                 save(step + 1)
             rate = (seen - seen_before) / max(time.perf_counter() - started, 1e-9)
             advance(1, f"{rate:,.0f} tokens/s")
     if first < options.steps:
         spent = sum(timings.values())
         parts = ", ".join(f"{name.removesuffix('_s')} {seconds / spent:.0%}" for name, seconds in timings.items())
-        say(f"Trained {len(arms)} heads on {seen:,} tokens; time by part: {parts}.")
-    for arm in arms if team.first else ():
+        log_line(f"Trained {len(trainers)} heads on {seen:,} tokens; time by part: {parts}.")
+    for trainer in trainers if group.first else ():
         if order is not None:
-            save_token_order(out / arm.name, order)
+            save_token_order(out / trainer.name, order)
         save_head(
-            out / arm.name,
-            arm.head,
-            arm.preset,
+            out / trainer.name,
+            trainer.head,
+            trainer.preset,
             target,
-            {**manifest, "steps": options.steps, "tokens": seen, "method": arm.name},
+            {**manifest, "steps": options.steps, "tokens": seen, "method": trainer.name},
         )
-    if team.first:
+    if group.first:
         earlier(checkpoint).unlink(missing_ok=True)
-    team.wait()  # nobody looks for a head that is not written yet
+    group.wait()  # nobody looks for a head that is not written yet

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from koala_bench.common.process_group import find_team
+from koala_bench.common.process_group import find_process_group
 from koala_bench.presets import Preset
 from koala_bench.training.checkpoints import read_manifest, state_identity
 
@@ -37,7 +37,7 @@ def settle_precision(
     ``out``, or else of those beside, which are to be compared with them; or else what this machine does faster.
 
     So a head is trained in one precision from start to end, its manifest says in which, and finished heads are reused
-    on any machine. All processes of a team take the first one's measurement.
+    on any machine. All processes of a group use the first one's measurement.
 
     Args:
         names: of the methods that are trained together.
@@ -47,8 +47,8 @@ def settle_precision(
         return preset
     found = next((known for folder in (out, *beside) if (known := _known(folder, names))), None)
     if found is None:
-        told = find_team(device).agree(lambda: float(resolve("auto", device) == "bf16"))
-        found = "bf16" if told else "no"
+        prefers_bf16 = find_process_group(device).agree(lambda: float(resolve("auto", device) == "bf16"))
+        found = "bf16" if prefers_bf16 else "no"
     return preset.model_copy(update={"training": preset.training.model_copy(update={"precision": found})})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.process_group import Team
+from koala_bench.common.process_group import ProcessGroup
 from koala_bench.dialogues.streams import Stream
 from koala_bench.engine.loading.ends import Ends, fingerprint_of
 from koala_bench.engine.target import Target
@@ -28,7 +28,12 @@ def features_read(preset: Preset, names: Sequence[str], target: Target) -> list[
 
 
 def stored_states_of(
-    target: Target, stream: Stream, held_out: HeldOut, features: Sequence[tuple[int, ...]], folder: Path, team: Team
+    target: Target,
+    stream: Stream,
+    held_out: HeldOut,
+    features: Sequence[tuple[int, ...]],
+    folder: Path,
+    group: ProcessGroup,
 ) -> StoredStates:
     """The states of a training's dialogues: those in the folder, or computed into it; of a target of which only the
     ends are here they must be there.
@@ -40,7 +45,7 @@ def stored_states_of(
     dialogues, layers = [*stream.dialogues, *held_out.dialogues], layers_of(features)
     if isinstance(target, Ends):
         return open_states(dialogues, stream.max_tokens, layers, folder, identity)
-    return write_states(target, dialogues, stream.max_tokens, layers, folder, identity, team)
+    return write_states(target, dialogues, stream.max_tokens, layers, folder, identity, group)
 
 
 def target_of_states(folder: Path) -> dict[str, str]:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from koala_bench.common.files import make_folder, sha256_of, write_text
-from koala_bench.common.process_group import Team
-from koala_bench.common.progress import progress, say
+from koala_bench.common.process_group import ProcessGroup
+from koala_bench.common.progress import log_line, progress
 from koala_bench.dialogues.encoding import EncodedDialogue
 from koala_bench.dialogues.streams import TokenBatch, collate
 from koala_bench.engine.target import Target
@@ -79,11 +79,11 @@ def write_states(
     layers: tuple[int, ...],
     folder: Path,
     identity: dict[str, Any],
-    team: Team,
+    group: ProcessGroup,
 ) -> StoredStates:
     """Compute the states of all dialogues, or open the ones that are there; after a kill it goes on where it was.
 
-    A dialogue is read once, in passes of dialogues of similar length, which the processes of the team share out.
+    A dialogue is read once, in passes of dialogues of similar length, which the processes of the group share out.
 
     Args:
         max_tokens: a dialogue is cut there.
@@ -100,17 +100,17 @@ def write_states(
     found = read_states_manifest(folder)
     if found is not None and _difference(found, identity, layers, starts) is None:
         return _opened(folder, found, starts)
-    if team.first:
+    if group.first:
         _make_room(folder, wanted, shape)
-    team.wait()
-    _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, team)
-    team.wait()
-    if team.first:
+    group.wait()
+    _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, group)
+    group.wait()
+    if group.first:
         digest = sha256_of(folder / "states.bin")
         write_text(folder / "states.json", json.dumps({**wanted, "sha256": digest}, indent=2) + "\n")
         for log in folder.glob("passes-*.txt"):
             log.unlink()
-    team.wait()
+    group.wait()
     manifest = read_states_manifest(folder)
     assert manifest is not None
     return _opened(folder, manifest, starts)
@@ -176,16 +176,16 @@ def _compute(
     starts: np.ndarray[Any, np.dtype[np.int64]],
     shape: tuple[int, int, int],
     dtype: str,
-    team: Team,
+    group: ProcessGroup,
 ) -> None:
     """Fill the file, pass by pass; a pass is logged once its rows are written."""
     passes = list(_passes(np.diff(starts), _PASS_TOKENS[target.device.type]))
     done = {int(line) for log in folder.glob("passes-*.txt") for line in log.read_text(encoding="ascii").split()}
-    own = [number for number in team.own(len(passes)) if number not in done]
+    own = [number for number in group.own(len(passes)) if number not in done]
     rows, likeliest = _mapped(folder, shape, dtype, writable=True), _mapped_tokens(folder, shape[0], writable=True)
     tokens_done = 0
     with (
-        open(folder / f"passes-{team.rank}.txt", "a", encoding="ascii") as log,
+        open(folder / f"passes-{group.rank}.txt", "a", encoding="ascii") as log,
         progress("states", len(own), "passes") as advance,
     ):
         for number in own:
@@ -228,9 +228,9 @@ def _make_room(folder: Path, wanted: dict[str, Any], shape: tuple[int, int, int]
                 "Free space, choose another --out, lower data.limit, or set training.stored_states=false.",
             )
         write_text(plan, json.dumps(wanted, indent=2) + "\n")
-        say(f"Computing the target's states once, {size / 1e6:,.0f} MB in {folder} ...")
+        log_line(f"Computing the target's states once, {size / 1e6:,.0f} MB in {folder} ...")
     else:
-        say(f"Going on with the target's states in {folder}.")
+        log_line(f"Going on with the target's states in {folder}.")
     for name, size in sizes.items():
         try:
             with open(folder / name, "ab") as handle:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from koala_bench.common.process_group import Team
+from koala_bench.common.process_group import ProcessGroup
 from koala_bench.heads import FeatureBatch, HeadLoss
 from koala_bench.presets import MethodPreset, TrainingPreset
 
@@ -21,8 +21,8 @@ Features = Mapping[tuple[int, ...], FeatureBatch]  # by what heads read, as ``fe
 
 
 @dataclass
-class Arm:
-    """One head in training.
+class HeadTrainer:
+    """One head in training: weights, objective and optimiser.
 
     Attributes:
         name: of the method.
@@ -45,12 +45,12 @@ class Arm:
 
 def train_step(
     accelerator: Accelerator,
-    arms: Sequence[Arm],
+    trainers: Sequence[HeadTrainer],
     micro_batches: Sequence[Callable[[], Features]],
     options: TrainingPreset,
     factor: float,
     step: int,
-    team: Team,
+    group: ProcessGroup,
     timings: dict[str, float] | None = None,
 ) -> dict[str, dict[str, float] | None]:
     """One update of each head; returns what is logged of each, None where the loss or the gradient is not finite.
@@ -64,19 +64,19 @@ def train_step(
         factor: on the learning rates.
         timings: seconds by head, added to.
     """
-    updates = [_Update(accelerator, arm, options, factor, step, team, len(micro_batches)) for arm in arms]
+    updates = [_Update(accelerator, trainer, options, factor, step, group, len(micro_batches)) for trainer in trainers]
 
     def timed(update: _Update, run: Callable[[FeatureBatch], None], found: Features) -> None:
         before = time.perf_counter()
-        run(found[update.arm.head.features])
+        run(found[update.trainer.head.features])
         if timings is not None:
-            timings[update.arm.name] = timings.get(update.arm.name, 0.0) + time.perf_counter() - before
+            timings[update.trainer.name] = timings.get(update.trainer.name, 0.0) + time.perf_counter() - before
 
     if len(micro_batches) == 1:  # one head after the other: activations and gradients of one are in memory
         found, lines = micro_batches[0](), {}
         for update in updates:
             timed(update, update.whole, found)
-            lines[update.arm.name] = update.finish()
+            lines[update.trainer.name] = update.finish()
         return lines
     learning = [update for update in updates if update.learns]
     for make in micro_batches:
@@ -91,7 +91,7 @@ def train_step(
         for update in learning:
             timed(update, update.descend, found)
         _forget(found)
-    return {update.arm.name: update.finish() for update in updates}
+    return {update.trainer.name: update.finish() for update in updates}
 
 
 def _forget(found: Features) -> None:
@@ -108,18 +108,18 @@ class _Update:
     def __init__(
         self,
         accelerator: Accelerator,
-        arm: Arm,
+        trainer: HeadTrainer,
         options: TrainingPreset,
         factor: float,
         step: int,
-        team: Team,
+        group: ProcessGroup,
         count: int,
     ) -> None:
-        for group in arm.optimiser.param_groups:
-            group["lr"] = arm.learning_rate * factor
-        self.accelerator, self.arm, self.options, self.step, self.team = accelerator, arm, options, step, team
+        for param_group in trainer.optimiser.param_groups:
+            param_group["lr"] = trainer.learning_rate * factor
+        self.accelerator, self.trainer, self.options, self.step, self.group = accelerator, trainer, options, step, group
         self.share, self.done = 1.0 / options.micro_batches, step / options.steps
-        objective = arm.objective
+        objective = trainer.objective
         self.objective = objective if objective is not None and objective.active(self.done) else None
         self.learns = self.objective is not None and getattr(self.objective, "learns", True)
         self.alone = count == 1
@@ -145,8 +145,8 @@ class _Update:
     def settle(self) -> None:
         """Update the objective."""
         assert self.objective is not None
-        self.team.sum_gradients(
-            self.objective.parameters(), torch.zeros(0, device=next(self.arm.head.parameters()).device)
+        self.group.sum_gradients(
+            self.objective.parameters(), torch.zeros(0, device=next(self.trainer.head.parameters()).device)
         )
         self.objective.step(self.done)
 
@@ -154,24 +154,24 @@ class _Update:
         """Add to the head's gradients."""
         found = self.kept or self._loss(batch)
         extra, parts = (
-            (None, {}) if self.objective is None else self.objective.term(batch, found, self.done, self.team.agree)
+            (None, {}) if self.objective is None else self.objective.term(batch, found, self.done, self.group.agree)
         )
         total = found.total if extra is None else found.total + extra
         self.accelerator.backward(total if self.share == 1.0 else total * self.share)
-        told = self.learned[len(self.logs)] if self.learns else {}
-        self.logs.append({"loss": found.total.detach(), **found.parts, **told, **parts})
+        of_objective = self.learned[len(self.logs)] if self.learns else {}
+        self.logs.append({"loss": found.total.detach(), **found.parts, **of_objective, **parts})
         self.kept = None
 
     def finish(self) -> dict[str, float] | None:
         """Clip, update the head, and return what is logged."""
-        arm, options = self.arm, self.options
+        trainer, options = self.trainer, self.options
         losses = self.share * torch.stack([each["loss"] for each in self.logs]).sum()[None]
-        loss = self.team.sum_gradients(arm.head.parameters(), losses)
-        norm = nn.utils.clip_grad_norm_(arm.head.parameters(), options.clip_norm)
+        loss = self.group.sum_gradients(trainer.head.parameters(), losses)
+        norm = nn.utils.clip_grad_norm_(trainer.head.parameters(), options.clip_norm)
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             return None
-        arm.optimiser.step()
-        arm.optimiser.zero_grad(set_to_none=True)
+        trainer.optimiser.step()
+        trainer.optimiser.zero_grad(set_to_none=True)
         if (self.step + 1) % LOG_EVERY and self.step:
             return {}
         # The loss is that of the whole step; what it is made of is told of this process's first micro-batch.
@@ -183,5 +183,5 @@ class _Update:
         with self.accelerator.autocast(), warnings.catch_warnings():
             # Norms keep float32 weights under autocast on purpose; torch warns that its fused kernel cannot have that.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            found: HeadLoss = self.arm.head.loss(batch)
+            found: HeadLoss = self.trainer.head.loss(batch)
         return found

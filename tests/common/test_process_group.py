@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import koala_bench.training.experiment as experiment
-from koala_bench.common.process_group import ALONE, Team
+from koala_bench.common.process_group import SINGLE_PROCESS, ProcessGroup
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.dialogues.questions import Question
 from koala_bench.engine.loading.targets import load_target
@@ -113,7 +113,7 @@ def test_two_processes_end_in_the_weights_and_records_of_one(
 def test_micro_batches_that_cannot_be_shared_out_are_one_clear_error(
     target_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "find_team", lambda device: Team(0, 2))
+    monkeypatch.setattr(experiment, "find_process_group", lambda device: ProcessGroup(0, 2))
     preset = preset_for(target_folder, data / "conversations.jsonl", "training.micro_batches=3")
     with pytest.raises(
         KoalaBenchError,
@@ -177,7 +177,7 @@ def test_a_command_that_writes_alone_refuses_to_be_launched(koala: Koala, monkey
 # ------------------------------------------------------------------------------ dealing out and merging
 
 
-class _Still(Team):
+class _Still(ProcessGroup):
     """A process that need not wait for others."""
 
     def wait(self) -> None:
@@ -186,7 +186,7 @@ class _Still(Team):
 
 def test_everything_is_dealt_out_once() -> None:
     for size in (1, 2, 3, 7):
-        dealt = [index for rank in range(size) for index in Team(rank, size).own(10)]
+        dealt = [index for rank in range(size) for index in ProcessGroup(rank, size).own(10)]
         assert sorted(dealt) == list(range(10))
 
 
@@ -215,9 +215,9 @@ def test_parts_merge_into_the_record_of_one_process(tmp_path: Path) -> None:
 def test_parts_of_another_number_of_processes_are_not_written_over(tmp_path: Path) -> None:
     record = tmp_path / "records.jsonl"
     part(part_of(record, 0, 2), [81], ["vanilla", "eagle"], finish=False)
-    assert place_for(record, Team(1, 2), 8) == part_of(record, 1, 2)
-    for team in (ALONE, Team(0, 3)):
+    assert place_for(record, ProcessGroup(1, 2), 8) == part_of(record, 1, 2)
+    for group in (SINGLE_PROCESS, ProcessGroup(0, 3)):
         with pytest.raises(KoalaBenchError, match="part of a run with another number of processes"):
-            place_for(record, team, 8)
+            place_for(record, group, 8)
     with pytest.raises(KoalaBenchError, match="8 questions cannot be shared out to 9"):
-        place_for(tmp_path / "other.jsonl", Team(0, 9), 8)
+        place_for(tmp_path / "other.jsonl", ProcessGroup(0, 9), 8)

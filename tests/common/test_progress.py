@@ -8,7 +8,7 @@ import sys
 import pytest
 import tqdm
 
-from koala_bench.common.progress import progress, say
+from koala_bench.common.progress import log_line, progress
 
 
 class Clock:
@@ -28,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_results_and_progress_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
-    say("working")
+    log_line("working")
     with progress("work", 1, "turns") as advance:
         advance()
     captured = capsys.readouterr()

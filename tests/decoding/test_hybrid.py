@@ -210,9 +210,9 @@ def test_a_wrong_first_is_told_before_anything_is_trained(
     target_folder: Path, target: Target, tmp_path: Path, first: str, options: str, words: str
 ) -> None:
     preset = load_preset(str(small(tmp_path, target_folder, first, options)))
-    with pytest.raises(KoalaBenchError) as told:
+    with pytest.raises(KoalaBenchError) as raised:
         first_head(preset.method("mixed"), target)
-    assert words in f"{told.value.message} {told.value.remedy}"
+    assert words in f"{raised.value.message} {raised.value.remedy}"
     template: Any = None  # not reached
     with pytest.raises(KoalaBenchError):
         train_heads(preset, ["mixed"], target, template, tmp_path / "out")

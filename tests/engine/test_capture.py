@@ -149,14 +149,14 @@ def test_samples_are_the_same_with_fixed_shapes(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ what a graph asks of a function
 
 
-def test_the_mask_and_the_rows_are_those_of_moving_shapes() -> None:
+def test_the_mask_and_the_rows_are_those_of_dynamic_shapes() -> None:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.rand(3, 4, generator=draw) > 0.5
     for past in (0, 2, 6):
-        moving, fixed = (attention_mask(hidden, each, 10, torch.float32) for each in (past, torch.tensor(past)))
-        assert torch.equal(fixed[:, : past + 4], moving)
-        assert (fixed[:, past + 4 :] == torch.finfo(torch.float32).min).all()
-        assert torch.equal(moving == 0, torch.cat([torch.ones(3, past, dtype=torch.bool), ~hidden], dim=1))
+        dynamic, static = (attention_mask(hidden, each, 10, torch.float32) for each in (past, torch.tensor(past)))
+        assert torch.equal(static[:, : past + 4], dynamic)
+        assert (static[:, past + 4 :] == torch.finfo(torch.float32).min).all()
+        assert torch.equal(dynamic == 0, torch.cat([torch.ones(3, past, dtype=torch.bool), ~hidden], dim=1))
         keys, values = torch.rand(2, 1, 2, 3, 5, generator=draw)
         one, other = torch.zeros(2, 2, 1, 2, 10, 5)
         until = write_rows(one, past, keys, values)
@@ -198,8 +198,8 @@ def test_what_nobody_changes_is_copied_where_another_one_came(device: str) -> No
     captured = Captured(lambda x, y: x + y, (), (1,), torch.device(device), lambda: None)
     one, other = torch.ones(2, device=device), torch.full((2,), 5.0, device=device)
     with torch.inference_mode():
-        for steady, wanted in ((one, 1.0), (one, 1.0), (other, 5.0), (one, 1.0)):
-            assert captured(torch.zeros(2, device=device), steady).tolist() == [wanted] * 2
+        for constant, wanted in ((one, 1.0), (one, 1.0), (other, 5.0), (one, 1.0)):
+            assert captured(torch.zeros(2, device=device), constant).tolist() == [wanted] * 2
         (graph,) = captured._graphs.values()
         own = graph.inputs[1]
         assert own is not None

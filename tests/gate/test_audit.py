@@ -121,7 +121,7 @@ def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own
     nothing = audit(plain, [QUESTION], template, target, in_precision)
     assert (
         [(c.compared, c.equal, c.defects) for c in nothing.counts] == [(2, 2, 0)] * 2
-        and not nothing.judged
+        and not nothing.differences
         and not loaded
     )
     found = audit(
@@ -132,10 +132,10 @@ def test_answers_are_counted_per_method_and_each_difference_is_judged_at_its_own
         "eagle": (2, 1, 0, 1, 0),
     }
     assert loaded == ["float64"] and found.defects == 1
-    (judged,) = found.judged
-    assert (judged.method, judged.difference.turn, judged.difference.position) == ("eagle", 1, 3)
+    (differences,) = found.differences
+    assert (differences.method, differences.difference.turn, differences.difference.position) == ("eagle", 1, 3)
     # The place was rebuilt with vanilla's first answer before it: there the target's best token is vanilla's.
-    assert judged.between > 0
+    assert differences.between > 0
     text = to_markdown([nothing, found])
     assert ["bundled", "float32", "eagle", "2", "1", "0", "1", "0"] in table_rows(text)
     assert ["**all**", "", "", "8", "7", "0", "1", "0"] in table_rows(text)

@@ -87,7 +87,7 @@ class Uncached:
         )
 
 
-def pieces(told: bool) -> list[Committed]:
+def pieces(with_first: bool) -> list[Committed]:
     """The text, settled in pieces as verification would: a prompt, then one to five tokens at a time."""
     stops = [9, 10, 12, 15, 19, 24, 25]
     starts = [0, *stops[:-1]]
@@ -96,7 +96,7 @@ def pieces(told: bool) -> list[Committed]:
         Committed(torch.tensor(TEXT[start + 1 : stop + 1]), empty, start)
         for start, stop in zip(starts, stops, strict=True)
     ]
-    return [replace(found[0], first=torch.tensor(TEXT[:1])), *found[1:]] if told else found
+    return [replace(found[0], first=torch.tensor(TEXT[:1])), *found[1:]] if with_first else found
 
 
 def configuration(family: str) -> PretrainedConfig:
@@ -120,14 +120,14 @@ def configuration(family: str) -> PretrainedConfig:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tree", TREES)
 def test_drafts_are_those_of_the_model_without_a_cache(
-    target64: Target, tmp_path: Path, tree: str, family: str, told: bool
+    target64: Target, tmp_path: Path, tree: str, family: str, with_first: bool
 ) -> None:
     head = DraftModel(target64.spec(), str(save_tiny_target(tmp_path, configuration(family), seed=5)))
     naive, levels = Uncached(head._model), levels_of(load_template(tree), target64.device)
     for capacity in (30, 60):  # once more with longer rows: whatever was kept must be made anew
         head.begin(load_template(tree), capacity)
         naive.text = []
-        for new in pieces(told):
+        for new in pieces(with_first):
             found, wanted = head.draft(new), heads.common.growth.draft(naive, new, levels, best)
             assert (found.tokens.tolist(), found.shape) == (wanted.tokens.tolist(), wanted.shape)
 

@@ -133,9 +133,9 @@ def test_a_configuration_that_lies_is_noted_and_not_believed(tmp_path: Path, tar
     }
     found = hydra.read(folder_of(tmp_path, official(2, 2), **lies), target.spec())
     assert found.options == {"heads": 2, "layers": 2, "prefix": False}
-    told = (("num_heads", 4, 2), ("num_layers", 1, 2), ("head_arch", "prefix-mlp", "mlp"))
-    said = [f"config.json says hydra_{name} {lie}, the file has {truth}." for name, lie, truth in told]
-    assert found.notes == (*said, "config.json says grounded_heads False, the file has True.")
+    contradictions = (("num_heads", 4, 2), ("num_layers", 1, 2), ("head_arch", "prefix-mlp", "mlp"))
+    notes = [f"config.json says hydra_{name} {lie}, the file has {truth}." for name, lie, truth in contradictions]
+    assert found.notes == (*notes, "config.json says grounded_heads False, the file has True.")
 
 
 def test_heads_over_an_earlier_state_are_refused(tmp_path: Path, target: Target) -> None:
@@ -198,14 +198,14 @@ def test_everything_wrong_with_the_keys_is_in_one_line(tmp_path: Path, target: T
     tensors["hydra_mlp.0.0.linear.weight"] = torch.zeros(WIDTH, WIDTH)
     tensors["prefix_embeding_layer.norm.weight"][3] = float("nan")
     folder_of(tmp_path, tensors)
-    said = refusal(tmp_path, target).message
+    notes = refusal(tmp_path, target).message
     for part in (
         "misses hydra_lm_head.2.weight, hydra_mlp.1.0.linear.bias",
         "unknown hydra_mlp.0.1.res_connection.weight",
         "hydra_mlp.0.0.linear.weight of shape [32, 32] instead of [32, 64]",
         "not finite in prefix_embeding_layer.norm.weight",
     ):
-        assert part in said
+        assert part in notes
 
 
 @pytest.mark.parametrize(

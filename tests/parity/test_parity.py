@@ -297,12 +297,12 @@ def test_decoding_stays_lossless_where_the_target_often_says_token_0(tmp_path: P
     template = TreeTemplate.of(
         "uneven", [*([rank] for rank in range(40)), [0, 0], [0, 0, 0], [0, 0, 0, 0], [1, 0], [2, 0]]
     )
-    judged: list[list[int]] = []
+    official_paths: list[list[int]] = []
 
     class Watched(Greedy):
         def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
             if tree.shape is template.shape:
-                judged.append(_official_greedy(tree.tokens, logits, _padded_rows(template)))
+                official_paths.append(_official_greedy(tree.tokens, logits, _padded_rows(template)))
             return super().accept(tree, logits)
 
     zeros = 0
@@ -313,7 +313,7 @@ def test_decoding_stays_lossless_where_the_target_often_says_token_0(tmp_path: P
         assert ours.tokens == vanilla.tokens
         zeros += vanilla.tokens.count(0)
     assert 10 < zeros < 150
-    assert any(-1 in path for path in judged)  # the official rule would have kept rows of padding
+    assert any(-1 in path for path in official_paths)  # the official rule would have kept rows of padding
 
 
 # ------------------------------------------------------------------------------ a reference of other sizes

@@ -30,7 +30,7 @@ from koala_bench.planning.requirements import (
     turns_of,
 )
 from koala_bench.presets import Preset, load_preset
-from koala_bench.training.loop import make_arm
+from koala_bench.training.loop import make_trainer
 from tests.support.commands import EAGER, Koala
 from tests.support.small_runs import conversations, preset_for, write_questions
 from tests.support.spoiling import no_hub
@@ -87,11 +87,13 @@ def test_counts_are_those_of_the_real_heads(preset: Preset, target_folder: Path)
     assert needs.target_parameters == target.parameters
     assert [head.name for head in needs.heads] == METHODS[1:]
     for head in needs.heads[:3]:
-        arm = make_arm(target, head.name, preset.method(head.name), preset.training)
-        assert head.parameters == arm.parameters and head.shares is None
-        assert head.judge == (sum(p.numel() for p in arm.objective.parameters()) if arm.objective else 0)
+        trainer = make_trainer(target, head.name, preset.method(head.name), preset.training)
+        assert head.parameters == trainer.parameters and head.shares is None
+        assert head.discriminator == (
+            sum(p.numel() for p in trainer.objective.parameters()) if trainer.objective else 0
+        )
     assert needs.heads[3].shares == "eagle" and needs.heads[4].parameters == 0
-    trained = sum(head.parameters + head.judge for head in needs.heads[:3])
+    trained = sum(head.parameters + head.discriminator for head in needs.heads[:3])
     assert needs.training_memory > target.parameters * 4 + trained * 16
     assert needs.training_tokens == 12 * 256 and needs.answer_tokens == 4 * preset.evaluation.max_new_tokens
 

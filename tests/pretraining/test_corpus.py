@@ -274,8 +274,8 @@ def test_whether_an_entry_is_held_out_depends_on_its_name_alone() -> None:
 def test_the_corpus_is_the_same_in_every_process(small: Conversations) -> None:
     code = f"import koala_bench.pretraining.corpus as c; print(c.corpus_sha256(c.read_documentation({SMALL!r})))"
     other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    command, told = [sys.executable, "-c", code], {**os.environ, "PYTHONHASHSEED": other}
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=told)
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONHASHSEED": other}
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert answer.stdout.strip() == corpus_sha256(small) == small.provenance["corpus_sha256"]
 
 

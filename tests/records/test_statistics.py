@@ -95,8 +95,8 @@ def test_resamples_are_seeded_and_draw_as_many_questions() -> None:
 def test_an_interval_without_spread_is_the_value() -> None:
     weights = statistics.resample_weights(2)
     # Method and vanilla differ by the same factor on both questions: pairing takes all the spread away.
-    steady = made([100, 50], [50, 25], [5.0, 2.5])
-    found = statistics.interval(statistics.speedup_of_totals(steady, VANILLA), weights)
+    method = made([100, 50], [50, 25], [5.0, 2.5])
+    found = statistics.interval(statistics.speedup_of_totals(method, VANILLA), weights)
     assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
 
 
@@ -201,7 +201,7 @@ def test_one_seed_has_no_interval_over_seeds() -> None:
 
 # ---------------------------------------------------------------------------------------------- coverage
 
-ARMS = ("vanilla", "eagle", "eagle+koala")
+METHODS = ("vanilla", "eagle", "eagle+koala")
 Population = dict[str, Array]  # tokens, steps and seconds of many questions by method, [questions, 3]
 RECORD = Path(__file__).parents[2] / "results" / "all-tiny" / "records.jsonl"
 
@@ -209,8 +209,10 @@ RECORD = Path(__file__).parents[2] / "results" / "all-tiny" / "records.jsonl"
 def recorded() -> Population:
     """The questions of the tiny Table 1, as they were measured."""
     run = read_run(RECORD)
-    found = {arm: statistics.totals(turn for turn in run.turns_of(arm) if turn["error"] is None) for arm in ARMS}
-    return {arm: np.stack([each.tokens, each.steps, each.seconds], axis=1) for arm, each in found.items()}
+    found = {
+        method: statistics.totals(turn for turn in run.turns_of(method) if turn["error"] is None) for method in METHODS
+    }
+    return {method: np.stack([each.tokens, each.steps, each.seconds], axis=1) for method, each in found.items()}
 
 
 def skewed() -> Population:
@@ -231,16 +233,18 @@ def skewed() -> Population:
         0.0130 * np.exp(0.05 * normal[:, 6]),
         0.0137 * np.exp(0.05 * normal[:, 5]),
     ]
-    return {arm: np.stack([tokens, steps[i], steps[i] * costs[i] * machine], axis=1) for i, arm in enumerate(ARMS)}
+    return {
+        method: np.stack([tokens, steps[i], steps[i] * costs[i] * machine], axis=1) for i, method in enumerate(METHODS)
+    }
 
 
 def statistics_of(population: Population, seeds: int = 1) -> dict[str, Statistic]:
     """Of arrays [cells, 3], or [cells, samples, 3]."""
     totals = {
-        arm: Totals(tuple(range(len(each))), each[..., 0], each[..., 1], each[..., 2])
-        for arm, each in population.items()
+        method: Totals(tuple(range(len(each))), each[..., 0], each[..., 1], each[..., 2])
+        for method, each in population.items()
     }
-    vanilla, old, new = (totals[arm] for arm in ARMS)
+    vanilla, old, new = (totals[method] for method in METHODS)
     lengths, speedups = (
         [of(each) for each in (old, new)]
         for of in (statistics.length, lambda each: statistics.speedup_of_totals(each, vanilla))
@@ -287,7 +291,7 @@ def coverage_over_questions(
     for part in range(samples // AT_ONCE):
         drawn = generator.integers(0, len(population["vanilla"]), (questions, AT_ONCE))
         weights = statistics.resample_weights(questions, seed=part, resamples=999)
-        for name, statistic in statistics_of({arm: each[drawn] for arm, each in population.items()}).items():
+        for name, statistic in statistics_of({method: each[drawn] for method, each in population.items()}).items():
             ends = (
                 np.quantile(statistic(weights), [0.025, 0.975], axis=0)
                 if plain
@@ -327,13 +331,13 @@ def seeds_of(
         return np.exp(scale * generator.standard_normal((*shape, drawn.shape[1])) - scale**2 / 2)
 
     machine, found = factors(0.03, seeds, len(drawn)), {}
-    for arm, each in population.items():
+    for method, each in population.items():
         tokens, steps, decode_s = (
             np.broadcast_to(column, (seeds, *drawn.shape)) for column in np.moveaxis(each[drawn], -1, 0)
         )
-        more = 1.0 if arm == "vanilla" else factors(spread, seeds, 1) * factors(0.05, seeds, len(drawn))
+        more = 1.0 if method == "vanilla" else factors(spread, seeds, 1) * factors(0.05, seeds, len(drawn))
         cells = np.stack([tokens, steps * more, decode_s * more * machine * factors(0.03, seeds, len(drawn))], axis=-1)
-        found[arm] = cells.reshape(seeds * len(drawn), drawn.shape[1], 3)
+        found[method] = cells.reshape(seeds * len(drawn), drawn.shape[1], 3)
     return found
 
 

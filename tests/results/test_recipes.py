@@ -110,7 +110,7 @@ def test_the_leaderboard_takes_what_the_preset_lists_and_its_temperature_allows(
         warm = preset.model_copy(
             update={"evaluation": preset.evaluation.model_copy(update={"temperature": temperature})}
         )
-        jobs = plan("leaderboard", warm, "tiny", Path("F"), data, methods=None, asked=False, seeds=True)
+        jobs = plan("leaderboard", warm, "tiny", Path("F"), data, methods=None, questions_given=False, seeds=True)
         assert [name for name in jobs.jobs[0].methods if name.endswith("typical")] == more
         assert any("Left out at temperature 0" in line for line in jobs.remarks) == (not more)
     assert planned("leaderboard", data, methods=["vanilla", "eagle"]).jobs[0].methods == ("vanilla", "eagle")
@@ -123,7 +123,7 @@ def test_table_2_without_data_says_that_it_is_by_category(tmp_path: Path) -> Non
     assert remark.startswith("Table 2 is by the categories of the questions 'bundled': no data folder is set")
     (remark,) = planned("table2", tmp_path).remarks
     assert f"{tmp_path} has none of spec_bench, humaneval, gsm8k, alpaca" in remark
-    assert planned("table2", asked=True).remarks == (), "who names the questions knows what they are"
+    assert planned("table2", questions_given=True).remarks == (), "who names the questions knows what they are"
     with pytest.raises(KoalaBenchError, match="There is no data folder"):
         planned("table2", tmp_path / "nowhere")
 
@@ -174,7 +174,7 @@ def test_a_method_of_ones_own_is_usual_and_no_part_of_the_ablation(tmp_path: Pat
     assert "mine" in usual_methods(preset)
     assert (
         "mine"
-        not in plan("table3", preset, "mine.toml", Path("F"), None, methods=None, asked=False, seeds=False)
+        not in plan("table3", preset, "mine.toml", Path("F"), None, methods=None, questions_given=False, seeds=False)
         .jobs[0]
         .methods
     )
@@ -184,7 +184,7 @@ def test_a_preset_without_the_parts_is_refused(tmp_path: Path) -> None:
     preset = load_preset("tiny")
     fewer = preset.model_copy(update={"methods": {name: preset.methods[name] for name in FOUR}})
     with pytest.raises(KoalaBenchError, match=r"Unknown method 'medusa\+layers'"):
-        plan("table3", fewer, "tiny", Path("F"), None, methods=None, asked=False, seeds=True)
+        plan("table3", fewer, "tiny", Path("F"), None, methods=None, questions_given=False, seeds=True)
 
 
 def test_other_layers_are_those_of_the_variants() -> None:

@@ -17,5 +17,5 @@ def turns(
         return None, {}
     learned = objective.learn(batch, found, progress)
     objective.step(progress)
-    extra, judged = objective.term(batch, found, progress)
-    return extra, {**learned, **judged}
+    extra, of_head = objective.term(batch, found, progress)
+    return extra, {**learned, **of_head}

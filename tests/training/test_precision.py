@@ -48,8 +48,8 @@ def test_a_processor_without_bfloat16_instructions_trains_in_float32() -> None:
     ask = (
         "import torch; from koala_bench.training.precision import resolve; print(resolve('auto', torch.device('cpu')))"
     )
-    told = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=told, check=True)
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "no"
 
 

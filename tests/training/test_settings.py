@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from koala_bench.common.process_group import ALONE
+from koala_bench.common.process_group import SINGLE_PROCESS
 from koala_bench.dialogues.encoding import EncodedDialogue
 from koala_bench.dialogues.streams import make_stream
 from koala_bench.engine.target import Target
 from koala_bench.presets import load_preset
 from koala_bench.registry import HEADS, build
-from koala_bench.training.loop import make_arm, schedule
+from koala_bench.training.loop import make_trainer, schedule
 from koala_bench.training.step import train_step
 from tests.heads.test_heads import batch_of
 from tests.training.test_step import single
@@ -64,19 +64,19 @@ def test_an_update_is_adamw_with_the_settings_betas_decay_and_clipping(target: T
             "training.steps=100",
         ],
     ).training
-    arm = make_arm(target, "medusa", load_preset("tiny").method("medusa"), options)
-    batch, before = batch_of(target), flat(arm.head.parameters())
+    trainer = make_trainer(target, "medusa", load_preset("tiny").method("medusa"), options)
+    batch, before = batch_of(target), flat(trainer.head.parameters())
     gradients: list[torch.Tensor] = []
     for factor in (1.0, 1.0, 1.0):
-        arm.head.loss(batch).total.backward()
-        gradients.append(flat(p.grad for p in arm.head.parameters()))
-        arm.head.zero_grad(set_to_none=True)
-        lines = train_step(single(), [arm], [lambda: {(-1,): batch}], options, factor, 9, ALONE)
+        trainer.head.loss(batch).total.backward()
+        gradients.append(flat(p.grad for p in trainer.head.parameters()))
+        trainer.head.zero_grad(set_to_none=True)
+        lines = train_step(single(), [trainer], [lambda: {(-1,): batch}], options, factor, 9, SINGLE_PROCESS)
         line = lines["medusa"]
         assert line is not None and line["gradient_norm"] == pytest.approx(float(gradients[-1].norm()), rel=1e-3)
         assert line["gradient_norm"] > options.clip_norm, "else nothing is clipped"
     torch.testing.assert_close(
-        flat(arm.head.parameters()), by_hand(before, gradients, 0.01, options), rtol=1e-4, atol=1e-5
+        flat(trainer.head.parameters()), by_hand(before, gradients, 0.01, options), rtol=1e-4, atol=1e-5
     )
 
 
@@ -84,10 +84,10 @@ def test_a_step_takes_the_scheduled_part_of_the_rate(target: Target) -> None:
     moved = []
     for factor in (1.0, 0.25):
         preset = load_preset("tiny", ["training.learning_rate=0.01"])
-        arm = make_arm(target, "medusa", preset.method("medusa"), preset.training)
-        before, batch = flat(arm.head.parameters()), batch_of(target)
-        train_step(single(), [arm], [lambda: {(-1,): batch}], preset.training, factor, 1, ALONE)  # noqa: B023
-        moved.append(float((flat(arm.head.parameters()) - before).norm()))
+        trainer = make_trainer(target, "medusa", preset.method("medusa"), preset.training)
+        before, batch = flat(trainer.head.parameters()), batch_of(target)
+        train_step(single(), [trainer], [lambda: {(-1,): batch}], preset.training, factor, 1, SINGLE_PROCESS)  # noqa: B023
+        moved.append(float((flat(trainer.head.parameters()) - before).norm()))
     assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-2)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from koala_bench.common.process_group import ALONE, Team
+from koala_bench.common.process_group import SINGLE_PROCESS, ProcessGroup
 from koala_bench.dialogues.encoding import EncodedDialogue, chat_template
 from koala_bench.dialogues.streams import make_stream
 from koala_bench.engine.target import Target
@@ -49,7 +49,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None)
 
 def test_rows_are_the_targets_states_and_padding_is_zero(target: Target, tmp_path: Path) -> None:
     talk = dialogues()
-    found = write_states(target, talk, 24, (1, -1), tmp_path, {"of": "test"}, ALONE)
+    found = write_states(target, talk, 24, (1, -1), tmp_path, {"of": "test"}, SINGLE_PROCESS)
     batch = make_stream(talk, [str(i) for i in range(len(talk))], 128, 24, seed=0).batch(1)
     read, likeliest = found.read(batch, torch.device("cpu"), torch.float32)
     wanted = target.states(batch.ids, (1, -1))
@@ -104,40 +104,40 @@ def test_a_kill_loses_no_pass_and_processes_share_them(
 ) -> None:
     monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
     talk = dialogues()
-    whole = write_states(target, talk, 64, (-1,), tmp_path / "whole", {}, ALONE)
+    whole = write_states(target, talk, 64, (-1,), tmp_path / "whole", {}, SINGLE_PROCESS)
     count_passes(monkeypatch, fail_after=3)
     with pytest.raises(KeyboardInterrupt):
-        write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ALONE)
+        write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, SINGLE_PROCESS)
     monkeypatch.undo()
     monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
     # The second of two processes does its share, as if it ran alone; then one process does the rest.
-    monkeypatch.setattr(Team, "wait", lambda self: None)
+    monkeypatch.setattr(ProcessGroup, "wait", lambda self: None)
     with pytest.raises(AssertionError):  # it finds no manifest: the first process has not finished
-        write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, Team(1, 2))
+        write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ProcessGroup(1, 2))
     counted = count_passes(monkeypatch)
-    rest = write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ALONE)
+    rest = write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, SINGLE_PROCESS)
     total = len(list(states_module._passes(torch.tensor([len(each.ids) for each in talk]).numpy(), 64)))
     assert 0 < counted[0] < total - 3
     assert rest.sha256 == whole.sha256
 
 
 def test_states_of_something_else_are_computed_anew(target: Target, tmp_path: Path) -> None:
-    first = write_states(target, dialogues(), 64, (-1,), tmp_path, {"stream": "a"}, ALONE)
-    other = write_states(target, dialogues(12), 64, (-1,), tmp_path, {"stream": "b"}, ALONE)
+    first = write_states(target, dialogues(), 64, (-1,), tmp_path, {"stream": "a"}, SINGLE_PROCESS)
+    other = write_states(target, dialogues(12), 64, (-1,), tmp_path, {"stream": "b"}, SINGLE_PROCESS)
     assert first.sha256 != other.sha256 and len(other.starts) == 13
 
 
 def test_a_disk_without_room_and_a_cut_file_are_told_in_a_line(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_states(target, dialogues(), 64, (-1,), tmp_path / "cut", {}, ALONE)
+    write_states(target, dialogues(), 64, (-1,), tmp_path / "cut", {}, SINGLE_PROCESS)
     with open(tmp_path / "cut" / "states.bin", "r+b") as handle:
         handle.truncate(100)
     with pytest.raises(KoalaBenchError, match="incomplete"):
-        write_states(target, dialogues(), 64, (-1,), tmp_path / "cut", {}, ALONE)
+        write_states(target, dialogues(), 64, (-1,), tmp_path / "cut", {}, SINGLE_PROCESS)
     monkeypatch.setattr(states_module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
     with pytest.raises(KoalaBenchError, match="GB free"):
-        write_states(target, dialogues(), 64, (-1,), tmp_path / "full", {}, ALONE)
+        write_states(target, dialogues(), 64, (-1,), tmp_path / "full", {}, SINGLE_PROCESS)
 
 
 def test_layers_of_heads_are_put_together_with_the_last_one_behind() -> None:

@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from koala_bench.common.process_group import ALONE
+from koala_bench.common.process_group import SINGLE_PROCESS
 from koala_bench.dialogues.encoding import EncodedDialogue
 from koala_bench.dialogues.streams import Stream, make_stream
 from koala_bench.engine.target import Target
 from koala_bench.presets import load_preset
 from koala_bench.training.features import features_of_each, in_host_memory
-from koala_bench.training.loop import make_arm
-from koala_bench.training.step import Arm, Features, train_step
+from koala_bench.training.loop import make_trainer
+from koala_bench.training.step import Features, HeadTrainer, train_step
 
 METHODS = ["medusa", "eagle+koala", "eagle3"]
 COUNT = 4
@@ -39,14 +39,17 @@ def stream() -> Stream:
     return make_stream(talk, [str(i) for i in range(len(talk))], 64, 24, seed=0)
 
 
-def one_step(target: Target, made: Callable[[int, list[Arm]], Features]) -> list[torch.Tensor]:
+def one_step(target: Target, made: Callable[[int, list[HeadTrainer]], Features]) -> list[torch.Tensor]:
     """Weights of all heads and discriminators after a step in which everything takes part."""
     preset = load_preset("tiny", ["training.precision=no", "training.steps=10", f"training.micro_batches={COUNT}"])
-    arms = [make_arm(target, name, preset.method(name), preset.training) for name in METHODS]
-    makers = [lambda index=index: made(index, arms) for index in range(COUNT)]
-    lines = train_step(single(), arms, makers, preset.training, 1.0, 9, ALONE)
+    trainers = [make_trainer(target, name, preset.method(name), preset.training) for name in METHODS]
+    makers = [lambda index=index: made(index, trainers) for index in range(COUNT)]
+    lines = train_step(single(), trainers, makers, preset.training, 1.0, 9, SINGLE_PROCESS)
     assert all(line is not None and line["loss"] > 0 for line in lines.values())
-    modules = [*(arm.head for arm in arms), *(arm.objective for arm in arms if arm.objective is not None)]
+    modules = [
+        *(trainer.head for trainer in trainers),
+        *(trainer.objective for trainer in trainers if trainer.objective is not None),
+    ]
     return [parameter.detach().clone() for module in modules for parameter in module.parameters()]
 
 
@@ -54,8 +57,10 @@ def test_one_micro_batch_is_in_memory_at_a_time_and_the_update_is_that_of_all(ta
     batches = stream()
     seen: list[weakref.ref[torch.Tensor]] = []
 
-    def fresh(index: int, arms: list[Arm]) -> Features:
-        made = features_of_each(target, batches.batch(index), [arm.head.features for arm in arms], seed=index)
+    def fresh(index: int, trainers: list[HeadTrainer]) -> Features:
+        made = features_of_each(
+            target, batches.batch(index), [trainer.head.features for trainer in trainers], seed=index
+        )
         whole = next(iter(made.values())).whole
         assert whole is not None
         seen.append(weakref.ref(whole.hidden))
@@ -64,9 +69,11 @@ def test_one_micro_batch_is_in_memory_at_a_time_and_the_update_is_that_of_all(ta
 
     held: dict[int, Any] = {}
 
-    def kept(index: int, arms: list[Arm]) -> Features:
+    def kept(index: int, trainers: list[HeadTrainer]) -> Features:
         if index not in held:
-            held[index] = features_of_each(target, batches.batch(index), [arm.head.features for arm in arms], index)
+            held[index] = features_of_each(
+                target, batches.batch(index), [trainer.head.features for trainer in trainers], index
+            )
         features: Features = held[index]
         return features
 
@@ -90,8 +97,8 @@ def test_equal_micro_batches_make_the_step_of_one(target: Target, method: str) -
     weights = []
     for count in (1, 2):
         preset = load_preset("tiny", ["training.precision=no", "training.steps=10", f"training.micro_batches={count}"])
-        arm = make_arm(target, method, preset.method(method), preset.training)
-        train_step(single(), [arm], [lambda: found] * count, preset.training, 1e-2, 9, ALONE)
-        weights.append([parameter.detach() for parameter in arm.head.parameters()])
+        trainer = make_trainer(target, method, preset.method(method), preset.training)
+        train_step(single(), [trainer], [lambda: found] * count, preset.training, 1e-2, 9, SINGLE_PROCESS)
+        weights.append([parameter.detach() for parameter in trainer.head.parameters()])
     for one, two in zip(*weights, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

@@ -149,14 +149,14 @@ def test_states_of_other_data_or_heads_are_refused_in_a_line(
 def test_states_of_more_layers_serve_who_reads_fewer(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from koala_bench.common.process_group import ALONE
+    from koala_bench.common.process_group import SINGLE_PROCESS
 
     talk = dialogues()
-    more = write_states(target, talk, 24, layers_of([(1, -1)]), tmp_path, {"of": "test"}, ALONE)
+    more = write_states(target, talk, 24, layers_of([(1, -1)]), tmp_path, {"of": "test"}, SINGLE_PROCESS)
     passes = count_passes(monkeypatch)
-    fewer = write_states(target, talk, 24, layers_of([(-1,)]), tmp_path, {"of": "test"}, ALONE)
+    fewer = write_states(target, talk, 24, layers_of([(-1,)]), tmp_path, {"of": "test"}, SINGLE_PROCESS)
     assert not passes[0] and fewer.layers == more.layers == (1, -1)
-    write_states(target, talk, 24, layers_of([(2, -1)]), tmp_path, {"of": "test"}, ALONE)
+    write_states(target, talk, 24, layers_of([(2, -1)]), tmp_path, {"of": "test"}, SINGLE_PROCESS)
     assert passes[0]
 
 

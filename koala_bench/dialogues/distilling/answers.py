@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.files import cannot, make_folder, write_text
-from koala_bench.common.progress import progress, say
+from koala_bench.common.progress import log_line, progress
 from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
 from koala_bench.decoding.stops import without_end
@@ -77,7 +77,7 @@ def distill(
     make_folder(out.parent)
     rows = _finished_rows(partial, identity, options.rows)
     if rows:
-        say(f"Resuming after {len(rows):,} of {len(sources):,} dialogues.")
+        log_line(f"Resuming after {len(rows):,} of {len(sources):,} dialogues.")
     try:
         with (
             open(partial, "a", encoding="utf-8") as handle,

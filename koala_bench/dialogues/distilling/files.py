@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.files import cannot, make_folder, write_text
-from koala_bench.common.process_group import find_team
-from koala_bench.common.progress import progress, say
+from koala_bench.common.process_group import find_process_group
+from koala_bench.common.progress import log_line, progress
 from koala_bench.dialogues.distilling.manifest import identity_for, identity_of, is_made, manifest_of, write_answers
 from koala_bench.dialogues.distilling.questions import NGRAM, EvaluationText, mix, words_of
 from koala_bench.dialogues.distilling.sampling import SelfDialogues, SelfOptions
@@ -53,31 +53,31 @@ def distill_self(
     identity = identity_for(target, template, source, {"train": train, "held_out": held_out, **given})
     if is_made(out, identity):
         return out
-    team, total = find_team(target.device), train + held_out
+    group, total = find_process_group(target.device), train + held_out
     parts = out.with_name(out.name + ".parts")
     make_folder(parts)
-    own = parts / f"{team.rank}.jsonl"
+    own = parts / f"{group.rank}.jsonl"
     _check_parts(parts, identity)
     _mend(own)
-    team.wait()
+    group.wait()
     rows = read_parts(parts)
-    team.wait()  # before anybody writes
+    group.wait()  # before anybody writes
     write_text(manifest_of(own), json.dumps({"identity": identity}, indent=2) + "\n")
     done = {row["id"] for row in rows}
-    numbers = [number for number in team.own(total) if f"{SELF}:{number}" not in done]
+    numbers = [number for number in group.own(total) if f"{SELF}:{number}" not in done]
     if rows:
-        say(f"Resuming after {len(rows):,} of {total:,} dialogues.")
+        log_line(f"Resuming after {len(rows):,} of {total:,} dialogues.")
     known = {
         " ".join(words_of(message["value"]))
         for row in rows
         for message in row["conversations"]
         if message["from"] == "human"
     }
-    _write(SelfDialogues(target, template, options, known, texts), own, numbers, total // team.size, held_out / total)
-    team.wait()
-    if team.first:
+    _write(SelfDialogues(target, template, options, known, texts), own, numbers, total // group.size, held_out / total)
+    group.wait()
+    if group.first:
         _finish(parts, out, identity)
-    team.wait()
+    group.wait()
     return out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.files import replacing, write_text
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.dialogues.conversations import MANIFEST
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.loading.targets import fingerprint
@@ -49,7 +49,7 @@ def is_made(out: Path, identity: dict[str, Any]) -> bool:
         return False
     if identity_of(out) != identity:
         raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
-    say(f"Reusing {out}: it was made by the same command.")
+    log_line(f"Reusing {out}: it was made by the same command.")
     return True
 
 

@@ -135,12 +135,12 @@ class SelfDialogues:
 
     @torch.inference_mode()
     def write(
-        self, numbers: Sequence[int], told: Callable[[int], None] = lambda tokens: None
+        self, numbers: Sequence[int], on_tokens: Callable[[int], None] = lambda tokens: None
     ) -> Iterator[dict[str, Any]]:
         """Write the dialogues with these numbers; each comes as a row of conversations when it is done, in no order.
 
         Args:
-            told: is called after each pass with the number of answer tokens that it brought.
+            on_tokens: is called after each pass with the number of answer tokens that it brought.
         """
         options, waiting = self._options, iter(numbers)
         cache = RowCache(self._target, min(options.rows, max(1, len(numbers))), self._longest)
@@ -156,7 +156,7 @@ class SelfDialogues:
                 logits = cache.step(tokens)
                 best = logits.float().argmax(-1).tolist()
                 drawn = self._draw(rows, logits)
-                told(sum(not row.asking and len(row.pending) == 1 for row in rows))
+                on_tokens(sum(not row.asking and len(row.pending) == 1 for row in rows))
                 gone: list[int] = []
                 for place, row in enumerate(rows):
                     row.fed.append(row.pending.pop(0))

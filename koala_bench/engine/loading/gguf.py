@@ -14,7 +14,7 @@ from typing import Any
 
 from koala_bench.common.files import cache_folder, cannot, make_folder
 from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.engine.loading.fingerprints import hash_of_file
 from koala_bench.errors import KoalaBenchError
 
@@ -74,7 +74,7 @@ def unpacked(file: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     _check(file)
-    say(f"Dequantising {file.name}, once ...")
+    log_line(f"Dequantising {file.name}, once ...")
     model, tokenizer = _read(file)
     make_folder(folder.parent)
     # A folder takes its name when all is in it: a kill leaves nothing that looks whole.

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
-from koala_bench.common.progress import say
+from koala_bench.common.progress import log_line
 from koala_bench.engine.devices import pick_device, pick_dtype, pick_engine, pick_threads
 from koala_bench.engine.loading.conformance import check_trees
 from koala_bench.engine.loading.fingerprints import checkpoint_folder, weights_sha256
@@ -166,7 +166,7 @@ def _check_target(target: Target) -> None:
         raise KoalaBenchError(f"A pass of {target.name} fails: {first_line(error)}", "Use another target.") from error
     check_trees(target, target.unrecorded, limit.rows if limit else target.max_positions)
     if limit is not None:
-        say(f"koala-bench: {target.name} {limit.reason}: answers that need more rows than that are refused.")
+        log_line(f"koala-bench: {target.name} {limit.reason}: answers that need more rows than that are refused.")
 
 
 def _recordable(target: Target) -> Target:
@@ -184,7 +184,7 @@ def _recordable(target: Target) -> Target:
     recorded = target.pass_of((-1,))
     if not isinstance(recorded, Recorded) or recorded.refusal is None:
         return target
-    say(f"koala-bench: {target.name} is decoded with the engine eager.")
+    log_line(f"koala-bench: {target.name} is decoded with the engine eager.")
     return replace(target, engine="eager")
 
 

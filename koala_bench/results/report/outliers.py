@@ -72,6 +72,9 @@ def outliers_of(run: Run, questions: Mapping[int, Sequence[str]], most: int = 5)
 
 def _texts(turns: Sequence[TurnLine], questions: Mapping[int, Sequence[str]]) -> list[tuple[str | None, str]]:
     """What was asked and answered, the first repeat of each turn."""
-    asked = questions.get(turns[0]["question_id"], ())
+    question_turns = questions.get(turns[0]["question_id"], ())
     first = {turn["turn"]: turn for turn in reversed(turns)}
-    return [(asked[place] if place < len(asked) else None, first[place]["text"] or "") for place in sorted(first)]
+    return [
+        (question_turns[place] if place < len(question_turns) else None, first[place]["text"] or "")
+        for place in sorted(first)
+    ]

@@ -26,7 +26,7 @@ from tests.support.interrupting import interrupt_at
 OPTIONS = DistillOptions(train=5, held_out=2, max_new_tokens=12, rows=2)
 
 
-def asked(first: str = "What is") -> Conversations:
+def questions_starting(first: str = "What is") -> Conversations:
     dialogues = [[f"{first} {i}?", "old", "And why?", "old too"] for i in range(9)]
     return Conversations(dialogues[:6], [str(i) for i in range(6)], dialogues[6:], {"source": "test"})
 
@@ -44,8 +44,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_of_each_dialogue_so_many_questions_are_answered_as_asked_for(
     target64: Target, template: ChatTemplate, tmp_path: Path
 ) -> None:
-    whole = rows_of(distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS))
-    first = rows_of(distill(target64, template, asked(), tmp_path / "b.jsonl", replace(OPTIONS, turns=1)))
+    whole = rows_of(distill(target64, template, questions_starting(), tmp_path / "a.jsonl", OPTIONS))
+    first = rows_of(distill(target64, template, questions_starting(), tmp_path / "b.jsonl", replace(OPTIONS, turns=1)))
     assert [row["conversations"] for row in first] == [row["conversations"][:2] for row in whole]
     assert "turns" not in json.loads(manifest_of(tmp_path / "a.jsonl").read_text())["identity"]["options"]
     assert json.loads(manifest_of(tmp_path / "b.jsonl").read_text())["identity"]["options"]["turns"] == 1
@@ -54,7 +54,7 @@ def test_of_each_dialogue_so_many_questions_are_answered_as_asked_for(
 def test_every_answer_is_what_the_target_says_to_its_own_conversation_so_far(
     target64: Target, template: ChatTemplate, tmp_path: Path
 ) -> None:
-    rows = rows_of(distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS))
+    rows = rows_of(distill(target64, template, questions_starting(), tmp_path / "a.jsonl", OPTIONS))
     assert [(row["id"], row["split"]) for row in rows] == [
         *((f"train:{i}", "train") for i in range(5)),
         *((f"held_out:{i}", "held_out") for i in range(2)),
@@ -71,8 +71,8 @@ def test_every_answer_is_what_the_target_says_to_its_own_conversation_so_far(
 
 
 def test_the_reader_takes_the_file_with_its_splits(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
-    plain = distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS)
-    packed = distill(target64, template, asked(), tmp_path / "b.jsonl.gz", OPTIONS)
+    plain = distill(target64, template, questions_starting(), tmp_path / "a.jsonl", OPTIONS)
+    packed = distill(target64, template, questions_starting(), tmp_path / "b.jsonl.gz", OPTIONS)
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
     found = read_conversations(str(packed))
     assert (len(found.train), len(found.held_out)) == (5, 2)
@@ -80,7 +80,7 @@ def test_the_reader_takes_the_file_with_its_splits(target64: Target, template: C
 
 
 def test_the_manifest_names_the_target_and_counts(target64: Target, template: ChatTemplate, tmp_path: Path) -> None:
-    out = distill(target64, template, asked(), tmp_path / "a.jsonl.gz", OPTIONS)
+    out = distill(target64, template, questions_starting(), tmp_path / "a.jsonl.gz", OPTIONS)
     manifest = json.loads((tmp_path / "a.manifest.json").read_text())
     rows = [json.loads(line) for line in gzip.decompress(out.read_bytes()).splitlines()]
     messages = [message for row in rows for message in row["conversations"] if message["from"] == "gpt"]
@@ -100,28 +100,31 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     call: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = distill(target64, template, asked(), tmp_path / "whole.jsonl", OPTIONS)
+    whole = distill(target64, template, questions_starting(), tmp_path / "whole.jsonl", OPTIONS)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, distillation, "greedy_answers", call)
-        distill(target64, template, asked(), tmp_path / "cut.jsonl", OPTIONS)
+        distill(target64, template, questions_starting(), tmp_path / "cut.jsonl", OPTIONS)
     assert not (tmp_path / "cut.jsonl").exists()
     partial = tmp_path / "cut.jsonl.partial"
     partial.write_text(partial.read_text() + '{"id": "half a li')
-    assert distill(target64, template, asked(), tmp_path / "cut.jsonl", OPTIONS).read_bytes() == whole.read_bytes()
+    assert (
+        distill(target64, template, questions_starting(), tmp_path / "cut.jsonl", OPTIONS).read_bytes()
+        == whole.read_bytes()
+    )
     assert ("Resuming" in capsys.readouterr().err) == (call > 2)
 
 
 def test_what_is_there_is_reused_or_refused_and_never_overwritten(
     target64: Target, template: ChatTemplate, tmp_path: Path
 ) -> None:
-    out = distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS)
+    out = distill(target64, template, questions_starting(), tmp_path / "a.jsonl", OPTIONS)
     before = out.read_bytes(), manifest_of(out).read_bytes()
-    distill(target64, template, asked(), out, OPTIONS)
+    distill(target64, template, questions_starting(), out, OPTIONS)
     with pytest.raises(KoalaBenchError, match="made otherwise"):
-        distill(target64, template, asked(), out, DistillOptions(4, 2, 12, 2))
+        distill(target64, template, questions_starting(), out, DistillOptions(4, 2, 12, 2))
     (tmp_path / "mine.jsonl").write_text("my own file")
     with pytest.raises(KoalaBenchError, match="made otherwise"):
-        distill(target64, template, asked(), tmp_path / "mine.jsonl", OPTIONS)
+        distill(target64, template, questions_starting(), tmp_path / "mine.jsonl", OPTIONS)
     assert (out.read_bytes(), manifest_of(out).read_bytes()) == before
     assert (tmp_path / "mine.jsonl").read_text() == "my own file"
 
@@ -130,7 +133,7 @@ def test_the_leftovers_of_another_run_are_refused(target64: Target, template: Ch
     for content, words in (('{"target": "other"}\n', "another run"), ("{{{\n", "not a line of JSON")):
         (tmp_path / "a.jsonl.partial").write_text(content)
         with pytest.raises(KoalaBenchError, match=words):
-            distill(target64, template, asked(), tmp_path / "a.jsonl", OPTIONS)
+            distill(target64, template, questions_starting(), tmp_path / "a.jsonl", OPTIONS)
         assert (tmp_path / "a.jsonl.partial").read_text() == content
 
 
@@ -146,14 +149,15 @@ def test_a_dialogue_that_fills_the_context_ends_before_it(
 def test_a_disk_that_fills_up_inside_a_character_does_not_stop_the_next_run(
     target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    whole = distill(target64, template, asked("Où est"), tmp_path / "whole.jsonl", OPTIONS)
+    whole = distill(target64, template, questions_starting("Où est"), tmp_path / "whole.jsonl", OPTIONS)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, distillation, "greedy_answers", 4)
-        distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS)
+        distill(target64, template, questions_starting("Où est"), tmp_path / "cut.jsonl", OPTIONS)
     partial = tmp_path / "cut.jsonl.partial"
     partial.write_bytes(partial.read_bytes() + '{"id": "train:4", "conversations": [{"value": "Où'.encode()[:-1])
     assert (
-        distill(target64, template, asked("Où est"), tmp_path / "cut.jsonl", OPTIONS).read_bytes() == whole.read_bytes()
+        distill(target64, template, questions_starting("Où est"), tmp_path / "cut.jsonl", OPTIONS).read_bytes()
+        == whole.read_bytes()
     )
 
 
@@ -161,12 +165,12 @@ def test_a_disk_that_fills_up_inside_a_character_does_not_stop_the_next_run(
 def test_a_kill_between_the_two_files_is_made_good_by_the_same_command(
     target64: Target, template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: str
 ) -> None:
-    whole = distill(target64, template, asked(), tmp_path / "whole.jsonl", OPTIONS)
+    whole = distill(target64, template, questions_starting(), tmp_path / "whole.jsonl", OPTIONS)
     out = tmp_path / "cut" / "a.jsonl"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         _dies_before(patch, writing, {"write_text": manifest_of(out), "replacing": out}[writing])
-        distill(target64, template, asked(), out, OPTIONS)
-    assert distill(target64, template, asked(), out, OPTIONS).read_bytes() == whole.read_bytes()
+        distill(target64, template, questions_starting(), out, OPTIONS)
+    assert distill(target64, template, questions_starting(), out, OPTIONS).read_bytes() == whole.read_bytes()
     assert manifest_of(out).read_bytes() == manifest_of(whole).read_bytes()
     assert sorted(path.name for path in out.parent.iterdir()) == ["a.jsonl", "a.manifest.json"]
 
@@ -185,7 +189,7 @@ def _dies_before(patch: pytest.MonkeyPatch, name: str, path: Path) -> None:
 def test_a_folder_with_the_manifest_beside_its_answers_is_a_source(
     target64: Target, template: ChatTemplate, tmp_path: Path
 ) -> None:
-    out = distill(target64, template, asked(), tmp_path / "answers.jsonl", OPTIONS)
+    out = distill(target64, template, questions_starting(), tmp_path / "answers.jsonl", OPTIONS)
     assert manifest_of(out).exists()
     folder, alone = read_conversations(str(tmp_path)), read_conversations(str(out))
     assert (folder.train, folder.held_out) == (alone.train, alone.held_out)
@@ -214,7 +218,7 @@ def test_a_damaged_manifest_is_one_clear_error(
     ):
         answering_target(out)
     with pytest.raises(KoalaBenchError, match="made otherwise"):
-        distill(target64, template, asked(), out, OPTIONS)
+        distill(target64, template, questions_starting(), out, OPTIONS)
 
 
 def test_a_manifest_of_somebody_else_says_nothing(tmp_path: Path) -> None:

@@ -62,10 +62,7 @@ class Rejection(nn.Module):
         self, batch: FeatureBatch, found: HeadLoss, progress: float, agree: Callable[..., Any]
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The weighted measure, mean over positions and then over depths, and the expected acceptance for the log.
-
-        Raises:
-            KoalaBenchError: the head reports no predictions.
-        """
+        Raises KoalaBenchError where the head reports no predictions."""
         predictions = [each for each in found.predictions if len(each.rows)]
         if not predictions:
             if found.predictions:

@@ -193,10 +193,7 @@ class Preset(_Strict):
 
     def method(self, name: str) -> MethodPreset:
         """One method by name; ``NAME+vocab8k`` is NAME's head, cut to the 8,192 commonest tokens of its training
-        answers.
-
-        Raises:
-            KoalaBenchError: the preset has no such method, or the head is of a cut vocabulary already.
+        answers. Raises KoalaBenchError where the preset has no such method, or the head is of a cut vocabulary already.
         """
         if name not in self.methods and (cut := cut_of(name)) is not None:
             owner = self.method(cut[0])

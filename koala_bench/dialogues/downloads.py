@@ -183,13 +183,9 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     A file that is there already and is the pinned one is left alone; nothing is ever overwritten. All names
     and all files present are checked before the first download.
 
-    Returns the place of every named file, in the order of ``names``.
-
-    Raises:
-        KoalaBenchError: a name is unknown, no data folder is set, a present file differs from the pinned one,
-            a download fails (the error lists every address and the place for its file), or what arrived is
-            not the pinned file.
-    """
+    Returns the place of every named file, in the order of ``names``. Raises KoalaBenchError where a name is unknown, no
+    data folder is set, a present file differs from the pinned one, a download fails (the error lists every address and
+    the place for its file), or what arrived is not the pinned file."""
     known = {dataset.name: dataset for dataset in datasets}
     for name in names:
         if name not in known:

@@ -83,13 +83,9 @@ def _as_mt_bench(number: int, values: dict[str, Any]) -> dict[str, Any]:
 def read_questions(path: Path) -> list[Question]:
     """Read a question file; other keys than those of ``Question`` (such as ``reference``) are ignored.
 
-    Blank lines are skipped and an empty category becomes ``all``. Where ids are texts or lacking, questions are numbered
-    by their lines.
-
-    Raises:
-        KoalaBenchError: the file is missing, unreadable, not UTF-8 or without questions, or a line is not a
-            question or repeats an id. The message names the file and the line.
-    """
+    Blank lines are skipped and an empty category becomes ``all``. Where ids are texts or lacking, questions are
+    numbered by their lines. Raises KoalaBenchError where the file is missing, unreadable, not UTF-8 or without
+    questions, or a line is not a question or repeats an id. The message names the file and the line."""
     inside = path / "question.jsonl"
     text = read_text(
         path,

@@ -24,12 +24,8 @@ def part_of(record: Path, rank: int, size: int) -> Path:
 
 def place_for(record: Path, group: ProcessGroup, questions: int) -> Path:
     """The file that this process writes or reuses: the record itself if it is there or there is one process, else its
-    part.
-
-    Raises:
-        KoalaBenchError: parts of a run with another number of processes are in the way, or there are fewer questions
-            than processes.
-    """
+    part. Raises KoalaBenchError where parts of a run with another number of processes are in the way, or there are
+    fewer questions than processes."""
     if record.exists() or (group.size == 1 and not _parts(record)):
         return record
     if group.size > questions:

@@ -75,10 +75,7 @@ class Fields(dict[str, Any]):
     """The contents of a file by name; a name that is not there is an error with the file's path.
 
     The methods read a field of a configuration: what the file holds there, or ``default`` where it holds nothing.
-
-    Raises:
-        KoalaBenchError: the field is missing and has no default, or holds another kind of value.
-    """
+    Raises KoalaBenchError where the field is missing and has no default, or holds another kind of value."""
 
     def __init__(self, path: Path, contents: Mapping[str, Any]) -> None:
         super().__init__(contents)

@@ -55,21 +55,14 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
 
 
 def save_weights(path: Path, head: nn.Module) -> None:
-    """Write the tensors of a head atomically.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    """Write the tensors of a head atomically. Raises KoalaBenchError where the folder cannot be written, or the disk is
+    full."""
     write_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()})
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically, pickled where the name does not end in ``.safetensors``; ``metadata`` has a place there
-    only.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    only. Raises KoalaBenchError where the folder cannot be written, or the disk is full."""
     with replacing(path) as temporary, _telling_of_a_full_disk():
         if path.suffix == ".safetensors":
             save_file(tensors, temporary, metadata)
@@ -124,11 +117,7 @@ def earlier(path: Path) -> Path:
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
     """The last good state of an interrupted training, or None if there is none yet; a damaged one is passed over for
-    the one before it.
-
-    Raises:
-        KoalaBenchError: whatever is there is damaged.
-    """
+    the one before it. Raises KoalaBenchError where whatever is there is damaged."""
     before = earlier(path)
     if not path.exists():  # a kill between two renames leaves the earlier one alone
         return _read_state(before, device) if before.exists() else None
@@ -164,11 +153,8 @@ def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a training atomically; the one that was there becomes the earlier one.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    """Write the state of a training atomically; the one that was there becomes the earlier one. Raises KoalaBenchError
+    where the folder cannot be written, or the disk is full."""
     with replacing(path) as temporary:
         with _telling_of_a_full_disk():
             torch.save(state, temporary)
@@ -188,11 +174,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a head as they are stored.
-
-    Raises:
-        KoalaBenchError: the file is missing or damaged.
-    """
+    """The tensors of a head as they are stored. Raises KoalaBenchError where the file is missing or damaged."""
     try:
         return load_file(folder / _WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -200,11 +182,8 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a head was built from: its name, layers, options, objective and target.
-
-    Raises:
-        KoalaBenchError: there is no such file, or it is damaged or of something else.
-    """
+    """What a head was built from: its name, layers, options, objective and target. Raises KoalaBenchError where there
+    is no such file, or it is damaged or of something else."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, layers = config["head"], config["layers"]
@@ -244,11 +223,7 @@ def _commonest(folder: Path, count: int) -> torch.Tensor:
 
 def build_head_of(spec: TargetSpec, kind: str, options: dict[str, Any]) -> Any:
     """A fresh head by its installed name; one of a draft vocabulary keeps the ids as a buffer, so that they are saved
-    and loaded with it.
-
-    Raises:
-        KoalaBenchError: unknown head or option.
-    """
+    and loaded with it. Raises KoalaBenchError where unknown head or option."""
     head = build(HEADS, kind, spec, options)
     if spec.draft_vocabulary is not None and isinstance(head, nn.Module):
         head.register_buffer(BUFFER, spec.draft_vocabulary.ids)

@@ -105,11 +105,8 @@ def methods_with_heads(preset: Preset, methods: Sequence[str]) -> list[str]:
 
 
 def free_head(preset: MethodPreset, target: Target) -> Any | None:
-    """The head of a method that has nothing to train, ready to decode; None for any other.
-
-    Raises:
-        KoalaBenchError: there is no such head, an option is not its own, or it is no module.
-    """
+    """The head of a method that has nothing to train, ready to decode; None for any other. Raises KoalaBenchError where
+    there is no such head, an option is not its own, or it is no module."""
     if preset.objective is not None or hasattr(load(HEADS, preset.head), "loss"):
         return None
     head = build_head(target, preset, seed=0)
@@ -117,11 +114,8 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
 
 
 def first_head(preset: MethodPreset, target: Target) -> Any | None:
-    """The head that is asked before a method's own, ready to decode; None where there is none.
-
-    Raises:
-        KoalaBenchError: as ``free_head``; or it has to be trained.
-    """
+    """The head that is asked before a method's own, ready to decode; None where there is none. Raises KoalaBenchError
+    as ``free_head``; or it has to be trained."""
     if preset.first is None:
         return None
     first = MethodPreset(head=preset.first.head, options=preset.first.options, tree=preset.first.tree)
@@ -243,11 +237,8 @@ def token_order(stream: Stream, target: Target) -> torch.Tensor:
 
 
 def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:
-    """The methods whose heads have to be trained so that ``methods`` can decode, each once.
-
-    Raises:
-        KoalaBenchError: a mistake in the methods or their options.
-    """
+    """The methods whose heads have to be trained so that ``methods`` can decode, each once. Raises KoalaBenchError
+    where a mistake in the methods or their options."""
     owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
     return [name for name in owners if free_head(preset.method(name), target) is None]
 
@@ -331,11 +322,7 @@ def training_streams(
     preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
 ) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
     """What heads are trained on, the name of each dialogue, what is held out, and how many dialogues of both were too
-    long.
-
-    Raises:
-        KoalaBenchError: no dialogue has an answer within the preset's length.
-    """
+    long. Raises KoalaBenchError where no dialogue has an answer within the preset's length."""
     limit = preset.data.limit or len(conversations.train)
     log_line(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
     longest = longest_dialogue(preset, target)

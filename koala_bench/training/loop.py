@@ -83,11 +83,8 @@ def _head_from(spec: TargetSpec, preset: MethodPreset, seed: int) -> nn.Module:
 def make_trainer(
     target: Target, name: str, preset: MethodPreset, options: TrainingPreset, order: torch.Tensor | None = None
 ) -> HeadTrainer:
-    """Build a method's head, objective and optimiser; ``order`` is as for ``build_head``.
-
-    Raises:
-        KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
-    """
+    """Build a method's head, objective and optimiser; ``order`` is as for ``build_head``. Raises KoalaBenchError where
+    the head cannot be trained by the suite, or an option is unknown."""
     spec = spec_of(target, preset, order)  # one for both, since a cut copies rows of the output layer
     head = _head_from(spec, preset, options.seed)
     if not isinstance(head, TrainableHead):

@@ -123,11 +123,8 @@ def open_states(
     folder: Path,
     identity: dict[str, Any],
 ) -> StoredStates:
-    """Open states that were written before; arguments as for ``write_states``.
-
-    Raises:
-        KoalaBenchError: there are none, or they are those of something else.
-    """
+    """Open states that were written before; arguments as for ``write_states``. Raises KoalaBenchError where there are
+    none, or they are those of something else."""
     starts, found = _starts(dialogues, max_tokens), read_states_manifest(folder)
     different = "manifest" if found is None else _difference(found, identity, layers, starts)
     if found is None or different is not None:

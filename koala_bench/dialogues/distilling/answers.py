@@ -56,11 +56,8 @@ def distill(
 
     Second questions see the target's own first answers. An answer that reaches ``max_new_tokens`` is kept as it is and
     counted; a dialogue ends where an answer is empty or the context is full. What is done lies in ``out`` +
-    ``.partial`` until all is: the same command goes on from there, and ends in the same bytes.
-
-    Raises:
-        KoalaBenchError: ``out`` is there and was made otherwise, cannot be written, or the target answered nothing.
-    """
+    ``.partial`` until all is: the same command goes on from there, and ends in the same bytes. Raises KoalaBenchError
+    where ``out`` is there and was made otherwise, cannot be written, or the target answered nothing."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
     identity = identity_for(target, template, conversations.provenance, given)
     if is_made(out, identity):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cannot, replacing, sha256_of
+from koala_bench.common.files import doing, replacing, sha256_of
 from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
@@ -161,10 +161,8 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
     place = next((path for path in places if path.is_file()), None)
     if place is None:
         return FileStatus(dataset, places[0], "missing", None)
-    try:
+    with doing("read", place, "Check its permissions."):
         found = sha256_of(place)
-    except OSError as error:
-        raise cannot("read", place, error, "Check its permissions.") from error
     if dataset.sha256 is None:
         return FileStatus(dataset, place, "present, unpinned", found)
     return FileStatus(dataset, place, "present" if found == dataset.sha256 else "different hash", found)

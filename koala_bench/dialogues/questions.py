@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cache_folder, cannot, sha256_of
+from koala_bench.common.files import cache_folder, doing, sha256_of
 from koala_bench.common.progress import log_line
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.dialogues.dialogue import Dialogue
@@ -211,10 +211,8 @@ def _fetched(name: str, data_dir: Path | None) -> Path | None:
 def questions_sha256(path: Path) -> str:
     """Hash of a question file's bytes, which a run record keeps. Raises KoalaBenchError where the file cannot be
     read."""
-    try:
+    with doing("read", path, "Check the path and its permissions."):
         return sha256_of(path)
-    except OSError as error:
-        raise cannot("read", path, error, "Check the path and its permissions.") from error
 
 
 def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:

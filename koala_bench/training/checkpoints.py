@@ -17,6 +17,7 @@ from torch import nn
 from koala_bench.common.draft_vocabulary import BUFFER, DraftVocabulary, checked_count, fault_of, first_of, fitted
 from koala_bench.common.files import replacing, sha256_of, write_text
 from koala_bench.common.progress import log_line
+from koala_bench.common.reading import object_in
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -29,17 +30,10 @@ _OF_TARGET = ("weights_sha256", "tokenizer_sha256", "architecture_sha256")
 _BESIDE_TRAINING = ("checkpoint_every", "held_out_evaluations")
 _NAMES = {"stream_sha256": "training data", "order_sha256": "order of the data", "chat_template": "chat template"}
 # How torch refuses a file; which of these it is depends on where the damage is.
-_DAMAGE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-)
+DAMAGE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
+    AssertionError,
+)  # fmt: skip
 
 
 def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
@@ -145,7 +139,7 @@ def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """A state as ``torch.save`` wrote it; only tensors and plain values are unpickled."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise KoalaBenchError(f"{path} is no checkpoint of a training.", "Delete it to start the training again.")
@@ -164,13 +158,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What a finished head was trained with, or None if there is no finished head."""
-    if not (folder / _WEIGHTS).exists():
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+    return object_in(folder / "training.json") if (folder / _WEIGHTS).exists() else None
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from koala_bench.common.files import doing
 from koala_bench.common.reading import complete_lines
 from koala_bench.errors import KoalaBenchError
 
@@ -17,11 +18,8 @@ def read_training(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``training.jsonl``, a half-written last one left out. Raises KoalaBenchError where no such file,
     or a line that training did not write."""
     remedy = "Name the training.jsonl beside trained heads."
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise KoalaBenchError(f"Cannot read the training log {path}: {error}.", remedy) from error
-    lines = complete_lines(path, content, remedy)[0]
+    with doing("read the training log", path, remedy):
+        lines = complete_lines(path, path.read_bytes(), remedy)[0]
     for number, line in enumerate(lines, 1):
         known = line.get("kind") in ("step", "held_out")
         if not (known and isinstance(line.get("step"), int) and isinstance(line.get("method"), str)):

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from koala_bench.common.files import make_folder, sha256_of, write_text
+from koala_bench.common.files import doing, make_folder, sha256_of, write_text
 from koala_bench.common.process_group import ProcessGroup
 from koala_bench.common.progress import log_line, progress
+from koala_bench.common.reading import object_in
 from koala_bench.dialogues.encoding import EncodedDialogue
 from koala_bench.dialogues.streams import TokenBatch, collate
 from koala_bench.engine.target import Target
@@ -137,7 +138,7 @@ def open_states(
 
 def read_states_manifest(folder: Path) -> dict[str, Any] | None:
     """What the finished states in a folder are of, or None if there are none."""
-    return _read_manifest(folder / "states.json")
+    return object_in(folder / "states.json")
 
 
 def _starts(dialogues: Sequence[EncodedDialogue], max_tokens: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -215,7 +216,7 @@ def _make_room(folder: Path, wanted: dict[str, Any], shape: tuple[int, int, int]
     sizes = {"states.bin": STATE_BYTES * shape[0] * shape[1] * shape[2], "likeliest.bin": _TOKEN_BYTES * shape[0]}
     size = sum(sizes.values())
     plan = folder / "plan.json"
-    if _read_manifest(plan) != wanted:
+    if object_in(plan) != wanted:
         remove_states(folder)
         make_folder(folder)
         free = shutil.disk_usage(folder).free
@@ -229,13 +230,8 @@ def _make_room(folder: Path, wanted: dict[str, Any], shape: tuple[int, int, int]
     else:
         log_line(f"Going on with the target's states in {folder}.")
     for name, size in sizes.items():
-        try:
-            with open(folder / name, "ab") as handle:
-                os.truncate(handle.fileno(), size)
-        except OSError as error:
-            raise KoalaBenchError(
-                f"Cannot write {folder / name}: {error.strerror or error}.", "Choose another --out."
-            ) from error
+        with doing("write", folder / name, "Choose another --out."), open(folder / name, "ab") as handle:
+            os.truncate(handle.fileno(), size)
 
 
 def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: bool) -> torch.Tensor:
@@ -257,12 +253,3 @@ def _opened(folder: Path, found: dict[str, Any], starts: np.ndarray[Any, np.dtyp
     mapped = _mapped(folder, (rows, layers, width), found["dtype"], writable=False)
     likeliest = _mapped_tokens(folder, rows, writable=False)
     return StoredStates(tuple(found["layers"]), starts, mapped, likeliest, found["sha256"])
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest, or None where there is none that can be read: then the states are computed anew."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import cannot, make_folder, write_text
+from koala_bench.common.files import doing, make_folder, write_text
 from koala_bench.common.progress import log_line, progress
 from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
@@ -75,20 +75,18 @@ def distill(
     rows = _finished_rows(partial, identity, options.rows)
     if rows:
         log_line(f"Resuming after {len(rows):,} of {len(sources):,} dialogues.")
-    try:
-        with (
-            open(partial, "a", encoding="utf-8") as handle,
-            progress("distill", len(sources), "dialogues", len(rows)) as advance,
-        ):
-            for first in range(len(rows), len(sources), options.rows):
-                group = sources[first : first + options.rows]
-                answered = _answer(target, template, group, options.max_new_tokens)
-                handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
-                handle.flush()
-                rows += answered
-                advance(len(group))
-    except OSError as error:
-        raise cannot("write", partial, error, "Free space and repeat the command: it goes on.") from error
+    with (
+        doing("write", partial, "Free space and repeat the command: it goes on."),
+        open(partial, "a", encoding="utf-8") as handle,
+        progress("distill", len(sources), "dialogues", len(rows)) as advance,
+    ):
+        for first in range(len(rows), len(sources), options.rows):
+            group = sources[first : first + options.rows]
+            answered = _answer(target, template, group, options.max_new_tokens)
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
+            handle.flush()
+            rows += answered
+            advance(len(group))
     kept = [row for row in rows if row["conversations"]]
     if not kept:
         raise KoalaBenchError(

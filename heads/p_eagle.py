@@ -32,19 +32,15 @@ class PEagle(Eagle3):
         layers: decoder layers (KOALA's K; the paper has 4).
         depths: how many tokens ahead it learns to draft, and can (the paper trains 8).
         decay: weight of a depth's loss over that of the depth before (the paper weighs all alike).
-        others: see ``Eagle3``.
 
     Raises:
         KoalaBenchError: there are no depths; and see ``Eagle3``.
     """
 
-    def __init__(
-        self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0, attention_heads: int | None = None, kv_heads: int | None = None,
-        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0) -> None:
         if depths < 1:
             raise KoalaBenchError(f"P-EAGLE's number of depths is {depths}.", "It must be at least 1.")
-        super().__init__(spec, layers, depths, decay, attention_heads, kv_heads, intermediate, rope_base, norm_eps)
+        super().__init__(spec, layers, depths, decay)
         self.max_depth = depths
         # The state stands in for fused ones, behind ``fc``. Both go through a norm: only their directions matter.
         self.mask_state = nn.Parameter(torch.randn(self.shape.width))

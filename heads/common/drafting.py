@@ -83,8 +83,8 @@ class KVCache:
         return attention_mask(~visible, self.past, self.buffers.shape[-2], self.buffers.dtype)
 
 
-class _CachedScorer(Protocol):
-    """``PathScorer`` of a stateless head."""
+class AutoregressiveHead(Protocol):
+    """A stateless head whose scores of a token depend on the tokens before it: a ``PathScorer`` given its cache."""
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
         """Write the rows of newly committed tokens.
@@ -103,10 +103,6 @@ class _CachedScorer(Protocol):
         Returns:
             logits [nodes, vocab_size] after each node, and the nodes' states for the next level, [nodes, any].
         """
-
-
-class AutoregressiveHead(_CachedScorer, Protocol):
-    """A stateless head whose scores of a token depend on the tokens before it."""
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of newly committed tokens; the head's output for each, [new, any]."""
@@ -137,7 +133,7 @@ class OnePass:
 class _DraftPass:
     """The state of one draft in progress, as a ``PathScorer``."""
 
-    def __init__(self, head: _CachedScorer, cache: KVCache) -> None:
+    def __init__(self, head: AutoregressiveHead | _TracedLevels, cache: KVCache) -> None:
         self._head, self._cache = head, cache
 
     def read(self, new: Committed) -> torch.Tensor:

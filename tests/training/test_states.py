@@ -112,7 +112,7 @@ def test_a_kill_loses_no_pass_and_processes_share_them(
     monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
     # The second of two processes does its share, as if it ran alone; then one process does the rest.
     monkeypatch.setattr(ProcessGroup, "wait", lambda self: None)
-    with pytest.raises(AssertionError):  # it finds no manifest: the first process has not finished
+    with pytest.raises(KoalaBenchError, match="manifest differs"):  # the first process has not finished
         write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ProcessGroup(1, 2))
     counted = count_passes(monkeypatch)
     rest = write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, SINGLE_PROCESS)

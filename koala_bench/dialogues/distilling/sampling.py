@@ -265,10 +265,8 @@ class SelfDialogues:
 
     def _ended(self, row: _Row) -> bool:
         """Whether an answer's last token ends it, as a token or as the rest of a text that ends answers."""
-        texts = self._target.stop_texts
-        if row.chosen[-1] in self._target.stop_ids:
-            return True
-        return bool(texts) and end_of_text(self._tokenizer, row.chosen, 1, texts) is not None
+        by_text = end_of_text(self._tokenizer, row.chosen, 1, self._target.stop_texts)
+        return row.chosen[-1] in self._target.stop_ids or by_text is not None
 
     def _again(self, row: _Row, reason: str) -> int:
         row.rejected[reason] += 1

@@ -88,14 +88,7 @@ class Adversarial(nn.Module):
     def learn(
         self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float = 1.0
     ) -> dict[str, torch.Tensor]:
-        """Accumulate the discriminator's gradients on a micro-batch.
-
-        Args:
-            progress: fraction of the training steps already done.
-            share: of the micro-batch in the step.
-        Returns:
-            values for the log.
-        """
+        """Accumulate the discriminator's gradients on a micro-batch; see ``Objective``."""
         if not self.active(progress):
             return {}
         if not self._begun:
@@ -134,13 +127,7 @@ class Adversarial(nn.Module):
         progress: float,
         agree: Callable[[Callable[[], float | None]], float | None] = _alone,
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """The head's adversarial loss on a micro-batch, from the discriminator after its step.
-
-        Args:
-            agree: reduces the processes' measurements to one number, see ``koala_bench.common.process_group``.
-        Returns:
-            what to add to the supervised loss, or None for nothing, and values for the log.
-        """
+        """The head's adversarial loss on a micro-batch, from the discriminator after its step; see ``Objective``."""
         if not self.active(progress):
             return None, {}
         shown = self._shown(batch, found)

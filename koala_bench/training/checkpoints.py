@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,16 +77,14 @@ def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """What decides a head's weights, of a manifest: the content of the data and of the target, and the settings that
     change an update. Where files lie, how often a state is written and what is measured meanwhile are no part of it.
     """
-    target, training = manifest.get("target"), manifest.get("training")
+
+    def part(name: str, counts: Callable[[str], bool]) -> dict[str, Any]:
+        found = manifest.get(name)
+        return {key: value for key, value in found.items() if counts(key)} if isinstance(found, dict) else {}
+
     return {
-        "target": {
-            name: value for name, value in (target if isinstance(target, dict) else {}).items() if name in _OF_TARGET
-        },
-        "training": {
-            name: value
-            for name, value in (training if isinstance(training, dict) else {}).items()
-            if name not in _BESIDE_TRAINING
-        },
+        "target": part("target", lambda name: name in _OF_TARGET),
+        "training": part("training", lambda name: name not in _BESIDE_TRAINING),
         **{name: manifest.get(name) for name in ("chat_template", "stream_sha256", "order_sha256")},
     }
 
@@ -209,10 +207,10 @@ def _commonest(folder: Path, count: int) -> torch.Tensor:
         ) from error
 
 
-def build_head_of(spec: TargetSpec, kind: str, options: dict[str, Any]) -> Any:
+def build_head_of(spec: TargetSpec, kind: str, options: dict[str, Any], layers: int = 1) -> Any:
     """A fresh head by its installed name; one of a draft vocabulary keeps the ids as a buffer, so that they are saved
-    and loaded with it. Raises KoalaBenchError where unknown head or option."""
-    head = build(HEADS, kind, spec, options)
+    and loaded with it. Raises KoalaBenchError where there is no such head or option."""
+    head = build(HEADS, kind, spec, options if layers == 1 else {**options, "layers": layers})
     if spec.draft_vocabulary is not None and isinstance(head, nn.Module):
         head.register_buffer(BUFFER, spec.draft_vocabulary.ids)
     return head
@@ -231,38 +229,34 @@ def load_head(folder: Path, target: Target, drafted: int | None = None) -> tuple
         KoalaBenchError: the folder or a file is missing or damaged, or the head was made for another target.
     """
     config = read_config(folder)
-    wanted, kind, layers, own_options = config["target"], config["head"], config["layers"], config["options"]
-    own = target.spec()
+    wanted, kind, options, own = config["target"], config["head"], config["options"], target.spec()
+
+    def unfit(problem: str) -> KoalaBenchError:
+        fault = f"The weights in {folder} do not fit the head '{kind}': {problem}"
+        return KoalaBenchError(fault, "Train the head again.")
+
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
         raise KoalaBenchError(
             f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')}"
             f" tokens, {target.name} has {own.hidden_size} and {own.vocab_size}.",
             "Use the target it was trained for, or train a head for this one.",
         )
-    own_options.pop(BUFFER, None)  # of an EAGLE-3 head that was imported when this was an option of that head alone
+    options.pop(BUFFER, None)  # of an EAGLE-3 head that was imported when this was an option of that head alone
     tensors = read_weights(folder)
     ids = tensors.get(BUFFER)
-    fault = None if ids is None else fault_of(ids, own.vocab_size)
-    if fault is not None:
-        raise KoalaBenchError(
-            f"The weights in {folder} do not fit the head '{config['head']}': {fault}", "Train the head again."
-        )
+    if ids is not None and (fault := fault_of(ids, own.vocab_size)) is not None:
+        raise unfit(fault)
     if ids is not None and drafted not in (None, len(ids)):
         raise KoalaBenchError(
             f"The head in {folder} drafts {len(ids):,} tokens and cannot be cut to {drafted:,}.",
             "Cut a head of the whole vocabulary.",
         )
     cut = None if ids is not None or drafted is None else _commonest(folder, checked_count(drafted, own.vocab_size))
-    head = build_head_of(
-        target.spec(cut if ids is None else ids), kind, {**own_options, **({"layers": layers} if layers != 1 else {})}
-    )
+    head = build_head_of(target.spec(cut if ids is None else ids), kind, options, config["layers"])
     try:
         head.load_state_dict(tensors if cut is None else fitted(tensors, head, DraftVocabulary(cut, own.vocab_size)))
     except RuntimeError as error:
-        raise KoalaBenchError(
-            f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}",
-            "Train the head again.",
-        ) from error
+        raise unfit(str(error).splitlines()[-1].strip()) from error
     head.to(device=target.device, dtype=target.dtype).eval()
     if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise KoalaBenchError(f"The weights in {folder} are not finite.", "Train the head again.")

@@ -65,15 +65,8 @@ def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target
     wanted = preset.target
     check_pin(wanted.name, wanted.weights_sha256)
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load(
-        wanted.name,
-        wanted.device,
-        wanted.dtype,
-        wanted.revision,
-        wanted.attention,
-        engine=wanted.engine,
-        threads=wanted.threads,
-    )
+    place = wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention
+    target = load(*place, engine=wanted.engine, threads=wanted.threads)
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     template = chat_template(wanted.chat_template, target.tokenizer, wanted.template_options, wanted.template_date)

@@ -72,9 +72,7 @@ def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Ten
 def _head_from(spec: TargetSpec, preset: MethodPreset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = build_head_of(
-            spec, preset.head, {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})}
-        )
+        head = build_head_of(spec, preset.head, preset.options, preset.layers)
     if not isinstance(head, nn.Module):
         raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
     return moved(head, spec.device)

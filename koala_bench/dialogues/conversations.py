@@ -223,7 +223,7 @@ def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Seque
 
 def held_out_prompts(target: Target, template: ChatTemplate, source: str, count: int, longest: int) -> list[list[int]]:
     """First questions of held-out dialogues as token ids, the first ``count`` that are shorter than ``longest``; there
-    may be fewer. Raises KoalaBenchError as ``read_conversations``, or the target came without a tokenizer."""
+    may be fewer. Raises KoalaBenchError as ``read_conversations``, or where the target came without a tokenizer."""
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     prompts = (

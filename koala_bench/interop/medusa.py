@@ -52,8 +52,8 @@ def read(folder: Path, spec: TargetSpec) -> Imported:
     """Read a checkpoint strictly.
 
     The numbers of heads and blocks come from the keys: the configuration of the released Vicuna heads says 2 where the
-    file has 5 (FasterDecoding/Medusa, a comment in ``medusa_model.py``). Raises KoalaBenchError where no such file, or
-    keys and shapes that are missing, too many or wrong, all named."""
+    file has 5 (FasterDecoding/Medusa, a comment in ``medusa_model.py``). Raises KoalaBenchError where there
+    is no such file, or keys or shapes are missing, too many or wrong, all named."""
     tensors = read_tensors(first_of(folder, *FILES))
     blocks, outputs = numbers_in(tensors, _BLOCK), numbers_in(tensors, _OUTPUT)
     if not outputs:

@@ -108,7 +108,7 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
 
 def first_head(preset: MethodPreset, target: Target) -> Any | None:
     """The head that is asked before a method's own, ready to decode; None where there is none. Raises KoalaBenchError
-    as ``free_head``; or it has to be trained."""
+    as ``free_head``, or where it has to be trained."""
     if preset.first is None:
         return None
     first = MethodPreset(head=preset.first.head, options=preset.first.options, tree=preset.first.tree)
@@ -231,7 +231,7 @@ def token_order(stream: Stream, target: Target) -> torch.Tensor:
 
 def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:
     """The methods whose heads have to be trained so that ``methods`` can decode, each once. Raises KoalaBenchError
-    where a mistake in the methods or their options."""
+    where there is a mistake in the methods or their options."""
     owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
     return [name for name in owners if free_head(preset.method(name), target) is None]
 

@@ -69,12 +69,8 @@ def merge_parts(record: Path, group: ProcessGroup, questions: Sequence[Question]
             (turn for part in parts for turn in part.turns),
             key=lambda turn: (turn["repeat"], place[turn["question_id"]]),
         )
-        end: EndLine = {
-            "kind": "end",
-            "status": "finished",
-            "turns": len(turns),
-            "wall_s": time.perf_counter() - started,
-        }
+        wall_s = time.perf_counter() - started
+        end: EndLine = {"kind": "end", "status": "finished", "turns": len(turns), "wall_s": wall_s}
         with replacing(record) as temporary, open(temporary, "wb") as handle:
             for line in (parts[0].header, *turns, end):
                 handle.write(encode_line(line))

@@ -180,21 +180,13 @@ def train_heads(
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     order = token_order(stream, target)
     # Which tokens a cut head drafts is known with the data only; until here it stood for one, to find mistakes early.
-    trainers = [
-        (
-            make_trainer(target, trainer.name, trainer.preset, preset.training, order)
-            if trainer.preset.draft_vocabulary is not None
-            else trainer
-        )
-        for trainer in trainers
-    ]
+    for place, trainer in enumerate(trainers):
+        if trainer.preset.draft_vocabulary is not None:
+            trainers[place] = make_trainer(target, trainer.name, trainer.preset, preset.training, order)
+    rows = {"rows": conversations.rows} if conversations.rows else {}
     manifest = {
         **settings,
-        "provenance": {
-            **conversations.provenance,
-            **({"rows": conversations.rows} if conversations.rows else {}),
-            "dialogues": lengths,
-        },
+        "provenance": {**conversations.provenance, **rows, "dialogues": lengths},
         "stream_sha256": stream.sha256,
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),

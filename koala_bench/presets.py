@@ -306,14 +306,8 @@ def with_heads(
             called.append(name)  # whether it is known is asked later
             continue
         base, plus, objective = rest.partition("+")
-        added = _added(
-            preset,
-            methods.get(base) if not colon else None,
-            place + colon + base,
-            objective if plus else None,
-            layers,
-            tree,
-        )
+        sibling = None if colon else methods.get(base)
+        added = _added(preset, sibling, place + colon + base, objective if plus else None, layers, tree)
         if rest == "vanilla" or methods.get(rest, added) != added:
             raise KoalaBenchError(f"There is a method '{rest}' besides {name}.", "Give the class another name.")
         methods[rest] = added

@@ -136,8 +136,8 @@ class Eagle3(CachedHead):
         """What the last layer makes of embeddings and states, each [batch, new, width].
 
         Args:
-            buffers: of a cache, whose rows are written from ``start`` on; ``steps``: by layer, of an unrolled pass. Both
-                as for ``Attention``.
+            buffers: of a cache, a layer each, whose rows are written from ``start`` on.
+            steps: of an unrolled pass, a layer each, see ``Attention``.
         """
         none = [None] * (1 + len(self.layers))
         own, kept = none if buffers is None else buffers.unbind(0), steps or none
@@ -174,7 +174,7 @@ class Eagle3(CachedHead):
         return outs
 
     def _inputs(self, step: int, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and states [batch, tokens, width] that places read at a step; ``state`` came out of the one before."""
+        """Embeddings and states [batch, tokens, width] that places read at a step; ``state`` is of the step before."""
         return self._embed(F.pad(ids[:, step:], (0, min(step, ids.shape[1])))).to(state.dtype), state
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:

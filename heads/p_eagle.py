@@ -76,9 +76,9 @@ class PEagle(Eagle3):
         """At step ``i`` place ``t`` stands for the i-th masked one of a draft from ``t``: it attends to the pairs up to
         ``t`` and to the masked places of the same draft up to its own.
 
-        No step reads what comes out of another, so layer by layer all are one pass under one mask [depths * tokens, depths
-        * tokens], of which most is hidden. Computed step by step over the keys of those before, it is the same without
-        that mask, and its memory grows with depths * tokens ** 2.
+        No step reads what comes out of another, so layer by layer all are one pass under one mask [depths * tokens,
+        depths * tokens], of which most is hidden. Computed step by step over the keys of those before, it is the same
+        without that mask, and its memory grows with depths * tokens ** 2.
         """
         if not step:
             return super()._inputs(step, ids, state)

@@ -46,7 +46,7 @@ class Lookup(nn.Module):
             self.append(token)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed the same ones before; the root alone where nothing did."""
+        """Read the settled tokens, then propose what followed them before; the root alone where nothing did."""
         assert self._paths is not None, "begin() comes before draft()"
         self.prefill(new)
         text, places = self.found()

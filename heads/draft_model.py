@@ -149,11 +149,8 @@ class DraftModel(CachedHead):
         off.
         """
         logits = self._model.output(states)[:, : self._known]
-        return (
-            F.pad(logits, (0, self._vocab_size - self._known), value=-torch.inf)
-            if self._known < self._vocab_size
-            else logits
-        )
+        missing = self._vocab_size - self._known
+        return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
 
 def _load(spec: TargetSpec, name: str, revision: str | None) -> Target:

@@ -246,11 +246,9 @@ class Prediction:
     def drafted(self, rows: slice, spec: TargetSpec) -> torch.Tensor:
         """Logits [rows, drafted] of a slice of the rows, in the tokens that heads of a spec draft."""
         scored = self.scored[rows] if isinstance(self.scored, torch.Tensor) else self.scored(rows)
-        return (
-            scored
-            if self.vocabulary is not None or spec.draft_vocabulary is None
-            else scored[:, spec.draft_vocabulary.ids]
-        )
+        if self.vocabulary is None and spec.draft_vocabulary is not None:
+            return scored[:, spec.draft_vocabulary.ids]
+        return scored
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,8 @@ class TargetPreset(_Strict):
     # A name of fschat's, tokenizer for its own, or auto for that where there is one.
     chat_template: str = "vicuna_v1.1"
     template_options: Annotated[dict[str, Any], _LATER] = {}  # arguments of its own template, such as enable_thinking
-    template_date: Annotated[date | None, _LATER] = (
-        None  # told to a template that asks for today's; a fixed day if None
-    )
+    # Told to a template that asks for today's; a fixed day if None.
+    template_date: Annotated[date | None, _LATER] = None
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
@@ -132,9 +131,8 @@ class MethodPreset(_Strict):
     draft_vocabulary: Annotated[Positive | None, _LATER] = None
     learning_rate: Rate | None = None
     head_of: str | None = None  # another method whose trained head this one decodes with
-    first: Annotated[FirstPreset | None, _LATER] = (
-        None  # drafts where it proposes something; the method's own head does elsewhere
-    )
+    # Drafts where it proposes something; the method's own head does elsewhere.
+    first: Annotated[FirstPreset | None, _LATER] = None
     typical: TypicalPreset | None = None
     usual: bool = True  # whether a run takes it that names no methods
 

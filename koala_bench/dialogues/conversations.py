@@ -188,12 +188,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
-        raise cannot(
-            "read",
-            path,
-            error,
-            "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
-        ) from error
+        remedy = "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'."
+        raise cannot("read", path, error, remedy) from error
     if text.lstrip().startswith("["):
         try:
             yield from ((f"{path.name}[{index}]", row) for index, row in enumerate(json.loads(text)))

@@ -87,12 +87,9 @@ def read_questions(path: Path) -> list[Question]:
     numbered by their lines. Raises KoalaBenchError where the file is missing, unreadable, not UTF-8 or without
     questions, or a line is not a question or repeats an id. The message names the file and the line."""
     inside = path / "question.jsonl"
-    text = read_text(
-        path,
-        "question file",
-        "Check the path, or use a name: `koala-bench data` lists them.",
-        f"Use {inside}." if inside.is_file() else "Name the question file inside it.",
-    )
+    missing = "Check the path, or use a name: `koala-bench data` lists them."
+    folder = f"Use {inside}." if inside.is_file() else "Name the question file inside it."
+    text = read_text(path, "question file", missing, folder)
     questions: list[Question] = []
     line_of: dict[int, int] = {}
     for number, values in json_lines(path, text, _FORMAT):

@@ -27,6 +27,10 @@ class PromptLookup(Lookup):
         super().__init__(spec, "ngram", ngram)
         self.ngram = ngram
 
+    def assisted(self, depth: int) -> dict[str, int]:
+        """Arguments of transformers' ``generate`` for the same look-ups."""
+        return {"prompt_lookup_num_tokens": depth, "max_matching_ngram_size": self.ngram}
+
     def forget(self) -> None:
         self._text: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}

@@ -6,9 +6,9 @@ alone. What comes out of the last settled pair guesses the token after the root,
 behind it guesses the one d further. So the K layers are paid once for a draft, whatever its depth, where EAGLE pays
 them at each level; in return a guess does not know which tokens were drafted before it.
 
-Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper takes the embedding of a token
-that no text holds; targets differ in whether they have one, so ours is learnt too. The paper also leaves out some places
-at greater depths while it trains (conditional drop-token sampling), to save cache; ours keeps all of them.
+Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper uses the embedding of an unused
+token; not all targets have one, so ours is learnt too. The paper also drops some places at greater depths in training
+(conditional drop-token sampling) to save memory; ours keeps all of them.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class PEagle(Eagle3):
     # ------------------------------------------------------------------------------ training
 
     def _inputs(self, step: int, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """At step ``i`` place ``t`` stands for the i-th masked one of a draft from ``t``: it attends to the pairs up to
-        ``t`` and to the masked places of the same draft up to its own.
+        """At step ``i`` place ``t`` is the i-th masked place of a draft from ``t``. It attends to the pairs up to
+        ``t`` and to the masked places of the same draft up to itself.
 
-        No step reads what comes out of another, so layer by layer all are one pass under one mask [depths * tokens,
-        depths * tokens], of which most is hidden. Computed step by step over the keys of those before, it is the same
-        without that mask, and its memory grows with depths * tokens ** 2.
+        No depth reads the output of another, so all depths could be one pass with a mask [depths * tokens, depths *
+        tokens], mostly masked. Computing depth by depth over the earlier keys gives the same without that mask; memory
+        grows with depths * tokens ** 2.
         """
         if not step:
             return super()._inputs(step, ids, state)

@@ -153,7 +153,7 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
 
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
-    """At least: two operations a parameter and token for the target, six for what is trained; a step reads all weights."""
+    """Lower bound: 2 FLOP per parameter and token for the target, 6 for trained ones; a step reads all weights."""
     trained = sum(head.parameters + head.discriminator for head in needs.heads if head.shares is None)
     training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
     step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s

@@ -200,16 +200,17 @@ class Target:
         """Rows of the longest sequence that is decoded: the context, or up to where the model computes as trees need it."""
         return self.max_positions if self.limit is None else self.limit.rows
 
-    def new_cache(self, capacity: int, step: int = 1) -> TreeCache:
+    def new_cache(self, capacity: int, step: int = 1, longest: int | None = None) -> TreeCache:
         """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.
 
         Args:
             step: the room is a multiple of this, so that one cache serves many prompts.
+            longest: rows of the longest sequence in it where that is less: several share it, or it is not filled.
 
         Raises:
             KoalaBenchError: the model computes differently in sequences as long as that.
         """
-        self.check_rows(capacity)
+        self.check_rows(capacity if longest is None else longest)
         if self.fixed:  # another cache is another graph: few different ones should come up
             step = max(step, ROW_BLOCK)
         return TreeCache(self.layers, -(-capacity // step) * step)

@@ -219,7 +219,7 @@ def needs_of(
     # Of a step the states and the distributions of one micro-batch are held.
     batch = tokens * (width * len(layers_of(read)) * size + config.vocab_size * 4)
     shapes = [config, *(each.config for each in (models or {}).values() if each.config is not None)]
-    rows = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
+    rows = min(target.longest, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     cache = sum(map(_row_of, shapes)) * rows * size
     loaded_weights = sum(count or 0 for count in drafting.values())
     absent = sum(drafting[name] or 0 for name, each in (models or {}).items() if not each.at_hand)

@@ -146,7 +146,7 @@ def _answer_s(
                 continue
             time_for = int(max(stop - time.perf_counter(), 0) / step_s) if step_s else 0
             limit = min(room, max(_PROBE, time_for))
-            if not fits(target, len(prompt), limit, 1):
+            if not fits(target, len(prompt), room, 1):
                 continue
             rows = capacity_for(len(prompt), limit, 1, target.max_positions)
             for _ in range(1 if step_s else 2):  # the first answer of all records or warms up

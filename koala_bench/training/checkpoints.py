@@ -25,7 +25,8 @@ from koala_bench.registry import HEADS, build
 
 _WEIGHTS = "model.safetensors"
 _TOKENS = "tokens.safetensors"
-_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "architecture_sha256")
+# Earlier versions wrote an architecture_sha256, which changed with the version of transformers and is not compared.
+_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "computation_sha256")
 _BESIDE_TRAINING = ("checkpoint_every", "held_out_evaluations")
 _NAMES = {"stream_sha256": "training data", "order_sha256": "order of the data", "chat_template": "chat template"}
 # How torch refuses a file; which of these it is depends on where the damage is.

@@ -50,6 +50,7 @@ class Eagle(nn.Module):
 
     features = (-1,)
     max_depth = MAX_DEPTH
+    soft_labels = True
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None,

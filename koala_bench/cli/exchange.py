@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _target_of(options: Shared) -> Target:
-    """The target of the command; nothing is decoded, so no pass is recorded whatever ``--engine`` says."""
+    """The target of the command, with the engine eager: nothing is decoded, so no pass need be recorded."""
     from koala_bench.training.experiment import load_preset_target
 
     preset = options.resolved()

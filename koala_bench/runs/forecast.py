@@ -73,7 +73,7 @@ def forecast(
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     training = storing = 0.0
-    paces: dict[str, tuple[float, dict[str, float]]] = {}
+    paces: dict[str, tuple[float, float]] = {}
     for heads, (preset, methods) in () if trained else planned.trainings.items():
         names = trained_methods(preset, methods, target)
         if heads_finished(preset, methods, target, template, heads):
@@ -84,7 +84,7 @@ def forecast(
             paces[key] = training_pace(preset, names, target, seconds / 2)
         of_target, of_heads = paces[key]
         batches = left * preset.training.micro_batches
-        training += batches * sum(of_heads.values())
+        training += batches * of_heads
         if not preset.training.stored_states:
             training += batches * of_target
         elif not storing:  # one reading of all dialogues serves all trainings

@@ -178,14 +178,18 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a finished head was trained with, or None if there is no finished head."""
+    """What a finished head was trained with; None if there is no finished head, or, which is said, nothing that tells."""
     if not (folder / _WEIGHTS).exists():
         return None
+    path = folder / "training.json"
     try:
-        manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+        manifest = None
+    if isinstance(manifest, dict):
+        return manifest
+    log_line(f"{path} is missing or damaged: nothing is known of how this head was trained.")
+    return None
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

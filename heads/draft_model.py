@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from heads.common.drafting import Drafter, DraftState, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
@@ -72,6 +72,16 @@ class DraftModel(nn.Module):
     def drafting_parameters(self) -> int:
         """Parameters of the draft model, none of which is trained here."""
         return self._model.parameters
+
+    def assisted(self, depth: int) -> dict[str, Any]:
+        """Arguments of transformers' ``generate`` for chains of the same draft model, ``depth`` tokens long."""
+        self._model.model.generation_config = GenerationConfig(
+            num_assistant_tokens=depth,
+            num_assistant_tokens_schedule="constant",
+            assistant_confidence_threshold=0.0,
+            pad_token_id=0,
+        )
+        return {"assistant_model": self._model.model}
 
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence; rows are kept while they fit."""

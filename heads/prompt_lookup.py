@@ -39,6 +39,10 @@ class PromptLookup(nn.Module):
         self.ngram, self._device = ngram, spec.device
         self._paths: tuple[tuple[int, ...], ...] | None = None
 
+    def assisted(self, depth: int) -> dict[str, int]:
+        """Arguments of transformers' ``generate`` for the same look-ups."""
+        return {"prompt_lookup_num_tokens": depth, "max_matching_ngram_size": self.ngram}
+
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the text."""
         template.check(depth=self.max_depth, candidates=_PLACES)

@@ -1,18 +1,21 @@
-"""Benchmark the harness: vanilla against ``generate``, steps by context length, heads trained together and alone."""
+"""Benchmark the harness: our loop against ``generate``, steps by context length, heads trained together and alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from koala_bench.costs import scaling
 from koala_bench.costs.generate import compare_with_generate
+from koala_bench.costs.generate import in_words as speeds_in_words
 from koala_bench.costs.profile import machine_in_words
 from koala_bench.costs.training import in_words, training_speed
 from koala_bench.dialogues.conversations import read_conversations
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import bundled_questions, read_questions, select_questions
 from koala_bench.engine.target import Target
+from koala_bench.evaluation.methods import load_methods
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import free_head, load_preset_target, methods_with_heads, training_streams
 
@@ -32,25 +35,22 @@ def benchmark(
     """The report in Markdown, and step costs by context length for the figure.
 
     Args:
+        methods: those with nothing to train are decoded beside ``generate``, heads of the others trained for a while.
         tokens: length of every answer.
         rounds: timings of each prompt.
         steps: training steps to time.
     """
     target, template = load_preset_target(preset)
+    named = methods_with_heads(preset, methods)
+    free = [name for name in named if free_head(preset.method(name), target) is not None]
     with target.computing():
         place = machine_in_words(target)
-        found = compare_with_generate(target, bundled_prompts(target, template), tokens, rounds)
+        ready = load_methods(preset, free, target, Path())
+        speeds = compare_with_generate(target, ready, bundled_prompts(target, template), tokens, rounds)
         costs = scaling.step_costs(target, _CONTEXTS, _NODES)
     eager = replace(target, engine="eager")
-    owners = dict.fromkeys(map(preset.trained_as, methods_with_heads(preset, methods)))
-    trained = [name for name in owners if free_head(preset.method(name), eager) is None]
-    parts = [
-        f"Decoding on {place}.",
-        f"Vanilla decoding {found.vanilla_tokens_per_s:.1f} tokens/s, transformers' generate"
-        f" {found.generate_tokens_per_s:.1f} tokens/s: vanilla is {found.ratio:.2f}x as fast as generate (quartiles"
-        f" {found.lowest:.2f} to {found.highest:.2f}); {found.equal} of {found.answers} answers have the same tokens.",
-        scaling.in_words(costs),
-    ]
+    trained = list(dict.fromkeys(preset.trained_as(name) for name in named if name not in free))
+    parts = [f"Decoding on {place}.", speeds_in_words(speeds, tokens), scaling.in_words(costs)]
     if trained:  # lookups have nothing to train
         stream, *_ = training_streams(preset, read_conversations(preset.data.source, template), eager, template)
         parts.append(in_words(training_speed(preset, trained, eager, stream, steps)))

@@ -78,12 +78,25 @@ def test_every_part_is_measured_alone_and_on_top_of_the_other(tmp_path: Path) ->
         assert each.length_percent.value == pytest.approx(100 * (lengths[each.method] / lengths[each.against] - 1))
 
 
-def test_another_objective_is_no_part_of_koala(tmp_path: Path) -> None:
+def test_another_objective_is_a_part_of_its_own(tmp_path: Path) -> None:
     """Two layers and LK beside EAGLE alone: what they change is the change of no single part."""
-    header = make_header(["vanilla", "eagle", "eagle+layers"])
-    header["methods"][2]["objective"] = "rejection"
+    names = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+lk", "eagle+lk+layers"]
+    header = make_header(names)
+    for method in header["methods"]:
+        if "+lk" in method["name"]:
+            method["objective"] = "rejection"
     chosen = sample([read_run(write_run(tmp_path / "run.jsonl", header=header))])
-    assert effects(chosen, summaries_of(chosen)) == []
+    rows = effects(chosen, summaries_of(chosen))
+    assert [(each.method, each.against, each.added) for each in rows] == [
+        ("eagle+layers", "eagle", "layers"),
+        ("eagle+adversarial", "eagle", "adversarial term"),
+        ("eagle+lk", "eagle", "rejection"),
+        ("eagle+lk+layers", "eagle", "both"),
+        ("eagle+lk+layers", "eagle+lk", "layers"),
+        ("eagle+lk+layers", "eagle+layers", "rejection"),
+    ]
+    only = [each for each in summaries_of(chosen) if each.name in ("vanilla", "eagle", "eagle+lk+layers")]
+    assert [each.added for each in effects(chosen, only)] == ["both"]
 
 
 def test_seeds_are_pooled_and_their_spread_widens_the_interval(tmp_path: Path) -> None:

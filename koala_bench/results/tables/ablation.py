@@ -1,11 +1,11 @@
-"""What each part of KOALA is worth: its layers and its adversarial term, alone and on top of each other.
+"""What each part is worth: more layers and another objective, alone and on top of each other.
 
-The four methods of a head are a two by two design.
+The methods of a head are a design of layers by objectives; KOALA's is two by two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from koala_bench.records import statistics
@@ -13,14 +13,8 @@ from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Sample, Summary
 from koala_bench.results.tables.rendering import Grid, with_interval
 
-_Parts = tuple[bool, bool]  # more layers, adversarial
-_CONTRASTS: tuple[tuple[_Parts, _Parts, str], ...] = (
-    ((True, False), (False, False), "layers"),
-    ((False, True), (False, False), "adversarial term"),
-    ((True, True), (False, False), "both"),
-    ((True, True), (False, True), "layers"),
-    ((True, True), (True, False), "adversarial term"),
-)
+_Parts = tuple[bool, str | None]  # more layers, the objective beside the head's own
+_ADVERSARIAL = "adversarial term"
 _CHANGES = {"Change of τ": 3, "Change of τ (%)": 1, "Change of speedup (x)": 3, "Change of speedup (%)": 1}  # digits
 
 
@@ -38,17 +32,17 @@ class Effect:
 
 
 def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
-    """The effects of the parts of KOALA, head by head; a head without variants has none."""
+    """The effects of layers and objectives, head by head; a head without variants has none."""
     measured = [each for each in summaries if each.method["head"] is not None and each.name in chosen.totals]
     found = []
     for head in (each for each in measured if each.original is None):
-        variants: dict[_Parts, str] = {(False, False): head.name}
+        variants: dict[_Parts, str] = {(False, None): head.name}
         for each in measured:
-            other = "objective" in each.method and not each.method["adversarial"]  # a part of KOALA it is not
-            if each.original == head.name and not other:
+            if each.original == head.name:
                 more = each.method["layers"] > head.method["layers"]
-                variants.setdefault((more, each.method["adversarial"]), each.name)
-        for new, old, added in _CONTRASTS:
+                objective = _ADVERSARIAL if each.method["adversarial"] else each.method.get("objective")
+                variants.setdefault((more, objective), each.name)
+        for new, old, added in _contrasts(variants):
             if new in variants and old in variants:
                 changes = (
                     chosen.interval(change(measure(variants[new]), measure(variants[old])))
@@ -57,6 +51,17 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
                 )
                 found.append(Effect(variants[new], variants[old], added, *changes))
     return found
+
+
+def _contrasts(variants: Iterable[_Parts]) -> Iterator[tuple[_Parts, _Parts, str]]:
+    """Each part alone, both, and each on top of the other; KOALA's own objective before all others."""
+    yield (True, None), (False, None), "layers"
+    objectives = dict.fromkeys([_ADVERSARIAL, *(objective for _, objective in variants if objective)])
+    for objective in objectives:
+        yield (False, objective), (False, None), objective
+        yield (True, objective), (False, None), "both"
+        yield (True, objective), (False, objective), "layers"
+        yield (True, objective), (True, None), objective
 
 
 def effects_grid(of_targets: Sequence[tuple[str, Sequence[Effect]]]) -> Grid:

@@ -116,7 +116,7 @@ def configuration(family: str) -> PretrainedConfig:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("with_first", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tree", TREES)
 def test_drafts_are_those_of_the_model_without_a_cache(

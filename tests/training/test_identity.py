@@ -83,8 +83,7 @@ def test_a_head_of_an_earlier_version_is_known_by_its_weights_and_tokenizer(made
     assert json.loads(start(data)) == manifest
     manifest["target"]["computation_sha256"] = "another one"
     (out / "eagle" / "training.json").write_text(json.dumps(manifest))
-    with pytest.raises(KoalaBenchError, match="its target differs"):
-        start(data)
+    assert json.loads(start(data)) == json.loads(first), "trained again"
 
 
 def test_an_interrupted_training_goes_on_wherever_its_data_lies(made: Any, tmp_path: Path) -> None:

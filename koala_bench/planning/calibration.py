@@ -110,7 +110,8 @@ def _training(preset: Preset, trainers: Mapping[str, HeadTrainer], target: Targe
     accelerator = Accelerator(mixed_precision=resolve(options.precision, device), cpu=device.type == "cpu")
     batch = _batch(preset, target)
     read = partial(features_of_each, target, batch, [trainer.head.features for trainer in trainers.values()], seed=0)
-    pass_s, features = _time(device, each, read), read()
+    pass_s = _time(device, each, read)
+    features: Features = read()
     if options.stored_states:
         features = _as_stored(features)
 

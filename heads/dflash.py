@@ -128,7 +128,7 @@ class DFlash(nn.Module):
     # ------------------------------------------------------------------------------ training
 
     def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """What the last layer makes [batch, tokens, width] of the masked places, by depth, of a block behind each token.
+        """By depth, the last layer's output [batch, tokens, width] at the masked places of a block after each token.
 
         Memory grows with depths * tokens ** 2, as P-EAGLE's does.
 

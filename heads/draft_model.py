@@ -138,7 +138,7 @@ class DraftModel(nn.Module):
         return self._logits(states), states
 
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
-        """Logits [nodes, vocab_size] of what follows each node of a level; their rows are overwritten by the next step."""
+        """Logits [nodes, vocab_size] after each node of a level; the next step overwrites their cache rows."""
         count = level.tokens.shape[0]
         places, rows = cache.positions(level.depth - 1, 1).expand(1, count), cache.rows(level.offset, count)
         states = self._states(level.tokens, cache.tree_mask(level.tree_mask), places, rows, cache)

@@ -118,7 +118,7 @@ class Eagle(nn.Module):
         return self._output(state), state
 
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
-        """Write a level's rows behind those grown before it; a node pairs its token with the state predicted above it."""
+        """Write a level's rows after the earlier ones; a node pairs its token with its parent's predicted state."""
         table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
         mask, states = cache.tree_mask(level.tree_mask), carried.index_select(0, level.parents)
         states = self._run(level.tokens, states, table, rows, mask, cache.buffers)
@@ -133,7 +133,7 @@ class Eagle(nn.Module):
         mask: torch.Tensor | None,
         buffers: torch.Tensor,
     ) -> torch.Tensor:
-        """Predicted states [new, width] after (state, next token) pairs, whose rows are written from row ``start`` on."""
+        """Predicted states [new, width] after (state, next token) pairs; writes their cache rows from ``start`` on."""
         x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
         for layer, own in zip(self.layers, buffers.unbind(0), strict=True):
             x = layer(x, table, own, start, mask)
@@ -162,9 +162,9 @@ class Eagle(nn.Module):
     def unrolled(self, ids: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:
         """Predicted states [batch, tokens, width] of each of ``forwards`` passes, as HASS aligns them.
 
-        At pass ``i`` place ``t`` reads the state that pass ``i - 1`` predicted there, without its gradient, and token
-        ``ids[:, t + i]``. It attends to the pairs of true states up to ``t`` and to its own of the passes since: to what
-        drafting from ``t`` on would see along the text. Places without such a token read token 0; no other sees them.
+        In pass ``i`` place ``t`` reads the state that pass ``i - 1`` predicted there, detached, and the token
+        ``ids[:, t + i]``. It attends to the pairs with true states up to ``t`` and to its own of the passes so far, as
+        drafting from ``t`` would. Places without such a token read token 0; no other place attends to them.
 
         Args:
             ids, states: as for ``forward``.

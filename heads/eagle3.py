@@ -78,10 +78,10 @@ class Eagle3(nn.Module):
     soft_labels = True
 
     def __init__(
-        self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None, kv_heads: int | None = None,
-        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
-        head_dim: int | None = None, rope_scaling: Mapping[str, Any] | None = None, layer_ids: Sequence[int] | None = None,
-        norm_before_residual: bool = False, biases: Sequence[str] = (),
+        self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None,
+        kv_heads: int | None = None, intermediate: int | None = None, rope_base: float | None = None,
+        norm_eps: float | None = None, head_dim: int | None = None, rope_scaling: Mapping[str, Any] | None = None,
+        layer_ids: Sequence[int] | None = None, norm_before_residual: bool = False, biases: Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         for name, count in (("layers", layers), ("steps", steps)):

@@ -157,7 +157,7 @@ class Hydra(nn.Module):
         return self._drafter.draft(self._state, new, self.pick)
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
-        """The states that the heads read: the target's, or what the prefix layer makes of them, whose rows it writes."""
+        """The states that the heads read: the target's, or the prefix layer's, which writes its cache rows."""
         state, count = new.hidden[:, -1], new.tokens.shape[0]
         if self.prefix is None:
             return state
@@ -166,7 +166,7 @@ class Hydra(nn.Module):
         return read
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Scores of the root's children; carries the state and the embeddings that the heads have read, side by side."""
+        """Logits of the root's children; carries the state and the embeddings read so far, concatenated."""
         known = torch.cat([self.extend_cache(new, cache)[-1:], self._embed(new.tokens[-1:])], dim=-1)
         return self._scores(0, known), known
 

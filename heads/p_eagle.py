@@ -6,10 +6,9 @@ alone. What comes out of the last settled pair guesses the token after the root,
 behind it guesses the one d further. So the K layers are paid once for a draft, whatever its depth, where EAGLE pays
 them at each level; in return a guess does not know which tokens were drafted before it.
 
-Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper takes the embedding of a token
-that no text holds; targets differ in whether they have one, so ours is learnt too. The paper also leaves out some places
-at greater depths while it trains (conditional drop-token sampling), to save cache; ours keeps all of them, see
-``forward``.
+Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper uses the embedding of an unused
+token; not all targets have one, so ours is learnt too. The paper also drops some places at greater depths in training
+(conditional drop-token sampling) to save memory; ours keeps all of them, see ``forward``.
 """
 
 from __future__ import annotations
@@ -41,8 +40,9 @@ class PEagle(Eagle3):
     """
 
     def __init__(
-        self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0, attention_heads: int | None = None, kv_heads: int | None = None,
-        intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
+        self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0,
+        attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
+        rope_base: float | None = None, norm_eps: float | None = None,
     ) -> None:  # fmt: skip
         if depths < 1:
             raise KoalaBenchError(f"P-EAGLE's number of depths is {depths}.", "It must be at least 1.")
@@ -85,11 +85,10 @@ class PEagle(Eagle3):
     def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """What the last layer makes [batch, tokens, width] of every place at each depth.
 
-        At depth ``i + 1`` place ``t`` stands for the i-th masked one of a draft from ``t``: it attends to the pairs up to
-        ``t`` and to the masked places of the same draft up to its own. No depth reads what comes out of another, so
-        layer by layer all are one pass under one mask [depths * tokens, depths * tokens], of which most is hidden.
-        Computed depth by depth over the keys of those before, it is the same without that mask, and its memory grows
-        with depths * tokens ** 2.
+        At depth ``i + 1`` place ``t`` is the i-th masked place of a draft from ``t``. It attends to the pairs up to
+        ``t`` and to the masked places of the same draft up to itself. No depth reads the output of another, so all
+        depths could be one pass with a mask [depths * tokens, depths * tokens], mostly masked. Computing depth by depth
+        over the earlier keys gives the same without that mask; memory grows with depths * tokens ** 2.
 
         Args:
             ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose states are ``hidden[:, t]``.

@@ -59,7 +59,7 @@ class PromptLookup(nn.Module):
                 self._places.setdefault(tuple(text[-length:]), []).append(len(text))
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed the same ones before; the root alone where nothing did."""
+        """Read the committed tokens, then propose what followed the same n-gram before; else the root alone."""
         assert self._paths is not None, "begin() comes before draft()"
         self.prefill(new)
         text = self._text

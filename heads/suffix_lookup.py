@@ -122,8 +122,9 @@ class SuffixLookup(nn.Module):
             self._automaton.append(token)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed their longest suffix; the root alone where that is shorter than
-        ``least``.
+        """Read the committed tokens, then propose what followed their longest suffix seen before.
+
+        The root alone if that suffix is shorter than ``least``.
         """
         assert self._paths is not None, "begin() comes before draft()"
         self.prefill(new)

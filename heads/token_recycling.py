@@ -17,11 +17,10 @@ from koala_bench.tree import DraftTree, Template
 class TokenRecycling(nn.Module):
     """Proposes the best successors of the last token, of those theirs, and so on.
 
-    The matrix is [vocab_size, ranks] with as many ranks as the tree uses (the paper's 8 for its tree of 80 nodes).
-    Before anything is verified it holds what followed each token in the prompt, the latest first. Where nothing is known
-    of a token its row is the first ids of the vocabulary: the paper has zeros there, but siblings have to differ. Each
-    sequence starts anew, whereas the paper carries the matrix from question to question: a method's answer to a question
-    must not depend on those before it.
+    The matrix is [vocab_size, ranks] with as many ranks as the tree uses (the paper's 8 for its tree of 80 nodes). At
+    first it holds the tokens that followed each token in the prompt, the latest first. Rows of unknown tokens are the
+    first ids of the vocabulary: the paper has zeros there, but siblings must differ. The matrix is reset for each
+    sequence, whereas the paper carries it over: an answer here must not depend on earlier questions.
 
     A step costs two small operations for each level of the tree and, for each node, the best few of the vocabulary;
     nothing is read from the device. ``begin`` writes the matrix, ``prefill`` a row for each token of the prompt.

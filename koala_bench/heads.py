@@ -1,8 +1,8 @@
-"""The contract between the harness and a draft head: what a head is given and what it returns.
+"""The contract between the harness and a draft head: its inputs and outputs.
 
-A head is an ``nn.Module`` built from a ``TargetSpec`` and its own options. To be decoded with it needs ``draft``,
-to be trained by the suite also ``loss``. The alignment of what it is given is the same everywhere:
-``hidden[i]`` is the state from which the target predicted ``tokens[i]``.
+A head is an ``nn.Module`` built from a ``TargetSpec`` and its own options. Decoding needs ``draft``, training ``loss``
+as well. Inputs are aligned the same way everywhere: ``hidden[i]`` is the state from which the target predicted
+``tokens[i]``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pass = Callable[..., Any]  # of tensors, numbers and None
 
 
 class Record(Protocol):
-    """Makes a recording of a decoding pass, or leaves it as it is; see ``TargetSpec.record``."""
+    """Records a decoding pass, or returns it unchanged; see ``TargetSpec.record``."""
 
     def __call__(
         self,
@@ -42,7 +42,7 @@ def as_it_is(
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What a head may know of its target. The modules are the target's own: frozen, and never part of a head's state.
+    """What a head can use of its target. The modules are the target's own: frozen, and never part of a head's state.
 
     Attributes:
         hidden_size, vocab_size, layers, max_positions: sizes of the target; the first is the width of its last states,
@@ -105,15 +105,15 @@ class TargetSpec:
 
 @dataclass(frozen=True)
 class Committed:
-    """What the target settled since the head was last asked.
+    """Tokens and states that the target committed since the last call.
 
     Attributes:
-        tokens: settled tokens, int64 [new]; the last one is the root of the next tree.
-        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``. Lent for the call:
-            they may lie in the target's own buffer, which its next pass writes over. Clone what is kept.
+        tokens: committed tokens, int64 [new]; the last one is the root of the next tree.
+        hidden: target states [new, features, hidden_size]; ``hidden[i]`` predicted ``tokens[i]``. Valid during the call
+            only, since they may be the target's own buffer, which its next pass overwrites. Clone what you keep.
         position: position in the sequence of ``hidden[0]``; ``tokens[i]`` stands at ``position + i + 1``.
-        first: with the first pairs of a sequence its first token, int64 [1], which no state predicted and ``tokens``
-            therefore lacks; None with all others, and from callers that do not know it.
+        first: the first token of a sequence, int64 [1], which no state predicted and ``tokens`` lacks; set in the first
+            call of a sequence only, and not by all callers.
     """
 
     tokens: torch.Tensor
@@ -124,13 +124,13 @@ class Committed:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """What the target says of the token after each position, in the tokens that a head can draft.
+    """The target's next-token distribution at each position, restricted to the tokens that a head can draft.
 
     Attributes:
-        probabilities: its distribution, float32 [batch * tokens, drafted]; of a draft vocabulary renormalised.
-        likeliest: its likeliest token of all by its place among those drafted, int64 [batch * tokens]; -1 where a draft
-            vocabulary lacks it. Next to nothing may be left of the distribution there, so losses leave the row out, as
-            EAGLE-3's does upstream.
+        probabilities: float32 [batch * tokens, drafted]; renormalised over a draft vocabulary.
+        likeliest: index of the target's most likely token among those drafted, int64 [batch * tokens]; -1 if a draft
+            vocabulary lacks it. Little of the distribution may be left there, so losses skip the row, as EAGLE-3's does
+            upstream.
     """
 
     probabilities: torch.Tensor
@@ -145,7 +145,7 @@ class FeatureBatch:
         ids: token ids, int64 [batch, tokens], padded on the right.
         supervised: bool [batch, tokens], whether the token belongs to an answer; False on padding.
         hidden: target states [batch, tokens, features, hidden_size].
-        seed: drawn anew each step; whatever noise a head adds comes from it, so that equal heads get equal noise.
+        seed: new in each step; heads seed their noise with it, so that equal heads get equal noise.
         output: the target's output layer, see ``TargetSpec.output``.
         lengths: number of real tokens of each row, int64 [batch].
         whole: the batch that this one is a part of, if heads read different layers; it keeps what all of them share.
@@ -163,7 +163,7 @@ class FeatureBatch:
 
     def reading(self, places: list[int]) -> FeatureBatch:
         """The same batch with the states at ``places`` of its features only."""
-        # A slice where it is one: it costs no copy.
+        # A slice if possible, which costs no copy.
         hidden = self.hidden[:, :, places[0] : places[0] + 1] if len(places) == 1 else self.hidden[:, :, places]
         return replace(self, hidden=hidden, whole=self)
 
@@ -172,7 +172,7 @@ class FeatureBatch:
         """The target's next-token distribution [batch, tokens, vocab_size], computed once for all heads."""
         if self.whole is not None:
             return self.whole.target_probabilities
-        # Whoever asks first may do so under autocast or not; all heads are to get the same.
+        # The first caller may be under autocast or not; all heads must get the same values.
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
             return torch.softmax(self.output(self.hidden[:, :, -1]).float(), dim=-1)
 
@@ -190,7 +190,7 @@ class FeatureBatch:
         """The target's distributions over what a head of this spec drafts, computed once for all heads of equal
         vocabularies.
 
-        A cut one costs the softmax of its own tokens, and a search among all logits where none are stored.
+        A cut vocabulary costs the softmax over its own tokens, and an argmax over all logits if none is stored.
         """
         if self.whole is not None:
             return self.whole.soft_labels(spec)
@@ -211,7 +211,7 @@ class FeatureBatch:
         return {}
 
     def forget(self) -> None:
-        """Let go of what was computed for all heads; who asks for it again has it computed again."""
+        """Drop the cached distributions; they are computed again when needed."""
         for batch in (self, self.whole or self):
             for name in ("target_probabilities", "target_likeliest", "_soft_labels"):
                 batch.__dict__.pop(name, None)
@@ -219,16 +219,15 @@ class FeatureBatch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head said at one drafting depth, for objectives that judge it.
+    """A head's predictions at one drafting depth, for objectives.
 
     Attributes:
         depth: 1 for the token after the root, 2 for the one after that, ...
         rows: int64 [rows], indices into the flattened [batch * tokens] of the states drafted from.
         feature: predicted target state [rows, hidden_size], to be compared with the state ``depth`` tokens later.
-        scored: logits [rows, vocab_size], for the token ``depth + 1`` places after the state drafted from, or what
-            computes those of a slice of the rows: of a large vocabulary they should be made only where they are asked
-            for, and a piece at a time.
-        vocabulary: where it is given, ``scored`` are logits [rows, drafted] of its tokens alone.
+        scored: logits [rows, vocab_size] for the token ``depth + 1`` places after the state drafted from; or, for a
+            large vocabulary, a function that computes those of a slice of the rows.
+        vocabulary: if given, ``scored`` are logits [rows, drafted] of its tokens only.
     """
 
     depth: int
@@ -244,7 +243,7 @@ class Prediction:
         return scored if self.vocabulary is None else self.vocabulary.spread(scored)
 
     def drafted(self, rows: slice, spec: TargetSpec) -> torch.Tensor:
-        """Logits [rows, drafted] of a slice of the rows, in the tokens that heads of a spec draft."""
+        """Logits [rows, drafted] of a slice of the rows, over the tokens that heads of a spec draft."""
         scored = self.scored[rows] if isinstance(self.scored, torch.Tensor) else self.scored(rows)
         return (
             scored
@@ -277,10 +276,10 @@ class DraftHead(Protocol):
             the one after the final norm.
         max_depth: how many tokens ahead it can draft.
         dynamic: optional; True for a head whose trees may have other shapes than its template, no larger and no deeper.
-        usual_tree: optional; name of the template to draft with where neither a preset nor an option names one.
+        usual_tree: optional; name of the default template, if neither a preset nor an option names one.
         model_option: optional; the option that names a model whose weights the head loads and does not train.
         pick: optional; how candidates are taken from scores, see ``koala_bench.decoding.candidates``. Heads that have
-            it draw their drafts where there is a temperature.
+            it sample their drafts above temperature 0.
     """
 
     features: tuple[int, ...]
@@ -289,32 +288,30 @@ class DraftHead(Protocol):
     def begin(self, template: Template, capacity: int) -> None:
         """Forget the sequence and prepare for another of at most ``capacity`` positions.
 
-        A head that cannot grow a dynamic tree needs not ask: a template of that kind has no ``paths`` and no ``shape``,
-        and says so.
+        A head without dynamic trees need not check for a dynamic template: its ``paths`` and ``shape`` raise an error.
         """
 
     def draft(self, new: Committed) -> DraftTree:
         """Propose a tree whose root is ``new.tokens[-1]``.
 
-        Of a head without ``prefill`` the first call of a sequence gets the whole prompt, and all of its time counts as
-        decoding: right for a head that reads the last pair alone, too much for one that reads the others too.
+        Without ``prefill`` the first call of a sequence gets the whole prompt, and all its time counts as decoding.
+        That is right for a head that reads the last pair only, and a disadvantage for one that reads the others too.
         """
 
 
 @runtime_checkable
 class ReadingHead(DraftHead, Protocol):
-    """A draft head that reads the prompt apart from its first draft, so that its reading is timed as a prefill."""
+    """A draft head with a prefill of its own, timed apart from its first draft."""
 
     def prefill(self, new: Committed) -> None:
-        """Read the prompt's pairs but the last, after ``begin``; the last one comes with the first ``draft``.
+        """Read all pairs of the prompt but the last, after ``begin``; the last one comes with the first ``draft``.
 
-        Drafts must be those that ``draft`` would make if it were given all pairs at once. Not called where the prompt
-        is a single token.
+        Drafts must equal those of ``draft`` given all pairs at once. Not called if the prompt is a single token.
         """
 
 
 def read_prompt(head: DraftHead, prompt: Committed) -> Committed:
-    """Let a head read a prompt if it does so apart from drafting; returns what its first ``draft`` is to be given."""
+    """Prefill a head that has ``prefill``; returns the input of its first ``draft``."""
     last = len(prompt.tokens) - 1
     if not last or not isinstance(head, ReadingHead):
         return prompt
@@ -324,14 +321,13 @@ def read_prompt(head: DraftHead, prompt: Committed) -> Committed:
 
 @runtime_checkable
 class ObservingHead(DraftHead, Protocol):
-    """A draft head that learns from what the target says while it decodes."""
+    """A draft head that learns from the target's logits while decoding."""
 
     def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
-        """See the target's logits [nodes, vocab_size] at the nodes of a tree that was verified, of the accepted nodes and
-        of all others.
+        """Receive the target's logits [nodes, vocab_size] at all nodes of a verified tree, accepted or not.
 
-        Called after each verification, before the next ``draft``; its time counts as drafting. Both arguments are to be
-        left as they are, and nothing of them may be kept without a copy: the next pass may write there.
+        Called after each verification, before the next ``draft``; its time counts as drafting. Modify neither argument,
+        and copy what you keep: the next pass may overwrite them.
         """
 
 
@@ -346,29 +342,29 @@ class TrainableHead(DraftHead, Protocol):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Supervised loss on a batch.
 
-        ``predictions`` carry gradients; everything else about the batch is constant.
+        ``predictions`` carry gradients; the batch is constant.
         """
 
 
 class Objective(Protocol):
-    """What is added to a head's supervised loss: a module with parameters of its own that learn beside the head, or
-    none. It is built from the spec that its head is built from.
+    """A term added to a head's supervised loss: a module with trained parameters of its own, or without. It is built
+    from its head's spec.
 
-    A step has one or more micro-batches, which several processes may share out. For each of them comes first ``learn``,
-    then one ``step`` for all, then for each ``term``.
+    A step has one or more micro-batches, which may be spread over processes: first ``learn`` for each, then one
+    ``step``, then ``term`` for each.
 
     Attributes:
-        learns: optional; False for an objective without parameters, of which only ``term`` is asked.
+        learns: optional; False for an objective without parameters, of which only ``term`` is called.
         soft_labels: as of ``TrainableHead``.
     """
 
     def active(self, progress: float) -> bool:
-        """Whether there is anything to add; ``progress`` is the fraction of the training steps already done. Else
-        nothing more is asked.
+        """Whether there is a term now; ``progress`` is the fraction of training steps done. If not, nothing else is
+        called.
         """
 
     def learn(self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float) -> dict[str, torch.Tensor]:
-        """Add to its own parameters' gradients, ``share`` times those of this micro-batch; returns values for the log."""
+        """Add ``share`` times this micro-batch's gradients to its own parameters'; returns values for the log."""
 
     def step(self, progress: float) -> None:
         """Update its own parameters, by the gradients of all micro-batches."""
@@ -380,9 +376,8 @@ class Objective(Protocol):
         progress: float,
         agree: Callable[[Callable[[], float | None]], float | None],
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """What to add to a micro-batch's loss, or None for nothing, and values for the log.
+        """The term of a micro-batch's loss, None for nothing, and values for the log.
 
         Args:
-            agree: turns a number that each process would measure into the first one's; to be called equally often in
-                all.
+            agree: measures a number on the first process and broadcasts it; all processes must call it equally often.
         """

@@ -44,7 +44,7 @@ class _Strict(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields marked as later ones where nobody sets them: a preset's hash outlives what is added to it."""
+        """Leave out later fields at their defaults, so that adding a field does not change the hash of old presets."""
         later = {name for name, field in type(self).model_fields.items() if _LATER in field.metadata}
         found: dict[str, Any] = values(self)
         return {

@@ -1,8 +1,8 @@
 """Finding draft heads and training objectives: by installed name, by ``package.module:Class``, or by
 ``./file.py:Class``.
 
-Installed names come from the entry-point groups ``koala_bench.heads`` and ``koala_bench.objectives``; the bundled ones
-use them like anyone's. Listing reads metadata only, nothing is imported until it is asked for.
+Installed names come from the entry-point groups ``koala_bench.heads`` and ``koala_bench.objectives``; bundled heads use
+them like a third party's. Listing reads metadata only; modules are imported on use.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def build(group: str, name: str, first: Any, options: dict[str, Any]) -> Any:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether an option's value is of the kind of its default; anything goes where that is None or missing."""
+    """Whether an option's value has the type of its default; any value fits a default that is None or missing."""
     if default is None or default is inspect.Parameter.empty:
         return True
     if isinstance(default, bool) or isinstance(value, bool):

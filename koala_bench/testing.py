@@ -1,4 +1,4 @@
-"""For tests, ours and third parties': a tiny random target with a tokenizer, made in a moment and without any download."""
+"""For tests, ours and third parties': a tiny random target with a tokenizer, without a download."""
 
 from __future__ import annotations
 

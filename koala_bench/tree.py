@@ -1,6 +1,6 @@
-"""Draft trees: their static shape, their tokens, and what attention and verification need to know of them.
+"""Draft trees: static shape, tokens, and derived data for attention and verification.
 
-Node 0 is the root, the last token that is already settled; every other node comes after its parent. A chain is
+Node 0 is the root, the last token that is already committed; every other node comes after its parent. A chain is
 a tree of width 1, and vanilla decoding is a tree of the root alone.
 """
 
@@ -31,7 +31,7 @@ _WIDEST = 64  # nodes grown per level of a dynamic tree; each offers as many chi
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Which node hangs below which.
+    """The parent of each node.
 
     Attributes:
         parents: for each node the index of its parent; -1 for the root, which is node 0.
@@ -113,8 +113,8 @@ class DraftTree:
         tokens: token of each node, int64 [nodes], on the target's device; ``tokens[0]`` is the root.
         shape: the tree; a static template shares one shape among all steps.
         proposals: [inner nodes, vocab_size]; row ``i`` is the distribution that the children of node ``shape.inner[i]``
-            were drawn from, one after the other without replacement, in the order of the siblings. None where the
-            tokens were not drawn at all (the best ones, lookups): each is then a certain proposal, q = 1 as in EAGLE-2.
+            were drawn from, one after the other without replacement, in the order of the siblings. None if the tokens
+            were not sampled (best candidates, lookups): each is then proposed with certainty, q = 1, as in EAGLE-2.
     """
 
     tokens: torch.Tensor
@@ -197,7 +197,7 @@ class TreeTemplate:
 
 @dataclass(frozen=True)
 class DynamicTemplate:
-    """The size of a tree whose shape is found anew at each step, as in EAGLE-2 (Li et al. 2024, arXiv 2406.16858).
+    """The size of a tree whose shape is chosen at each step, as in EAGLE-2 (Li et al. 2024, arXiv 2406.16858).
 
     Attributes:
         name: how records and tables call it, ``dynamic-DxKxN``.
@@ -255,8 +255,7 @@ class DynamicTemplate:
         """There is none before a draft.
 
         Raises:
-            KoalaBenchError: always; whoever asks can work with static templates only, and says so with this in one
-                line.
+            KoalaBenchError: always, since callers that need a shape support static templates only.
         """
         raise self._shapeless()
 

@@ -1,4 +1,4 @@
-"""Shared by the losses of heads that predict tokens: logits of a large vocabulary are computed a slice of rows at a time."""
+"""Shared by token losses: logits of a large vocabulary are computed a slice of rows at a time."""
 
 from __future__ import annotations
 

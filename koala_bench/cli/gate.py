@@ -81,7 +81,7 @@ def audit(
         )
     if chosen.evaluation.temperature:
         raise KoalaBenchError(
-            "An audit compares answers token by token, and with a temperature they are draws.",
+            "An audit compares answers token by token, which needs greedy decoding.",
             "Leave evaluation.temperature at 0.",
         )
     task_questions = questions_of(chosen, tasks, options.data_dir)
@@ -95,7 +95,7 @@ def audit(
 
 @command(GATE)
 def parity(folder: Annotated[Path, argument("Fixtures made with the official code.")]) -> None:
-    """Compare heads, trees, losses and decoding with fixtures of the official Medusa and EAGLE code. Exit code 0 or 1."""
+    """Compare heads, trees, losses and decoding with fixtures of the official Medusa and EAGLE code. Exit code 0, 1."""
     from koala_bench import parity as checks
 
     found = checks.check(folder)

@@ -141,8 +141,8 @@ def verify(
         bool, option("--update", "First make the tables, figures and pages again; records stay.")
     ] = False,
 ) -> None:
-    """Compute hashes and tables of results once more and say whether they match their records: every file of one folder,
-    or a line per folder below. Exit code 0; 1 if anything differs; 2 if a record is damaged.
+    """Recompute the hashes and tables of results and compare them with their records: every file of one folder, or a
+    line per folder below. Exit code 0; 1 if anything differs; 2 if a record is damaged.
 
     Example: `koala-bench verify results`.
     """

@@ -111,7 +111,7 @@ def compare(
 def _with_own_heads(
     options: Shared, named: list[str] | None, heads: list[str] | None
 ) -> tuple[Preset, list[str], list[str]]:
-    """The preset with the methods that it does not list, the names of all in it, and of those to compare with the others."""
+    """The preset with the missing methods added, the names of all methods, and of those to compare with the others."""
     from koala_bench.gate.comparison import methods_to_compare
 
     chosen = options.resolved()

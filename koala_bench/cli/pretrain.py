@@ -45,9 +45,7 @@ def pretrain(
     settings: Annotated[
         list[str] | None,
         option(
-            "--set",
-            "Shape and training otherwise than usual, name=value, such as width=512 or vocabulary=8192; may "
-            "be repeated.",
+            "--set", "Override of shape or training, name=value, such as width=512 or vocabulary=8192; may be repeated."
         ),
     ] = None,
 ) -> None:

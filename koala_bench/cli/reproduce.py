@@ -34,10 +34,10 @@ def reproduce(
     keep_states: KeepStates = False,
     heads: Heads = None,
 ) -> None:
-    """Train, decode and write tables and figures in one go; whatever is done already is reused, and said so.
+    """Train, decode and write tables and figures in one go; finished steps are reused, with a message.
 
-    With --heads nothing is trained. With --layers, only the methods that have several layers get others where originals stand beside them (table3,
-    figures, all).
+    With --heads nothing is trained. With --layers, recipes that compare several depths (table3, figures, all) change
+    only the methods of several layers.
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
     """

@@ -1,15 +1,17 @@
-"""What the client of the Hugging Face hub and the readers of checkpoints raise, and the first line of it."""
+"""Exceptions of the Hugging Face hub's client and of checkpoint readers, and the first line of an error's message."""
 
 from __future__ import annotations
 
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
-# What the client of huggingface_hub raises: httpx's errors or httpx2's, as its version has it, and a refused connection
-# among them is no OSError. Its own are OSErrors, and a name that can be none is a ValueError.
+# The hub's client raises the errors of httpx or httpx2, by its version, among which a refused connection is no OSError.
+# Its own errors are OSErrors, and an invalid name is a ValueError.
 HUB_ERRORS: tuple[type[Exception], ...] = (
-    OSError, ValueError, *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
-)  # fmt: skip
+    OSError,
+    ValueError,
+    *(each for each in HfHubHTTPError.__mro__ if each.__name__ == "HTTPError" and issubclass(each, Exception)),
+)
 
 # How transformers and what it stands on refuse a checkpoint; which of these it is depends on the family, on the damage
 # and on their version.
@@ -20,5 +22,5 @@ CHECKPOINT_ERRORS: tuple[type[Exception], ...] = (
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or its kind where it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""What this machine has: cores and memory, on Linux, macOS and Windows; None where it cannot be had."""
+"""Cores and memory of this machine, on Linux, macOS and Windows; None if unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def cores() -> int:
-    """CPU cores that this process may use; where the system does not say, all there are."""
+    """CPU cores that this process may use; all of them if the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 0
@@ -21,7 +21,7 @@ def memory_bytes() -> int | None:
 
 
 def free_memory_bytes() -> int | None:
-    """Memory that new programs can have without swapping."""
+    """Memory available to new programs without swapping."""
     return _of_psutil("available")
 
 
@@ -33,7 +33,7 @@ def _of_psutil(field: str) -> int | None:
 
 
 def peak_memory_bytes() -> int | None:
-    """The most memory that this process has held so far."""
+    """Peak memory of this process so far."""
     try:
         import resource
     except ImportError:  # Windows

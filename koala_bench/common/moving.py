@@ -7,6 +7,6 @@ from torch import nn
 
 
 def moved(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on a device. One that is there stays untouched: fake tensors, which ``plan`` counts, cannot be moved."""
+    """The module on a device; unchanged if it is there already, since ``plan``'s fake tensors cannot be moved."""
     tensors = (*module.parameters(), *module.buffers())
     return module if all(tensor.device == device for tensor in tensors) else module.to(device)

@@ -21,7 +21,7 @@ def log_line(text: str) -> None:
 
 
 class _Lines(io.TextIOBase):
-    """A file where every drawing of a bar is a line of its own."""
+    """A file that prints each update of the bar as its own line."""
 
     def write(self, text: str) -> int:
         if line := text.strip():
@@ -35,14 +35,14 @@ def progress(description: str, total: int, unit: str, done: int = 0) -> Iterator
 
     Args:
         total: amount of work, in ``unit``.
-        done: what an earlier, interrupted run has finished; it does not count towards the rate.
+        done: amount that an interrupted run finished before; it does not count towards the rate.
     """
     common = {"total": total, "initial": done, "desc": description, "unit": f" {unit}", "smoothing": 0, "miniters": 1}
     terminal = sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE") and os.environ.get("RANK", "0") == "0"
     bar = (
         tqdm(**common, file=sys.stderr, dynamic_ncols=True)
         if terminal
-        # The delay keeps tqdm from drawing a bar of nothing at the start.
+        # The delay keeps tqdm from drawing an empty bar at the start.
         else tqdm(
             **common, file=_Lines(), bar_format=_LINE, mininterval=_SECONDS_BETWEEN_LINES, delay=1e-9, leave=False
         )

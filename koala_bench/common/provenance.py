@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.machine import cores, memory_bytes
 
-# What determines tokens and times; the libraries that only draw tables and figures are not of interest here.
+# Libraries that determine tokens and times; those that only draw tables and figures are left out.
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "fschat")
 
 
@@ -27,7 +27,7 @@ Count = Annotated[int, Field(ge=0)]
 
 @with_config(STRICT)
 class Environment(TypedDict):
-    """The machine and the versions of what determines tokens and times. Null means not installed or not known."""
+    """The machine and the versions that determine tokens and times. Null means not installed or unknown."""
 
     python: str
     platform: str

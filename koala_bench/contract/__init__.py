@@ -1,8 +1,7 @@
-"""Whether a head keeps the contract of ``koala_bench.heads``: quick checks on tiny random targets, for authors of
-heads.
+"""Quick checks, for authors of heads, that a head keeps the contract of ``koala_bench.heads``; on tiny random targets.
 
-Each check looks for one mistake that otherwise shows up as a poor number, hours later. Comes in: a head's name. Goes out: a
-result for each check. Read ``drafts`` first. In a test of a head's own package::
+Each check looks for one mistake that would otherwise show up as a poor number, hours later. In: a head's name. Out: a
+result per check. Read ``drafts`` first. In a test of a head's own package::
 
     from koala_bench.contract import check_head
 
@@ -74,7 +73,7 @@ class CheckResult:
 
     Attributes:
         name: of the check; ``CHECKS`` lists them.
-        detail: what was looked at, what is wrong and where to look, or why the check does not apply.
+        detail: what was checked, what is wrong and where to look, or why the check does not apply.
     """
 
     name: str
@@ -86,7 +85,7 @@ class CheckResult:
 
 
 def check_head(head: str | type[Any], options: Mapping[str, Any] | None = None) -> list[CheckResult]:
-    """Run all checks on a head; takes a few seconds and leaves no trace.
+    """Run all checks on a head; takes a few seconds and leaves no files.
 
     Args:
         head: an installed name, ``package.module:Class``, ``./file.py:Class``, or a class at the top of an imported

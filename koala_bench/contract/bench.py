@@ -1,8 +1,7 @@
-"""What the checks of a head share: their findings, tiny targets, batches, a training step, and drafts along a given
-text.
+"""Shared by the checks of a head: findings, tiny targets, batches, a training step, and drafts along a given text.
 
-One of the targets counts in a circle: its next token is known by construction, so a head can learn its whole language
-in a second, and a token that a head drafts tells by itself for which position it was meant.
+One of the targets counts in a circle. Its next token is known by construction, so a head learns the language in a
+second, and a drafted token shows for which position it was meant.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def batch_of(target: Target, ids: torch.Tensor, features: tuple[int, ...]) -> Fe
 
 
 def optimiser_of(head: nn.Module) -> torch.optim.Optimizer:
-    """As the suite trains, at a rate that learns a little text quickly."""
+    """The suite's optimiser, with a rate that overfits a short text quickly."""
     return torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=0.0)
 
 
@@ -160,13 +159,13 @@ def drafts_along(
     overwritten: bool = False,
     reading: bool = False,
 ) -> Iterator[tuple[int, DraftTree]]:
-    """Drafts while a text is settled in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth +
-    1 at a time.
+    """Drafts while a text is committed in pieces as verification would: the prompt of ``first`` tokens, then 1 to depth
+    + 1 at a time.
 
     Args:
-        overwritten: whether the states that a draft was given become nan behind it, as the next pass of a CUDA graph
-            writes over them.
-        reading: let the head read the prompt apart from its first draft, if it can.
+        overwritten: whether the given states become nan after each draft, since a CUDA graph's next pass overwrites
+            them.
+        reading: call ``prefill`` if the head has it.
 
     Yields:
         the place of each tree's root in the text, and the tree.
@@ -202,7 +201,7 @@ def templates_of(max_depth: int) -> list[Template]:
 
 
 def apart(*runs: Sequence[Any]) -> int | None:
-    """The first place in which some runs differ; None where they are equal."""
+    """The first place in which some runs differ; None if they are equal."""
     if all(run == runs[0] for run in runs):
         return None
     places = enumerate(zip(*runs, strict=False))
@@ -210,7 +209,7 @@ def apart(*runs: Sequence[Any]) -> int | None:
 
 
 def needs_loss(head: Any) -> None:
-    """End a check that is about training, for a head that is not trained."""
+    """Skip a check of training for a head without a loss."""
     if not hasattr(head, "loss"):
         raise NotApplicableError("the head has no loss, so the suite does not train it")
 

@@ -1,5 +1,4 @@
-"""Checks of what a head drafts and learns: trees, memory, losslessness, and that draft and loss mean the same
-positions."""
+"""Checks of a head's drafts and loss: trees, state, losslessness, and that both use the same positions."""
 
 from __future__ import annotations
 
@@ -33,8 +32,8 @@ from koala_bench.heads import Committed, FeatureBatch, ReadingHead
 from koala_bench.records.definitions import acceptance_rate_by_depth
 from koala_bench.tree import ROOT_ONLY, DraftTree, Template, load_template
 
-_LEARNT = 0.9  # of the drafts of a text learnt by heart that must be right, at each depth
-_LOOKS = (25, 50, 100, 200)  # steps of training on that text after which it is drafted
+_LEARNT = 0.9  # of the drafts of an overfitted text that must be right, at each depth
+_LOOKS = (25, 50, 100, 200)  # training steps on that text before it is drafted
 
 
 def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic: bool) -> str | None:
@@ -44,7 +43,7 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
         return f"the tokens are {tree.tokens.dtype}, not int64"
     tokens = tree.tokens.tolist()
     if tokens[0] != root:
-        return f"the root is {tokens[0]}, the last settled token is {root}: it is new.tokens[-1]"
+        return f"the root is {tokens[0]}, the last committed token is {root}: it is new.tokens[-1]"
     if not all(0 <= token < vocabulary for token in tokens):
         outside = next(token for token in tokens if not 0 <= token < vocabulary)
         return f"token {outside} is not one of the vocabulary's {vocabulary}"
@@ -62,7 +61,7 @@ def _problem(tree: Any, root: int, template: Template, vocabulary: int, dynamic:
 
 
 def trees(bench: Bench) -> str:
-    """Trees of several shapes: the template's, with the settled token as root and different tokens as siblings."""
+    """Trees of several shapes: the template's, with the committed token as root and different tokens as siblings."""
     target, head = bench.ready()
     templates = templates_of(head.max_depth)
     ids = random_ids(1, 40)[0].tolist()
@@ -90,14 +89,14 @@ def forgetting(bench: Bench) -> str:
         runs.append(answer(target, head, template, 24).steps)
     if (step := apart(*runs)) is not None:
         raise BrokenError(
-            f"the same prompt is drafted otherwise after another one, from step {step + 1} on: begin() must reset all"
+            f"drafts of a prompt depend on the sequence before it, from step {step + 1} on: begin() must reset all"
             " that draft() keeps"
         )
     return "drafts after begin() do not depend on the sequence before"
 
 
 def lent_states(bench: Bench) -> str:
-    """Drafts do not depend on what becomes of ``hidden`` after the call: a CUDA graph's next pass writes over it."""
+    """Drafts do not depend on ``hidden`` after the call: a CUDA graph's next pass overwrites it."""
     target, head = bench.ready()
     template = templates_of(head.max_depth)[0]
     ids = random_ids(1, 40)[0].tolist()
@@ -107,18 +106,18 @@ def lent_states(bench: Bench) -> str:
         drafts.append([tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 16, overwritten)])
     if (step := apart(*drafts)) is not None:
         raise BrokenError(
-            f"draft {step + 1} reads states that an earlier call was given: they lie in a buffer that the target writes"
-            " over; clone what is kept of new.hidden"
+            f"draft {step + 1} reads states of an earlier call, from a buffer that the target overwrites:"
+            " clone what is kept of new.hidden"
         )
-    return "nothing is read of hidden after the call that it was given to"
+    return "states are not read after the call that they were given to"
 
 
 def prompts(bench: Bench) -> str:
-    """What is read of a prompt by ``prefill`` leads to the same drafts as if ``draft`` had read it; and whether a head
-    without ``prefill`` reads more of a prompt than its end."""
+    """``prefill`` leads to the same drafts as ``draft`` with the whole prompt; and a head that reads more of a prompt
+    than its last pair should have ``prefill``."""
     target, head = bench.ready()
     template = templates_of(head.max_depth)[-1]
-    ids = 2 * random_ids(1, 20)[0].tolist()  # lookups find nothing where nothing comes again
+    ids = 2 * random_ids(1, 20)[0].tolist()  # lookups find nothing in a text without repetition
     if isinstance(head, ReadingHead):
         runs = [
             [tree.tokens.tolist() for _, tree in drafts_along(head, target, template, ids, 30, reading=reading)]
@@ -126,21 +125,21 @@ def prompts(bench: Bench) -> str:
         ]
         if (step := apart(*runs)) is not None:
             raise BrokenError(
-                f"after prefill() the drafts are others than if draft() is given the whole prompt, from step {step + 1}"
-                " on: prefill() must keep what draft() would, of all pairs that it is given"
+                f"drafts after prefill() differ from those of draft() with the whole prompt, from step {step + 1} on:"
+                " prefill() must keep what draft() would, for all pairs of the prompt"
             )
         return "drafts after prefill() are those of draft() alone; reading the prompt is timed as a prefill"
     if _reads_a_prompt(head, target, template, ids):
         raise NotApplicableError(
-            "it has no prefill() and its first draft depends on the whole prompt: reading that is timed as decoding,"
-            " to the head's disadvantage; prefill(new) has it timed as a prefill"
+            "it has no prefill() and its first draft depends on the whole prompt, so reading that counts as decoding:"
+            " add prefill(new) to time it apart"
         )
     return "it has no prefill() and needs none: the first draft depends on the end of a prompt alone"
 
 
 @torch.inference_mode()
 def _reads_a_prompt(head: Any, target: Target, template: Template, ids: list[int]) -> bool:
-    """Whether the first draft is another one if all pairs of the prompt but the last are."""
+    """Whether the first draft changes with the pairs of the prompt before the last."""
     tokens, hidden = torch.tensor(ids[1:]), target.states(torch.tensor([ids]), head.features)[0, :-1].clone()
     drafts = []
     for order in (torch.arange(len(tokens)), torch.tensor([*range(len(tokens) - 2, -1, -1), len(tokens) - 1])):
@@ -151,7 +150,7 @@ def _reads_a_prompt(head: Any, target: Target, template: Template, ids: list[int
 
 
 def losslessness(bench: Bench) -> str:
-    """In float64 the answer is the target's own, also where its context ends."""
+    """In float64 the answer is the target's own, also at the end of its context."""
     target = bench.target("float64")
     head = bench.head(target)
     head.load_state_dict(bench.trained(bench.target()).state_dict())
@@ -170,7 +169,7 @@ def losslessness(bench: Bench) -> str:
 
 
 def positions(bench: Bench) -> str:
-    """A text that can be learnt by heart is drafted right after training on it: loss and draft mean the same positions."""
+    """A head that overfits a text drafts it correctly: loss() and draft() agree on positions."""
     target = bench.target("circle")
     head = bench.head(target)
     needs_loss(head)
@@ -203,7 +202,7 @@ def positions(bench: Bench) -> str:
 
 
 def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
-    """Which place the tokens drafted at a depth seem to be meant for; in the circle a token tells its own."""
+    """The position for which tokens drafted at a depth seem to be meant; in the circle a token reveals it."""
     slips: Counter[int | None] = Counter()
     for step, accepted in zip(chain.steps[:-1], chain.accepted, strict=False):
         if accepted >= depth - 1 and len(step.tree_tokens) > depth:
@@ -218,7 +217,8 @@ def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
     if slip and count > total / 2:
         places = f"{abs(slip)} place{'s' * (abs(slip) > 1)} {'later' if slip > 0 else 'earlier'}"
         return (
-            f"{count} of {total} tokens drafted at depth {depth} belong {places}: compare the states and labels of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
+            f"{count} of {total} tokens drafted at depth {depth} belong {places}: compare the states and labels"
+            " of loss() with what draft() reads (hidden[i] predicted tokens[i]);"
             f" {learnt}"
         )
     return (
@@ -228,7 +228,7 @@ def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
 
 
 def predictions(bench: Bench) -> str:
-    """What the loss reports stands where it says, carries gradients, and is what ``draft`` would say there."""
+    """Predictions in the loss are at the reported positions, carry gradients, and equal those of ``draft``."""
     target, head = bench.ready()
     needs_loss(head)
     ids = random_ids(2, 24, seed=1)
@@ -289,8 +289,7 @@ def _rows(target: Target, features: tuple[int, ...], rows: list[torch.Tensor], w
 
 
 def batches(bench: Bench) -> str:
-    """The loss is of the dialogues, not of what stands behind or below them; and a batch may have nothing at some
-    depth."""
+    """The loss ignores padding and other rows; and a batch may have no prediction at some depth."""
     target, head = bench.ready()
     needs_loss(head)
     long, short = random_ids(1, 18)[0], random_ids(1, 11, seed=1)[0]

@@ -1,4 +1,4 @@
-"""Checks of a head as a module: its form, what it trains, saves and repeats, and that the target stays as it is."""
+"""Checks of a head as a module: members, trained parameters, saving, determinism, and that the target is unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from koala_bench.tree import load_template
 
 
 def form(bench: Bench) -> str:
-    """The members that the harness asks for, and something to train."""
+    """The members that the harness needs, and at least one trained parameter."""
     head = bench.head(bench.target())
     module: nn.Module = head
     trained = [p.numel() for p in module.parameters() if p.requires_grad]
@@ -53,7 +53,7 @@ def form(bench: Bench) -> str:
 
 
 def frozen_parts(bench: Bench) -> str:
-    """Nothing of the target among what the head trains and saves."""
+    """The head neither trains nor saves parameters of the target."""
     target = bench.target()
     head = bench.head(target)
     theirs = {tensor.untyped_storage().data_ptr(): name for name, tensor in target.model.named_parameters()}
@@ -95,7 +95,7 @@ def gradients(bench: Bench) -> str:
 
 
 def target_unchanged(bench: Bench) -> str:
-    """Training and drafting leave every weight of the target as it was; also where output layer and embedding are one."""
+    """Training and drafting change no weight of the target; also if output layer and embedding are tied."""
     for kind in ("float32", "tied"):
         target = bench.target(kind)
         before = {name: tensor.clone() for name, tensor in target.model.state_dict().items()}
@@ -124,7 +124,7 @@ def saving(bench: Bench) -> str:
         if name not in before or name not in after or not torch.equal(before[name], after[name])
     ]
     if different:
-        raise BrokenError(f"{listed(sorted(different))} comes back otherwise than it was saved")
+        raise BrokenError(f"{listed(sorted(different))} differs after saving and loading")
     template = templates_of(head.max_depth)[-1]
     batch = batch_of(target, random_ids(2, 24), head.features)
     drafts, losses = [], []
@@ -144,7 +144,7 @@ def determinism(bench: Bench) -> str:
     """The same seed gives the same weights, training and drafts, whatever the global generator does."""
     losses, weights, drafts = [], [], []
     for seed in (1, 2):
-        target = bench.target()  # as it was, should the first head have changed it
+        target = bench.target()  # restored, in case the first head changed it
         torch.manual_seed(seed)
         head = bench.head(target)
         if hasattr(head, "loss"):
@@ -158,12 +158,12 @@ def determinism(bench: Bench) -> str:
             " global one"
         )
     if drafts[0] != drafts[1]:
-        raise BrokenError("the same head drafts the same prompt in two ways: draft() must not draw at random")
+        raise BrokenError("the same head drafts differently for the same prompt: draft() must not draw at random")
     return "weights, training and drafts repeat bit for bit"
 
 
 def half_precision(bench: Bench) -> str:
-    """Heads are trained in float32 and decode in the target's dtype, whatever that is."""
+    """Heads are trained in float32 and decode in the target's dtype."""
     target = bench.target("bfloat16")
     head = bench.trained(target)
     if not all(torch.isfinite(p).all() for p in head.parameters()):

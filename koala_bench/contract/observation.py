@@ -1,4 +1,4 @@
-"""Check of heads that learn while they decode: what they are shown stays as it is, and they keep copies only."""
+"""Check of heads that learn while decoding: they modify nothing that they are given, and keep copies only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from koala_bench.tree import DraftTree, Template
 
 
 class _Shown:
-    """A head that is watched while it observes; what it was shown is overwritten afterwards, as a next pass may do."""
+    """A wrapper that watches ``observe`` and overwrites its arguments afterwards, as the next pass may do."""
 
     def __init__(self, head: Any, overwrite: bool) -> None:
         self.head, self.features, self.max_depth, self._overwrite = head, head.features, head.max_depth, overwrite
@@ -36,10 +36,10 @@ class _Shown:
 
 
 def observation(bench: Bench) -> str:
-    """A head with ``observe`` leaves trees and logits as they are, and nothing that it drafts depends on their memory."""
+    """``observe`` modifies neither trees nor logits, and later drafts do not depend on those buffers."""
     target, head = bench.ready()
     if not isinstance(head, ObservingHead):
-        raise NotApplicableError("the head has no observe, so it is not told what the target says at the nodes")
+        raise NotApplicableError("the head has no observe(), so it never gets the target's logits")
     template = templates_of(head.max_depth)[-1]
     runs = []
     for overwrite in (False, True):

@@ -1,5 +1,5 @@
-"""Check of draft vocabularies: whatever scores through the spec's output layer can be cut, and learns on the cut where
-its loss knows of it."""
+"""Check of draft vocabularies: a head that scores through the spec's output layer can be cut to fewer tokens, and be
+trained on them if its loss supports it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _DRAFTED = 60
 
 
 def draft_vocabulary(bench: Bench) -> str:
-    """A trained head that is cut to some tokens drafts no others and keeps the answer; one that is trained on them has
-    a finite loss."""
+    """A trained head cut to some tokens drafts only those and keeps the answer; one trained on them has a finite
+    loss."""
     target = bench.target("float64")
     whole = bench.trained(bench.target()).eval()
     if not hasattr(whole, "loss"):
@@ -55,7 +55,10 @@ def draft_vocabulary(bench: Bench) -> str:
     fresh: Any = build_head(target, bench.preset.model_copy(update={"draft_vocabulary": _DRAFTED}), 0, order)
     batch = batch_of(target, random_ids(2, 24), fresh.features)
     if not math.isfinite(float(fresh.loss(batch).total.detach())):
-        return "can be cut once trained; to be trained on the cut its loss needs spec.score, spec.labels, batch.soft_labels"
+        return (
+            "can be cut once trained; to be trained on the cut its loss needs spec.score, spec.labels,"
+            " batch.soft_labels"
+        )
     train(fresh, batch, 2)
     if not math.isfinite(float(fresh.loss(batch).total.detach())):
         raise BrokenError("trained on a draft vocabulary, its loss becomes infinite")

@@ -1,4 +1,4 @@
-"""Throughput against batch size: tokens a second of several answers at once, and what is left of the speedup."""
+"""Throughput against batch size: tokens per second of several answers at once, and the remaining speedup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BatchSpeed:
     Attributes:
         tokens_per_s: of all answers of a batch together, prompts left out.
         speedup: over vanilla at the same batch size.
-        step_ms: milliseconds of a pass with everything around it, drafting included.
+        step_ms: milliseconds of a whole step, drafting included.
     """
 
     method: str
@@ -41,7 +41,7 @@ def batch_speeds(
 
     Args:
         methods: vanilla first; their heads have not begun to draft.
-        prompts: as many as the largest size is a divisor of.
+        prompts: a multiple of the largest size.
         tokens: length of every answer; end-of-sequence tokens do not end it.
     """
     spent = {(method.name, size): [0.0, 0, 0] for method in methods for size in sizes}

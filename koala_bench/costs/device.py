@@ -1,6 +1,6 @@
 """Latencies of steps, verifications and drafts on a device, with random weights of the papers' shapes.
 
-Hardly a drafted token is accepted then, which does not change what a step takes.
+Hardly any drafted token is accepted then, which does not change the time of a step.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """What a device's memory was measured to do, in bytes a second.
+    """Measured memory bandwidth of a device, in bytes per second.
 
     Attributes:
         copied: read and written in a copy, both counted.
@@ -94,7 +94,7 @@ class Bandwidth:
 
     @property
     def most(self) -> float:
-        """The higher of both, against which decoding is held: it reads far more than it writes."""
+        """The higher of both, the limit that decoding is compared with: it reads far more than it writes."""
         return max(self.copied, self.read)
 
 
@@ -137,7 +137,7 @@ def model_cost(
     tokens: int,
     rounds: int,
 ) -> ModelCost:
-    """Measure vanilla steps, verifications and methods; what is compared is interleaved.
+    """Measure vanilla steps, verifications and methods, interleaved where compared.
 
     Args:
         methods: by name, each with its tree.

@@ -50,7 +50,7 @@ def _generate(target: Target, ids: torch.Tensor, tokens: int, assistance: Mappin
         assistance: arguments of ``generate`` that choose its drafts; empty for plain decoding.
     """
     config = GenerationConfig(do_sample=False, max_new_tokens=tokens, pad_token_id=0, use_cache=True)
-    # generate() fills what is unset from the model's own configuration, the end-of-sequence token among it.
+    # generate() takes unset options, such as the end-of-sequence token, from the model's own configuration.
     own, target.model.generation_config = target.model.generation_config, config
     try:
         with torch.inference_mode():
@@ -78,7 +78,7 @@ def compare_with_generate(
     longest, widest = max(len(prompt) for prompt in prompts), max(method.template.nodes for method in methods)
     if longest + tokens > target.max_positions:
         raise KoalaBenchError(
-            f"A prompt of {longest} tokens and {tokens} more exceed the {target.max_positions} positions of the target.",
+            f"A prompt of {longest} tokens and {tokens} more exceed the target's {target.max_positions} positions.",
             "Choose fewer --tokens.",
         )
     cache = target.new_cache(capacity_for(longest, tokens, widest, target.max_positions))

@@ -1,4 +1,4 @@
-"""Time of a step against the tokens behind it and the nodes it verifies, and the attention's own part of it."""
+"""Time of a step against context length and nodes verified, and the share of attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StepCost:
     """One verification.
 
     Attributes:
-        context: settled tokens behind which it ran.
+        context: committed tokens behind which it ran.
         nodes: of the tree, a chain; 1 is a vanilla step.
         step_s: seconds of the whole pass, median.
         attention_s: of the attention of all layers by itself, over the same keys and values, median.
@@ -49,9 +49,9 @@ def step_costs(target: Target, contexts: Sequence[int], nodes: Sequence[int], ro
     with progress("steps", rounds + 1, "rounds") as advance:
         for turn in range(rounds + 1):  # the first warms up
             for context in places:
-                cache.past = context  # the rows behind are another text's tree, as good as any
+                cache.past = context  # the rows after it are another text's tree, which serves as well
                 for count, chain in chains.items():
-                    for _ in range(2):  # the second finds in a processor's cache what it finds there in decoding
+                    for _ in range(2):  # the second call finds the processor's cache as in decoding
                         spent = seconds_of(target.device, lambda chain=chain: target.verify(chain, cache))  # type: ignore[misc]
                     alone = seconds_of(target.device, partial(_attend, target, cache.storage, context, count))
                     if turn:

@@ -1,5 +1,5 @@
 """One answer: draft, verify, accept, commit.
 
-Comes in: a target, a head, a tree template and a prompt. Goes out: tokens, with accepted drafts and seconds of each step.
+In: a target, a head, a tree template and a prompt. Out: tokens, with the accepted drafts and seconds of each step.
 Read ``loop`` first, then ``acceptance``.
 """

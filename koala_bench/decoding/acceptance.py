@@ -39,7 +39,7 @@ class Accepted(NamedTuple):
 
 
 class Rule(Protocol):
-    """Decides what of a tree is accepted. One object per answer; a sampling rule has its own random generator.
+    """Decides which path of a tree is accepted. One object per answer; a sampling rule has its own random generator.
 
     Attributes:
         pick: how a head selects its candidates, see ``koala_bench.decoding.candidates``.

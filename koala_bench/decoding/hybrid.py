@@ -1,7 +1,7 @@
-"""Two heads in one method: the first one's draft where it proposes something, else the second one's.
+"""Two heads in one method: the first one's draft if it proposes anything, else the second one's.
 
-The idea of SAM decoding (Hu et al. 2024, arXiv 2411.10666), for any two heads: a lookup that is nearly free and rarely
-proposes, but is then mostly right, before a head that always does.
+The idea of SAM decoding (Hu et al. 2024, arXiv 2411.10666), for any two heads: a nearly free lookup that rarely
+proposes but is then mostly right, backed by a head that always proposes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from koala_bench.tree import DraftTree, Template
 
 
 class _Member:
-    """One of the two heads, with what it has not read yet."""
+    """One of the two heads, with the pairs that it has not read yet."""
 
     def __init__(self, head: Any, template: Template, features: tuple[int, ...]) -> None:
         self.head, self.template = head, template
@@ -30,19 +30,19 @@ class _Member:
         self._waiting = []
 
     def keep(self, new: Committed) -> None:
-        """Have it read these pairs when it is next asked; copied, since the next pass may write where they lie."""
+        """Queue these pairs for its next draft; copied, since the next pass may overwrite them."""
         own = self._own(new)
         self._waiting.append(Committed(own.tokens, own.hidden.clone(), own.position, own.first))
 
     def prefill(self, new: Committed) -> None:
-        """Read a prompt if it does so apart from drafting; else with its first draft."""
+        """Prefill the head if it has ``prefill``; else it reads the prompt with its first draft."""
         if isinstance(self.head, ReadingHead):
             self.head.prefill(self._own(new))
         else:
             self.keep(new)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Its draft, after all pairs that were kept."""
+        """Its draft after all queued pairs."""
         given = [*self._waiting, self._own(new)]
         self._waiting = []
         if len(given) > 1:
@@ -52,15 +52,15 @@ class _Member:
         return tree
 
     def _own(self, new: Committed) -> Committed:
-        """The same with the states that it reads."""
+        """The same pairs with only the states that it reads."""
         return new if self._all else Committed(new.tokens, new.hidden[:, self._places], new.position, new.first)
 
 
 class Hybrid:
-    """A draft head made of two, each of which drafts trees of its own template.
+    """A draft head made of two, each with a template of its own.
 
-    The first is asked at each step. The second is asked where the first proposes nothing but the root, and then reads
-    all tokens that were settled since it was last asked. Both are lossless, hence so is this.
+    The first drafts at each step. The second drafts if the first proposes only the root, after it has read all tokens
+    committed since its last draft. Both are lossless, hence so is this.
 
     Args:
         first, second: draft heads.
@@ -85,7 +85,7 @@ class Hybrid:
 
     @property
     def pick(self) -> Pick | None:
-        """How candidates are taken by those heads that have a ``pick``."""
+        """How heads with a ``pick`` select candidates."""
         return next((each.head.pick for each in self._members if hasattr(each.head, "pick")), None)
 
     @pick.setter
@@ -95,7 +95,7 @@ class Hybrid:
                 each.head.pick = pick
 
     def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence. Trees follow the heads' own templates, whichever is given."""
+        """Forget the sequence. Trees follow the heads' own templates; the given one is ignored."""
         for each in self._members:
             each.begin(capacity)
 
@@ -114,7 +114,7 @@ class Hybrid:
         return second.draft(new)
 
     def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
-        """Hand on what the target said, whoever drafted the tree."""
+        """Pass the target's logits on to both, whichever drafted the tree."""
         for each in self._members:
             if isinstance(each.head, ObservingHead):
                 each.head.observe(tree, logits)

@@ -129,9 +129,9 @@ def decode(
     trace: bool = False,
     rule: Rule = GREEDY,
 ) -> Decoded:
-    """Answer a prompt: with a lossless rule as the target would alone, whatever the head proposes.
+    """Answer a prompt; with a lossless rule as the target alone would, whatever the head proposes.
 
-    It ends with a token of ``stop_ids``, with the token that completes one of the target's ``stop_texts``, or at a limit.
+    The answer ends at a token of ``stop_ids``, where one of the target's ``stop_texts`` is complete, or at a limit.
 
     A head with an attribute ``pick`` is set to take its candidates as the rule wants them.
 

@@ -98,7 +98,7 @@ class Draws:
         self._generator = generator
 
     def __call__(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw from each row of logits [rows, vocab_size]: ids [rows, count] and the distributions [rows, vocab_size]."""
+        """Sample from each row of logits [rows, vocab_size]: ids [rows, count], distributions [rows, vocab_size]."""
         p = self.sampling.probabilities(logits)
         # In place: at 32,000 tokens allocating memory takes longer than the arithmetic.
         times = torch.rand(p.shape, dtype=torch.float64, device=p.device, generator=self._generator_on(p.device))

@@ -69,12 +69,13 @@ def bundled_answers(source: str) -> Path | None:
 
 
 def read_conversations(source: str, template: ChatTemplate | None = None) -> Conversations:
-    """Read the ``bundled`` answers or ``bundled:NAME``, a file of conversations, or ``hub:OWNER/NAME`` with ``:FILE`` if there are several.
+    """Read conversations from ``bundled``, ``bundled:NAME``, a file, a folder, or ``hub:OWNER/NAME``, with ``:FILE`` if
+    it has several.
 
-    Of a folder all its ``.json`` and ``.jsonl`` files, plain or ``.gz``, and ``.parquet`` files are read in the order of their names, but not
-    what lies deeper.
+    A folder stands for its ``.json`` and ``.jsonl`` files, plain or ``.gz``, and ``.parquet`` files, sorted by name;
+    subfolders are not read.
 
-    Rows that name no split: one dialogue in forty, chosen by the hash of its text, is held out.
+    If rows name no split, one dialogue in forty is held out, chosen by the hash of its text.
 
     Args:
         template: what the dialogues will be shown in: rows that it cannot show, and text that it has not formatted, are

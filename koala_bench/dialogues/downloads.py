@@ -90,7 +90,8 @@ DATASETS = (
     Dataset(
         "alpaca", *_EAGLE, "eagle/data/alpaca/question.jsonl",
         "8ad3e5a7fc61b88d8e25edb81a52a2ce00a04494d5694c122cb11a5cc26a00df", 80,
-        "EAGLE's set of Alpaca instructions", f"{_APACHE}; the instructions are Alpaca data, CC BY-NC 4.0: research use only",
+        "EAGLE's set of Alpaca instructions",
+        f"{_APACHE}; the instructions are Alpaca data, CC BY-NC 4.0: research use only",
     ),
     Dataset(
         "gsm8k", *_EAGLE, "eagle/data/gsm8k/question.jsonl",

@@ -1,9 +1,8 @@
 """Dialogues as token ids, and the mask of what a draft head is trained on.
 
 The supervised part is found by rendering the dialogue up to an answer with and without that answer, never by counting
-tokens, so it is right for any tokenizer that reports character offsets. Where a template shows an answer otherwise than
-it was said, or changes it once more follows (templates that strip or insert reasoning do), only the last answer is
-trained on, behind the very prompt that an evaluation gives.
+tokens, so it is right for any tokenizer that reports character offsets. If a template changes answers (as those that
+strip or insert reasoning do), only the last answer is trained on, after the same prompt as in evaluation.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "EncodedDialogue", "chat_template", "encode_dialogues", "encode_prompt"]
 
-# Dialogues that are given to a tokenizer together: it works on several threads, and one call each costs more than the
-# work. What it returns for a token takes a hundred times what is kept of it.
+# Dialogues per call of the tokenizer, which is multi-threaded. More would take memory: its result per token is a
+# hundred times what is kept.
 _AT_ONCE = 1024
 
 
@@ -37,7 +36,7 @@ class EncodedDialogue:
         ids: token ids, length ``tokens``.
         supervised: 1 where the token belongs to an answer (its end-of-sequence included, but where the answer was cut
             at a limit), else 0; length ``tokens``.
-        last_only: whether the template allows no more than the last answer to be trained on.
+        last_only: whether only the last answer can be trained on with this template.
     """
 
     ids: Sequence[int]
@@ -46,7 +45,7 @@ class EncodedDialogue:
 
 
 def _starts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a tokenizer puts before any text by itself. What it puts behind has no place behind a prompt."""
+    """Ids that a tokenizer prepends to any text. Ids that it appends must not follow a prompt."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     at = next((index for index in range(len(whole)) if whole[index : index + len(bare)] == bare), 0)
@@ -54,25 +53,25 @@ def _starts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _before(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, text: str, starts: list[int]) -> list[int]:
-    """The ids to put before a text's own: none where the template wrote them, as tokenizers' own do where they want them."""
+    """The ids to put before a text's own; none if the template writes them itself."""
     if template.own or (tokenizer.bos_token and text.startswith(str(tokenizer.bos_token))):
         return []
     return starts
 
 
 def encode_prompt(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> list[int]:
-    """Token ids of a conversation whose next word is the assistant's. ``turns`` has an odd length."""
+    """Token ids of a prompt: a conversation that ends with the user's turn, so ``turns`` has an odd length."""
     return encode_text(template, tokenizer, template.render(turns))
 
 
 def encode_text(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text that a template rendered, or of the beginning of one."""
+    """Token ids of a rendered text, or of a prefix of it."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return [*_before(template, tokenizer, text, _starts(tokenizer)), *ids]
 
 
 def _rendered(template: ChatTemplate, turns: Sequence[str]) -> tuple[str, list[tuple[int, int]], bool]:
-    """Text of a dialogue, where its answers begin and end in it, and whether that is the last answer alone."""
+    """Rendered text of a dialogue, the spans of its answers, and whether these are the last answer only."""
     dialogue = as_dialogue(turns)
     text = template.render(dialogue)
     spans = []
@@ -83,7 +82,7 @@ def _rendered(template: ChatTemplate, turns: Sequence[str]) -> tuple[str, list[t
             break
         said, answer = after[len(before) :], dialogue[index].strip()
         thought = dialogue.reasoning.get(index, "").strip()
-        # Blanks before an answer are the template's; any other text that nobody said is that of another mode.
+        # Whitespace before an answer is the template's; any other added text belongs to another mode.
         at = said.find(answer, said.find(thought) + len(thought))
         if at < 0 or (said[:at].strip() and not (thought and thought in said[:at])):
             break
@@ -124,7 +123,7 @@ def encode_dialogues(
             supervised = np.zeros(len(own), dtype=np.int8)
             for low, high in spans:
                 supervised |= (low <= starts) & (ends <= high)
-            supervised &= ends > starts  # special tokens that stand for no text have no place in it
+            supervised &= ends > starts  # special tokens without text have no span
             # Five bytes a token: lists of numbers would take ten times as much, and a corpus has millions.
             mask = array("b", bytes(len(before)) + supervised.tobytes())
             found.append(EncodedDialogue(array("i", [*before, *own]), mask, last_only))

@@ -17,7 +17,7 @@ from koala_bench.errors import KoalaBenchError
 
 HUB = "hub:"
 _KINDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
-_PATIENCE = 5.0  # seconds for an answer of the hub where it is only looked whether there is one
+_PATIENCE = 5.0  # timeout in seconds for asking the hub whether something exists
 
 
 def fetch_dialogues(source: str) -> Path:
@@ -38,11 +38,11 @@ def fetch_dialogues(source: str) -> Path:
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """What the hub says of a model or data set.
+    """The hub's answer about a model or data set.
 
     Attributes:
         reached: whether it answered at all.
-        sizes: of the files in bytes, by name; empty where it does not have it, or does not show it.
+        sizes: of the files in bytes, by name; empty if the hub lacks it or refuses access.
         refusal: why, in its words, or None where it does.
     """
 
@@ -52,7 +52,7 @@ class HubAnswer:
 
 
 def ask_hub(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> HubAnswer:
-    """Ask for a model or data set, once and for a few seconds: downloads ask again and again, and say so each time."""
+    """Ask about a model or data set once, with a short timeout: downloads retry many times, with a message each."""
     try:
         found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_PATIENCE, files_metadata=True)
     except HUB_ERRORS as error:
@@ -61,7 +61,7 @@ def ask_hub(name: str, kind: Literal["model", "dataset"], revision: str | None =
 
 
 def dialogues_at_hand(source: str) -> bool:
-    """Whether a named file of a data set is in the hub's cache. Which file a data set has is only known to the hub."""
+    """Whether a named file of a data set is in the hub's cache; without a name only the hub knows the file."""
     name, file = _name_and_file(source)
     try:
         return bool(file) and isinstance(try_to_load_from_cache(name, file, repo_type="dataset"), str)
@@ -70,8 +70,8 @@ def dialogues_at_hand(source: str) -> bool:
 
 
 def dialogues_on_hub(source: str) -> tuple[HubAnswer, int]:
-    """What the hub says of a data set, and how many bytes are to be downloaded of it. Raises KoalaBenchError where the
-    hub has it, and no such file, or several files could be meant."""
+    """The hub's answer about a data set, and the bytes to download. Raises KoalaBenchError where the hub has it, and no
+    such file, or several files could be meant."""
     name, file = _name_and_file(source)
     answer = ask_hub(name, "dataset")
     if answer.refusal is not None:

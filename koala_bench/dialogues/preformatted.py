@@ -1,4 +1,4 @@
-"""Conversations that are text already: the turns are read back out of it, so that the mask of the answers is known."""
+"""Conversations given as rendered text: parses the turns back, so that the answers can be masked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SYSTEM, _QUESTION = "S7zq", "Q7zq"
 
 
 def parse(template: ChatTemplate, text: str) -> Dialogue | None:
-    """The dialogue whose text in this template is ``text``, blanks at both ends left aside; None if there is none.
+    """The dialogue that this template renders as ``text``, up to whitespace at both ends; None if there is none.
 
-    Nothing is guessed: the template must make the same text of what was read.
+    Nothing is guessed: rendering the result must give the same text.
     """
     try:
         before_question, before_answer, before_next, end = template.frame

@@ -1,8 +1,8 @@
 """Question files in JSON lines: reading them strictly and finding them by name.
 
 MT-bench's format is one object a line with ``question_id``, ``category`` and ``turns`` (FastChat, llm_judge/data). The
-second turn is asked after the answer to the first. A ``system`` prompt may stand beside them. The rows of MATH500, AIME,
-MBPP, Arena-Hard and SPEED-Bench are read as what they would be in it.
+second turn is asked after the answer to the first. A ``system`` prompt is optional. Rows of MATH500, AIME, MBPP,
+Arena-Hard and SPEED-Bench are converted to it.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def _as_mt_bench(number: int, values: dict[str, Any]) -> dict[str, Any]:
 def read_questions(path: Path) -> list[Question]:
     """Read a question file; other keys than those of ``Question`` (such as ``reference``) are ignored.
 
-    Blank lines are skipped and an empty category becomes ``all``. Where ids are texts or lacking, questions are numbered
-    by their lines.
+    Blank lines are skipped and an empty category becomes ``all``. If ids are missing or strings, questions are numbered
+    by line.
 
     Raises:
         KoalaBenchError: the file is missing, unreadable, not UTF-8 or without questions, or a line is not a

@@ -1,4 +1,4 @@
-"""One row of a file as a dialogue: the forms that are known, and why a row is read in part or not at all.
+"""One row of a file as a dialogue: the known formats, and why a row is read in part or not at all.
 
 Known are ShareGPT's and FastChat's ``conversations`` (``from``, ``value``), OpenAI's ``messages`` (``role``,
 ``content``), either name with either keys, Alpaca's ``instruction``, ``input``, ``output``, TRL's ``prompt`` and
@@ -15,10 +15,11 @@ from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.preformatted import parse
 from koala_bench.dialogues.templates import ChatTemplate
 
-# JSON can spell half of a surrogate pair, which neither UTF-8 nor a tokenizer takes.
+# JSON can hold half of a surrogate pair, which neither UTF-8 nor tokenizers accept.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _ANSWER_FIRST, _NO_TEXT, _OUT_OF_TURN, _NO_ANSWER, _TOOL = (
-    "an answer comes first", "a message is empty or no text", "the speakers do not alternate", "the last question has no answer", "a tool is called",
+    "an answer comes first", "a message is empty or no text", "the speakers do not alternate",
+    "the last question has no answer", "a tool is called",
 )  # fmt: skip
 _NO_FORM, _NO_MESSAGE, _NO_QUESTION = "the row has no form that is known", "there is no message", "nobody asks"
 _OTHER_TEMPLATE = "the text was formatted by another chat template"
@@ -34,7 +35,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class _Message:
-    """What one speaker says; ``role`` is None where nobody that is known speaks."""
+    """One message; ``role`` is None for an unknown speaker."""
 
     role: int | None
     text: Any
@@ -46,8 +47,7 @@ def read_row(row: Any, template: ChatTemplate | None) -> tuple[Dialogue, str | N
     """The dialogue of a row from its first question to its last answer, empty if there is no such pair.
 
     Args:
-        template: what it will be shown in, where that is known: the text of some rows can only be read by it, and what
-            it does not show is told here.
+        template: the chat template, if known; preformatted text needs it, and a row that it cannot show is reported.
 
     Returns:
         it and why some or all was left out, None if it is whole.
@@ -66,7 +66,7 @@ def read_row(row: Any, template: ChatTemplate | None) -> tuple[Dialogue, str | N
 
 
 def _messages(row: dict[str, Any]) -> list[_Message] | None:
-    """What is said in a row, whatever form it has; None if it has none that is known."""
+    """The messages of a row in any known format; None if the format is unknown."""
     system = [_Message(_SYSTEM, row["system"])] if isinstance(row.get("system"), str) else []
     if isinstance(row.get("instruction"), str) and "output" in row:
         more = row.get("input")
@@ -94,7 +94,7 @@ def _message(each: Any) -> _Message:
 
 
 def _text(content: Any) -> Any:
-    """What OpenAI's messages say in parts, as one text where all of them are text."""
+    """The parts of an OpenAI message joined, if all of them are text."""
     if (
         isinstance(content, list)
         and content
@@ -135,7 +135,7 @@ def _dialogue(row: Any) -> tuple[Dialogue, str | None]:
         elif turns:
             ended = _OUT_OF_TURN if good else _NO_TEXT
             break
-        else:  # an answer to a question that is not there, or nothing
+        else:  # an answer without a question, or nothing
             before = _ANSWER_FIRST if message.role == _ASSISTANT else before
             empty = empty if good else _NO_TEXT
     if len(turns) > 1:

@@ -20,13 +20,13 @@ from koala_bench.errors import KoalaBenchError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OWN = "tokenizer"  # the template that lies beside the tokenizer
-AUTO = "auto"  # that one where there is one, else the usual one
+OWN = "tokenizer"  # the tokenizer's own template
+AUTO = "auto"  # the tokenizer's own, else the default
 USUAL = "vicuna_v1.1"
-# What a template is told that asks for today's date: a run that is gone on with tomorrow has the same prompts.
+# The date given to templates that ask for today's, so that a run resumed tomorrow has the same prompts.
 PINNED = date(2025, 1, 1)
 _CLOCK = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
-# Texts that no template has in itself: what stands around them is the template's.
+# Placeholders that no template contains: the text around them is the template's.
 _QUESTION, _ANSWER, _MORE, _SYSTEM = "Q7zq", "A7zq", "M7zq", "S7zq"
 
 
@@ -39,8 +39,8 @@ class ChatTemplate:
         render: takes turns that alternate user and assistant; after an odd number the text ends where
             the assistant is to speak.
         own: whether it is the tokenizer's own, which writes all special tokens itself.
-        stop_ids, stop_texts: what ends an answer by the template's own account.
-        date: what it is told where it asks for today's date; None where it does not ask.
+        stop_ids, stop_texts: ends of an answer that the template declares.
+        date: the date given if it asks for today's; None if it does not ask.
     """
 
     name: str
@@ -52,31 +52,32 @@ class ChatTemplate:
 
     @property
     def sha256(self) -> str:
-        """Hash of what the template makes of fixed turns: equal hashes mean equal prompts."""
+        """Hash of the template's rendering of fixed turns: equal hashes mean equal prompts."""
         return hashlib.sha256(self.render(["a", "b", "c"]).encode()).hexdigest()
 
     @cached_property
     def frame(self) -> tuple[str, str, str, str]:
-        """What stands before a question, between it and its answer, before the next question, behind a last answer."""
+        """The text before a question, between question and answer, before the next question, and after the last
+        answer."""
         asked, after = self.render([_QUESTION]).split(_QUESTION, 1)
         between = self.render([_QUESTION, _ANSWER, _MORE]).partition(_ANSWER)[2].partition(_MORE)[0]
         return asked, after, between, self.end
 
     @cached_property
     def end(self) -> str:
-        """What stands behind an answer that nothing follows."""
+        """The text after the last answer."""
         return self.render([_QUESTION, _ANSWER]).rpartition(_ANSWER)[2]
 
     @cached_property
     def shows_system(self) -> bool:
-        """Whether a system prompt is in the text; some templates refuse it, others drop it."""
+        """Whether a system prompt is rendered; some templates refuse it, others drop it."""
         try:
             return _SYSTEM in self.render(Dialogue([_QUESTION], system=_SYSTEM))
         except KoalaBenchError:
             return False
 
     def shows_reasoning(self, dialogue: Dialogue) -> bool:
-        """Whether the text shows what was thought before the last answer, behind the prompt that asks for that answer."""
+        """Whether the text shows the thinking before the last answer, after the prompt for that answer."""
         thought = dialogue.reasoning.get(len(dialogue) - 1, "")
         prompt, text = self.render(dialogue[:-1]), self.render(dialogue)
         return text.startswith(prompt) and bool(thought.strip()) and thought.strip() in text[len(prompt) :]
@@ -89,7 +90,7 @@ def chat_template(
 
     Args:
         options: arguments of the tokenizer's own template, such as ``enable_thinking``.
-        pinned: what it is told where it asks for today's date; ``PINNED`` if None.
+        pinned: the date given if it asks for today's; ``PINNED`` if None.
 
     Raises:
         KoalaBenchError: fschat does not know the name, its template is given options, or the tokenizer has no template
@@ -142,7 +143,7 @@ def _own(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], pinned: da
 
 
 def _pinned(source: str, day: date) -> tuple[str, bool]:
-    """A template that takes this day for today's, and whether it asks."""
+    """The template with this day as today's, and whether it asks for the date."""
     clock = datetime.combine(day, time())
     found, calls = _CLOCK.subn(lambda call: repr(clock.strftime(call[2])), source)
     if re.search(r"strftime_now\s*\(", found):
@@ -179,10 +180,10 @@ def _of_fschat(name: str) -> ChatTemplate:
 def stops_of(
     template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], more: Sequence[str], target: str
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Token ids and texts that end an answer: the target's, the template's, and those that are asked for.
+    """Token ids and texts that end an answer: the target's, the template's, and those of ``--stop``.
 
     Args:
-        ends: ids that end an answer by the target's own account.
+        ends: the target's own end-of-answer ids.
         more: texts asked for with ``--stop``.
         target: its name, for errors.
 
@@ -208,7 +209,8 @@ def stops_of(
     if ending and not (set(tokens) & set(ids) or any(text in ending for text in texts)):
         if not template.own:
             raise KoalaBenchError(
-                f"Answers in the chat template '{template.name}' end with {ending!r}, which ends no answer of {target}.",
+                f"Answers in the chat template '{template.name}' end with {ending!r},"
+                f" which ends no answer of {target}.",
                 f"Use its own with --set target.chat_template={OWN}, name another one, or add --stop {ending!r}.",
             )
         add(ending, whole=False)

@@ -1,5 +1,5 @@
 """One forward pass of the target over a draft tree.
 
-Comes in: a draft tree and the KV cache. Goes out: logits and hidden states at each node, and the time that it took.
+In: a draft tree and the KV cache. Out: logits and hidden states at each node, and the time that it took.
 Read ``target`` first, then ``cache``. ``replay``, ``lowering``, ``fusing`` and ``capture`` make ``--engine graph``.
 """

@@ -1,4 +1,4 @@
-"""What a target computes with, from the names of options: device, dtype, engine, threads; and the machine for records."""
+"""From the names of options to device, dtype, engine and threads; and the machine for records."""
 
 from __future__ import annotations
 
@@ -58,12 +58,11 @@ def pick_engine(name: str, device: torch.device) -> Engine:
 
 
 def pick_threads(wanted: int | None, device: torch.device, weights: int) -> int | None:
-    """CPU threads to decode with, None for all that torch takes: with more than one every operation waits for the
-    slowest core.
+    """CPU threads to decode with, None for torch's default. With several, each operation waits for the slowest core.
 
-    A target of some millions of parameters is decoded on one, unless another number is wanted: on two cores with one
-    busy process beside it a step of 7 million parameters was measured at three times its time with two threads, and at
-    its usual time with one.
+    A target of a few million parameters is decoded on one thread unless a number is given. Measured on two cores with
+    one other busy process: a step of 7 million parameters took three times as long with two threads, and as long as
+    ever with one.
 
     Args:
         weights: size of the target in bytes.
@@ -72,7 +71,7 @@ def pick_threads(wanted: int | None, device: torch.device, weights: int) -> int 
 
 
 def machine(device: torch.device) -> Environment:
-    """The machine and its installed versions, for records of what was measured on a device of it."""
+    """This machine and its installed versions, for records of measurements on a device of it."""
     if device.type != "cuda":
         return environment(torch.get_num_threads())
     return environment(torch.get_num_threads(), torch.cuda.get_device_name(device), driver_version())

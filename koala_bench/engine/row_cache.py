@@ -1,7 +1,7 @@
 """A preallocated KV cache for many sequences of different lengths that all grow by one token a pass.
 
-A new token is written behind its row's settled ones, so a row is shortened or begun anew by setting its length:
-continuous batching without copies. Plugs into any Hugging Face model through ``Cache``.
+A new token is written after its row's committed ones, so setting a row's length shortens or restarts it: continuous
+batching without copies. Plugs into any Hugging Face model through ``Cache``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from koala_bench.engine.target import Target
 
-_STEP = 32  # widths of passes are multiples of this, so that few different shapes come up
+_STEP = 32  # widths of passes are multiples of this, for few distinct shapes
 
 
 class _Layer(DynamicLayer):
@@ -52,7 +52,7 @@ class RowCache(Cache):
     """Keys and values of ``rows`` sequences of at most ``capacity`` tokens.
 
     Attributes:
-        lengths: settled tokens of each row, int64 [rows]; the caller sets it.
+        lengths: committed tokens of each row, int64 [rows]; the caller sets it.
         width: columns that the next pass sees, set by ``step``.
     """
 
@@ -84,13 +84,13 @@ class RowCache(Cache):
         return self._storage[:, :, 0, :, : len(ids)].clone()
 
     def begin(self, row: int, prefix: torch.Tensor) -> None:
-        """Begin a row anew with a prefix that ``read_prefix`` returned."""
+        """Restart a row with a prefix that ``read_prefix`` returned."""
         assert self._storage is not None
         self._storage[:, :, row, :, : prefix.shape[3]] = prefix
         self.lengths[row] = prefix.shape[3]
 
     def move(self, source: int, row: int) -> None:
-        """Put a copy of one row in the place of another."""
+        """Overwrite a row with a copy of another."""
         assert self._storage is not None
         count = int(self.lengths[source])
         self._storage[:, :, row, :, :count] = self._storage[:, :, source, :, :count]

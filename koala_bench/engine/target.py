@@ -50,12 +50,13 @@ class Target:
         tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
         engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see
             ``koala_bench.engine.replay``.
-        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are settled and captures
-            them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
+        fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are committed and
+            captures them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
         threads: CPU threads to decode with, see ``computing`` and ``pick_threads``; all that torch takes where None.
         more_stop_ids, stop_texts: what ends an answer besides the target's own ends: its chat template's, and others
             that were asked for.
-        ignored: generation settings of the checkpoint that no method takes over; see ``koala_bench.engine.loading.generation``.
+        ignored: generation settings of the checkpoint that no method applies, see
+            ``koala_bench.engine.loading.generation``.
     """
 
     name: str
@@ -123,7 +124,8 @@ class Target:
         """
         config, layer = self.config, self.model.get_output_embeddings()
         whole = TargetSpec(
-            layer.weight.shape[-1], config.vocab_size, self.layers, self.max_positions, self.embed, self.output, layer.weight, config, self.device, self.dtype,
+            layer.weight.shape[-1], config.vocab_size, self.layers, self.max_positions, self.embed, self.output,
+            layer.weight, config, self.device, self.dtype,
             self.tokenizer, self.record, self.engine == "graph" and self.fixed, cut=self.spec,
         )  # fmt: skip
         if drafted is None:
@@ -160,7 +162,7 @@ class Target:
 
     @cached_property
     def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """``drafted_and_likeliest`` for the logits that ``verify`` returns, captured where its passes are captured too."""
+        """``drafted_and_likeliest`` for the logits of ``verify``; captured if its passes are."""
         if self.engine == "eager" or not self.fixed:
             return drafted_and_likeliest
         return self.record(drafted_and_likeliest, ((0,), (0,)), (1,))  # a captured pass writes its logits to one place
@@ -197,11 +199,11 @@ class Target:
 
     @property
     def longest(self) -> int:
-        """Rows of the longest sequence that is decoded: the context, or up to where the model computes as trees need it."""
+        """Rows of the longest sequence to decode: the context, or as far as the model supports tree attention."""
         return self.max_positions if self.limit is None else self.limit.rows
 
     def new_cache(self, capacity: int, step: int = 1, longest: int | None = None) -> TreeCache:
-        """An empty cache with room for ``capacity`` rows: settled tokens and the nodes of one tree.
+        """An empty cache with room for ``capacity`` rows: committed tokens and the nodes of one tree.
 
         Args:
             step: the room is a multiple of this, so that one cache serves many prompts.
@@ -278,7 +280,7 @@ class Target:
     def verify(
         self, tree: DraftTree, cache: TreeCache, features: tuple[int, ...] = (-1,)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One forward pass over all nodes of a tree, each attending to the settled tokens and its ancestors.
+        """One forward pass over all nodes of a tree, each attending to the committed tokens and its ancestors.
 
         Returns:
             logits [nodes, vocab_size] and states [nodes, features, hidden_size].
@@ -326,16 +328,18 @@ class Target:
         return self._passes[features]
 
     def _pass(
-        self, features: tuple[int, ...], tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, past: Any, storage: torch.Tensor,
+        self, features: tuple[int, ...], tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor,
+        past: Any, storage: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """``run`` on a cache's storage alone; ``past`` as ``pass_cache`` takes it."""
         hidden = self._forward(tokens[None], mask, positions, pass_cache(storage, past, tokens.shape[0]), features)[0]
         return self.output(hidden[:, features.index(-1)]), hidden
 
     def _fixed_pass(
-        self, features: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, depths: torch.Tensor, past: torch.Tensor, storage: torch.Tensor,
+        self, features: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, depths: torch.Tensor,
+        past: torch.Tensor, storage: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """``_pass`` with shapes that do not depend on how many rows are settled, which is a tensor []."""
+        """``_pass`` with shapes that do not depend on how many rows are committed, which is a tensor []."""
         rows = past + torch.arange(tokens.shape[0], device=tokens.device)
         mask = attention_mask(hidden, past, storage.shape[3], storage.dtype)[None, None]
         return self._pass(features, tokens, mask, depths + past, rows, storage)

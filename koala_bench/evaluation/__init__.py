@@ -1,5 +1,5 @@
 """All methods on all questions, into one run record.
 
-Comes in: a preset, trained heads, questions. Goes out: ``records.jsonl``, continued after any interruption.
+In: a preset, trained heads, questions. Out: ``records.jsonl``, continued after any interruption.
 Read ``loop`` first, then ``answering``.
 """

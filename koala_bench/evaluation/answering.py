@@ -1,4 +1,4 @@
-"""One answer of one method as a line of the record, failures included, and where it leaves vanilla's."""
+"""One answer of one method as a line of the record, failures included, and where it first differs from vanilla's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CACHE_ROUNDING = 256  # rows; a cache that grows in steps serves many prompts
 
 @dataclass(frozen=True)
 class Place:
-    """Which answer: a turn of a question, counted from 0, in one of several repeats."""
+    """Identifies an answer: question, turn (counted from 0) and repeat."""
 
     question: Question
     turn: int
@@ -40,7 +40,7 @@ class Place:
 
 
 class Session:
-    """What the turns of a run share: target, template, limits, and a cache that grows when a prompt needs it."""
+    """Shared by the turns of a run: target, template, limits, and a cache that is enlarged for longer prompts."""
 
     def __init__(
         self, preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[Method], process: int
@@ -65,7 +65,8 @@ class Session:
         return fits(self.target, len(prompt), self.evaluation.max_new_tokens, self.widest)
 
     def _rule(self, method: Method, place: Place) -> Rule:
-        """How a method accepts; draws follow from the seed and the place alone, so that resuming changes nothing."""
+        """A method's acceptance rule; its random numbers depend on the seed and the place only, so that resuming
+        changes nothing."""
         wanted = self.evaluation
         if wanted.temperature == 0:
             return GREEDY
@@ -83,7 +84,8 @@ class Session:
         return decode(target, method.head, method.template, prompt, limit, target.stop_ids, self.cache, rule=rule)
 
     def answer(self, method: Method, place: Place, prompt: Sequence[int]) -> TurnLine:
-        """One answer, or the record of why there is none: a question too long or too large must not end the run."""
+        """One answer, or the record of its failure: a question too long for the context or the memory must not end the
+        run."""
         try:
             captured = self.target.recordings
             answer = self._decode(method, place, prompt)
@@ -117,9 +119,9 @@ class Session:
         }
 
     def compare(self, line: TurnLine, vanilla: TurnLine, prompt: Sequence[int]) -> None:
-        """Note in a line where its answer leaves vanilla's, with the target's top-2 logit gap there.
+        """Record the first difference from vanilla's answer, with the target's top-2 logit gap there.
 
-        Where one answer ended and the other goes on there are no two tokens, and no gap that could explain it.
+        If one answer is a prefix of the other there are no two tokens to compare, and no gap.
         """
         mine, theirs = line["new_token_ids"] or [], vanilla["new_token_ids"] or []
         pairs = enumerate(zip(mine, theirs, strict=False))

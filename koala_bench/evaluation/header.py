@@ -1,4 +1,4 @@
-"""The first line of a run record: what is measured, where and with which code."""
+"""The header of a run record: what is measured, where and with which code."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def header_of(
 def _settled(
     preset: Preset, target: Target, template: ChatTemplate, methods: Sequence[MethodInfo]
 ) -> dict[str, str | int | None]:
-    """What settings that are left open came to: those of the target on this machine, those of training in the heads."""
+    """Values of the ``auto`` settings: of the target on this machine, and of the training in the heads."""
     wanted = preset.target
     found: dict[str, str | int | None] = {}
     if wanted.threads is None and target.device.type == "cpu":

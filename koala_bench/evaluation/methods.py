@@ -136,8 +136,7 @@ def _typical(name: str, preset: MethodPreset, evaluation: EvaluationPreset) -> T
         return None
     if evaluation.temperature == 0:
         raise KoalaBenchError(
-            f"{name} accepts what is typical of a distribution, and temperature 0 has none.",
-            "Give a --temperature such as 0.7.",
+            f"{name} uses typical acceptance, which needs a temperature above 0.", "Give a --temperature such as 0.7."
         )
     return {"threshold": preset.typical.threshold, "alpha": preset.typical.alpha}
 

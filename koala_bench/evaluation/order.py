@@ -1,7 +1,6 @@
-"""In which order the methods answer a prompt: a permutation drawn for each of them.
+"""The order in which the methods answer a prompt: a random permutation per prompt.
 
-In a rotation every method would always run behind the same one, and inherit what that one leaves in the caches of the
-processor and in its clock.
+In a rotation a method would always follow the same one, and inherit its effects on processor caches and clock.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 def drawn_order(
     methods: Sequence[str], seed: int, question: int, turn: int, repeat: int, process: int = 1
 ) -> list[str]:
-    """A permutation of the methods, which follows from the seed and the place alone: resuming changes nothing.
+    """A permutation of the methods that depends on the seed and the place only, so that resuming changes nothing.
 
     The methods are sorted by the SHA-256 of ``"{seed} order {question} {turn} {repeat} {process} {method}"``.
 

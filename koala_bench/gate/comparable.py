@@ -36,7 +36,7 @@ def _gated(run: Run) -> list[str]:
     names = [name for name in run.methods if name != VANILLA]
     if not names:
         raise KoalaBenchError(
-            f"{run.path} has no method beside vanilla, so there is nothing to hold.", "Evaluate with more --methods."
+            f"{run.path} has no method beside vanilla, so there is nothing to compare.", "Evaluate with more --methods."
         )
     return names
 

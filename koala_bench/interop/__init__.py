@@ -1,5 +1,6 @@
 """Files of other projects: released checkpoints, and answer files.
 
-Comes in: checkpoints of Medusa, Hydra, EAGLE-1 and EAGLE-3, and answer files of FastChat, Medusa, EAGLE and Spec-Bench. Goes out:
-heads of ours and the same files written back; answers step by step. Read ``checkpoints`` first, for answers ``traces``.
+In: checkpoints of Medusa, Hydra, EAGLE-1 and EAGLE-3; answer files of FastChat, Medusa, EAGLE and Spec-Bench. Out:
+heads of ours, and the same files written back; answers step by step. Read ``checkpoints`` first, for answers
+``traces``.
 """

@@ -30,7 +30,8 @@ _LAYERNORMS = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
 _LAYERS_READ = "eagle_aux_hidden_state_layer_ids"
 _OTHER_NETWORKS = ("norm_output", "fc_norm", "norm_before_fc")  # later variants: the same tensors mean something else
 _LINEAR = (
-    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )  # fmt: skip
 _THEIRS = "layers.0."  # the layer in the layout of the speculators library, whose configuration has it in a field
 _LAYER = "transformer_layer_config"
@@ -111,8 +112,8 @@ def _variant(config: Fields, tensors: Fields, nested: bool, spec: TargetSpec) ->
     linear = ("fc", *(f"{OWN}{name}" for name in _LINEAR))
     if biases := [name for name in linear if f"{name}.bias" in tensors]:
         found["biases"] = biases
-    # Servers count the same states in two ways: speculators and vLLM by the layer that reads one, SGLang by the layer that
-    # makes it.
+    # Servers number the same states in two ways: speculators and vLLM by the layer that reads a state, SGLang by the
+    # layer that computes it.
     ids = [each + 1 for each in config.part(_OF_SERVERS).wholes(_LAYERS_READ)] or config.wholes(_LAYERS_READ)
     if ids and (len(ids) != _FUSED or not all(0 <= each < spec.layers for each in ids)):
         raise KoalaBenchError(
@@ -182,7 +183,7 @@ def _check_for_servers(head: Any, server: str, refused: Sequence[str]) -> None:
 
 
 def _tensors(tensors: Mapping[str, torch.Tensor], target: Target, always_mapped: bool) -> dict[str, torch.Tensor]:
-    """Under the official names, with the maps between the vocabularies where they differ; some readers want them always."""
+    """Under the official names, with the maps between the vocabularies if they differ or the reader requires them."""
     named = {name: tensor for name, tensor in tensors.items() if name != BUFFER}
     drafted = named["lm_head.weight"].shape[0]
     if BUFFER in tensors or always_mapped:
@@ -195,7 +196,8 @@ def _tensors(tensors: Mapping[str, torch.Tensor], target: Target, always_mapped:
 def _config(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> dict[str, Any]:
     drafted = tensors["lm_head.weight"].shape[0]
     return {
-        "architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": drafted, **layer_fields(head.shape), **target_fields(target),
+        "architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": drafted,
+        **layer_fields(head.shape), **target_fields(target),
     }  # fmt: skip
 
 

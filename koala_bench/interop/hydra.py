@@ -38,7 +38,7 @@ FILES = ("hydra_lm_head.pt",)
 _BLOCK = re.compile(r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.(?:linear|res_connection)\.(?:weight|bias)", re.ASCII)
 _OUTPUT = re.compile(r"hydra_lm_head\.(\d{1,3})\.(?:1\.)?(?:weight|bias)", re.ASCII)
 _PREFIX = "prefix_embeding_layer."
-# The prefix is a whole model upstream, which is handed states: what would embed ids is saved and never read.
+# Upstream's prefix is a whole model that is given states: its embedding is saved but never read.
 _UNREAD = f"{_PREFIX}embed_tokens.weight"
 _BEHIND = " behind the first"
 

@@ -1,4 +1,4 @@
-"""Heads in the files of other systems: which head is written how, and which file is which head's."""
+"""Layouts of other systems: how each head is exported, and which file belongs to which head."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAYOUTS = ("official", "vllm", "sglang")
 
 
 def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
-    """EAGLE-1 and EAGLE-3 have files of the same names; what is in them tells."""
+    """EAGLE-1 and EAGLE-3 use the same file names; their contents differ."""
     tensors = read_tensors(first_of(folder, *eagle.FILES))
     if eagle3.is_of_speculators(tensors):
         return eagle3.read(folder, spec, tensors)
@@ -47,7 +47,7 @@ def _read_eagle(folder: Path, spec: TargetSpec) -> Imported:
     )
 
 
-# File -> what reads it. In this order: a folder of Medusa's or Hydra's has a file of its own name.
+# File -> its reader. In this order, since folders of Medusa and Hydra have a file with a name of their own.
 _READERS: Mapping[str, Callable[..., Imported]] = {
     **dict.fromkeys(medusa.FILES, medusa.read),
     **dict.fromkeys(hydra.FILES, hydra.read),
@@ -71,7 +71,7 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
         raise KoalaBenchError(fault, "Give the folder of a released Medusa, Hydra or EAGLE head.")
     if (out / "model.safetensors").exists():
         raise KoalaBenchError(f"{out} holds a head already.", "Choose another --out, or delete it.")
-    if (out / "config.json").exists():  # one of a head of ours is what an import that was cut short leaves
+    if (out / "config.json").exists():  # a head of ours there is left by an interrupted import
         try:
             read_config(out)
         except KoalaBenchError as error:
@@ -89,7 +89,7 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
         draft_vocabulary=None if ids is None else len(ids),
     )
     head = make_head(imported, target.spec()).float()
-    head.load_state_dict(imported.tensors)  # once more, for the target may compute in less than the file has
+    head.load_state_dict(imported.tensors)  # again, since the target may compute in a lower precision than the file's
     source = {"file": file, "sha256": sha256_of(folder / file), "notes": list(imported.notes)}
     save_head(out, head, preset, target, {"target": fingerprint(target), "imported": source})
     return imported
@@ -125,7 +125,7 @@ def export_head(folder: Path, target: Target, layout: str, out: Path, dtype: tor
         write_tensors(paths[0], tensors, {"format": "pt"})
         write_text(paths[1], json.dumps(written, indent=2) + "\n")
     except BaseException:
-        paths[0].unlink(missing_ok=True)  # half an export would be in the way of the next
+        paths[0].unlink(missing_ok=True)  # a partial export would block the next one
         raise
     for note in made.notes:
         log_line(note)

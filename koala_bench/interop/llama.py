@@ -16,7 +16,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 # What EAGLE's branch v1 always uses; later code reads rope_theta where the configuration has one.
 FIXED_ROPE_BASE = 10000.0
-# Ways to stretch rotary positions that do not depend on how long the text is: what they must be told, and what they may.
+# Rotary scalings that do not depend on the length of the text: required and optional parameters.
 _SCALINGS = {
     "linear": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
@@ -91,8 +91,9 @@ def _scaling(kind: str, fields: Fields, config: Fields) -> dict[str, Any]:
 def layer_fields(shape: Any) -> dict[str, Any]:
     """The fields of a configuration that ``layer_options`` reads, of a head's ``LayerShape``."""
     return {
-        "hidden_act": "silu", "hidden_size": shape.width, "intermediate_size": shape.intermediate, "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads, "rms_norm_eps": shape.eps, "rope_theta": shape.rope_base,
+        "hidden_act": "silu", "hidden_size": shape.width, "intermediate_size": shape.intermediate,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "rms_norm_eps": shape.eps,
+        "rope_theta": shape.rope_base,
         **({"head_dim": shape.head_dim} if shape.head_width or shape.head_dim * shape.heads != shape.width else {}),
         **({"rope_scaling": dict(shape.rope_scaling)} if shape.rope_scaling else {}),
     }  # fmt: skip
@@ -102,7 +103,8 @@ def target_fields(target: Target) -> dict[str, Any]:
     """The fields of a draft's configuration that are its target's."""
     own = target.config
     return {
-        "model_type": "llama", "vocab_size": own.vocab_size, "max_position_embeddings": target.max_positions, "bos_token_id": own.bos_token_id,
+        "model_type": "llama", "vocab_size": own.vocab_size, "max_position_embeddings": target.max_positions,
+        "bos_token_id": own.bos_token_id,
         "eos_token_id": own.eos_token_id, "tie_word_embeddings": False,
     }  # fmt: skip
 
@@ -117,7 +119,8 @@ def layer_shapes(
     return {
         "self_attn.q_proj.weight": (queries, sources * width), "self_attn.k_proj.weight": (keys, sources * width),
         "self_attn.v_proj.weight": (keys, sources * width), "self_attn.o_proj.weight": (width, queries),
-        "mlp.gate_proj.weight": (intermediate, width), "mlp.up_proj.weight": (intermediate, width), "mlp.down_proj.weight": (width, intermediate),
+        "mlp.gate_proj.weight": (intermediate, width), "mlp.up_proj.weight": (intermediate, width),
+        "mlp.down_proj.weight": (width, intermediate),
     }  # fmt: skip
 
 

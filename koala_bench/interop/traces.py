@@ -1,6 +1,6 @@
 """Reading answer files of FastChat, Medusa, EAGLE and Spec-Bench, ours too, and run records, as one kind of trace.
 
-What the files of others hold, and where it misleads:
+What the files of other projects hold, and their pitfalls:
 
 - Medusa and EAGLE: ``idxs`` is the 0-based index of a turn's last step, so the turn took ``idxs + 1`` (Medusa,
   llm_judge/gen_model_answer_medusa.py); ``new_tokens`` counts what the last step settled beyond the end of the answer.
@@ -44,11 +44,11 @@ _FORMAT = 'An answer is a line {"question_id": 81, "model_id": "...", "choices":
 
 @dataclass(frozen=True)
 class AnsweredTurn:
-    """One answer; None stands for what the file does not say, and for every number of a failed turn.
+    """One answer; None if the file lacks the number, or the turn failed.
 
     Attributes:
         question_id, turn, repeat: its place; turn and repeat count from 0.
-        tokens: new tokens that the seconds were spent on.
+        tokens: new tokens produced in the seconds.
         steps: verification steps.
         settled: tokens that the steps settled; not always all of ``tokens``.
         seconds: see ``Trace.clock``.
@@ -71,7 +71,7 @@ class AnsweredTurn:
 
     @property
     def place(self) -> tuple[int, int]:
-        """What was asked: (question_id, turn)."""
+        """(question_id, turn)."""
         return self.question_id, self.turn
 
 
@@ -81,10 +81,10 @@ class Trace:
 
     Attributes:
         system: the file's ``model_id``, or target and method of a record.
-        form: whose format it is and by which fields that was seen.
+        form: the format, and the fields by which it was recognised.
         length_is: how the acceptance length is defined here; None if the file has no steps.
-        clock: what the seconds are of, ``PREFILL_AND_DECODING`` or ``DECODING``; None if the file has none.
-        remarks: what is odd about the file, one sentence each.
+        clock: what the seconds cover, ``PREFILL_AND_DECODING`` or ``DECODING``; None if the file has none.
+        remarks: peculiarities of the file, one sentence each.
     """
 
     path: Path
@@ -103,7 +103,7 @@ def vanilla_stem(system: str) -> str | None:
 
 
 def is_vanilla(trace: Trace) -> bool:
-    """Whether a trace is of vanilla decoding: called so, and no turn settled more tokens than it took steps."""
+    """Whether a trace is of vanilla decoding: its name says so, and no turn has more tokens than steps."""
     counts = ((turn.settled, turn.steps) for turn in trace.turns)
     more = any(settled is not None and steps is not None and settled > steps for settled, steps in counts)
     return vanilla_stem(trace.system) is not None and not more
@@ -320,7 +320,7 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
             f"{failed} of {len(turns)} turns failed (recorded as {_ERROR}{repeated}) and"
             f" {'is' if failed == 1 else 'are'} left out{with_them}."
         )
-    # Times of parts of a run that lie days apart need not be of one machine.
+    # Parts of a run that are days apart may be from different machines.
     stamps = [answer["tstamp"] for answer in answers if "tstamp" in answer]
     taken, span = sum(turn.seconds or 0.0 for turn in turns), max(stamps, default=0.0) - min(stamps, default=0.0)
     if taken and span >= max(10 * taken, 86_400):
@@ -362,7 +362,7 @@ def _record(path: Path) -> list[Trace]:
                 continue
             lengths = tuple(count + 1 for count in turn["accepted"])
             whole = len(turn["new_token_ids"]), answer_s(turn)
-            # The prefill's token, where it is no step's, is left out: decode_s has no part in it.
+            # A prefill token that belongs to no step is left out: decode_s does not include it.
             tokens, steps = sum(lengths), len(lengths)
             turns.append(AnsweredTurn(*place, False, tokens, steps, tokens, turn["decode_s"], lengths, whole))
         traces.append(Trace(path, f"{target}-{method}", form, "mean of accepted + 1", DECODING, tuple(turns), remarks))

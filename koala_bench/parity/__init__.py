@@ -1,9 +1,9 @@
 """Numerical parity with the official Medusa and EAGLE code, judged on a folder of recorded inputs, weights and outputs.
 
-The folder says what there is to compare: sizes, trees, prompts and numbers of heads are all read from it. Its parts are
-``medusa_tiny``, ``medusa_decode``, ``eagle_tiny``, ``eagle_decode`` and ``losses``, laid out as in the README that
-comes with the recordings; a part that is missing is skipped by name. Goes out: agreement or the place of the first
-difference. Read ``shared`` first.
+Sizes, trees, prompts and numbers of heads are all read from the folder. Its parts are ``medusa_tiny``,
+``medusa_decode``, ``eagle_tiny``, ``eagle_decode`` and ``losses``, laid out as in the README that comes with the
+recordings; a part that is missing is skipped by name. Out: agreement or the place of the first difference.
+Read ``shared`` first.
 """
 
 from __future__ import annotations

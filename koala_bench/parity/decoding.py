@@ -81,7 +81,7 @@ def decoded(part: str, drafter: Drafter, recorded: Fields) -> list[Check]:
 
 
 def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
-    """Compare an answer that ends with a stop token. Upstream keeps what the last step settled behind it; ours is cut."""
+    """Compare an answer that ends at a stop token. Upstream keeps tokens of the last step after it; ours cuts them."""
     given = entry["eos_token_id"]
     stops = list(given) if isinstance(given, list) else [] if given is None else [int(given)]
     generated = entry["generated_ids"]
@@ -89,7 +89,7 @@ def _ended(where: str, drafter: Drafter, entry: Fields) -> list[str]:
     if end is None:
         return [f"{where}: the recorded answer does not hold its own stop token {stops}"]
     answer = _decode(drafter, entry, stops, drafter.head)
-    # A step of upstream settles its root and the accepted drafts; one of ours the accepted drafts and the next root.
+    # A step of upstream commits its root and the accepted drafts; one of ours the accepted drafts and the next root.
     accepted, before = [], 0
     for length in entry["accept_lengths"]:
         if before + length >= end:

@@ -88,8 +88,8 @@ def _posterior(
 ) -> list[Check]:
     """Compare greedy and typical decisions on recorded logits.
 
-    Where upstream accepted padding, ours must not: its greedy path is then the recorded one up to the padding, and its
-    typical one is not compared, since the padding was also a reason to prefer a path.
+    Where upstream accepted padding, ours must not: the greedy path then equals the recorded one up to the padding, and
+    the typical path is not compared, since padding also influenced its choice.
     """
     rule = TypicalAcceptance(recorded["temperature"], recorded["posterior_threshold"], recorded["posterior_alpha"])
     plain: list[str] = []
@@ -148,7 +148,7 @@ def _walk_fault(path: Sequence[int], tokens: Sequence[int], best: Sequence[int],
 
 
 def medusa_losses(recordings: Recordings, name: str, target: Target, paths: Sequence[str]) -> list[Check]:
-    """Losses, shares of right guesses and gradient norms of one batch, with projections of the heads' own and without."""
+    """Losses, accuracies and gradient norms of one batch, with and without projections of the heads' own."""
     batch, recorded = recordings.tensors(paths[2]), recordings.json(paths[3])
     kinds = [kind for kind in recorded if kind == "per_head_linear" or kind.startswith("shared_lm_head")]
     absent = [] if "per_head_linear" in kinds else [Check(name, "skip", f"{paths[3]} has no per_head_linear")]

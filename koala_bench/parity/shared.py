@@ -1,4 +1,4 @@
-"""What all parity checks share: reading the recordings, comparing with them, and one forward pass of a head."""
+"""Shared by all parity checks: reading recordings, comparing with them, and one forward pass of a head."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Check:
 
     Attributes:
         name: part and quantity, such as ``medusa_decode/accept_lengths``.
-        status: ``skip`` where the recordings lack something, ``unsupported`` where this project does.
+        status: ``skip`` if the recordings lack something, ``unsupported`` if this project does.
     """
 
     name: str
@@ -98,7 +98,7 @@ def skipped(name: str, absent: str) -> list[Check]:
 
 
 def judge(name: str, faults: Sequence[str], detail: str) -> Check:
-    """A check that passes if there are no faults; otherwise the first one is told."""
+    """A check that passes if there are no faults; otherwise it reports the first one."""
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return Check(name, "fail", faults[0] + more) if faults else Check(name, "pass", detail)
 
@@ -163,7 +163,7 @@ def predictions(
         predicted features [tokens, hidden_size] and logits [tokens, vocab_size] for each drafting depth.
     """
     count = len(next_ids)
-    # Something must stand behind the last state for its deepest guess to have a label; nothing causal can see it.
+    # Tokens appended after the last state give its deepest prediction a label; causal attention never sees them.
     beyond = head.max_depth + 1
     ids = torch.cat([next_ids[:1], next_ids, next_ids.new_zeros(beyond)])[None]
     states = torch.cat([hidden, hidden.new_zeros(1 + beyond, hidden.shape[-1])])[None, :, None]

@@ -15,7 +15,7 @@ _TABLE_WIDTH = 10  # upstream's TOPK: candidates kept per head (Medusa) or per i
 
 
 def template_of(buffers: Fields, key: str) -> TreeTemplate:
-    """The tree that recorded buffers are of; ``key`` is the field with its paths."""
+    """The tree of recorded buffers; ``key`` is the field with its paths."""
     return TreeTemplate.of(str(buffers.get("tree", key)), buffers[key])
 
 
@@ -42,7 +42,7 @@ def _inner_nodes(shape: TreeShape) -> list[int]:
 
 
 def _draft_levels(template: TreeTemplate) -> list[dict[str, Any]]:
-    """Upstream's buffers for drafting each level; an index counts only parents with inner nodes below (``utils_c.py``)."""
+    """Upstream's buffers for drafting each level; indices count only parents of inner nodes (``utils_c.py``)."""
     shape = template.shape
     inner = _inner_nodes(shape)[1:]
     levels = []
@@ -50,9 +50,10 @@ def _draft_levels(template: TreeTemplate) -> list[dict[str, Any]]:
         level = [node for node in inner if shape.depths[node] == depth]
         seen = [node for node in inner if shape.depths[node] <= depth]
         parents = [list(group) for _, group in groupby(level, key=lambda node: shape.parents[node])]
+        ranks_by_parent = [[template.paths[node - 1][-1] for node in group] for group in parents]
         levels.append({
             "attn_mask": shape.ancestors[level][:, seen].int().tolist(),
-            "tree_indices": [template.paths[node - 1][-1] + _TABLE_WIDTH * index for index, group in enumerate(parents) for node in group],
+            "tree_indices": [rank + _TABLE_WIDTH * row for row, ranks in enumerate(ranks_by_parent) for rank in ranks],
             "position_ids": [0] * len(level),
             "repeat_nums": [len(group) for group in parents],
         })  # fmt: skip
@@ -75,7 +76,7 @@ def _misdrafted(template: TreeTemplate) -> bool:
 
 
 def excuse_misdrafted(checks: Sequence[Check], template: TreeTemplate) -> list[Check]:
-    """Checks of drafts cannot fail where upstream's drafts are wrong; the text is the target's own all the same."""
+    """Draft checks are excused where upstream's drafts are wrong; its text is still the target's own."""
     if not _misdrafted(template):
         return list(checks)
     return [

@@ -162,8 +162,8 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
 
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
-    """At least: two operations a parameter and token for the target, six for what is trained, and those of the target's
-    distributions; a step reads all weights.
+    """Lower bound: 2 FLOP per parameter and token for the target, 6 for trained ones, and those of the soft labels; a
+    step reads all weights.
     """
     trained = sum(head.parameters + head.discriminator for head in needs.heads if head.shares is None)
     of_token = 2 * needs.target_parameters + 6 * trained + needs.label_flop

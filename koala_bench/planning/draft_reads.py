@@ -1,7 +1,7 @@
-"""What a draft reads: the weights of all products it makes, in units of one step of the target.
+"""Weights that a draft reads in its matrix products, in units of one step of the target.
 
-With one sequence both are bound by memory, so the ratio says what a draft costs before anything is measured. It is
-counted on tensors that have shapes and no memory, for several sizes of the draft vocabulary.
+For one sequence both are bound by memory, so the ratio estimates the cost of a draft without a measurement. It is
+counted on fake tensors, for several sizes of the draft vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
 
 SIZES = (32768, 16384, 8192, 4096)
-# Products and the place of the operand that holds weights.
+# Products, and the index of the operand that holds weights.
 _PRODUCTS = {torch.ops.aten.mm: 1, torch.ops.aten.addmm: 2, torch.ops.aten.bmm: 1, torch.ops.aten.baddbmm: 2}
 
 
@@ -57,7 +57,7 @@ class _Weights(TorchDispatchMode):
 
 
 def draft_reads(preset: Preset, names: Sequence[str], config: Any) -> list[DraftReads]:
-    """Count for each method that has a head to train; ``config`` is the target's."""
+    """Draft reads of each method with a trained head; ``config`` is the target's."""
     found = []
     with FakeTensorMode(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(config)
@@ -78,7 +78,7 @@ def draft_reads(preset: Preset, names: Sequence[str], config: Any) -> list[Draft
 def _read(target: Target, method: MethodPreset, depth: int, size: int | None) -> int:
     head: Any = build_head(target, method.model_copy(update={"draft_vocabulary": size}), 0)
     head.eval()
-    head.begin(load_template(f"chain-{depth}"), 256)  # a level's width reads no more weights than one node does
+    head.begin(load_template(f"chain-{depth}"), 256)  # a wide level reads no more weights than one node
     token, width = torch.zeros(1, dtype=torch.int64), target.spec().hidden_size
     with _Weights() as weights:
         head.draft(Committed(token, torch.zeros(1, len(head.features), width), 0))

@@ -46,7 +46,8 @@ _GAP = "\n\n"
 # What least_hours counts.
 _WITHOUT = (
     "Counted are two operations a parameter and token of the target, six of what is trained, two a weight of the output"
-    " layer for the distributions that heads are taught by, and one reading of the target's weights a step; no drafting."
+    " layer for the distributions that heads are taught by, and one reading of the target's weights a step; no"
+    " drafting."
 )
 
 
@@ -81,8 +82,8 @@ Target: {needs.target_parameters / 1e6:,.2f} M parameters; {place.words}.
 states of a step), beside the activations of one head at a time; {gibibytes(needs.decoding_memory)} for decoding.
 - Disk: {gibibytes(needs.disk)} at most, for checkpoints (while one is written the last two are there), heads and \
 records{download}.
-- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded by \
-each method ({turns_in_words}).
+- Tokens: at most {needs.training_tokens:,} to train on, once for all heads; at most {needs.answer_tokens:,} decoded \
+by each method ({turns_in_words}).
 - Time: {_of(hours.training)} of training; {first} of decoding if no draft is accepted, {second} at an acceptance \
 length of 2. {basis}
 {states}

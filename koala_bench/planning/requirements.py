@@ -1,4 +1,4 @@
-"""What a preset needs, before anything is downloaded or trained: parameters, memory, disk and tokens; what is missing."""
+"""What a preset needs before anything is downloaded or trained: parameters, memory, disk, tokens; what is missing."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ class HeadNeeds:
     """Sizes of a method's head.
 
     Attributes:
-        parameters, judge: number of trained parameters of the head and of its objective; 0 where there is nothing to
-            train.
+        parameters, discriminator: number of trained parameters of the head and of its objective; 0 if none.
         shares: the method whose head it decodes with, or None. That one is listed too, even if it is not run itself.
         model: what it drafts with and does not train, or None.
     """
@@ -355,8 +354,8 @@ def missing_conversations(source: str, target: str) -> str | None:
             return f"Conversations: {error}"
         return (
             f"The conversations {source}. Download some in the form of ShareGPT, FastChat, OpenAI's messages or Alpaca"
-            " (.json or .jsonl, also .gz, .parquet, or a folder of these), or let the target answer questions: koala-bench"
-            " distill; then --set data.source=FILE."
+            " (.json or .jsonl, also .gz, .parquet, or a folder of these), or let the target answer questions:"
+            " koala-bench distill; then --set data.source=FILE."
         )
     if dialogues_at_hand(source):
         return None

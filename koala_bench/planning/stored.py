@@ -1,4 +1,4 @@
-"""How many tokens a target has to read once where its states are stored, from a part of the dialogues."""
+"""Number of tokens that a target reads to store its states, estimated from a part of the dialogues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PART = 400  # dialogues that are encoded
 def tokens_to_store(preset: Preset, target: Target, template: ChatTemplate) -> int | None:
     """Tokens of the training and the held-out dialogues, as they are cut; None where the data is not here.
 
-    Of many dialogues evenly spread ones are encoded, and their mean is taken for all.
+    Of many dialogues an evenly spread sample is encoded, and its mean used for all.
 
     Raises:
         KoalaBenchError: the data is here and cannot be read.

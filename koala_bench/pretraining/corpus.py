@@ -20,10 +20,10 @@ from koala_bench.dialogues.templates import ChatTemplate
 from koala_bench.pretraining.documentation import PACKAGES, Entry, read_entries
 
 DOCUMENTATION = "documentation"
-# A small target learns to end an answer only if answers end soon; what is longer it repeats.
+# A small target learns to end answers only if they are short; longer ones it loops on.
 _ANSWER_CHARACTERS = 400
 _LISTED_METHODS = 8
-# Answers that compress below this are tables of equal lines: they teach a small model to loop.
+# Answers that compress below this ratio are tables of equal lines, which teach a small model to loop.
 _SMALLEST_COMPRESSED_SHARE = 0.4
 
 
@@ -51,7 +51,8 @@ _WHAT = (
     "Tell me about `{n}` in {p}.",
 )
 _FIRST = {
-    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.", "How do I call `{n}` in {p}?"),
+    "Parameters": ("Which arguments does `{n}` of {p} take?", "Explain the parameters of `{n}` from {p}.",
+        "How do I call `{n}` in {p}?"),
     "Returns": ("What does `{n}` from {p} return?", "Which value do I get from `{n}` in {p}?"),
     "Examples": ("Show me an example of `{n}` from {p}.", "How do I use `{n}` in {p}?"),
     "Raises": ("Which errors does `{n}` from {p} raise?", "When does `{n}` in {p} fail?"),
@@ -81,7 +82,7 @@ def _repeats_itself(text: str) -> bool:
 
 
 def answers_of(entry: Entry) -> dict[str, str]:
-    """What can be answered about an entry: topic -> answer. Answers that mostly repeat themselves are left out."""
+    """The answers about an entry by topic, without those that mostly repeat themselves."""
     answers = {"summary": _cut(entry.sections["summary"])}
     for name, text in entry.sections.items():
         if name != "summary":

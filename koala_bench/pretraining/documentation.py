@@ -32,7 +32,8 @@ PACKAGES = {
 _SKIPPED_FOLDERS = {
     "models", "tests", "test", "testing", "_vendor", "vendored", "benchmarks", "__pycache__",
     # torch's compiler and second implementations: private, and namesakes of what users mean
-    "_inductor", "_dynamo", "_export", "_higher_order_ops", "_refs", "_prims", "_prims_common", "_decomp", "_numpy", "ao", "onnx",
+    "_inductor", "_dynamo", "_export", "_higher_order_ops", "_refs", "_prims", "_prims_common", "_decomp", "_numpy",
+    "ao", "onnx",
 }  # fmt: skip
 # A small target learns to end an answer only if answers end soon; what is longer it repeats.
 _SOURCE_LINES = 10
@@ -72,8 +73,10 @@ _TAG_LINE = re.compile(r"^\s*(</?[A-Za-z]+>|\[\[.*\]\])\s*$")
 _DIRECTIVE = re.compile(r"^(\s*)\.\. (?:([\w-]+)::)?")
 _DIRECTIVE_OPTION = re.compile(r"^\s+:[\w-]+:")
 # Directives whose body is text or code that a reader sees; of others the body goes too.
-_SHOWN_DIRECTIVES = {"note", "warning", "tip", "hint", "important", "attention", "caution", "admonition", "code-block", "code", "sourcecode", "testcode",
-                     "doctest", "ipython", "plot"}  # fmt: skip
+_SHOWN_DIRECTIVES = {
+    "note", "warning", "tip", "hint", "important", "attention", "caution", "admonition", "code-block", "code",
+    "sourcecode", "testcode", "doctest", "ipython", "plot",
+}  # fmt: skip
 _SECTION_NAMES = {
     "args": "Parameters", "arguments": "Parameters", "parameters": "Parameters", "keyword args": "Parameters",
     "other parameters": "Parameters", "inputs": "Parameters", "input": "Parameters",

@@ -1,8 +1,7 @@
 """A draft model's labels: the target's own distributions, on the corpus and on the target's answers.
 
-A draft is accepted where it agrees with the target, not where it agrees with the corpus. So the loss is the
-cross-entropy with the target's whole distribution (Zhou et al. 2024, arXiv 2310.08461, "DistillSpec", with the forward
-divergence).
+A draft is accepted if it agrees with the target, not with the corpus. So the loss is the cross-entropy with the
+target's whole distribution (Zhou et al. 2024, arXiv 2310.08461, "DistillSpec", with the forward divergence).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Imitated:
     """A target to draft for.
 
     Attributes:
-        answers: what it answered, half of the text while the rate falls; None for the corpus alone.
+        answers: its answers, half of the text while the rate decays; None for the corpus only.
     """
 
     target: Target
@@ -49,7 +48,7 @@ class Imitated:
         return -(wanted * torch.log_softmax(logits, dim=-1)).sum(-1).mean()
 
     def agreement(self, model: Any, ids: torch.Tensor) -> float:
-        """Share of the tokens of rows [rows, tokens] after which the model's best guess is the target's."""
+        """Share of positions of rows [rows, tokens] where the model's most likely token is the target's."""
 
         def best(model: Any, part: torch.Tensor) -> torch.Tensor:
             return model(input_ids=part).logits.argmax(-1)

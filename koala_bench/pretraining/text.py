@@ -1,4 +1,4 @@
-"""The text of a pretraining: its tokenizer, and dialogues laid end to end in rows of equal length."""
+"""The text of a pretraining: its tokenizer, and dialogues concatenated and cut into rows of equal length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HELD_OUT_ROWS = 64
 
 
 class Rows:
-    """Dialogues laid end to end in a new order each epoch and cut into rows of equal length."""
+    """Dialogues concatenated in a new order each epoch and cut into rows of equal length."""
 
     def __init__(self, dialogues: Sequence[np.ndarray], row_tokens: int, seed: int) -> None:
         self.dialogues, self.row_tokens, self.seed = dialogues, row_tokens, seed
@@ -43,7 +43,7 @@ class Rows:
         return np.stack([self[first + i] for i in range(count)]).astype(np.int64)
 
     def first(self) -> torch.Tensor:
-        """The first rows, of which held-out numbers are."""
+        """The first rows, for held-out measurements."""
         return torch.from_numpy(self.batch(0, min(_HELD_OUT_ROWS, self.per_epoch)))
 
 
@@ -55,7 +55,7 @@ class Text:
         stable, decaying: of the corpus, while the rate is stable and while it falls.
         answers: the imitated target's answers, half of the text while the rate falls; None where there are none.
         held_out: int64 ids [rows, tokens] of held-out dialogues.
-        compared: ids [rows, tokens] where a draft model's guesses are compared with its target's.
+        compared: ids [rows, tokens] on which a draft model's agreement with its target is measured.
     """
 
     stable: Rows

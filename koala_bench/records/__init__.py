@@ -1,5 +1,5 @@
 """Run records and the numbers that follow from them. Needs no torch.
 
-Comes in: ``records.jsonl``, one line per answer. Goes out: speedups, acceptance lengths and rates with their intervals.
+In: ``records.jsonl``, one line per answer. Out: speedups, acceptance lengths and rates with their intervals.
 Read ``schema`` first, then ``statistics``. What each number means: ``README.md`` here.
 """

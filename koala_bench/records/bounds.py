@@ -1,4 +1,4 @@
-"""What bounds a method: how long its drafts have to be to pay, and the most that perfect drafts of its trees would give.
+"""Bounds of a method: the acceptance length from which it pays, and the speedup if every draft were accepted.
 
 All from a record's turns. A method's speedup is its acceptance length divided by the break-even length, which is what a
 step of it costs in steps of vanilla decoding; so the distance from the oracle is lengths that were not accepted, and
@@ -24,7 +24,7 @@ class Bounds:
         offered_length: the same if every draft were accepted as deep as its tree was: that of the oracle.
         break_even: seconds of a step / seconds of a vanilla token: the acceptance length at which the method is as fast
             as vanilla decoding.
-        draft_share, verify_share: parts of a step's seconds; None where the parts were not timed. The rest is acceptance
+        draft_share, verify_share: shares of a step's seconds; None if the parts were not timed. The rest is acceptance
             and bookkeeping.
     """
 
@@ -88,6 +88,6 @@ def bounds(pairs: Iterable[tuple[TurnLine, TurnLine]]) -> Bounds | None:
 
 
 def acceptance_histogram(accepted: Sequence[int]) -> list[int]:
-    """How many steps settled 0, 1, 2, ... draft tokens, up to the most that any did; empty without a step."""
+    """How many steps accepted 0, 1, 2, ... draft tokens, up to the most that any did; empty without a step."""
     counts = Counter(accepted)
     return [counts[number] for number in range(max(counts, default=-1) + 1)]

@@ -29,8 +29,8 @@ Place = tuple[int, int, int]  # question_id, turn, repeat
 
 @with_config(STRICT)
 class PresetInfo(TypedDict):
-    """The settings of the run; ``sha256`` is the hash of what ``resolved`` says. ``settled`` has, by their dotted names,
-    the settings that ``resolved`` leaves to the machine or the target (``auto``), and what they came to.
+    """The settings of the run; ``sha256`` is the hash of ``resolved``. ``settled`` holds, by dotted name, the values
+    that settings of ``auto`` got on this machine and target.
     """
 
     name: str
@@ -41,9 +41,9 @@ class PresetInfo(TypedDict):
 
 @with_config(STRICT)
 class TargetInfo(TypedDict):
-    """The frozen model. ``path`` is where it lay, and is not part of its identity; the hashes are. Without ``engine``
-    it was eager. ``ignored_settings`` are those of the checkpoint's own generation configuration that change its answers
-    and that no method takes over.
+    """The frozen model. ``path`` is where it lay; its identity is the hashes. Without ``engine`` it was eager.
+    ``ignored_settings`` are settings of the checkpoint's generation configuration that would change its answers and
+    that no method applies.
     """
 
     name: str
@@ -99,8 +99,8 @@ class TypicalInfo(TypedDict):
 class MethodInfo(TypedDict):
     """A decoding method. ``vanilla`` has no head, no layers and a tree of the root alone.
 
-    ``objective`` names what was added to the head's supervised loss, if anything (not recorded up to koala-bench 0.1.0);
-    ``adversarial`` says whether that learns beside the head, as a discriminator does.
+    ``objective`` names the term added to the head's supervised loss, if any (not recorded up to koala-bench 0.1.0);
+    ``adversarial`` says whether the term is trained with the head, as a discriminator is.
     """
 
     name: str
@@ -160,9 +160,9 @@ class LimitsInfo(TypedDict):
 class MeasureInfo(TypedDict):
     """How often everything was run; ``processes`` is there if several shared out the questions.
 
-    ``order`` is how the methods followed one another at a turn, the lines of which stand in that order: in a permutation
-    drawn from the run's seed and the place, see ``koala_bench.evaluation.order``; without it they took turns.
-    ``process`` is there if the same evaluation was made in several fresh processes: which of them this is, from 1 on.
+    ``order`` is the order of the methods, and of their lines, within a turn: a permutation drawn from the run's seed
+    and the place, see ``koala_bench.evaluation.order``; without it they took turns. ``process`` numbers the process
+    from 1 if the evaluation was repeated in several fresh ones.
     """
 
     warmup: Count
@@ -221,11 +221,11 @@ class TurnLine(TypedDict):
     ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the limit;
     a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or all but the
     first where the prefill's token is no step's. ``drafted_depth[i]`` is the deepest draft level offered at that step,
-    ``kept_node[i]`` the node of the tree at which its accepted path ends (0 is the root), null where the tree differs
-    from step to step. ``prefill_s`` is the target's reading of the prompt, ``draft_prefill_s`` the head's, null if it is
-    part of the following (up to schema 4). ``decode_s`` is the whole decode loop; ``draft_s`` and ``verify_s`` are the
-    seconds of drafting and of the target's passes, null if the parts were not timed. ``distance`` is the total variation between what the
-    rule settles and the target's distribution, averaged over the new tokens, null for a lossless rule.
+    ``kept_node[i]`` the node of the tree at which its accepted path ends (0 is the root), null if the tree varies
+    between steps. ``prefill_s`` is the target's prefill, ``draft_prefill_s`` the head's, null if part of the next (up
+    to schema 4). ``decode_s`` is the whole decode loop; ``draft_s`` and ``verify_s`` are the seconds of drafting and of
+    the target's passes, null if not timed. ``distance`` is the total variation between the rule's distribution and the
+    target's, averaged over the new tokens, null for a lossless rule.
     """
 
     kind: Literal["turn"]
@@ -291,10 +291,10 @@ READABLE = (3, 4, SCHEMA)
 
 
 def of_today(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of an older record in the form of today.
+    """A line of an older record in the current schema.
 
-    Schema 4 added what greedy decoding does not need, schema 5 the head's own reading of the prompt, till then a part of
-    ``decode_s``.
+    Schema 4 added fields that greedy decoding does not need, schema 5 the head's own prefill, which was part of
+    ``decode_s`` before.
     """
     if line.get("kind") == "run" and line.get("schema") in READABLE:
         acceptance, methods = line.get("acceptance"), line.get("methods")

@@ -175,7 +175,7 @@ def change_percent(new: Statistic, old: Statistic) -> Statistic:
 
 
 def resample_weights(questions: int, seed: int = SEED, resamples: int = RESAMPLES) -> Array:
-    """How often each question is drawn in each bootstrap resample, [resamples, questions]; rows sum to ``questions``."""
+    """Counts of each question in each bootstrap resample, [resamples, questions]; rows sum to ``questions``."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(questions, np.full(questions, 1.0 / questions), size=resamples).astype(np.float64)
 

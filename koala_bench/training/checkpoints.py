@@ -46,9 +46,12 @@ _DAMAGE = (
 def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
     """Write a head; the weights come last, so a folder with weights is complete."""
     config = {
-        "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective, "objective_options": preset.objective_options,
+        "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective,
+        "objective_options": preset.objective_options,
         **({} if preset.draft_vocabulary is None else {"draft_vocabulary": preset.draft_vocabulary}),
-        "target": {"name": target.name, "hidden_size": target.spec().hidden_size, "vocab_size": target.config.vocab_size},
+        "target": {
+            "name": target.name, "hidden_size": target.spec().hidden_size, "vocab_size": target.config.vocab_size,
+        },
     }  # fmt: skip
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
@@ -106,8 +109,8 @@ def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """In what two identities differ, None if they are the same. What only one of them knows of a target is no difference:
-    earlier versions wrote down less.
+    """The first field in which two identities differ; None if they agree. A field of the target that only one of them
+    has does not count: earlier versions recorded fewer.
     """
     for key, value in one.items():
         same = value == other[key]
@@ -178,7 +181,9 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a finished head was trained with; None if there is no finished head, or, which is said, nothing that tells."""
+    """What a finished head was trained with; None if there is no finished head, or with a logged line if the file is
+    missing or damaged.
+    """
     if not (folder / _WEIGHTS).exists():
         return None
     path = folder / "training.json"

@@ -128,7 +128,7 @@ def first_head(preset: MethodPreset, target: Target) -> Any | None:
     head = free_head(first, target)
     if head is None:
         raise KoalaBenchError(
-            f"The head '{first.head}' has to be trained, so it cannot be asked before another one.",
+            f"The head '{first.head}' must be trained, so it cannot draft before another one.",
             "Let first name a head with nothing to train, such as a lookup.",
         )
     load_template(first.tree).check(depth=head.max_depth, candidates=target.model.config.vocab_size)
@@ -298,8 +298,8 @@ def _check_answers(target: Target, source: str) -> None:
 
 
 def _same(finished: Mapping[str, dict[str, Any] | None], wanted: dict[str, Any]) -> bool:
-    """Whether finished heads were trained as ``wanted`` says, whatever other heads were trained beside them. What it does
-    not say of the stream was found to be the same by its files.
+    """Whether finished heads were trained as ``wanted`` says, in whatever company. Fields of the stream
+    that it lacks were compared by their files before.
     """
     for name, manifest in finished.items():
         if manifest is None:
@@ -313,7 +313,7 @@ def _same(finished: Mapping[str, dict[str, Any] | None], wanted: dict[str, Any])
 
 
 def _unread_data_of(manifest: dict[str, Any] | None, data: DataPreset) -> bool:
-    """Whether a head was trained on what these settings read, as far as files tell: the same bytes, read and cut alike."""
+    """Whether a head was trained on the data of these settings, judged by files: same bytes, read and cut alike."""
     if manifest is None or manifest.get("reading") != _READING:
         return False
     own, provenance = manifest.get("data", {}), manifest.get("provenance", {})
@@ -391,8 +391,8 @@ def _answered(
     last_only = sum(dialogues[index].last_only for index in kept)
     if last_only:
         log_line(
-            f"Of {last_only:,}{which} dialogues only the last answer is trained on, behind the prompt that is evaluated:"
-            " the chat template shows answers otherwise than they were given, or changes earlier ones."
+            f"Only the last answer of {last_only:,}{which} dialogues is trained on, after the prompt used in"
+            " evaluation: the chat template changes answers."
         )
     counts = {
         "last_answer_only": last_only,

@@ -1,4 +1,4 @@
-"""From a batch of tokens to a batch of features: the one pass of the target that all heads share, or its stored states."""
+"""From a batch of tokens to features: one pass of the target that all heads share, or its stored states."""
 
 from __future__ import annotations
 

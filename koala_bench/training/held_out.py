@@ -1,11 +1,9 @@
-"""How a head in training is watched: its loss on held-out dialogues, and how much of held-out answers it drafts
-rightly.
+"""Held-out evaluation of a head in training: its loss, and its acceptance on held-out answers.
 
 Acceptance is measured twice over the same steps of the same answers. Decoded: the head drafts, the target verifies.
 Teacher-forced: the head reads the finished answer as in training, and its predictions are compared with what follows.
-For a head that does the same in training and in decoding the two agree wherever the loss predicts from true states: at
-every depth of Medusa's heads, at the first of EAGLE's. A gap between them means another template, shifted features or a
-faulty cache.
+The two agree wherever the loss predicts from true states: at every depth of Medusa's heads, at the first of EAGLE's. A
+gap means another template, shifted features or a faulty cache.
 """
 
 from __future__ import annotations
@@ -31,12 +29,12 @@ ANSWER_TOKENS = 64
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What heads are watched on.
+    """Held-out data of a training.
 
     Attributes:
-        batches: for the loss; their samples are counted behind those of the training stream.
+        batches: for the loss; their samples are numbered after those of the training stream.
         prompts: decoded for the acceptance length.
-        dialogues, sha256: what the batches are made of, and its hash.
+        dialogues, sha256: the dialogues of the batches, and their hash.
     """
 
     batches: Sequence[TokenBatch]
@@ -54,7 +52,7 @@ def can_probe(target: Target, prompt: Sequence[int]) -> bool:
 def held_out_losses(
     target: Target, head: Any, held_out: HeldOut, stored: StoredStates | None = None
 ) -> dict[str, float]:
-    """Mean of the parts of a head's loss over the held-out batches, whose states may be stored ones."""
+    """Mean of each part of a head's loss over the held-out batches, from stored states if given."""
     head.eval()
     sums: dict[str, float] = {}
     for batch in held_out.batches:
@@ -74,7 +72,7 @@ def held_out_acceptance(target: Target, head: Any, held_out: HeldOut) -> dict[st
         a trial is null.
     """
     template = load_template(f"chain-{min(_DEPTH, head.max_depth)}")
-    # Decoding is in the target's dtype. The weights come back bit for bit, into the tensors that the optimiser knows.
+    # Decodes in the target's dtype, then restores the weights bit for bit into the optimiser's own tensors.
     trained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.eval().to(target.dtype)
     answers = [decode(target, head, template, prompt, ANSWER_TOKENS, target.stop_ids) for prompt in held_out.prompts]
@@ -95,10 +93,10 @@ def held_out_acceptance(target: Target, head: Any, held_out: HeldOut) -> dict[st
 
 @torch.no_grad()
 def _hits(target: Target, head: Any, prompt: Sequence[int], answer: Decoded) -> list[tuple[list[bool], int]]:
-    """For each step of an answer: whether the loss's prediction at each depth is what follows, and how many drafts were
-    accepted.
+    """For each step of an answer: whether the loss's prediction at each depth is the next token, and how many drafts
+    were accepted.
 
-    The last step is left out: the end of the answer cuts it.
+    The last step is left out, since the end of the answer cuts it.
     """
     ids = torch.tensor([[*prompt, *answer.tokens]])
     whole = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), (0,), torch.tensor([ids.shape[1]]))

@@ -205,8 +205,8 @@ def train(
 ) -> None:
     """Train all heads together and write each as ``out/<method>/``.
 
-    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the group; the update is the
-    same whoever computed them.
+    A step is ``options.micro_batches`` batches of the stream, dealt out to the processes of the group; the update does
+    not depend on their number.
 
     Args:
         names: what to call each dialogue of the stream in an error.

@@ -34,10 +34,10 @@ def settle_precision(
     preset: Preset, names: Sequence[str], out: Path, device: torch.device, beside: Sequence[Path] = ()
 ) -> Preset:
     """The preset with a precision in place of ``auto``: that of the finished heads or of the interrupted training in
-    ``out``, or else of those beside, which are to be compared with them; or else what this machine does faster.
+    ``out``, or else of those beside, which will be compared with them; or else the faster one on this machine.
 
-    So a head is trained in one precision from start to end, its manifest says in which, and finished heads are reused
-    on any machine. All processes of a group use the first one's measurement.
+    So a head is trained in one precision from start to end, recorded in its manifest, and finished heads are reused on
+    any machine. All processes of a group use the first one's measurement.
 
     Args:
         names: of the methods that are trained together.
@@ -53,7 +53,7 @@ def settle_precision(
 
 
 def _known(folder: Path, names: Sequence[str]) -> str | None:
-    """The precision of what lies in a folder, None where there is nothing or heads of several."""
+    """The precision of the heads in a folder; None if there are none or they differ."""
     manifests = [read_manifest(folder / name) for name in names]
     if any(manifest is None for manifest in manifests):
         manifests = [state_identity(folder / "checkpoint.pt")]

@@ -15,12 +15,16 @@ from koala_bench.training.checkpoints import read_config, read_manifest, read_we
 
 _CARD = """# {method}, a draft head for {target}
 
-- Head `{head}` with {layers} layer{s}{objective}, options {options}; {parameters:,} parameters, stored in {dtype}{vocabulary}.
-- Trained with koala-bench for {steps:,} steps, {tokens:,} tokens (prompts included) of `{source}` (stream {stream}), seed {seed}; all of it is in
+- Head `{head}` with {layers} layer{s}{objective}, options {options}; {parameters:,} parameters, \
+stored in {dtype}{vocabulary}.
+- Trained with koala-bench for {steps:,} steps, {tokens:,} tokens (prompts included) of `{source}` (stream {stream}), \
+seed {seed}; all of it is in
   `training.json`.
-- It learned from the target whose hashes `training.json` names; for other weights it drafts worse. What it drafts is verified, so
+- It learned from the target whose hashes `training.json` names; for other weights it drafts worse. \
+What it drafts is verified, so
   it changes speed and not answers.
-- Use it: `koala-bench evaluate --preset PRESET --methods vanilla,{method} --heads FOLDER`, FOLDER being the one that holds this
+- Use it: `koala-bench evaluate --preset PRESET --methods vanilla,{method} --heads FOLDER`, \
+FOLDER being the one that holds this
   folder.
 """
 

@@ -1,8 +1,8 @@
 """The target's states of a training's dialogues on disk: one pass of the target serves every epoch, seed and variant.
 
-A folder holds ``states.bin``, the states of all tokens one dialogue after the other, ``likeliest.bin``, the token that
-the target would say next at each, and ``states.json``, which says of what they are. The rows are bfloat16 (float16 for a
-float16 target): 2 bytes per token, layer and dimension; a likeliest token is an int32.
+A folder holds ``states.bin``, the states of all tokens dialogue by dialogue; ``likeliest.bin``, the target's next token
+at each; and ``states.json``, which identifies target and data. States are bfloat16 (float16 for a float16 target): 2
+bytes per token, layer and dimension. Likeliest tokens are int32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One step of a training: the update of every head from the same micro-batches, of which one is in memory at a time."""
+"""One training step: updates every head from the same micro-batches, one of which is in memory at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HeadTrainer:
 
     Attributes:
         name: of the method.
-        head, objective: what is trained, and what is added to its supervised loss if anything.
+        head, objective: the trained head, and the term added to its supervised loss, if any.
         learning_rate: at the top of the schedule.
     """
 
@@ -55,12 +55,12 @@ def train_step(
 ) -> dict[str, dict[str, float] | None]:
     """One update of each head; returns what is logged of each, None where the loss or the gradient is not finite.
 
-    A head whose objective learns needs all micro-batches twice: the objective is updated between. A single micro-batch
-    is kept for that; of several each is asked for again, so that memory does not grow with their number.
+    A head whose objective is trained needs all micro-batches twice, with the objective's update in between. A single
+    micro-batch is kept; several are computed again, so that memory does not grow with their number.
 
     Args:
-        micro_batches: this process's; each makes its features, and is called at most twice. All processes' together
-            make the update.
+        micro_batches: of this process; each is called at most twice and returns its features. The update sums over all
+            processes.
         factor: on the learning rates.
         timings: seconds by head, added to.
     """
@@ -72,7 +72,7 @@ def train_step(
         if timings is not None:
             timings[update.trainer.name] = timings.get(update.trainer.name, 0.0) + time.perf_counter() - before
 
-    if len(micro_batches) == 1:  # one head after the other: activations and gradients of one are in memory
+    if len(micro_batches) == 1:  # one head after the other, so that memory holds activations and gradients of one
         found, lines = micro_batches[0](), {}
         for update in updates:
             timed(update, update.whole, found)
@@ -95,7 +95,7 @@ def train_step(
 
 
 def _forget(found: Features) -> None:
-    # what a step holds should not grow with its micro-batches, and a distribution is soon made again
+    # memory must not grow with the number of micro-batches, and distributions are cheap to compute again
     for batch in found.values():
         batch.forget()
 
@@ -139,7 +139,7 @@ class _Update:
         assert self.objective is not None
         found = self._loss(batch)
         self.learned.append(self.objective.learn(batch, found, self.done, self.share))
-        if self.alone:  # else each loss is computed again, for memory's sake
+        if self.alone:  # else each loss is computed again to save memory
             self.kept = found
 
     def settle(self) -> None:
@@ -174,7 +174,7 @@ class _Update:
         trainer.optimiser.zero_grad(set_to_none=True)
         if (self.step + 1) % LOG_EVERY and self.step:
             return {}
-        # The loss is that of the whole step; what it is made of is told of this process's first micro-batch.
+        # The loss is that of the whole step; its parts are logged for this process's first micro-batch.
         values = {**self.logs[0], "loss": loss, "gradient_norm": norm}
         order = ["loss", "gradient_norm", *(name for name in values if name not in ("loss", "gradient_norm"))]
         return {name: round(float(values[name]), 5) for name in order}

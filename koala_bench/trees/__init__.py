@@ -1,5 +1,5 @@
-"""Which draft tree suits a head on this machine.
+"""The fastest draft tree for a head on this machine.
 
-Comes in: a trained head, held-out prompts, step times. Goes out: a tree template with the speedup expected of it.
+In: a trained head, held-out prompts, step times. Out: a tree template with the speedup expected of it.
 Read ``search`` first.
 """

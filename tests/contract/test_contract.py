@@ -1,4 +1,4 @@
-"""check-head: the bundled heads keep the contract, and each way of breaking it is caught by the check that is for it."""
+"""check-head: the bundled heads keep the contract, and each way of breaking it is caught by its own check."""
 
 from __future__ import annotations
 

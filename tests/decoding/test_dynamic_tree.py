@@ -198,7 +198,7 @@ def test_filling_a_template_takes_the_candidate_of_each_nodes_rank(template: Tre
 
 @pytest.mark.parametrize("template", [load_template("3x2x2"), UNEVEN])
 def test_siblings_that_are_drawn_are_the_first_draws_whatever_their_ranks(template: TreeTemplate) -> None:
-    """A rank that a template skips must not skip a draw: siblings are draws without replacement from the row handed on."""
+    """A rank that a template skips must not skip a draw: siblings are draws without replacement from one row."""
     head = Toy(17)
     drawn: list[tuple[list[int], torch.Tensor]] = []
 

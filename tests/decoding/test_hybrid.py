@@ -1,4 +1,4 @@
-"""A lookup before a head: whose draft is taken, what the other has read by then, and that nothing of the answer changes."""
+"""A lookup before a head: whose draft is used, what the other has read by then, and that the answer is unchanged."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def eagle(target: Target, **options: Any) -> Eagle:
 
 
 def test_the_second_head_catches_up_on_all_that_was_settled(target64: Target) -> None:
-    """Once it is asked it has been given the same pairs as if it had been asked at each step, and with its own states."""
+    """When it drafts, it has read the same pairs, with its own states, as if it had drafted at each step."""
     for features in ((-1,), (0, -1), (1, -1)):
         heads = Listening(features), Listening(features)
         hybrid = Hybrid(Sometimes(2), heads[1], (load_template("chain-1"), VANILLA_TREE))

@@ -299,8 +299,10 @@ def test_tokens_as_likely_as_the_last_one_kept_are_kept() -> None:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ((0.0,), "temperature is 0"), ((-1.0,), "temperature is -1"), ((math.nan,), "temperature is nan"), ((math.inf,), "temperature is inf"),
-        ((1.0, -1), "top-k is -1"), ((1.0, 0, 0.0), "top-p is 0"), ((1.0, 0, 1.1), "top-p is 1.1"), ((1.0, 0, math.nan), "top-p is nan"),
+        ((0.0,), "temperature is 0"), ((-1.0,), "temperature is -1"), ((math.nan,), "temperature is nan"),
+        ((math.inf,), "temperature is inf"),
+        ((1.0, -1), "top-k is -1"), ((1.0, 0, 0.0), "top-p is 0"), ((1.0, 0, 1.1), "top-p is 1.1"),
+        ((1.0, 0, math.nan), "top-p is nan"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sampled_from_is_refused(numbers: tuple[float, ...], words: str) -> None:

@@ -209,7 +209,8 @@ def few_tokens(tmp_path_factory: pytest.TempPathFactory) -> Target:
 @pytest.mark.parametrize(
     ("name", "tree"),
     [
-        ("medusa", "3x2x1"), ("hydra", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6"), ("eagle3", "3x2x1"),
+        ("medusa", "3x2x1"), ("hydra", "3x2x1"), ("eagle", "3x2x1"), ("eagle", "chain-3"), ("eagle", "dynamic-2x3x6"),
+        ("eagle3", "3x2x1"),
         ("draft_model", "3x2x1"), ("prompt_lookup", "3x2x1"), ("suffix_lookup", "chain-3"),
         ("token_recycling", "3x2x1"), ("p_eagle", "3x2x1"), ("p_eagle", "dynamic-2x3x6"), ("dflash", "3x2x1"),
     ],

@@ -131,7 +131,8 @@ def test_rows_that_are_read_in_part_are_counted_by_what_is_wrong(
     ]
     found = read_conversations(write(tmp_path / "some.jsonl", [*many(), *odd]))
     assert found.provenance["shortened"] == {
-        "a message is empty or no text": 2, "an answer comes first": 1, "the last question has no answer": 1, "the speakers do not alternate": 1,
+        "a message is empty or no text": 2, "an answer comes first": 1, "the last question has no answer": 1,
+        "the speakers do not alternate": 1,
     }  # fmt: skip
     assert "some.jsonl: 5 rows are read in part: a message is empty or no text (2), " in capsys.readouterr().err
 
@@ -167,15 +168,19 @@ def test_rows_that_are_left_out_are_counted_by_what_is_wrong(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("odd", "expected"),
     [
-        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, ["a", "b"]),
-        ({"messages": [{"role": "user", "content": [{"text": "a "}, {"text": "c"}]}, {"role": "assistant", "content": "b"}]}, ["a c", "b"]),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, {"role": "assistant", "content": "b"}]}, None),
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b"}]}, ["a", "b"]),
+        ({"messages": [{"role": "user", "content": [{"text": "a "}, {"text": "c"}]},
+                    {"role": "assistant", "content": "b"}]}, ["a c", "b"]),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+                    {"role": "assistant", "content": "b"}]}, None),
         ({"conversation": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, ["a", "b"]),
         ({"instruction": "add", "input": "1 and 2", "output": "3"}, ["add\n\n1 and 2", "3"]),
         ({"instruction": "say hello", "input": "", "output": "hello"}, ["say hello", "hello"]),
         ({"instruction": "say nothing", "output": ""}, None),
     ],
-    ids=["openai", "openai in parts", "openai with an image", "fastchat's log", "alpaca", "alpaca without input", "alpaca without output"],
+    ids=["openai", "openai in parts", "openai with an image", "fastchat's log", "alpaca", "alpaca without input",
+        "alpaca without output"],
 )  # fmt: skip
 def test_other_forms_of_rows(tmp_path: Path, odd: Any, expected: list[str] | None) -> None:
     assert turns_of(tmp_path, odd) == ([expected] if expected else [])

@@ -1,4 +1,4 @@
-"""Rows in the forms that data sets come in: read whole, or counted by reason, and never less than that without a word."""
+"""Rows in the forms of public data sets are read whole, or counted by the reason why not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from koala_bench.dialogues.templates import ChatTemplate
 from koala_bench.errors import KoalaBenchError
 from tests.dialogues.test_templates import CHATML, OPENS, THINKS, own
 
-NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}</s>{% endfor %}"
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{{ m.content }}</s>{% endfor %}"
+)
 
 
 def user(text: str) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def test_a_question_and_its_answer_are_read_in_every_form(row: dict[str, Any]) -
         {"messages": [{"role": "system", "content": "rhyme"}, user("a"), assistant("b")]},
         {"system": "rhyme", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
         {"system": "rhyme", "prompt": "a", "completion": "b"},
-        {"text": "<|im_start|>system\nrhyme<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"},
+        {"text": "<|im_start|>system\nrhyme<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+            "<|im_start|>assistant\nb<|im_end|>"},
     ],
     ids=["a message", "beside the turns", "beside a prompt", "preformatted"],
 )  # fmt: skip

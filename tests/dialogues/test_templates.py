@@ -1,4 +1,4 @@
-"""Which template a target gets, what it is told, what ends an answer, and what a template that rewrites answers trains."""
+"""Which template a target gets, its date, what ends an answer, and what is trained if it rewrites answers."""
 
 from __future__ import annotations
 

@@ -109,8 +109,10 @@ def test_gates(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:
 
 # Nodes, rows of the cache, settled ones, and rows of the draft of which the nodes are the last; the last of these are
 # one node.
-CASES = [(5, 512, 100, 5), (40, 1536, 700, 40), (70, 512, 3, 70), (3, 512, 20, 9), (1, 512, 37, 1), (1, 512, 300, 7), (1, 1536, 1280, 1), (1, 512, 0, 1),
-         (1, 512, 127, 2), (1, 512, 128, 1)]  # fmt: skip
+CASES = [
+    (5, 512, 100, 5), (40, 1536, 700, 40), (70, 512, 3, 70), (3, 512, 20, 9), (1, 512, 37, 1), (1, 512, 300, 7),
+    (1, 1536, 1280, 1), (1, 512, 0, 1), (1, 512, 127, 2), (1, 512, 128, 1),
+]  # fmt: skip
 
 
 # Heads, those of keys and values, and whether the sines are signed; interpreted, each of these once.

@@ -1,4 +1,4 @@
-"""compare: verdicts follow from the intervals, and the command goes all the way from a file with a head to a verdict."""
+"""compare: verdicts follow from the intervals, and the command goes from a file with a head to a verdict."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_lossy_method_is_called_so_with_its_distance(tmp_path: Path) -> None:
     assert "0/0" not in text
 
 
-# ---------------------------------------------------------------------------------------------- on a record that is there
+# -------------------------------------------------------------------------------------------- on a record that is there
 
 
 def test_the_command_judges_a_finished_record(koala: Koala, run: Run, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_wrong_options_are_one_clear_error(koala: Koala, run: Run, options: list
     assert words in result.complaint
 
 
-# ---------------------------------------------------------------------------------------------- from a file to a verdict
+# --------------------------------------------------------------------------------------------- from a file to a verdict
 
 
 def test_the_command_trains_measures_and_judges_a_head_in_a_file(

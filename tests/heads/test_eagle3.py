@@ -384,7 +384,9 @@ def test_its_tensors_have_the_published_names(target: Target) -> None:
     assert shapes == {
         "fc.weight": (32, 96), "norm.weight": (32,), "lm_head.weight": (259, 32),
         **{f"midlayer.self_attn.{name}_proj.weight": shape for name, shape in sizes.items()},
-        **{f"midlayer.mlp.{name}_proj.weight": shape for name, shape in (("gate", (64, 32)), ("up", (64, 32)), ("down", (32, 64)))},
+        "midlayer.mlp.gate_proj.weight": (64, 32),
+        "midlayer.mlp.up_proj.weight": (64, 32),
+        "midlayer.mlp.down_proj.weight": (32, 64),
         **{f"midlayer.{name}.weight": (32,) for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Hydra: its loss, its drafts and what it keeps are the same as computed anew, place by place, from the paper's words."""
+"""Hydra: its loss, drafts and cache equal a place-by-place computation from the paper's description."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_every_draft_by_itself(target64: Target, kind: str, 
 @pytest.mark.parametrize("name", ["chain-4", "3x2x1", "dynamic-2x3x6"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_drafts_are_the_best_at_each_depth(target64: Target, kind: str, layers: int, name: str) -> None:
-    """Every node is the one of its rank among what the head says anew at its depth; settled in pieces, as decoding does."""
+    """Each node has its rank among the head's fresh scores at its depth; tokens are committed in pieces."""
     head, template = shaken(kind, target64, layers=layers).eval(), load_template(name)
     ids = random_ids(1, 22)[0].tolist()
     states = target64.states(torch.tensor([ids]), head.features)[0]

@@ -202,7 +202,7 @@ def wrong(words: list[str], whole: bool) -> Iterator[str]:
                 yield f"there is no {word}"
 
 
-# A table among the results and a bundled target name the command and the commit that made them; options may have gone since.
+# Result tables and bundled targets name the command and commit that made them; options may have gone since.
 SHOWING = [
     page
     for page in pages()

@@ -253,7 +253,8 @@ def test_the_hash_covers_defaults_but_not_the_quick_form(small: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["target.revision=main", "training.steps=6", "training.seed=1", "data.limit=5", "evaluation.repeats=2", "methods.eagle.layers=2",
+    ["target.revision=main", "training.steps=6", "training.seed=1", "data.limit=5", "evaluation.repeats=2",
+        "methods.eagle.layers=2",
      "methods.eagle.tree=chain-3", "methods.eagle.options.noise=0.1"],
 )  # fmt: skip
 def test_every_value_changes_the_hash(small: Path, change: str) -> None:
@@ -378,7 +379,7 @@ def test_an_unknown_name_is_left_to_those_who_ask_for_it() -> None:
     assert names == ["eagel", "zzz+koala"] and preset == load_preset("tiny")
 
 
-# ---------------------------------------------------------------------------------------------- one head for several methods
+# ----------------------------------------------------------------------------------------- one head for several methods
 
 
 def test_a_method_with_another_ones_head_has_its_settings(small: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which versions of torch and transformers were tried: private interfaces of both are used, so the bounds go no further."""
+"""Versions of torch and transformers are bounded by those tried, since private interfaces of both are used."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""EAGLE-3 heads as servers train them: other layers, head widths, positions, biases and residuals compute what they should,
-in every layout, and go back out to those servers.
+"""EAGLE-3 heads as servers train them: other layers, head widths, positions, biases and residuals are computed
+correctly in every layout and exported back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from koala_bench.tree import load_template
 from tests.interop.test_interop_eagle3 import VOCAB, WIDTH, config_of, folder_of, official
 
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}

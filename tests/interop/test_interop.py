@@ -50,7 +50,8 @@ def _medusa_tensors(heads: int, layers: int, tied: bool = False) -> dict[str, to
 
 def _draft_config(**changes: Any) -> dict[str, Any]:
     return {
-        "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "intermediate_size": 20, "rms_norm_eps": 1e-5, "hidden_act": "silu", **changes,
     }  # fmt: skip
 

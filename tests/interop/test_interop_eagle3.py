@@ -23,7 +23,8 @@ WIDTH, VOCAB = 32, 259
 
 def config_of(**changes: Any) -> dict[str, Any]:
     return {
-        "vocab_size": VOCAB, "draft_vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 1,
+        "vocab_size": VOCAB, "draft_vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 1,
         "intermediate_size": 20, "rms_norm_eps": 1e-5, "rope_theta": 500.0, "hidden_act": "silu", **changes,
     }  # fmt: skip
 

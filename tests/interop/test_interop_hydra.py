@@ -115,7 +115,8 @@ def test_what_upstream_saves_is_written_again(tmp_path: Path, target: Target, pr
     assert made.file == FILE and made.tensors.keys() == tensors.keys()
     assert all(torch.equal(made.tensors[name], tensor) for name, tensor in tensors.items())
     assert {**made.config, "base_model_name_or_path": ""} == {
-        "hydra_num_heads": 3, "hydra_num_layers": 4, "hydra_head_arch": "prefix-mlp" if prefix else "mlp", "grounded_heads": True,
+        "hydra_num_heads": 3, "hydra_num_layers": 4, "hydra_head_arch": "prefix-mlp" if prefix else "mlp",
+        "grounded_heads": True,
         "hidden_state_offset": 0, "base_model_name_or_path": "",
     }  # fmt: skip
     assert made.notes == (

@@ -233,7 +233,7 @@ def _padded_rows(template: TreeTemplate) -> list[list[int]]:
 
 
 def _official_greedy(tokens: torch.Tensor, logits: torch.Tensor, rows: list[list[int]]) -> list[int]:
-    """Medusa's own rule: every leaf path is padded to the longest, padding is token 0, and it is compared like a token."""
+    """Medusa's own rule: leaf paths are padded to the longest with token 0, which is compared like any token."""
     index = torch.tensor(rows)
     candidates = torch.cat([tokens, tokens.new_zeros(1)])[index]  # -1 is the zero behind the last node
     own = logits[index].argmax(-1)  # -1 is the last node

@@ -233,7 +233,8 @@ def test_whatever_is_missing_is_named_with_its_remedy(
     found = missing_for(preset, find_target(preset), needs, turns_of(preset, None), tmp_path / "not" / "there")
     assert len(found) == 5
     for words, place in (
-        ("A CUDA device with at least 40.0 GiB", 0), ("13.0 GiB", 1), ("huggingface.co", 1), ("ShareGPT", 2), ("koala-bench data mt_bench", 3), ("15.0 GiB", 4)
+        ("A CUDA device with at least 40.0 GiB", 0), ("13.0 GiB", 1), ("huggingface.co", 1), ("ShareGPT", 2),
+        ("koala-bench data mt_bench", 3), ("15.0 GiB", 4)
     ):  # fmt: skip
         assert words in found[place]
 
@@ -347,7 +348,8 @@ def test_a_method_whose_draft_model_is_not_here_is_left_out_of_the_measuring(
 ) -> None:
     questions = write_questions(tmp_path / "q.jsonl", [("words", ["count 5"])])
     done = koala(
-        "plan", "--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods", "vanilla,prompt_lookup,draft_model",
+        "plan", "--target", str(target_folder), "--seconds", "1", "--out", str(tmp_path / "out"), "--methods",
+        "vanilla,prompt_lookup,draft_model",
         "--questions", str(questions), *EAGER, "--set", "methods.draft_model.options.model=someone/small",
     )  # fmt: skip
     assert done.code == 1, done.err

@@ -156,7 +156,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_sources_are_read_without_being_run(package: str) -> None:
     entries, versions = read_entries((package,))
     assert {(entry.kind, entry.name) for entry in entries} == {
-        ("function", "parts.turn"), ("module", "made_up_library.shapes"), ("function", "shapes.area"), ("class", "shapes.Circle"), ("method", "Circle.grow"),
+        ("function", "parts.turn"), ("module", "made_up_library.shapes"), ("function", "shapes.area"),
+        ("class", "shapes.Circle"), ("method", "Circle.grow"),
         ("method", "Circle.shrink"),
     }  # fmt: skip
     assert versions == {package: "unknown"}

@@ -174,7 +174,7 @@ def test_medusas_rates_by_category_follow_its_figure(published: Path, data_dir: 
     assert np.max(np.abs(np.array(vanilla) / np.median(vanilla) - 1)) < 0.06
 
 
-# ---------------------------------------------------------------------------------------------- the same as our own tables
+# ------------------------------------------------------------------------------------------- the same as our own tables
 
 
 def test_a_record_gives_the_numbers_of_table_1(tmp_path: Path) -> None:

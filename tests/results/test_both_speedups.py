@@ -1,4 +1,4 @@
-"""Both speedups, of decoding and of whole answers: from the seconds of each part, in every table, in older records too."""
+"""Speedups of decoding and of whole answers, from the seconds of each part: in every table, for older records too."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def kept(turn: TurnLine) -> TurnLine:
 
 def held_out(method: str, forced: list[Any], decoded: list[Any], step: int = 100) -> dict[str, Any]:
     return {
-        "kind": "held_out", "step": step, "method": method, "loss": 1.0, "acceptance_length": 1.5, "acceptance_rate_by_depth": decoded,
+        "kind": "held_out", "step": step, "method": method, "loss": 1.0, "acceptance_length": 1.5,
+        "acceptance_rate_by_depth": decoded,
         "teacher_forced_rate_by_depth": forced, "decoded_rate_by_depth": decoded,
     }  # fmt: skip
 

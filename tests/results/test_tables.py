@@ -54,7 +54,7 @@ def test_parts_that_were_not_timed_leave_the_overhead_empty(tmp_path: Path, spec
     assert rows[1]["draft_overhead_percent"] == ""
 
 
-# ---------------------------------------------------------------------------------------------- failed and missing turns
+# --------------------------------------------------------------------------------------------- failed and missing turns
 
 
 def test_a_failed_turn_is_counted_and_no_part_of_any_number(tmp_path: Path, spec: TableSpec, paper: Paper) -> None:
@@ -347,7 +347,7 @@ def test_a_leaderboard_of_picked_columns_has_a_row_per_task_and_method(tmp_path:
     assert table.grid.headings == ["Task", "Method", "Speedup (x)"] and len(table.grid.rows) == 15
 
 
-# ---------------------------------------------------------------------------------------------- several targets, paper values
+# ---------------------------------------------------------------------------------------- several targets, paper values
 
 
 def test_titles_call_a_target_by_its_short_name_and_the_notes_have_the_whole_one(

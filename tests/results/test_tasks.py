@@ -93,7 +93,10 @@ def test_other_questions_show_their_own_categories_and_say_so(tmp_path: Path, sp
     assert [row["task"] for row in csv.DictReader(io.StringIO(table))] == ["writing"] * 5 + ["coding"] * 5 + [
         ALL_TASKS
     ] * 5
-    own = "Tasks are the categories of the questions bundled: those of the table are of spec_bench, humaneval, gsm8k, alpaca"
+    own = (
+        "Tasks are the categories of the questions bundled: those of the table are of spec_bench, humaneval, gsm8k,"
+        " alpaca"
+    )
     assert own in markdown
     # Medusa's published chart has these two categories, so its row and not Spec-Bench's stands below.
     published = ["Medusa", "7B", "not stated", "1.95", "2.15", "FasterDecoding/Medusa assets/category_speedup.png"]
@@ -202,7 +205,8 @@ def test_the_published_values_are_facts_of_the_data_folder(paper: Paper, data_di
         pytest.skip("no traces/published.csv")
     rows = list(csv.DictReader(published.open(encoding="utf-8")))
     places = {
-        "multi-turn conversation": "multi_turn_conversation", "translation": "translation", "summarization": "summarization", "question answering": "qa",
+        "multi-turn conversation": "multi_turn_conversation", "translation": "translation",
+        "summarization": "summarization", "question answering": "qa",
         "mathematical reasoning": "math_reasoning", "retrieval-augmented generation": "rag", ALL_TASKS: "overall",
     }  # fmt: skip
     known = {

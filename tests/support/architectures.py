@@ -40,12 +40,27 @@ code (tried with transformers {version}); `python -m tests.support.architectures
 """
 
 _SIZES = {
-    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 512, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
 _GPT = {"vocab_size": 259, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
-_LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 16, "qk_nope_head_dim": 8}
 _EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_OPT = {
+    "vocab_size": 259, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 512, "init_std": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_FALCON = {
+    **_GPT, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
+}  # fmt: skip
+_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 80,
+}  # fmt: skip
+_SIGLIP = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,10 +85,12 @@ FAMILIES = {
     "qwen3": Family("Qwen3Config", {"head_dim": 8}),
     "phi": Family("PhiConfig"),
     "phi3": Family("Phi3Config", {"sliding_window": None}),
-    "phi3-longrope": Family("Phi3Config", {"sliding_window": None, "original_max_position_embeddings": 80, "rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 80}}),
+    "phi3-longrope": Family("Phi3Config", {
+        "sliding_window": None, "original_max_position_embeddings": 80, "rope_parameters": _LONGROPE}),
     "gemma": Family("GemmaConfig", {"head_dim": 8}),
-    "gemma2": Family("Gemma2Config", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 256, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}, attention="eager"),
+    "gemma2": Family("Gemma2Config", {
+        "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 256, "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0}, attention="eager"),
     "gemma3": Family("Gemma3TextConfig", {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 256}),
     "granite": Family("GraniteConfig", {"logits_scaling": 2.0, "embedding_multiplier": 3.0}),
     "cohere": Family("CohereConfig", {"logit_scale": 0.5}),
@@ -86,8 +103,10 @@ FAMILIES = {
     "smollm3": Family("SmolLM3Config"),
     "glm4": Family("Glm4Config", {"head_dim": 8}),
     "exaone4": Family("Exaone4Config", {"sliding_window": 256, "sliding_window_pattern": 2}),
-    "ministral3": Family("Ministral3Config", {"head_dim": 8, "sliding_window": None, "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
-        "original_max_position_embeddings": 12, "llama_4_scaling_beta": 0.5, "max_position_embeddings": 512}}),
+    "ministral3": Family("Ministral3Config", {
+        "head_dim": 8, "sliding_window": None, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 12,
+            "llama_4_scaling_beta": 0.5, "max_position_embeddings": 512}}),
     "nemotron": Family("NemotronConfig"),
     "helium": Family("HeliumConfig", {"head_dim": 8}),
     "seed_oss": Family("SeedOssConfig", {"head_dim": 8}),
@@ -97,32 +116,43 @@ FAMILIES = {
     "ernie4_5": Family("Ernie4_5Config", {"head_dim": 8}),
     "diffllama": Family("DiffLlamaConfig"),
     "doge": Family("DogeConfig", {"keep_window_size": 64}),
-    "gptj": Family("GPTJConfig", {**_GPT, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 4}, plain=False, attention="eager"),
+    "gptj": Family("GPTJConfig", {
+        **_GPT, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 4},
+        plain=False, attention="eager"),
     "gpt2": Family("GPT2Config", {**_GPT, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}, plain=False),
-    "gpt_neo": Family("GPTNeoConfig", {**_GPT, "hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4,
+    "gpt_neo": Family("GPTNeoConfig", {
+        **_GPT, "hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4,
         "max_position_embeddings": 512, "window_size": 40}, plain=False, attention="eager"),
     "gpt_neox": Family("GPTNeoXConfig"),
-    "opt": Family("OPTConfig", {"vocab_size": 259, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
-        "init_std": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}, plain=False),
-    "opt-narrow": Family("OPTConfig", {"vocab_size": 259, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
-        "init_std": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "word_embed_proj_dim": 16, "do_layer_norm_before": False}, plain=False),
-    "falcon": Family("FalconConfig", {**_GPT, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}, plain=False),
-    "falcon-alibi": Family("FalconConfig", {**_GPT, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512, "alibi": True,
-        "new_decoder_architecture": False}, plain=False),
-    "mpt": Family("MptConfig", {"vocab_size": 259, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512, "initializer_range": 0.3}, plain=False, attention="eager"),
-    "bloom": Family("BloomConfig", {**_GPT, "hidden_size": 32, "n_layer": 2, "n_head": 4}, plain=False, attention="eager"),
+    "opt": Family("OPTConfig", _OPT, plain=False),
+    "opt-narrow": Family("OPTConfig", {
+        **_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}, plain=False),
+    "falcon": Family("FalconConfig", _FALCON, plain=False),
+    "falcon-alibi": Family("FalconConfig", {**_FALCON, "alibi": True, "new_decoder_architecture": False}, plain=False),
+    "mpt": Family("MptConfig", {
+        "vocab_size": 259, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512, "initializer_range": 0.3},
+        plain=False, attention="eager"),
+    "bloom": Family("BloomConfig", {
+        **_GPT, "hidden_size": 32, "n_layer": 2, "n_head": 4}, plain=False, attention="eager"),
     "mixtral": Family("MixtralConfig", {**_EXPERTS, "sliding_window": None}),
     "qwen3_moe": Family("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8}),
     "gpt_oss": Family("GptOssConfig", {**_EXPERTS, "head_dim": 16, "sliding_window": 256}, attention="eager"),
-    "deepseek_v2": Family("DeepseekV2Config", {"num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-        **_LATENT, "first_k_dense_replace": 1}),
-    "dots1": Family("Dots1Config", {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "head_dim": 8}),
-    "gemma3-multimodal": Family("Gemma3Config", {"text_config": {**_SIZES, "head_dim": 8, "sliding_window": 256, "query_pre_attn_scalar": 8},
-        "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}, "mm_tokens_per_image": 4}, plain=False),
+    "deepseek_v2": Family("DeepseekV2Config", {
+        "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
+        "qk_nope_head_dim": 8, "first_k_dense_replace": 1}),
+    "dots1": Family("Dots1Config", {
+        **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "head_dim": 8}),
+    "gemma3-multimodal": Family("Gemma3Config", {
+        "text_config": {**_SIZES, "head_dim": 8, "sliding_window": 256, "query_pre_attn_scalar": 8},
+        "vision_config": _SIGLIP, "mm_tokens_per_image": 4}, plain=False),
     "mamba": Family("MambaConfig", {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2}, plain=False),
     "lfm2": Family("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
-    "granitemoehybrid": Family("GraniteMoeHybridConfig", {**_EXPERTS, "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2}),
-    "llama4": Family("Llama4TextConfig", {**_EXPERTS, "head_dim": 8, "intermediate_size_mlp": 64, "attention_chunk_size": 64}),
+    "granitemoehybrid": Family("GraniteMoeHybridConfig", {
+        **_EXPERTS, "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2}),
+    "llama4": Family("Llama4TextConfig", {
+        **_EXPERTS, "head_dim": 8, "intermediate_size_mlp": 64, "attention_chunk_size": 64}),
 }  # fmt: skip
 
 

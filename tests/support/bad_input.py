@@ -1,4 +1,4 @@
-"""What a case of bad input is, and the commands that many cases share; the cases themselves are in ``bad_input_*.py``."""
+"""A case of bad input, and the commands that many cases share; the cases are in ``bad_input_*.py``."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ WRONGLY_DRAFTED_TREE = [[0], [1], [2], [3], [0, 0], [1, 0], [1, 1], [1, 0, 0]]  
 
 
 class _Net(nn.Module):
-    """EAGLE's network from stock parts: a Llama without its embedding, its last norm and the first layer's input norm."""
+    """EAGLE's network from stock parts: a Llama without embedding, final norm and the first layer's input norm."""
 
     def __init__(self, config: LlamaConfig, embed: nn.Embedding, bias: bool) -> None:
         super().__init__()
@@ -100,8 +100,9 @@ class Recorder:
         torch.manual_seed(3)
         self.folder = folder
         config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40,
-            max_position_embeddings=96, rope_theta=3000.0, initializer_range=0.3, tie_word_embeddings=True, eos_token_id=EOS, rms_norm_eps=1e-5,
+            vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+            intermediate_size=40, max_position_embeddings=96, rope_theta=3000.0, initializer_range=0.3,
+            tie_word_embeddings=True, eos_token_id=EOS, rms_norm_eps=1e-5,
         )  # fmt: skip
         self.model = LlamaForCausalLM(config).eval().requires_grad_(False)
         for part in PARTS:
@@ -111,8 +112,9 @@ class Recorder:
         self.prompts = [torch.randint(VOCAB, (n,)) for n in (3, 11)]
         self.guessers = [_Guesser(2) for _ in range(3)]
         draft = {
-            "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "intermediate_size": 56, "rms_norm_eps": 1e-3, "rope_theta": 700.0, "hidden_act": "silu", "max_position_embeddings": 96,
+            "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 56, "rms_norm_eps": 1e-3, "rope_theta": 700.0,
+            "hidden_act": "silu", "max_position_embeddings": 96,
         }  # fmt: skip
         self.net = _Net(LlamaConfig(**draft, initializer_range=0.3), self.model.get_input_embeddings(), bias=False)
         self.draft = draft | {"bias": False}

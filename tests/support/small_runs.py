@@ -47,9 +47,9 @@ def preset_for(target_folder: Path, data: Path, *more: str) -> Preset:
     return load_preset(
         "tiny",
         [
-            f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
-            "training.steps=12", "training.checkpoint_every=4", "training.held_out_evaluations=1", "training.learning_rate=1e-3",
-            "training.precision=bf16", *more,
+            f"target.name='{target_folder}'", f"data.source='{data}'", "data.max_tokens=192", "data.probes=1",
+            "training.batch_tokens=256", "training.steps=12", "training.checkpoint_every=4",
+            "training.held_out_evaluations=1", "training.learning_rate=1e-3", "training.precision=bf16", *more,
         ],
     )  # fmt: skip
 

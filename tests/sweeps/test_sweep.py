@@ -277,7 +277,7 @@ def test_numbers_that_were_made_otherwise_are_refused(tmp_path: Path) -> None:
         open_sweep(log.path, {**log.header, "identity": {**IDENTITY, "depth": 3}})
 
 
-# ---------------------------------------------------------------------------------------------- from a grid to a verdict
+# --------------------------------------------------------------------------------------------- from a grid to a verdict
 
 
 def write_grid(folder: Path, target_folder: Path, steps: int = 3, **changes: Any) -> Path:
@@ -293,7 +293,8 @@ def write_grid(folder: Path, target_folder: Path, steps: int = 3, **changes: Any
     overrides = [
         f"target.name='{target_folder}'", "target.engine=eager", f"data.source='{data}'", "data.max_tokens=192",
         "data.probes=1", "training.batch_tokens=256",
-        f"training.steps={steps}", "training.checkpoint_every=1", "training.held_out_evaluations=1", "training.precision=no",
+        f"training.steps={steps}", "training.checkpoint_every=1", "training.held_out_evaluations=1",
+        "training.precision=no",
     ]  # fmt: skip
     values: dict[str, Any] = {
         "preset": "tiny",

@@ -118,7 +118,11 @@ def test_every_dialogue_is_counted_in_the_manifest_and_said(
         f" {counts['tokens_cut_off']:,} tokens; " in said
     )
     assert manifest["provenance"]["rows"] == {
-        "whole": 400, "in_part": {}, "left_out": {"the last question has no answer": 1, "the text was formatted by another chat template": 1, "there is no message": 1}
+        "whole": 400, "in_part": {}, "left_out": {
+            "the last question has no answer": 1,
+            "the text was formatted by another chat template": 1,
+            "there is no message": 1,
+        }
     }  # fmt: skip
     assert "3 rows without a question followed by an answer are left out: " in said
 

@@ -1,4 +1,4 @@
-"""Stored states: the same training from states on disk, computed once, resumable, shared and refused where they must be."""
+"""Stored states: training from disk equals training from passes; they are resumable, shared, refused if they differ."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def test_two_processes_write_states_and_heads_from_the_ends_alone_equal_those_be
 ) -> None:
     data, states = conversations(tmp_path), tmp_path / "states"
     settings = [
-        f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256", "training.steps=6",
+        f"data.source='{data}'", "data.max_tokens=192", "data.probes=1", "training.batch_tokens=256",
+        "training.steps=6",
     ]  # fmt: skip
     options = ["--target", str(target_folder), "--methods", ",".join(METHODS), "--out", str(states), *EAGER]
     for each in settings:
@@ -187,7 +188,8 @@ def test_trainings_of_a_run_share_one_folder_of_states(
     monkeypatch.setattr(shared_states, "write_states", noted)
     out = cli_folder / "stored"
     table = [
-        "reproduce", "table3", *settings(cli_folder), *decoding(cli_folder), "--out", str(out), "--methods", "eagle,eagle+koala",
+        "reproduce", "table3", *settings(cli_folder), *decoding(cli_folder), "--out", str(out), "--methods",
+        "eagle,eagle+koala",
         "--set", "training.stored_states=true", "--set", "training.precision=no",
     ]  # fmt: skip
     assert koala(*table).code == 0

@@ -41,13 +41,18 @@ STEERED: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         "Write a product description",
         "Describe a vivid scene", "Edit the following paragraph", "Rewrite the following sentence",
     )),
-    ("roleplay", 0.05, ("Pretend you are", "Act as", "Imagine you are", "You are a", "Take on the role of", "Speak like")),
+    ("roleplay", 0.05, (
+        "Pretend you are", "Act as", "Imagine you are", "You are a", "Take on the role of", "Speak like",
+    )),
     ("extraction", 0.08, (
         "Summarize the following text:", "Summarize", "Extract all the names from the following text:",
         "Read the following passage and answer:",
         "Given the following data:", "Identify", "Classify the following", "List the main points of",
     )),
-    ("knowledge", 0.13, ("Explain", "What is", "What are", "Why do", "How does", "Who was", "When did", "Where is", "Describe the process of", "Which")),
+    ("knowledge", 0.13, (
+        "Explain", "What is", "What are", "Why do", "How does", "Who was", "When did", "Where is",
+        "Describe the process of", "Which",
+    )),
 )  # fmt: skip
 # Second questions: half of them begin so, which keeps them with the answer before.
 _FOLLOWING = (

@@ -81,9 +81,9 @@ def rotate(
 
 @triton.jit
 def _attend(
-    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, tree_mask, mask_row, past, out, high, mass,
-    rows, columns, heads, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr, EARLY: tl.constexpr,
+    q, q_head, q_row, keys, key_head, key_row, values, value_head, value_row, tree_mask, mask_row, past, out, high,
+    mass, rows, columns, heads, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(2)
     row, at, each = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
@@ -162,7 +162,8 @@ def attend(
     Args:
         q: [1, heads, rows, head_dim].
         keys, values: [1, kv_heads, capacity, head_dim]; heads is a multiple of kv_heads.
-        tree_mask: bool [rows, columns], True where a node must not attend; column 0 is the first row after the committed.
+        tree_mask: bool [rows, columns], True where a node must not attend; column 0 is the first row after the
+            committed ones.
         past: number of committed rows, int64 [].
         scale: of the products; ``head_dim ** -0.5`` if None.
 
@@ -196,8 +197,8 @@ def attend(
 
 @triton.jit
 def _attend_row(
-    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, tree_mask, past,
-    out, found, high, mass, arrived, columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    x, x_head, v, v_head, cosine, sine, numbers, keys, key_head, key_row, values, value_head, value_row, tree_mask,
+    past, out, found, high, mass, arrived, columns, heads, shift, scale, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr, SIGNED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, split, at, each = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH), tl.arange(0, BLOCK)

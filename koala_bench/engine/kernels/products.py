@@ -1,4 +1,4 @@
-"""Matrix-vector product fused with the norm before it and the bias, residual and gate after it; norms and gates alone."""
+"""Matrix-vector product fused with the norm before and the bias, residual and gate after it; norms and gates alone."""
 
 from __future__ import annotations
 

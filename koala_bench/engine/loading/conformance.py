@@ -1,7 +1,7 @@
-"""Whether a target's tree passes give what its sequential passes give, looked at once when the target is loaded.
+"""Checks at load time that a target's tree passes equal its sequential passes.
 
-A model that takes positions from the order of its rows, or does without the mask that it is given, would decode
-branching trees wrongly and say nothing.
+A model that derives positions from the order of its rows, or ignores the mask, would silently decode branching trees
+wrongly.
 """
 
 from __future__ import annotations
@@ -28,21 +28,24 @@ _CHAIN = TreeShape((-1, 0, 1, 2))
 # whatever they are asked for, and so many times what a chain is apart.
 _ROUNDINGS, _PART, _CHAINS = 4, 1e-4, 8
 _CHAIN_APART = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
-_REMEDY = "Use a target that takes positions from position_ids and honours a 4-D mask, such as Llama, Vicuna, Qwen or Mistral."
+_REMEDY = (
+    "Use a target that takes positions from position_ids and honours a 4-D mask, such as Llama, Vicuna, Qwen or"
+    " Mistral."
+)
 
 
 def check_trees(target: Target, verify: Verify, room: int) -> None:
-    """Hold a branching tree and a chain against one pass over the same tokens without cache and mask.
+    """Compare a branching tree and a chain with one pass over the same tokens without cache and mask.
 
-    Takes five short passes. What is compared is the median over the nodes of the tree's last path: a router of
-    experts that rounding tips over at one node is no defect.
+    Takes five short passes. Compared is the median over the nodes of the tree's last path: an expert router that
+    rounding changes at one node is no defect.
 
     Args:
-        verify: the pass as decoding makes it, not yet recorded.
-        room: rows that the model reads alike, see ``koala_bench.engine.limits``.
+        verify: the decoding pass, not recorded.
+        room: rows up to which tree passes are exact, see ``koala_bench.engine.limits``.
 
     Raises:
-        KoalaBenchError: they differ by more than rounding, or the model cannot be asked for a tree.
+        KoalaBenchError: they differ by more than rounding, or the model cannot run a tree.
     """
     prompt = min(_PROMPT, room - _BRANCHING.nodes)
     if prompt < 1:

@@ -1,7 +1,7 @@
-"""The ends of a target, its embedding and its output layer: all of it that a training from stored states needs.
+"""A target's embedding and output layer only, all that training from stored states needs.
 
-The layers are neither built nor read: the model is made from its configuration with no layer, so that of a checkpoint
-only the tensors are read that are left. What heads learn of the target, its number of layers too, is the whole one's.
+The model is built from its configuration without layers, so only the remaining tensors of the checkpoint are read. What
+heads learn of the target, such as its number of layers, is that of the whole model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from koala_bench.errors import KoalaBenchError
 
 @dataclass(frozen=True)
 class Ends(Target):
-    """A target without its layers, which can embed tokens and score states, and nothing else.
+    """A target without its layers, which can only embed tokens and score states.
 
     Attributes:
         known: the whole target's hashes, as ``fingerprint`` made them where its states were written.
@@ -35,7 +35,7 @@ class Ends(Target):
 
 
 def fingerprint_of(target: Target) -> dict[str, str]:
-    """``fingerprint`` of a target, also where only its ends are here."""
+    """``fingerprint`` of a target, also of one without layers."""
     return dict(target.known) if isinstance(target, Ends) else fingerprint(target)
 
 

@@ -1,4 +1,4 @@
-"""What a target's weights are known by: their files, wherever these lie, hashed once in a process."""
+"""Hashes that identify a target's weights, whatever their path; each file is hashed once in a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from koala_bench.common.files import sha256_of
 
-# Of a configuration, what depends on how and from where the same model was loaded.
+# Fields of a configuration that depend on how and from where a model was loaded.
 _OF_LOADING = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation", "use_cache")
 _of_tensors: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
@@ -30,8 +30,7 @@ def checkpoint_folder(name: str, config: Any) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that its weights are read from: not all that lie there, for a copy of the whole repository
-    has more than what was downloaded to load it."""
+    """The files of a checkpoint that weights are loaded from; a full copy of the repository has others besides."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
         if index.is_file():
@@ -59,8 +58,8 @@ def weights_sha256(folder: Path | None, model: Any) -> str:
 
 
 def computation_sha256(config: Any) -> str:
-    """Hash of what a configuration says otherwise than its class does by default, but for how it was loaded: the same in
-    float16 and in bfloat16, and in a version of transformers whose configurations have more settings.
+    """Hash of a configuration's values that are not its class's defaults, without fields that depend on loading: the
+    same in float16 and in bfloat16, and in a version of transformers whose configurations have more settings.
     """
     return hashlib.sha256(json.dumps(_own_settings(config), sort_keys=True).encode()).hexdigest()
 

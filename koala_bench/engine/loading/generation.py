@@ -1,4 +1,4 @@
-"""The generation settings of a checkpoint, which change its answers and which no method takes over."""
+"""A checkpoint's own generation settings, which would change its answers and which all methods ignore."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-# What says which tokens mean something, how long or how fast; all else changes what is answered.
+# Settings of special tokens, lengths and speed; all others change the answers.
 _NEUTRAL = (
-    "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length", "max_new_tokens", "min_length",
-    "use_cache", "cache_implementation", "cache_config", "output_attentions", "output_hidden_states", "output_scores", "output_logits",
-    "return_dict_in_generate", "trust_remote_code", "remove_invalid_values",
+    "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length",
+    "max_new_tokens", "min_length", "use_cache", "cache_implementation", "cache_config", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "trust_remote_code",
+    "remove_invalid_values",
 )  # fmt: skip
 
 
 def set_aside(model: Any) -> dict[str, Any]:
-    """Leave a model nothing but the special tokens of its generation configuration, for ``generate`` fills in from there
-    whatever a call leaves open.
+    """Reset a model's generation configuration but for its special tokens: ``generate`` takes its defaults from there.
 
-    Returns the settings that are ignored from now on, such as ``repetition_penalty``, as they can stand in a record.
+    Returns the settings that are ignored from now on, such as ``repetition_penalty``, in JSON's types for the record.
     """
     own = getattr(model, "generation_config", None)
     if own is None:

@@ -1,4 +1,4 @@
-"""Loads a target from the hub, a folder, a GGUF file or the package, and looks once at what decoding takes for granted."""
+"""Loads a target from the hub, a folder, a GGUF file or the package, and checks once what decoding assumes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def bundled_target(name: str) -> Path | None:
 
 
 def load_target(
-    name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa", tokenizer: bool = True,
+    name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa",
+    tokenizer: bool = True,
     engine: str = "eager", threads: int | None = None,
 ) -> Target:  # fmt: skip
     """Load a target from the hub, a folder, a GGUF file (see ``gguf_file``), or the bundled ones by name (``tiny``).
@@ -135,7 +136,7 @@ def _experts(config: Any) -> int:
 
 
 def _refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
-    """An error of loading in one line, with what helps against it: mostly it is the hub's."""
+    """A loading error as one line with its remedy; most come from the hub."""
     if attention != "eager" and "attn_implementation" in str(error):
         remedy = "Use --attention eager." if attention == "sdpa" else "Use --attention sdpa or eager."
         return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", remedy)
@@ -153,8 +154,8 @@ def _load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBas
 
 
 def _check_target(target: Target) -> None:
-    """Look once at what decoding takes for granted: the parts make up the model, trees work. Raises
-    KoalaBenchError where something of that is not so."""
+    """Check once what decoding assumes: decoder and output layer make up the model, and trees work. Raises
+    KoalaBenchError if not."""
     limit = target.limit
     try:
         _check_output(target)
@@ -172,7 +173,7 @@ def _check_target(target: Target) -> None:
 def _recordable(target: Target) -> Target:
     """The target, with the engine ``eager`` if its passes cannot be recorded, as those of most mixtures of experts.
 
-    The recording that shows it is the one that verifies trees later on. Graphs of fixed shapes fit none but their own,
+    The recording made for this check is the one that verifies trees later. Captured graphs fit only their own shapes
     and are not tried here.
     """
     if target.engine == "eager" or target.fixed:
@@ -202,8 +203,8 @@ def _check_output(target: Target) -> None:
 
 
 def fingerprint(target: Target) -> dict[str, str]:
-    """Hashes of configuration, weights and tokenizer; of the weights' files where they are at hand, else of the
-    tensors. Of a GGUF file it is the file's own."""
+    """Hashes of configuration, weights and tokenizer. Weights are hashed by file if possible, else by tensor; a GGUF
+    file is hashed itself."""
     bundled = bundled_target(target.name)
     config = hashlib.sha256(target.model.config.to_json_string().encode()).hexdigest()
     if packed := None if bundled else gguf_file(target.name):

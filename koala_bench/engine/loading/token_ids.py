@@ -1,4 +1,4 @@
-"""Tokens of a tokenizer that a model has no embedding for: harmless while no text needs one, refused where one does."""
+"""Tokens of a tokenizer without an embedding in the model: harmless until a text has one, which is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from koala_bench.errors import KoalaBenchError
 
 
 def unknown_id(ids: Sequence[int], vocabulary: int) -> int | None:
-    """The largest of the ids where the model does not know it; None where it knows all.
+    """The largest of the ids if the model has no embedding for it; else None.
 
     Args:
         vocabulary: number of ids that the model knows.
@@ -19,7 +19,7 @@ def unknown_id(ids: Sequence[int], vocabulary: int) -> int | None:
 
 
 def refuse_unknown_ids(name: str, tokenizer: Any, ids: Sequence[int], vocabulary: int, where: str) -> None:
-    """Refuse token ids without an embedding, such as those of tokens that were added to a tokenizer alone.
+    """Refuse token ids without an embedding, such as those of tokens added to the tokenizer only.
 
     Args:
         name: of the target.

@@ -1,5 +1,5 @@
-"""Answer files of others in numbers.
+"""Numbers from answer files of other projects.
 
-Comes in: traces (``koala_bench.interop.traces``). Goes out: a row per system, as Markdown and CSV.
+In: traces (``koala_bench.interop.traces``). Out: a row per system, as Markdown and CSV.
 Read ``numbers`` first.
 """

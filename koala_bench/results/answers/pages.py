@@ -26,10 +26,11 @@ _DEFINITIONS = Note(
         "Accepted ≥ d: share of the steps that accepted at least d drafts, whether or not so many were offered.",
         "Tokens/s: new tokens / seconds, both totalled; in answer files prefill is part of the seconds, in run records"
         " it is not.",
-        "Speedup: tokens/s of decoding over the baseline's, on the turns that both finished. Whole answer: the same with"
-        " the reading of the prompt by target and head in the seconds; answer files have no other seconds. Times compare"
-        " only within one machine. Ratio of means: the mean over questions of tokens/s over the baseline's mean, as the scripts of EAGLE and"
-        " Spec-Bench (which recount its tokens). Mean of ratios: of the questions' own speedups.",
+        "Speedup: tokens/s of decoding over the baseline's, on the turns that both finished. Whole answer: the same"
+        " with the reading of the prompt by target and head in the seconds; answer files have no other seconds. Times"
+        " compare only within one machine. Ratio of means: the mean over questions of tokens/s over the baseline's"
+        " mean, as the scripts of EAGLE and Spec-Bench (which recount its tokens). Mean of ratios: of the questions'"
+        " own speedups.",
         f"Intervals: 95 %, bootstrap over questions ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}),"
         " paired where two files are compared.",
         TRACES,

@@ -1,6 +1,6 @@
 """One self-contained HTML page of a folder of results: what was measured, how, and what to look at twice.
 
-Comes in: records and figures. Goes out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for
+In: records and figures. Out: a page that needs nothing beside it. Read ``outliers`` and ``trees`` for
 what is only here.
 """
 

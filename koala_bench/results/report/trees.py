@@ -1,4 +1,4 @@
-"""Draft trees with the acceptance of every node, counted from a record and laid out to be drawn."""
+"""Draft trees with the acceptance of every node, counted from a record and laid out for drawing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Node:
         path: child ranks from the root, such as ``0.1``; ``root`` for the root.
         x, y: its place in pixels.
         parent: the place of its parent, None for the root.
-        share: of the steps, those whose accepted path goes through it.
-        given_parent: the same of those steps whose path goes through its parent; None if there was none.
-        steps: how many it was accepted in.
+        share: fraction of the steps whose accepted path goes through it.
+        given_parent: the same among steps whose path goes through its parent; None if there was none.
+        steps: number of steps that accepted it.
     """
 
     path: str
@@ -51,14 +51,14 @@ class TreeDrawing:
 
 
 def draw_trees(run: Run) -> list[TreeDrawing]:
-    """The trees of a record's methods; of those whose steps say which node they kept, and that draft anything."""
+    """The trees of a record's methods that draft and whose steps record the last accepted node."""
     found = []
     for name, method in run.methods.items():
         kept = [
             node
             for turn in run.turns_of(name)
             for node, depth in zip(turn["kept_node"] or [], turn["drafted_depth"] or [], strict=False)
-            if depth  # a step without room for a draft says nothing about the tree
+            if depth  # a step without room for a draft does not count
         ]
         tree = method["tree"]
         if kept and tree is not None and tree["parents"] is not None:
@@ -92,7 +92,7 @@ def _drawing(method: str, name: str, parents: Sequence[int], kept: Sequence[int]
 
 
 def _rows(children: Sequence[Sequence[int]]) -> list[float]:
-    """The row of each node: leaves one below the other, a parent in the middle of its children."""
+    """The row of each node: one per leaf, a parent midway between its children."""
     rows, leaves = [0.0] * len(children), 0
     order, stack = [], [0]
     while stack:

@@ -63,8 +63,8 @@ def _rates(rates: Sequence[DepthRate]) -> str:
 
 TRACES = (
     "Break-even length: acceptance length / speedup (of whole answers in answer files), which is what a step costs in"
-    " the baseline's tokens. Oracle: as if every step were as long as the longest of the file, which says no more of how"
-    " deep drafts are; at least that."
+    " the baseline's tokens. Oracle: as if every step were as long as the longest of the file, which says no more of"
+    " how deep drafts are; at least that."
 )
 
 

@@ -1,4 +1,4 @@
-"""Published values under a table: others' machines and heads, so rows apart from the measured ones."""
+"""Published values under a table, apart from the measured rows, since machines and heads differ."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ _Claim = TypeVar("_Claim", OwnClaim, TaskClaim)
 
 
 def external_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> list[tuple[str, Grid]]:
-    """A title and the published rows that belong under a table.
-
-    Rows of the records' targets; under Tables 2, 3 and the leaderboard of every target where none is published for
-    theirs.
+    """A title and the published rows for a table: those of the records' targets, or, under Tables 2, 3 and the
+    leaderboard, of all targets if none is published for these.
     """
     names = {name for run in runs for name in paper_names(run)}
     title = "Published elsewhere, not measured here"
@@ -76,7 +74,7 @@ def _original_heads(own: Sequence[OwnClaim], overall: Sequence[TaskClaim]) -> Gr
 
 
 def _without_empty(rows: list[dict[str, str]]) -> Grid:
-    """The table without columns in which nothing stands."""
+    """The table without its empty columns."""
     kept = [heading for heading in rows[0] if any(row[heading] != NOTHING for row in rows)] if rows else []
     left = ("System", "Target", "Questions", "Device", "Source")
     return grid_of([{heading: row[heading] for heading in kept} for row in rows], left)

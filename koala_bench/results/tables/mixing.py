@@ -1,4 +1,4 @@
-"""Which records may stand in one table."""
+"""Which records may be combined in one table."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from koala_bench.records.schema import MethodInfo
 from koala_bench.records.summaries import same_evaluation
 from koala_bench.results.tables.published import TableSpec
 
-# What all records of one table must share; the rest may follow from the target.
+# Header fields that all records of one table must share; others may depend on the target.
 _SHARED = ("acceptance.", "limits.max_new_tokens")
 _IDENTITY: tuple[Literal["tree", "layers", "adversarial"], ...] = ("tree", "layers", "adversarial")
 
 
 def refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
-    """Raise if records do not belong into one table: other limits or questions, or twice the same."""
+    """Raise if records cannot be combined in one table: different limits or questions, or duplicates."""
     if not runs:
         raise KoalaBenchError(
             "There is no record to make a table of.", "Name at least one .jsonl file of an evaluation."
@@ -45,7 +45,7 @@ def _different(first: Run, second: Run, looked_at: tuple[str, ...]) -> list[str]
 
 
 def _alike(first: Run, second: Run, spec: TableSpec) -> tuple[str | None, str]:
-    """What makes two records of one target the same row of a table, if anything does, and the remedy."""
+    """Why two records of one target would be the same row of a table, if they would, and the remedy."""
     if spec.by == "target":
         return "target", "record per target"
     if spec.has_tasks:
@@ -59,7 +59,7 @@ def _alike(first: Run, second: Run, spec: TableSpec) -> tuple[str | None, str]:
 
 
 def _other_heads(first: Run, second: Run, spec: TableSpec) -> list[str]:
-    """In what two runs of one target differ that are pooled: the target itself, methods, trees, training steps, and
+    """The first field in which two pooled runs of one target differ: the target, methods, trees, training steps, or
     weights unless these are seeds.
     """
     different = _different(first, second, ("target.",))

@@ -1,4 +1,4 @@
-"""Whether the published order of methods holds: every pair of published systems, by acceptance length and speedup."""
+"""Tests the published order of methods: every pair of published systems, by acceptance length and speedup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Value = Callable[[TaskClaim], float | None]
 
 
 def _ahead(claims: Sequence[TaskClaim], one: str, other: str, value: _Value) -> bool | None:
-    """Whether a system is ahead of another wherever both are published; None if that differs, or nowhere both are."""
+    """Whether a system is ahead of another in all publications of both; None if these disagree or there are none."""
     places: dict[tuple[str, str, str], dict[str, float]] = {}
     for claim in claims:
         if claim.system in (one, other) and (published := value(claim)) is not None:

@@ -42,6 +42,8 @@ class DFlash(CachedHead):
         KoalaBenchError: there are no layers or no depths.
     """
 
+    soft_labels = True
+
     def __init__(self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 0.8) -> None:
         super().__init__(spec)
         if min(layers, depths) < 1:

@@ -87,19 +87,19 @@ class DraftModel(CachedHead):
 
     def _empty(self, rows: int) -> KVCache:
         """Of a cache of the draft model's, with a table of plain positions [1, rows + deepest draft]."""
-        cache = self._model.new_cache(rows)
+        cache = self._model.new_cache(rows, longest=min(rows, self._model.longest))
         self._model.prefill(torch.zeros(1, dtype=torch.int64, device=self._model.device), cache)  # which makes the rows
         self._places = torch.arange(rows + MAX_DEPTH, device=self._model.device)[None]
         return KVCache(cache.storage.unsqueeze(2), self._places, 0)
 
     def prefill(self, new: Committed) -> None:
-        """Read a prompt, if the draft model's context has room for it and a draft."""
+        """Read a prompt, if the draft model has room for it and a draft, see ``Target.longest``."""
         assert self._state is not None, "begin() comes before prefill()"
         if self._has_room(self._state, new):
             super().prefill(self._given(self._state, new))
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
+        """Read the settled tokens and grow the tree; the root alone once the draft model has no room left."""
         state = self._state
         assert state is not None, "begin() comes before draft()"
         if not self._has_room(state, new):
@@ -108,7 +108,7 @@ class DraftModel(CachedHead):
 
     def _has_room(self, state: DraftState, new: Committed) -> bool:
         last = new.position + len(new.tokens)  # place of the last token in the sequence
-        return last + state.levels.template.depth <= self._model.max_positions
+        return last + state.levels.template.depth <= self._model.longest
 
     def _given(self, state: DraftState, new: Committed) -> Committed:
         """The tokens to read; nothing of the target's states is."""

@@ -48,6 +48,7 @@ class Eagle(CachedHead):
 
     features = (-1,)
     max_depth = MAX_DEPTH
+    soft_labels = True
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None,

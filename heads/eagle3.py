@@ -73,6 +73,7 @@ class Eagle3(CachedHead):
     """
 
     max_depth = MAX_DEPTH
+    soft_labels = True
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None,

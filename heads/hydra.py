@@ -114,7 +114,7 @@ class Hydra(CachedHead):
                 raise KoalaBenchError(f"Hydra's number of {name} is {count}.", "It must be at least 1.")
         if labels not in ("data", "target"):
             raise KoalaBenchError(f"Hydra's labels are {labels!r}.", "They must be 'data' or 'target'.")
-        self.max_depth, self.labels = heads, labels
+        self.max_depth, self.labels, self.soft_labels = heads, labels, labels == "target"
         self.heads = nn.ModuleList(_Head(spec.output_weight.detach(), head + 1, layers) for head in range(heads))
         self.prefix = _Prefix(spec) if prefix else None
         self._cached = (self.prefix.shape, 1) if self.prefix is not None else None

@@ -65,6 +65,7 @@ class Adversarial(nn.Module):
         self.weight, self.balanced, self.start, self.ramp = weight, balanced, start, ramp
         self.r1 = r1
         self.view = View(spec, discriminator, described)
+        self.soft_labels = self.view.described != "feature"
         # A forked generator: the heads' random numbers must not depend on the discriminator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -38,6 +38,7 @@ class Rejection(nn.Module):
     """
 
     learns = False  # it has nothing of its own to train
+    soft_labels = True
 
     def __init__(self, spec: TargetSpec, kind: Kind = "log", weight: float = 1.0) -> None:
         super().__init__()

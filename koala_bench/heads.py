@@ -331,7 +331,11 @@ class ObservingHead(DraftHead, Protocol):
 
 @runtime_checkable
 class TrainableHead(DraftHead, Protocol):
-    """A draft head that the suite can train."""
+    """A draft head that the suite can train.
+
+    Attributes:
+        soft_labels: optional; True where the loss asks for ``FeatureBatch.soft_labels``, so that ``plan`` counts them.
+    """
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Supervised loss on a batch.
@@ -349,6 +353,7 @@ class Objective(Protocol):
 
     Attributes:
         learns: optional; False for an objective without parameters, of which only ``term`` is called.
+        soft_labels: as of ``TrainableHead``.
     """
 
     def active(self, progress: float) -> bool:

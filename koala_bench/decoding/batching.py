@@ -63,7 +63,8 @@ def decode_batch(
         head: one that has not begun to draft; each sequence gets a copy of it, which shares its weights.
 
     Raises:
-        KoalaBenchError: a prompt is empty or leaves no room for its answer in the target's context.
+        KoalaBenchError: a prompt is empty, or leaves no room for its answer in the target's context or where the
+            target computes differently.
     """
     for prompt in prompts:
         if not prompt or len(prompt) + max_new_tokens > target.max_positions:
@@ -73,8 +74,9 @@ def decode_batch(
                 "Use shorter prompts or answers.",
             )
     stops = frozenset(stop_ids)
-    room = sum(capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts)
-    cache = target.new_cache(room)
+    rows = [capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts]
+    room = sum(rows)
+    cache = target.new_cache(room, longest=max(rows))
     owners = torch.full((room,), -1, device=target.device)  # of each settled row
     sequences = [
         _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)

@@ -26,7 +26,8 @@ from koala_bench.registry import HEADS, build
 
 _WEIGHTS = "model.safetensors"
 _TOKENS = "tokens.safetensors"
-_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "architecture_sha256")
+# Earlier versions wrote an architecture_sha256, which changed with the version of transformers and is not compared.
+_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "computation_sha256")
 _BESIDE_TRAINING = ("checkpoint_every", "held_out_evaluations")
 _NAMES = {"stream_sha256": "training data", "order_sha256": "order of the data", "chat_template": "chat template"}
 # How torch refuses a file; which of these it is depends on where the damage is.
@@ -158,8 +159,15 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a finished head was trained with, or None if there is no finished head."""
-    return object_in(folder / "training.json") if (folder / _WEIGHTS).exists() else None
+    """What a finished head was trained with; None if there is no finished head, or with a logged line if the file is
+    missing or damaged.
+    """
+    if not (folder / _WEIGHTS).exists():
+        return None
+    path = folder / "training.json"
+    if (manifest := object_in(path)) is None:
+        log_line(f"{path} is missing or damaged: nothing is known of how this head was trained.")
+    return manifest
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
 from koala_bench.dialogues.templates import AUTO, stops_of
 from koala_bench.engine.loading.ends import Ends, fingerprint_of
-from koala_bench.engine.loading.fingerprints import architecture_sha256
+from koala_bench.engine.loading.fingerprints import computation_sha256
 from koala_bench.engine.loading.generation import in_words
 from koala_bench.engine.loading.gguf import check_pin
 from koala_bench.engine.loading.targets import load_target
@@ -239,7 +239,7 @@ def heads_finished(preset: Preset, methods: Sequence[str], target: Target, templ
 def _settings(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
     """What trained heads depend on, but for the data."""
     return {
-        "target": {**fingerprint_of(target), "architecture_sha256": architecture_sha256(target.model.config)},
+        "target": {**fingerprint_of(target), "computation_sha256": computation_sha256(target.model.config)},
         "data": preset.data.model_dump(mode="json"),
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,

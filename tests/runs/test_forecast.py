@@ -29,7 +29,7 @@ def preset(target_folder: Path, tmp_path: Path) -> Preset:
 
 
 def planned(preset: Preset, folder: Path, methods: list[str] = METHODS) -> Plan:
-    return plan("table1", preset, "tiny", folder, None, methods=methods, asked=True, seeds=False)
+    return plan("table1", preset, "tiny", folder, None, methods=methods, questions_given=True, seeds=False)
 
 
 def test_more_work_takes_longer(preset: Preset, tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def distill(
     """Answer the first dialogues of both splits into ``out``, JSON lines, gzip-compressed if its name ends in ``.gz``.
 
     Second questions see the target's own first answers. An answer that reaches ``max_new_tokens`` is kept as it is and
-    counted; a dialogue ends where an answer is empty or the context is full. What is done lies in ``out`` +
-    ``.partial`` until all is: the same command goes on from there, and ends in the same bytes. Raises KoalaBenchError
-    where ``out`` is there and was made otherwise, cannot be written, or the target answered nothing."""
+    counted; a dialogue ends where an answer is empty or there is no room for one, see ``Target.longest``. What is done
+    lies in ``out`` + ``.partial`` until all is: the same command goes on from there, and ends in the same bytes. Raises
+    KoalaBenchError where ``out`` is there and was made otherwise, cannot be written, or the target answered nothing."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
     identity = identity_for(target, template, conversations.provenance, given)
     if is_made(out, identity):
@@ -113,7 +113,7 @@ def _answer(
                 dialogue = Dialogue([*turns[index], one.questions[number]], one.system)
                 prompt = encode_prompt(template, tokenizer, dialogue)
                 refuse_unknown_ids(target.name, tokenizer, prompt, target.config.vocab_size, f"Row {one.name}")
-                if len(prompt) + max_new_tokens <= target.max_positions:
+                if len(prompt) + max_new_tokens <= target.longest:
                     active.append(index)
                     prompts.append(prompt)
         if not active:

@@ -126,10 +126,10 @@ class SelfDialogues:
         self._prefix = self._before_question([])
         self._sampling = Sampling(options.temperature, top_p=options.top_p)
         self._longest = len(self._prefix) + options.turns * (options.question_tokens + options.max_new_tokens + _SLACK)
-        if self._longest > target.max_positions:
+        if self._longest > target.longest:
             raise KoalaBenchError(
                 f"{options.turns} turns of {options.question_tokens} and {options.max_new_tokens} tokens "
-                f"do not go into a context of {target.max_positions}.",
+                f"do not go into the {target.longest} that {target.name} is decoded with.",
                 "Lower --turns or --max-new-tokens.",
             )
 

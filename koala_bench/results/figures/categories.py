@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.summaries import VANILLA, Summary
 from koala_bench.results.figures.style import (
     ROW_INCHES,
@@ -63,7 +63,7 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
         tasks: the recipe of Table 2.
     """
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
-    targets = list(dict.fromkeys(row.summaries[0].target for row in rows))
+    targets = short_names(row.summaries[0].target for row in rows)
     names = [name for name in methods if any(summary.name == name for row in rows for summary in _shown(row))]
     if not names:
         raise KoalaBenchError(f"{runs[0].path} has no method beside vanilla to draw.", "Evaluate with more --methods.")
@@ -72,7 +72,7 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
         figure, axes = panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets) + 0.2)
         for (panel,), target in zip(axes, targets, strict=True):
             here = [row for row in rows if row.summaries[0].target == target]
-            _draw(panel, here, names, f"{short_name(target)}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
+            _draw(panel, here, names, f"{targets[target]}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
         legend(figure, axes[0][0])
         return figure
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.bounds import bounds
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import evaluations, sample
 from koala_bench.results.figures.style import GREY, ROW_INCHES, WIDTH_INCHES, curve_with_intervals, looks, save
@@ -80,7 +80,7 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
         KoalaBenchError: see ``cost_curves``.
     """
     drawn = cost_curves(runs, heads)
-    targets = list(dict.fromkeys(target for target, _, _ in drawn))
+    targets = short_names(target for target, _, _ in drawn)
 
     def draw() -> Figure:
         figure = Figure(figsize=(WIDTH_INCHES, (ROW_INCHES + 0.6) * len(targets)), layout="constrained")
@@ -105,9 +105,7 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
             axes.set_ylim(low, high)
             axes.set_xlabel("cost of a draft (vanilla tokens)")
             axes.set_ylabel(
-                f"{short_name(target)}\nacceptance length"
-                if len(targets) > 1
-                else "acceptance length (tokens per step)"
+                f"{targets[target]}\nacceptance length" if len(targets) > 1 else "acceptance length (tokens per step)"
             )
             axes.legend(loc="best", facecolor="white", framealpha=1, edgecolor="white")
         return figure

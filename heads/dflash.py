@@ -20,18 +20,17 @@ from typing import cast
 import torch
 from torch import nn
 
-from heads.common.drafting import Drafter, DraftState, KVCache, OnePass
+from heads.common.drafting import CachedHead, Drafter, KVCache, OnePass
 from heads.common.layers import DecoderLayer, LayerShape, RMSNorm, attend_unrolled
 from heads.common.losses import loss_by_depth
 from heads.eagle3 import fused_layers
-from koala_bench.decoding.candidates import Pick, best
 from koala_bench.engine.cache import write_rows
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, TargetSpec
-from koala_bench.tree import DraftTree, Template
+from koala_bench.tree import Template
 
 
-class DFlash(nn.Module):
+class DFlash(CachedHead):
     """Draft head whose ``layers`` decoder layers fill a block of ``depths`` masked places at once.
 
     Args:
@@ -43,27 +42,26 @@ class DFlash(nn.Module):
         KoalaBenchError: there are no layers or no depths.
     """
 
+    soft_labels = True
+
     def __init__(self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 0.8) -> None:
-        super().__init__()
+        super().__init__(spec)
         if min(layers, depths) < 1:
             raise KoalaBenchError(f"DFlash with {layers} layers and {depths} depths.", "Both must be at least 1.")
         self.features = fused_layers(spec.layers)
         self.max_depth, self.decay = depths, decay
-        self.pick: Pick = best
         self.shape = LayerShape.of(spec)
         width = self.shape.width
         self.fc = nn.Linear(3 * width, width, bias=False)
         self.hidden_norm = RMSNorm(width, self.shape.eps)
-        self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(self.shape) for _ in range(layers))
         self.norm = RMSNorm(width, self.shape.eps)
         # It goes the way of embeddings, so it starts as large as they are.
         with torch.no_grad():
             scale = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().std().item()
         self.mask_embedding = nn.Parameter(scale * torch.randn(width))
-        # The target's own modules, held where neither state_dict() nor parameters() finds them.
-        self._embed, self._spec = spec.embed, spec
+        self._cached = self.shape, layers
         self._drafter = Drafter(OnePass(self._extend_cache, self._score_depths), spec)
-        self._state: DraftState | None = None
 
     @property
     def _decoders(self) -> Sequence[DecoderLayer]:
@@ -83,24 +81,8 @@ class DFlash(nn.Module):
     # ------------------------------------------------------------------------------ decoding
 
     def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence; buffers are kept while they fit."""
-        like = self.fc.weight
-        template.check(depth=self.max_depth, candidates=self._spec.drafted)
-
-        def empty(rows: int) -> KVCache:
-            return KVCache.of(self.shape, len(self.layers), rows, like)
-
-        self._state = self._drafter.begin(self._state, template, capacity + 1 + self.max_depth, like, empty)
-
-    def prefill(self, new: Committed) -> None:
-        """Write the keys and values of a prompt's states."""
-        assert self._state is not None, "begin() comes before prefill()"
-        self._drafter.prefill(self._state, new)
-
-    def draft(self, new: Committed) -> DraftTree:
-        """Write those of the newly settled states, and fill the block behind the last token."""
-        assert self._state is not None, "begin() comes before draft()"
-        return self._drafter.draft(self._state, new, self.pick)
+        """Forget the sequence, with room for the block behind it."""
+        super().begin(template, capacity + 1 + self.max_depth)
 
     def _extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of settled states in all layers; what these attend to, [new, width]."""

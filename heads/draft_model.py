@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.drafting import CachedHead, DraftState, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
-from koala_bench.decoding.candidates import Pick, best
 from koala_bench.engine.cache import pass_cache
 from koala_bench.engine.devices import DTYPES
 from koala_bench.engine.loading.targets import load_target
@@ -33,7 +31,7 @@ _REMEDY = (
 )
 
 
-class DraftModel(nn.Module):
+class DraftModel(CachedHead):
     """Drafts with another causal LM, on the target's device and in its dtype.
 
     A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled
@@ -58,14 +56,11 @@ class DraftModel(nn.Module):
     model_option = "model"
 
     def __init__(self, spec: TargetSpec, model: str = "tiny-draft", revision: str | None = None) -> None:
-        super().__init__()
+        super().__init__(spec)
         # Target is no module: neither state_dict() nor parameters() finds what it holds.
         self._model = _load(spec, model, revision)
-        self.pick: Pick = best
         self._vocab_size, self._own = spec.vocab_size, int(self._model.config.vocab_size)
         self._known = min(self._vocab_size, self._own)
-        self._drafter = Drafter(self, spec)
-        self._state: DraftState | None = None
         self._places = torch.empty(1, 0)
 
     @property
@@ -92,28 +87,28 @@ class DraftModel(nn.Module):
 
     def _empty(self, rows: int) -> KVCache:
         """Of a cache of the draft model's, with a table of plain positions [1, rows + deepest draft]."""
-        cache = self._model.new_cache(rows)
+        cache = self._model.new_cache(rows, longest=min(rows, self._model.longest))
         self._model.prefill(torch.zeros(1, dtype=torch.int64, device=self._model.device), cache)  # which makes the rows
         self._places = torch.arange(rows + MAX_DEPTH, device=self._model.device)[None]
         return KVCache(cache.storage.unsqueeze(2), self._places, 0)
 
     def prefill(self, new: Committed) -> None:
-        """Read a prompt, if the draft model's context has room for it and a draft."""
+        """Read a prompt, if the draft model has room for it and a draft, see ``Target.longest``."""
         assert self._state is not None, "begin() comes before prefill()"
         if self._has_room(self._state, new):
-            self._drafter.prefill(self._state, self._given(self._state, new))
+            super().prefill(self._given(self._state, new))
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens and grow the tree; the root alone once the draft model's context is full."""
+        """Read the settled tokens and grow the tree; the root alone once the draft model has no room left."""
         state = self._state
         assert state is not None, "begin() comes before draft()"
         if not self._has_room(state, new):
             return DraftTree(new.tokens[-1:], ROOT_ONLY)
-        return self._drafter.draft(state, self._given(state, new), self.pick)
+        return super().draft(self._given(state, new))
 
     def _has_room(self, state: DraftState, new: Committed) -> bool:
         last = new.position + len(new.tokens)  # place of the last token in the sequence
-        return last + state.levels.template.depth <= self._model.max_positions
+        return last + state.levels.template.depth <= self._model.longest
 
     def _given(self, state: DraftState, new: Committed) -> Committed:
         """The tokens to read; nothing of the target's states is."""
@@ -155,14 +150,8 @@ class DraftModel(nn.Module):
             tokens = tokens.clamp(max=self._own - 1)
         model_cache = pass_cache(cache.buffers.squeeze(2), start, tokens.shape[0])
         wide = None if mask is None else mask[None, None]
-        found = self._model.decoder(
-            input_ids=tokens[None],
-            attention_mask=wide,
-            position_ids=places,
-            past_key_values=model_cache,
-            use_cache=True,
-        )
-        states: torch.Tensor = found.last_hidden_state[0]
+        given = {"attention_mask": wide, "position_ids": places, "past_key_values": model_cache, "use_cache": True}
+        states: torch.Tensor = self._model.decoder(input_ids=tokens[None], **given).last_hidden_state[0]
         return states
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -170,11 +159,8 @@ class DraftModel(nn.Module):
         off.
         """
         logits = self._model.output(states)[:, : self._known]
-        return (
-            F.pad(logits, (0, self._vocab_size - self._known), value=-torch.inf)
-            if self._known < self._vocab_size
-            else logits
-        )
+        missing = self._vocab_size - self._known
+        return F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
 
 
 def _load(spec: TargetSpec, name: str, revision: str | None) -> Target:

@@ -18,17 +18,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.drafting import CachedHead, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
-from heads.common.layers import DecoderLayer, LayerShape, Unrolled, rotary_table
+from heads.common.layers import DecoderLayer, LayerShape, Unrolled
 from heads.common.losses import scored_in_pieces
-from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
-from koala_bench.tree import DraftTree, Template
 
 
-class Eagle(nn.Module):
+class Eagle(CachedHead):
     """Draft head with ``layers`` decoder layers of the target's width.
 
     Args:
@@ -50,6 +48,7 @@ class Eagle(nn.Module):
 
     features = (-1,)
     max_depth = MAX_DEPTH
+    soft_labels = True
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None,
@@ -57,7 +56,7 @@ class Eagle(nn.Module):
         bias: bool = True, noise: float = 0.2, regression_weight: float = 1.0, classification_weight: float = 0.1,
         checkpointing: bool = False, forwards: int = 1, topk: int = 10, topk_weight: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(spec)
         if min(forwards, topk) < 1:
             raise KoalaBenchError(f"EAGLE with {forwards} forwards and a topk of {topk}.", "Both must be at least 1.")
         if topk_weight and not classification_weight:
@@ -73,37 +72,13 @@ class Eagle(nn.Module):
         width = spec.hidden_size
         self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         self.fc = nn.Linear(2 * width, width, bias=bias)
-        self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes, input_norm=index > 0) for index in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(self.shape, input_norm=index > 0) for index in range(layers))
+        self._cached = self.shape, layers
         self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
         self.forwards, self.topk, self.topk_weight = forwards, min(topk, spec.drafted), topk_weight
-        # The target's own modules, held where neither state_dict() nor parameters() finds them.
-        self._embed, self._output, self._spec = spec.embed, spec.output, spec
-        self.pick: Pick = best
-        self._drafter = Drafter(self, spec)
-        self._state: DraftState | None = None
 
     # ------------------------------------------------------------------------------ decoding
-
-    def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence; buffers are kept while they fit."""
-        like = self.fc.weight
-        template.check(depth=self.max_depth, candidates=self._spec.drafted)
-
-        def empty(rows: int) -> KVCache:
-            return KVCache.of(self.shape, len(self.layers), rows, like)
-
-        self._state = self._drafter.begin(self._state, template, capacity, like, empty)
-
-    def prefill(self, new: Committed) -> None:
-        """Read the pairs of a prompt."""
-        assert self._state is not None, "begin() comes before prefill()"
-        self._drafter.prefill(self._state, new)
-
-    def draft(self, new: Committed) -> DraftTree:
-        """Read the newly settled pairs, then grow the tree level by level."""
-        assert self._state is not None, "begin() comes before draft()"
-        return self._drafter.draft(self._state, new, self.pick)
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of the settled pairs, which hold true states of the target; the states predicted of them."""
@@ -114,24 +89,19 @@ class Eagle(nn.Module):
     def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the pairs; carries the state predicted of the last one."""
         state = self.extend_cache(new, cache)[-1:]
-        return self._output(state), state
+        return self._spec.output(state), state
 
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Write a level's rows after the earlier ones; a node pairs its token with its parent's predicted state."""
         table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
         mask, states = cache.tree_mask(level.tree_mask), carried.index_select(0, level.parents)
         states = self._run(level.tokens, states, table, rows, mask, cache.buffers)
-        return self._output(states), states
+        return self._spec.output(states), states
 
     def _run(
-        self,
-        tokens: torch.Tensor,
-        states: torch.Tensor,
-        table: torch.Tensor,
-        start: Any,
-        mask: torch.Tensor | None,
+        self, tokens: torch.Tensor, states: torch.Tensor, table: torch.Tensor, start: Any, mask: torch.Tensor | None,
         buffers: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor:  # fmt: skip
         """Predicted states [new, width] after (state, next token) pairs; writes their cache rows from ``start`` on."""
         x = self.fc(torch.cat([self._embed(tokens), states], dim=-1))[None]
         for layer, own in zip(self.layers, buffers.unbind(0), strict=True):
@@ -149,13 +119,10 @@ class Eagle(nn.Module):
             states: [batch, tokens, width].
         """
         x = self.fc(torch.cat([self._embed(ids).to(states.dtype), states], dim=-1))
-        table = rotary_table(ids.shape[1], self.shape.head_dim, self.shape.rope_base, x.device, x.dtype)
+        table = self.shape.rotary(ids.shape[1], x)
+        saving = self.checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x = (
-                checkpoint(layer, x, table, use_reentrant=False)
-                if self.checkpointing and torch.is_grad_enabled()
-                else layer(x, table)
-            )
+            x = checkpoint(layer, x, table, use_reentrant=False) if saving else layer(x, table)
         return x
 
     def unrolled(self, ids: torch.Tensor, states: torch.Tensor) -> list[torch.Tensor]:

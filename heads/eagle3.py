@@ -23,14 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.drafting import CachedHead, KVCache, Scored
 from heads.common.growth import MAX_DEPTH, LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, PairLayer, RMSNorm, Unrolled
 from heads.common.losses import loss_by_depth
-from koala_bench.decoding.candidates import Pick, best
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, TargetSpec
-from koala_bench.tree import DraftTree, Template
 
 _FUSED = 3
 
@@ -55,7 +53,7 @@ def _checked(ids: Sequence[int], layers: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-class Eagle3(nn.Module):
+class Eagle3(CachedHead):
     """Draft head whose ``layers`` decoder layers have the shape of the target's.
 
     The output layer starts as a copy of the target's, as Medusa's do (upstream draws it at random).
@@ -75,6 +73,7 @@ class Eagle3(nn.Module):
     """
 
     max_depth = MAX_DEPTH
+    soft_labels = True
 
     def __init__(
         self, spec: TargetSpec, layers: int = 1, steps: int = 4, decay: float = 0.8, attention_heads: int | None = None,
@@ -82,7 +81,7 @@ class Eagle3(nn.Module):
         norm_eps: float | None = None, head_dim: int | None = None, rope_scaling: Mapping[str, Any] | None = None,
         layer_ids: Sequence[int] | None = None, norm_before_residual: bool = False, biases: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(spec)
         for name, count in (("layers", layers), ("steps", steps)):
             if count < 1:
                 raise KoalaBenchError(f"EAGLE-3's number of {name} is {count}.", "It must be at least 1.")
@@ -90,13 +89,12 @@ class Eagle3(nn.Module):
         self.features = usual if layer_ids is None else (*_checked(layer_ids, spec.layers), -1)
         self.own_layers = self.features != usual
         self.steps, self.decay = steps, decay
-        self.pick: Pick = best
         self.shape = LayerShape.of(spec, attention_heads, kv_heads, intermediate, norm_eps, rope_base)
         self.shape = replace(self.shape, head_width=head_dim, rope_scaling=rope_scaling)
         width = self.shape.width
         self.fc = nn.Linear(_FUSED * width, width, bias=False)
-        self.midlayer = PairLayer(*self.shape.sizes, norm_before_residual)
-        self.layers = nn.ModuleList(DecoderLayer(*self.shape.sizes) for _ in range(layers - 1))
+        self.midlayer = PairLayer(self.shape, norm_before_residual)
+        self.layers = nn.ModuleList(DecoderLayer(self.shape) for _ in range(layers - 1))
         for name in biases:
             linear = self.get_submodule(name)
             assert isinstance(linear, nn.Linear)
@@ -105,10 +103,7 @@ class Eagle3(nn.Module):
         self.lm_head = nn.Linear(width, spec.drafted, bias=False)
         with torch.no_grad():
             self.lm_head.weight.copy_(spec.output_weight.detach())
-        # The target's own embedding, held where neither state_dict() nor parameters() finds it.
-        self._embed, self._spec = spec.embed, spec
-        self._drafter = Drafter(self, spec)
-        self._state: DraftState | None = None
+        self._cached = self.shape, layers
 
     def _fused(self, hidden: torch.Tensor) -> torch.Tensor:
         """States [..., features, width] of three layers as one [..., width]."""
@@ -117,37 +112,11 @@ class Eagle3(nn.Module):
 
     # ------------------------------------------------------------------------------ decoding
 
-    def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence; buffers are kept while they fit."""
-        like = self.fc.weight
-        template.check(depth=self.max_depth, candidates=self.lm_head.out_features)
-
-        def empty(rows: int) -> KVCache:
-            return KVCache.of(self.shape, 1 + len(self.layers), rows, like)
-
-        self._state = self._drafter.begin(self._state, template, capacity, like, empty)
-
-    def prefill(self, new: Committed) -> None:
-        """Read the tokens of a prompt with the target's states."""
-        assert self._state is not None, "begin() comes before prefill()"
-        self._drafter.prefill(self._state, new)
-
-    def draft(self, new: Committed) -> DraftTree:
-        """Read the newly settled tokens with the target's states, then grow the tree from states of the head's own."""
-        assert self._state is not None, "begin() comes before draft()"
-        return self._drafter.draft(self._state, new, self.pick)
-
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of settled tokens from fused states of the target; what came out of each."""
-        count = new.tokens.shape[0]
-        return self._run(
-            new.tokens,
-            self._fused(new.hidden),
-            cache.positions(0, count),
-            cache.rows(0, count),
-            cache.causal_mask(count),
-            cache.buffers,
-        )
+        count, embedded, states = new.tokens.shape[0], self._embed(new.tokens), self._fused(new.hidden)
+        table, rows, mask = cache.positions(0, count), cache.rows(0, count), cache.causal_mask(count)
+        return self._run(embedded[None], states[None], table, cache.buffers, rows, mask)[0]
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
         """Settle the tokens; carries what came out of the last one."""
@@ -157,34 +126,26 @@ class Eagle3(nn.Module):
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
         """Write the rows of a level; a node pairs its token with what came out above it."""
         table, rows = cache.positions(level.depth - 1, 1), cache.rows(level.offset, level.tokens.shape[0])
-        x = self._run(
-            level.tokens,
-            carried.index_select(0, level.parents),
-            table,
-            rows,
-            cache.tree_mask(level.tree_mask),
-            cache.buffers,
-        )
+        mask, states = cache.tree_mask(level.tree_mask), carried.index_select(0, level.parents)
+        x = self._run(self._embed(level.tokens)[None], states[None], table, cache.buffers, rows, mask)[0]
         return self._scores(x), x
 
     def _run(
-        self,
-        tokens: torch.Tensor,
-        states: torch.Tensor,
-        table: torch.Tensor,
-        start: Any,
-        mask: torch.Tensor | None,
-        buffers: torch.Tensor,
-    ) -> torch.Tensor:
-        """What the last layer makes [new, width] of pairs of a state and the token after it, whose rows begin at
-        ``start``.
+        self, embedded: torch.Tensor, states: torch.Tensor, table: torch.Tensor, buffers: torch.Tensor | None = None,
+        start: Any = 0, mask: torch.Tensor | None = None, steps: Sequence[Unrolled | None] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """What the last layer makes of embeddings and states, each [batch, new, width].
+
+        Args:
+            buffers: of a cache, a layer each, whose rows are written from ``start`` on.
+            steps: of an unrolled pass, a layer each, see ``Attention``.
         """
-        own = buffers.unbind(0)
-        x = self.midlayer(self._embed(tokens)[None], states[None], table, own[0], start, mask)
-        for layer, rows in zip(self.layers, own[1:], strict=True):
-            x = layer(x, table, rows, start, mask)
-        out: torch.Tensor = x[0]
-        return out
+        none = [None] * (1 + len(self.layers))
+        own, kept = none if buffers is None else buffers.unbind(0), steps or none
+        x: torch.Tensor = self.midlayer(embedded, states, table, own[0], start, mask, kept[0])
+        for layer, rows, step in zip(self.layers, own[1:], kept[1:], strict=True):
+            x = layer(x, table, rows, start, mask, step)
+        return x
 
     def _scores(self, states: torch.Tensor) -> torch.Tensor:
         return self._spec.spread(self.lm_head(self.norm(states)))
@@ -208,13 +169,14 @@ class Eagle3(nn.Module):
         kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
         outs = []
         for step in range(self.steps):
-            embedded = self._embed(F.pad(ids[:, step:], (0, min(step, tokens)))).to(x.dtype)
-            table = positions[:, step : step + tokens]
-            x = self.midlayer(embedded, x, table, steps=kept[0])
-            for layer, own in zip(self.layers, kept[1:], strict=True):
-                x = layer(x, table, steps=own)
+            embedded, x = self._inputs(step, ids, x)
+            x = self._run(embedded, x, positions[:, step : step + tokens], steps=kept)
             outs.append(x)
         return outs
+
+    def _inputs(self, step: int, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings and states [batch, tokens, width] that places read at a step; ``state`` is of the step before."""
+        return self._embed(F.pad(ids[:, step:], (0, min(step, ids.shape[1])))).to(state.dtype), state
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Cross-entropy against the target's distribution at each step, weighted by powers of ``decay`` (upstream

@@ -17,20 +17,20 @@ and ``.norm`` are ``prefix.layer`` and ``prefix.norm``. Without one there is no 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.drafting import Drafter, DraftState, KVCache, Scored
+from heads.common.drafting import CachedHead, KVCache, Scored
 from heads.common.growth import LevelNodes
-from heads.common.layers import DecoderLayer, LayerShape, RMSNorm, rotary_table
-from heads.common.losses import token_loss
-from koala_bench.decoding.candidates import Pick, best
+from heads.common.layers import DecoderLayer, LayerShape, RMSNorm
+from heads.common.losses import Guess, loss_of, rows_before
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Prediction, TargetSpec
-from koala_bench.tree import DraftTree, Template
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, TargetSpec
+from koala_bench.tree import DraftTree
 
 
 class _Block(nn.Module):
@@ -77,17 +77,16 @@ class _Prefix(nn.Module):
     def __init__(self, spec: TargetSpec) -> None:
         super().__init__()
         self.shape = LayerShape.of(spec)
-        self.layer = DecoderLayer(*self.shape.sizes)
+        self.layer = DecoderLayer(self.shape)
         self.norm = RMSNorm(self.shape.width, self.shape.eps)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the heads read in the place of whole texts' states [batch, tokens, width]."""
-        table = rotary_table(hidden.shape[1], self.shape.head_dim, self.shape.rope_base, hidden.device, hidden.dtype)
-        read: torch.Tensor = self.norm(self.layer(hidden, table))
+        read: torch.Tensor = self.norm(self.layer(hidden, self.shape.rotary(hidden.shape[1], hidden)))
         return read
 
 
-class Hydra(nn.Module):
+class Hydra(CachedHead):
     """``heads`` dependent guessers with ``layers`` blocks each.
 
     Blocks and projections start as the official code's: the blocks' W at zero, the projections as copies of the
@@ -109,20 +108,16 @@ class Hydra(nn.Module):
     def __init__(
         self, spec: TargetSpec, heads: int = 4, layers: int = 1, prefix: bool = False, labels: str = "data"
     ) -> None:
-        super().__init__()
+        super().__init__(spec)
         for name, count in (("heads", heads), ("layers", layers)):
             if count < 1:
                 raise KoalaBenchError(f"Hydra's number of {name} is {count}.", "It must be at least 1.")
         if labels not in ("data", "target"):
             raise KoalaBenchError(f"Hydra's labels are {labels!r}.", "They must be 'data' or 'target'.")
-        self.max_depth, self.labels = heads, labels
-        self.pick: Pick = best
+        self.max_depth, self.labels, self.soft_labels = heads, labels, labels == "target"
         self.heads = nn.ModuleList(_Head(spec.output_weight.detach(), head + 1, layers) for head in range(heads))
         self.prefix = _Prefix(spec) if prefix else None
-        # The target's own, held where neither state_dict() nor parameters() finds it.
-        self._embed, self._spec = spec.embed, spec
-        self._drafter = Drafter(self, spec)
-        self._state: DraftState | None = None
+        self._cached = (self.prefix.shape, 1) if self.prefix is not None else None
 
     def _head(self, index: int) -> _Head:
         found = self.heads[index]
@@ -131,30 +126,16 @@ class Hydra(nn.Module):
 
     # ------------------------------------------------------------------------------ decoding
 
-    def begin(self, template: Template, capacity: int) -> None:
-        """Forget the sequence; only the prefix layer remembers one."""
-        like = self._head(0).output.weight
-        template.check(depth=self.max_depth, candidates=self._spec.drafted)
-        prefix = self.prefix
-
-        def empty(rows: int) -> KVCache:
-            assert prefix is not None
-            return KVCache.of(prefix.shape, 1, rows, like)
-
-        self._state = self._drafter.begin(self._state, template, capacity, like, empty if prefix is not None else None)
-
     def prefill(self, new: Committed) -> None:
         """Let the prefix layer read a prompt, if there is one."""
-        assert self._state is not None, "begin() comes before prefill()"
         if self.prefix is not None:
-            self._drafter.prefill(self._state, new)
+            super().prefill(new)
 
     def draft(self, new: Committed) -> DraftTree:
         """Grow the tree level by level: a node depends on all drafted tokens above it."""
-        assert self._state is not None, "begin() comes before draft()"
         if self.prefix is None and len(new.tokens) > 1:  # the last state is all that is read
             new = replace(new, tokens=new.tokens[-1:], hidden=new.hidden[-1:])
-        return self._drafter.draft(self._state, new, self.pick)
+        return super().draft(new)
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """The states that the heads read: the target's, or the prefix layer's, which writes its cache rows."""
@@ -187,28 +168,19 @@ class Hydra(nn.Module):
         The latter is the teacher loss that Hydra++ is trained with (upstream ``hydra/train/train.py`` with a teacher
         weight of 1 and an LM weight of 0). Heads read the data's tokens, whatever was drafted before them.
         """
+        return loss_of(self._guesses(batch), self._spec, self._head(0).output.weight.dtype)
+
+    def _guesses(self, batch: FeatureBatch) -> Iterator[Guess]:
         own = self._head(0).output.weight.dtype
         hidden = batch.hidden[:, :, -1].to(own)
         states = (hidden if self.prefix is None else self.prefix(hidden)).flatten(0, 1)
-        embedded = self._embed(batch.ids).to(own).flatten(0, 1)
-        ids = batch.ids.flatten()
+        embedded, ids = self._embed(batch.ids).to(own).flatten(0, 1), batch.ids.flatten()
         soft = batch.soft_labels(self._spec) if self.labels == "target" else None
-        total = states.new_zeros((), dtype=own)
-        parts: dict[str, torch.Tensor] = {}
-        predictions = []
         for depth in range(1, self.max_depth + 1):
-            guesser, ahead = self._head(depth - 1), depth + 1
-            wanted = torch.zeros_like(batch.supervised)
-            wanted[:, :-ahead] = batch.supervised[:, ahead:]
-            rows = wanted.flatten().nonzero()[:, 0]
+            guesser, rows = self._head(depth - 1), rows_before(batch.supervised, depth + 1)
             known = torch.cat([states[rows], *(embedded[rows + place] for place in range(1, depth + 1))], dim=-1)
-            feature = guesser.feature(known)
             if soft is None:
-                labels = likeliest = self._spec.labels(ids[rows + ahead])
+                wanted = likeliest = self._spec.labels(ids[rows + depth + 1])
             else:
-                labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
-            loss, right, scored = token_loss(guesser.output, feature, labels, likeliest, self._spec.drafted, own)
-            total = total + loss
-            parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-            predictions.append(Prediction(depth, rows, feature, scored, self._spec.draft_vocabulary))
-        return HeadLoss(total, parts, tuple(predictions))
+                wanted, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
+            yield Guess(rows, guesser.feature(known), guesser.output, wanted, likeliest)

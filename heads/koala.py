@@ -65,6 +65,7 @@ class Adversarial(nn.Module):
         self.weight, self.balanced, self.start, self.ramp = weight, balanced, start, ramp
         self.r1 = r1
         self.view = View(spec, discriminator, described)
+        self.soft_labels = self.view.described != "feature"
         # A forked generator: the heads' random numbers must not depend on the discriminator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -88,14 +89,7 @@ class Adversarial(nn.Module):
     def learn(
         self, batch: FeatureBatch, found: HeadLoss, progress: float, share: float = 1.0
     ) -> dict[str, torch.Tensor]:
-        """Accumulate the discriminator's gradients on a micro-batch.
-
-        Args:
-            progress: fraction of the training steps already done.
-            share: of the micro-batch in the step.
-        Returns:
-            values for the log.
-        """
+        """Accumulate the discriminator's gradients on a micro-batch; see ``Objective``."""
         if not self.active(progress):
             return {}
         if not self._begun:
@@ -134,13 +128,7 @@ class Adversarial(nn.Module):
         progress: float,
         agree: Callable[[Callable[[], float | None]], float | None] = _alone,
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """The head's adversarial loss on a micro-batch, from the discriminator after its step.
-
-        Args:
-            agree: reduces the processes' measurements to one number, see ``koala_bench.common.process_group``.
-        Returns:
-            what to add to the supervised loss, or None for nothing, and values for the log.
-        """
+        """The head's adversarial loss on a micro-batch, from the discriminator after its step; see ``Objective``."""
         if not self.active(progress):
             return None, {}
         shown = self._shown(batch, found)

@@ -7,6 +7,7 @@ code repeats one block K times by accident (upstream: ``[ResBlock(h)] * num_laye
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
@@ -15,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.common.growth import LevelNodes, draft, levels_of
-from heads.common.losses import token_loss
+from heads.common.losses import Guess, loss_of, rows_before
 from koala_bench.decoding.candidates import Pick, best
-from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, Prediction, TargetSpec
+from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
 
 
@@ -123,22 +124,14 @@ class Medusa(nn.Module):
         """Sum over heads of the cross-entropy against the data's token, on answer tokens (Medusa-1, upstream v0.1
         ``train.py``).
         """
-        hidden = batch.hidden[:, :, -1].float()
-        total = hidden.new_zeros(())
-        parts: dict[str, torch.Tensor] = {}
-        predictions = []
+        return loss_of(self._guesses(batch), self._spec, torch.float32)
+
+    def _guesses(self, batch: FeatureBatch) -> Iterator[Guess]:
+        hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
         # Taken apart once: the gradient of a slice would be a whole tensor of zeros around it, for every head.
         own = [None] * self.max_depth if self.output_weight is None else self.output_weight.unbind(0)
         for head, output_weight in enumerate(own):
-            ahead = head + 2
-            wanted = torch.zeros_like(batch.supervised)
-            wanted[:, :-ahead] = batch.supervised[:, ahead:]
-            rows = wanted.flatten().nonzero()[:, 0]
-            labels = self._spec.labels(batch.ids.flatten()[rows + ahead])
-            feature = self.blocks(hidden.flatten(0, 1)[rows], head)
+            rows = rows_before(batch.supervised, head + 2)
+            labels = self._spec.labels(ids[rows + head + 2])
             score = self._spec.score if output_weight is None else partial(F.linear, weight=output_weight)
-            loss, right, scored = token_loss(score, feature, labels, labels, self._spec.drafted, torch.float32)
-            total = total + loss
-            parts |= {f"cross_entropy_{head + 1}": loss.detach(), f"top1_{head + 1}": right}
-            predictions.append(Prediction(head + 1, rows, feature, scored, self._spec.draft_vocabulary))
-        return HeadLoss(total, parts, tuple(predictions))
+            yield Guess(rows, self.blocks(hidden[rows], head), score, labels, labels)

@@ -8,7 +8,7 @@ them at each level; in return a guess does not know which tokens were drafted be
 
 Layers, fusion of the target's states, output layer and loss are EAGLE-3's. The paper uses the embedding of an unused
 token; not all targets have one, so ours is learnt too. The paper also drops some places at greater depths in training
-(conditional drop-token sampling) to save memory; ours keeps all of them, see ``forward``.
+(conditional drop-token sampling) to save memory; ours keeps all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from heads.common.drafting import Drafter, KVCache, OnePass
-from heads.common.layers import Unrolled
 from heads.eagle3 import Eagle3
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, TargetSpec
@@ -33,25 +32,19 @@ class PEagle(Eagle3):
         layers: decoder layers (KOALA's K; the paper has 4).
         depths: how many tokens ahead it learns to draft, and can (the paper trains 8).
         decay: weight of a depth's loss over that of the depth before (the paper weighs all alike).
-        others: see ``Eagle3``.
 
     Raises:
         KoalaBenchError: there are no depths; and see ``Eagle3``.
     """
 
-    def __init__(
-        self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0,
-        attention_heads: int | None = None, kv_heads: int | None = None, intermediate: int | None = None,
-        rope_base: float | None = None, norm_eps: float | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, spec: TargetSpec, layers: int = 1, depths: int = 4, decay: float = 1.0) -> None:
         if depths < 1:
             raise KoalaBenchError(f"P-EAGLE's number of depths is {depths}.", "It must be at least 1.")
-        super().__init__(spec, layers, depths, decay, attention_heads, kv_heads, intermediate, rope_base, norm_eps)
+        super().__init__(spec, layers, depths, decay)
         self.max_depth = depths
         # The state stands in for fused ones, behind ``fc``. Both go through a norm: only their directions matter.
         self.mask_state = nn.Parameter(torch.randn(self.shape.width))
         self.mask_embedding = nn.Parameter(torch.randn(self.shape.width))
-        self._spec = spec
         self._drafters: dict[int, Drafter] = {}  # by the depth of the trees
 
     # ------------------------------------------------------------------------------ decoding
@@ -74,39 +67,20 @@ class PEagle(Eagle3):
         states = torch.cat([self._fused(new.hidden), self.mask_state.expand(masked, -1)])
         total = count + masked
         table, rows, mask = cache.positions(0, total), cache.rows(0, total), cache.causal_mask(total)
-        own = cache.buffers.unbind(0)
-        x = self.midlayer(embedded[None], states[None], table, own[0], rows, mask)
-        for layer, buffer in zip(self.layers, own[1:], strict=True):
-            x = layer(x, table, buffer, rows, mask)
+        x = self._run(embedded[None], states[None], table, cache.buffers, rows, mask)
         return self._scores(x[0, -depth:])
 
     # ------------------------------------------------------------------------------ training
 
-    def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """What the last layer makes [batch, tokens, width] of every place at each depth.
+    def _inputs(self, step: int, ids: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At step ``i`` place ``t`` is the i-th masked place of a draft from ``t``. It attends to the pairs up to
+        ``t`` and to the masked places of the same draft up to itself.
 
-        At depth ``i + 1`` place ``t`` is the i-th masked place of a draft from ``t``. It attends to the pairs up to
-        ``t`` and to the masked places of the same draft up to itself. No depth reads the output of another, so all
-        depths could be one pass with a mask [depths * tokens, depths * tokens], mostly masked. Computing depth by depth
-        over the earlier keys gives the same without that mask; memory grows with depths * tokens ** 2.
-
-        Args:
-            ids: int64 [batch, tokens]; ``ids[:, t]`` is the token after the one whose states are ``hidden[:, t]``.
-            hidden: [batch, tokens, features, width].
+        No depth reads the output of another, so all depths could be one pass with a mask [depths * tokens, depths *
+        tokens], mostly masked. Computing depth by depth over the earlier keys gives the same without that mask; memory
+        grows with depths * tokens ** 2.
         """
-        batch, tokens = ids.shape
-        state = self._fused(hidden)
-        embedded = self._embed(ids).to(state.dtype)
-        positions = self.shape.rotary(tokens + self.steps, state)
-        kept: list[Unrolled] = [[] for _ in range(1 + len(self.layers))]
-        outs = []
-        for step in range(self.steps):
-            if step:
-                state = self.mask_state.to(state.dtype).expand(batch, tokens, -1)
-                embedded = self.mask_embedding.to(state.dtype).expand(batch, tokens, -1)
-            table = positions[:, step : step + tokens]
-            x = self.midlayer(embedded, state, table, steps=kept[0])
-            for layer, own in zip(self.layers, kept[1:], strict=True):
-                x = layer(x, table, steps=own)
-            outs.append(x)
-        return outs
+        if not step:
+            return super()._inputs(step, ids, state)
+        embedded, masked = self.mask_embedding.to(state.dtype), self.mask_state.to(state.dtype)
+        return embedded.expand(*ids.shape, -1), masked.expand(*ids.shape, -1)

@@ -38,6 +38,7 @@ class Rejection(nn.Module):
     """
 
     learns = False  # it has nothing of its own to train
+    soft_labels = True
 
     def __init__(self, spec: TargetSpec, kind: Kind = "log", weight: float = 1.0) -> None:
         super().__init__()
@@ -62,10 +63,7 @@ class Rejection(nn.Module):
         self, batch: FeatureBatch, found: HeadLoss, progress: float, agree: Callable[..., Any]
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The weighted measure, mean over positions and then over depths, and the expected acceptance for the log.
-
-        Raises:
-            KoalaBenchError: the head reports no predictions.
-        """
+        Raises KoalaBenchError where the head reports no predictions."""
         predictions = [each for each in found.predictions if len(each.rows)]
         if not predictions:
             if found.predictions:

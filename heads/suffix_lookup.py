@@ -6,14 +6,11 @@ it (Hu et al. 2024, arXiv 2411.10666); shorter suffixes, along its links, fill t
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable, Sequence
 
-from heads.common.continuations import drafted
-from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed, TargetSpec
-from koala_bench.tree import DraftTree, Template
+from heads.common.continuations import Lookup
+from koala_bench.heads import TargetSpec
 
-_PLACES = 16  # continuations looked at
 _UPDATED = 64  # suffixes whose latest place is kept up to date at each token
 
 
@@ -90,7 +87,7 @@ class SuffixAutomaton:
         return found
 
 
-class SuffixLookup(nn.Module):
+class SuffixLookup(Lookup):
     """Proposes what followed the longest suffix of prompt and answer that stood there before.
 
     Args:
@@ -98,35 +95,16 @@ class SuffixLookup(nn.Module):
             draft head where the match is shorter than 5.
     """
 
-    features = (-1,)
-    max_depth = 64
-    dynamic = True
-    usual_tree = "chain-7"  # what followed once mostly follows again: depth pays more than breadth
-
     def __init__(self, spec: TargetSpec, least: int = 1) -> None:
-        super().__init__()
-        if least < 1:
-            raise KoalaBenchError(f"The head's least is {least}.", "It must be at least 1.")
-        self.least, self._device = least, spec.device
-        self._paths: tuple[tuple[int, ...], ...] | None = None
+        super().__init__(spec, "least", least)
+        self.least = least
 
-    def begin(self, template: Template, capacity: int) -> None:
-        """Forget the text."""
-        template.check(depth=self.max_depth, candidates=_PLACES)
-        self._paths = template.paths
+    def forget(self) -> None:
         self._automaton = SuffixAutomaton()
 
-    def prefill(self, new: Committed) -> None:
-        """Let the automaton grow by a prompt."""
-        for token in new.tokens.tolist():
-            self._automaton.append(token)
+    def append(self, token: int) -> None:
+        self._automaton.append(token)
 
-    def draft(self, new: Committed) -> DraftTree:
-        """Read the committed tokens, then propose what followed their longest suffix seen before.
-
-        The root alone if that suffix is shorter than ``least``.
-        """
-        assert self._paths is not None, "begin() comes before draft()"
-        self.prefill(new)
-        places = dict.fromkeys(place for length, place in self._automaton.matches() if length >= self.least)
-        return drafted(self._automaton.text, list(places)[:_PLACES], self._paths, self._device)
+    def found(self) -> tuple[Sequence[int], Iterable[int]]:
+        text, matches = self._automaton.text, self._automaton.matches()
+        return text, (place for length, place in matches if length >= self.least)

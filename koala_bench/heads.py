@@ -245,11 +245,9 @@ class Prediction:
     def drafted(self, rows: slice, spec: TargetSpec) -> torch.Tensor:
         """Logits [rows, drafted] of a slice of the rows, over the tokens that heads of a spec draft."""
         scored = self.scored[rows] if isinstance(self.scored, torch.Tensor) else self.scored(rows)
-        return (
-            scored
-            if self.vocabulary is not None or spec.draft_vocabulary is None
-            else scored[:, spec.draft_vocabulary.ids]
-        )
+        if self.vocabulary is None and spec.draft_vocabulary is not None:
+            return scored[:, spec.draft_vocabulary.ids]
+        return scored
 
 
 @dataclass(frozen=True)
@@ -333,7 +331,11 @@ class ObservingHead(DraftHead, Protocol):
 
 @runtime_checkable
 class TrainableHead(DraftHead, Protocol):
-    """A draft head that the suite can train."""
+    """A draft head that the suite can train.
+
+    Attributes:
+        soft_labels: optional; True where the loss asks for ``FeatureBatch.soft_labels``, so that ``plan`` counts them.
+    """
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Supervised loss on a batch.
@@ -351,6 +353,7 @@ class Objective(Protocol):
 
     Attributes:
         learns: optional; False for an objective without parameters, of which only ``term`` is called.
+        soft_labels: as of ``TrainableHead``.
     """
 
     def active(self, progress: float) -> bool:

@@ -63,9 +63,8 @@ class TargetPreset(_Strict):
     # A name of fschat's, tokenizer for its own, or auto for that where there is one.
     chat_template: str = "vicuna_v1.1"
     template_options: Annotated[dict[str, Any], _LATER] = {}  # arguments of its own template, such as enable_thinking
-    template_date: Annotated[date | None, _LATER] = (
-        None  # told to a template that asks for today's; a fixed day if None
-    )
+    # Told to a template that asks for today's; a fixed day if None.
+    template_date: Annotated[date | None, _LATER] = None
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "sdpa"
@@ -128,23 +127,14 @@ class MethodPreset(_Strict):
     objective: str | None = None
     objective_options: dict[str, Any] = {}
     tree: str
-    draft_vocabulary: Positive | None = (
-        None  # how many of the target's tokens it can draft, the commonest of the training answers; all by default
-    )
+    # How many of the target's tokens it can draft, the commonest of the training answers; all by default.
+    draft_vocabulary: Annotated[Positive | None, _LATER] = None
     learning_rate: Rate | None = None
     head_of: str | None = None  # another method whose trained head this one decodes with
-    first: FirstPreset | None = None  # drafts where it proposes something; the method's own head does elsewhere
+    # Drafts where it proposes something; the method's own head does elsewhere.
+    first: Annotated[FirstPreset | None, _LATER] = None
     typical: TypicalPreset | None = None
     usual: bool = True  # whether a run takes it that names no methods
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what came later and is not set: hashes of presets and of trained heads are older than it."""
-        values: dict[str, Any] = serialise(self)
-        for name in ("first", "draft_vocabulary"):
-            if getattr(self, name) is None:
-                values.pop(name, None)
-        return values
 
 
 class EvaluationPreset(_Strict):
@@ -201,10 +191,7 @@ class Preset(_Strict):
 
     def method(self, name: str) -> MethodPreset:
         """One method by name; ``NAME+vocab8k`` is NAME's head, cut to the 8,192 commonest tokens of its training
-        answers.
-
-        Raises:
-            KoalaBenchError: the preset has no such method, or the head is of a cut vocabulary already.
+        answers. Raises KoalaBenchError where the preset has no such method, or the head is of a cut vocabulary already.
         """
         if name not in self.methods and (cut := cut_of(name)) is not None:
             owner = self.method(cut[0])
@@ -317,14 +304,8 @@ def with_heads(
             called.append(name)  # whether it is known is asked later
             continue
         base, plus, objective = rest.partition("+")
-        added = _added(
-            preset,
-            methods.get(base) if not colon else None,
-            place + colon + base,
-            objective if plus else None,
-            layers,
-            tree,
-        )
+        sibling = None if colon else methods.get(base)
+        added = _added(preset, sibling, place + colon + base, objective if plus else None, layers, tree)
         if rest == "vanilla" or methods.get(rest, added) != added:
             raise KoalaBenchError(f"There is a method '{rest}' besides {name}.", "Give the class another name.")
         methods[rest] = added

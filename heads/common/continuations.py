@@ -1,12 +1,68 @@
-"""A draft tree out of a text's own continuations: places where the text went on before fill the ranks of a template."""
+"""Heads that draft a text's own continuations: places where the text went on before fill the ranks of a template."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
+from torch import nn
 
-from koala_bench.tree import DraftTree, TreeShape
+from koala_bench.errors import KoalaBenchError
+from koala_bench.heads import Committed, TargetSpec
+from koala_bench.tree import DraftTree, Template, TreeShape
+
+PLACES = 16  # continuations looked at; more than the ranks of any tree that pays
+
+
+class Lookup(nn.Module):
+    """A head with nothing to train that proposes what followed the end of prompt and answer where it stood before.
+
+    ``option`` is its one number, by name for the error: KoalaBenchError where it is less than 1.
+    """
+
+    features = (-1,)
+    max_depth = 64
+    dynamic = True
+    usual_tree = "chain-7"  # what followed once mostly follows again: depth pays more than breadth
+
+    def __init__(self, spec: TargetSpec, option: str, value: int) -> None:
+        super().__init__()
+        if value < 1:
+            raise KoalaBenchError(f"The head's {option} is {value}.", "It must be at least 1.")
+        self._device = spec.device
+        self._paths: tuple[tuple[int, ...], ...] | None = None
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the text."""
+        template.check(depth=self.max_depth, candidates=PLACES)
+        self._paths = template.paths
+        self.forget()
+
+    def prefill(self, new: Committed) -> None:
+        """Let the text grow by a prompt."""
+        for token in new.tokens.tolist():
+            self.append(token)
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Read the settled tokens, then propose what followed them before; the root alone where nothing did."""
+        assert self._paths is not None, "begin() comes before draft()"
+        self.prefill(new)
+        text, places = self.found()
+        return drafted(text, list(islice(dict.fromkeys(places), PLACES)), self._paths, self._device)
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Begin with an empty text."""
+
+    @abstractmethod
+    def append(self, token: int) -> None:
+        """Let the text grow by a token."""
+
+    @abstractmethod
+    def found(self) -> tuple[Sequence[int], Iterable[int]]:
+        """The text, and the places behind what its end repeats, the best first."""
 
 
 def drafted(

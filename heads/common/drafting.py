@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+from torch import nn
 
 from heads.common.growth import MAX_DEPTH, LevelNodes, Levels, draft, draft_static, dynamic_nodes, levels_of
 from heads.common.layers import LayerShape
@@ -82,8 +83,8 @@ class KVCache:
         return attention_mask(~visible, self.past, self.buffers.shape[-2], self.buffers.dtype)
 
 
-class _CachedScorer(Protocol):
-    """``PathScorer`` of a stateless head."""
+class AutoregressiveHead(Protocol):
+    """A stateless head whose scores of a token depend on the tokens before it: a ``PathScorer`` given its cache."""
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
         """Write the rows of newly committed tokens.
@@ -102,10 +103,6 @@ class _CachedScorer(Protocol):
         Returns:
             logits [nodes, vocab_size] after each node, and the nodes' states for the next level, [nodes, any].
         """
-
-
-class AutoregressiveHead(_CachedScorer, Protocol):
-    """A stateless head whose scores of a token depend on the tokens before it."""
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
         """Write the rows of newly committed tokens; the head's output for each, [new, any]."""
@@ -136,7 +133,7 @@ class OnePass:
 class _DraftPass:
     """The state of one draft in progress, as a ``PathScorer``."""
 
-    def __init__(self, head: _CachedScorer, cache: KVCache) -> None:
+    def __init__(self, head: AutoregressiveHead | _TracedLevels, cache: KVCache) -> None:
         self._head, self._cache = head, cache
 
     def read(self, new: Committed) -> torch.Tensor:
@@ -234,6 +231,41 @@ class Drafter:
         if isinstance(levels.template, DynamicTemplate):
             return dynamic_nodes(scorer, new, levels.template)
         return draft_static(scorer, new, levels, best).tokens
+
+
+class CachedHead(nn.Module):
+    """A draft head with a KV cache of the settled tokens; it is the ``AutoregressiveHead`` that its drafter drafts for.
+
+    A subclass sets ``_cached``, the shape and number of its layers with a cache, if it has any.
+    """
+
+    max_depth: int
+    _cached: tuple[LayerShape, int] | None = None
+
+    def __init__(self, spec: TargetSpec) -> None:
+        super().__init__()
+        self.pick: Pick = best
+        # The target's own modules, held where neither state_dict() nor parameters() finds them.
+        self._embed, self._spec = spec.embed, spec
+        self._drafter = Drafter(cast(AutoregressiveHead, self), spec)
+        self._state: DraftState | None = None
+
+    def begin(self, template: Template, capacity: int) -> None:
+        """Forget the sequence; buffers are kept while they fit."""
+        template.check(depth=self.max_depth, candidates=self._spec.drafted)
+        like, cached = next(self.parameters()), self._cached
+        empty = None if cached is None else lambda rows: KVCache.of(*cached, rows, like)
+        self._state = self._drafter.begin(self._state, template, capacity, like, empty)
+
+    def prefill(self, new: Committed) -> None:
+        """Write the rows of a prompt's pairs."""
+        assert self._state is not None, "begin() comes before prefill()"
+        self._drafter.prefill(self._state, new)
+
+    def draft(self, new: Committed) -> DraftTree:
+        """Write the rows of the newly settled pairs, then draft behind the last one."""
+        assert self._state is not None, "begin() comes before draft()"
+        return self._drafter.draft(self._state, new, self.pick)
 
 
 class _TracedLevels:

@@ -75,11 +75,6 @@ class Level:
     tree_mask: torch.Tensor
     offset: int
 
-    @property
-    def count(self) -> int:
-        """Number of new nodes with children."""
-        return len(self.inner)
-
 
 @dataclass(frozen=True)
 class Levels:
@@ -89,19 +84,17 @@ class Levels:
         template: its source.
         each: levels of a static template from the root's children on; empty for a dynamic one.
         rows: most nodes expanded in a draft, and so the KV cache rows it needs beyond the committed tokens.
-        widest: most nodes expanded at once.
     """
 
     template: Template
     each: tuple[Level, ...]
     rows: int
-    widest: int
 
 
 def levels_of(template: Template, device: torch.device) -> Levels:
     """Prepare a template, once for all steps."""
     if isinstance(template, DynamicTemplate):
-        return Levels(template, (), template.expansions * template.width, template.width)
+        return Levels(template, (), template.expansions * template.width)
     prefixes = {path[:-1] for path in template.paths}
     levels = []
     parents: list[tuple[int, ...]] = [()]
@@ -127,7 +120,7 @@ def levels_of(template: Template, device: torch.device) -> Levels:
         tree_mask = torch.tensor(ancestors, dtype=torch.bool, device=device)
         levels.append(Level(depth, ranks, index[0], index[1], index[2], index[3], tree_mask, offset))
         parents = inner
-    return Levels(template, tuple(levels), len(expanded), max((level.count for level in levels), default=0))
+    return Levels(template, tuple(levels), len(expanded))
 
 
 def draft(head: PathScorer, new: Committed, levels: Levels, pick: Pick) -> DraftTree:
@@ -152,7 +145,7 @@ def draft_static(head: PathScorer, new: Committed, levels: Levels, pick: Pick) -
             proposals.append(distribution)
         chosen = ids.flatten().index_select(0, level.by_rank if distribution is None else level.by_draw)
         tokens.append(chosen)
-        if level.count:
+        if len(level.inner):
             inner = chosen.index_select(0, level.inner)
             logits = head.score_children(LevelNodes(level.depth, inner, level.parents, level.tree_mask, level.offset))
     return DraftTree(torch.cat(tokens), levels.template.shape, torch.cat(proposals) if proposals else None)

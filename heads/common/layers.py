@@ -70,11 +70,6 @@ class LayerShape:
         table = rotary_table(positions, self.head_dim, self.rope_base, like.device, torch.float32, self.rope_scaling)
         return table.to(like.dtype)
 
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int, float]:
-        """The first arguments of a layer."""
-        return self.width, self.heads, self.kv_heads, self.head_dim, self.intermediate, self.eps
-
 
 def rope_base(config: Any) -> float:
     """RoPE base of a target, under any version of transformers."""
@@ -95,13 +90,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(
-    positions: int,
-    dim: int,
-    base: float,
-    device: torch.device,
-    dtype: torch.dtype,
+    positions: int, dim: int, base: float, device: torch.device, dtype: torch.dtype,
     scaling: Mapping[str, Any] | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Cosines and sines of rotary embedding (Su et al. 2021), [2, positions, dim], scaled as in transformers."""
     frequencies, factor = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim), 1.0
     if scaling is not None:
@@ -127,13 +118,14 @@ class Attention(nn.Module):
     the mask covers all rows. The input is the concatenation of ``sources`` vectors of the layer's width.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, sources: int = 1) -> None:
+    def __init__(self, shape: LayerShape, sources: int = 1) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.q_proj = nn.Linear(sources * width, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(sources * width, kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
+        width, queries, keys = sources * shape.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(width, queries, bias=False)
+        self.k_proj = nn.Linear(width, keys, bias=False)
+        self.v_proj = nn.Linear(width, keys, bias=False)
+        self.o_proj = nn.Linear(queries, shape.width, bias=False)
 
     def queries(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Of x [batch, new, sources * width] at the table's positions, [batch, heads, new, head_dim]."""
@@ -169,14 +161,8 @@ class Attention(nn.Module):
         if steps is not None and len(steps) > 1:
             out = attend_unrolled(q, steps)
         else:
-            out = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None and bool(new > 1),
-                enable_gqa=self.heads != self.kv_heads,
-            )
+            causal, grouped = mask is None and bool(new > 1), self.heads != self.kv_heads
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.joined(out)
 
     def joined(self, attended: torch.Tensor) -> torch.Tensor:
@@ -207,11 +193,11 @@ def attend_unrolled(q: torch.Tensor, steps: Unrolled) -> torch.Tensor:
 class GatedMLP(nn.Module):
     """SwiGLU feed-forward layer (Shazeer 2020)."""
 
-    def __init__(self, width: int, intermediate: int) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, intermediate, bias=False)
-        self.up_proj = nn.Linear(width, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, width, bias=False)
+        self.gate_proj = nn.Linear(shape.width, shape.intermediate, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.intermediate, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate, shape.width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         down: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -221,21 +207,12 @@ class GatedMLP(nn.Module):
 class DecoderLayer(nn.Module):
     """A Llama decoder layer; ``input_norm=False`` leaves out the norm before attention, as EAGLE's first layer does."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        intermediate: int,
-        eps: float,
-        input_norm: bool = True,
-    ) -> None:
+    def __init__(self, shape: LayerShape, input_norm: bool = True) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads, kv_heads, head_dim)
-        self.mlp = GatedMLP(width, intermediate)
-        self.input_layernorm = RMSNorm(width, eps) if input_norm else None
-        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.self_attn = Attention(shape)
+        self.mlp = GatedMLP(shape)
+        self.input_layernorm = RMSNorm(shape.width, shape.eps) if input_norm else None
+        self.post_attention_layernorm = RMSNorm(shape.width, shape.eps)
 
     def forward(
         self, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None, start: Any = 0,
@@ -258,23 +235,14 @@ class PairLayer(nn.Module):
     Only the hidden state enters the residual path; with ``norm_before_residual`` after its norm.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        intermediate: int,
-        eps: float,
-        norm_before_residual: bool = False,
-    ) -> None:
+    def __init__(self, shape: LayerShape, norm_before_residual: bool) -> None:
         super().__init__()
         self.norm_before_residual = norm_before_residual
-        self.self_attn = Attention(width, heads, kv_heads, head_dim, sources=2)
-        self.mlp = GatedMLP(width, intermediate)
-        self.hidden_norm = RMSNorm(width, eps)
-        self.input_layernorm = RMSNorm(width, eps)  # upstream's name: of the embedding
-        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.self_attn = Attention(shape, sources=2)
+        self.mlp = GatedMLP(shape)
+        self.hidden_norm = RMSNorm(shape.width, shape.eps)
+        self.input_layernorm = RMSNorm(shape.width, shape.eps)  # upstream's name: of the embedding
+        self.post_attention_layernorm = RMSNorm(shape.width, shape.eps)
 
     def forward(
         self, embedded: torch.Tensor, x: torch.Tensor, table: torch.Tensor, rows: torch.Tensor | None = None,

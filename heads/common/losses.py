@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,37 +64,61 @@ def _as_now(device: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-def token_loss(
-    score: Score,
-    states: torch.Tensor,
-    wanted: torch.Tensor,
-    likeliest: torch.Tensor,
-    vocabulary: int,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, Scored]:
-    """Cross-entropy of scores, mean over the rows, and the share of rows whose best guess is the wanted one.
+class Guess(NamedTuple):
+    """What a head makes of some states at one depth, and what should come of it.
 
-    Where a batch of very short answers leaves no row, both are zero instead of nan.
-
-    Args:
-        score, states: see ``scored_in_pieces``.
-        wanted: token ids [rows], or distributions [rows, vocab_size].
+    Attributes:
+        rows: of the states, see ``Prediction``.
+        feature, score: as ``scored_in_pieces`` takes them.
+        wanted: token ids [rows], or distributions [rows, drafted].
         likeliest: token ids [rows] to compare the best guesses with; a row of -1 counts and teaches nothing.
-        dtype: that losses are computed in.
-
-    Returns:
-        two scalars, of which the second is detached, and the logits as ``scored_in_pieces`` returns them.
+        weight: of its loss.
     """
 
-    def judge(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = logits.to(dtype)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
-        labels = wanted[rows] if wanted.ndim == 1 else wanted[rows].to(dtype)
-        losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=-1)
-        return (losses * (likeliest[rows] >= 0)).sum(), (scores.detach().argmax(-1) == likeliest[rows]).sum()
+    rows: torch.Tensor
+    feature: torch.Tensor
+    score: Score
+    wanted: torch.Tensor
+    likeliest: torch.Tensor
+    weight: float = 1.0
 
-    loss, right, scored = scored_in_pieces(score, states, vocabulary, judge)
-    count = max(len(states), 1)
-    return loss / count, right / count, scored
+
+def loss_of(guesses: Iterable[Guess], spec: TargetSpec, dtype: torch.dtype) -> HeadLoss:
+    """Sum over depths 1, 2, ... of the cross-entropy, mean over a depth's rows, computed in ``dtype``; the parts also
+    tell the share of rows whose best guess is right. Both are zero where very short answers leave no row.
+    """
+    total = torch.zeros((), dtype=dtype, device=spec.device)
+    parts: dict[str, torch.Tensor] = {}
+    predictions = []
+    for depth, guess in enumerate(guesses, start=1):
+        loss, right, scored = scored_in_pieces(
+            guess.score, guess.feature, spec.drafted, partial(_cross_entropy, guess, dtype)
+        )
+        count = max(len(guess.rows), 1)
+        total = total + guess.weight * (loss / count)
+        parts |= {f"cross_entropy_{depth}": (loss / count).detach(), f"top1_{depth}": right / count}
+        predictions.append(Prediction(depth, guess.rows, guess.feature, scored, spec.draft_vocabulary))
+    return HeadLoss(total, parts, tuple(predictions))
+
+
+def _cross_entropy(
+    guess: Guess, dtype: torch.dtype, logits: torch.Tensor, rows: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over a slice of the rows, and how many best guesses are right."""
+    scores = logits.to(dtype)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
+    wanted, likeliest = guess.wanted[rows], guess.likeliest[rows]
+    labels = wanted if wanted.ndim == 1 else wanted.to(dtype)
+    losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=-1)
+    return (losses * (likeliest >= 0)).sum(), (scores.detach().argmax(-1) == likeliest).sum()
+
+
+def rows_before(supervised: torch.Tensor, ahead: int) -> torch.Tensor:
+    """Flat indices int64 [rows] of the places ``ahead`` tokens before one of an answer; ``supervised`` is bool [batch,
+    tokens].
+    """
+    wanted = torch.zeros_like(supervised)
+    wanted[:, :-ahead] = supervised[:, ahead:]
+    return wanted.flatten().nonzero()[:, 0]
 
 
 def loss_by_depth(
@@ -111,17 +137,12 @@ def loss_by_depth(
     # Behind a row's last token stands padding, which has no state worth predicting from.
     counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
     soft = batch.soft_labels(spec)
-    total = outs[0].new_zeros((), dtype=dtype)
-    parts: dict[str, torch.Tensor] = {}
-    predictions = []
-    for step, out in enumerate(outs):
-        depth = step + 1
-        row, place = counted[:, step:].nonzero(as_tuple=True)
-        rows = row * tokens + place
-        feature = norm(out[row, place])
-        labels, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
-        loss, right, scored = token_loss(score, feature, labels, likeliest, spec.drafted, dtype)
-        total = total + decay**step * loss
-        parts |= {f"cross_entropy_{depth}": loss.detach(), f"top1_{depth}": right}
-        predictions.append(Prediction(depth, rows, feature, scored, spec.draft_vocabulary))
-    return HeadLoss(total, parts, tuple(predictions))
+
+    def guesses() -> Iterator[Guess]:
+        for step, out in enumerate(outs):
+            row, place = counted[:, step:].nonzero(as_tuple=True)
+            rows = row * tokens + place
+            wanted, likeliest = soft.probabilities[rows + step + 1], soft.likeliest[rows + step + 1]
+            yield Guess(rows, norm(out[row, place]), score, wanted, likeliest, decay**step)
+
+    return loss_of(guesses(), spec, dtype)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from koala_bench.cli.app import EXCHANGE, command
 from koala_bench.cli.options import TARGET, Shared, argument, option
 from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
+
+if TYPE_CHECKING:
+    from koala_bench.engine.target import Target
+
+
+def _target_of(options: Shared) -> Target:
+    """The target of the command, with the engine eager: nothing is decoded, so no pass need be recorded."""
+    from koala_bench.training.experiment import load_preset_target
+
+    preset = options.resolved()
+    eager = preset.target.model_copy(update={"engine": "eager"})
+    return load_preset_target(preset.model_copy(update={"target": eager}))[0]
 
 
 @command(EXCHANGE, *TARGET, name="import")
@@ -29,9 +41,8 @@ def import_(
     `koala-bench evaluate --preset vicuna-7b --methods vanilla,medusa --heads released`.
     """
     from koala_bench.interop.layouts import import_head
-    from koala_bench.training.experiment import load_preset_target
 
-    target, _ = load_preset_target(options.resolved())
+    target = _target_of(options)
     imported = import_head(folder, target, out)
     values = (
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
@@ -62,13 +73,12 @@ def export(
 
     from koala_bench.engine.devices import pick_dtype
     from koala_bench.interop.layouts import LAYOUTS, export_head
-    from koala_bench.training.experiment import load_preset_target
     from koala_bench.training.shipping import ship_head
 
     if layout == "koala-bench":
         written = ship_head(head, out, None if dtype is None else pick_dtype(dtype, torch.device("cpu")))
     elif layout in LAYOUTS:
-        target, _ = load_preset_target(options.resolved())
+        target = _target_of(options)
         written = export_head(head, target, layout, out, None if dtype is None else pick_dtype(dtype, target.device))
     else:
         raise KoalaBenchError(f"There is no layout '{layout}'.", f"Use {', '.join(LAYOUTS)} or koala-bench.")

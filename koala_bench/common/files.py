@@ -18,6 +18,15 @@ def cannot(what: str, path: Path | str, error: OSError, remedy: str) -> KoalaBen
     return KoalaBenchError(f"Cannot {what} {path}: {error.strerror or error}.", remedy)
 
 
+@contextmanager
+def doing(what: str, path: Path, remedy: str) -> Iterator[None]:
+    """Turns what the system refuses within into the error of ``cannot``."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot(what, path, error, remedy) from error
+
+
 def cache_folder() -> Path:
     """The project's folder in the user's cache, ``XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koala-bench"
@@ -26,10 +35,8 @@ def cache_folder() -> Path:
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are not there yet. Raises KoalaBenchError where it cannot be made,
     or a file has its name."""
-    try:
+    with doing("make the folder", path, "Choose another folder with --out."):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot("make the folder", path, error, "Choose another folder with --out.") from error
 
 
 @contextmanager

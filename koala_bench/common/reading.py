@@ -97,6 +97,15 @@ def json_lines(path: Path, text: str, remedy: str) -> Iterator[tuple[int, dict[s
         yield number, value
 
 
+def object_in(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def encode_line(value: Mapping[str, Any]) -> bytes:
     """A JSON line as it stands in a file."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -21,49 +21,29 @@ from typing import Any, Literal
 import torch
 
 import koala_bench
+from koala_bench.contract import drafts, module, observation, vocabulary
 from koala_bench.contract.bench import Bench, BrokenError, NotApplicableError
-from koala_bench.contract.drafts import (
-    batches,
-    forgetting,
-    lent_states,
-    losslessness,
-    positions,
-    predictions,
-    prompts,
-    trees,
-)
-from koala_bench.contract.module import (
-    determinism,
-    form,
-    frozen_parts,
-    gradients,
-    half_precision,
-    saving,
-    target_unchanged,
-)
-from koala_bench.contract.observation import observation
-from koala_bench.contract.vocabulary import draft_vocabulary
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 
 CHECKS: dict[str, Callable[[Bench], str]] = {
-    "form": form,
-    "frozen parts": frozen_parts,
-    "gradients": gradients,
-    "target": target_unchanged,
-    "trees": trees,
-    "forgetting": forgetting,
-    "lent states": lent_states,
-    "prompts": prompts,
-    "losslessness": losslessness,
-    "observation": observation,
-    "positions": positions,
-    "predictions": predictions,
-    "saving": saving,
-    "vocabulary": draft_vocabulary,
-    "determinism": determinism,
-    "batches": batches,
-    "half precision": half_precision,
+    "form": module.form,
+    "frozen parts": module.frozen_parts,
+    "gradients": module.gradients,
+    "target": module.target_unchanged,
+    "trees": drafts.trees,
+    "forgetting": drafts.forgetting,
+    "lent states": drafts.lent_states,
+    "prompts": drafts.prompts,
+    "losslessness": drafts.losslessness,
+    "observation": observation.observation,
+    "positions": drafts.positions,
+    "predictions": drafts.predictions,
+    "saving": module.saving,
+    "vocabulary": vocabulary.draft_vocabulary,
+    "determinism": module.determinism,
+    "batches": drafts.batches,
+    "half precision": module.half_precision,
 }
 
 
@@ -116,7 +96,7 @@ def _run(name: str, check: Callable[[Bench], str], bench: Bench) -> CheckResult:
     except BrokenError as finding:
         return CheckResult(name, "failed", str(finding))
     except Exception as error:  # whatever a head under test raises is a finding about the head
-        if isinstance(error, KoalaBenchError) and check is form:
+        if isinstance(error, KoalaBenchError) and check is module.form:
             raise
         others = (Path(koala_bench.__file__).parent, Path(torch.__file__).parent)
         every = traceback.extract_tb(error.__traceback__)

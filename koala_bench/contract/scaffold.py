@@ -11,7 +11,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from koala_bench.common.files import cannot, make_folder, write_text
+from koala_bench.common.files import doing, make_folder, write_text
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed
 
@@ -56,9 +56,8 @@ def new_head(name: str, folder: Path | None = None) -> list[Path]:
     try:
         for file, template in _FILES.items():
             write_text(unfinished / filled(file), filled((templates / template).read_text(encoding="utf-8")))
-        unfinished.rename(folder)
-    except OSError as error:
-        raise cannot("write", folder, error, "Choose another folder with --out.") from error
+        with doing("write", folder, "Choose another folder with --out."):
+            unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return [folder / filled(file) for file in _FILES]

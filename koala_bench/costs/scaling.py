@@ -38,7 +38,7 @@ class StepCost:
 def step_costs(target: Target, contexts: Sequence[int], nodes: Sequence[int], rounds: int = 9) -> list[StepCost]:
     """Time verifications behind prefixes of one text drawn at random, all sizes in turn, ``rounds`` times."""
     draw = torch.Generator().manual_seed(0)
-    longest = min(max(contexts), target.max_positions - max(nodes))
+    longest = min(max(contexts), target.longest - max(nodes))
     places = sorted({min(context, longest) for context in contexts})
     ids = torch.randint(target.config.vocab_size, (longest,), generator=draw).to(target.device)
     cache = target.new_cache(longest + max(nodes))

@@ -43,5 +43,5 @@ def greedy_answers(
     answers = []
     for answer in outputs[:, longest:].tolist():
         until = answer[: next((index + 1 for index, token in enumerate(answer) if token in stop_ids), None)]
-        answers.append(until[: end_of_text(tokenizer, until, len(until), stop_texts)] if stop_texts else until)
+        answers.append(until[: end_of_text(tokenizer, until, len(until), stop_texts)])
     return answers

@@ -27,8 +27,9 @@ from koala_bench.tree import DraftTree, Template
 
 @dataclass
 class _Sequence:
-    """One answer in the making."""
+    """One answer in the making; its rows in the cache have its number as their owner."""
 
+    number: int
     head: Any
     new: Committed
     tokens: list[int]
@@ -53,20 +54,17 @@ class BatchDecoded:
 
 @torch.inference_mode()
 def decode_batch(
-    target: Target,
-    head: Any,
-    template: Template,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    target: Target, head: Any, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int,
     stop_ids: Sequence[int],
-) -> BatchDecoded:
+) -> BatchDecoded:  # fmt: skip
     """Answer several prompts greedily and losslessly, all of them in every pass.
 
     Args:
         head: one that has not begun to draft; each sequence gets a copy of it, which shares its weights.
 
     Raises:
-        KoalaBenchError: a prompt is empty or leaves no room for its answer in the target's context.
+        KoalaBenchError: a prompt is empty, or leaves no room for its answer in the target's context or where the
+            target computes differently.
     """
     for prompt in prompts:
         if not prompt or len(prompt) + max_new_tokens > target.max_positions:
@@ -76,8 +74,9 @@ def decode_batch(
                 "Use shorter prompts or answers.",
             )
     stops = frozenset(stop_ids)
-    room = sum(capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts)
-    cache = target.new_cache(room)
+    rows = [capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts]
+    room = sum(rows)
+    cache = target.new_cache(room, longest=max(rows))
     owners = torch.full((room,), -1, device=target.device)  # of each settled row
     sequences = [
         _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
@@ -86,21 +85,19 @@ def decode_batch(
     observing = isinstance(head, ObservingHead)
     synchronise(target.device)
     started, steps = time.perf_counter(), 0
-    while active := [number for number, each in enumerate(sequences) if not each.ended]:
+    while active := [each for each in sequences if not each.ended]:
         steps += 1
-        trees: list[DraftTree] = [sequences[number].head.draft(sequences[number].new) for number in active]
-        lengths = [sequences[number].length for number in active]
-        logits, hidden = _verify(target, trees, lengths, active, cache, owners, head.features)
+        trees: list[DraftTree] = [each.head.draft(each.new) for each in active]
+        logits, hidden = _verify(target, active, trees, cache, owners)
         path_of_all: list[int] = []
         owner_of_all: list[int] = []
         first = 0
-        for number, tree in zip(active, trees, strict=True):
-            one, last = sequences[number], first + tree.shape.nodes
+        for one, tree in zip(active, trees, strict=True):
+            last = first + tree.shape.nodes
             path, settled, _ = GREEDY.accept(tree, logits[first:last])
             keep, stop = cut(settled, max_new_tokens - len(one.tokens), stops)
             one.tokens += settled[:keep]
-            texts = target.stop_texts
-            ended = end_of_text(target.tokenizer, one.tokens, keep, texts) if texts else None
+            ended = end_of_text(target.tokenizer, one.tokens, keep, target.stop_texts)
             one.tokens = one.tokens[:ended]
             one.ended = stop is not None or ended is not None
             one.new = Committed(tree.tokens.new_tensor(settled), hidden[first:last][list(path)], one.length)
@@ -108,7 +105,7 @@ def decode_batch(
             if observing:
                 one.head.observe(tree, logits[first:last])
             path_of_all += [first + node for node in path]
-            owner_of_all += [number] * len(path)
+            owner_of_all += [one.number] * len(path)
             first = last
         owners[cache.past : cache.past + len(path_of_all)] = owners.new_tensor(owner_of_all)
         cache.commit(path_of_all)
@@ -117,16 +114,9 @@ def decode_batch(
 
 
 def _begin(
-    target: Target,
-    head: Any,
-    template: Template,
-    prompt: Sequence[int],
-    limit: int,
-    stops: frozenset[int],
-    cache: TreeCache,
-    owners: torch.Tensor,
-    number: int,
-) -> _Sequence:
+    target: Target, head: Any, template: Template, prompt: Sequence[int], limit: int, stops: frozenset[int],
+    cache: TreeCache, owners: torch.Tensor, number: int,
+) -> _Sequence:  # fmt: skip
     """Read a prompt behind those of the other sequences, as a chain of its tokens."""
     ids = torch.tensor(list(prompt), device=target.device)
     count, past = len(ids), cache.past
@@ -144,24 +134,19 @@ def _begin(
     head.begin(template, capacity_for(count, limit, template.nodes, target.max_positions))
     bonus = int(logits[-1].argmax())
     new = read_prompt(head, Committed(torch.cat([ids[1:], ids.new_tensor([bonus])]), hidden, 0, ids[:1]))
-    texts = target.stop_texts
-    said = bool(texts) and end_of_text(target.tokenizer, [bonus], 1, texts) is not None
-    return _Sequence(head, new, [bonus], count, said or bonus in stops or limit == 1)
+    said = end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
+    return _Sequence(number, head, new, [bonus], count, said or bonus in stops or limit == 1)
 
 
 def _verify(
-    target: Target,
-    trees: Sequence[DraftTree],
-    lengths: Sequence[int],
-    numbers: Sequence[int],
-    cache: TreeCache,
-    owners: torch.Tensor,
-    features: tuple[int, ...],
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    target: Target, active: Sequence[_Sequence], trees: Sequence[DraftTree], cache: TreeCache, owners: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One pass over a forest: each node attends to the rows of its own sequence and to the nodes above it."""
     counts = [tree.shape.nodes for tree in trees]
     device, total, past = target.device, sum(counts), cache.past
-    owner = torch.repeat_interleave(torch.tensor(list(numbers), device=device), torch.tensor(counts, device=device))
+    owner = torch.tensor([one.number for one in active], device=device).repeat_interleave(
+        torch.tensor(counts, device=device)
+    )
     seen = torch.zeros(total, past + total, dtype=torch.bool, device=device)
     seen[:, :past] = owners[:past] == owner[:, None]
     first = 0
@@ -170,6 +155,6 @@ def _verify(
         seen[first:last, past + first : past + last] = tree.shape.ancestors.to(device)
         first = last
     mask = torch.zeros(seen.shape, dtype=target.dtype, device=device).masked_fill_(~seen, torch.finfo(target.dtype).min)
-    depths = [length + depth for tree, length in zip(trees, lengths, strict=True) for depth in tree.shape.depths]
+    depths = [one.length + depth for one, tree in zip(active, trees, strict=True) for depth in tree.shape.depths]
     tokens = torch.cat([tree.tokens for tree in trees])
-    return target.run(tokens, mask[None, None], torch.tensor([depths], device=device), cache, features)
+    return target.run(tokens, mask[None, None], torch.tensor([depths], device=device), cache, active[0].head.features)

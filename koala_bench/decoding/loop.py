@@ -171,7 +171,7 @@ def decode(
     _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     if rule is GREEDY:
         rule = Greedy(target.greedy_question)
-    said = bool(target.stop_texts) and end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
+    said = end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
     synchronise(target.device)
     first_token = time.perf_counter()
 
@@ -209,7 +209,7 @@ def decode(
 
         keep, stop = cut(settled, max_new_tokens - len(tokens), stops)
         tokens += settled[:keep]
-        if target.stop_texts and (ended := end_of_text(target.tokenizer, tokens, keep, target.stop_texts)) is not None:
+        if (ended := end_of_text(target.tokenizer, tokens, keep, target.stop_texts)) is not None:
             keep, stop = keep - (len(tokens) - ended), "eos"
             del tokens[ended:]
         if distances is not None and apart is not None:

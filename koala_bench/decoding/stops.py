@@ -16,6 +16,8 @@ def end_of_text(tokenizer: Any, tokens: Sequence[int], new: int, texts: Sequence
         tokens: of the answer so far.
         new: how many of them were not searched before.
     """
+    if not texts:
+        return None
     reach = max(len(text.encode()) for text in texts)
     first = max(0, len(tokens) - new - reach)
     if not _holds(tokenizer, tokens[first:], texts):

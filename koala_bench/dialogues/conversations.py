@@ -189,12 +189,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise KoalaBenchError(f"{path} is damaged: {error}.", "Fetch it again.") from error
     except OSError as error:
-        raise cannot(
-            "read",
-            path,
-            error,
-            "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'.",
-        ) from error
+        remedy = "Check --set data.source: 'bundled', a file or folder of conversations, or 'hub:OWNER/NAME'."
+        raise cannot("read", path, error, remedy) from error
     if text.lstrip().startswith("["):
         try:
             yield from ((f"{path.name}[{index}]", row) for index, row in enumerate(json.loads(text)))
@@ -224,11 +220,7 @@ def encode_all(target: Target, template: ChatTemplate, dialogues: Sequence[Seque
 
 def held_out_prompts(target: Target, template: ChatTemplate, source: str, count: int, longest: int) -> list[list[int]]:
     """First questions of held-out dialogues as token ids, the first ``count`` that are shorter than ``longest``; there
-    may be fewer.
-
-    Raises:
-        KoalaBenchError: as ``read_conversations``, or the target came without a tokenizer.
-    """
+    may be fewer. Raises KoalaBenchError as ``read_conversations``, or where the target came without a tokenizer."""
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     prompts = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cannot, replacing, sha256_of
+from koala_bench.common.files import doing, replacing, sha256_of
 from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
@@ -162,10 +162,8 @@ def _status_of(dataset: Dataset, data_dir: Path) -> FileStatus:
     place = next((path for path in places if path.is_file()), None)
     if place is None:
         return FileStatus(dataset, places[0], "missing", None)
-    try:
+    with doing("read", place, "Check its permissions."):
         found = sha256_of(place)
-    except OSError as error:
-        raise cannot("read", place, error, "Check its permissions.") from error
     if dataset.sha256 is None:
         return FileStatus(dataset, place, "present, unpinned", found)
     return FileStatus(dataset, place, "present" if found == dataset.sha256 else "different hash", found)
@@ -184,13 +182,9 @@ def fetch(names: Sequence[str], data_dir: Path | None, datasets: Sequence[Datase
     A file that is there already and is the pinned one is left alone; nothing is ever overwritten. All names
     and all files present are checked before the first download.
 
-    Returns the place of every named file, in the order of ``names``.
-
-    Raises:
-        KoalaBenchError: a name is unknown, no data folder is set, a present file differs from the pinned one,
-            a download fails (the error lists every address and the place for its file), or what arrived is
-            not the pinned file.
-    """
+    Returns the place of every named file, in the order of ``names``. Raises KoalaBenchError where a name is unknown, no
+    data folder is set, a present file differs from the pinned one, a download fails (the error lists every address and
+    the place for its file), or what arrived is not the pinned file."""
     known = {dataset.name: dataset for dataset in datasets}
     for name in names:
         if name not in known:

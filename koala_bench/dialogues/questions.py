@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_bench.common.choices import did_you_mean
-from koala_bench.common.files import cache_folder, cannot, sha256_of
+from koala_bench.common.files import cache_folder, doing, sha256_of
 from koala_bench.common.progress import log_line
 from koala_bench.common.reading import first_problem, json_lines, read_text
 from koala_bench.dialogues.dialogue import Dialogue
@@ -84,19 +84,12 @@ def read_questions(path: Path) -> list[Question]:
     """Read a question file; other keys than those of ``Question`` (such as ``reference``) are ignored.
 
     Blank lines are skipped and an empty category becomes ``all``. If ids are missing or strings, questions are numbered
-    by line.
-
-    Raises:
-        KoalaBenchError: the file is missing, unreadable, not UTF-8 or without questions, or a line is not a
-            question or repeats an id. The message names the file and the line.
-    """
+    by line. Raises KoalaBenchError where the file is missing, unreadable, not UTF-8 or without questions, or a line is
+    not a question or repeats an id. The message names the file and the line."""
     inside = path / "question.jsonl"
-    text = read_text(
-        path,
-        "question file",
-        "Check the path, or use a name: `koala-bench data` lists them.",
-        f"Use {inside}." if inside.is_file() else "Name the question file inside it.",
-    )
+    missing = "Check the path, or use a name: `koala-bench data` lists them."
+    folder = f"Use {inside}." if inside.is_file() else "Name the question file inside it."
+    text = read_text(path, "question file", missing, folder)
     questions: list[Question] = []
     line_of: dict[int, int] = {}
     for number, values in json_lines(path, text, _FORMAT):
@@ -215,10 +208,8 @@ def _fetched(name: str, data_dir: Path | None) -> Path | None:
 def questions_sha256(path: Path) -> str:
     """Hash of a question file's bytes, which a run record keeps. Raises KoalaBenchError where the file cannot be
     read."""
-    try:
+    with doing("read", path, "Check the path and its permissions."):
         return sha256_of(path)
-    except OSError as error:
-        raise cannot("read", path, error, "Check the path and its permissions.") from error
 
 
 def select_questions(questions: Sequence[Question], per_category: int | None) -> list[Question]:

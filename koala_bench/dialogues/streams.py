@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,13 +59,8 @@ class Stream:
             order = draw.permutation(len(self.dialogues))
             batches: list[tuple[int, ...]] = []
             for start in range(0, len(order), 1024):  # sorting within pieces keeps lengths mixed over time
-                batch: list[int] = []
-                for index in sorted(order[start : start + 1024].tolist(), key=self._length):
-                    if batch and self._length(index) * (len(batch) + 1) > self.batch_tokens:
-                        batches.append(tuple(batch))
-                        batch = []
-                    batch.append(index)
-                batches.append(tuple(batch))
+                piece = sorted(order[start : start + 1024].tolist(), key=self._length)
+                batches += groups_of(piece, self._length, self.batch_tokens)
             self._epochs.clear()
             self._epochs[epoch] = [batches[i] for i in draw.permutation(len(batches))]
         return self._epochs[epoch]
@@ -96,6 +91,18 @@ class Stream:
             digest.update(np.asarray([-1, *dialogue.ids[: self.max_tokens]], dtype="<i4").tobytes())
             digest.update(bytes(dialogue.supervised[: self.max_tokens]))
         return digest.hexdigest()
+
+
+def groups_of(ordered: Iterable[int], length: Callable[[int], int], tokens: int) -> Iterator[tuple[int, ...]]:
+    """Dialogues in ascending order of their lengths as groups of about ``tokens`` each, padding included."""
+    group: list[int] = []
+    for index in ordered:
+        if group and length(index) * (len(group) + 1) > tokens:
+            yield tuple(group)
+            group = []
+        group.append(index)
+    if group:
+        yield tuple(group)
 
 
 def collate(dialogues: Sequence[EncodedDialogue], samples: Sequence[int], max_tokens: int) -> TokenBatch:

@@ -1,4 +1,4 @@
-"""Sequence length up to which tree verification is exact: sliding windows and length-dependent rotary factors.
+"""Sequence length up to which tree verification is exact: sliding windows, chosen rows, rotary factors.
 
 Tree attention assumes that every row is attended to and rotated alike, which holds up to the shortest such limit.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 # Names under which configurations keep the width of local attention.
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_window", "attention_chunk_size")
+_CHOSEN = ("keep_window_size",)  # and how many rows are chosen to be attended to where there are more
 _LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
 
 
@@ -24,7 +25,7 @@ class Limit:
 
 def limit_of(config: Any) -> Limit | None:
     """The shortest limit of a model with this text configuration, or None."""
-    return min((*_windows(config), *_rotations(config)), key=lambda limit: limit.rows, default=None)
+    return min((*_windows(config), *_choices(config), *_rotations(config)), key=lambda limit: limit.rows, default=None)
 
 
 def _windows(config: Any) -> Iterator[Limit]:
@@ -35,6 +36,13 @@ def _windows(config: Any) -> Iterator[Limit]:
         window = getattr(config, name, None)
         if isinstance(window, int) and not isinstance(window, bool) and window > 0:
             yield Limit(window, f"attends only to the last {window} tokens in some layers")
+
+
+def _choices(config: Any) -> Iterator[Limit]:
+    """Attention that picks some of the rows: in a tree it picks among all nodes."""
+    for name in _CHOSEN:
+        if isinstance(rows := getattr(config, name, None), int) and rows > 0:
+            yield Limit(rows, f"attends to a choice of {rows} tokens where there are more")
 
 
 def _rotations(config: Any) -> Iterator[Limit]:

@@ -202,16 +202,17 @@ class Target:
         """Rows of the longest sequence to decode: the context, or as far as the model supports tree attention."""
         return self.max_positions if self.limit is None else self.limit.rows
 
-    def new_cache(self, capacity: int, step: int = 1) -> TreeCache:
+    def new_cache(self, capacity: int, step: int = 1, longest: int | None = None) -> TreeCache:
         """An empty cache with room for ``capacity`` rows: committed tokens and the nodes of one tree.
 
         Args:
             step: the room is a multiple of this, so that one cache serves many prompts.
+            longest: rows of the longest sequence in it where that is less: several share it, or it is not filled.
 
         Raises:
             KoalaBenchError: the model computes differently in sequences as long as that.
         """
-        self.check_rows(capacity)
+        self.check_rows(capacity if longest is None else longest)
         if self.fixed:  # another cache is another graph: few different ones should come up
             step = max(step, ROW_BLOCK)
         return TreeCache(self.layers, -(-capacity // step) * step)

@@ -139,11 +139,8 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 def _warm_up(session: Session, questions: Sequence[Question]) -> None:
-    """Answer the first question that fits with every method; what fails there would fail everywhere.
-
-    Raises:
-        KoalaBenchError: a method fails, and not for want of memory, which a shorter prompt may need less of.
-    """
+    """Answer the first question that fits with every method; what fails there would fail everywhere. Raises
+    KoalaBenchError where a method fails, and not for want of memory, which a shorter prompt may need less of."""
     prompts = ((question, session.prompt(question.dialogue_after())) for question in questions)
     first = next(((question, prompt) for question, prompt in prompts if session.fits(prompt)), None)
     if first is None:
@@ -157,11 +154,7 @@ def _warm_up(session: Session, questions: Sequence[Question]) -> None:
 
 
 def _check_failures(run: Run) -> None:
-    """Say how many turns failed.
-
-    Raises:
-        KoalaBenchError: all of a method did.
-    """
+    """Say how many turns failed. Raises KoalaBenchError where all of a method did."""
     for name in run.methods:
         turns = run.turns_of(name)
         errors = [turn["error"] for turn in turns if turn["error"] is not None]

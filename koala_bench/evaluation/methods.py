@@ -36,11 +36,8 @@ class Method:
 
 
 def load_methods(preset: Preset, names: Sequence[str], target: Target, heads: Path) -> list[Method]:
-    """Load the trained head of every method, vanilla first.
-
-    Raises:
-        KoalaBenchError: a head is not trained, damaged or of another target, or cannot fill its tree.
-    """
+    """Load the trained head of every method, vanilla first. Raises KoalaBenchError where a head is not trained, damaged
+    or of another target, or cannot fill its tree."""
     info = _info(name=VANILLA, head=None, layers=0, parameters=0, tree=_tree(VANILLA_TREE))
     methods = [Method(VANILLA, Vanilla(), VANILLA_TREE, info)]
     for name in methods_with_heads(preset, names):
@@ -142,11 +139,8 @@ def _typical(name: str, preset: MethodPreset, evaluation: EvaluationPreset) -> T
 
 
 def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
-    """Hash of the target that a head was trained on, and its training for the record; None for an imported head.
-
-    Raises:
-        KoalaBenchError: the manifest beside the head is damaged.
-    """
+    """Hash of the target that a head was trained on, and its training for the record; None for an imported head. Raises
+    KoalaBenchError where the manifest beside the head is damaged."""
     place = folder / "training.json"
     manifest = read_manifest(folder) if place.exists() else {}
     try:

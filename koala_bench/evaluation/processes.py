@@ -26,11 +26,8 @@ def record_of_process(record: Path, process: int) -> Path:
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a module in a new Python interpreter that ends with it, and return what it returns.
 
-    Not by ``multiprocessing``, whose new processes run the caller's main script again.
-
-    Raises:
-        KoalaBenchError: what the function raises, or the process ended otherwise.
-    """
+    Not by ``multiprocessing``, whose new processes run the caller's main script again. Raises what
+    the function raises, and KoalaBenchError where the process ended otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         call, answer = Path(folder) / "call", Path(folder) / "answer"
         call.write_bytes(pickle.dumps((function, arguments)))
@@ -48,10 +45,7 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def refuse_launched() -> None:
     """Refuse fresh processes within a launcher's: those would start processes of their own, all of them the same.
-
-    Raises:
-        KoalaBenchError: this is one of several processes that were launched together.
-    """
+    Raises KoalaBenchError where this is one of several processes that were launched together."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise KoalaBenchError("--processes starts processes itself.", "Leave the launcher out.")
 

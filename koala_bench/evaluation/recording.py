@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from koala_bench.common.files import write_text
+from koala_bench.common.files import cannot, doing, write_text
 from koala_bench.common.reading import encode_line, read_bytes
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, differences, parse
@@ -65,9 +65,7 @@ class RecordWriter:
         if problem:
             raise ValueError(f"not a turn line: {problem}")
         if self.finished or key_of(turn) in self.done:
-            raise ValueError(
-                f"{key_of(turn)}: " + ("the record is finished" if self.finished else "is in the record already")
-            )
+            raise ValueError(f"{key_of(turn)} is in the record already, or the record is finished")
         self._write(turn)
         self.done.add(key_of(turn))
 
@@ -79,12 +77,8 @@ class RecordWriter:
         if problem := end_problem(end):
             raise ValueError(f"not an end line: {problem}")
         self._write(end)
-        try:
+        with doing("write", self.path, "Check the disk, and start again."):
             os.fsync(self._handle.fileno())
-        except OSError as error:
-            raise KoalaBenchError(
-                f"Cannot write {self.path}: {error.strerror or error}.", "Check the disk, and start again."
-            ) from error
         self.finished = True
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -96,11 +90,8 @@ class RecordWriter:
                 content = content[self._handle.write(content) :]
         except OSError as error:
             self._handle.truncate(start)
-            reason = error.strerror or error
-            raise KoalaBenchError(
-                f"Cannot write {self.path}: {reason}.",
-                "Free space and start again; it goes on after the last complete turn.",
-            ) from error
+            remedy = "Free space and start again; it goes on after the last complete turn."
+            raise cannot("write", self.path, error, remedy) from error
 
 
 def open_record(path: Path, header: RunHeader) -> RecordWriter:
@@ -135,14 +126,9 @@ def open_record(path: Path, header: RunHeader) -> RecordWriter:
                 f"{path} holds another run; they differ in {', '.join(different[:3])}{more}.",
                 "Choose another folder with --out, or delete the record to start over.",
             )
-    try:
+    with doing("write", path, "Make the file writable or choose another folder with --out."):
         handle = FileIO(path, "a")
         if length is not None and length < len(content):
             # Truncation is one system call: the file has either its old length or the new one.
             handle.truncate(length)
-    except OSError as error:
-        raise KoalaBenchError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            "Make the file writable or choose another folder with --out.",
-        ) from error
     return RecordWriter(run, handle, resumed)

@@ -24,12 +24,8 @@ def part_of(record: Path, rank: int, size: int) -> Path:
 
 def place_for(record: Path, group: ProcessGroup, questions: int) -> Path:
     """The file that this process writes or reuses: the record itself if it is there or there is one process, else its
-    part.
-
-    Raises:
-        KoalaBenchError: parts of a run with another number of processes are in the way, or there are fewer questions
-            than processes.
-    """
+    part. Raises KoalaBenchError where parts of a run with another number of processes are in the way, or there are
+    fewer questions than processes."""
     if record.exists() or (group.size == 1 and not _parts(record)):
         return record
     if group.size > questions:
@@ -73,12 +69,8 @@ def merge_parts(record: Path, group: ProcessGroup, questions: Sequence[Question]
             (turn for part in parts for turn in part.turns),
             key=lambda turn: (turn["repeat"], place[turn["question_id"]]),
         )
-        end: EndLine = {
-            "kind": "end",
-            "status": "finished",
-            "turns": len(turns),
-            "wall_s": time.perf_counter() - started,
-        }
+        wall_s = time.perf_counter() - started
+        end: EndLine = {"kind": "end", "status": "finished", "turns": len(turns), "wall_s": wall_s}
         with replacing(record) as temporary, open(temporary, "wb") as handle:
             for line in (parts[0].header, *turns, end):
                 handle.write(encode_line(line))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 import reprlib
 from collections.abc import Container, Iterable, Mapping
@@ -26,11 +25,9 @@ from koala_bench.common.files import cannot
 from koala_bench.common.reading import first_problem
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
-from koala_bench.training.checkpoints import build_head_of
+from koala_bench.training.checkpoints import DAMAGE, build_head_of
 
 _WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # coarser ones mean nothing without scales
-# Torch's ways of refusing a file.
-_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
 _LARGEST = 2**31 - 1
 _MISSING: Any = object()
 _AGAIN = "Copy or download the file again."
@@ -75,10 +72,7 @@ class Fields(dict[str, Any]):
     """The contents of a file by name; a name that is not there is an error with the file's path.
 
     The methods read a field of a configuration: what the file holds there, or ``default`` where it holds nothing.
-
-    Raises:
-        KoalaBenchError: the field is missing and has no default, or holds another kind of value.
-    """
+    Raises KoalaBenchError where the field is missing and has no default, or holds another kind of value."""
 
     def __init__(self, path: Path, contents: Mapping[str, Any]) -> None:
         super().__init__(contents)
@@ -183,7 +177,7 @@ def read_tensors(path: Path) -> Fields:
         )
     except OSError as error:
         raise cannot("read", path, error, _AGAIN) from error
-    except (SafetensorError, pickle.UnpicklingError, *_DAMAGE) as error:
+    except (SafetensorError, *DAMAGE) as error:
         fault = f"{path} is damaged or holds more than tensors ({type(error).__name__})."
         raise KoalaBenchError(fault, _AGAIN) from error
     if not isinstance(contents, dict) or not all(

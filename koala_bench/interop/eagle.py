@@ -26,12 +26,12 @@ FILES = (
 OWN = "layers."  # what keys begin with that tell a file of these names from EAGLE-3's
 
 
-def read(folder: Path, spec: TargetSpec | None = None, tensors: Fields | None = None) -> Imported:
+def read(folder: Path, spec: TargetSpec, tensors: Fields | None = None) -> Imported:
     """Read a checkpoint strictly; its shape is its own, not the target's (the released 33B draft has fewer key heads).
 
     Args:
-        spec: of the target to fit. The embedding must then be a copy of the target's: it is dropped, since the head
-            uses the target's own.
+        spec: of the target to fit. The embedding must be a copy of the target's: it is dropped, since the head uses the
+            target's own.
         tensors: of the folder's file, where they are read already.
 
     Raises:
@@ -40,15 +40,12 @@ def read(folder: Path, spec: TargetSpec | None = None, tensors: Fields | None = 
     """
     tensors = tensors or read_tensors(first_of(folder, *FILES))
     config = read_json(first_of(folder, "config.json"))
-    width = spec.hidden_size if spec is not None else config.whole("hidden_size")
-    vocab = spec.vocab_size if spec is not None else config.whole("vocab_size")
-    options = _options(config, tensors, width)
+    options = _options(config, tensors, spec.hidden_size)
     own = any(name.startswith(OWN) for name in tensors)
     hint = "" if own else "EAGLE-3 and other successors of EAGLE-1 and EAGLE-2 are other networks."
-    check_layout(tensors, _shapes(options, width, vocab), hint)
-    notes = check_embedding(tensors, spec) if spec is not None else ["The embedding was not compared with a target's."]
+    check_layout(tensors, _shapes(options, spec.hidden_size, spec.vocab_size), hint)
     kept = {name: tensor.float() for name, tensor in tensors.items() if name != "embed_tokens.weight"}
-    return Imported("eagle", options, kept, tuple(notes))
+    return Imported("eagle", options, kept, tuple(check_embedding(tensors, spec)))
 
 
 def to_official(head: Any, tensors: Mapping[str, torch.Tensor], target: Target) -> Exported:

@@ -81,13 +81,8 @@ def import_head(folder: Path, target: Target, out: Path) -> Imported:
             ) from error
     imported = _READERS[file](folder, target.spec())
     options, ids = dict(imported.options), imported.tensors.get(BUFFER)
-    preset = MethodPreset(
-        head=imported.head,
-        layers=options.pop("layers"),
-        options=options,
-        tree=_TREES[imported.head],
-        draft_vocabulary=None if ids is None else len(ids),
-    )
+    layers, drafted, kind = options.pop("layers"), None if ids is None else len(ids), imported.head
+    preset = MethodPreset(head=kind, layers=layers, options=options, tree=_TREES[kind], draft_vocabulary=drafted)
     head = make_head(imported, target.spec()).float()
     head.load_state_dict(imported.tensors)  # again, since the target may compute in a lower precision than the file's
     source = {"file": file, "sha256": sha256_of(folder / file), "notes": list(imported.notes)}

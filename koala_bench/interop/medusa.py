@@ -19,7 +19,6 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
 from koala_bench.interop.checkpoints import (
     Exported,
-    Fields,
     Imported,
     check_layout,
     count_of,
@@ -49,18 +48,12 @@ def _names(
     return names
 
 
-def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
+def read(folder: Path, spec: TargetSpec) -> Imported:
     """Read a checkpoint strictly.
 
     The numbers of heads and blocks come from the keys: the configuration of the released Vicuna heads says 2 where the
-    file has 5 (FasterDecoding/Medusa, a comment in ``medusa_model.py``).
-
-    Args:
-        spec: of the target to fit; without it the tensors are only compared with each other.
-
-    Raises:
-        KoalaBenchError: no such file, or keys and shapes that are missing, too many or wrong, all named.
-    """
+    file has 5 (FasterDecoding/Medusa, a comment in ``medusa_model.py``). Raises KoalaBenchError where there
+    is no such file, or keys or shapes are missing, too many or wrong, all named."""
     tensors = read_tensors(first_of(folder, *FILES))
     blocks, outputs = numbers_in(tensors, _BLOCK), numbers_in(tensors, _OUTPUT)
     if not outputs:
@@ -73,7 +66,7 @@ def read(folder: Path, spec: TargetSpec | None = None) -> Imported:
     heads = count_of(tensors, "head", (head for head, _ in [*blocks, *outputs]))
     count_of(tensors, "block", (place for _, place in [*blocks, *outputs]))
     layers = max(place for _, place in outputs)
-    vocab, width = (spec.vocab_size, spec.hidden_size) if spec is not None else _sizes(tensors)
+    vocab, width = spec.vocab_size, spec.hidden_size
     shapes = {"block_weight": (width, width), "block_bias": (width,), "output_weight": (vocab, width)}
     names = _names(heads, layers)
     check_layout(tensors, {name: shapes[own] for name, (own, _) in names.items()})
@@ -125,10 +118,3 @@ def blocks_of(tensors: Mapping[str, torch.Tensor]) -> Blocks:
     weight, bias = tensors["block_weight"], tensors["block_bias"]
     layers, heads = weight.shape[:2]
     return [[(weight[block, head], bias[block, head]) for block in range(layers)] for head in range(heads)]
-
-
-def _sizes(tensors: Fields) -> tuple[int, int]:
-    for name, tensor in sorted(tensors.items()):
-        if _OUTPUT.fullmatch(name) and tensor.ndim == 2:
-            return int(tensor.shape[0]), int(tensor.shape[1])
-    raise KoalaBenchError(f"{tensors.path}: the projections are no matrices.", "Give the official medusa_lm_head file.")

@@ -23,7 +23,7 @@ from koala_bench.training.experiment import VANILLA, free_head, trained_methods
 from koala_bench.training.features import features_of_each
 from koala_bench.training.loop import make_trainer
 from koala_bench.training.precision import resolve
-from koala_bench.training.step import HeadTrainer, train_step
+from koala_bench.training.step import Features, HeadTrainer, train_step
 from koala_bench.tree import Template, load_template
 
 # NVIDIA's data sheet of the A100 (SXM, 80 GB): 2,039 GB/s; dense, without sparsity, 312 TFLOP/s in bfloat16 and
@@ -42,12 +42,13 @@ class Pace:
 
     Attributes:
         target: of the target's pass over one micro-batch.
-        heads: of the update of each trained head, adversarial term included.
+        heads: of the update of all trained heads from one micro-batch, adversarial terms and the target's distributions
+            that they are taught by included.
         steps: of one decoding step of each method: draft and verification.
     """
 
     target: float
-    heads: Mapping[str, float]
+    heads: float
     steps: Mapping[str, float]
 
 
@@ -90,35 +91,43 @@ def measure_pace(preset: Preset, methods: Sequence[str], target: Target, seconds
     return Pace(pass_s, heads, steps)
 
 
-def training_pace(
-    preset: Preset, trained: Sequence[str], target: Target, seconds: float
-) -> tuple[float, dict[str, float]]:
-    """Seconds of the target's pass over one micro-batch, and of the update of each trained head; see ``Pace``."""
+def training_pace(preset: Preset, trained: Sequence[str], target: Target, seconds: float) -> tuple[float, float]:
+    """Seconds of the target's pass over one micro-batch, and of the update of all trained heads; see ``Pace``."""
     trainers = {name: make_trainer(target, name, preset.method(name), preset.training) for name in trained}
     return _training(preset, trainers, target, seconds / (1 + len(trainers)))
 
 
-def _training(
-    preset: Preset, trainers: Mapping[str, HeadTrainer], target: Target, each: float
-) -> tuple[float, dict[str, float]]:
-    heads: dict[str, float] = {}
+def _training(preset: Preset, trainers: Mapping[str, HeadTrainer], target: Target, each: float) -> tuple[float, float]:
     if not trainers:
-        return 0.0, heads
+        return 0.0, 0.0
     options, device = preset.training, target.device
     target = replace(target, engine="eager")  # as ``train_heads`` does
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=resolve(options.precision, device), cpu=device.type == "cpu")
     batch = _batch(preset, target)
     read = partial(features_of_each, target, batch, [trainer.head.features for trainer in trainers.values()], seed=0)
-    pass_s, features = _time(device, each, read), read()
-    own, last = (
-        [lambda: features] * options.micro_batches,
-        options.steps - 1,
-    )  # everything that sets in late has done so
-    for name, trainer in trainers.items():
-        step = partial(train_step, accelerator, [trainer], own, options, 1e-6, last, SINGLE_PROCESS)
-        heads[name] = _time(device, each, step) / options.micro_batches
-    return pass_s, heads
+    pass_s = _time(device, each, read)
+    features: Features = read()
+    if options.stored_states:
+        features = _as_stored(features)
+
+    def fresh() -> Features:
+        for found in features.values():
+            found.forget()  # each step makes the target's distributions anew, once for all heads
+        return features
+
+    own = [fresh] * options.micro_batches
+    last = options.steps - 1  # everything that sets in late has done so
+    step = partial(train_step, accelerator, list(trainers.values()), own, options, 1e-6, last, SINGLE_PROCESS)
+    return pass_s, _time(device, each * len(trainers), step) / options.micro_batches
+
+
+def _as_stored(features: Features) -> Features:
+    """The features as stored states give them: what the target finds likeliest is known."""
+    first = next(iter(features.values()))
+    whole = first.whole or first
+    known = replace(whole, known_likeliest=whole.target_likeliest)
+    return {read: known if each is whole else replace(each, whole=known) for read, each in features.items()}
 
 
 def hours_at(pace: Pace, preset: Preset, needs: Needs, stored_tokens: int | None = None) -> Hours:
@@ -129,7 +138,7 @@ def hours_at(pace: Pace, preset: Preset, needs: Needs, stored_tokens: int | None
     """
     steps = preset.training.steps * preset.training.micro_batches if pace.heads else 0
     passes = steps if stored_tokens is None or not steps else stored_tokens / preset.training.batch_tokens
-    training = passes * pace.target + steps * sum(pace.heads.values())
+    training = passes * pace.target + steps * pace.heads
     drafted = sum(step for name, step in pace.steps.items() if name != VANILLA)
     first, second = (needs.answer_tokens * (pace.steps[VANILLA] + drafted / length) for length in (1, 2))
     return Hours(training / 3600, (first / 3600, second / 3600))
@@ -149,9 +158,12 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
 
 
 def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
-    """Lower bound: 2 FLOP per parameter and token for the target, 6 for trained ones; a step reads all weights."""
+    """Lower bound: 2 FLOP per parameter and token for the target, 6 for trained ones, and those of the soft labels; a
+    step reads all weights.
+    """
     trained = sum(head.parameters + head.discriminator for head in needs.heads if head.shares is None)
-    training = needs.training_tokens * (2 * needs.target_parameters + 6 * trained) / limits.flop_per_s
+    of_token = 2 * needs.target_parameters + 6 * trained + needs.label_flop
+    training = needs.training_tokens * of_token / limits.flop_per_s
     step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s
     drafting = len([name for name in methods if name != VANILLA])
     first, second = (needs.answer_tokens * step * (1 + drafting / length) for length in (1, 2))

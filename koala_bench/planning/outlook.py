@@ -45,8 +45,9 @@ from koala_bench.training.experiment import load_preset_target
 _GAP = "\n\n"
 # What least_hours counts.
 _WITHOUT = (
-    "Counted are two operations a parameter and token of the target, six of what is trained, and one reading of the"
-    " target's weights a step; no drafting."
+    "Counted are two operations a parameter and token of the target, six of what is trained, two a weight of the output"
+    " layer for the distributions that heads are taught by, and one reading of the target's weights a step; no"
+    " drafting."
 )
 
 

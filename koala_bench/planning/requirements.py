@@ -89,6 +89,8 @@ class Needs:
             method.
         models: number of parameters of each draft model, by name; None where nobody knows its shape.
         ends_memory: as ``training_memory``, of a training from stored states beside the target's ends alone.
+        label_flop: operations of the target's distributions over one token, which heads are taught by; see
+            ``FeatureBatch.soft_labels``.
         state_bytes: of the target's stored states of one token, as all heads read them; see ``training.states``.
     """
 
@@ -103,6 +105,7 @@ class Needs:
     models: Mapping[str, int | None] = field(default_factory=dict)
     state_bytes: int = 0
     ends_memory: int = 0
+    label_flop: int = 0
 
 
 def find_target(preset: Preset) -> Place:
@@ -195,7 +198,7 @@ def needs_of(
             name: None if each.config is None else AutoModelForCausalLM.from_config(each.config).num_parameters()
             for name, each in (models or {}).items()
         }
-        heads, read = [], [(-1,)]
+        heads, read, labelled = [], [(-1,)], set()
         for name in listed:
             wanted, owner = preset.method(name), preset.trained_as(name)
             if not hasattr(load(HEADS, wanted.head), "loss"):
@@ -210,15 +213,19 @@ def needs_of(
             )
             heads.append(HeadNeeds(name, trainer.parameters, discriminator, owner if owner != name else None))
             read.append(trainer.head.features)
+            if any(getattr(part, "soft_labels", False) for part in (trainer.head, trainer.objective)):
+                labelled.add(preset.method(owner).draft_vocabulary or target.config.vocab_size)
         width = int(target.spec().hidden_size)
     size = dtype_of(preset).itemsize
     trained = [head for head in heads if head.shares is None]
     weights = sum(head.parameters + head.discriminator for head in trained)
     tokens = preset.training.batch_tokens
+    if labelled and not preset.training.stored_states:
+        labelled.add(target.config.vocab_size)  # the target's likeliest token is sought among all
     # Of a step the states and the distributions of one micro-batch are held.
     batch = tokens * (width * len(layers_of(read)) * size + config.vocab_size * 4)
     shapes = [config, *(each.config for each in (models or {}).values() if each.config is not None)]
-    rows = min(target.max_positions, preset.data.max_tokens + preset.evaluation.max_new_tokens)
+    rows = min(target.longest, preset.data.max_tokens + preset.evaluation.max_new_tokens)
     cache = sum(map(_row_of, shapes)) * rows * size
     loaded_weights = sum(count or 0 for count in drafting.values())
     absent = sum(drafting[name] or 0 for name, each in (models or {}).items() if not each.at_hand)
@@ -241,6 +248,7 @@ def needs_of(
         models=drafting,
         ends_memory=ends * size + weights * _TRAINED_BYTES + batch,
         state_bytes=STATE_BYTES * len(layers_of(read)) * width,
+        label_flop=2 * width * sum(labelled),
     )
 
 
@@ -263,12 +271,17 @@ def _decodes_on(preset: Preset) -> torch.device:
 
 
 def turns_of(preset: Preset, data_dir: Path | None) -> int | None:
-    """Number of turns that are asked, or None where the question file is not here or cannot be read."""
+    """Number of turns that are asked, or None where the question file is not here.
+
+    Raises:
+        KoalaBenchError: the file is damaged.
+    """
     try:
-        questions = read_questions(find_questions(preset.evaluation.questions, data_dir)[1])
+        path = find_questions(preset.evaluation.questions, data_dir)[1]
     except KoalaBenchError:
         return None
-    return sum(len(question.turns) for question in select_questions(questions, preset.evaluation.limit))
+    questions = select_questions(read_questions(path), preset.evaluation.limit)
+    return sum(len(question.turns) for question in questions)
 
 
 def missing_for(

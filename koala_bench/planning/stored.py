@@ -5,7 +5,7 @@ from __future__ import annotations
 from koala_bench.dialogues.conversations import encode_all, read_conversations
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.target import Target
-from koala_bench.errors import KoalaBenchError
+from koala_bench.planning.requirements import missing_conversations
 from koala_bench.presets import Preset
 from koala_bench.training.experiment import longest_dialogue
 
@@ -16,11 +16,13 @@ def tokens_to_store(preset: Preset, target: Target, template: ChatTemplate) -> i
     """Tokens of the training and the held-out dialogues, as they are cut; None where the data is not here.
 
     Of many dialogues an evenly spread sample is encoded, and its mean used for all.
+
+    Raises:
+        KoalaBenchError: the data is here and cannot be read.
     """
-    try:
-        conversations = read_conversations(preset.data.source, template)
-    except KoalaBenchError:
+    if missing_conversations(preset.data.source, target.name) is not None:
         return None
+    conversations = read_conversations(preset.data.source, template)
     dialogues = [*conversations.train[: preset.data.limit], *conversations.held_out[: preset.data.held_out]]
     if not dialogues:
         return None

@@ -198,11 +198,8 @@ def _version(package: str) -> str:
 def read_entries(packages: Sequence[str] = tuple(PACKAGES)) -> tuple[list[Entry], dict[str, str]]:
     """The documented objects of the installed packages in a fixed order, and the version of every distribution.
 
-    An entry is dropped where an earlier one has the same package and name, or the same summary and parameters.
-
-    Raises:
-        KoalaBenchError: packages are not installed.
-    """
+    An entry is dropped where an earlier one has the same package and name, or the same summary and parameters. Raises
+    KoalaBenchError where packages are not installed."""
     roots = {package: importlib.util.find_spec(package) for package in packages}
     if missing := [PACKAGES.get(name, name) for name, spec in roots.items() if spec is None or spec.origin is None]:
         raise KoalaBenchError(

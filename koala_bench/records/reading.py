@@ -6,7 +6,7 @@ files get edited and disks fail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,27 @@ def short_name(target: str) -> str:
     if target.endswith(".gguf"):
         return last.removesuffix(".gguf")
     return last if target.startswith((".", "/", "~")) or "\\" in target else target
+
+
+def short_names(targets: Iterable[str]) -> dict[str, str]:
+    """What one table or figure calls each of its targets: by ``short_name``, and where others have the same one by as
+    much more of its path as tells them apart.
+    """
+    found = {target: short_name(target) for target in targets}
+    while alike := [target for target in found if list(found.values()).count(found[target]) > 1]:
+        longer = {target: _one_folder_more(target, found[target]) for target in alike}
+        if all(longer[target] == found[target] for target in alike):
+            return {**found, **{target: target for target in alike}}
+        found |= longer
+    return found
+
+
+def _one_folder_more(target: str, name: str) -> str:
+    """A path's name with the folder above it, or the name itself where nothing is above."""
+    whole = target.replace("\\", "/").rstrip("/")
+    above = whole.removesuffix(".gguf").removesuffix(name).rstrip("/")
+    folder = above.rpartition("/")[2]
+    return f"{folder}/{name}" if above and name != whole else name
 
 
 @dataclass(frozen=True)

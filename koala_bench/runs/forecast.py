@@ -64,7 +64,7 @@ def forecast(
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     training = storing = 0.0
-    paces: dict[str, tuple[float, dict[str, float]]] = {}
+    paces: dict[str, tuple[float, float]] = {}
     for heads, (preset, methods) in () if trained else planned.trainings.items():
         names = trained_methods(preset, methods, target)
         if heads_finished(preset, methods, target, template, heads):
@@ -75,7 +75,7 @@ def forecast(
             paces[key] = training_pace(preset, names, target, seconds / 2)
         of_target, of_heads = paces[key]
         batches = left * preset.training.micro_batches
-        training += batches * sum(of_heads.values())
+        training += batches * of_heads
         if not preset.training.stored_states:
             training += batches * of_target
         elif not storing:  # one reading of all dialogues serves all trainings
@@ -137,7 +137,7 @@ def _answer_s(
                 continue
             time_for = int(max(stop - time.perf_counter(), 0) / step_s) if step_s else 0
             limit = min(room, max(_PROBE, time_for))
-            if not fits(target, len(prompt), limit, 1):
+            if not fits(target, len(prompt), room, 1):
                 continue
             rows = capacity_for(len(prompt), limit, 1, target.max_positions)
             for _ in range(1 if step_s else 2):  # the first answer of all records or warms up

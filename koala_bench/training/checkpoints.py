@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from koala_bench.common.draft_vocabulary import BUFFER, DraftVocabulary, checked_count, fault_of, first_of, fitted
 from koala_bench.common.files import replacing, sha256_of, write_text
 from koala_bench.common.progress import log_line
+from koala_bench.common.reading import object_in
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import TargetSpec
@@ -25,21 +26,15 @@ from koala_bench.registry import HEADS, build
 
 _WEIGHTS = "model.safetensors"
 _TOKENS = "tokens.safetensors"
-_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "architecture_sha256")
+# Earlier versions wrote an architecture_sha256, which changed with the version of transformers and is not compared.
+_OF_TARGET = ("weights_sha256", "tokenizer_sha256", "computation_sha256")
 _BESIDE_TRAINING = ("checkpoint_every", "held_out_evaluations")
 _NAMES = {"stream_sha256": "training data", "order_sha256": "order of the data", "chat_template": "chat template"}
 # How torch refuses a file; which of these it is depends on where the damage is.
-_DAMAGE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-)
+DAMAGE = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError,
+    AssertionError,
+)  # fmt: skip
 
 
 def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
@@ -58,21 +53,14 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
 
 
 def save_weights(path: Path, head: nn.Module) -> None:
-    """Write the tensors of a head atomically.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    """Write the tensors of a head atomically. Raises KoalaBenchError where the folder cannot be written, or the disk is
+    full."""
     write_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()})
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically, pickled where the name does not end in ``.safetensors``; ``metadata`` has a place there
-    only.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    only. Raises KoalaBenchError where the folder cannot be written, or the disk is full."""
     with replacing(path) as temporary, _telling_of_a_full_disk():
         if path.suffix == ".safetensors":
             save_file(tensors, temporary, metadata)
@@ -93,16 +81,14 @@ def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """What decides a head's weights, of a manifest: the content of the data and of the target, and the settings that
     change an update. Where files lie, how often a state is written and what is measured meanwhile are no part of it.
     """
-    target, training = manifest.get("target"), manifest.get("training")
+
+    def part(name: str, counts: Callable[[str], bool]) -> dict[str, Any]:
+        found = manifest.get(name)
+        return {key: value for key, value in found.items() if counts(key)} if isinstance(found, dict) else {}
+
     return {
-        "target": {
-            name: value for name, value in (target if isinstance(target, dict) else {}).items() if name in _OF_TARGET
-        },
-        "training": {
-            name: value
-            for name, value in (training if isinstance(training, dict) else {}).items()
-            if name not in _BESIDE_TRAINING
-        },
+        "target": part("target", lambda name: name in _OF_TARGET),
+        "training": part("training", lambda name: name not in _BESIDE_TRAINING),
         **{name: manifest.get(name) for name in ("chat_template", "stream_sha256", "order_sha256")},
     }
 
@@ -127,11 +113,7 @@ def earlier(path: Path) -> Path:
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:
     """The last good state of an interrupted training, or None if there is none yet; a damaged one is passed over for
-    the one before it.
-
-    Raises:
-        KoalaBenchError: whatever is there is damaged.
-    """
+    the one before it. Raises KoalaBenchError where whatever is there is damaged."""
     before = earlier(path)
     if not path.exists():  # a kill between two renames leaves the earlier one alone
         return _read_state(before, device) if before.exists() else None
@@ -159,7 +141,7 @@ def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """A state as ``torch.save`` wrote it; only tensors and plain values are unpickled."""
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise KoalaBenchError(f"The checkpoint {path} is damaged.", "Delete it to start the training again.") from error
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise KoalaBenchError(f"{path} is no checkpoint of a training.", "Delete it to start the training again.")
@@ -167,11 +149,8 @@ def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a training atomically; the one that was there becomes the earlier one.
-
-    Raises:
-        KoalaBenchError: the folder cannot be written, or the disk is full.
-    """
+    """Write the state of a training atomically; the one that was there becomes the earlier one. Raises KoalaBenchError
+    where the folder cannot be written, or the disk is full."""
     with replacing(path) as temporary:
         with _telling_of_a_full_disk():
             torch.save(state, temporary)
@@ -180,22 +159,19 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a finished head was trained with, or None if there is no finished head."""
+    """What a finished head was trained with; None if there is no finished head, or with a logged line if the file is
+    missing or damaged.
+    """
     if not (folder / _WEIGHTS).exists():
         return None
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+    path = folder / "training.json"
+    if (manifest := object_in(path)) is None:
+        log_line(f"{path} is missing or damaged: nothing is known of how this head was trained.")
+    return manifest
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a head as they are stored.
-
-    Raises:
-        KoalaBenchError: the file is missing or damaged.
-    """
+    """The tensors of a head as they are stored. Raises KoalaBenchError where the file is missing or damaged."""
     try:
         return load_file(folder / _WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -203,11 +179,8 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a head was built from: its name, layers, options, objective and target.
-
-    Raises:
-        KoalaBenchError: there is no such file, or it is damaged or of something else.
-    """
+    """What a head was built from: its name, layers, options, objective and target. Raises KoalaBenchError where there
+    is no such file, or it is damaged or of something else."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, layers = config["head"], config["layers"]
@@ -245,14 +218,10 @@ def _commonest(folder: Path, count: int) -> torch.Tensor:
         ) from error
 
 
-def build_head_of(spec: TargetSpec, kind: str, options: dict[str, Any]) -> Any:
+def build_head_of(spec: TargetSpec, kind: str, options: dict[str, Any], layers: int = 1) -> Any:
     """A fresh head by its installed name; one of a draft vocabulary keeps the ids as a buffer, so that they are saved
-    and loaded with it.
-
-    Raises:
-        KoalaBenchError: unknown head or option.
-    """
-    head = build(HEADS, kind, spec, options)
+    and loaded with it. Raises KoalaBenchError where there is no such head or option."""
+    head = build(HEADS, kind, spec, options if layers == 1 else {**options, "layers": layers})
     if spec.draft_vocabulary is not None and isinstance(head, nn.Module):
         head.register_buffer(BUFFER, spec.draft_vocabulary.ids)
     return head
@@ -271,38 +240,34 @@ def load_head(folder: Path, target: Target, drafted: int | None = None) -> tuple
         KoalaBenchError: the folder or a file is missing or damaged, or the head was made for another target.
     """
     config = read_config(folder)
-    wanted, kind, layers, own_options = config["target"], config["head"], config["layers"], config["options"]
-    own = target.spec()
+    wanted, kind, options, own = config["target"], config["head"], config["options"], target.spec()
+
+    def unfit(problem: str) -> KoalaBenchError:
+        fault = f"The weights in {folder} do not fit the head '{kind}': {problem}"
+        return KoalaBenchError(fault, "Train the head again.")
+
     if (wanted.get("hidden_size"), wanted.get("vocab_size")) != (own.hidden_size, own.vocab_size):
         raise KoalaBenchError(
             f"The head in {folder} is for a target of width {wanted.get('hidden_size')} and {wanted.get('vocab_size')}"
             f" tokens, {target.name} has {own.hidden_size} and {own.vocab_size}.",
             "Use the target it was trained for, or train a head for this one.",
         )
-    own_options.pop(BUFFER, None)  # of an EAGLE-3 head that was imported when this was an option of that head alone
+    options.pop(BUFFER, None)  # of an EAGLE-3 head that was imported when this was an option of that head alone
     tensors = read_weights(folder)
     ids = tensors.get(BUFFER)
-    fault = None if ids is None else fault_of(ids, own.vocab_size)
-    if fault is not None:
-        raise KoalaBenchError(
-            f"The weights in {folder} do not fit the head '{config['head']}': {fault}", "Train the head again."
-        )
+    if ids is not None and (fault := fault_of(ids, own.vocab_size)) is not None:
+        raise unfit(fault)
     if ids is not None and drafted not in (None, len(ids)):
         raise KoalaBenchError(
             f"The head in {folder} drafts {len(ids):,} tokens and cannot be cut to {drafted:,}.",
             "Cut a head of the whole vocabulary.",
         )
     cut = None if ids is not None or drafted is None else _commonest(folder, checked_count(drafted, own.vocab_size))
-    head = build_head_of(
-        target.spec(cut if ids is None else ids), kind, {**own_options, **({"layers": layers} if layers != 1 else {})}
-    )
+    head = build_head_of(target.spec(cut if ids is None else ids), kind, options, config["layers"])
     try:
         head.load_state_dict(tensors if cut is None else fitted(tensors, head, DraftVocabulary(cut, own.vocab_size)))
     except RuntimeError as error:
-        raise KoalaBenchError(
-            f"The weights in {folder} do not fit the head '{config['head']}': {str(error).splitlines()[-1].strip()}",
-            "Train the head again.",
-        ) from error
+        raise unfit(str(error).splitlines()[-1].strip()) from error
     head.to(device=target.device, dtype=target.dtype).eval()
     if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise KoalaBenchError(f"The weights in {folder} are not finite.", "Train the head again.")

@@ -28,7 +28,7 @@ from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
 from koala_bench.dialogues.templates import AUTO, stops_of
 from koala_bench.engine.loading.ends import Ends, fingerprint_of
-from koala_bench.engine.loading.fingerprints import architecture_sha256
+from koala_bench.engine.loading.fingerprints import computation_sha256
 from koala_bench.engine.loading.generation import in_words
 from koala_bench.engine.loading.gguf import check_pin
 from koala_bench.engine.loading.targets import load_target
@@ -65,15 +65,8 @@ def load_preset_target(preset: Preset, load: Callable[..., Target] = load_target
     wanted = preset.target
     check_pin(wanted.name, wanted.weights_sha256)
     disable_progress_bar()  # transformers draws one for every tensor of a checkpoint
-    target = load(
-        wanted.name,
-        wanted.device,
-        wanted.dtype,
-        wanted.revision,
-        wanted.attention,
-        engine=wanted.engine,
-        threads=wanted.threads,
-    )
+    place = wanted.name, wanted.device, wanted.dtype, wanted.revision, wanted.attention
+    target = load(*place, engine=wanted.engine, threads=wanted.threads)
     if target.tokenizer is None:
         raise KoalaBenchError(f"{target.name} has no tokenizer.", "Use a checkpoint with a tokenizer.")
     template = chat_template(wanted.chat_template, target.tokenizer, wanted.template_options, wanted.template_date)
@@ -105,11 +98,8 @@ def methods_with_heads(preset: Preset, methods: Sequence[str]) -> list[str]:
 
 
 def free_head(preset: MethodPreset, target: Target) -> Any | None:
-    """The head of a method that has nothing to train, ready to decode; None for any other.
-
-    Raises:
-        KoalaBenchError: there is no such head, an option is not its own, or it is no module.
-    """
+    """The head of a method that has nothing to train, ready to decode; None for any other. Raises KoalaBenchError where
+    there is no such head, an option is not its own, or it is no module."""
     if preset.objective is not None or hasattr(load(HEADS, preset.head), "loss"):
         return None
     head = build_head(target, preset, seed=0)
@@ -117,11 +107,8 @@ def free_head(preset: MethodPreset, target: Target) -> Any | None:
 
 
 def first_head(preset: MethodPreset, target: Target) -> Any | None:
-    """The head that is asked before a method's own, ready to decode; None where there is none.
-
-    Raises:
-        KoalaBenchError: as ``free_head``; or it has to be trained.
-    """
+    """The head that is asked before a method's own, ready to decode; None where there is none. Raises KoalaBenchError
+    as ``free_head``, or where it has to be trained."""
     if preset.first is None:
         return None
     first = MethodPreset(head=preset.first.head, options=preset.first.options, tree=preset.first.tree)
@@ -193,21 +180,13 @@ def train_heads(
     stream, labels, held_out, lengths = training_streams(preset, conversations, target, template)
     order = token_order(stream, target)
     # Which tokens a cut head drafts is known with the data only; until here it stood for one, to find mistakes early.
-    trainers = [
-        (
-            make_trainer(target, trainer.name, trainer.preset, preset.training, order)
-            if trainer.preset.draft_vocabulary is not None
-            else trainer
-        )
-        for trainer in trainers
-    ]
+    for place, trainer in enumerate(trainers):
+        if trainer.preset.draft_vocabulary is not None:
+            trainers[place] = make_trainer(target, trainer.name, trainer.preset, preset.training, order)
+    rows = {"rows": conversations.rows} if conversations.rows else {}
     manifest = {
         **settings,
-        "provenance": {
-            **conversations.provenance,
-            **({"rows": conversations.rows} if conversations.rows else {}),
-            "dialogues": lengths,
-        },
+        "provenance": {**conversations.provenance, **rows, "dialogues": lengths},
         "stream_sha256": stream.sha256,
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
@@ -243,11 +222,8 @@ def token_order(stream: Stream, target: Target) -> torch.Tensor:
 
 
 def trained_methods(preset: Preset, methods: Sequence[str], target: Target) -> list[str]:
-    """The methods whose heads have to be trained so that ``methods`` can decode, each once.
-
-    Raises:
-        KoalaBenchError: a mistake in the methods or their options.
-    """
+    """The methods whose heads have to be trained so that ``methods`` can decode, each once. Raises KoalaBenchError
+    where there is a mistake in the methods or their options."""
     owners = dict.fromkeys(preset.trained_as(name) for name in methods_with_heads(preset, methods))
     return [name for name in owners if free_head(preset.method(name), target) is None]
 
@@ -263,7 +239,7 @@ def heads_finished(preset: Preset, methods: Sequence[str], target: Target, templ
 def _settings(preset: Preset, names: Sequence[str], target: Target, template: ChatTemplate) -> dict[str, Any]:
     """What trained heads depend on, but for the data."""
     return {
-        "target": {**fingerprint_of(target), "architecture_sha256": architecture_sha256(target.model.config)},
+        "target": {**fingerprint_of(target), "computation_sha256": computation_sha256(target.model.config)},
         "data": preset.data.model_dump(mode="json"),
         "training": preset.training.model_dump(mode="json"),
         "chat_template": template.sha256,
@@ -331,11 +307,7 @@ def training_streams(
     preset: Preset, conversations: Conversations, target: Target, template: ChatTemplate
 ) -> tuple[Stream, list[str], HeldOut, dict[str, dict[str, int]]]:
     """What heads are trained on, the name of each dialogue, what is held out, and how many dialogues of both were too
-    long.
-
-    Raises:
-        KoalaBenchError: no dialogue has an answer within the preset's length.
-    """
+    long. Raises KoalaBenchError where no dialogue has an answer within the preset's length."""
     limit = preset.data.limit or len(conversations.train)
     log_line(f"Encoding {min(limit, len(conversations.train)):,} of {len(conversations.train):,} dialogues ...")
     longest = longest_dialogue(preset, target)

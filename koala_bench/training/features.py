@@ -23,40 +23,30 @@ def features_of(
         seed: of whatever noise heads add at this step.
         stored: where to read them from; else the target computes them.
     """
-    if stored is not None:
-        return features_of_each(target, batch, (features,), seed, stored)[features]
-    ids = batch.ids.to(target.device)
-    hidden = target.states(ids, features).clone()  # a clone outside of inference mode may enter autograd
-    return FeatureBatch(
-        ids, batch.supervised.to(target.device), hidden, seed, target.output, batch.lengths.to(target.device)
-    )
+    return features_of_each(target, batch, (features,), seed, stored)[features]
 
 
 def features_of_each(
-    target: Target,
-    batch: TokenBatch,
-    features: Iterable[tuple[int, ...]],
-    seed: int,
+    target: Target, batch: TokenBatch, features: Iterable[tuple[int, ...]], seed: int,
     stored: StoredStates | None = None,
-) -> dict[tuple[int, ...], FeatureBatch]:
+) -> dict[tuple[int, ...], FeatureBatch]:  # fmt: skip
     """The same batch as heads with different ``features`` want it, from one pass of the target.
 
     Args:
         features: of each head.
         seed, stored: as for ``features_of``.
     """
-    wanted = dict.fromkeys(features)
+    wanted = list(dict.fromkeys(features))
+    every = stored.layers if stored is not None else wanted[0] if len(wanted) == 1 else layers_of(wanted)
+    ids, lengths, supervised = (each.to(target.device) for each in (batch.ids, batch.lengths, batch.supervised))
+    likeliest = None
     if stored is not None:
         hidden, likeliest = stored.read(batch, target.device, target.dtype)
-        ids, lengths = batch.ids.to(target.device), batch.lengths.to(target.device)
-        supervised = batch.supervised.to(target.device)
-        whole = FeatureBatch(ids, supervised, hidden, seed, target.output, lengths, known_likeliest=likeliest)
-        return {each: whole.reading([stored.layers.index(index) for index in each]) for each in wanted}
-    if len(wanted) == 1:
-        (only,) = wanted
-        return {only: features_of(target, batch, only, seed)}
-    every = layers_of(list(wanted))
-    whole = features_of(target, batch, every, seed)
+    else:
+        hidden = target.states(ids, every).clone()  # a clone outside of inference mode may enter autograd
+    whole = FeatureBatch(ids, supervised, hidden, seed, target.output, lengths, known_likeliest=likeliest)
+    if wanted == [every]:
+        return {every: whole}
     return {each: whole.reading([every.index(index) for index in each]) for each in wanted}
 
 

@@ -100,13 +100,9 @@ def _hits(target: Target, head: Any, prompt: Sequence[int], answer: Decoded) -> 
     """
     ids = torch.tensor([[*prompt, *answer.tokens]])
     whole = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), (0,), torch.tensor([ids.shape[1]]))
-    right: list[
-        dict[int, bool]
-    ] = []  # one depth after the other, from the row drafted from to whether the best guess is right
-    for each in sorted(
-        head.loss(features_of(target, whole, head.features, seed=0)).predictions,
-        key=lambda prediction: prediction.depth,
-    ):
+    predictions = head.loss(features_of(target, whole, head.features, seed=0)).predictions
+    right: list[dict[int, bool]] = []  # by depth: for each row drafted from, whether the best guess is right
+    for each in sorted(predictions, key=lambda prediction: prediction.depth):
         ahead = each.rows.cpu() + each.depth + 1
         inside = ahead < ids.shape[1]
         rows, guesses = each.rows.cpu()[inside].tolist(), each.logits.argmax(dim=-1).cpu()[inside]

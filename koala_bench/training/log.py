@@ -14,11 +14,8 @@ GAP = 0.10  # relative; a larger one between teacher-forced and decoded acceptan
 
 
 def read_training(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``training.jsonl``, a half-written last one left out.
-
-    Raises:
-        KoalaBenchError: no such file, or a line that training did not write.
-    """
+    """The lines of a ``training.jsonl``, a half-written last one left out. Raises KoalaBenchError where there is no
+    such file, or a line that training did not write."""
     remedy = "Name the training.jsonl beside trained heads."
     lines = complete_lines(path, read_bytes(path, "training log", remedy), remedy)[0]
     for number, line in enumerate(lines, 1):

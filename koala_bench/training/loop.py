@@ -72,9 +72,7 @@ def build_head(target: Target, preset: MethodPreset, seed: int, order: torch.Ten
 def _head_from(spec: TargetSpec, preset: MethodPreset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = build_head_of(
-            spec, preset.head, {**preset.options, **({"layers": preset.layers} if preset.layers != 1 else {})}
-        )
+        head = build_head_of(spec, preset.head, preset.options, preset.layers)
     if not isinstance(head, nn.Module):
         raise KoalaBenchError(f"The head '{preset.head}' is no torch.nn.Module.", "Derive it from torch.nn.Module.")
     return moved(head, spec.device)
@@ -83,11 +81,8 @@ def _head_from(spec: TargetSpec, preset: MethodPreset, seed: int) -> nn.Module:
 def make_trainer(
     target: Target, name: str, preset: MethodPreset, options: TrainingPreset, order: torch.Tensor | None = None
 ) -> HeadTrainer:
-    """Build a method's head, objective and optimiser; ``order`` is as for ``build_head``.
-
-    Raises:
-        KoalaBenchError: the head cannot be trained by the suite, or an option is unknown.
-    """
+    """Build a method's head, objective and optimiser; ``order`` is as for ``build_head``. Raises KoalaBenchError where
+    the head cannot be trained by the suite, or an option is unknown."""
     spec = spec_of(target, preset, order)  # one for both, since a cut copies rows of the output layer
     head = _head_from(spec, preset, options.seed)
     if not isinstance(head, TrainableHead):
@@ -150,14 +145,9 @@ def _restore(path: Path, state: dict[str, Any], trainers: Sequence[HeadTrainer])
 
 
 def _features(
-    target: Target,
-    batch: TokenBatch,
-    trainers: Sequence[HeadTrainer],
-    seed: int,
-    stored: StoredStates | None,
-    again: bool,
-    timings: dict[str, float],
-) -> Callable[[], Features]:
+    target: Target, batch: TokenBatch, trainers: Sequence[HeadTrainer], seed: int, stored: StoredStates | None,
+    again: bool, timings: dict[str, float],
+) -> Callable[[], Features]:  # fmt: skip
     """Makes the features of a micro-batch when called, and makes them again when called again.
 
     Only a GPU's second time is cheaper: its states wait in the host's memory for it, of which there is more, and which
@@ -166,6 +156,9 @@ def _features(
     Args:
         again: whether there can be a second time.
     """
+    features = [trainer.head.features for trainer in trainers]
+    on_gpu, objectives = target.device.type != "cpu", any(trainer.objective for trainer in trainers)
+    kept = again and stored is None and on_gpu and objectives
     waiting: list[Features] = []
 
     def make() -> Features:
@@ -173,15 +166,8 @@ def _features(
         if waiting:
             found = in_host_memory(waiting.pop(), back_to=target.device)
         else:
-            found = features_of_each(
-                target, batch, (trainer.head.features for trainer in trainers), seed=seed, stored=stored
-            )
-            if (
-                again
-                and stored is None
-                and target.device.type != "cpu"
-                and any(trainer.objective for trainer in trainers)
-            ):
+            found = features_of_each(target, batch, features, seed=seed, stored=stored)
+            if kept:
                 waiting.append(in_host_memory(found))
         timings["target_s"] += time.perf_counter() - before
         return found
@@ -247,6 +233,7 @@ def train(
     evaluate_at = {
         round(options.steps * (i + 1) / options.held_out_evaluations) for i in range(options.held_out_evaluations)
     }
+    seed, again = options.seed * 1_000_003, group.size < options.micro_batches
     timings = {"target_s": 0.0, **{trainer.name: 0.0 for trainer in trainers}}
     started, seen_before = time.perf_counter(), seen
     log_file = continue_log(out / "training.jsonl", first) if group.first else open(os.devnull, "w")  # noqa: SIM115
@@ -267,15 +254,7 @@ def train(
                 _check_batch(tokens, names)
             factor = schedule(step, options)
             own = [
-                _features(
-                    target,
-                    micro_batches[index],
-                    trainers,
-                    options.seed * 1_000_003 + numbers[index],
-                    stored,
-                    again=group.size < options.micro_batches,
-                    timings=timings,
-                )
+                _features(target, micro_batches[index], trainers, seed + numbers[index], stored, again, timings)
                 for index in group.own(options.micro_batches)
             ]
             for name, line in train_step(accelerator, trainers, own, options, factor, step, group, timings).items():
@@ -291,15 +270,9 @@ def train(
             seen += sum(int(tokens.lengths.sum()) for tokens in micro_batches)
             if step + 1 in evaluate_at and group.first:
                 for trainer in trainers:
-                    write(
-                        {
-                            "kind": "held_out",
-                            "step": step + 1,
-                            "method": trainer.name,
-                            **held_out_losses(target, trainer.head, held_out, stored),
-                            **held_out_acceptance(target, trainer.head, held_out),
-                        }
-                    )
+                    losses = held_out_losses(target, trainer.head, held_out, stored)
+                    accepted = held_out_acceptance(target, trainer.head, held_out)
+                    write({"kind": "held_out", "step": step + 1, "method": trainer.name, **losses, **accepted})
             log.flush()
             if group.first and ((step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps):
                 save(step + 1)
@@ -312,13 +285,8 @@ def train(
     for trainer in trainers if group.first else ():
         if order is not None:
             save_token_order(out / trainer.name, order)
-        save_head(
-            out / trainer.name,
-            trainer.head,
-            trainer.preset,
-            target,
-            {**manifest, "steps": options.steps, "tokens": seen, "method": trainer.name},
-        )
+        own_manifest = {**manifest, "steps": options.steps, "tokens": seen, "method": trainer.name}
+        save_head(out / trainer.name, trainer.head, trainer.preset, target, own_manifest)
     if group.first:
         earlier(checkpoint).unlink(missing_ok=True)
     group.wait()  # nobody looks for a head that is not written yet

@@ -36,11 +36,8 @@ def stored_states_of(
     group: ProcessGroup,
 ) -> StoredStates:
     """The states of a training's dialogues: those in the folder, or computed into it; of a target of which only the
-    ends are here they must be there.
-
-    Raises:
-        KoalaBenchError: they cannot be written, or are missing or others where they must be there.
-    """
+    ends are here they must be there. Raises KoalaBenchError where they cannot be written, or are missing or others
+    where they must be there."""
     identity = {"target": fingerprint_of(target), "stream_sha256": stream.sha256, "held_out_sha256": held_out.sha256}
     dialogues, layers = [*stream.dialogues, *held_out.dialogues], layers_of(features)
     if isinstance(target, Ends):
@@ -49,11 +46,8 @@ def stored_states_of(
 
 
 def target_of_states(folder: Path) -> dict[str, str]:
-    """Hashes of the target whose states lie in a folder.
-
-    Raises:
-        KoalaBenchError: there are none, or they are not complete.
-    """
+    """Hashes of the target whose states lie in a folder. Raises KoalaBenchError where there are none, or they are not
+    complete."""
     found = (read_states_manifest(folder) or {}).get("target")
     if not isinstance(found, dict):
         raise KoalaBenchError(

@@ -8,9 +8,10 @@ bytes per token, layer and dimension. Likeliest tokens are int32.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from koala_bench.common.files import make_folder, sha256_of, write_text
+from koala_bench.common.files import doing, make_folder, sha256_of, write_text
 from koala_bench.common.process_group import ProcessGroup
 from koala_bench.common.progress import log_line, progress
+from koala_bench.common.reading import object_in
 from koala_bench.dialogues.encoding import EncodedDialogue
-from koala_bench.dialogues.streams import TokenBatch, collate
+from koala_bench.dialogues.streams import TokenBatch, collate, groups_of
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 
@@ -95,15 +97,15 @@ def write_states(
     """
     dtype = "float16" if target.dtype == torch.float16 else "bfloat16"
     starts = _starts(dialogues, max_tokens)
-    shape = (int(starts[-1]), len(layers), int(target.spec().hidden_size))
-    wanted = {**identity, "version": _VERSION, "layers": list(layers), "dtype": dtype, "shape": list(shape)}
+    shape = [int(starts[-1]), len(layers), int(target.spec().hidden_size)]
+    wanted = {**identity, "version": _VERSION, "layers": list(layers), "dtype": dtype, "shape": shape}
     found = read_states_manifest(folder)
     if found is not None and _difference(found, identity, layers, starts) is None:
         return _opened(folder, found, starts)
     if group.first:
-        _make_room(folder, wanted, shape)
+        _make_room(folder, wanted)
     group.wait()
-    _compute(target, dialogues, max_tokens, layers, folder, starts, shape, dtype, group)
+    _compute(target, dialogues, max_tokens, _opened(folder, wanted, starts, writable=True), folder, group)
     group.wait()
     if group.first:
         digest = sha256_of(folder / "states.bin")
@@ -111,9 +113,7 @@ def write_states(
         for log in folder.glob("passes-*.txt"):
             log.unlink()
     group.wait()
-    manifest = read_states_manifest(folder)
-    assert manifest is not None
-    return _opened(folder, manifest, starts)
+    return open_states(dialogues, max_tokens, layers, folder, identity)
 
 
 def open_states(
@@ -123,11 +123,8 @@ def open_states(
     folder: Path,
     identity: dict[str, Any],
 ) -> StoredStates:
-    """Open states that were written before; arguments as for ``write_states``.
-
-    Raises:
-        KoalaBenchError: there are none, or they are those of something else.
-    """
+    """Open states that were written before; arguments as for ``write_states``. Raises KoalaBenchError where there are
+    none, or they are those of something else."""
     starts, found = _starts(dialogues, max_tokens), read_states_manifest(folder)
     different = "manifest" if found is None else _difference(found, identity, layers, starts)
     if found is None or different is not None:
@@ -140,7 +137,7 @@ def open_states(
 
 def read_states_manifest(folder: Path) -> dict[str, Any] | None:
     """What the finished states in a folder are of, or None if there are none."""
-    return _read_manifest(folder / "states.json")
+    return object_in(folder / "states.json")
 
 
 def _starts(dialogues: Sequence[EncodedDialogue], max_tokens: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -168,21 +165,15 @@ def remove_states(folder: Path) -> None:
 
 
 def _compute(
-    target: Target,
-    dialogues: Sequence[EncodedDialogue],
-    max_tokens: int,
-    layers: tuple[int, ...],
-    folder: Path,
-    starts: np.ndarray[Any, np.dtype[np.int64]],
-    shape: tuple[int, int, int],
-    dtype: str,
+    target: Target, dialogues: Sequence[EncodedDialogue], max_tokens: int, states: StoredStates, folder: Path,
     group: ProcessGroup,
-) -> None:
-    """Fill the file, pass by pass; a pass is logged once its rows are written."""
-    passes = list(_passes(np.diff(starts), _PASS_TOKENS[target.device.type]))
+) -> None:  # fmt: skip
+    """Fill the files, pass by pass; a pass is logged once its rows are written."""
+    lengths = np.diff(states.starts)
+    ordered = np.argsort(lengths, kind="stable").tolist()
+    passes = list(groups_of(ordered, lengths.tolist().__getitem__, _PASS_TOKENS[target.device.type]))
     done = {int(line) for log in folder.glob("passes-*.txt") for line in log.read_text(encoding="ascii").split()}
     own = [number for number in group.own(len(passes)) if number not in done]
-    rows, likeliest = _mapped(folder, shape, dtype, writable=True), _mapped_tokens(folder, shape[0], writable=True)
     tokens_done = 0
     with (
         open(folder / f"passes-{group.rank}.txt", "a", encoding="ascii") as log,
@@ -190,35 +181,22 @@ def _compute(
     ):
         for number in own:
             batch = collate(dialogues, passes[number], max_tokens)
-            states = target.states(batch.ids.to(target.device), layers)
+            computed = target.states(batch.ids.to(target.device), states.layers)
             for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
-                part = slice(starts[sample], starts[sample] + count)
-                rows[part] = states[row, :count].to("cpu", _DTYPES[dtype])
-                likeliest[part] = target.output(states[row, :count, -1]).argmax(-1).to("cpu", torch.int32)
+                part = slice(states.starts[sample], states.starts[sample] + count)
+                states.rows[part] = computed[row, :count].to("cpu", states.rows.dtype)
+                states.likeliest[part] = target.output(computed[row, :count, -1]).argmax(-1).to("cpu", torch.int32)
             log.write(f"{number}\n")
             log.flush()
             tokens_done += int(batch.lengths.sum())
             advance(1, f"{tokens_done:,} tokens")
 
 
-def _passes(lengths: np.ndarray[Any, Any], pass_tokens: int) -> Iterator[tuple[int, ...]]:
-    """Dialogues of similar length together, about ``pass_tokens`` a pass, padding included."""
-    group: list[int] = []
-    for index in np.argsort(lengths, kind="stable").tolist():
-        if group and lengths[index] * (len(group) + 1) > pass_tokens:
-            yield tuple(group)
-            group = []
-        group.append(index)
-    if group:
-        yield tuple(group)
-
-
-def _make_room(folder: Path, wanted: dict[str, Any], shape: tuple[int, int, int]) -> None:
+def _make_room(folder: Path, wanted: dict[str, Any]) -> None:
     """Prepare the folder; whatever is there of another identity goes."""
-    sizes = {"states.bin": STATE_BYTES * shape[0] * shape[1] * shape[2], "likeliest.bin": _TOKEN_BYTES * shape[0]}
-    size = sum(sizes.values())
+    size = sum(_sizes(wanted).values())
     plan = folder / "plan.json"
-    if _read_manifest(plan) != wanted:
+    if object_in(plan) != wanted:
         remove_states(folder)
         make_folder(folder)
         free = shutil.disk_usage(folder).free
@@ -231,41 +209,27 @@ def _make_room(folder: Path, wanted: dict[str, Any], shape: tuple[int, int, int]
         log_line(f"Computing the target's states once, {size / 1e6:,.0f} MB in {folder} ...")
     else:
         log_line(f"Going on with the target's states in {folder}.")
-    for name, size in sizes.items():
-        try:
-            with open(folder / name, "ab") as handle:
-                os.truncate(handle.fileno(), size)
-        except OSError as error:
-            raise KoalaBenchError(
-                f"Cannot write {folder / name}: {error.strerror or error}.", "Choose another --out."
-            ) from error
+    for name, size in _sizes(wanted).items():
+        with doing("write", folder / name, "Choose another --out."), open(folder / name, "ab") as handle:
+            os.truncate(handle.fileno(), size)
 
 
-def _mapped(folder: Path, shape: tuple[int, int, int], dtype: str, writable: bool) -> torch.Tensor:
-    count = shape[0] * shape[1] * shape[2]
-    flat = torch.from_file(str(folder / "states.bin"), shared=writable, size=count, dtype=_DTYPES[dtype])
-    return flat.view(shape)
+def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
+    """Bytes of each file."""
+    rows, layers, width = manifest["shape"]
+    return {"states.bin": STATE_BYTES * rows * layers * width, "likeliest.bin": _TOKEN_BYTES * rows}
 
 
-def _mapped_tokens(folder: Path, count: int, writable: bool) -> torch.Tensor:
-    return torch.from_file(str(folder / "likeliest.bin"), shared=writable, size=count, dtype=torch.int32)
-
-
-def _opened(folder: Path, found: dict[str, Any], starts: np.ndarray[Any, np.dtype[np.int64]]) -> StoredStates:
-    rows, layers, width = found["shape"]
-    sizes = {"states.bin": STATE_BYTES * rows * layers * width, "likeliest.bin": _TOKEN_BYTES * rows}
-    for name, size in sizes.items():
+def _opened(
+    folder: Path, manifest: dict[str, Any], starts: np.ndarray[Any, np.dtype[np.int64]], writable: bool = False
+) -> StoredStates:
+    for name, size in _sizes(manifest).items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
-    mapped = _mapped(folder, (rows, layers, width), found["dtype"], writable=False)
-    likeliest = _mapped_tokens(folder, rows, writable=False)
-    return StoredStates(tuple(found["layers"]), starts, mapped, likeliest, found["sha256"])
 
+    def mapped(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_file(str(folder / name), shared=writable, size=size, dtype=dtype)
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest, or None where there is none that can be read: then the states are computed anew."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    rows = mapped("states.bin", math.prod(manifest["shape"]), _DTYPES[manifest["dtype"]]).view(manifest["shape"])
+    likeliest = mapped("likeliest.bin", manifest["shape"][0], torch.int32)
+    return StoredStates(tuple(manifest["layers"]), starts, rows, likeliest, manifest.get("sha256", ""))

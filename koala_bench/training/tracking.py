@@ -37,11 +37,8 @@ def tracked_accelerator(service: str | None, out: Path, **options: Any) -> Accel
 
 @contextmanager
 def curves(accelerator: Accelerator, service: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that sends a line of the training log.
-
-    Raises:
-        KoalaBenchError: the service refuses to begin, for example because nobody is logged in.
-    """
+    """Yield a function that sends a line of the training log. Raises KoalaBenchError where the service refuses to
+    begin, for example because nobody is logged in."""
     if service is None:
         yield lambda line: None
         return

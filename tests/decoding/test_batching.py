@@ -17,8 +17,10 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.methods import load_methods
 from koala_bench.presets import load_preset
+from koala_bench.testing import tiny_target
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
+from tests.support.architectures import FAMILIES
 from tests.support.commands import EAGER, Koala
 from tests.support.small_runs import Bench
 
@@ -78,3 +80,13 @@ def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
 def test_other_sizes_are_one_clear_error(koala: Koala, sizes: str) -> None:
     done = koala("batches", "--sizes", sizes)
     assert done.code == 2 and "divisors of 8" in done.err
+
+
+def test_each_answer_of_a_batch_is_held_against_what_the_target_computes_rightly(tmp_path: Path) -> None:
+    """All together may take more rows than the target's factors last for, one alone may not."""
+    target = tiny_target(tmp_path, FAMILIES["phi3-longrope"].config(), "float64")
+    prompts = [[3 + (7 * place + number) % 250 for place in range(40)] for number in range(3)]
+    found = decode_batch(target, Vanilla(), VANILLA_TREE, prompts, 20, ())
+    assert found.tokens == [decode(target, Vanilla(), VANILLA_TREE, each, 20, ()).tokens for each in prompts]
+    with pytest.raises(KoalaBenchError, match="more than 80 tokens"):
+        decode_batch(target, Vanilla(), VANILLA_TREE, [prompts[0], prompts[0] * 2], 20, ())

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PretrainedConfig
 
 import koala_bench.engine.loading.fingerprints as fingerprints
-from koala_bench.engine.loading.fingerprints import architecture_sha256, weight_files, weights_sha256
+from koala_bench.engine.loading.fingerprints import computation_sha256, weight_files, weights_sha256
 from koala_bench.engine.loading.targets import fingerprint, load_target
 from koala_bench.testing import save_tiny_target, tiny_config, tiny_target
+from tests.support.architectures import FAMILIES
 
 
 def test_a_copy_and_the_hubs_snapshot_are_one_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +34,31 @@ def test_a_copy_and_the_hubs_snapshot_are_one_target(tmp_path: Path, monkeypatch
 def test_the_dtype_is_no_part_of_an_architecture_and_its_sizes_are(tmp_path: Path) -> None:
     save_tiny_target(tmp_path)
     half, other = (load_target(str(tmp_path), "cpu", dtype) for dtype in ("float16", "bfloat16"))
-    assert architecture_sha256(half.model.config) == architecture_sha256(other.model.config)
+    assert computation_sha256(half.model.config) == computation_sha256(other.model.config)
     assert fingerprint(half)["weights_sha256"] == fingerprint(other)["weights_sha256"]
-    assert architecture_sha256(tiny_config()) != architecture_sha256(tiny_config(rms_norm_eps=1e-3))
+    assert computation_sha256(tiny_config()) != computation_sha256(tiny_config(rms_norm_eps=1e-3))
+    scaled = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    assert computation_sha256(tiny_config()) != computation_sha256(tiny_config(rope_parameters=scaled))
+
+
+def test_a_setting_that_a_version_adds_changes_no_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = FAMILIES["gemma3-multimodal"].config()
+    before = computation_sha256(tiny_config()), computation_sha256(whole)
+    real = PretrainedConfig.to_dict
+
+    def with_more(self: PretrainedConfig) -> dict[str, Any]:
+        found = real(self)
+        rope = found.get("rope_parameters")
+        return {**found, "added": 3, **({"rope_parameters": {**rope, "added": None}} if rope else {})}
+
+    monkeypatch.setattr(PretrainedConfig, "to_dict", with_more)
+    assert (computation_sha256(tiny_config()), computation_sha256(whole)) == before
+
+
+def test_other_parts_of_a_whole_are_another_architecture() -> None:
+    one, other = FAMILIES["gemma3-multimodal"].config(), FAMILIES["gemma3-multimodal"].config()
+    other.text_config.rms_norm_eps = 1e-3
+    assert computation_sha256(one) != computation_sha256(other)
 
 
 def test_weights_are_hashed_once_a_process_and_again_when_they_change(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaForCausalLM, PretrainedConfig
+from transformers import GPT2Config, LlamaForCausalLM, MistralConfig, PretrainedConfig
 
 import heads.common.growth
 from heads.common.growth import LevelNodes, levels_of
@@ -116,7 +116,7 @@ def configuration(family: str) -> PretrainedConfig:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("with_first", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("tree", TREES)
 def test_drafts_are_those_of_the_model_without_a_cache(
@@ -320,3 +320,11 @@ def test_it_needs_no_training_and_tells_its_size(target: Target, tmp_path: Path)
         == sum(weight.numel() for weight in load_target(str(tmp_path), "cpu", "float32").model.parameters())
         > 0
     )
+
+
+def test_a_draft_model_with_a_window_drafts_up_to_it(target64: Target, tmp_path: Path) -> None:
+    sizes = {**tiny_config(num_hidden_layers=1).to_dict(), "sliding_window": 40, "model_type": "mistral"}
+    head = DraftModel(target64.spec(), str(save_tiny_target(tmp_path, MistralConfig(**sizes), seed=5)))
+    found = decode(target64, head, load_template("3x2x1"), PROMPT, 60, ())
+    assert found.tokens == decode(target64, Vanilla(), VANILLA_TREE, PROMPT, 60, ()).tokens
+    assert found.drafted_depth[0] == 3 and found.drafted_depth[-1] == 0

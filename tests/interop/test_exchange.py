@@ -16,6 +16,7 @@ from heads.eagle import Eagle
 from heads.medusa import Medusa
 from koala_bench.contract.bench import drafts_along, random_ids
 from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop import layouts
@@ -295,6 +296,19 @@ def test_the_commands_and_an_evaluation_with_an_imported_head(
     ]  # fmt: skip
     done = koala("evaluate", "--heads", str(tmp_path / "heads"), "--out", str(tmp_path / "out"), *decode, *at)
     assert done.code == 0, done.err
+
+
+def test_neither_command_records_a_pass(
+    koala: Koala, own: Target, target_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is decoded")
+
+    monkeypatch.setattr(Recorded, "__call__", refuse)
+    saved(own, "medusa", tmp_path / "head")
+    at = ["--target", str(target_folder), "--set", "target.engine=graph"]
+    assert koala("export", str(tmp_path / "head"), "--out", str(tmp_path / "official"), *at).code == 0
+    assert koala("import", str(tmp_path / "official"), "--out", str(tmp_path / "again"), *at).code == 0
 
 
 def test_the_official_layout_is_written_for_every_head_that_can_be_exported() -> None:

@@ -109,18 +109,18 @@ def test_heads_and_layers_of_medusa_come_from_the_keys_and_the_disagreement_is_n
 
 
 @pytest.mark.parametrize("config", [{"medusa_num_heads": "two"}, {"medusa_num_layers": [1]}])
-def test_a_malformed_configuration_of_medusa_is_named(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_malformed_configuration_of_medusa_is_named(tmp_path: Path, config: dict[str, Any], spec: TargetSpec) -> None:
     save_file(_medusa_tensors(2, 1), tmp_path / "medusa_lm_head.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(KoalaBenchError, match=rf"config\.json: {next(iter(config))} is .*, "):
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
 
 
-def test_tied_blocks_are_reported_per_head(tmp_path: Path) -> None:
+def test_tied_blocks_are_reported_per_head(tmp_path: Path, spec: TargetSpec) -> None:
     target = cast(Target, SimpleNamespace(name="tiny"))  # of which an export asks only the name
     tensors = _medusa_tensors(3, 3, tied=True)
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
-    found = medusa.read(tmp_path)
+    found = medusa.read(tmp_path, spec)
     assert tied_heads(medusa.blocks_of(found.tensors)) == [0, 1, 2]
     assert medusa.to_official(None, found.tensors, target).notes == ()
     assert found.notes == (
@@ -128,12 +128,12 @@ def test_tied_blocks_are_reported_per_head(tmp_path: Path) -> None:
     )
     tensors["1.2.linear.bias"][0] += 1
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
-    found = medusa.read(tmp_path)
+    found = medusa.read(tmp_path, spec)
     assert found.notes == ("The 3 residual blocks are identical copies in heads 0, 2 and distinct in the others.",)
     (note,) = medusa.to_official(None, found.tensors, target).notes
     assert note.endswith("its own loader cannot use the distinct ones of heads 1.")
     save_file(_medusa_tensors(3, 3), tmp_path / "medusa_lm_head.safetensors")
-    (note,) = medusa.to_official(None, medusa.read(tmp_path).tensors, target).notes
+    (note,) = medusa.to_official(None, medusa.read(tmp_path, spec).tensors, target).notes
     assert note.endswith("its own loader cannot use these 3 distinct ones.")
 
 
@@ -146,7 +146,7 @@ def test_a_pickled_file_in_half_precision_is_read_as_float32(tmp_path: Path, spe
     assert found.notes == ()
 
 
-def test_everything_wrong_with_the_keys_is_in_one_message(tmp_path: Path) -> None:
+def test_everything_wrong_with_the_keys_is_in_one_message(tmp_path: Path, spec: TargetSpec) -> None:
     tensors = _medusa_tensors(3, 2)
     del tensors["1.0.linear.bias"], tensors["2.2.weight"]
     tensors["lm_head.weight"] = torch.zeros(2)
@@ -154,7 +154,7 @@ def test_everything_wrong_with_the_keys_is_in_one_message(tmp_path: Path) -> Non
     tensors["0.0.linear.bias"][3] = float("nan")
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     with pytest.raises(KoalaBenchError) as caught:
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
     for part in (
         "misses 1.0.linear.bias, 2.2.weight",
         "unknown lm_head.weight",
@@ -170,17 +170,15 @@ def test_heads_for_another_target_are_refused_by_shape(tmp_path: Path, spec: Tar
     save_file(tensors, tmp_path / "medusa_lm_head.safetensors")
     with pytest.raises(KoalaBenchError, match=r"0\.1\.weight of shape \[32, 16\] instead of \[30, 16\]"):
         medusa.read(tmp_path, spec)
-    with pytest.raises(KoalaBenchError, match="does not fit the head 'medusa'"):
-        make_head(medusa.read(tmp_path), spec)
 
 
-def test_heads_without_projections_are_explained(tmp_path: Path) -> None:
+def test_heads_without_projections_are_explained(tmp_path: Path, spec: TargetSpec) -> None:
     save_file(
         {name: tensor for name, tensor in _medusa_tensors(2, 1).items() if "linear" in name},
         tmp_path / "medusa_lm_head.safetensors",
     )
     with pytest.raises(KoalaBenchError, match="share the target's output layer"):
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
 
 
 class _Harmful:
@@ -192,26 +190,26 @@ class _Harmful:
     "contents", [_Harmful(), {"0.0.linear.weight": _Harmful()}, [torch.zeros(1)], {"0.0.linear.weight": 1.0}]
 )
 def test_a_pickle_of_anything_but_tensors_is_refused_and_not_run(
-    tmp_path: Path, contents: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, contents: Any, monkeypatch: pytest.MonkeyPatch, spec: TargetSpec
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(contents, tmp_path / "medusa_lm_head.pt")
     with pytest.raises(KoalaBenchError, match="holds more than tensors"):
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
     assert not (tmp_path / "touched").exists()
 
 
 @pytest.mark.parametrize("name", medusa.FILES)
 @pytest.mark.parametrize("data", [b"", b"not a checkpoint", b"\x80\x02}q\x00", b"PK\x03\x04"])
-def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, data: bytes) -> None:
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, data: bytes, spec: TargetSpec) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(KoalaBenchError) as caught:
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_pickle_of_the_old_kind_is_named(tmp_path: Path) -> None:
+def test_a_damaged_pickle_of_the_old_kind_is_named(tmp_path: Path, spec: TargetSpec) -> None:
     path = tmp_path / "medusa_lm_head.pt"
     tensor = torch.zeros(3)
     torch.save({"0.0.weight": tensor}, path, _use_new_zipfile_serialization=False)
@@ -219,16 +217,16 @@ def test_a_damaged_pickle_of_the_old_kind_is_named(tmp_path: Path) -> None:
     head, _, tail = path.read_bytes().rpartition(key)  # the last is in the list of what follows
     path.write_bytes(head + b"0" * len(key) + tail)
     with pytest.raises(KoalaBenchError, match=r"medusa_lm_head\.pt is damaged"):
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
 
 
-def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
+def test_missing_folders_and_files_are_named(tmp_path: Path, spec: TargetSpec) -> None:
     with pytest.raises(KoalaBenchError, match="There is no folder"):
-        medusa.read(tmp_path / "nowhere")
+        medusa.read(tmp_path / "nowhere", spec)
     with pytest.raises(KoalaBenchError, match=r"holds no medusa_lm_head.safetensors or medusa_lm_head.pt"):
-        medusa.read(tmp_path)
+        medusa.read(tmp_path, spec)
     with pytest.raises(KoalaBenchError, match=r"holds no model.safetensors or pytorch_model.bin"):
-        eagle.read(tmp_path)
+        eagle.read(tmp_path, spec)
 
 
 # ------------------------------------------------------------------------------ EAGLE
@@ -270,7 +268,6 @@ def test_the_embedding_must_be_a_copy_of_the_targets(tmp_path: Path, spec: Targe
     _draft(tmp_path, tensors)
     with pytest.raises(KoalaBenchError, match="made for another target: its embedding differs in 2 of 30 rows"):
         eagle.read(tmp_path, spec)
-    assert eagle.read(tmp_path).notes == ("The embedding was not compared with a target's.",)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +280,6 @@ def test_the_embedding_must_be_a_copy_of_the_targets(tmp_path: Path, spec: Targe
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"positions are scaled \('linear'\)"),
         ({"num_attention_heads": 3}, "is no attention layer"),
         ({"head_dim": 8}, "head_dim 8"),
-        ({"hidden_size": 32}, "instead of"),
     ],
 )
 def test_a_configuration_that_contradicts_the_file_is_named(
@@ -291,7 +287,7 @@ def test_a_configuration_that_contradicts_the_file_is_named(
 ) -> None:
     _draft(tmp_path, _draft_tensors(spec), **config)
     with pytest.raises(KoalaBenchError, match=message) as caught:
-        eagle.read(tmp_path)
+        eagle.read(tmp_path, spec)
     assert "\n" not in str(caught.value)
 
 
@@ -301,10 +297,10 @@ def test_a_missing_configuration_or_field_is_named(tmp_path: Path, spec: TargetS
     del config["num_attention_heads"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(KoalaBenchError, match=r"config\.json has no 'num_attention_heads'"):
-        eagle.read(tmp_path)
+        eagle.read(tmp_path, spec)
     (tmp_path / "config.json").unlink()
     with pytest.raises(KoalaBenchError, match=r"holds no config\.json"):
-        eagle.read(tmp_path)
+        eagle.read(tmp_path, spec)
 
 
 def test_successors_of_eagle_are_told_apart(tmp_path: Path, spec: TargetSpec) -> None:

@@ -7,16 +7,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
 
+import koala_bench.planning.calibration as calibration
 import koala_bench.planning.requirements as requirements
+from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.shapes import VICUNA, known_shape, llama
+from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.planning.calibration import Limits, Pace, hours_at, least_hours, limits_of_named_gpu, measure_pace
 from koala_bench.planning.requirements import (
@@ -29,6 +33,7 @@ from koala_bench.planning.requirements import (
     needs_of,
     turns_of,
 )
+from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import Preset, load_preset
 from koala_bench.training.loop import make_trainer
 from tests.support.commands import EAGER, Koala
@@ -233,7 +238,7 @@ def test_whatever_is_missing_is_named_with_its_remedy(
 def test_hours_follow_from_steps() -> None:
     preset = load_preset("tiny", ["training.steps=100", "training.micro_batches=2"])
     needs = Needs(10, (), 0, 0, 0, 0, 2000, 3600)
-    pace = Pace(0.5, {"a": 1.0, "b": 0.3}, {"vanilla": 1.0, "a": 2.0})
+    pace = Pace(0.5, 1.3, {"vanilla": 1.0, "a": 2.0})
     hours = hours_at(pace, preset, needs)
     assert hours.training == pytest.approx(200 * 1.8 / 3600)
     assert hours.decoding == pytest.approx((1 + 2, 1 + 1))
@@ -244,8 +249,55 @@ def test_hours_follow_from_steps() -> None:
 
 def test_a_pace_has_every_method_and_every_trained_head_once(preset: Preset, target_folder: Path) -> None:
     pace = measure_pace(preset, METHODS, load_target(str(target_folder), "cpu", "float32"), seconds=0.1)
-    assert list(pace.steps) == METHODS and list(pace.heads) == ["medusa", "medusa+koala", "eagle"]
-    assert pace.target > 0 and all(spent > 0 for spent in [*pace.heads.values(), *pace.steps.values()])
+    assert list(pace.steps) == METHODS
+    assert pace.target > 0 and pace.heads > 0 and all(spent > 0 for spent in pace.steps.values())
+
+
+def test_a_training_step_is_timed_with_the_targets_distributions(
+    preset: Preset, target_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made anew each step, once for all heads of a vocabulary."""
+    made: list[tuple[int, ...]] = []
+    real = Target.output
+
+    def output(self: Target, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.ndim == 3 and torch.is_grad_enabled() is False:
+            made.append(tuple(hidden.shape))
+        return real(self, hidden)
+
+    def three_times(device: torch.device, seconds: float, run: Callable[[], object]) -> float:
+        for _ in range(3):
+            run()
+        return 1.0
+
+    monkeypatch.setattr(Target, "output", output)
+    monkeypatch.setattr(calibration, "_time", three_times)
+    target = load_target(str(target_folder), "cpu", "float32")
+    made.clear()
+    settings = {"stored_states": False, "micro_batches": 1, "precision": "no"}
+    preset = preset.model_copy(update={"training": preset.training.model_copy(update=settings)})
+    calibration.training_pace(preset, ["eagle", "eagle+koala"], target, 0.1)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize(
+    ("methods", "stored", "columns"),
+    [
+        (["medusa"], False, 0),
+        (["medusa", "eagle", "eagle+koala"], False, 259),
+        (["cut"], False, 64 + 259),
+        (["cut"], True, 64),
+        (["cut", "eagle"], True, 64 + 259),
+    ],
+)
+def test_the_operations_of_a_step_count_each_distribution_once(
+    preset: Preset, methods: list[str], stored: bool, columns: int
+) -> None:
+    cut = preset.method("eagle").model_copy(update={"draft_vocabulary": 64})
+    training = preset.training.model_copy(update={"stored_states": stored})
+    preset = preset.model_copy(update={"methods": {**preset.methods, "cut": cut}, "training": training})
+    place = find_target(preset)
+    assert needs_of(preset, methods, place, 4).label_flop == 2 * place.config.hidden_size * columns
 
 
 def test_the_command(koala: Koala, target_folder: Path, tmp_path: Path) -> None:
@@ -281,7 +333,7 @@ def test_without_the_gpu_it_asks_for_the_hours_are_those_of_a_named_one_and_say_
     needs = needs_of(preset, ["vanilla", "eagle"], find_target(preset), None)
     hours = least_hours(limits_of_named_gpu(requirements.dtype_of(preset)), preset, ["vanilla", "eagle"], needs)
     assert hours.training == pytest.approx(
-        163.84e6 * (2 * 6.738e9 + 6 * needs.heads[0].parameters) / (0.4 * 312e12) / 3600, rel=1e-3
+        163.84e6 * (2 * 6.738e9 + 6 * needs.heads[0].parameters + 2 * 4096 * 32000) / (0.4 * 312e12) / 3600, rel=1e-3
     )
     assert f"{hours.training:,.1f} h of training" in done.out
     assert limits_of_named_gpu(requirements.torch.float32).flop_per_s == pytest.approx(0.4 * 19.5e12)
@@ -305,3 +357,17 @@ def test_a_method_whose_draft_model_is_not_here_is_left_out_of_the_measuring(
 
 def test_sizes_are_said_as_people_say_them() -> None:
     assert [gibibytes(count) for count in (2**29, 3 * 2**30, 2**20)] == ["512 MiB", "3.0 GiB", "1 MiB"]
+
+
+def test_a_damaged_file_is_not_taken_for_a_missing_one(preset: Preset, target_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "damaged.jsonl").write_text("{\n")
+    evaluation = preset.evaluation.model_copy(update={"questions": str(tmp_path / "damaged.jsonl")})
+    with pytest.raises(KoalaBenchError, match=r"damaged\.jsonl"):
+        turns_of(preset.model_copy(update={"evaluation": evaluation}), None)
+    target = load_target(str(target_folder), "cpu", "float32")
+    data = preset.data.model_copy(update={"source": str(tmp_path / "damaged.jsonl")})
+    assert target.tokenizer is not None
+    with pytest.raises(KoalaBenchError, match=r"damaged\.jsonl"):
+        tokens_to_store(
+            preset.model_copy(update={"data": data}), target, chat_template("vicuna_v1.1", target.tokenizer)
+        )

@@ -38,7 +38,7 @@ def test_data_that_is_not_here_is_not_counted(target: Target, target_folder: Pat
 
 def test_the_target_reads_stored_tokens_once() -> None:
     preset = load_preset("tiny", ["training.steps=100", "training.batch_tokens=1024"])
-    needs, pace = Needs(10, (), 0, 0, 0, 0, 2000, 3600), Pace(0.5, {"a": 1.0}, {"vanilla": 1.0})
+    needs, pace = Needs(10, (), 0, 0, 0, 0, 2000, 3600), Pace(0.5, 1.0, {"vanilla": 1.0})
     assert hours_at(pace, preset, needs).training == pytest.approx(100 * 1.5 / 3600)
     assert hours_at(pace, preset, needs, 20 * 1024).training == pytest.approx((100 + 20 * 0.5) / 3600)
 

@@ -12,7 +12,7 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.results.figures.bars import write_figure1
-from koala_bench.results.figures.layers import curves
+from koala_bench.results.figures.layers import curves, has_curves, write_layers
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.training.log import read_training
@@ -137,6 +137,18 @@ def test_curves_over_k_come_from_one_record_or_from_one_per_k(tmp_path: Path) ->
         curves([single[0], single[0]], ["eagle"])
     with pytest.raises(KoalaBenchError, match="has no head with several numbers of layers"):
         curves(single[:1], ["eagle"])
+
+
+def test_methods_that_share_a_head_have_a_curve_each(tmp_path: Path) -> None:
+    header = make_header([*OVER_K, "eagle2", "eagle2@3", "eagle2@4"])
+    for method in header["methods"]:
+        method["head"] = "eagle" if method["head"] == "eagle2" else method["head"]
+    run = read_run(write_run(tmp_path / "run.jsonl", header=header))
+    found = [(curve.label, [point.method["layers"] for point in curve.points]) for curve in curves([run], ["eagle"])]
+    assert found == [("eagle", [1, 2, 3, 4]), ("eagle2", [1, 3, 4])]
+    write_layers([run], tmp_path, ["eagle"])
+    header["methods"] = [each for each in header["methods"] if each["name"] in ("vanilla", "eagle", "eagle2@3")]
+    assert not has_curves([read_run(write_run(tmp_path / "two.jsonl", header=header))], ["eagle"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
-from koala_bench.records.reading import Run, read_run
+from koala_bench.records.reading import Run, read_run, short_names
 from koala_bench.records.schema import TurnLine, key_of
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import summarise
@@ -364,6 +364,38 @@ def test_titles_call_a_target_by_its_short_name_and_the_notes_have_the_whole_one
     grid = set_table(runs, spec, paper).grid
     targets = dict.fromkeys(row[grid.headings.index("Target")] for row in grid.rows)
     assert list(targets) == ["SmolLM2-135M.Q4_1", "my-llama", "lmsys/vicuna-7b-v1.3"]
+
+
+def test_targets_whose_folders_have_the_same_last_name_are_told_apart(
+    tmp_path: Path, spec: TableSpec, paper: Paper
+) -> None:
+    runs = []
+    for name in ("/models/base/llama", "./chat/llama"):
+        header = make_header()
+        header["target"]["name"] = name
+        runs.append(read_run(write_run(tmp_path / f"{len(runs)}.jsonl", header=header)))
+    table = set_table(runs, spec, paper)
+    assert dict.fromkeys(row[table.grid.headings.index("Target")] for row in table.grid.rows) == dict.fromkeys(
+        ["base/llama", "chat/llama"]
+    )
+    assert list(dict.fromkeys(table.frame["target"])) == ["/models/base/llama", "./chat/llama"]
+    changes = dict(table.further)["Change against the original head"]
+    assert {row[changes.headings.index("Target")] for row in changes.rows} == {"base/llama", "chat/llama"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["/a/x/m", "/a/y/m", "/b/y/m"], ["x/m", "a/y/m", "b/y/m"]),
+        (["./m", "./b/m", "b/m"], ["./m", "./b/m", "b/m"]),
+        (["/a/m.gguf", "C:\\b\\m.gguf"], ["a/m", "b/m"]),
+        (["/a/m", "/a/m.gguf"], ["/a/m", "/a/m.gguf"]),
+        (["./m", "./m/"], ["./m", "./m/"]),
+        (["lmsys/vicuna-7b-v1.3", "/models/m"], ["lmsys/vicuna-7b-v1.3", "m"]),
+    ],
+)
+def test_as_much_of_a_path_is_named_as_is_needed(targets: list[str], names: list[str]) -> None:
+    assert short_names(targets) == dict(zip(targets, names, strict=True))
 
 
 def test_targets_stand_below_each_other_with_the_papers_values(

@@ -101,6 +101,24 @@ FAMILIES = {
     "stablelm": Family("StableLmConfig"),
     "starcoder2": Family("Starcoder2Config", {"sliding_window": None}),
     "smollm3": Family("SmolLM3Config"),
+    "glm4": Family("Glm4Config", {"head_dim": 8}),
+    "exaone4": Family("Exaone4Config", {"sliding_window": 256, "sliding_window_pattern": 2}),
+    "ministral3": Family("Ministral3Config", {
+        "head_dim": 8, "sliding_window": None, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 12,
+            "llama_4_scaling_beta": 0.5, "max_position_embeddings": 512}}),
+    "nemotron": Family("NemotronConfig"),
+    "helium": Family("HeliumConfig", {"head_dim": 8}),
+    "seed_oss": Family("SeedOssConfig", {"head_dim": 8}),
+    "hunyuan_v1_dense": Family("HunYuanDenseV1Config", {"head_dim": 8}),
+    "apertus": Family("ApertusConfig"),
+    "arcee": Family("ArceeConfig"),
+    "ernie4_5": Family("Ernie4_5Config", {"head_dim": 8}),
+    "diffllama": Family("DiffLlamaConfig"),
+    "doge": Family("DogeConfig", {"keep_window_size": 64}),
+    "gptj": Family("GPTJConfig", {
+        **_GPT, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 4},
+        plain=False, attention="eager"),
     "gpt2": Family("GPT2Config", {**_GPT, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}, plain=False),
     "gpt_neo": Family("GPTNeoConfig", {
         **_GPT, "hidden_size": 32, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4,
@@ -123,10 +141,16 @@ FAMILIES = {
         "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
         "moe_intermediate_size": 32, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
         "qk_nope_head_dim": 8, "first_k_dense_replace": 1}),
+    "dots1": Family("Dots1Config", {
+        **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "head_dim": 8}),
     "gemma3-multimodal": Family("Gemma3Config", {
         "text_config": {**_SIZES, "head_dim": 8, "sliding_window": 256, "query_pre_attn_scalar": 8},
         "vision_config": _SIGLIP, "mm_tokens_per_image": 4}, plain=False),
     "mamba": Family("MambaConfig", {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2}, plain=False),
+    "lfm2": Family("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+    "granitemoehybrid": Family("GraniteMoeHybridConfig", {
+        **_EXPERTS, "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2}),
     "llama4": Family("Llama4TextConfig", {
         **_EXPERTS, "head_dim": 8, "intermediate_size_mlp": 64, "attention_chunk_size": 64}),
 }  # fmt: skip
@@ -135,7 +159,8 @@ FAMILIES = {
 # Recorded, these are like another one that is listed: what their models do besides is no matter of the passes' form.
 RECORDED_ALIKE = {
     "mistral", "ministral", "phi3", "gemma", "granite", "cohere", "olmo", "olmo2", "starcoder2", "stablelm",
-    "gpt_neox", "opt-narrow", "falcon", "qwen3_moe",
+    "gpt_neox", "opt-narrow", "falcon", "qwen3_moe", "glm4", "exaone4", "nemotron", "helium", "seed_oss",
+    "hunyuan_v1_dense", "apertus", "arcee", "ernie4_5", "gptj", "dots1", "ministral3", "diffllama", "doge",
 }  # fmt: skip
 
 

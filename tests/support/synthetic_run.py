@@ -31,6 +31,9 @@ FURTHER_PATTERNS: dict[str, tuple[list[int], float]] = {
     "eagle+lk+layers": ([2, 2, 4, 1], 0.0135),
     "eagle@3": ([3, 2, 4, 1], 0.014),
     "eagle@4": ([3, 2, 4, 2], 0.015),
+    "eagle2": ([3, 1, 3, 0], 0.013),
+    "eagle2@3": ([3, 3, 4, 1], 0.014),
+    "eagle2@4": ([3, 3, 4, 2], 0.015),
 }
 TOKENS = 36
 

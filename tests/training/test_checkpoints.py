@@ -52,9 +52,12 @@ def test_a_head_without_weights_is_not_finished(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "\xff"])
-def test_a_damaged_manifest_is_none(folder: Path, content: str) -> None:
+def test_a_damaged_manifest_is_none_and_said_to_be(
+    folder: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "training.json").write_text(content, encoding="latin-1")
     assert read_manifest(folder) is None
+    assert f"{folder / 'training.json'} is missing or damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["head", "layers", "options", "target"])

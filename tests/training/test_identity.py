@@ -74,6 +74,18 @@ def test_a_head_of_an_earlier_version_that_read_rows_otherwise_is_not_taken_by_i
     assert start(data) == first and len(read) == 1
 
 
+def test_a_head_of_an_earlier_version_is_known_by_its_weights_and_tokenizer(made: Any) -> None:
+    data, out, start, first = made
+    manifest = json.loads(first)
+    del manifest["target"]["computation_sha256"]
+    manifest["target"]["architecture_sha256"] = "of the version of transformers that it was trained with"
+    (out / "eagle" / "training.json").write_text(json.dumps(manifest))
+    assert json.loads(start(data)) == manifest
+    manifest["target"]["computation_sha256"] = "another one"
+    (out / "eagle" / "training.json").write_text(json.dumps(manifest))
+    assert json.loads(start(data)) == json.loads(first), "trained again"
+
+
 def test_an_interrupted_training_goes_on_wherever_its_data_lies(made: Any, tmp_path: Path) -> None:
     data, out, start, first = made
     shutil.rmtree(out / "eagle")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import cannot, make_folder, write_text
+from koala_bench.common.files import doing, make_folder, write_text
 from koala_bench.common.progress import log_line, progress
 from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
@@ -55,12 +55,9 @@ def distill(
     """Answer the first dialogues of both splits into ``out``, JSON lines, gzip-compressed if its name ends in ``.gz``.
 
     Second questions see the target's own first answers. An answer that reaches ``max_new_tokens`` is kept as it is and
-    counted; a dialogue ends where an answer is empty or the context is full. What is done lies in ``out`` +
-    ``.partial`` until all is: the same command goes on from there, and ends in the same bytes.
-
-    Raises:
-        KoalaBenchError: ``out`` is there and was made otherwise, cannot be written, or the target answered nothing.
-    """
+    counted; a dialogue ends where an answer is empty or there is no room for one, see ``Target.longest``. What is done
+    lies in ``out`` + ``.partial`` until all is: the same command goes on from there, and ends in the same bytes. Raises
+    KoalaBenchError where ``out`` is there and was made otherwise, cannot be written, or the target answered nothing."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
     identity = identity_for(target, template, conversations.provenance, given)
     if is_made(out, identity):
@@ -78,20 +75,18 @@ def distill(
     rows = _finished_rows(partial, identity, options.rows)
     if rows:
         log_line(f"Resuming after {len(rows):,} of {len(sources):,} dialogues.")
-    try:
-        with (
-            open(partial, "a", encoding="utf-8") as handle,
-            progress("distill", len(sources), "dialogues", len(rows)) as advance,
-        ):
-            for first in range(len(rows), len(sources), options.rows):
-                group = sources[first : first + options.rows]
-                answered = _answer(target, template, group, options.max_new_tokens)
-                handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
-                handle.flush()
-                rows += answered
-                advance(len(group))
-    except OSError as error:
-        raise cannot("write", partial, error, "Free space and repeat the command: it goes on.") from error
+    with (
+        doing("write", partial, "Free space and repeat the command: it goes on."),
+        open(partial, "a", encoding="utf-8") as handle,
+        progress("distill", len(sources), "dialogues", len(rows)) as advance,
+    ):
+        for first in range(len(rows), len(sources), options.rows):
+            group = sources[first : first + options.rows]
+            answered = _answer(target, template, group, options.max_new_tokens)
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
+            handle.flush()
+            rows += answered
+            advance(len(group))
     kept = [row for row in rows if row["conversations"]]
     if not kept:
         raise KoalaBenchError(
@@ -118,7 +113,7 @@ def _answer(
                 dialogue = Dialogue([*turns[index], one.questions[number]], one.system)
                 prompt = encode_prompt(template, tokenizer, dialogue)
                 refuse_unknown_ids(target.name, tokenizer, prompt, target.config.vocab_size, f"Row {one.name}")
-                if len(prompt) + max_new_tokens <= target.max_positions:
+                if len(prompt) + max_new_tokens <= target.longest:
                     active.append(index)
                     prompts.append(prompt)
         if not active:

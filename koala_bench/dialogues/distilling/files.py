@@ -15,9 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import cannot, make_folder, write_text
+from koala_bench.common.files import doing, make_folder, write_text
 from koala_bench.common.process_group import find_process_group
 from koala_bench.common.progress import log_line, progress
+from koala_bench.common.reading import complete_lines
 from koala_bench.dialogues.distilling.manifest import identity_for, identity_of, is_made, manifest_of, write_answers
 from koala_bench.dialogues.distilling.questions import NGRAM, EvaluationText, mix, words_of
 from koala_bench.dialogues.distilling.sampling import SelfDialogues, SelfOptions
@@ -84,16 +85,9 @@ def distill_self(
 def read_parts(parts: Path) -> list[dict[str, Any]]:
     """The dialogues in a folder of parts, without lines that a kill has cut. Raises KoalaBenchError where a part is
     damaged."""
-    rows = []
-    for path in sorted(parts.glob("*.jsonl")):
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise KoalaBenchError(
-                    f"{path}, line {number} is damaged: {error}.", "Delete the line; its dialogue is written again."
-                ) from error
-    return rows
+    remedy = "Delete the line; its dialogue is written again."
+    paths = sorted(parts.glob("*.jsonl"))
+    return [row for path in paths for row in complete_lines(path, path.read_bytes(), remedy)[0]]
 
 
 def _check_parts(parts: Path, identity: dict[str, Any]) -> None:
@@ -120,19 +114,17 @@ def _write(dialogues: SelfDialogues, path: Path, numbers: Sequence[int], total: 
         if tokens:
             advance(0, f"{answered:,} answer tokens")
 
-    try:
-        with (
-            open(path, "ab", buffering=0) as handle,
-            progress("distill", total, "dialogues", total - len(numbers)) as advance,
-        ):
-            for row in dialogues.write(numbers, count):
-                number = int(row["id"].partition(":")[2])
-                apart = int((number + 1) * held_out) > int(number * held_out)  # spread evenly
-                split = "held_out" if apart else "train"
-                handle.write((json.dumps({**row, "split": split}, ensure_ascii=False) + "\n").encode())
-                advance(1)
-    except OSError as error:
-        raise cannot("write", path, error, "Free space and repeat the command: it goes on.") from error
+    with (
+        doing("write", path, "Free space and repeat the command: it goes on."),
+        open(path, "ab", buffering=0) as handle,
+        progress("distill", total, "dialogues", total - len(numbers)) as advance,
+    ):
+        for row in dialogues.write(numbers, count):
+            number = int(row["id"].partition(":")[2])
+            apart = int((number + 1) * held_out) > int(number * held_out)  # spread evenly
+            split = "held_out" if apart else "train"
+            handle.write((json.dumps({**row, "split": split}, ensure_ascii=False) + "\n").encode())
+            advance(1)
 
 
 def _finish(parts: Path, out: Path, identity: dict[str, Any]) -> None:

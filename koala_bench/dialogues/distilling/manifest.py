@@ -11,6 +11,7 @@ from typing import Any
 
 from koala_bench.common.files import replacing, write_text
 from koala_bench.common.progress import log_line
+from koala_bench.common.reading import object_in
 from koala_bench.dialogues.conversations import MANIFEST
 from koala_bench.dialogues.encoding import ChatTemplate
 from koala_bench.engine.loading.targets import fingerprint
@@ -36,11 +37,7 @@ def identity_for(target: Target, template: ChatTemplate, source: Any, options: d
 
 def identity_of(out: Path) -> Any:
     """What the manifest beside a file says it was made from; None where there is none that can be read."""
-    try:
-        found = json.loads(manifest_of(out).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found.get("identity") if isinstance(found, dict) else None
+    return (object_in(manifest_of(out)) or {}).get("identity")
 
 
 def is_made(out: Path, identity: dict[str, Any]) -> bool:

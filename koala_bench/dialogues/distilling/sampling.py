@@ -126,10 +126,10 @@ class SelfDialogues:
         self._prefix = self._before_question([])
         self._sampling = Sampling(options.temperature, top_p=options.top_p)
         self._longest = len(self._prefix) + options.turns * (options.question_tokens + options.max_new_tokens + _SLACK)
-        if self._longest > target.max_positions:
+        if self._longest > target.longest:
             raise KoalaBenchError(
                 f"{options.turns} turns of {options.question_tokens} and {options.max_new_tokens} tokens "
-                f"do not go into a context of {target.max_positions}.",
+                f"do not go into the {target.longest} that {target.name} is decoded with.",
                 "Lower --turns or --max-new-tokens.",
             )
 
@@ -265,10 +265,8 @@ class SelfDialogues:
 
     def _ended(self, row: _Row) -> bool:
         """Whether an answer's last token ends it, as a token or as the rest of a text that ends answers."""
-        texts = self._target.stop_texts
-        if row.chosen[-1] in self._target.stop_ids:
-            return True
-        return bool(texts) and end_of_text(self._tokenizer, row.chosen, 1, texts) is not None
+        by_text = end_of_text(self._tokenizer, row.chosen, 1, self._target.stop_texts)
+        return row.chosen[-1] in self._target.stop_ids or by_text is not None
 
     def _again(self, row: _Row, reason: str) -> int:
         row.rejected[reason] += 1

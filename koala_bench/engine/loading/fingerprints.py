@@ -57,16 +57,31 @@ def weights_sha256(folder: Path | None, model: Any) -> str:
     return _of_tensors[model][1]
 
 
-def architecture_sha256(config: Any) -> str:
-    """Hash of a configuration without fields that depend on loading: the same in float16 and in bfloat16."""
-    found = json.loads(config.to_json_string(use_diff=False))
+def computation_sha256(config: Any) -> str:
+    """Hash of a configuration's values that are not its class's defaults, without fields that depend on loading: the
+    same in float16 and in bfloat16, and in a version of transformers whose configurations have more settings.
+    """
+    return hashlib.sha256(json.dumps(_own_settings(config), sort_keys=True).encode()).hexdigest()
 
-    def kept(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {key: kept(inner) for key, inner in value.items() if key not in _OF_LOADING}
 
-    return hashlib.sha256(json.dumps(kept(found), sort_keys=True).encode()).hexdigest()
+def _own_settings(config: Any) -> dict[str, Any]:
+    has_default = not getattr(config, "has_no_defaults_at_init", False)
+    default = json.loads(type(config)().to_json_string(use_diff=False)) if has_default else {}
+    found = _other_values(json.loads(config.to_json_string(use_diff=False)), default)
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
+    parts = {name: _own_settings(part) for name, part in parts.items() if hasattr(part, "to_json_string")}
+    return {**found, **parts, "model_type": config.model_type}
+
+
+def _other_values(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The values that are not the default ones, nor null where there is no default."""
+    found = {}
+    for key, value in values.items():
+        usual = default.get(key)
+        if key not in _OF_LOADING and value != usual:
+            inner = usual if isinstance(usual, dict) else {}
+            found[key] = _other_values(value, inner) if isinstance(value, dict) else value
+    return found
 
 
 def hash_of_file(path: Path) -> str:

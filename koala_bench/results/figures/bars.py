@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, evaluations, sample, summaries_of
 from koala_bench.results.figures.style import ROW_INCHES, bar_intervals, grid_lines, looks, panels, save, vanilla_line
@@ -66,10 +66,12 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
             )
         shown.append(rows)
 
+    names = short_names(rows[0].target for rows in shown)
+
     def draw() -> Figure:
         figure, axes = panels(len(shown), 2, ROW_INCHES * len(shown))
         for (left, right), rows in zip(axes, shown, strict=True):
-            target = f"{short_name(rows[0].target)}\n" if len(shown) > 1 else ""
+            target = f"{names[rows[0].target]}\n" if len(shown) > 1 else ""
             _bars(left, rows, [row.speedup for row in rows], f"{target}speedup (x)")
             _bars(right, rows, [row.acceptance_length for row in rows], f"{target}acceptance length (tokens per step)")
         return figure

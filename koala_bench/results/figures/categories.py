@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.summaries import VANILLA
 from koala_bench.results.figures import style
 from koala_bench.results.figures.style import ROW_INCHES
@@ -44,7 +44,7 @@ def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: s
 def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, methods: Sequence[str]) -> list[Path]:
     """Speedup by task of Table 2 with intervals over the questions, whose number is in brackets; a row per target."""
     rows, _ = rows_by_task(runs, tasks.model_copy(update={"methods": tuple(dict.fromkeys((VANILLA, *methods)))}))
-    targets = list(dict.fromkeys(row.summaries[0].target for row in rows))
+    targets = short_names(row.summaries[0].target for row in rows)
     measured = {summary.name for row in rows for summary in row.summaries if summary.is_measured}
     names = [name for name in methods if name in measured]
     if not names:
@@ -54,7 +54,7 @@ def write_categories(runs: Sequence[Run], out_dir: Path, tasks: TableSpec, metho
         figure, axes = style.panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets) + 0.2)
         for (panel,), target in zip(axes, targets, strict=True):
             here = [row for row in rows if row.summaries[0].target == target]
-            _draw(panel, here, names, f"{short_name(target)}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
+            _draw(panel, here, names, f"{targets[target]}\nspeedup (x)" if len(targets) > 1 else "speedup (x)")
         style.legend(figure, axes[0][0])
         return figure
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.bounds import bounds
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import evaluations, sample
 from koala_bench.results.figures import style
@@ -67,7 +67,7 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
     mean seconds that the rest of a step takes.
     """
     drawn = cost_curves(runs, heads)
-    targets = list(dict.fromkeys(target for target, _, _ in drawn))
+    targets = short_names(target for target, _, _ in drawn)
 
     def draw() -> Figure:
         figure, panels = style.panels(len(targets), 1, (ROW_INCHES + 0.6) * len(targets))
@@ -91,7 +91,7 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
                     axes.annotate(f"{speed:g}x", (across, speed * (rest + across)), fontsize=7, color=GREY)
             axes.set_ylim(low, high)
             axes.set_xlabel("cost of a draft (vanilla tokens)")
-            several = f"{short_name(target)}\nacceptance length"
+            several = f"{targets[target]}\nacceptance length"
             axes.set_ylabel(several if len(targets) > 1 else "acceptance length (tokens per step)")
             axes.legend(loc="best", facecolor="white", framealpha=1, edgecolor="white")
         return figure

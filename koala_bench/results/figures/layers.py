@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, summarise
 from koala_bench.results.figures import style
@@ -18,33 +19,48 @@ from koala_bench.results.figures.style import ROW_INCHES
 
 _CURVE = 3  # numbers of layers
 _PANELS = ("speedup (x)", "acceptance length (tokens per step)", "draft overhead (%)")
+_VARIANT = re.compile(r"(@\d+|\+layers|\+adversarial|\+koala)$")  # of a method: other layers, another training
 _DODGE = 0.07  # curves stand beside each other, so that their intervals can be told apart
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A head of one target with several numbers of layers, with or without its adversarial term."""
+    """A family of methods on one target, which differ in their head's number of layers alone.
+
+    Attributes:
+        family: the method that the others are variants of, such as ``eagle2`` of ``eagle2@3``.
+        head: what all of them decode with; other families may have the same one.
+        adversarial: whether the heads were trained with an adversarial term.
+        points: by ascending K.
+    """
 
     target: str
     head: str
+    family: str
     adversarial: bool
-    points: list[Summary]  # by ascending K
+    points: list[Summary]
 
     @property
     def label(self) -> str:
         """What the legend says."""
-        return f"{self.head}, adversarial" if self.adversarial else self.head
+        return f"{self.family}, adversarial" if self.adversarial else self.family
+
+
+def family_of(method: str) -> str:
+    """The method that a method is a variant of; itself if of none."""
+    return _VARIANT.sub("", method)
 
 
 def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
     """The curves over K that records hold, whether one record has all K or each has its own."""
-    found: dict[tuple[str, str, bool], dict[int, Summary]] = {}
+    found: dict[tuple[str, str, str, bool], dict[int, Summary]] = {}
     for run in runs:
         for summary in summarise(run):
             method = summary.method
             if method["head"] not in heads or math.isnan(summary.speedup.value):
                 continue
-            points = found.setdefault((summary.target, str(method["head"]), method["adversarial"]), {})
+            family = summary.target, str(method["head"]), family_of(summary.name), method["adversarial"]
+            points = found.setdefault(family, {})
             if method["layers"] in points:
                 raise KoalaBenchError(
                     f"{run.path}: {summary.name} has K = {method['layers']}, as {points[method['layers']].name} has.",
@@ -59,24 +75,25 @@ def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
             f"{runs[0].path} has no head with several numbers of layers.",
             "Use `koala-bench reproduce figures`, or name records made with several --layers.",
         )
-    return sorted(drawn, key=lambda curve: (curve.target, heads.index(curve.head), curve.adversarial))
+    return sorted(drawn, key=lambda curve: (curve.target, heads.index(curve.head), curve.family, curve.adversarial))
 
 
 def has_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
     """Whether records hold a head with several numbers of layers."""
     kinds = {
-        (run.header["target"]["name"], method["head"], method["adversarial"], method["layers"])
+        (run.header["target"]["name"], family_of(method["name"]), method["adversarial"], method["layers"])
         for run in runs
         for method in run.header["methods"]
+        if method["head"] in heads
     }
-    curves_of = [kind[:3] for kind in kinds if kind[1] in heads]
+    curves_of = [kind[:3] for kind in kinds]
     return len(curves_of) > len(set(curves_of))
 
 
 def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list[Path]:
     """Against K the speedup and the acceptance length with their intervals, and the draft overhead."""
     drawn = curves(runs, heads)
-    targets = list(dict.fromkeys(curve.target for curve in drawn))
+    targets = short_names(curve.target for curve in drawn)
 
     def draw() -> Figure:
         figure, axes = style.panels(len(targets), 3, (ROW_INCHES - 0.2) * len(targets) + 0.3)
@@ -85,7 +102,9 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
             layers = sorted({point.method["layers"] for curve in here for point in curve.points})
             # without, the darker of the two hues is free for the one there is
             paired = any(curve.adversarial for curve in here)
-            looks = style.looks([f"{curve.head}+" if curve.adversarial or not paired else curve.head for curve in here])
+            looks = style.looks(
+                [f"{curve.family}+" if curve.adversarial or not paired else curve.family for curve in here]
+            )
             for place, (curve, look) in enumerate(zip(here, looks, strict=True)):
                 across = [point.method["layers"] + _DODGE * (place - (len(here) - 1) / 2) for point in curve.points]
                 for panel, measured in zip(row, zip(*map(_values, curve.points), strict=True), strict=True):
@@ -93,7 +112,7 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
             style.vanilla_line(
                 row[0], 1.0, 1, xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right", va="baseline"
             )
-            prefix = f"{short_name(target)}\n" if len(targets) > 1 else ""
+            prefix = f"{targets[target]}\n" if len(targets) > 1 else ""
             for panel, label in zip(row, _PANELS, strict=True):
                 panel.set_ylabel(prefix + label)
                 panel.set_xlabel("layers K")

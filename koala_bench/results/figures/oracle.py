@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.bounds import Bounds, bounds
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.summaries import evaluations, sample
 from koala_bench.results.figures.style import DASHES, GREY, panels, save
 
@@ -51,14 +51,16 @@ def write_oracle(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> 
         found = [(name, each) for name in chosen.drafting if (each := bounds(chosen.pairs(name))) is not None]
         if not found:
             raise KoalaBenchError(f"{group[0].path} has no method that drafts.", "Evaluate with more --methods.")
-        shown.append((group[0].target, found))
+        shown.append((group[0].header["target"]["name"], found))
+
+    targets = short_names(target for target, _ in shown)
 
     def draw() -> Figure:
         heights = [_ROW * len(found) + _REST for _, found in shown]
         figure, each_axes = panels(len(shown), 1, sum(heights), height_ratios=heights)
         for (axes,), (target, found) in zip(each_axes, shown, strict=True):
             _draw(axes, found)
-            axes.set_ylabel(target if len(shown) > 1 else "")
+            axes.set_ylabel(targets[target] if len(shown) > 1 else "")
         handles = dict(zip(*reversed(each_axes[0][0].get_legend_handles_labels()), strict=True))
         kinds = (_LENGTHS, _DRAFTING)
         figure.legend([handles[kind] for kind in kinds], kinds, loc="outside upper center", ncols=2, frameon=False)

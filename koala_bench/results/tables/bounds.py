@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from koala_bench.records.bounds import Bounds, acceptance_histogram, bounds
 from koala_bench.records.definitions import DepthRate, acceptance_rate_by_depth, unconditional_rate_by_depth
@@ -23,14 +23,14 @@ _FREE = ["Oracle, free drafts (x)", "Drafting (% of a step)", "Target's pass (% 
 _ACCEPTED = ["Target", "Method", "Steps", "Accepting 0 / 1 / 2 / … (%)", "Given the one before", "Jointly"]
 
 
-def bounds_tables(samples: Sequence[Sample]) -> list[tuple[str, Grid]]:
-    """Both tables with their titles, a row per target and method that drafts; pooled over the table's turns."""
+def bounds_tables(samples: Mapping[str, Sample]) -> list[tuple[str, Grid]]:
+    """Both tables with their titles, a row per method that drafts of each target, by what the table calls it."""
     oracles, accepted = [], []
-    for chosen in samples:
+    for target, chosen in samples.items():
         for name in chosen.drafting:
             if (found := bounds(chosen.pairs(name))) is None:
                 continue
-            where = [chosen.runs[0].target, name]
+            where = [target, name]
             oracles.append([*where, *_cells(found)])
             turns = chosen.turns(name)
             steps = [count for turn in turns for count in turn["accepted"] or ()]

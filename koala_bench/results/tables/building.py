@@ -15,7 +15,7 @@ import pandas as pd
 
 from koala_bench.common.files import write_text
 from koala_bench.records import statistics
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_name, short_names
 from koala_bench.records.summaries import Factor, evaluations, summarise
 from koala_bench.results.tables.ablation import effects, effects_grid
 from koala_bench.results.tables.bounds import bounds_tables
@@ -68,19 +68,22 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     of_runs = zip(labels(runs), runs, strict=True)
     measured = [Measured(label, run, summarise(run, spec.methods)) for label, run in of_runs]
     groups, remarks = _groups(runs, spec)
-    rows = table_rows(groups, spec, paper)
+    frame = table_rows(groups, spec, paper)
+    names = short_names(row["target"] for row in frame)
+    rows = [{**row, "target": names[row["target"]]} for row in frame]
     covers = min((group.sample.covers for group in groups), key=lambda each: each["questions"])
-    further = [] if spec.picked else _further(rows, groups, spec, paper)
+    further = [] if spec.picked else _further(rows, groups, names, spec, paper)
     further += [*external_table(runs, spec, paper), *exceptions(measured)]
     name, caption = _TABLES[spec.by]
+    several = spec.picked or len(names) > 1
     main = leaderboard(rows) if spec.by == "method" and not spec.picked else grid(rows, spec.columns)
     return SetTable(
         name=name.lower().replace(" ", ""),
         title=f"{name}: {caption[0].lower()}{caption[1:]}{_where(runs)}",
-        grid=_without_target(main, spec),
-        further=[(title, _without_target(table, spec)) for title, table in further if table.rows],
+        grid=_of_targets(main, several),
+        further=[(title, _of_targets(table, several)) for title, table in further if table.rows],
         notes=notes_of(measured, spec, paper, remarks, covers),
-        frame=frame_of(rows),
+        frame=frame_of(frame),
         covers=covers,
     )
 
@@ -105,26 +108,26 @@ def _groups(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], list[
 
 
 def _further(
-    rows: list[dict[str, Any]], groups: Sequence[TaskRows], spec: TableSpec, paper: Paper
+    rows: list[dict[str, Any]], groups: Sequence[TaskRows], names: Mapping[str, str], spec: TableSpec, paper: Paper
 ) -> list[tuple[str, Grid]]:
     """More of the measured numbers, each a title and a table."""
     change = "Change against the original head"
     # Of each target the last rows: over all tasks, where there are several.
-    whole = {group.summaries[0].target: group for group in groups}
+    whole = {names[group.summaries[0].target]: group for group in groups}
     if spec.by == "method":
         tables = [
             (f"{change}: speedup (x)", changes_by_task(rows, "change_x")),
             (f"{change}: acceptance length", changes_by_task(rows, "length_change")),
         ]
     elif spec.by == "part":
-        found = [(short_name(target), effects(group.sample, group.summaries)) for target, group in whole.items()]
+        found = [(target, effects(group.sample, group.summaries)) for target, group in whole.items()]
         tables = [("What each part is worth", effects_grid(found))]
     else:
         tables = [(change, changes_grid(rows, grouped(spec.columns, spec.changes)))] if spec.changes else []
     for target, group in whole.items() if spec.systems else ():
-        title = f"Published order of methods, on {short_name(target)}"
+        title = f"Published order of methods, on {target}"
         tables.append((title, order_grid(group.sample, spec.systems, paper)))
-    tables += bounds_tables([group.sample for group in whole.values()])
+    tables += bounds_tables({target: group.sample for target, group in whole.items()})
     if spec.by == "method":
         more = grid(whole_rows(rows), ("target", "method", *spec.more))
         tables += [("Speedup by task, with intervals", speedups_by_task(rows)), (f"{_MORE}, over all tasks", more)]
@@ -142,9 +145,9 @@ def _where(runs: Sequence[Run]) -> str:
     return target + on + (f", temperature {acceptance['temperature']:g}" if acceptance["rule"] != "greedy" else "")
 
 
-def _without_target(table: Grid, spec: TableSpec) -> Grid:
-    """The table without its first column where that names one target in all rows; the title says which."""
-    if spec.picked or table.headings[0] != "Target" or len({row[0] for row in table.rows}) > 1:
+def _of_targets(table: Grid, several: bool) -> Grid:
+    """The table, without the column of its target where there is only one, which the title names."""
+    if several or table.headings[0] != "Target":
         return table
     best = frozenset((row, column - 1) for row, column in table.best)
     return Grid(table.headings[1:], [row[1:] for row in table.rows], table.right[1:], best, table.begins)

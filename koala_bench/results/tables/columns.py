@@ -9,7 +9,6 @@ from typing import Any
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records import statistics
-from koala_bench.records.reading import short_name
 from koala_bench.records.summaries import VANILLA
 from koala_bench.results.tables.rendering import ALPHA, NOTHING, Grid, fixed, method_label, with_interval
 
@@ -110,7 +109,7 @@ def _right(heading: str, cell: _Cell) -> tuple[Column]:
 
 # What a name in a table's file shows.
 COLUMNS: dict[str, tuple[Column, ...]] = {
-    "target": _left("Target", lambda row: short_name(row["target"])),
+    "target": _left("Target", _plain("target")),
     "task": _left("Task", _plain("task")),
     "questions": _right("Questions", _plain("questions")),
     "method": _left("Method", lambda row: method_label(row["method"], row["lossless"], row["total_variation"])),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from koala_bench.records.reading import short_name
 from koala_bench.results.tables.columns import COLUMNS, Column, fastest, is_real
 from koala_bench.results.tables.rendering import NOTHING, Grid, with_interval
 from koala_bench.results.tables.tasks import ALL_TASKS
@@ -62,7 +61,7 @@ def _pivot(rows: Sequence[_Row], each: Column, overall: Sequence[Column]) -> tup
     at = [[None, None, *(of_place.get((*place, task)) for task, _ in shown)] for place in places]
     cells = [
         [
-            short_name(target),
+            target,
             label,
             *(NOTHING if row is None else column.cell(row) for row, (_, column) in zip(of[2:], shown, strict=True)),
         ]

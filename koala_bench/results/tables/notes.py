@@ -11,7 +11,7 @@ from typing import Any
 from koala_bench.common.provenance import CodeState
 from koala_bench.records import statistics
 from koala_bench.records.definitions import repeated_share
-from koala_bench.records.reading import Run
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.schema import MethodInfo
 from koala_bench.records.summaries import VANILLA, Factor, Summary
 from koala_bench.results.tables.bounds import LEGEND
@@ -33,7 +33,8 @@ class Measured:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each record: its target, with its questions, its seed or its process where others have the same."""
-    names = [run.target for run in runs]
+    targets = [run.header["target"]["name"] for run in runs]
+    names = [short_names(targets)[target] for target in targets]
     marks: tuple[Callable[[Run], str], ...] = (
         lambda run: f" on {run.header['questions']['name']}",
         lambda run: f", seed {run.training_seed}",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from koala_bench.errors import KoalaBenchError
-from koala_bench.records.reading import Run, short_name
+from koala_bench.records.reading import Run, short_names
 from koala_bench.records.summaries import Sample, Summary, evaluations, sample, summaries_of
 from koala_bench.results.tables.published import TableSpec
 
@@ -86,7 +86,8 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
     order = [task.name for task in spec.tasks]
     rows: list[TaskRows] = []
     missing: list[str] = []
-    for target in dict.fromkeys(run.header["target"]["name"] for run in runs):
+    names = short_names(run.header["target"]["name"] for run in runs)
+    for target, shown_as in names.items():
         parts = []
         for of_processes in evaluations([run for run in runs if run.header["target"]["name"] == target]):
             splits = [_split(run, spec) for run in of_processes]
@@ -97,14 +98,14 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
             try:
                 rows.append(rows_of(name, part, spec))
             except KoalaBenchError as error:
-                missing.append(f"{name} of {short_name(target)} has no row: {error.message}")
+                missing.append(f"{name} of {shown_as} has no row: {error.message}")
                 continue
             shown.append(part)
         if len(shown) > 1:
             rows.append(rows_of(ALL_TASKS, _together(shown), spec))
         if any(is_named(run, spec) for run in runs):
             missing += [
-                f"The records of {short_name(target)} have no question of the task {name}."
+                f"The records of {shown_as} have no question of the task {name}."
                 for name in order
                 if name not in dict(parts)
             ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MistralConfig
 
 import koala_bench.dialogues.distilling.answers as distillation
 import koala_bench.dialogues.distilling.manifest as manifest
@@ -18,9 +19,12 @@ from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.dialogues.conversations import Conversations, read_conversations
 from koala_bench.dialogues.distilling.answers import DistillOptions, distill
 from koala_bench.dialogues.distilling.manifest import answering_target, manifest_of
+from koala_bench.dialogues.distilling.questions import EvaluationText
+from koala_bench.dialogues.distilling.sampling import SelfDialogues, SelfOptions
 from koala_bench.dialogues.encoding import ChatTemplate, chat_template, encode_prompt
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
+from koala_bench.testing import tiny_config, tiny_target
 from tests.support.interrupting import interrupt_at
 
 OPTIONS = DistillOptions(train=5, held_out=2, max_new_tokens=12, rows=2)
@@ -144,6 +148,19 @@ def test_a_dialogue_that_fills_the_context_ends_before_it(
     long = Conversations([["a" * 100, "x", "b" * room, "y"], ["c" * room, "z"]], ["0", "1"], [["d", "e"]], {})
     rows = rows_of(distill(target64, template, long, tmp_path / "a.jsonl", OPTIONS))
     assert [(row["id"], len(row["conversations"])) for row in rows] == [("train:0", 2), ("held_out:0", 2)]
+
+
+def test_a_dialogue_ends_where_the_target_attends_no_further(tmp_path: Path) -> None:
+    config = MistralConfig(**{**tiny_config().to_dict(), "sliding_window": 60, "model_type": "mistral"})
+    target = tiny_target(tmp_path / "target", config)
+    assert target.tokenizer is not None
+    target.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+    talks = Conversations([["a" * 20, "x", "b" * 40, "y"]], ["0"], [["d", "e"]], {})
+    template = chat_template("tokenizer", target.tokenizer)
+    rows = rows_of(distill(target, template, talks, tmp_path / "a.jsonl", OPTIONS))
+    assert [(row["id"], len(row["conversations"])) for row in rows] == [("train:0", 2), ("held_out:0", 2)]
+    with pytest.raises(KoalaBenchError, match="do not go into the 60 "):
+        SelfDialogues(target, template, SelfOptions(0, 1, 30, 1, question_tokens=20), set(), EvaluationText([]))
 
 
 def test_a_disk_that_fills_up_inside_a_character_does_not_stop_the_next_run(

@@ -210,7 +210,7 @@ def test_a_target_that_asks_nothing_usable_is_one_clear_error(target64: Target) 
     options = SelfOptions(0, 1, 4, 1, question_tokens=2)
     with pytest.raises(KoalaBenchError, match=r"no usable question in 25 tries.*chat template"):
         list(SelfDialogues(target64, template, options, set(), EvaluationText([])).write([0]))
-    with pytest.raises(KoalaBenchError, match="do not go into a context of 512"):
+    with pytest.raises(KoalaBenchError, match="do not go into the 512 "):
         SelfDialogues(target64, template, SelfOptions(0, 9, 64, 1), set(), EvaluationText([]))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from koala_bench.costs import device_report
 from koala_bench.costs.device import MethodCost, ModelCost, bandwidth, model_cost, random_model
 from koala_bench.costs.device_report import published_speedups
 from koala_bench.costs.scaling import StepCost
@@ -26,7 +27,8 @@ PAPER = Path(__file__).parents[2] / "reproduce" / "paper.toml"
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a shape that any machine measures in seconds."""
     monkeypatch.setitem(shapes._LLAMA, "toy", (32, 2, 2, 64))
-    monkeypatch.setattr(shapes, "SHAPES", ("toy", "33b"))
+    for place in (shapes, device_report):
+        monkeypatch.setattr(place, "SHAPES", ("toy", "33b"))
     return "toy"
 
 

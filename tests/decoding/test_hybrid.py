@@ -200,7 +200,7 @@ def test_a_preset_names_a_head_to_be_asked_first(target_folder: Path, target: Ta
 @pytest.mark.parametrize(
     ("first", "options", "words"),
     [
-        ("medusa", "", "'medusa' has to be trained"),
+        ("medusa", "", "'medusa' must be trained"),
         ("sufix_lookup", "", "Did you mean suffix_lookup"),
         ("suffix_lookup", "last = 5", "Did you mean least"),
         ("suffix_lookup", "least = 0", "least is 0"),

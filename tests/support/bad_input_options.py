@@ -153,7 +153,7 @@ PRESETS = [
     Case(
         "what is typical of no distribution",
         EVALUATE + " --methods vanilla,medusa+typical",
-        "temperature 0 has none",
+        "needs a temperature above 0",
         "--temperature",
     ),
     Case(

@@ -19,7 +19,7 @@ from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine import lowering
 from koala_bench.engine.devices import pick_engine
 from koala_bench.engine.lowering import Layouts
-from koala_bench.engine.replay import Recorded
+from koala_bench.engine.replay import Recorded, UntraceableError, compare
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset
@@ -363,3 +363,12 @@ def test_impossible_engines_are_refused(name: str, device: str, words: str) -> N
 
 def test_the_papers_protocol_is_the_default_where_there_is_a_gpu() -> None:
     assert (pick_engine("auto", torch.device("cpu")), pick_engine("auto", torch.device("cuda"))) == ("graph", "eager")
+
+
+def test_scores_of_tokens_that_are_not_drafted_agree() -> None:
+    """A cut vocabulary has -inf for them, and the difference of two infinities is no number."""
+    scores = torch.tensor([1.0, float("-inf"), 2.0])
+    compare(scores, scores + 1e-6, half=False)
+    for other in (torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.5, float("-inf"), 2.0]), scores * float("nan")):
+        with pytest.raises(UntraceableError):
+            compare(scores, other, half=False)

@@ -18,6 +18,7 @@ from koala_bench.records.summaries import Summary, evaluations, sample, summarie
 from koala_bench.results.figures.style import ROW_INCHES, bar_intervals, grid_lines, looks, panels, save, vanilla_line
 
 _CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
+_MANY = 8  # bars, above which their values are set smaller so as not to touch
 _LABEL_SHARE = 0.18  # room for the word "vanilla" at the right of the bars, as a share of theirs
 
 
@@ -32,6 +33,8 @@ def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval]
     for place, interval, top in zip(places, measured, tops, strict=True):
         at: dict[str, Any] = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         text = axes.annotate(f"{interval.value:.2f}", (place, top), **at)
+        if len(summaries) > _MANY:
+            text.set_fontsize("xx-small")
         text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     vanilla_line(axes, len(summaries) - 0.5)
     axes.set_xlim(-0.6, len(summaries) - 0.5 + _LABEL_SHARE * len(summaries))

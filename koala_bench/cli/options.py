@@ -137,7 +137,11 @@ class Shared:
         return self.out if self.out is not None else default_folder(kind, preset, self.quick)
 
     def heads(self, given: Path | None, preset: Preset) -> Path:
-        """The folder of --heads; that of ``reproduce table1`` by default."""
+        """The folder of --heads; that of ``reproduce table1`` by default.
+
+        Raises:
+            KoalaBenchError: none ship for the preset.
+        """
         if given == Path("shipped"):
             return shipped_heads(self.preset)
         return given or default_folder("table1", preset, self.quick) / "heads"
@@ -207,7 +211,11 @@ def split_names(text: str) -> list[str]:
 
 
 def method_names(preset: Preset, methods: str | None) -> list[str]:
-    """The methods of --methods, or the usual ones of the preset."""
+    """The methods of --methods, or the usual ones of the preset.
+
+    Raises:
+        KoalaBenchError: the preset has no such method, one is named twice, or none is.
+    """
     names = split_names(methods) if methods is not None else usual_methods(preset)
     if not names:
         raise KoalaBenchError(
@@ -222,7 +230,11 @@ def method_names(preset: Preset, methods: str | None) -> list[str]:
 
 
 def head_options(assignments: Sequence[str]) -> dict[str, Any]:
-    """Options of a head from ``key=value``, values as in TOML."""
+    """Options of a head from ``key=value``, values as in TOML.
+
+    Raises:
+        KoalaBenchError: an assignment is none.
+    """
     options = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

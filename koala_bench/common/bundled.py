@@ -13,7 +13,11 @@ RECIPES = _CHECKOUT if (_CHECKOUT / "paper.toml").is_file() else PACKAGE / "repr
 
 
 def shipped_heads(preset: str) -> Path:
-    """The folder of the trained heads that ship for a preset's target."""
+    """The folder of the trained heads that ship for a preset's target.
+
+    Raises:
+        KoalaBenchError: none ship for it.
+    """
     folder = PACKAGE / "targets" / preset / "heads"
     if not folder.is_dir():
         others = ", ".join(sorted(path.parent.name for path in (PACKAGE / "targets").glob("*/heads")))

@@ -15,7 +15,11 @@ from koala_bench.records.reading import Run, read_runs
 
 
 def records_in(path: Path) -> list[Path]:
-    """The file itself, or the .jsonl files of a folder by name, of which there must be some."""
+    """The file itself, or the .jsonl files of a folder by name, of which there must be some.
+
+    Raises:
+        KoalaBenchError: the folder has none.
+    """
     if not path.is_dir():
         return [path]
     found = sorted(each for each in path.glob("*.jsonl") if each.is_file())
@@ -32,6 +36,9 @@ def accept(baseline: Path, new: Sequence[Run]) -> list[str]:
 
     In a folder the files of the old baseline go last, so that a kill leaves too many records rather than too few; the
     same command then finishes the work.
+
+    Raises:
+        KoalaBenchError: the records are not of one kind, or the baseline is a file and they are several.
     """
     consistent(new)
     if len(new) > 1 and baseline.is_file():

@@ -156,6 +156,9 @@ def paired_places(runs: Sequence[Run], methods: Sequence[str]) -> tuple[set[Plac
 
     Rounding on another machine can change the target's own answer. The methods then decode another text, here and in
     later turns, whose prompts contain it, so their step counts are no longer paired.
+
+    Raises:
+        KoalaBenchError: fewer than half of the answers are the same.
     """
     vanilla = [answers(run, VANILLA) for run in runs]
     finished = set.intersection(*(set(answers(runs[0], name)) for name in (VANILLA, *methods)))

@@ -55,7 +55,11 @@ def _verdict(change: Interval) -> str:
 
 
 def methods_to_compare(methods: Sequence[str], heads: Sequence[str] | None) -> list[str]:
-    """The methods to compare with the others: ``heads``, or by default those not in the paper's table."""
+    """The methods to compare with the others: ``heads``, or by default those not in the paper's table.
+
+    Raises:
+        KoalaBenchError: a head is none of the methods, all are the paper's, or vanilla is to be judged.
+    """
     if unknown := [head for head in heads or () if head not in methods]:
         raise KoalaBenchError(f"--head {unknown[0]} is not one of --methods.", f"They are {', '.join(methods)}.")
     paper = read_table_spec(RECIPES / "table1.toml").methods
@@ -87,6 +91,10 @@ def compare_heads(run: Run, heads: Sequence[str], methods: Sequence[str] | None 
     Args:
         heads: whose verdicts are wanted.
         methods: what takes part; vanilla always does. None takes all of the run.
+
+    Raises:
+        KoalaBenchError: a method is not in the record or finished no turn, there is nothing to compare, or see
+            ``summarise``.
     """
     names = list(dict.fromkeys([VANILLA, *(run.methods if methods is None else methods), *heads]))
     for name in names:

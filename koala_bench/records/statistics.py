@@ -69,6 +69,9 @@ def summed(rows: Iterable[tuple[int, float, float, float]], timed: bool = True) 
 
     Args:
         timed: whether every question must have taken some time.
+
+    Raises:
+        KoalaBenchError: one took none.
     """
     table = np.array([*rows], dtype=np.float64).reshape(-1, 4)
     questions, place = np.unique(table[:, 0].astype(np.int64), return_inverse=True)

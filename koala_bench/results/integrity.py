@@ -113,6 +113,9 @@ def verify(folder: Path, data_dir: Path | None = None) -> tuple[Run, list[Check]
 
     Returns the main run and the checks: each record's own form, the preset's hash, the questions, every head's weights,
     and every table, figure and answer file.
+
+    Raises:
+        KoalaBenchError: there is no record, or it is damaged.
     """
     sources = sources_in(folder)
     runs = read_runs(sources.records or [folder / RECORD])

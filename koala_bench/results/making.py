@@ -93,6 +93,9 @@ def make_table(
     Args:
         spec: what the table shows. Methods of a record that no recipe names stand below the others in Tables 1 and 2.
         columns: the only columns, in this order, in place of the spec's.
+
+    Raises:
+        KoalaBenchError: there is no such column, a record has nothing to compare, or see ``write_table``.
     """
     wanted = _with_others(read_table_spec(spec), runs)
     if columns is not None:
@@ -116,7 +119,11 @@ def _and_others(methods: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
-    """Write a figure (PDF, PNG) from records, or from a training's log; returns the files."""
+    """Write a figure (PDF, PNG) from records, or from a training's log; returns the files.
+
+    Raises:
+        KoalaBenchError: there is no such figure, or see the figure's function.
+    """
     if name not in FIGURES:  # before a record is read
         raise KoalaBenchError(f"There is no figure '{name}'.", f"The figures are {', '.join(FIGURES)}.")
     spec = read_figure_spec(RECIPES / f"figure-{name}.toml")
@@ -136,7 +143,11 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def make(name: str, sources: Sources, out: Path) -> list[Path]:
-    """Write a table or figure of a folder of results; returns the files."""
+    """Write a table or figure of a folder of results; returns the files.
+
+    Raises:
+        KoalaBenchError: there is nothing to make it from, or see ``make_table`` and ``make_figure``.
+    """
     paths = sources.of(name)
     if not paths and name in (*TABLES, *FIGURES):
         raise KoalaBenchError(
@@ -148,7 +159,11 @@ def make(name: str, sources: Sources, out: Path) -> list[Path]:
 
 
 def drawable(sources: Sources) -> list[str]:
-    """The figures that there are records for; the curve over K needs several K."""
+    """The figures that there are records for; the curve over K needs several K.
+
+    Raises:
+        KoalaBenchError: a record is damaged, or there is none.
+    """
     names = [name for name in FIGURES if sources.of(name)]
     if not names:
         raise KoalaBenchError("There is no record and no training log to draw.", "Name a folder with a records.jsonl.")
@@ -159,7 +174,11 @@ def drawable(sources: Sources) -> list[str]:
 
 
 def tabulable(sources: Sources) -> list[str]:
-    """The tables that there are records for: Table 2 needs its question files, Table 3 a part of KOALA alone."""
+    """The tables that there are records for: Table 2 needs its question files, Table 3 a part of KOALA alone.
+
+    Raises:
+        KoalaBenchError: a record is damaged.
+    """
     usual, parts = (set(read_table_spec(RECIPES / f"{name}.toml").methods) for name in ("table1", "table3"))
     has_parts = any((parts - usual) & set(run.methods) for run in read_runs(sources.of("table3")))
     there = {"table1": sources.main is not None, "table2": bool(sources.tasks), "table3": has_parts}

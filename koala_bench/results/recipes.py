@@ -71,6 +71,9 @@ def with_layers(preset: Preset, heads: Sequence[str], counts: Sequence[int]) -> 
 
     A method that the preset lists with these settings already keeps its name, so that its trained head serves both;
     any other is called ``HEAD@K``.
+
+    Raises:
+        KoalaBenchError: the preset has no such method.
     """
     methods, names = dict(preset.methods), []
     for head in heads:
@@ -106,6 +109,9 @@ def plan(
         methods: what to run in place of the recipe's methods; None for those.
         questions_given: whether --questions replaces the tasks' files.
         seeds: whether Table 3's other training seeds are run too.
+
+    Raises:
+        KoalaBenchError: the preset lacks a method of the recipe.
     """
     wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
     products = [product for each in wanted for product in (_USUAL_FIGURES if each == "figures" else [each])]

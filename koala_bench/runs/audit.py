@@ -23,6 +23,9 @@ def questions_of(preset: Preset, tasks: str | None, data_dir: Path | None) -> di
 
     Args:
         tasks: names or files separated by commas, or ``all`` of the data folder; None for the preset's questions.
+
+    Raises:
+        KoalaBenchError: there is no such set, or none at all.
     """
     if tasks is None:
         names = [preset.evaluation.questions]

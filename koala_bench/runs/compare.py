@@ -28,6 +28,9 @@ def compare(
 
     Args:
         compared: those of the methods that are compared with the others.
+
+    Raises:
+        KoalaBenchError: a mistake in questions, data or methods, or the folder holds heads that other code trained.
     """
     read_questions(find_questions(preset.evaluation.questions, data_dir)[1])  # before the training: it may be wrong
     target, template = load_preset_target(preset)

@@ -61,6 +61,9 @@ def forecast(
     Args:
         trained: whether the heads are, so that no training is counted.
         seconds: to spend, about; one step of everything is taken in any case.
+
+    Raises:
+        KoalaBenchError: a mistake in the methods, their options or the questions.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     training = storing = 0.0

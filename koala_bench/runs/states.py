@@ -27,6 +27,9 @@ def write_training_states(
 
     Args:
         device_map: of transformers, to spread the target over cards; on one device if None.
+
+    Raises:
+        KoalaBenchError: a mistake in the data or the methods, or the disk has no room.
     """
     load = load_target if device_map is None else partial(load_spread, device_map=device_map)
     target, template = load_preset_target(preset, load)

@@ -66,7 +66,11 @@ class Trial:
 
 
 def read_grid(path: Path) -> SweepGrid:
-    """Read a grid file."""
+    """Read a grid file.
+
+    Raises:
+        KoalaBenchError: the file is missing, is no TOML, or an entry is unknown or of the wrong kind.
+    """
     grid = read_toml(path, "grid", SweepGrid, "Name a file such as reproduce/sweeps/eagle.toml.")
     every = [*grid.seeds, *grid.confirm_seeds]
     if twice := sorted({seed for seed in every if every.count(seed) > 1}):
@@ -77,7 +81,11 @@ def read_grid(path: Path) -> SweepGrid:
 
 
 def trials_of(grid: SweepGrid, preset: Preset) -> tuple[Trial, list[Trial]]:
-    """The baseline, and the trials in the order of the file: single ones first, then the product of the axes."""
+    """The baseline, and the trials in the order of the file: single ones first, then the product of the axes.
+
+    Raises:
+        KoalaBenchError: nothing to try, a setting that a method has not, or the same trial twice.
+    """
     baseline = _named(preset.method(grid.baseline), grid.baseline, "baseline")
     base = preset.method(grid.method)
     trials: dict[str, Trial] = {}

@@ -64,6 +64,9 @@ def run_sweep(grid: SweepGrid, settings: Sequence[str], out: Path) -> SweepLog:
 
     Args:
         settings: overrides of the preset besides the grid's own.
+
+    Raises:
+        KoalaBenchError: a mistake in the grid, the preset or the data, or the folder holds another sweep.
     """
     preset = load_preset(grid.preset, [*grid.overrides, *settings])
     baseline, trials = trials_of(grid, preset)

@@ -56,7 +56,11 @@ class SweepLog:
     answers: dict[_Key, dict[int, tuple[list[int], float]]] = field(default_factory=dict)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write a line; it is with the operating system when this returns."""
+        """Write a line; it is with the operating system when this returns.
+
+        Raises:
+            KoalaBenchError: the file cannot be written, or the disk is full.
+        """
         try:
             with open(self.path, "ab") as handle:
                 handle.write(encode_line(line))
@@ -87,7 +91,11 @@ class SweepLog:
 
 
 def read_sweep(path: Path) -> SweepLog:
-    """Read the lines of a sweep; a half-written last line is left out."""
+    """Read the lines of a sweep; a half-written last line is left out.
+
+    Raises:
+        KoalaBenchError: the file is missing or damaged, or ends before it names a trial.
+    """
     log = _read(path)
     if not log.grid:
         raise KoalaBenchError(f"{path} names no trial yet.", "Start the sweep again.")
@@ -118,7 +126,11 @@ def _read(path: Path) -> SweepLog:
 
 
 def open_sweep(path: Path, header: dict[str, Any]) -> SweepLog:
-    """Start the lines of a sweep, or go on with those that are there."""
+    """Start the lines of a sweep, or go on with those that are there.
+
+    Raises:
+        KoalaBenchError: the file holds numbers that were made otherwise, is damaged, or cannot be written.
+    """
     make_folder(path.parent)
     if path.exists() and b"\n" in path.read_bytes():
         log = _read(path)

@@ -97,6 +97,9 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
 
     Args:
         depth: deepest draft depth; capped at the head's ``max_depth``.
+
+    Raises:
+        KoalaBenchError: the head does not select through ``pick``, or no answer is long enough.
     """
     if not hasattr(head, "pick"):
         raise KoalaBenchError(

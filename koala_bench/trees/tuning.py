@@ -87,6 +87,10 @@ def tune(
         prompts: held-out prompts; two of three are searched on, the others measured on.
         most: nodes of the largest tree, the root included.
         depth, widest: deepest level and number of candidates to consider.
+
+    Raises:
+        KoalaBenchError: the head does not select through ``pick``, its candidates are never accepted, or the prompts
+            have no answers.
     """
     # Every third, since neighbouring prompts are of one kind.
     others = prompts[2::3] or prompts

@@ -239,6 +239,9 @@ def analyse(traces: Sequence[Trace], baseline: Trace | None = None, by_category:
         baseline: one of the traces, against which all others' speedups are; without it, each trace's speedup is
             against the one vanilla trace of its record, or of its folder and target.
         by_category: a row per category after each trace's row.
+
+    Raises:
+        KoalaBenchError: a trace cannot be compared with the ``baseline``, or a question took no time.
     """
     if baseline is not None:
         for trace in traces:

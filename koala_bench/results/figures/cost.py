@@ -38,7 +38,11 @@ def has_cost_curves(runs: Sequence[Run], heads: Sequence[str]) -> bool:
 
 
 def cost_curves(runs: Sequence[Run], heads: Sequence[str]) -> list[tuple[str, str, list[Point]]]:
-    """Target, head and its points by ascending K; methods whose parts of a step were not timed have no point."""
+    """Target, head and its points by ascending K; methods whose parts of a step were not timed have no point.
+
+    Raises:
+        KoalaBenchError: see ``summaries.sample``, or no head has several numbers of layers with timed drafts.
+    """
     curves = []
     for group in evaluations(runs):
         chosen = sample(group)
@@ -65,6 +69,9 @@ def write_cost(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> list
 
     Dashed lines are of equal speed: the length that a draft of this cost needs for a speedup of 1, 1.5, 2, ..., at the
     mean seconds that the rest of a step takes.
+
+    Raises:
+        KoalaBenchError: see ``cost_curves``.
     """
     drawn = cost_curves(runs, heads)
     targets = short_names(target for target, _, _ in drawn)

@@ -52,7 +52,11 @@ def family_of(method: str) -> str:
 
 
 def curves(runs: Sequence[Run], heads: Sequence[str]) -> list[Curve]:
-    """The curves over K that records hold, whether one record has all K or each has its own."""
+    """The curves over K that records hold, whether one record has all K or each has its own.
+
+    Raises:
+        KoalaBenchError: two methods are the same head with the same K, or no head has two K.
+    """
     found: dict[tuple[str, str, str, bool], dict[int, Summary]] = {}
     for run in runs:
         for summary in summarise(run):

@@ -44,7 +44,11 @@ def _draw(axes: Axes, found: Sequence[tuple[str, Bounds]]) -> None:
 
 
 def write_oracle(runs: Sequence[Run], out_dir: Path, methods: Sequence[str]) -> list[Path]:
-    """A bar per method from its speedup to its oracle's, and on to an oracle's whose drafts take no time."""
+    """A bar per method from its speedup to its oracle's, and on to an oracle's whose drafts take no time.
+
+    Raises:
+        KoalaBenchError: see ``summaries.sample``, or a record without a method that drafts.
+    """
     shown = []
     for group in evaluations(runs):
         chosen = sample(group, methods)

@@ -48,6 +48,9 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
     Args:
         folder: with ``records.jsonl``; records of other seeds and tasks and the log of the training are used where they
             are there.
+
+    Raises:
+        KoalaBenchError: there is no record, it is damaged or has nothing to compare.
     """
     sources = sources_in(folder)
     if sources.main is None:

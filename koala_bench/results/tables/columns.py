@@ -138,7 +138,11 @@ _GROUPING = ("target", "task", "method")
 
 
 def known(columns: Sequence[str], where: str) -> tuple[str, ...]:
-    """The names of columns as they are, if they are ones; ``where`` is the file or option that has them."""
+    """The names of columns as they are, if they are ones; ``where`` is the file or option that has them.
+
+    Raises:
+        KoalaBenchError: there is no such column.
+    """
     for name in columns:
         if name not in COLUMNS:
             raise KoalaBenchError(f"{where}: unknown column '{name}'.", f"The columns are {', '.join(COLUMNS)}.")

@@ -167,12 +167,20 @@ def read_table_spec(path: Path) -> TableSpec:
 
 
 def read_figure_spec(path: Path) -> FigureSpec:
-    """Read a ``reproduce/figure-*.toml``."""
+    """Read a ``reproduce/figure-*.toml``.
+
+    Raises:
+        KoalaBenchError: no such file, not TOML, or a misspelt key.
+    """
     return read_toml(path, "recipe", FigureSpec, _REMEDY)
 
 
 def read_paper(path: Path) -> Paper:
-    """Read ``reproduce/paper.toml``."""
+    """Read ``reproduce/paper.toml``.
+
+    Raises:
+        KoalaBenchError: no such file, not TOML, a misspelt key, or a value that is neither a number nor "unknown".
+    """
     return read_toml(path, "published values", Paper, _REMEDY)
 
 

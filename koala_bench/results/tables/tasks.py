@@ -82,6 +82,9 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
 
     Args:
         runs: of one or several targets, each of a question file of its own per target, or a process of that.
+
+    Raises:
+        KoalaBenchError: not one task has a turn that every method finished.
     """
     order = [task.name for task in spec.tasks]
     rows: list[TaskRows] = []

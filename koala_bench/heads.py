@@ -278,6 +278,8 @@ class DraftHead(Protocol):
         model_option: optional; the option that names a model whose weights the head loads and does not train.
         pick: optional; how candidates are taken from scores, see ``koala_bench.decoding.candidates``. Heads that have
             it sample their drafts above temperature 0.
+        assisted: optional; a method that, given a depth, returns the arguments of transformers' ``generate`` that draft
+            likewise. ``koala-bench benchmark`` then times that beside the head.
     """
 
     features: tuple[int, ...]

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
@@ -27,7 +27,9 @@ Count = Annotated[int, Field(ge=0)]
 
 @with_config(STRICT)
 class Environment(TypedDict):
-    """The machine and the versions that determine tokens and times. Null means not installed or unknown."""
+    """The machine and the versions that determine tokens and times. Null means not installed or unknown. ``compiler``
+    compiled the kernels of the passes, see ``koala_bench.engine.processor``; without it there were none.
+    """
 
     python: str
     platform: str
@@ -38,6 +40,7 @@ class Environment(TypedDict):
     packages: dict[str, str | None]
     gpu: str | None
     driver: str | None
+    compiler: NotRequired[str]
 
 
 @with_config(STRICT)

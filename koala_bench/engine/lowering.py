@@ -1,4 +1,4 @@
-"""Graph passes over traces: joined and prepacked linear layers, fused norms and rotary embeddings, fewer operations.
+"""Graph passes over traces: joined and laid out linear layers, fused norms and rotary embeddings, fewer operations.
 
 Every rewrite is an identity of real numbers; in floating point only the order of some sums changes. Patterns are
 matched on aten operations, whatever the model; what does not match stays as traced.
@@ -18,6 +18,8 @@ import torch
 from torch.fx import Graph, Node
 
 from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
+from koala_bench.engine.processor import fusing as processor_fusing
+from koala_bench.engine.processor import kernels
 
 _aten = torch.ops.aten
 _ROWS_HINT = 8  # batch size that prepacking assumes; any number works
@@ -25,7 +27,7 @@ _ROWS_HINT = 8  # batch size that prepacking assumes; any number works
 # keeps a single copy of the weights in memory and in the processor's cache.
 _PACK_ABOVE = 50_000
 _FACTORIES = frozenset({_aten.arange.default, _aten.ones.default})
-Layout = Literal["plain", "column_major", "packed"]
+Layout = Literal["plain", "column_major", "packed", "blocks"]
 # Views and sizes, which common subexpression elimination may merge always; pure operations unless inputs are mutated.
 _VIEWS = frozenset({
     _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.transpose.int, _aten.view.default,
@@ -53,7 +55,7 @@ class Layouts:
         """Weights concatenated to [all rows, columns].
 
         Args:
-            layout: ``packed`` is oneDNN's own, opaque.
+            layout: ``packed`` is oneDNN's own, opaque; ``blocks`` is that of ``koala_bench.engine.processor``.
         """
         key = (layout, *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights))
         if key not in self._known:
@@ -67,6 +69,8 @@ class Layouts:
                 whole = whole.t().contiguous().t()
             elif layout == "packed":
                 whole = torch.ops.mkldnn._reorder_linear_weight(whole.contiguous(), _ROWS_HINT)
+            elif layout == "blocks":
+                whole = kernels.in_blocks(whole)
             self._known[key] = (weights, whole)  # keeps the weights alive, so that their ids are not reused
         return self._known[key][1]
 
@@ -95,8 +99,11 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
 
 
 def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]], None], ...]:
-    """The pass that inserts our Triton kernels, if Triton is installed and the GPU has both half precisions."""
+    """The pass that inserts our own kernels: C on the CPU, Triton where it is installed and the GPU has both half
+    precisions."""
     weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    if all(map(_on_processor, weights)) and kernels.available():
+        return (processor_fusing.fuse,)
     if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
         return ()
     if weights[0].device.type == "cuda" and torch.cuda.get_device_capability(weights[0].device) < (8, 0):
@@ -203,8 +210,8 @@ def _bases(node: Any) -> Iterator[Node]:
 def _fuse_norms(graph: Graph, constants: dict[str, Any]) -> None:
     """RMS norm, ``w * (x * rsqrt(mean(x ** 2) + eps))``, as one kernel.
 
-    On the CPU as the layer norm of [x, -x], whose mean is zero, half of which is kept: PyTorch has one kernel for layer
-    norms there and seven for RMS norms. On a GPU as ``torch.rms_norm``.
+    On the CPU one of our own in float32, else the layer norm of [x, -x], whose mean is zero, half of which is kept:
+    PyTorch has one kernel for layer norms there and seven for RMS norms. On a GPU ``torch.rms_norm``.
     """
     for node in calls(graph, _aten.rms_norm.default):
         x, shape, weight, eps = (*node.args, None, None)[:4]
@@ -253,6 +260,10 @@ def _norm(graph: Graph, constants: dict[str, Any], old: Any, x: Any, weight: Any
     if not _on_processor(scale):
         with graph.inserting_before(old):
             replace_node(old, graph.call_function(torch.rms_norm, (x, (len(scale),), weight, eps)))
+        return
+    if (value_of(x).dtype, scale.dtype) == (torch.float32, torch.float32) and kernels.available():
+        with graph.inserting_before(old):
+            replace_node(old, graph.call_function(kernels.rms_norm, (x, weight, eps)))
         return
     with graph.inserting_before(old):
         signs = constant(graph, constants, scale.new_tensor([[1.0], [-1.0]]), "mirror")
@@ -387,6 +398,8 @@ def _layout(weights: tuple[torch.Tensor, ...], one_row: bool) -> Layout:
     """The fastest layout on the CPUs tried; on GPUs the libraries choose."""
     if not _on_processor(weights[0]):
         return "plain"
+    if weights[0].dtype == torch.float32 and kernels.available():
+        return "blocks"
     packs = (
         weights[0].dtype == torch.float32
         and torch.backends.mkldnn.is_available()
@@ -404,28 +417,23 @@ def _lay_out(
     kind = _layout(weights, one_row=all(size == 1 for size in shape[:-1]))
     if kind == "plain" and len(weights) == 1:
         return
-    total = only_user(node, _aten.add.Tensor) if kind == "packed" else None
+    total = only_user(node, _aten.add.Tensor) if kind in ("blocks", "packed") else None
     other = None if total is None or len(total.args) != 2 or total.kwargs else total.args[total.args[0] is node]
-    if (
-        total is not None
-        and isinstance(other, Node)
-        and (value_of(other).shape, value_of(other).dtype) == (shape, weights[0].dtype)
-    ):
-        with graph.inserting_before(total):
-            weight = constant(graph, constants, layouts.of(weights, kind), kind)
-            replace_node(
-                total, graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, other, weight, bias, "add"))
-            )
-        graph.erase_node(node)
-        return
-    with graph.inserting_before(node):
+    alike = isinstance(other, Node) and (value_of(other).shape, value_of(other).dtype) == (shape, weights[0].dtype)
+    added, last = (other, total) if total is not None and alike else (None, node)
+    with graph.inserting_before(last):
         weight = constant(graph, constants, layouts.of(weights, kind), kind)
-        if kind == "packed":
-            replace_node(
-                node, graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], ""))
-            )
+        if kind == "blocks":
+            new = graph.call_function(kernels.linear, (x, weight, bias, added, sum(map(len, weights))))
+        elif kind != "packed":
+            new = graph.call_function(torch._C._nn.linear, (x, weight, bias))
+        elif added is None:
+            new = graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, bias, "none", [], ""))
         else:
-            replace_node(node, graph.call_function(torch._C._nn.linear, (x, weight, bias)))
+            new = graph.call_function(torch.ops.mkldnn._linear_pointwise.binary, (x, added, weight, bias, "add"))
+        replace_node(last, new)
+    if last is not node:
+        graph.erase_node(node)
 
 
 # ------------------------------------------------------------------------------ calls

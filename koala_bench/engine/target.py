@@ -23,6 +23,8 @@ from koala_bench.engine.capture import Captured
 from koala_bench.engine.devices import Engine
 from koala_bench.engine.limits import Limit, limit_of
 from koala_bench.engine.lowering import Layouts
+from koala_bench.engine.processor import kernels
+from koala_bench.engine.processor.compiling import compiler_version
 from koala_bench.engine.replay import Recorded
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Pass, TargetSpec
@@ -104,6 +106,12 @@ class Target:
             found += ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
         every = dict.fromkeys(map(int, [*found, *self.more_stop_ids]))
         return tuple(each for each in every if each < self.config.vocab_size)
+
+    @property
+    def compiler(self) -> str | None:
+        """What compiled the kernels of its recorded passes on the CPU; None if they run without."""
+        by_kernels = self.engine == "graph" and self.device.type == "cpu" and self.dtype == torch.float32
+        return compiler_version() if by_kernels and kernels.available() else None
 
     @property
     def layers(self) -> int:

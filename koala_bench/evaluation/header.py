@@ -84,6 +84,8 @@ def header_of(
         header["measure"]["processes"] = processes
     if target.engine == "graph":
         header["target"]["engine"] = "graph"
+    if target.compiler is not None:
+        header["environment"]["compiler"] = target.compiler
     if target.stop_texts:
         header["limits"]["stop_texts"] = list(target.stop_texts)
     if target.ignored:

@@ -19,6 +19,7 @@ from koala_bench.decoding.sampling import Sampling
 from koala_bench.engine import lowering
 from koala_bench.engine.devices import pick_engine
 from koala_bench.engine.lowering import Layouts
+from koala_bench.engine.processor import kernels
 from koala_bench.engine.replay import Recorded, UntraceableError, compare
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -182,6 +183,7 @@ def test_a_recording_computes_and_writes_what_the_function_does() -> None:
 
 
 def test_products_of_one_input_become_one_and_the_norm_and_the_rotation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: False)
     monkeypatch.setattr(lowering, "_PACK_ABOVE", 0)  # as if these were large
     recorded = Recorded(Small(), MOVING, Layouts())
     x, rows = small(3)
@@ -208,7 +210,10 @@ def test_queries_and_keys_are_turned_together(tmp_path: Path, kv_heads: int) -> 
     [(192, 192, "column_major"), (192, 512, "packed"), (576, 192, "packed"), (4096, 192, "packed")],
 )
 @pytest.mark.parametrize("one_row", [False, True])
-def test_the_layout_goes_by_the_size_of_the_weights(size: int, columns: int, one_row: bool, layout: str) -> None:
+def test_without_a_compiler_the_layout_goes_by_the_size_of_the_weights(
+    size: int, columns: int, one_row: bool, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: False)
     assert lowering._layout((torch.empty(size, columns),), one_row) == layout
     assert lowering._layout((torch.empty(size, columns, dtype=torch.float64),), one_row) == (
         "column_major" if one_row else "plain"

@@ -156,6 +156,7 @@ def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
     target, questions, measure, where = header["target"], header["questions"], header["measure"], header["environment"]
     memory = f", {where['memory_bytes'] / 2**30:.1f} GiB of memory" if where["memory_bytes"] else ""
     driver = f" (driver {where['driver']})" if where["driver"] else ""
+    kernels = f"; kernels compiled by {where['compiler']}" if "compiler" in where else ""
     streams: dict[str, list[str]] = {}
     for each in measured.summaries:
         streams.setdefault(_stream(each.method), []).append(each.name)
@@ -167,7 +168,7 @@ def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
         f" engine {target.get('engine', 'eager')}",
         "Generation settings of the checkpoint, ignored": _pairs(target.get("ignored_settings", {})),
         "Machine": f"{where['cpu']}, cores {where['cores']}, threads {where['threads']}{memory};"
-        f" {where['gpu'] or 'no GPU'}{driver}; {where['platform']}",
+        f" {where['gpu'] or 'no GPU'}{driver}; {where['platform']}{kernels}",
         "Versions": f"Python {where['python']}, {_pairs(where['packages'])}",
         "Questions": f"{questions['name']} ({questions['count']} questions, sha256 {questions['sha256'][:12]}),"
         f" {measured.summaries[0].questions} of them counted",

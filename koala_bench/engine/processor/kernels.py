@@ -1,0 +1,126 @@
+"""Linear layers, attention, norms and gates of few rows in float32, as C kernels on PyTorch's tensors.
+
+Each row gets the same bits alone and among others, behind its own cache rows and behind a tree's. So a verification
+gives the scores that vanilla decoding gives, and two nearly equal ones never fall the other way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from koala_bench.engine.processor.compiling import compiled
+
+_MOST_QUERIES = 64  # from some number of queries on, torch's attention is faster
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("products.c", "attention.c", "rows.c"))
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_SIGNATURES = {
+    "linear": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT),
+    "attend": (
+        *(_POINTER, _LONG, _LONG) * 3, _POINTER, _LONG, _POINTER, *(_LONG,) * 5, _FLOAT, _INT,
+    ),
+    "rms_norm": (_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG),
+    "gate": (_POINTER, _POINTER, _LONG, _LONG),
+}  # fmt: skip
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if (library := compiled(_SOURCES)) is None:
+        return None
+    for name, types in _SIGNATURES.items():
+        kernel = getattr(library, name)
+        kernel.argtypes, kernel.restype = types, None
+    return library
+
+
+def available() -> bool:
+    """Whether the kernels could be compiled on this machine; the functions below need it."""
+    return _library() is not None
+
+
+def lanes() -> int:
+    """Numbers in a vector of this processor."""
+    return int(_library().lanes())  # type: ignore[union-attr]
+
+
+def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [count, width] as ``linear`` reads it: blocks of outputs, [blocks, width, lanes], the last one filled
+    with zeros."""
+    size, (count, width) = lanes(), weight.shape
+    whole = count // size
+    found = weight.new_zeros((-(-count // size), width, size))
+    found[:whole].copy_(weight[: whole * size].view(whole, size, width).transpose(1, 2))
+    if whole < len(found):
+        found[whole, :, : count - whole * size].copy_(weight[whole * size :].t())
+    return found
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, other: torch.Tensor | None, count: int
+) -> torch.Tensor:
+    """``x @ weight.T + bias + other``, float32 [..., count].
+
+    Args:
+        x: float32 [..., width].
+        weight: of ``in_blocks``, [blocks, width, lanes].
+        bias: float32 [count].
+        other: float32 [..., count].
+    """
+    x, width = x.contiguous(), x.shape[-1]
+    out = x.new_empty((*x.shape[:-1], count))
+    if other is not None:
+        other = other.contiguous()
+    _library().linear(  # type: ignore[union-attr]
+        x.data_ptr(), x.numel() // width, width, weight.data_ptr(), count, None if bias is None else bias.data_ptr(),
+        None if other is None else other.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Scaled dot product attention with grouped queries, float32 [1, heads, rows, width].
+
+    Args:
+        query: float32 [1, heads, rows, width]; ``width`` is a multiple of ``lanes()``.
+        key, value: float32 [1, groups, keys, width]; ``groups`` divides ``heads``.
+        mask: float32 [1, 1, rows, keys], added to the scores.
+    """
+    _, heads, rows, width = query.shape
+    groups, keys = key.shape[1:3]
+    if rows > _MOST_QUERIES:
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=heads != groups)
+    query, key, value = (each if each.stride(3) == 1 else each.contiguous() for each in (query, key, value))
+    mask = mask if mask is None or mask.stride(3) == 1 else mask.contiguous()
+    out = query.new_empty((1, rows, heads, width))
+    _library().attend(  # type: ignore[union-attr]
+        query.data_ptr(), query.stride(1), query.stride(2), key.data_ptr(), key.stride(1), key.stride(2),
+        value.data_ptr(), value.stride(1), value.stride(2), None if mask is None else mask.data_ptr(),
+        0 if mask is None else mask.stride(2), out.data_ptr(), heads, heads // groups, rows, keys, width, scale,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``weight * x / sqrt(mean(x ** 2) + eps)`` of float32 x [..., width], with weight [width]."""
+    x, width = x.contiguous(), x.shape[-1]
+    out = torch.empty_like(x)
+    _library().rms_norm(  # type: ignore[union-attr]
+        x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.numel() // width, width
+    )
+    return out
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """``silu(a) * b`` of float32 [a, b] = x [..., 2 * width]; ``width`` is a multiple of ``lanes()``."""
+    x, width = x.contiguous(), x.shape[-1] // 2
+    out = x.new_empty((*x.shape[:-1], width))
+    _library().gate(x.data_ptr(), out.data_ptr(), x.numel() // (2 * width), width)  # type: ignore[union-attr]
+    return out

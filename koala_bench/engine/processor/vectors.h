@@ -1,0 +1,60 @@
+// Vectors of the width that the processor has, and the exponential.
+#pragma once
+#include <stddef.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define REGISTERS 32
+#elif defined(__AVX__)
+#define LANES 8
+#define REGISTERS 16
+#else
+#define LANES 4
+#define REGISTERS 16
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4))); // anywhere in memory
+typedef int whole __attribute__((vector_size(4 * LANES)));
+
+INLINE vector load(const float *place) { return (vector)*(const loose *)place; }
+INLINE void store(float *place, vector value) { *(loose *)place = (loose)value; }
+
+INLINE vector least(vector a, vector b)
+{
+    whole first = a < b;
+    return (vector)((first & (whole)a) | (~first & (whole)b));
+}
+
+INLINE vector most(vector a, vector b) { return -least(-a, -b); }
+
+INLINE float total(vector value)
+{
+    float sums[LANES];
+    store(sums, value);
+    for (int step = LANES / 2; step; step /= 2)
+        for (int lane = 0; lane < step; lane++)
+            sums[lane] += sums[lane + step];
+    return sums[0];
+}
+
+// e ** x by halving the range (Cody and Waite) and the Taylor polynomial of degree 7; 0 below -87.
+INLINE vector exponential(vector x)
+{
+    const float log2 = 1.44269504f, high = 0.693359375f, low = -2.12194440e-4f, magic = 12582912.0f; // 1.5 * 2 ** 23
+    whole kept = x >= -87.0f;
+    x = least(most(x, (vector){0} - 87.0f), (vector){0} + 88.0f);
+    vector times = (x * log2 + magic) - magic;
+    vector y = (x - times * high) - times * low;
+    vector sum = y * (1.0f / 5040) + 1.0f / 720;
+    sum = sum * y + 1.0f / 120;
+    sum = sum * y + 1.0f / 24;
+    sum = sum * y + 1.0f / 6;
+    sum = sum * y + 0.5f;
+    sum = sum * y + 1.0f;
+    sum = sum * y + 1.0f;
+    whole power = (__builtin_convertvector(times, whole) + 127) << 23;
+    return (vector)((whole)(sum * (vector)power) & kept);
+}

@@ -57,8 +57,9 @@ def _curve(chosen: Sample, method: str, rates_of: Callable[..., list[DepthRate]]
 
 
 def _draw(axes: Axes, curves: Sequence[_Curve], label: str) -> None:
+    apart = min(_DODGE, 0.7 / len(curves))  # within the limits below
     for place, (curve, look) in enumerate(zip(curves, looks([curve.method for curve in curves]), strict=True)):
-        across = [depth + _DODGE * (place - (len(curves) - 1) / 2) for depth in curve.depths]
+        across = [depth + apart * (place - (len(curves) - 1) / 2) for depth in curve.depths]
         curve_with_intervals(axes, across, curve.rates, look, look.dashed, curve.method)
     deepest = max(depth for curve in curves for depth in curve.depths)
     axes.set_xlim(0.6, deepest + 0.4)

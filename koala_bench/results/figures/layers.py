@@ -128,7 +128,7 @@ def write_layers(runs: Sequence[Run], out_dir: Path, heads: Sequence[str]) -> li
         labels = {
             label: handle for row in axes for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)
         }
-        figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=len(labels), frameon=False)
+        style.legend_above(figure, list(labels.values()), list(labels))
         return figure
 
     return style.save(draw, out_dir, "figure-layers")

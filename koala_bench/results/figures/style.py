@@ -33,6 +33,7 @@ _STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,  # text stays text
     "savefig.dpi": 200,
 }
+_LEGEND_ENTRIES = 5  # side by side, at the width of the text
 WIDTH_INCHES, ROW_INCHES = 7.0, 2.7
 GREY = "#444444"
 DASHES = (0, (4, 3))
@@ -63,14 +64,16 @@ def head_of(method: str) -> str:
 
 
 def looks(methods: Sequence[str]) -> list[Look]:
-    """A look for each method by name; several variants of a head differ by their marker."""
+    """A look for each method by name; several variants of a head differ by their marker, and so do heads of one hue where
+    there are more heads than hues."""
     hues = list(dict.fromkeys(head_of(method) for method in methods))
     found: list[Look] = []
     for place, method in enumerate(methods):
         head, is_variant = head_of(method), head_of(method) != method
         earlier = sum(1 for other in methods[:place] if head_of(other) == head and other != head)
-        marker = _MARKERS[(1 + earlier) % len(_MARKERS)] if is_variant else _MARKERS[0]
-        found.append(Look(_PAIRS[hues.index(head) % len(_PAIRS)][is_variant], marker, is_variant))
+        again, hue = divmod(hues.index(head), len(_PAIRS))
+        marker = _MARKERS[(1 + earlier if is_variant else again) % len(_MARKERS)]
+        found.append(Look(_PAIRS[hue][is_variant], marker, is_variant))
     return found
 
 
@@ -111,9 +114,16 @@ def panels(rows: int, columns: int, height: float, **layout: Any) -> tuple[Figur
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """One legend above all panels, of what stands in one of them."""
+    """One legend above all panels, of what stands in one of them, in as many rows as its entries need."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    legend_above(figure, handles, labels)
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend of these entries above all panels, in as many rows as they need."""
+    rows = -(-len(labels) // _LEGEND_ENTRIES)
+    columns = -(-len(labels) // max(1, rows))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def vanilla_line(axes: Axes, right: float, zorder: int = 3, **place: Any) -> None:

@@ -94,13 +94,15 @@ def profile(
     Example: `koala-bench profile --methods vanilla,eagle`.
     """
     from koala_bench.common.files import write_text
+    from koala_bench.costs.bandwidth import bandwidth_of
     from koala_bench.costs.profile import in_words
     from koala_bench.costs.profile import profile as measure
     from koala_bench.planning.draft_reads import draft_reads, reads_in_words
 
     chosen, target, ready, prompts = _loaded(options, heads)
     with target.computing():
-        text = in_words(measure(target, ready, prompts, tokens), target)
+        before, profiles = bandwidth_of(target.device), measure(target, ready, prompts, tokens)
+        text = in_words(profiles, target, max(before.most, bandwidth_of(target.device).most))
     if reads := reads_in_words(draft_reads(chosen, [method.name for method in ready], target.model.config)):
         text = f"{text}\n\n{reads}"
     if out is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,19 +16,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from koala_bench.common.progress import progress
+from koala_bench.costs.bandwidth import weight_bytes
 from koala_bench.costs.scaling import StepCost, step_costs
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, capacity_for, decode
 from koala_bench.engine.devices import Engine
 from koala_bench.engine.shapes import llama
 from koala_bench.engine.target import Target
-from koala_bench.engine.timing import seconds_of
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
 from koala_bench.training.loop import build_head
 from koala_bench.tree import Template, load_template
 
 _PROMPT = 256  # tokens behind which everything is measured
-_COPIES = 20
 _GIB = 1 << 30
 
 
@@ -78,35 +77,6 @@ class ModelCost:
         return times[nodes] / times[1] if nodes in times and 1 in times else None
 
 
-@dataclass(frozen=True)
-class Bandwidth:
-    """Measured memory bandwidth of a device, in bytes per second.
-
-    Attributes:
-        copied: read and written in a copy, both counted.
-        read: read in a sum.
-    """
-
-    copied: float
-    read: float
-
-    @property
-    def most(self) -> float:
-        """The higher of both, the limit that decoding is compared with: it reads far more than it writes."""
-        return max(self.copied, self.read)
-
-
-def bandwidth(device: torch.device, size: int) -> Bandwidth:
-    """Copy and sum up ``size`` bytes, several times; the medians."""
-    source = torch.ones(size // 4, device=device)
-    target = torch.empty_like(source)
-
-    def rate(moved: int, run: Callable[[], object]) -> float:
-        return moved / statistics.median([seconds_of(device, run) for _ in range(_COPIES + 2)][2:])
-
-    return Bandwidth(rate(2 * size, lambda: target.copy_(source)), rate(size, source.sum))
-
-
 def random_model(size: str, device: torch.device, dtype: torch.dtype) -> Target:
     """A target of a shape out of ``SHAPES`` with weights as transformers draws them. Raises KoalaBenchError where it
     does not fit into the memory that is free."""
@@ -146,9 +116,9 @@ def model_cost(
     draw = torch.Generator().manual_seed(0)
     prompt = torch.randint(3, target.config.vocab_size, (_PROMPT,), generator=draw).tolist()
     found = [_method_cost(target, name, *each, prompt, tokens, rounds) for name, each in methods.items()]
-    config, weights = target.config, target.parameters - target.model.get_input_embeddings().weight.numel()
+    config = target.config
     row = 2 * target.layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-    bytes_per_token = target.dtype.itemsize * (weights + row * (_PROMPT + tokens // 2))
+    bytes_per_token = weight_bytes(target) + target.dtype.itemsize * row * (_PROMPT + tokens // 2)
     alone = [] if found else map(_step_s, _answers(target, [(Vanilla(), VANILLA_TREE)], prompt, tokens, rounds)[0])
     vanilla = statistics.median([each.vanilla_s for each in found] or alone)
     return ModelCost(size, target.engine, target.parameters, bytes_per_token, vanilla, tuple(steps), tuple(found))

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 from koala_bench.common.files import write_text
 from koala_bench.common.markdown import table
 from koala_bench.common.provenance import code_state
-from koala_bench.costs.device import Bandwidth, MethodCost, ModelCost, bandwidth, model_cost, random_model
+from koala_bench.costs.bandwidth import Bandwidth, bandwidth
+from koala_bench.costs.device import MethodCost, ModelCost, model_cost, random_model
 from koala_bench.costs.figures import write_nodes
 from koala_bench.engine.devices import machine, pick_device, pick_dtype, pick_engine
 from koala_bench.engine.shapes import SHAPES, VICUNA

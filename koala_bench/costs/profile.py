@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from koala_bench.common.markdown import table
 from koala_bench.common.progress import progress
+from koala_bench.costs.bandwidth import weight_bytes
 from koala_bench.decoding.loop import Decoded, capacity_for, decode
 from koala_bench.engine.cache import TreeCache
 from koala_bench.engine.target import Target
@@ -149,15 +150,26 @@ def machine_in_words(target: Target) -> str:
     return f"{device}, target {target.name} in {str(target.dtype).removeprefix('torch.')}, engine {target.engine}"
 
 
-def in_words(profiles: Sequence[Profile], target: Target) -> str:
-    """A table in Markdown."""
+def in_words(profiles: Sequence[Profile], target: Target, bytes_per_s: float) -> str:
+    """A table in Markdown.
+
+    Args:
+        bytes_per_s: memory bandwidth, measured beside the profiles.
+    """
     headings = (
         "Method", "Tokens a step", "Step", "Draft", "Model's pass", "Around it", "Accept", "Commit", "Rest",
-        "Outside of draft and model (%)", "Reads a step",
+        "Outside of draft and model (%)", "Reads a step", "Model's pass, of the memory's rate (%)",
     )  # fmt: skip
-    rows = []
+    weights, rows = weight_bytes(target), []
     for each in profiles:
         parts = (f"{1000 * each.seconds[part] / each.steps:.3f}" for part in PARTS)
         step = (f"{each.tokens / each.steps:.2f}", f"{each.step_ms:.2f}")
-        rows.append([each.method, *step, *parts, f"{100 * each.outside:.1f}", f"{each.reads:.1f}"])
-    return f"Milliseconds of a decoding step on {machine_in_words(target)}.\n\n{table(headings, rows)}"
+        rate = weights * each.steps / each.seconds["model"]
+        shares = (f"{100 * each.outside:.1f}", f"{each.reads:.1f}", f"{100 * rate / bytes_per_s:.0f}")
+        rows.append([each.method, *step, *parts, *shares])
+    limit = (
+        f"A pass reads {weights / 1e6:.1f} MB of weights, {1000 * weights / bytes_per_s:.2f} ms at the memory's rate,"
+        f" {bytes_per_s / 1e9:.1f} GB/s, the highest of copies and sums before and after. Above 100 % they come from"
+        " the processor's cache."
+    )
+    return f"Milliseconds of a decoding step on {machine_in_words(target)}.\n\n{table(headings, rows)}\n\n{limit}"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from koala_bench.common.process_group import SINGLE_PROCESS
-from koala_bench.costs.device import bandwidth
+from koala_bench.costs.bandwidth import bandwidth_of
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
@@ -149,7 +149,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype, seconds: float) -> 
     width = 8192 if device.type == "cuda" else 2048
     a, b = (torch.ones(width, width, device=device, dtype=dtype) for _ in range(2))
     multiplied = _time(device, seconds, lambda: a @ b)
-    return Limits(bandwidth(device, 1 << (30 if device.type == "cuda" else 27)).copied, 2 * width**3 / multiplied)
+    return Limits(bandwidth_of(device).copied, 2 * width**3 / multiplied)
 
 
 def limits_of_named_gpu(dtype: torch.dtype) -> Limits:

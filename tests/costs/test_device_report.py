@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from koala_bench.costs import device_report
-from koala_bench.costs.device import MethodCost, ModelCost, bandwidth, model_cost, random_model
+from koala_bench.costs.bandwidth import bandwidth
+from koala_bench.costs.device import MethodCost, ModelCost, model_cost, random_model
 from koala_bench.costs.device_report import published_speedups
 from koala_bench.costs.scaling import StepCost
 from koala_bench.engine import shapes

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from koala_bench.costs.bandwidth import weight_bytes
 from koala_bench.costs.profile import PARTS, Profile, in_words, profile
 from koala_bench.decoding.loop import decode
+from koala_bench.engine.loading.targets import load_target
 from koala_bench.evaluation.methods import load_methods
+from koala_bench.testing import save_tiny_target, tiny_config
 from tests.support.commands import Koala
 from tests.support.small_runs import Bench
 
@@ -43,8 +46,12 @@ def test_a_watched_target_says_the_same(bench: Bench) -> None:
 
 
 def test_the_table_has_a_row_for_each_method(bench: Bench, profiles: list[Profile]) -> None:
-    text = in_words(profiles, bench.target)
-    assert [line.split(" | ")[0] for line in text.splitlines()[4:]] == ["| vanilla", "| medusa", "| eagle"]
+    text = in_words(profiles, bench.target, 1e9)
+    rows = [line.split(" | ") for line in text.splitlines()[4:7]]
+    assert [row[0] for row in rows] == ["| vanilla", "| medusa", "| eagle"]
+    for row, each in zip(rows, profiles, strict=True):
+        rate = weight_bytes(bench.target) * each.steps / each.seconds["model"]
+        assert row[-1] == f"{100 * rate / 1e9:.0f} |"
     assert "float64" in text
 
 
@@ -56,3 +63,11 @@ def test_the_command(koala: Koala, bench: Bench, tmp_path: Path) -> None:
     done = koala("profile", *at, "--methods", "vanilla,eagle", "--out", str(tmp_path / "profile.md"))
     assert done.code == 0, done.err
     assert (tmp_path / "profile.md").read_text() == done.out
+
+
+def test_the_weights_of_a_pass_are_all_but_an_input_embedding_of_its_own(tmp_path: Path) -> None:
+    for tied in (False, True):
+        config = tiny_config(tie_word_embeddings=tied)
+        target = load_target(str(save_tiny_target(tmp_path / str(tied), config)), "cpu", "float32")
+        embedding = 0 if tied else config.vocab_size * config.hidden_size
+        assert weight_bytes(target) == 4 * (target.parameters - embedding)

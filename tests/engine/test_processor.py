@@ -88,7 +88,9 @@ def test_a_replayed_verification_is_the_models(tmp_path: Path, family: str) -> N
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_a_verification_has_the_bits_of_vanilla_decoding(tmp_path: Path, kv_heads: int) -> None:
     """Not only up to rounding: so nearly equal scores of two tokens never fall the other way."""
-    _, graph = pair(tmp_path, tiny_config(hidden_size=64, num_hidden_layers=3, num_key_value_heads=kv_heads), dtype="float32")
+    _, graph = pair(
+        tmp_path, tiny_config(hidden_size=64, num_hidden_layers=3, num_key_value_heads=kv_heads), dtype="float32"
+    )
     tokens, ids = torch.arange(TREE.nodes) * 7 + 5, torch.tensor(PROMPT)
     cache = graph.new_cache(64)
     graph.prefill(ids, cache)

@@ -64,8 +64,8 @@ def head_of(method: str) -> str:
 
 
 def looks(methods: Sequence[str]) -> list[Look]:
-    """A look for each method by name; several variants of a head differ by their marker, and so do heads of one hue where
-    there are more heads than hues."""
+    """A look for each method by name; several variants of a head differ by their marker, and so do heads of one hue,
+    where there are more heads than hues."""
     hues = list(dict.fromkeys(head_of(method) for method in methods))
     found: list[Look] = []
     for place, method in enumerate(methods):

@@ -73,7 +73,7 @@ def _compile(command: list[str]) -> None:
 
 
 def _without(reason: str) -> None:
-    log_line(f"koala-bench: linear layers run in oneDNN, about half as fast where that was tried: {reason}")
+    log_line(f"koala-bench: decoding on the CPU is slower than it could be, without kernels of its own: {reason}")
 
 
 def _processor() -> str:

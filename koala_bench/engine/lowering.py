@@ -102,7 +102,7 @@ def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]
     """The pass that inserts our own kernels: C on the CPU, Triton where it is installed and the GPU has both half
     precisions."""
     weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
-    if all(map(_on_processor, weights)) and kernels.available():
+    if weights and all(map(_on_processor, weights)) and kernels.available():
         return (processor_fusing.fuse,)
     if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
         return ()

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.processor import compiling, kernels
+from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.testing import tiny_config
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape
@@ -113,6 +115,18 @@ def test_grouped_keys_are_read_where_they_lie(tmp_path: Path) -> None:
     steps = [step.argval for step in dis.get_instructions(recording.replay.func) if step.opname == "LOAD_GLOBAL"]
     assert len([name for name in steps if name.endswith("kernels_attend")]) == 3
     assert "expand" not in recording.replay.func.__code__.co_names
+
+
+@needs_compiler
+def test_what_has_no_weights_on_the_processor_is_left_to_torch() -> None:
+    """Without weights a trace does not say where it runs, and a kernel of the processor must not get a GPU's memory."""
+    query = drawn(1, 2, 3, 16)
+    recorded = Recorded(F.scaled_dot_product_attention, ((2,), (2,), (2,)), Layouts())
+    with torch.inference_mode():
+        recorded(query, query, query)
+    ((recording,),) = recorded._recordings.values()
+    steps = [step.argval for step in dis.get_instructions(recording.replay.func) if step.opname == "LOAD_GLOBAL"]
+    assert not [name for name in steps if name.endswith("kernels_attend")]
 
 
 @pytest.fixture

@@ -52,14 +52,14 @@ def compiled(sources: Sequence[Path]) -> ctypes.CDLL | None:
     if (command := compiler()) is None or (version := compiler_version()) is None:
         _without("there is no C compiler, install gcc or clang")
         return None
-    flags = (*_FLAGS, *_threading_library())
+    libraries = (*_threading_library(), "-lm")
     texts = [each.read_text(encoding="utf-8") for each in (*sources, *sorted(sources[0].parent.glob("*.h")))]
-    key = hashlib.sha256(repr((texts, command, version, flags, _processor())).encode()).hexdigest()
+    key = hashlib.sha256(repr((texts, command, version, _FLAGS, libraries, _processor())).encode()).hexdigest()
     library = cache_folder() / "kernels" / f"{key[:16]}.so"
     try:
         if not library.exists():
             with replacing(library) as temporary:
-                _compile([*command, *_FLAGS, *map(str, sources), "-o", str(temporary), *_threading_library(), "-lm"])
+                _compile([*command, *_FLAGS, *map(str, sources), "-o", str(temporary), *libraries])
         return ctypes.CDLL(str(library))
     except (KoalaBenchError, OSError, subprocess.SubprocessError) as error:
         _without(str(error))

@@ -1,6 +1,6 @@
 """Linear layers, attention, norms and gates of few rows in float32, as C kernels on PyTorch's tensors.
 
-Each row gets the same bits alone and among others, behind its own cache rows and behind a tree's. So a verification
+Each row gets the same bits alone and among up to 64, behind its own cache rows and behind a tree's. So a verification
 gives the scores that vanilla decoding gives, and two nearly equal ones never fall the other way.
 """
 
@@ -85,7 +85,8 @@ def linear(
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Scaled dot product attention with grouped queries, float32 [1, heads, rows, width].
+    """Scaled dot product attention with grouped queries, float32 [1, heads, rows, width]; torch's own for more than 64
+    rows, whose bits differ.
 
     Args:
         query: float32 [1, heads, rows, width]; ``width`` is a multiple of ``lanes()``.

@@ -17,7 +17,7 @@ from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import sample, summaries_of
 from koala_bench.results.tables.ablation import Effect, effects, effects_grid
 from koala_bench.results.tables.building import write_table
-from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
+from koala_bench.results.tables.published import Paper, TableSpec, read_table_spec
 from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import make_header, write_run
 
@@ -28,11 +28,6 @@ METHODS = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+koala
 @pytest.fixture
 def spec() -> TableSpec:
     return read_table_spec(REPRODUCE / "table3.toml")
-
-
-@pytest.fixture
-def paper() -> Paper:
-    return read_paper(REPRODUCE / "paper.toml")
 
 
 def of_seed(

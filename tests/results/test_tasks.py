@@ -14,7 +14,7 @@ from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.records.summaries import sample, summarise
 from koala_bench.results.tables.building import write_table
-from koala_bench.results.tables.published import Paper, TableSpec, read_paper, read_table_spec
+from koala_bench.results.tables.published import Paper, TableSpec, read_table_spec
 from koala_bench.results.tables.tasks import ALL_TASKS, rows_by_task
 from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import failed, make_header, write_run
@@ -25,11 +25,6 @@ REPRODUCE = Path(__file__).parents[2] / "reproduce"
 @pytest.fixture
 def spec() -> TableSpec:
     return read_table_spec(REPRODUCE / "table2.toml")
-
-
-@pytest.fixture
-def paper() -> Paper:
-    return read_paper(REPRODUCE / "paper.toml")
 
 
 CATEGORIES = {81: "writing", 82: "stem", 83: "translation", 84: "translation", 85: "qa", 86: "qa", 87: "rag", 88: "rag"}

@@ -324,9 +324,9 @@ def test_an_installed_head_becomes_a_method(small: Path) -> None:
 def test_an_objective_brings_its_usual_settings() -> None:
     preset, names = with_heads(load_preset("tiny"), ["heads.eagle:Eagle", "heads.eagle:Eagle+koala"])
     assert names == ["Eagle", "Eagle+koala"]
-    assert preset.method("Eagle") == MethodPreset(head="heads.eagle:Eagle", tree="small/8")
+    assert preset.method("Eagle") == MethodPreset(head="heads.eagle:Eagle", tree="small/4")
     wanted = MethodPreset(
-        head="heads.eagle:Eagle", layers=2, objective="koala", objective_options={"weight": 0.1}, tree="small/8"
+        head="heads.eagle:Eagle", layers=2, objective="koala", objective_options={"weight": 0.1}, tree="small/4"
     )  # what all its methods agree on
     assert preset.method("Eagle+koala") == wanted
     assert preset.sha256 != load_preset("tiny").sha256
@@ -352,7 +352,7 @@ def test_options_reach_the_added_methods_alone(small: Path) -> None:
 
 def test_a_head_that_drafts_less_deep_gets_a_smaller_tree(tmp_path: Path) -> None:
     code = "import torch\nclass Head(torch.nn.Module):\n    max_depth = {}\n    def __init__(self, spec): pass\n"
-    for depth, tree in ((1, "3"), (2, "small/8")):
+    for depth, tree in ((1, "3"), (2, "small/4")):
         (tmp_path / "shallow.py").write_text(code.format(depth))
         method = with_heads(load_preset("tiny"), [f"{tmp_path}/shallow.py:Head+koala"])[0].method("Head+koala")
         assert (method.tree, method.layers) == (tree, 1)

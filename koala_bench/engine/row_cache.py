@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from koala_bench.engine.processor import kernels
 from koala_bench.engine.target import Target
 
 _STEP = 32  # widths of passes are multiples of this, for few distinct shapes
+_ATTENTION = "koala_bench_rows"
 
 
 class _Layer(DynamicLayer):
@@ -110,15 +114,58 @@ class RowCache(Cache):
         hidden = torch.arange(self.width, device=tokens.device) > lengths[:, None]
         mask = torch.zeros(count, 1, 1, self.width, dtype=dtype, device=tokens.device)
         mask.masked_fill_(hidden[:, None, None], torch.finfo(dtype).min)
-        found = self._target.decoder(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=lengths[:, None],
-            past_key_values=self,
-            use_cache=True,
-        )
+        with _attention_of_rows(self._target):
+            found = self._target.decoder(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=lengths[:, None],
+                past_key_values=self,
+                use_cache=True,
+            )
         lengths += 1
         return self._target.output(found.last_hidden_state[:, 0])
+
+
+@contextmanager
+def _attention_of_rows(target: Target) -> Iterator[None]:
+    """Let a float32 model on the CPU read of each row's keys those that the row has, for all heads of a group at once.
+
+    torch's attention reads them as far as the longest row goes: at 64 rows half the time of a pass.
+    """
+    config = target.decoder.config
+    before = config._attn_implementation
+    serves = target.device.type == "cpu" and target.dtype == torch.float32 and before == "sdpa" and kernels.available()
+    if serves:
+        config._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        if serves:
+            config._attn_implementation = before
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one query a row, as transformers asks for it: query [rows, heads, 1, width], key and value [rows,
+    groups, columns, width]; returns [rows, 1, heads, width]."""
+    (rows, heads, queries, width), groups = query.shape, key.shape[1]
+    own = {name for name, given in kwargs.items() if name in ("softcap", "s_aux", "position_bias") and given is not None}
+    if own or queries > 1 or attention_mask is None or width % kernels.lanes() or value.shape[3] != width:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    together = query.reshape(rows, groups, heads // groups, width)
+    mask = attention_mask.expand(rows, 1, heads // groups, -1)
+    found = kernels.attend(together, key, value, mask, width**-0.5 if scaling is None else scaling)
+    return found.reshape(rows, 1, heads, width), None
+
+
+AttentionInterface.register(_ATTENTION, _attend)
 
 
 @contextmanager

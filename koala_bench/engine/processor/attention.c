@@ -80,28 +80,46 @@ INLINE void attend_rows(const int rows, const struct head *h)
 OF(1) OF(2) OF(3) OF(4)
 static void (*const attend_of[])(const struct head *) = {attend_1, attend_2, attend_3, attend_4};
 
-// query [heads, rows, width] and out [rows, heads, width]; key, value [heads / group, keys, width]; mask [rows, keys]
-// is added to the scores, or NULL. Strides in elements; width is a multiple of LANES.
-void attend(
-    const float *query, long query_head, long query_row, const float *key, long key_head, long key_row,
-    const float *value, long value_head, long value_row, const float *mask, long mask_row, float *out, long heads,
-    long group, long rows, long keys, long width, float scale, int threads)
+// Keys from the last that any of the rows sees on are left out: a cache is as wide as the longest of its sequences.
+static long seen(const float *mask, long mask_row, long rows, long keys)
 {
-    long room = (keys + LANES - 1) / LANES * LANES;
+    for (long key = keys; key > 0; key--)
+        for (long row = 0; row < rows; row++)
+            if (mask[row * mask_row + key - 1] > -FLT_MAX / 2)
+                return key;
+    return keys;
+}
+
+struct place { long sequence, head, row; }; // strides in elements
+
+// query and out [sequences, heads, rows, width]; key, value [sequences, heads / group, keys, width]; mask
+// [sequences, rows, keys] is added to the scores, or NULL. Width is a multiple of LANES.
+void attend(
+    const float *query, struct place of_query, const float *key, struct place of_key, const float *value,
+    struct place of_value, const float *mask, struct place of_mask, float *out, struct place of_out, long sequences,
+    long heads, long group, long rows, long keys, long width, float scale, int threads)
+{
+    long most_room = (keys + LANES - 1) / LANES * LANES;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *scores = malloc(sizeof(float) * MOST * room);
+        float *scores = malloc(sizeof(float) * MOST * most_room);
 #pragma omp for schedule(static)
-        for (long at = 0; at < heads; at++)
+        for (long both = 0; both < sequences * heads; both++) {
+            long sequence = both / heads, at = both % heads;
             for (long row = 0; row < rows; row += MOST) {
-                struct head head = {
-                    query + at * query_head + row * query_row, key + at / group * key_head,
-                    value + at / group * value_head, mask ? mask + row * mask_row : NULL,
-                    out + (row * heads + at) * width, scores,
-                    query_row, key_row, value_row, mask_row, heads * width, keys, width, room, scale};
                 long now = rows - row < MOST ? rows - row : MOST;
+                const float *hidden = mask ? mask + sequence * of_mask.sequence + row * of_mask.row : NULL;
+                long used = hidden ? seen(hidden, of_mask.row, now, keys) : keys;
+                struct head head = {
+                    query + sequence * of_query.sequence + at * of_query.head + row * of_query.row,
+                    key + sequence * of_key.sequence + at / group * of_key.head,
+                    value + sequence * of_value.sequence + at / group * of_value.head, hidden,
+                    out + sequence * of_out.sequence + at * of_out.head + row * of_out.row, scores,
+                    of_query.row, of_key.row, of_value.row, of_mask.row, of_out.row, used, width,
+                    (used + LANES - 1) / LANES * LANES, scale};
                 attend_of[now - 1](&head);
             }
+        }
         free(scores);
     }
 }

@@ -18,11 +18,17 @@ from koala_bench.engine.processor.compiling import compiled
 _MOST_QUERIES = 64  # from some number of queries on, torch's attention is faster
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("products.c", "attention.c", "rows.c"))
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+
+
+class _Place(ctypes.Structure):
+    """Strides of a tensor [sequences, heads, rows, width]."""
+
+    _fields_ = (("sequence", _LONG), ("head", _LONG), ("row", _LONG))
+
+
 _SIGNATURES = {
     "linear": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT),
-    "attend": (
-        *(_POINTER, _LONG, _LONG) * 3, _POINTER, _LONG, _POINTER, *(_LONG,) * 5, _FLOAT, _INT,
-    ),
+    "attend": (*(_POINTER, _Place) * 5, *(_LONG,) * 6, _FLOAT, _INT),
     "rms_norm": (_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG),
     "gate": (_POINTER, _POINTER, _LONG, _LONG),
 }  # fmt: skip
@@ -85,28 +91,30 @@ def linear(
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Scaled dot product attention with grouped queries, float32 [1, heads, rows, width]; torch's own for more than 64
-    rows, whose bits differ.
+    """Scaled dot product attention with grouped queries, float32 [sequences, heads, rows, width]; torch's own for more
+    than 64 rows, whose bits differ.
 
     Args:
-        query: float32 [1, heads, rows, width]; ``width`` is a multiple of ``lanes()``.
-        key, value: float32 [1, groups, keys, width]; ``groups`` divides ``heads``.
-        mask: float32 [1, 1, rows, keys], added to the scores.
+        query: float32 [sequences, heads, rows, width]; ``width`` is a multiple of ``lanes()``.
+        key, value: float32 [sequences, groups, keys, width]; ``groups`` divides ``heads``.
+        mask: float32 [sequences, 1, rows, keys], added to the scores.
     """
-    _, heads, rows, width = query.shape
+    sequences, heads, rows, width = query.shape
     groups, keys = key.shape[1:3]
     if rows > _MOST_QUERIES:
         return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=heads != groups)
     query, key, value = (each if each.stride(3) == 1 else each.contiguous() for each in (query, key, value))
     mask = mask if mask is None or mask.stride(3) == 1 else mask.contiguous()
-    out = query.new_empty((1, rows, heads, width))
+    out = query.new_empty((sequences, rows, heads, width)).transpose(1, 2)
     _library().attend(  # type: ignore[union-attr]
-        query.data_ptr(), query.stride(1), query.stride(2), key.data_ptr(), key.stride(1), key.stride(2),
-        value.data_ptr(), value.stride(1), value.stride(2), None if mask is None else mask.data_ptr(),
-        0 if mask is None else mask.stride(2), out.data_ptr(), heads, heads // groups, rows, keys, width, scale,
-        torch.get_num_threads(),
+        *_placed(query), *_placed(key), *_placed(value), *_placed(mask), *_placed(out),
+        sequences, heads, heads // groups, rows, keys, width, scale, torch.get_num_threads(),
     )  # fmt: skip
-    return out.transpose(1, 2)
+    return out
+
+
+def _placed(tensor: torch.Tensor | None) -> tuple[int | None, _Place]:
+    return (None, _Place()) if tensor is None else (tensor.data_ptr(), _Place(*tensor.stride()[:3]))
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -30,14 +30,22 @@ INLINE vector least(vector a, vector b)
 
 INLINE vector most(vector a, vector b) { return -least(-a, -b); }
 
+// The sum of all lanes, the upper half added to the lower again and again.
 INLINE float total(vector value)
 {
+#if __has_builtin(__builtin_shufflevector) && LANES == 16
+    value += __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    value += __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    value += __builtin_shufflevector(value, value, 2, 3, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1);
+    return value[0] + value[1];
+#else
     float sums[LANES];
     store(sums, value);
     for (int step = LANES / 2; step; step /= 2)
         for (int lane = 0; lane < step; lane++)
             sums[lane] += sums[lane + step];
     return sums[0];
+#endif
 }
 
 // e ** x by halving the range (Cody and Waite) and the Taylor polynomial of degree 7; 0 below -87.

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=HELP
 )
 
-_TOGETHER = ("states", "train", "evaluate", "reproduce")  # commands that several processes can run together
+_TOGETHER = ("distill", "states", "train", "evaluate", "reproduce")  # commands that several processes can run together
 # Rounds that a thread of libgomp waits for the others before it sleeps. Its own number, 300,000, is milliseconds: two
 # threads beside a busy neighbour spend most of their time waiting in turn.
 _WAIT_ROUNDS = "1000"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from koala_bench.cli.app import REPRODUCE, command
 from koala_bench.cli.options import PASS, Shared, argument, option
+from koala_bench.errors import KoalaBenchError
 
 
 def named_folder(given: Path | None) -> Path | None:
@@ -85,6 +86,10 @@ def distill(
     from koala_bench.pretraining.corpus import read_source
     from koala_bench.training.experiment import load_preset_target
 
+    if source != SELF and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise KoalaBenchError(
+            f"distill --source {source} runs in one process.", "Start it without a launcher, or use --source self."
+        )
     chosen = options.resolved()
     target, template = load_preset_target(chosen)
     if source == SELF:

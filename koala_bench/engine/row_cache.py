@@ -156,8 +156,8 @@ def _attend(
     """Attention of one query a row, as transformers asks for it: query [rows, heads, 1, width], key and value [rows,
     groups, columns, width]; returns [rows, 1, heads, width]."""
     (rows, heads, queries, width), groups = query.shape, key.shape[1]
-    own = {name for name, given in kwargs.items() if name in ("softcap", "s_aux", "position_bias") and given is not None}
-    if own or queries > 1 or attention_mask is None or width % kernels.lanes() or value.shape[3] != width:
+    more = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    if more or queries > 1 or attention_mask is None or width % kernels.lanes() or value.shape[3] != width:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     together = query.reshape(rows, groups, heads // groups, width)
     mask = attention_mask.expand(rows, 1, heads // groups, -1)

@@ -166,11 +166,17 @@ def _stream(preset: Any, target: Any) -> Any:
 def test_a_command_that_writes_alone_refuses_to_be_launched(koala: Koala, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    done = koala("distill", "--out", "answers.jsonl")
+    done = koala("compare", "eagle")
     assert done.code == 2
     assert (
-        done.err == "koala-bench: distill runs in one process. Start it without a launcher; these can be launched:"
-        " states, train, evaluate, reproduce.\n"
+        done.err == "koala-bench: compare runs in one process. Start it without a launcher; these can be launched:"
+        " distill, states, train, evaluate, reproduce.\n"
+    )
+    done = koala("distill", "--out", "answers.jsonl")
+    assert (done.code, done.err) == (
+        2,
+        "koala-bench: distill --source documentation runs in one process. Start it without a launcher, or use --source"
+        " self.\n",
     )
 
 

@@ -38,11 +38,11 @@ def stored_states_of(
     """The states of a training's dialogues: those in the folder, or computed into it; of a target of which only the
     ends are here they must be there. Raises KoalaBenchError where they cannot be written, or are missing or others
     where they must be there."""
-    identity = {"target": fingerprint_of(target), "stream_sha256": stream.sha256, "held_out_sha256": held_out.sha256}
     dialogues, layers = [*stream.dialogues, *held_out.dialogues], layers_of(features)
+    fingerprint = fingerprint_of(target)
     if isinstance(target, Ends):
-        return open_states(dialogues, stream.max_tokens, layers, folder, identity)
-    return write_states(target, dialogues, stream.max_tokens, layers, folder, identity, group)
+        return open_states(dialogues, stream.max_tokens, layers, folder, fingerprint)
+    return write_states(target, dialogues, stream.max_tokens, layers, folder, fingerprint, group)
 
 
 def target_of_states(folder: Path) -> dict[str, str]:

@@ -1,25 +1,28 @@
-"""The target's states of a training's dialogues on disk: one pass of the target serves every epoch, seed and variant.
+"""The target's states of dialogues on disk: one pass of the target serves every epoch, seed and variant.
 
-A folder holds ``states.bin``, the states of all tokens dialogue by dialogue; ``likeliest.bin``, the target's next token
-at each; and ``states.json``, which identifies target and data. States are bfloat16 (float16 for a float16 target): 2
+A folder is of one target and grows: of a dialogue that is in it the states are never computed again, whatever data it
+comes with. ``states.bin`` holds the states of all tokens, dialogue behind dialogue; ``likeliest.bin`` the target's next
+token at each; ``dialogues.txt`` the hash of each dialogue's tokens and its first row; ``written-*.txt`` the hashes of
+those whose rows are there; ``states.json`` says of what target. States are bfloat16 (float16 for a float16 target): 2
 bytes per token, layer and dimension. Likeliest tokens are int32.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from koala_bench.common.files import doing, make_folder, sha256_of, write_text
+from koala_bench.common.files import doing, make_folder, write_text
 from koala_bench.common.process_group import ProcessGroup
 from koala_bench.common.progress import log_line, progress
 from koala_bench.common.reading import object_in
@@ -30,10 +33,9 @@ from koala_bench.errors import KoalaBenchError
 
 # Tokens of one pass, padding included: enough to fill two cores, and little beside the weights on a GPU.
 _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
-_NAMES = {"stream_sha256": "training data", "held_out_sha256": "held-out data"}
 STATE_BYTES = 2  # of a dimension, in either dtype
 _TOKEN_BYTES = 4  # of a likeliest token
-_VERSION = 2  # of the folder: 1 had no likeliest tokens
+_VERSION = 3  # of the folder: 1 had no likeliest tokens, 2 held the dialogues of one training
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,10 +45,10 @@ class StoredStates:
 
     Attributes:
         layers: which hidden states, as ``DraftHead.features``, in ascending order with -1 last.
-        starts: row of the first token of each dialogue and, last, the number of rows; int64 [dialogues + 1].
+        starts: row of the first token of each dialogue, int64 [dialogues].
         rows: [tokens, layers, hidden_size], bfloat16 or float16, mapped from the file.
         likeliest: int32 [tokens], mapped from its file: to find it again would cost the whole output layer.
-        sha256: of the states' file, for the manifest of what is trained on it.
+        sha256: of the dialogues' rows, for the manifest of what is trained on it.
     """
 
     layers: tuple[int, ...]
@@ -80,40 +82,36 @@ def write_states(
     max_tokens: int,
     layers: tuple[int, ...],
     folder: Path,
-    identity: dict[str, Any],
+    fingerprint: dict[str, str],
     group: ProcessGroup,
 ) -> StoredStates:
-    """Compute the states of all dialogues, or open the ones that are there; after a kill it goes on where it was.
+    """Compute the states of those dialogues that the folder lacks; after a kill it goes on where it was.
 
     A dialogue is read once, in passes of dialogues of similar length, which the processes of the group share out.
 
     Args:
         max_tokens: a dialogue is cut there.
         layers: as ``layers_of`` returns them.
-        identity: what the states depend on: target, dialogues, cut. States of another identity are computed anew.
+        fingerprint: hashes of the target. States of another one, or of fewer layers, are deleted.
 
     Raises:
         KoalaBenchError: the disk has no room for them, or they cannot be written.
     """
     dtype = "float16" if target.dtype == torch.float16 else "bfloat16"
-    starts = _starts(dialogues, max_tokens)
-    shape = [int(starts[-1]), len(layers), int(target.spec().hidden_size)]
-    wanted = {**identity, "version": _VERSION, "layers": list(layers), "dtype": dtype, "shape": shape}
-    found = read_states_manifest(folder)
-    if found is not None and _difference(found, identity, layers, starts) is None:
-        return _opened(folder, found, starts)
+    manifest = {
+        "target": fingerprint, "version": _VERSION, "layers": list(layers), "dtype": dtype,
+        "hidden_size": int(target.spec().hidden_size),
+    }  # fmt: skip
+    cut = [_cut(dialogue, max_tokens) for dialogue in dialogues]
     if group.first:
-        _make_room(folder, wanted)
+        _make_room(folder, manifest, cut)
     group.wait()
-    _compute(target, dialogues, max_tokens, _opened(folder, wanted, starts, writable=True), folder, group)
+    missing = sorted({each.sha256: at for at, each in enumerate(cut) if each.sha256 not in _written(folder)}.values())
+    group.wait()  # before anybody writes
+    if missing:
+        _compute(target, dialogues, max_tokens, missing, folder, group)
     group.wait()
-    if group.first:
-        digest = sha256_of(folder / "states.bin")
-        write_text(folder / "states.json", json.dumps({**wanted, "sha256": digest}, indent=2) + "\n")
-        for log in folder.glob("passes-*.txt"):
-            log.unlink()
-    group.wait()
-    return open_states(dialogues, max_tokens, layers, folder, identity)
+    return open_states(dialogues, max_tokens, layers, folder, fingerprint)
 
 
 def open_states(
@@ -121,42 +119,30 @@ def open_states(
     max_tokens: int,
     layers: tuple[int, ...],
     folder: Path,
-    identity: dict[str, Any],
+    fingerprint: dict[str, str],
 ) -> StoredStates:
     """Open states that were written before; arguments as for ``write_states``. Raises KoalaBenchError where there are
     none, or they are those of something else."""
-    starts, found = _starts(dialogues, max_tokens), read_states_manifest(folder)
-    different = "manifest" if found is None else _difference(found, identity, layers, starts)
+    found = read_states_manifest(folder)
+    remedy = "Write them with the same preset, --methods and --set: koala-bench states."
+    different = "manifest" if found is None else _difference(found, fingerprint, layers)
     if found is None or different is not None:
         raise KoalaBenchError(
-            f"The states in {folder} are not those of this training: their {different} differs.",
-            "Write them with the same preset, --methods and --set: koala-bench states.",
+            f"The states in {folder} are not those of this training: their {different} differs.", remedy
         )
-    return _opened(folder, found, starts)
+    cut = [_cut(dialogue, max_tokens) for dialogue in dialogues]
+    if lacking := {each.sha256 for each in cut} - _written(folder):
+        raise KoalaBenchError(f"The states in {folder} lack {len(lacking):,} of {len(cut):,} dialogues.", remedy)
+    states = _opened(folder, found, _places(folder), cut)
+    digest = hashlib.sha256()
+    for start, each in zip(states.starts.tolist(), cut, strict=True):
+        digest.update(states.rows[start : start + each.tokens].view(torch.int16).numpy().data)
+    return replace(states, sha256=digest.hexdigest())
 
 
 def read_states_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the finished states in a folder are of, or None if there are none."""
+    """Of what target the states in a folder are, or None if there are none."""
     return object_in(folder / "states.json")
-
-
-def _starts(dialogues: Sequence[EncodedDialogue], max_tokens: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    lengths = [min(len(dialogue.ids), max_tokens) for dialogue in dialogues]
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _difference(
-    found: dict[str, Any], identity: dict[str, Any], layers: tuple[int, ...], starts: np.ndarray[Any, Any]
-) -> str | None:
-    """In what stored states are not those that are wanted; None if they hold all that is."""
-    for key, value in {**identity, "version": _VERSION}.items():
-        if found.get(key) != value:
-            return _NAMES.get(key, key)
-    if not set(layers) <= set(found.get("layers", [])):
-        return "choice of hidden states"
-    shape = found.get("shape")
-    rows_fit = isinstance(shape, list) and len(shape) == 3 and shape[:2] == [int(starts[-1]), len(found["layers"])]
-    return None if rows_fit and found.get("dtype") in _DTYPES and "sha256" in found else "shape"
 
 
 def remove_states(folder: Path) -> None:
@@ -164,72 +150,137 @@ def remove_states(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Cut(NamedTuple):
+    """What is stored of a dialogue: hash and number of its tokens."""
+
+    sha256: str
+    tokens: int
+
+
+def _cut(dialogue: EncodedDialogue, max_tokens: int) -> _Cut:
+    ids = np.asarray(dialogue.ids[:max_tokens], dtype="<i4")
+    return _Cut(hashlib.sha256(ids.tobytes()).hexdigest(), len(ids))
+
+
+def _difference(found: dict[str, Any], fingerprint: dict[str, str], layers: tuple[int, ...]) -> str | None:
+    """In what stored states are not those that are wanted; None if they can serve."""
+    if found.get("version") != _VERSION or found.get("target") != fingerprint:
+        return "version" if found.get("version") != _VERSION else "target"
+    return None if set(layers) <= set(found.get("layers", [])) else "choice of hidden states"
+
+
+def _places(folder: Path) -> dict[str, tuple[int, int]]:
+    """First row and number of rows of each dialogue, by its hash, in the order of their rows."""
+    path = folder / "dialogues.txt"
+    lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+    return {name: (int(start), int(count)) for name, start, count in (line.split() for line in lines)}
+
+
+def _written(folder: Path) -> set[str]:
+    """Hashes of the dialogues whose rows are there; a line that a kill has cut matches none."""
+    return {line for log in folder.glob("written-*.txt") for line in log.read_text(encoding="ascii").split()}
+
+
 def _compute(
-    target: Target, dialogues: Sequence[EncodedDialogue], max_tokens: int, states: StoredStates, folder: Path,
+    target: Target,
+    dialogues: Sequence[EncodedDialogue],
+    max_tokens: int,
+    missing: Sequence[int],
+    folder: Path,
     group: ProcessGroup,
-) -> None:  # fmt: skip
-    """Fill the files, pass by pass; a pass is logged once its rows are written."""
-    lengths = np.diff(states.starts)
-    ordered = np.argsort(lengths, kind="stable").tolist()
-    passes = list(groups_of(ordered, lengths.tolist().__getitem__, _PASS_TOKENS[target.device.type]))
-    done = {int(line) for log in folder.glob("passes-*.txt") for line in log.read_text(encoding="ascii").split()}
-    own = [number for number in group.own(len(passes)) if number not in done]
+) -> None:
+    """Write the rows of dialogues, pass by pass; one is logged once its rows are written."""
+    manifest, places = read_states_manifest(folder), _places(folder)
+    assert manifest is not None
+    cut = {at: _cut(dialogues[at], max_tokens) for at in missing}
+    states = _opened(folder, manifest, places, [], writable=True)
+    ordered = sorted(missing, key=lambda at: cut[at].tokens)
+    passes = list(groups_of(ordered, lambda at: cut[at].tokens, _PASS_TOKENS[target.device.type]))
+    own = group.own(len(passes))
     tokens_done = 0
     with (
-        open(folder / f"passes-{group.rank}.txt", "a", encoding="ascii") as log,
+        open(folder / f"written-{group.rank}.txt", "a", encoding="ascii") as log,
         progress("states", len(own), "passes") as advance,
     ):
+        log.write("\n")  # behind a line that a kill has cut
         for number in own:
             batch = collate(dialogues, passes[number], max_tokens)
             computed = target.states(batch.ids.to(target.device), states.layers)
             for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
-                part = slice(states.starts[sample], states.starts[sample] + count)
+                start = places[cut[sample].sha256][0]
+                part = slice(start, start + count)
                 states.rows[part] = computed[row, :count].to("cpu", states.rows.dtype)
                 states.likeliest[part] = target.output(computed[row, :count, -1]).argmax(-1).to("cpu", torch.int32)
-            log.write(f"{number}\n")
+            log.write("".join(f"{cut[sample].sha256}\n" for sample in batch.samples))
             log.flush()
             tokens_done += int(batch.lengths.sum())
             advance(1, f"{tokens_done:,} tokens")
 
 
-def _make_room(folder: Path, wanted: dict[str, Any]) -> None:
-    """Prepare the folder; whatever is there of another identity goes."""
-    size = sum(_sizes(wanted).values())
-    plan = folder / "plan.json"
-    if object_in(plan) != wanted:
+def _make_room(folder: Path, manifest: dict[str, Any], cut: Sequence[_Cut]) -> None:
+    """Give every dialogue that has none a place; whatever is there of another target or of fewer layers goes."""
+    found = read_states_manifest(folder)
+    if found is None or _difference(found, manifest["target"], tuple(manifest["layers"])) is not None:
         remove_states(folder)
         make_folder(folder)
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise KoalaBenchError(
-                f"The target's states take {size / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free.",
-                "Free space, choose another --out, lower data.limit, or set training.stored_states=false.",
-            )
-        write_text(plan, json.dumps(wanted, indent=2) + "\n")
-        log_line(f"Computing the target's states once, {size / 1e6:,.0f} MB in {folder} ...")
-    else:
-        log_line(f"Going on with the target's states in {folder}.")
-    for name, size in _sizes(wanted).items():
+        found = manifest
+    places = _places(folder)
+    rows = _rows(places)
+    if places:
+        _check_sizes(folder, found, rows)
+    for each in cut:
+        if each.sha256 not in places:
+            places[each.sha256] = (rows, each.tokens)
+            rows += each.tokens
+    sizes = _sizes(found, rows)
+    own = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
+    more, free = sum(sizes.values()) - own, shutil.disk_usage(folder).free
+    if more > free:
+        raise KoalaBenchError(
+            f"The target's states take {more / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free.",
+            "Free space, choose another --out, lower data.limit, or set training.stored_states=false.",
+        )
+    written = _written(folder)
+    lacking = sum(tokens for name, (_, tokens) in places.items() if name not in written)
+    if lacking:
+        log_line(f"Computing the target's states of {lacking:,} of {rows:,} tokens once, in {folder} ...")
+    for name, size in sizes.items():
         with doing("write", folder / name, "Choose another --out."), open(folder / name, "ab") as handle:
             os.truncate(handle.fileno(), size)
+    write_text(folder / "dialogues.txt", "".join(f"{name} {at} {count}\n" for name, (at, count) in places.items()))
+    write_text(folder / "states.json", json.dumps(found, indent=2) + "\n")
 
 
-def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
+def _rows(places: dict[str, tuple[int, int]]) -> int:
+    return max((start + count for start, count in places.values()), default=0)
+
+
+def _sizes(manifest: dict[str, Any], rows: int) -> dict[str, int]:
     """Bytes of each file."""
-    rows, layers, width = manifest["shape"]
-    return {"states.bin": STATE_BYTES * rows * layers * width, "likeliest.bin": _TOKEN_BYTES * rows}
+    states = STATE_BYTES * rows * len(manifest["layers"]) * manifest["hidden_size"]
+    return {"states.bin": states, "likeliest.bin": _TOKEN_BYTES * rows}
 
 
 def _opened(
-    folder: Path, manifest: dict[str, Any], starts: np.ndarray[Any, np.dtype[np.int64]], writable: bool = False
+    folder: Path,
+    manifest: dict[str, Any],
+    places: dict[str, tuple[int, int]],
+    cut: Sequence[_Cut],
+    writable: bool = False,
 ) -> StoredStates:
-    for name, size in _sizes(manifest).items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")
+    total, layers = _rows(places), tuple(manifest["layers"])
+    _check_sizes(folder, manifest, total)
 
     def mapped(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_file(str(folder / name), shared=writable, size=size, dtype=dtype)
 
-    rows = mapped("states.bin", math.prod(manifest["shape"]), _DTYPES[manifest["dtype"]]).view(manifest["shape"])
-    likeliest = mapped("likeliest.bin", manifest["shape"][0], torch.int32)
-    return StoredStates(tuple(manifest["layers"]), starts, rows, likeliest, manifest.get("sha256", ""))
+    shape = (total, len(layers), int(manifest["hidden_size"]))
+    rows = mapped("states.bin", math.prod(shape), _DTYPES[manifest["dtype"]]).view(shape)
+    starts = np.array([places[each.sha256][0] for each in cut], dtype=np.int64)
+    return StoredStates(layers, starts, rows, mapped("likeliest.bin", total, torch.int32), "")
+
+
+def _check_sizes(folder: Path, manifest: dict[str, Any], rows: int) -> None:
+    for name, size in _sizes(manifest, rows).items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size < size:
+            raise KoalaBenchError(f"The states in {folder} are incomplete.", "Delete the folder to compute them again.")

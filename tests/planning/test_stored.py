@@ -24,10 +24,11 @@ def test_tokens_and_bytes_are_those_that_are_then_written(target: Target, target
     counted = tokens_to_store(preset, target, template)
     assert counted is not None
     write_training_states(preset, ["eagle3"], tmp_path / "states")
-    rows, layers, width = json.loads((tmp_path / "states" / "states.json").read_text())["shape"]
-    assert counted == pytest.approx(rows, rel=0.05)
+    manifest = json.loads((tmp_path / "states" / "states.json").read_text())
     needs = needs_of(preset, ["eagle3"], find_target(preset), 1)
-    assert needs.state_bytes == 2 * layers * width
+    assert needs.state_bytes == 2 * len(manifest["layers"]) * manifest["hidden_size"]
+    stored = (tmp_path / "states" / "states.bin").stat().st_size
+    assert counted == pytest.approx(stored / needs.state_bytes, rel=0.05)
     assert 0 < needs.ends_memory < needs.training_memory
 
 

@@ -112,7 +112,7 @@ def test_a_kill_loses_no_pass_and_processes_share_them(
     monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
     # The second of two processes does its share, as if it ran alone; then one process does the rest.
     monkeypatch.setattr(ProcessGroup, "wait", lambda self: None)
-    with pytest.raises(KoalaBenchError, match="manifest differs"):  # the first process has not finished
+    with pytest.raises(KoalaBenchError, match=r"lack \d+ of \d+ dialogues"):  # the first process has not finished
         write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, ProcessGroup(1, 2))
     counted = count_passes(monkeypatch)
     rest = write_states(target, talk, 64, (-1,), tmp_path / "killed", {}, SINGLE_PROCESS)
@@ -122,10 +122,36 @@ def test_a_kill_loses_no_pass_and_processes_share_them(
     assert rest.sha256 == whole.sha256
 
 
-def test_states_of_something_else_are_computed_anew(target: Target, tmp_path: Path) -> None:
-    first = write_states(target, dialogues(), 64, (-1,), tmp_path, {"stream": "a"}, SINGLE_PROCESS)
-    other = write_states(target, dialogues(12), 64, (-1,), tmp_path, {"stream": "b"}, SINGLE_PROCESS)
-    assert first.sha256 != other.sha256 and len(other.starts) == 13
+def test_a_folder_grows_and_no_dialogue_is_read_twice(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(states_module._PASS_TOKENS, "cpu", 64)
+    talk = dialogues()
+    few = write_states(target, talk[5:12], 64, (-1,), tmp_path, {}, SINGLE_PROCESS)
+    passes = count_passes(monkeypatch)
+    # Others before and behind them, one twice.
+    grown = write_states(target, [*talk, talk[6]], 64, (-1,), tmp_path, {}, SINGLE_PROCESS)
+    missing = sorted(len(each.ids) for each in [*talk[:5], *talk[12:]])
+    expected = len(list(groups_of(range(len(missing)), missing.__getitem__, 64)))
+    assert passes[0] == expected
+    again = write_states(target, talk[5:12], 64, (-1,), tmp_path, {}, SINGLE_PROCESS)
+    assert passes[0] == expected
+    assert again.sha256 == few.sha256 != grown.sha256
+    assert grown.sha256 != write_states(target, talk, 64, (-1,), tmp_path, {}, SINGLE_PROCESS).sha256
+    wanted = make_stream(talk, [str(i) for i in range(len(talk))], 128, 64, seed=0).batch(0)
+    read, _ = grown.read(wanted, torch.device("cpu"), torch.float32)
+    alone = target.states(wanted.ids)
+    for row, length in enumerate(wanted.lengths.tolist()):
+        torch.testing.assert_close(read[row, :length], alone[row, :length], rtol=1e-2, atol=1e-2)
+
+
+def test_states_of_another_target_are_computed_anew(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write_states(target, dialogues(), 64, (-1,), tmp_path, {"target": "a"}, SINGLE_PROCESS)
+    passes = count_passes(monkeypatch)
+    other = write_states(target, dialogues(12), 64, (-1,), tmp_path, {"target": "b"}, SINGLE_PROCESS)
+    assert passes[0] and len(first.rows) > len(other.rows) and len(other.starts) == 12
 
 
 def test_a_disk_without_room_and_a_cut_file_are_told_in_a_line(

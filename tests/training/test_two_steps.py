@@ -127,23 +127,20 @@ def test_tensors_of_the_layers_are_not_read(target_folder: Path, monkeypatch: py
     assert sorted(set(read)) == ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"]
 
 
-def test_states_of_other_data_or_heads_are_refused_in_a_line(
-    target: Target, target_folder: Path, tmp_path: Path
-) -> None:
+def test_states_that_are_not_there_are_refused_in_a_line(target: Target, target_folder: Path, tmp_path: Path) -> None:
     data, states = conversations(tmp_path), tmp_path / "states"
     with pytest.raises(KoalaBenchError, match=r"no finished states.*koala-bench states"):
         train_from_states(small(target_folder, data), ["eagle"], states, tmp_path / "heads")
     write_training_states(small(target_folder, data), ["eagle"], states)
-    for methods, setting, said in (
-        (["eagle3"], "data.probes=1", "choice of hidden states"),
-        (["eagle"], "data.limit=50", "training data"),
-        (["eagle"], "data.held_out=1", "held-out data"),
-    ):
-        before = (states / "states.json").read_bytes()
-        with pytest.raises(KoalaBenchError, match=f"their {said} differs"):
-            train_from_states(small(target_folder, data, setting), methods, states, tmp_path / "heads")
-        assert (states / "states.json").read_bytes() == before, "nothing is lost"
-    train_from_states(small(target_folder, data), ["eagle"], states, tmp_path / "heads")
+    before = (states / "states.json").read_bytes()
+    with pytest.raises(KoalaBenchError, match="their choice of hidden states differs"):
+        train_from_states(small(target_folder, data), ["eagle3"], states, tmp_path / "heads")
+    longer = small(target_folder, data, "data.max_tokens=200")
+    with pytest.raises(KoalaBenchError, match=r"lack \d+ of \d+ dialogues"):
+        train_from_states(longer, ["eagle"], states, tmp_path / "heads")
+    assert (states / "states.json").read_bytes() == before, "nothing is lost"
+    fewer = small(target_folder, data, "data.limit=50")  # of the same dialogues
+    train_from_states(fewer, ["eagle"], states, tmp_path / "heads")
     assert (tmp_path / "heads" / "eagle" / "model.safetensors").is_file()
 
 

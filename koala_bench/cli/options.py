@@ -133,7 +133,15 @@ class Shared:
         return ['target.weights_sha256=""', *([] if named else ["target.chat_template=auto"])]
 
     def folder(self, kind: str, preset: Preset) -> Path:
-        """The folder of --out, or one named after what is run."""
+        """The folder of --out, or one named after what is run.
+
+        Raises:
+            KoalaBenchError: --out names a record.
+        """
+        if self.out is not None and self.out.suffix == ".jsonl":
+            raise KoalaBenchError(
+                f"--out {self.out} is the name of a file.", "Name a folder; the record is its records.jsonl."
+            )
         return self.out if self.out is not None else default_folder(kind, preset, self.quick)
 
     def heads(self, given: Path | None, preset: Preset) -> Path:

@@ -157,13 +157,19 @@ def limits_of_named_gpu(dtype: torch.dtype) -> Limits:
     return Limits(_NAMED_BYTES, FLOP_SHARE * (_NAMED_FLOP if dtype.itemsize == 2 else _NAMED_SINGLE_FLOP))
 
 
-def least_hours(limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs) -> Hours:
+def least_hours(
+    limits: Limits, preset: Preset, methods: Sequence[str], needs: Needs, stored_tokens: int | None = None
+) -> Hours:
     """Lower bound: 2 FLOP per parameter and token for the target, 6 for trained ones, and those of the soft labels; a
     step reads all weights.
+
+    Args:
+        stored_tokens: as for ``hours_at``.
     """
     trained = sum(head.parameters + head.discriminator for head in needs.heads if head.shares is None)
-    of_token = 2 * needs.target_parameters + 6 * trained + needs.label_flop
-    training = needs.training_tokens * of_token / limits.flop_per_s
+    read = needs.training_tokens if stored_tokens is None or not needs.training_tokens else stored_tokens
+    flop = read * 2 * needs.target_parameters + needs.training_tokens * (6 * trained + needs.label_flop)
+    training = flop / limits.flop_per_s
     step = needs.target_parameters * dtype_of(preset).itemsize / limits.bytes_per_s
     drafting = len([name for name in methods if name != VANILLA])
     first, second = (needs.answer_tokens * step * (1 + drafting / length) for length in (1, 2))

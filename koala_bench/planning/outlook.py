@@ -136,7 +136,7 @@ def _hours(
             f" sheet, if all of {limits.bytes_per_s / 1e12:.1f} TB/s and {FLOP_SHARE:.0%} of"
             f" {limits.flop_per_s / FLOP_SHARE / 1e12:,.0f} TFLOP/s are got."
         )
-        return least_hours(limits, preset, methods, needs), f"{which} {_WITHOUT}"
+        return least_hours(limits, preset, methods, needs, tokens), f"{which} {_WITHOUT}"
     if loaded is not None:
         absent = {head.name for head in needs.heads if head.model and not models[head.model].at_hand}
         lacking = absent & set(methods)
@@ -156,4 +156,4 @@ def _hours(
         f" {limits.flop_per_s / 1e9:,.1f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
     )
     said = f"At least, by arithmetic: {which}; the weights are not here to be measured. {_WITHOUT}"
-    return least_hours(limits, preset, methods, needs), said
+    return least_hours(limits, preset, methods, needs, tokens), said

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 
 import koala_bench.engine.loading.fingerprints as fingerprints
 from koala_bench.engine.loading.fingerprints import computation_sha256, weight_files, weights_sha256
@@ -85,3 +85,11 @@ def test_only_the_files_that_the_index_names_are_weights(tmp_path: Path, kind: s
 def test_without_files_the_tensors_tell(tmp_path: Path) -> None:
     one, other = tiny_target(tmp_path / "a"), tiny_target(tmp_path / "b", seed=1)
     assert weights_sha256(None, one.model) == weights_sha256(None, one.model) != weights_sha256(None, other.model)
+
+
+def test_a_configuration_that_needs_arguments_has_a_hash() -> None:
+    class Strict(LlamaConfig):
+        def __init__(self, hidden_size: int, **others: Any) -> None:
+            super().__init__(hidden_size=hidden_size, **others)
+
+    assert computation_sha256(Strict(64)) != computation_sha256(Strict(128))

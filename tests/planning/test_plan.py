@@ -245,6 +245,8 @@ def test_hours_follow_from_steps() -> None:
     least = least_hours(Limits(40.0, 10.0), preset, ["vanilla", "a"], needs)
     assert least.training == pytest.approx(2000 * 20 / 10 / 3600)
     assert least.decoding == pytest.approx((1 * 2, 1 * 1.5))
+    stored = least_hours(Limits(40.0, 10.0), preset, ["vanilla", "a"], needs, stored_tokens=500)
+    assert stored.training == pytest.approx(500 * 20 / 10 / 3600)  # no head is trained here
 
 
 def test_a_pace_has_every_method_and_every_trained_head_once(preset: Preset, target_folder: Path) -> None:

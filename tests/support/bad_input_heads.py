@@ -71,7 +71,7 @@ TRAINING = [
     Case(
         "an output folder that is a file",
         "train SMALL --methods medusa --out questions.jsonl",
-        "questions.jsonl/heads",
+        "questions.jsonl",
         "--out",
     ),
     Case("an unwritable output folder", TRAIN, "out", "--out", link("out", UNWRITABLE)),

@@ -9,6 +9,7 @@ OBJECTIVE = TRAIN + " --set methods.medusa.objective=koala --set methods.medusa.
 
 OPTIONS = [
     Case("a limit of zero", "evaluate --limit 0", "'--limit'", "evaluate --help."),
+    Case("a file for a folder", "evaluate --out new.jsonl", "new.jsonl is the name of a file", "records.jsonl"),
     Case("negative layers", "train --layers -1", "'--layers'", "train --help."),
     Case("a word for a number", "reproduce table1 --max-new-tokens many", "'--max-new-tokens'", "reproduce --help."),
     Case("half a repeat", "evaluate --repeats 1.5", "'--repeats'", "evaluate --help."),

@@ -65,12 +65,21 @@ def computation_sha256(config: Any) -> str:
 
 
 def _own_settings(config: Any) -> dict[str, Any]:
-    has_default = not getattr(config, "has_no_defaults_at_init", False)
-    default = json.loads(type(config)().to_json_string(use_diff=False)) if has_default else {}
-    found = _other_values(json.loads(config.to_json_string(use_diff=False)), default)
+    found = _other_values(json.loads(config.to_json_string(use_diff=False)), _defaults(type(config)))
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
     parts = {name: _own_settings(part) for name, part in parts.items() if hasattr(part, "to_json_string")}
     return {**found, **parts, "model_type": config.model_type}
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The values of a configuration's class; none where it cannot be made without arguments."""
+    if getattr(kind, "has_no_defaults_at_init", False):
+        return {}
+    try:
+        usual = kind()
+    except (TypeError, ValueError):
+        return {}
+    return dict(json.loads(usual.to_json_string(use_diff=False)))
 
 
 def _other_values(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def write_figure1(runs: Sequence[Run], out_dir: Path, methods: Sequence[str] | N
         for (left, right), rows in zip(axes, shown, strict=True):
             target = f"{names[rows[0].target]}\n" if len(shown) > 1 else ""
             _bars(left, rows, [row.speedup for row in rows], f"{target}speedup (x)")
-            _bars(right, rows, [row.acceptance_length for row in rows], f"{target}acceptance length (tokens per step)")
+            _bars(right, rows, [row.acceptance_length for row in rows], f"{target}tokens per step")
         return figure
 
     return save(draw, out_dir, "figure1")

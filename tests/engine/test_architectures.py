@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.ends import load_ends
@@ -33,7 +34,10 @@ def test_the_page_lists_every_family() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_decoded_as_the_page_says(family: str, tmp_path: Path) -> None:
     engines = ("eager",) if family in RECORDED_ALIKE else ("eager", "graph")
-    assert listed()[family].startswith(row(family, tmp_path, engines))
+    found = row(family, tmp_path, engines)
+    assert "DIFFERENT" not in found
+    if f"transformers {transformers.__version__}" in PAGE.read_text(encoding="utf-8"):
+        assert listed()[family].startswith(found)
 
 
 @pytest.mark.exhaustive

@@ -47,13 +47,13 @@ def write_tiny_gguf(file: Path, original: Path, architecture: str = "llama") -> 
     writer.add_vocab_size(config.vocab_size)
     vocabulary = tiny_tokenizer().get_vocab()
     # GGUF cannot hold a list of no merges; the end of text is one that tokenizers of this kind add where it is missing.
-    tokens = [*sorted(vocabulary, key=vocabulary.__getitem__), "th", "<|endoftext|>"]
+    tokens = [*sorted(vocabulary, key=vocabulary.__getitem__), "th", "he", "<|endoftext|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types(
         [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 4) + [gguf.TokenType.CONTROL]
     )
-    writer.add_token_merges(["t h"])
+    writer.add_token_merges(["t h", "h e"])  # transformers 5.17 takes a list of one for a text
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

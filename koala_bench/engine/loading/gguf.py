@@ -170,6 +170,8 @@ def _read(file: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # the tokenizers library knows no other kind
         raise _unreadable(file, error) from error
+    if (end := _end_of_text(file)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     # save_pretrained refuses what calls itself quantised, and config.quantization_config would have it dequantised once
     # more.
     del model.config.quantization_config
@@ -178,6 +180,14 @@ def _read(file: Path) -> tuple[Any, Any]:
     whole.tie_weights()
     whole.generation_config = model.generation_config
     return whole, tokenizer
+
+
+def _end_of_text(file: Path) -> int | None:
+    """The id of the token that ends texts; some versions of transformers take the one that begins them for it."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.eos_token_id")
+    return None if field is None else int(field.contents())
 
 
 def _unreadable(file: Path, error: Exception) -> KoalaBenchError:

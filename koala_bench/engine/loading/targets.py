@@ -96,6 +96,8 @@ def read_model(
         whole = AutoConfig.from_pretrained(source, revision=revision)
         text = whole.get_text_config(decoder=True)
         _refuse_unsupported(name, text)
+        if attention == "sdpa" and getattr(text, "attn_logit_softcapping", None):
+            raise _no_attention(name, attention)  # some versions of transformers leave the cap out without a word
         if dtype == torch.float64 and _experts(text):
             options["experts_implementation"] = "eager"  # the grouped products of the others know no float64
         options |= {"dtype": dtype, "attn_implementation": attention, "revision": revision}
@@ -135,11 +137,15 @@ def _experts(config: Any) -> int:
     return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
 
 
+def _no_attention(name: str, attention: str) -> KoalaBenchError:
+    remedy = "Use --attention eager." if attention == "sdpa" else "Use --attention sdpa or eager."
+    return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", remedy)
+
+
 def _refusal(name: str, attention: str, error: Exception) -> KoalaBenchError:
     """A loading error as one line with its remedy; most come from the hub."""
     if attention != "eager" and "attn_implementation" in str(error):
-        remedy = "Use --attention eager." if attention == "sdpa" else "Use --attention sdpa or eager."
-        return KoalaBenchError(f"transformers has no attention '{attention}' for {name}.", remedy)
+        return _no_attention(name, attention)
     remedy = "Check --target, log in with HF_TOKEN for gated models, or give the path of a downloaded copy."
     if isinstance(error, ImportError):
         remedy = "Install the package that it names, or use a copy of the target that is not quantised."

@@ -9,6 +9,7 @@ bytes per token, layer and dimension. Likeliest tokens are int32.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 STATE_BYTES = 2  # of a dimension, in either dtype
 _TOKEN_BYTES = 4  # of a likeliest token
 _VERSION = 3  # of the folder: 1 had no likeliest tokens, 2 held the dialogues of one training
+_FILES = ("states.json", "states.bin", "likeliest.bin", "dialogues.txt", "written-*.txt")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -106,7 +108,8 @@ def write_states(
     if group.first:
         _make_room(folder, manifest, cut)
     group.wait()
-    missing = sorted({each.sha256: at for at, each in enumerate(cut) if each.sha256 not in _written(folder)}.values())
+    written = _written(folder)
+    missing = sorted({each.sha256: at for at, each in enumerate(cut) if each.sha256 not in written}.values())
     group.wait()  # before anybody writes
     if missing:
         _compute(target, dialogues, max_tokens, missing, folder, group)
@@ -146,8 +149,12 @@ def read_states_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def remove_states(folder: Path) -> None:
-    """Delete stored states; a folder that is not there is fine."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete stored states, and their folder if nothing else is in it; one that is not there is fine."""
+    for name in _FILES:
+        for path in folder.glob(name):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 class _Cut(NamedTuple):

@@ -17,7 +17,7 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.training import states as states_module
 from koala_bench.training.experiment import train_heads
-from koala_bench.training.states import layers_of, write_states
+from koala_bench.training.states import layers_of, remove_states, write_states
 from tests.support.small_runs import conversations, preset_for
 
 METHODS = ["medusa", "eagle+koala", "eagle3"]
@@ -143,6 +143,18 @@ def test_a_folder_grows_and_no_dialogue_is_read_twice(
     alone = target.states(wanted.ids)
     for row, length in enumerate(wanted.lengths.tolist()):
         torch.testing.assert_close(read[row, :length], alone[row, :length], rtol=1e-2, atol=1e-2)
+
+
+def test_only_states_are_deleted(target: Target, tmp_path: Path) -> None:
+    write_states(target, dialogues(4), 64, (-1,), tmp_path / "own", {}, SINGLE_PROCESS)
+    remove_states(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+    (tmp_path / "thesis.tex").write_text("ten years")
+    write_states(target, dialogues(4), 64, (-1,), tmp_path, {"target": "a"}, SINGLE_PROCESS)
+    write_states(target, dialogues(4), 64, (-1,), tmp_path, {"target": "b"}, SINGLE_PROCESS)
+    remove_states(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    remove_states(tmp_path / "absent")
 
 
 def test_states_of_another_target_are_computed_anew(

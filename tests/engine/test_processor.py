@@ -67,6 +67,27 @@ def test_attention(heads: int, groups: int, width: int, rows: int, keys: int) ->
 
 
 @needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_of_several_sequences_as_long_as_each_is(threads: int) -> None:
+    lengths = torch.tensor([1, 50, 17, 33])
+    query, key, value = drawn(4, 6, 3, 32), drawn(4, 2, 50, 32, seed=1), drawn(4, 2, 50, 32, seed=2)
+    hidden = torch.arange(50)[None, None, None] >= lengths[:, None, None, None]
+    mask = torch.zeros(4, 1, 3, 50).masked_fill(hidden, torch.finfo(torch.float32).min)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = kernels.attend(query, key, value, mask, 0.2)
+    finally:
+        torch.set_num_threads(before)
+    for row, length in enumerate(lengths.tolist()):
+        own = slice(row, row + 1)
+        alone = kernels.attend(query[own], key[own, :, :length], value[own, :, :length], None, 0.2)
+        assert torch.equal(found[own], alone), "keys behind those that are seen change no bit"
+    expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.2, enable_gqa=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
 @pytest.mark.parametrize("size", [1e-20, 1.0, 50.0, 1e4])
 def test_norms_and_gates(size: float) -> None:
     x, weight = size * drawn(1, 5, 70), drawn(70)

@@ -28,9 +28,11 @@ from koala_bench.dialogues.distilling.questions import (
 from koala_bench.dialogues.distilling.sampling import SelfDialogues, SelfOptions
 from koala_bench.dialogues.encoding import ChatTemplate, chat_template, encode_prompt
 from koala_bench.engine.loading.targets import load_target
+from koala_bench.engine.processor import kernels
 from koala_bench.engine.row_cache import RowCache, packed_layers
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
+from koala_bench.testing import tiny_config, tiny_target
 
 OPTIONS = SelfOptions(seed=3, turns=2, max_new_tokens=8, rows=3, question_tokens=24)
 
@@ -214,9 +216,32 @@ def test_a_target_that_asks_nothing_usable_is_one_clear_error(target64: Target) 
         SelfDialogues(target64, template, SelfOptions(0, 9, 64, 1), set(), EvaluationText([]))
 
 
-@torch.inference_mode()
 def test_rows_of_different_lengths_get_the_logits_of_each_alone(target64: Target) -> None:
-    cache = RowCache(target64, 3, 80)
+    rows_are_as_alone(target64, 1e-10)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no C compiler")
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_so_they_do_in_float32_where_each_reads_its_own_keys_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_heads: int
+) -> None:
+    target = tiny_target(tmp_path, tiny_config(hidden_size=64, num_key_value_heads=kv_heads), "float32")
+    called, real = [0], kernels.attend
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        called[0] += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(kernels, "attend", counted)
+    rows_are_as_alone(target, 1e-4)
+    assert called[0] == 60 * target.layers
+    assert target.decoder.config._attn_implementation == "sdpa"
+
+
+@torch.inference_mode()
+def rows_are_as_alone(target: Target, atol: float) -> None:
+    """Steps of a batch whose rows grow, begin anew and move, against each text in a pass of its own."""
+    cache = RowCache(target, 3, 80)
     prefix, draw = [5, 6, 7], torch.Generator().manual_seed(0)
     shared = cache.read_prefix(prefix)
     texts = [list(prefix) for _ in range(3)]
@@ -236,8 +261,8 @@ def test_rows_of_different_lengths_get_the_logits_of_each_alone(target64: Target
         for row, text in enumerate(texts):
             text.append(int(tokens[row]))
             if step % 10 == 9:
-                alone = target64.output(target64.states(torch.tensor([text]))[0, -1, -1])
-                torch.testing.assert_close(logits[row], alone, rtol=0, atol=1e-10)
+                alone = target.output(target.states(torch.tensor([text]))[0, -1, -1])
+                torch.testing.assert_close(logits[row], alone, rtol=0, atol=atol)
 
 
 @torch.inference_mode()

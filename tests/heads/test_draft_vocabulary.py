@@ -167,7 +167,7 @@ def test_a_name_cuts_the_head_of_another_method() -> None:
     method = preset.method("eagle+vocab2k")
     assert (method.head, method.tree, method.draft_vocabulary, preset.trained_as("eagle+vocab2k")) == (
         "eagle",
-        "small/6",
+        "small/4",
         2048,
         "eagle",
     )

@@ -72,7 +72,7 @@ TRAINING = [
         "an output folder that is a file",
         "train SMALL --methods medusa --out questions.jsonl",
         "questions.jsonl",
-        "--out",
+        "records.jsonl",
     ),
     Case("an unwritable output folder", TRAIN, "out", "--out", link("out", UNWRITABLE)),
     Case("training on a full disk", TRAIN, "out/heads", "Free space", folder("out/heads"), full_disk),

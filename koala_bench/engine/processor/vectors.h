@@ -13,6 +13,10 @@
 #define REGISTERS 16
 #endif
 
+#ifndef __has_builtin // gcc before 10
+#define __has_builtin(name) 0
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vector __attribute__((vector_size(4 * LANES)));

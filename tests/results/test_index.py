@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[2] / "results"
 ROWS = {
     row[0].split("]")[0].strip("["): row for row in table_rows((ROOT / "README.md").read_text(encoding="utf-8"))[1:]
 }
-FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "runs")
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "runs"}
 
 
 def test_every_folder_is_listed() -> None:
-    assert sorted(ROWS) == FOLDERS
+    assert set(ROWS) >= FOLDERS
+    assert all((ROOT / name).is_dir() for name in ROWS)
 
 
 def headers(folder: Path) -> list[dict[str, object]]:
@@ -27,7 +28,7 @@ def headers(folder: Path) -> list[dict[str, object]]:
     return [*found, *(json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("device-report.json"))]
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", sorted(ROWS))
 def test_the_commit_is_that_of_the_record(name: str) -> None:
     commit, found = ROWS[name][3], headers(ROOT / name)
     assert commit.endswith("*") == (not found)
@@ -35,17 +36,10 @@ def test_the_commit_is_that_of_the_record(name: str) -> None:
     assert not codes or any(str(code["commit"]).startswith(commit) for code in codes)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", sorted(ROWS))
 def test_the_numbers_are_those_of_the_pages(name: str) -> None:
     pages = [path for path in (ROOT / name).rglob("*.md") if path.name != "README.md"]
     text = re.sub(r"[*,]", "", "\n".join(path.read_text(encoding="utf-8") for path in pages))
     for number in re.findall(r"[+-]?\d+\.\d+x? (?:% )?\[[^]]*\]|\d+\.\d+", ROWS[name][4]):
         wanted = re.sub(r"(x| %)? \[", " [", number).replace(",", "")
         assert wanted in text, f"{number} of {name} is on none of its pages"
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / name / "README.md" for name in FOLDERS)], ids=str)
-def test_every_link_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
-    assert links or page.parent.name == "regression"
-    assert not [link for link in links if not (page.parent / link).exists()]

@@ -8,7 +8,7 @@ every run.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,9 +102,22 @@ class Summary:
         return self.name.endswith(_KOALA)
 
 
-def _original(method: MethodInfo, names: Sequence[str]) -> str | None:
-    name = method["name"].removesuffix(_KOALA) if method["name"].endswith(_KOALA) else method["head"]
-    return name if name in names and name != method["name"] else None
+def _original(name: str, methods: Mapping[str, MethodInfo], names: Sequence[str]) -> str | None:
+    """The method that the changes of another are against: its name without ``+koala``, the one called like its head,
+    or of the same head the first one without an objective that has the fewest layers."""
+    method = methods[name]
+    if name.endswith(_KOALA):
+        found = name.removesuffix(_KOALA)
+    elif method["head"] in names:
+        found = str(method["head"])
+    else:
+        plain = [each for each in names if methods[each]["head"] == method["head"] and not _objective(methods[each])]
+        found = min(plain, key=lambda each: methods[each]["layers"], default=name)
+    return found if found in names and found != name else None
+
+
+def _objective(method: MethodInfo) -> bool:
+    return method["adversarial"] or "objective" in method
 
 
 def first_difference(turn: TurnLine, vanilla: TurnLine) -> Difference | None:
@@ -298,7 +311,7 @@ def _summary(chosen: Sample, name: str) -> Summary:
     return Summary(
         target=runs[0].header["target"]["name"],
         method=method,
-        original=_original(method, chosen.names),
+        original=_original(name, runs[0].methods, chosen.names),
         turns=len(every),
         failed=tuple(turn for turn in every if turn["error"] is not None),
         counted=len(chosen.common) * len(runs),
@@ -313,7 +326,7 @@ def _summary(chosen: Sample, name: str) -> Summary:
         ),
         draft_overhead=None if method["head"] is None else _overhead(turns),
         distance=math.fsum(distances) / len(distances) if distances else None,
-        **_intervals(chosen, name, _original(method, chosen.names)),
+        **_intervals(chosen, name, _original(name, runs[0].methods, chosen.names)),
     )
 
 

@@ -20,7 +20,8 @@ from koala_bench.results.tables.columns import known
 from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
 
 RECORD = "records.jsonl"
-TABLES = ("table1", "table2", "table3", "leaderboard")
+_OF_PARTS = ("table3", "table-layers", "table-objectives")
+TABLES = ("table1", "table2", *_OF_PARTS, "leaderboard")
 FIGURES = ("depth", "layers", "categories", "training", "oracle", "cost")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
@@ -32,7 +33,7 @@ class Sources:
     Attributes:
         main: the record of the folder itself, if there is one; on the preset's own questions.
         processes: records of the same evaluation in further processes, pooled with the main one in Table 1.
-        seeds: records of other training seeds, for Table 3.
+        seeds: records of other training seeds, for tables by part.
         tasks: records of the question files of Table 2 or the leaderboard; where there are none, the main record takes
             their place.
         log: of the training of the main record's heads.
@@ -57,9 +58,9 @@ class Sources:
         if name in ("table2", "leaderboard", "categories"):
             pooled = name in TABLES  # a figure is of one process
             return [path for path in self.tasks if pooled or not path.parent.name.startswith("process-")] or main
-        if name in ("table1", "table3"):
+        if name in ("table1", *_OF_PARTS):
             main += self.processes
-        return [*main, *self.seeds] if name == "table3" else main
+        return [*main, *self.seeds] if name in _OF_PARTS else main
 
 
 def _each_process(folder: Path) -> tuple[Path, ...]:

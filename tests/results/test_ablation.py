@@ -61,10 +61,10 @@ def test_every_part_is_measured_alone_and_on_top_of_the_other(tmp_path: Path) ->
     chosen = sample([of_seed(tmp_path, 0)])
     rows = effects(chosen, summaries_of(chosen))
     assert [(each.method, each.against, each.added) for each in rows] == [
-        ("eagle+layers", "eagle", "layers"),
+        ("eagle+layers", "eagle", "2 layers"),
         ("eagle+adversarial", "eagle", "adversarial term"),
         ("eagle+koala", "eagle", "both"),
-        ("eagle+koala", "eagle+adversarial", "layers"),
+        ("eagle+koala", "eagle+adversarial", "2 layers"),
         ("eagle+koala", "eagle+layers", "adversarial term"),
     ]
     lengths = {name: chosen.value(chosen.length(name)) for name in METHODS}
@@ -83,15 +83,34 @@ def test_another_objective_is_a_part_of_its_own(tmp_path: Path) -> None:
     chosen = sample([read_run(write_run(tmp_path / "run.jsonl", header=header))])
     rows = effects(chosen, summaries_of(chosen))
     assert [(each.method, each.against, each.added) for each in rows] == [
-        ("eagle+layers", "eagle", "layers"),
+        ("eagle+layers", "eagle", "2 layers"),
         ("eagle+adversarial", "eagle", "adversarial term"),
         ("eagle+lk", "eagle", "rejection"),
         ("eagle+lk+layers", "eagle", "both"),
-        ("eagle+lk+layers", "eagle+lk", "layers"),
+        ("eagle+lk+layers", "eagle+lk", "2 layers"),
         ("eagle+lk+layers", "eagle+layers", "rejection"),
     ]
     only = [each for each in summaries_of(chosen) if each.name in ("vanilla", "eagle", "eagle+lk+layers")]
     assert [each.added for each in effects(chosen, only)] == ["both"]
+
+
+def test_each_number_of_layers_is_a_part_also_of_a_method_not_called_like_its_head(
+    tmp_path: Path, paper: Paper
+) -> None:
+    header = make_header(["vanilla", "eagle", "eagle+layers", "eagle@4", "eagle2", "eagle2@3"])
+    for method in header["methods"]:
+        if method["name"].startswith("eagle2"):
+            method["head"] = "eagle_two"
+    runs = [read_run(write_run(tmp_path / "run.jsonl", header=header))]
+    chosen = sample(runs)
+    rows = effects(chosen, summaries_of(chosen))
+    assert [(each.method, each.against, each.added) for each in rows] == [
+        ("eagle+layers", "eagle", "2 layers"),
+        ("eagle@4", "eagle", "4 layers"),
+        ("eagle2@3", "eagle2", "3 layers"),
+    ]
+    write_table(runs, tmp_path, read_table_spec(REPRODUCE / "table-layers.toml"), paper)
+    assert {path.name for path in tmp_path.glob("table*")} == {f"table-layers.{kind}" for kind in ("md", "tex", "csv")}
 
 
 def test_seeds_are_pooled_and_their_spread_widens_the_interval(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Sample, Summary
 from koala_bench.results.tables.rendering import Grid, with_interval
 
-_Parts = tuple[bool, str | None]  # more layers, the objective beside the head's own
+_Parts = tuple[int, str | None]  # layers, the objective beside the head's own
 _ADVERSARIAL = "adversarial term"
 _CHANGES = {"Change of τ": 3, "Change of τ (%)": 1, "Change of speedup (x)": 3, "Change of speedup (%)": 1}  # digits
 
@@ -36,13 +36,13 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
     measured = [each for each in summaries if each.method["head"] is not None and each.name in chosen.totals]
     found = []
     for head in (each for each in measured if each.original is None):
-        variants: dict[_Parts, str] = {(False, None): head.name}
+        few = head.method["layers"]
+        variants: dict[_Parts, str] = {(few, None): head.name}
         for each in measured:
             if each.original == head.name:
-                more = each.method["layers"] > head.method["layers"]
                 objective = _ADVERSARIAL if each.method["adversarial"] else each.method.get("objective")
-                variants.setdefault((more, objective), each.name)
-        for new, old, added in _contrasts(variants):
+                variants.setdefault((max(each.method["layers"], few), objective), each.name)
+        for new, old, added in _contrasts(variants, few):
             if new in variants and old in variants:
                 changes = (
                     chosen.interval(change(measure(variants[new]), measure(variants[old])))
@@ -53,15 +53,18 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
     return found
 
 
-def _contrasts(variants: Iterable[_Parts]) -> Iterator[tuple[_Parts, _Parts, str]]:
+def _contrasts(variants: Iterable[_Parts], few: int) -> Iterator[tuple[_Parts, _Parts, str]]:
     """Each part alone, both, and each on top of the other; KOALA's own objective before all others."""
-    yield (True, None), (False, None), "layers"
+    counts = sorted({layers for layers, _ in variants} - {few})
     objectives = dict.fromkeys([_ADVERSARIAL, *(objective for _, objective in variants if objective)])
+    for many in counts:
+        yield (many, None), (few, None), f"{many} layers"
     for objective in objectives:
-        yield (False, objective), (False, None), objective
-        yield (True, objective), (False, None), "both"
-        yield (True, objective), (False, objective), "layers"
-        yield (True, objective), (True, None), objective
+        yield (few, objective), (few, None), objective
+        for many in counts:
+            yield (many, objective), (few, None), "both"
+            yield (many, objective), (few, objective), f"{many} layers"
+            yield (many, objective), (many, None), objective
 
 
 def effects_grid(of_targets: Sequence[tuple[str, Sequence[Effect]]]) -> Grid:

@@ -30,12 +30,12 @@ from koala_bench.results.tables.published import Paper, TableSpec
 from koala_bench.results.tables.rendering import Grid, Note, csv_of, frame_of, to_latex, to_markdown
 from koala_bench.results.tables.tasks import TaskRows, is_named, rows_by_task, rows_of
 
-# By what a table's rows are grouped -> its name and its caption.
+# By what a table's rows are grouped -> the name of its files, and its title.
 _TABLES = {
-    "target": ("Table 1", "Speedup and acceptance length"),
-    "task": ("Table 2", "Speedup by task"),
-    "part": ("Table 3", "What the parts of KOALA are worth"),
-    "method": ("Leaderboard", "Speedup by method and task"),
+    "target": ("table1", "Table 1: speedup and acceptance length"),
+    "task": ("table2", "Table 2: speedup by task"),
+    "part": ("table3", "Table 3: what the parts of KOALA are worth"),
+    "method": ("leaderboard", "Leaderboard: speedup by method and task"),
 }
 _MORE = "More of each method"
 
@@ -74,12 +74,12 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     covers = min((group.sample.covers for group in groups), key=lambda each: each["questions"])
     further = [] if spec.picked else _further(rows, groups, names, spec, paper)
     further += [*external_table(runs, spec, paper), *exceptions(measured)]
-    name, caption = _TABLES[spec.by]
+    name, title = (own or usual for own, usual in zip((spec.name, spec.title), _TABLES[spec.by], strict=True))
     several = spec.picked or len(names) > 1
     main = leaderboard(rows) if spec.by == "method" and not spec.picked else grid(rows, spec.columns)
     return SetTable(
-        name=name.lower().replace(" ", ""),
-        title=f"{name}: {caption[0].lower()}{caption[1:]}{_where(runs)}",
+        name=name,
+        title=title + _where(runs),
         grid=_of_targets(main, several),
         further=[(title, _of_targets(table, several)) for title, table in further if table.rows],
         notes=notes_of(measured, spec, paper, remarks, covers),
@@ -155,7 +155,7 @@ def _of_targets(table: Grid, several: bool) -> Grid:
 
 def _caption(table: SetTable) -> tuple[str, str]:
     """The caption of the LaTeX, and the line under it."""
-    caption = f"{table.title.partition(': ')[2]}. In bold the best speedup of a lossless method."
+    caption = f"{table.title.rpartition(': ')[2]}. In bold the best speedup of a lossless method."
     if any(note.alarm for note in table.notes):
         caption += f" This table is incomplete: see {table.name}.md."
     over = over_in_words(table.covers)

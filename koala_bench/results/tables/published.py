@@ -31,6 +31,7 @@ class TableSpec(_Strict):
     Attributes:
         by: what its rows are grouped by: Table 1 by target, Table 2 by task, Table 3 by part of KOALA; the leaderboard
             has a row per method and a column per task.
+        name, title: of its files and above it, for a table besides those four.
         methods: rows of each group, in this order.
         questions: the question set of the paper's table.
         columns: names out of ``COLUMNS``: few, for a text width and a screen.
@@ -43,6 +44,8 @@ class TableSpec(_Strict):
     """
 
     by: Literal["target", "task", "part", "method"] = "target"
+    name: str | None = None
+    title: str | None = None
     methods: tuple[str, ...]
     questions: str | None = None
     columns: tuple[str, ...]

@@ -35,7 +35,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @needs_compiler
 @pytest.mark.parametrize(("count", "width"), [(1, 1), (5, 3), (48, 16), (100, 33), (257, 64), (4096, 96)])
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 40])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 10, 11, 26, 40])
 def test_linear_layers(count: int, width: int, rows: int) -> None:
     x, weight, bias, other = drawn(1, rows, width), drawn(count, width), drawn(count), drawn(1, rows, count)
     packed = kernels.in_blocks(weight)

@@ -6,8 +6,13 @@
 
 #include "vectors.h"
 
-#define MOST 6 // rows at once: two sums of each, in registers; more was slower where there are 32 registers too
-#define AHEAD 64 // columns to prefetch: the processor's own prefetching stops at each page
+#define MOST (REGISTERS > 16 ? 10 : 6) // rows at once: two sums of each, in registers
+// Columns to prefetch, since the processor's own prefetching stops at each page. A few rows wait for the memory, and
+// take the next columns into the first cache; with more, arithmetic and memory take as long as one another and run side
+// by side only if columns come into the second cache well before their turn.
+#define FEW 5
+#define NEAR 64
+#define FAR 600
 #define WORTH 65536 // multiplications from which on a second thread pays
 
 int lanes(void) { return LANES; }
@@ -23,8 +28,13 @@ INLINE void block(
     for (; column + 1 < width; column += 2) {
         const float *place = weight + column * LANES;
         vector first = *(const vector *)place, second = *(const vector *)(place + LANES);
-        __builtin_prefetch(place + AHEAD * LANES);
-        __builtin_prefetch(place + (AHEAD + 1) * LANES);
+        if (rows <= FEW) {
+            __builtin_prefetch(place + NEAR * LANES);
+            __builtin_prefetch(place + (NEAR + 1) * LANES);
+        } else {
+            __builtin_prefetch(place + FAR * LANES, 0, 2);
+            __builtin_prefetch(place + (FAR + 1) * LANES, 0, 2);
+        }
         for (int row = 0; row < rows; row++) {
             even[row] += first * x[row * width + column];
             odd[row] += second * x[row * width + column + 1];
@@ -45,22 +55,25 @@ INLINE void block(
 #define OF(n) static __attribute__((noinline)) void block_of_##n( \
     const float *x, long width, const float *weight, const float *bias, const float *other, float *out, long count, \
     long used) { block(n, x, width, weight, bias, other, out, count, used); }
-OF(1) OF(2) OF(3) OF(4) OF(5) OF(6)
+OF(1) OF(2) OF(3) OF(4) OF(5) OF(6) OF(7) OF(8) OF(9) OF(10)
 static void (*const block_of[])(
     const float *, long, const float *, const float *, const float *, float *, long, long) = {
-    block_of_1, block_of_2, block_of_3, block_of_4, block_of_5, block_of_6};
+    block_of_1, block_of_2, block_of_3, block_of_4, block_of_5, block_of_6, block_of_7, block_of_8, block_of_9,
+    block_of_10};
 
 // x [rows, width], bias [count] or NULL, other [rows, count] or NULL, out [rows, count].
 void linear(
     const float *x, long rows, long width, const float *weight, long count, const float *bias, const float *other,
     float *out, int threads)
 {
-    long blocks = (count + LANES - 1) / LANES;
+    if (rows == 0)
+        return;
+    long blocks = (count + LANES - 1) / LANES, times = (rows + MOST - 1) / MOST, most = (rows + times - 1) / times;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * width * count > WORTH)
     for (long at = 0; at < blocks; at++) {
         long start = at * LANES, used = count - start < LANES ? count - start : LANES;
-        for (long row = 0; row < rows; row += MOST) {
-            long now = rows - row < MOST ? rows - row : MOST;
+        for (long row = 0; row < rows; row += most) {
+            long now = rows - row < most ? rows - row : most;
             block_of[now - 1](
                 x + row * width, width, weight + start * width, bias ? bias + start : NULL,
                 other ? other + row * count + start : NULL, out + row * count + start, count, used);

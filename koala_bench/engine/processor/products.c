@@ -6,7 +6,13 @@
 
 #include "vectors.h"
 
-#define MOST (REGISTERS > 16 ? 10 : 6) // rows at once: two sums of each, in registers
+#if REGISTERS > 16 // rows at once: two sums of each, in registers
+#define MOST 10
+#define EACH(of) of(1) of(2) of(3) of(4) of(5) of(6) of(7) of(8) of(9) of(10)
+#else
+#define MOST 6
+#define EACH(of) of(1) of(2) of(3) of(4) of(5) of(6)
+#endif
 // Columns to prefetch, since the processor's own prefetching stops at each page. A few rows wait for the memory, and
 // take the next columns into the first cache; with more, arithmetic and memory take as long as one another and run side
 // by side only if columns come into the second cache well before their turn.
@@ -55,11 +61,10 @@ INLINE void block(
 #define OF(n) static __attribute__((noinline)) void block_of_##n( \
     const float *x, long width, const float *weight, const float *bias, const float *other, float *out, long count, \
     long used) { block(n, x, width, weight, bias, other, out, count, used); }
-OF(1) OF(2) OF(3) OF(4) OF(5) OF(6) OF(7) OF(8) OF(9) OF(10)
+EACH(OF)
+#define NAME(n) block_of_##n,
 static void (*const block_of[])(
-    const float *, long, const float *, const float *, const float *, float *, long, long) = {
-    block_of_1, block_of_2, block_of_3, block_of_4, block_of_5, block_of_6, block_of_7, block_of_8, block_of_9,
-    block_of_10};
+    const float *, long, const float *, const float *, const float *, float *, long, long) = {EACH(NAME)};
 
 // x [rows, width], bias [count] or NULL, other [rows, count] or NULL, out [rows, count].
 void linear(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import Graph, Node
 
+from koala_bench.engine.choices import pick_before_spreading
 from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
 from koala_bench.engine.processor import fusing as processor_fusing
 from koala_bench.engine.processor import kernels
@@ -88,7 +89,7 @@ def lower(graph: Graph, constants: dict[str, Any], layouts: Layouts) -> dict[str
     lay_out = partial(_lay_out_products, layouts=layouts)
     steps: tuple[Callable[[Graph, dict[str, Any]], None], ...] = (
         _drop_grad_modes, _merge_duplicates, _fold_constants, _drop_no_ops, _merge_duplicates, _fuse_norms,
-        _fuse_rotations, lay_out, _join_rotations, *_kernels(constants), _call_methods,
+        _fuse_rotations, pick_before_spreading, lay_out, _join_rotations, *_kernels(constants), _call_methods,
     )  # fmt: skip
     for step in steps:
         step(graph, constants)
@@ -456,7 +457,8 @@ _FUNCTIONS = {
     _aten.stack.default: torch.stack, _aten.linear.default: torch._C._nn.linear,
     _aten.embedding.default: torch.embedding,
     _aten.scaled_dot_product_attention.default: torch._C._nn.scaled_dot_product_attention,
-    _aten.topk.default: torch.topk, _aten.index_select.default: torch.index_select, _aten.pad.default: torch._C._nn.pad,
+    _aten.topk.default: torch.topk, _aten.take.default: torch.take,
+    _aten.index_select.default: torch.index_select, _aten.pad.default: torch._C._nn.pad,
 }  # fmt: skip
 
 

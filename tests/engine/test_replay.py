@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from koala_bench.common.draft_vocabulary import DraftVocabulary
 from koala_bench.decoding.acceptance import SpeculativeSampling
 from koala_bench.decoding.loop import decode
 from koala_bench.decoding.sampling import Sampling
@@ -377,3 +378,27 @@ def test_scores_of_tokens_that_are_not_drafted_agree() -> None:
     for other in (torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.5, float("-inf"), 2.0]), scores * float("nan")):
         with pytest.raises(UntraceableError):
             compare(scores, other, half=False)
+
+
+@pytest.mark.parametrize("log_probabilities", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_tokens_are_picked_among_those_that_can_be_drafted(count: int, log_probabilities: bool) -> None:
+    """With more picks than tokens to draft, impossible ones are among them, as without a recording."""
+    vocabulary = DraftVocabulary(torch.tensor([7, 2, 40, 11]), 50)
+
+    def picks(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        spread = vocabulary.spread(scores)
+        top = (torch.log_softmax(spread, dim=-1) if log_probabilities else spread).topk(count, dim=-1)
+        return top.values, top.indices
+
+    recorded = Recorded(picks, ((0,),), Layouts())
+    for rows in (3, 2, 1):
+        scores = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows))
+        with torch.inference_mode():
+            (values, tokens), (expected, other) = recorded(scores), picks(scores)
+        torch.testing.assert_close(values, expected)
+        assert tokens.shape == other.shape
+        assert torch.equal(tokens[:, :4], other[:, :4])
+    assert recorded.refusal is None
+    used = set().union(*(recording.replay.func.__code__.co_names for (recording,) in recorded._recordings.values()))  # type: ignore[attr-defined]
+    assert ("index_copy" in used) == (count > 4)

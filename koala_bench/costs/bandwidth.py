@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from koala_bench.engine.processor import kernels
 from koala_bench.engine.target import Target
 from koala_bench.engine.timing import seconds_of
 
@@ -50,7 +51,12 @@ def bandwidth_of(device: torch.device) -> Bandwidth:
 
 def weight_bytes(target: Target) -> int:
     """Bytes of the weights that a pass reads at least: of an input embedding that is not the output layer too, only a
-    few rows."""
+    few rows; of float32 weights that are bfloat16 numbers, what the processor's kernels keep of them."""
     embedding, output = target.model.get_input_embeddings().weight, target.model.get_output_embeddings().weight
-    apart = 0 if embedding is output else embedding.numel()
-    return target.dtype.itemsize * (target.parameters - int(apart))
+    shrinks = target.engine == "graph" and (target.device.type, target.dtype) == ("cpu", torch.float32)
+    shrinks = shrinks and kernels.available()
+    return sum(
+        weight.numel() * (2 if shrinks and weight.ndim == 2 and kernels.is_half(weight) else target.dtype.itemsize)
+        for weight in target.model.parameters()
+        if weight is not embedding or embedding is output
+    )

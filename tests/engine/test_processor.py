@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from koala_bench.costs.bandwidth import weight_bytes
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.lowering import Layouts
@@ -50,6 +51,16 @@ def test_linear_layers(count: int, width: int, rows: int) -> None:
         kernels.linear(strided, packed, None, None, count), F.linear(strided, weight), rtol=1e-4, atol=1e-4
     )
     assert kernels.linear(x[:, :0], packed, bias, None, count).shape == (1, 0, count)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 10, 11])
+def test_weights_of_bfloat16_take_half_the_memory_and_give_the_same_bits(rows: int) -> None:
+    weight, x = drawn(64, 33).bfloat16().float(), drawn(rows, 33)
+    half, whole = kernels.in_blocks(weight), kernels.in_blocks(torch.cat([weight, drawn(1, 33)]))
+    assert (half.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
+    found = kernels.linear(x, half, None, None, 64)
+    assert torch.equal(found, kernels.linear(x, whole, None, None, 65)[:, :64])
 
 
 @needs_compiler
@@ -108,12 +119,19 @@ def test_a_replayed_verification_is_the_models(tmp_path: Path, family: str) -> N
 
 
 @needs_compiler
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_a_verification_has_the_bits_of_vanilla_decoding(tmp_path: Path, kv_heads: int) -> None:
+@pytest.mark.parametrize(("kv_heads", "rounded"), [(4, False), (2, False), (1, False), (2, True)])
+def test_a_verification_has_the_bits_of_vanilla_decoding(tmp_path: Path, kv_heads: int, rounded: bool) -> None:
     """Not only up to rounding: so nearly equal scores of two tokens never fall the other way."""
     _, graph = pair(
         tmp_path, tiny_config(hidden_size=64, num_hidden_layers=3, num_key_value_heads=kv_heads), dtype="float32"
     )
+    before = weight_bytes(graph)
+    if rounded:  # to bfloat16, as checkpoints are
+        with torch.no_grad():
+            for weight in graph.model.parameters():
+                weight.copy_(weight.bfloat16())
+    vectors = sum(weight.numel() for weight in graph.model.parameters() if weight.ndim == 1)
+    assert weight_bytes(graph) == (before // 2 + 2 * vectors if rounded else before)
     tokens, ids = torch.arange(TREE.nodes) * 7 + 5, torch.tensor(PROMPT)
     cache = graph.new_cache(64)
     graph.prefill(ids, cache)

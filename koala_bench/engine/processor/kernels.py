@@ -27,7 +27,7 @@ class _Place(ctypes.Structure):
 
 
 _SIGNATURES = {
-    "linear": (_POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT),
+    "linear": (_POINTER, _LONG, _LONG, _POINTER, _INT, _LONG, _POINTER, _POINTER, _POINTER, _INT),
     "attend": (*(_POINTER, _Place) * 5, *(_LONG,) * 6, _FLOAT, _INT),
     "rms_norm": (_POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG),
     "gate": (_POINTER, _POINTER, _LONG, _LONG),
@@ -54,9 +54,16 @@ def lanes() -> int:
     return int(_library().lanes())  # type: ignore[union-attr]
 
 
+def is_half(weight: torch.Tensor) -> bool:
+    """Whether each number of a float32 tensor is one of bfloat16 too, as those of most checkpoints are."""
+    few = weight.flatten()[:64]
+    return all(torch.equal(each.bfloat16().float(), each) for each in (few, weight))  # most others differ in the few
+
+
 def in_blocks(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [count, width] as ``linear`` reads it: blocks of outputs, [blocks, width, lanes], the last one filled
-    with zeros."""
+    """A float32 weight [count, width] as ``linear`` reads it: blocks of outputs, [blocks, width, lanes], the last one
+    filled with zeros; in bfloat16, of which there is half as much to read, where that loses nothing."""
+    weight = weight.bfloat16() if is_half(weight) else weight
     size, (count, width) = lanes(), weight.shape
     whole = count // size
     found = weight.new_zeros((-(-count // size), width, size))
@@ -82,8 +89,9 @@ def linear(
     if other is not None:
         other = other.contiguous()
     _library().linear(  # type: ignore[union-attr]
-        x.data_ptr(), x.numel() // width, width, weight.data_ptr(), count, None if bias is None else bias.data_ptr(),
-        None if other is None else other.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+        x.data_ptr(), x.numel() // width, width, weight.data_ptr(), weight.dtype == torch.bfloat16, count,
+        None if bias is None else bias.data_ptr(), None if other is None else other.data_ptr(), out.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 

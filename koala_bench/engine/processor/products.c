@@ -1,7 +1,7 @@
 // Linear layers of few rows, out = x @ weight.T + bias + other, bound by the memory that the weights come from.
 //
 // Weights [count, width] are stored as blocks of LANES outputs, [blocks, width, LANES], so that each thread reads one
-// straight stream. An output is the sum of its even and its odd columns, each in order, however many rows there are:
+// straight stream; in bfloat16 where that loses nothing. An output is the sum of its even and its odd columns, each in order, however many rows there are:
 // a row gets the same bits alone and among others.
 
 #include "vectors.h"
@@ -16,30 +16,39 @@
 // Columns to prefetch, since the processor's own prefetching stops at each page. A few rows wait for the memory, and
 // take the next columns into the first cache; with more, arithmetic and memory take as long as one another and run side
 // by side only if columns come into the second cache well before their turn.
-#define FEW 5
+#define FEW 5 // of half the bytes half as many
 #define NEAR 64
 #define FAR 600
 #define WORTH 65536 // multiplications from which on a second thread pays
 
 int lanes(void) { return LANES; }
 
-INLINE void block(
-    const int rows, const float *x, long width, const float *weight, const float *bias, const float *other, float *out,
-    long count, long used)
+// The weights of LANES outputs at a column.
+INLINE vector weights_at(const int half, const void *weights, long column)
 {
+    if (half) // bfloat16 is the upper half of float32
+        return (vector)(__builtin_convertvector(((const upper *)weights)[column], whole) << 16);
+    return ((const vector *)weights)[column];
+}
+
+INLINE void block(
+    const int rows, const int half, const float *x, long width, const void *weights, const float *bias,
+    const float *other, float *out, long count, long used)
+{
+    const long size = LANES * (half ? sizeof(short) : sizeof(float));
     vector even[MOST], odd[MOST];
     for (int row = 0; row < rows; row++)
         even[row] = odd[row] = (vector){0};
     long column = 0;
     for (; column + 1 < width; column += 2) {
-        const float *place = weight + column * LANES;
-        vector first = *(const vector *)place, second = *(const vector *)(place + LANES);
-        if (rows <= FEW) {
-            __builtin_prefetch(place + NEAR * LANES);
-            __builtin_prefetch(place + (NEAR + 1) * LANES);
+        vector first = weights_at(half, weights, column), second = weights_at(half, weights, column + 1);
+        const char *place = (const char *)weights + column * size;
+        if (rows * (half ? 2 : 1) <= FEW) {
+            __builtin_prefetch(place + NEAR * size);
+            __builtin_prefetch(place + (NEAR + 1) * size);
         } else {
-            __builtin_prefetch(place + FAR * LANES, 0, 2);
-            __builtin_prefetch(place + (FAR + 1) * LANES, 0, 2);
+            __builtin_prefetch(place + FAR * size, 0, 2);
+            __builtin_prefetch(place + (FAR + 1) * size, 0, 2);
         }
         for (int row = 0; row < rows; row++) {
             even[row] += first * x[row * width + column];
@@ -48,7 +57,7 @@ INLINE void block(
     }
     if (column < width)
         for (int row = 0; row < rows; row++)
-            even[row] += *(const vector *)(weight + column * LANES) * x[row * width + column];
+            even[row] += weights_at(half, weights, column) * x[row * width + column];
     for (int row = 0; row < rows; row++) {
         vector sum = even[row] + odd[row];
         for (int lane = 0; lane < LANES; lane++)
@@ -58,18 +67,21 @@ INLINE void block(
 }
 
 // One function for each number of rows, so that the compiler keeps all sums of each in registers.
-#define OF(n) static __attribute__((noinline)) void block_of_##n( \
-    const float *x, long width, const float *weight, const float *bias, const float *other, float *out, long count, \
-    long used) { block(n, x, width, weight, bias, other, out, count, used); }
+#define ARGUMENTS const float *x, long width, const void *weights, const float *bias, const float *other, float *out, \
+    long count, long used
+#define OF(n) \
+    static __attribute__((noinline)) void block_of_##n(ARGUMENTS) \
+    { block(n, 0, x, width, weights, bias, other, out, count, used); } \
+    static __attribute__((noinline)) void half_of_##n(ARGUMENTS) \
+    { block(n, 1, x, width, weights, bias, other, out, count, used); }
 EACH(OF)
-#define NAME(n) block_of_##n,
-static void (*const block_of[])(
-    const float *, long, const float *, const float *, const float *, float *, long, long) = {EACH(NAME)};
+#define NAMES(n) {block_of_##n, half_of_##n},
+static void (*const block_of[][2])(ARGUMENTS) = {EACH(NAMES)};
 
-// x [rows, width], bias [count] or NULL, other [rows, count] or NULL, out [rows, count].
+// x [rows, width], bias [count] or NULL, other [rows, count] or NULL, out [rows, count]; half: weights in bfloat16.
 void linear(
-    const float *x, long rows, long width, const float *weight, long count, const float *bias, const float *other,
-    float *out, int threads)
+    const float *x, long rows, long width, const void *weights, int half, long count, const float *bias,
+    const float *other, float *out, int threads)
 {
     if (rows == 0)
         return;
@@ -77,10 +89,11 @@ void linear(
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * width * count > WORTH)
     for (long at = 0; at < blocks; at++) {
         long start = at * LANES, used = count - start < LANES ? count - start : LANES;
+        const char *place = (const char *)weights + start * width * (half ? sizeof(short) : sizeof(float));
         for (long row = 0; row < rows; row += most) {
             long now = rows - row < most ? rows - row : most;
-            block_of[now - 1](
-                x + row * width, width, weight + start * width, bias ? bias + start : NULL,
+            block_of[now - 1][half](
+                x + row * width, width, place, bias ? bias + start : NULL,
                 other ? other + row * count + start : NULL, out + row * count + start, count, used);
         }
     }

@@ -22,6 +22,7 @@
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4))); // anywhere in memory
 typedef int whole __attribute__((vector_size(4 * LANES)));
+typedef unsigned short upper __attribute__((vector_size(2 * LANES))); // halves of as many numbers
 
 INLINE vector load(const float *place) { return (vector)*(const loose *)place; }
 INLINE void store(float *place, vector value) { *(loose *)place = (loose)value; }

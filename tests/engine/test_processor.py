@@ -5,6 +5,8 @@ without a compiler.
 from __future__ import annotations
 
 import dis
+import platform
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +145,29 @@ def test_a_verification_has_the_bits_of_vanilla_decoding(tmp_path: Path, kv_head
         assert torch.equal(alone[0], logits[node])
         assert torch.equal(states[0], hidden[node])
         cache.commit([0])
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="options of another processor's compiler")
+@pytest.mark.parametrize("narrower", ["", "-mno-avx512f", "-mno-fma -mno-avx512f", "-mno-avx"])
+def test_a_row_has_the_same_bits_in_any_company_whatever_the_processor(
+    anew: pytest.MonkeyPatch, tmp_path: Path, narrower: str
+) -> None:
+    anew.setenv("XDG_CACHE_HOME", str(tmp_path))
+    anew.setenv("CC", f"{shlex.join(compiling.compiler() or ())} {narrower}")
+    compiling.compiler.cache_clear()
+    compiling.compiler_version.cache_clear()
+    assert kernels.available()
+    weight = kernels.in_blocks(drawn(190, 33))
+    for rows in (2, 3, 5, 6, 10, 11):
+        x, query = drawn(rows, 33), drawn(1, 4, rows, 32)
+        keys, values = drawn(1, 2, 50, 32, seed=1), drawn(1, 2, 50, 32, seed=2)
+        products = kernels.linear(x, weight, None, None, 190)
+        attended = kernels.attend(query, keys, values, torch.zeros(1, 1, rows, 50), 0.3)
+        for row in range(rows):
+            one = slice(row, row + 1)
+            assert torch.equal(kernels.linear(x[one], weight, None, None, 190), products[one])
+            assert torch.equal(kernels.attend(query[:, :, one], keys, values, None, 0.3), attended[:, :, one])
 
 
 @needs_compiler

@@ -26,7 +26,7 @@ INLINE void attend_rows(const int rows, const struct head *h)
         for (long at = 0; at < h->width; at += LANES) {
             vector part = load(h->key + key * h->key_row + at);
             for (int row = 0; row < rows; row++)
-                sums[row] += part * load(h->query + row * h->query_row + at);
+                sums[row] = fused(part, load(h->query + row * h->query_row + at), sums[row]);
         }
         for (int row = 0; row < rows; row++)
             h->scores[row * h->room + key] =
@@ -61,14 +61,14 @@ INLINE void attend_rows(const int rows, const struct head *h)
                 for (int part = 0; part < SPAN; part++) {
                     vector value = load(h->value + key * h->value_row + at + part * LANES);
                     for (int row = 0; row < rows; row++)
-                        sums[row][part] += value * h->scores[row * h->room + key];
+                        sums[row][part] = fused(value, all(h->scores[row * h->room + key]), sums[row][part]);
                 }
         else
             for (long key = 0; key < h->keys; key++)
                 for (int part = 0; part < span; part++) {
                     vector value = load(h->value + key * h->value_row + at + part * LANES);
                     for (int row = 0; row < rows; row++)
-                        sums[row][part] += value * h->scores[row * h->room + key];
+                        sums[row][part] = fused(value, all(h->scores[row * h->room + key]), sums[row][part]);
                 }
         for (int row = 0; row < rows; row++)
             for (int part = 0; part < span; part++)

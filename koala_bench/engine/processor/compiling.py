@@ -19,7 +19,7 @@ from koala_bench.common.files import cache_folder, replacing
 from koala_bench.common.progress import log_line
 from koala_bench.errors import KoalaBenchError
 
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
 
 @cache

@@ -51,13 +51,13 @@ INLINE void block(
             __builtin_prefetch(place + (FAR + 1) * size, 0, 2);
         }
         for (int row = 0; row < rows; row++) {
-            even[row] += first * x[row * width + column];
-            odd[row] += second * x[row * width + column + 1];
+            even[row] = fused(first, all(x[row * width + column]), even[row]);
+            odd[row] = fused(second, all(x[row * width + column + 1]), odd[row]);
         }
     }
     if (column < width)
         for (int row = 0; row < rows; row++)
-            even[row] += weights_at(half, weights, column) * x[row * width + column];
+            even[row] = fused(weights_at(half, weights, column), all(x[row * width + column]), even[row]);
     for (int row = 0; row < rows; row++) {
         vector sum = even[row] + odd[row];
         for (int lane = 0; lane < LANES; lane++)

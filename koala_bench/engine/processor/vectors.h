@@ -1,5 +1,8 @@
 // Vectors of the width that the processor has, and the exponential.
 #pragma once
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
 #include <stddef.h>
 
 #if defined(__AVX512F__)
@@ -26,6 +29,21 @@ typedef unsigned short upper __attribute__((vector_size(2 * LANES))); // halves 
 
 INLINE vector load(const float *place) { return (vector)*(const loose *)place; }
 INLINE void store(float *place, vector value) { *(loose *)place = (loose)value; }
+
+INLINE vector all(float number) { return number - (vector){0}; }
+
+// a * b + c, rounded once where the processor can. Compilers are told not to choose (-ffp-contract=off): they choose one
+// way in one function and the other way in the next, and a row would not get the same bits in both.
+INLINE vector fused(vector a, vector b, vector c)
+{
+#if defined(__FMA__) && LANES == 16
+    return (vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && LANES == 8
+    return (vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
 
 INLINE vector least(vector a, vector b)
 {
@@ -58,16 +76,16 @@ INLINE vector exponential(vector x)
 {
     const float log2 = 1.44269504f, high = 0.693359375f, low = -2.12194440e-4f, magic = 12582912.0f; // 1.5 * 2 ** 23
     whole kept = x >= -87.0f;
-    x = least(most(x, (vector){0} - 87.0f), (vector){0} + 88.0f);
-    vector times = (x * log2 + magic) - magic;
-    vector y = (x - times * high) - times * low;
-    vector sum = y * (1.0f / 5040) + 1.0f / 720;
-    sum = sum * y + 1.0f / 120;
-    sum = sum * y + 1.0f / 24;
-    sum = sum * y + 1.0f / 6;
-    sum = sum * y + 0.5f;
-    sum = sum * y + 1.0f;
-    sum = sum * y + 1.0f;
+    x = least(most(x, all(-87.0f)), all(88.0f));
+    vector times = fused(x, all(log2), all(magic)) - magic;
+    vector y = fused(times, all(-low), fused(times, all(-high), x));
+    vector sum = fused(y, all(1.0f / 5040), all(1.0f / 720));
+    sum = fused(sum, y, all(1.0f / 120));
+    sum = fused(sum, y, all(1.0f / 24));
+    sum = fused(sum, y, all(1.0f / 6));
+    sum = fused(sum, y, all(0.5f));
+    sum = fused(sum, y, all(1.0f));
+    sum = fused(sum, y, all(1.0f));
     whole power = (__builtin_convertvector(times, whole) + 127) << 23;
     return (vector)((whole)(sum * (vector)power) & kept);
 }

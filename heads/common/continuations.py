@@ -46,7 +46,7 @@ class Lookup(nn.Module):
             self.append(token)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed them before; the root alone where nothing did."""
+        """Read the committed tokens, then propose what followed them before; the root alone where nothing did."""
         assert self._paths is not None, "begin() comes before draft()"
         self.prefill(new)
         text, places = self.found()
@@ -75,7 +75,7 @@ def drafted(
     places; the child of rank r gets the r-th of them.
 
     Args:
-        text: all settled tokens, the root of the tree last.
+        text: all committed tokens, the root of the tree last.
         places: where continuations begin in it, the best first; each before its end.
         paths: of the template.
     """

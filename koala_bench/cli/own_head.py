@@ -144,8 +144,8 @@ def tune_tree(
     depth: Annotated[int, option("--depth", "Levels of the deepest tree.", min=1, max=16)] = 5,
     widest: Annotated[int, option("--ranks", "Candidates of a node to consider.", min=1, max=256)] = 6,
 ) -> None:
-    """Find the draft tree from which most tokens a second are expected on this machine, and compare it with the usual
-    one.
+    """Find the draft tree from which most tokens a second are expected on this machine, and compare it with the
+    default one.
 
     Step times are measured, acceptance by rank and depth is counted along the target's own answers to held-out prompts,
     and the tree is found by dynamic programming (Sequoia, arXiv 2402.12374) and greedily (Medusa's way).

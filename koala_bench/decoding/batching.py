@@ -33,7 +33,7 @@ class _Sequence:
     head: Any
     new: Committed
     tokens: list[int]
-    length: int  # settled tokens, the prompt's included, those of which rows are in the cache
+    length: int  # committed tokens, the prompt's included, those of which rows are in the cache
     ended: bool
 
 
@@ -77,7 +77,7 @@ def decode_batch(
     rows = [capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts]
     room = sum(rows)
     cache = target.new_cache(room, longest=max(rows))
-    owners = torch.full((room,), -1, device=target.device)  # of each settled row
+    owners = torch.full((room,), -1, device=target.device)  # of each committed row
     sequences = [
         _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
         for number, prompt in enumerate(prompts)
@@ -94,13 +94,13 @@ def decode_batch(
         first = 0
         for one, tree in zip(active, trees, strict=True):
             last = first + tree.shape.nodes
-            path, settled, _ = GREEDY.accept(tree, logits[first:last])
-            keep, stop = cut(settled, max_new_tokens - len(one.tokens), stops)
-            one.tokens += settled[:keep]
+            path, committed, _ = GREEDY.accept(tree, logits[first:last])
+            keep, stop = cut(committed, max_new_tokens - len(one.tokens), stops)
+            one.tokens += committed[:keep]
             ended = end_of_text(target.tokenizer, one.tokens, keep, target.stop_texts)
             one.tokens = one.tokens[:ended]
             one.ended = stop is not None or ended is not None
-            one.new = Committed(tree.tokens.new_tensor(settled), hidden[first:last][list(path)], one.length)
+            one.new = Committed(tree.tokens.new_tensor(committed), hidden[first:last][list(path)], one.length)
             one.length += len(path)
             if observing:
                 one.head.observe(tree, logits[first:last])

@@ -59,7 +59,7 @@ class Summary:
         compared, differing: answers compared with vanilla's, and those that differ.
         change_x, change_percent, length_change: against the original head, of the speedup in x and in percent, and
             of the acceptance length in tokens per step.
-        distance: of a lossy method, how far what it settles is from the target's distribution: total variation, mean
+        distance: of a lossy method, how far what it commits is from the target's distribution: total variation, mean
             over the turns.
     """
 

@@ -107,7 +107,7 @@ def test_gates(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:
     agree(kernels.gate(x), F.silu(gate) * up)
 
 
-# Nodes, rows of the cache, settled ones, and rows of the draft of which the nodes are the last; the last of these are
+# Nodes, rows of the cache, committed ones, and rows of the draft of which the nodes are the last; the last of these are
 # one node.
 CASES = [
     (5, 512, 100, 5), (40, 1536, 700, 40), (70, 512, 3, 70), (3, 512, 20, 9), (1, 512, 37, 1), (1, 512, 300, 7),

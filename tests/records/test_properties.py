@@ -122,14 +122,14 @@ def test_committed_rows_are_those_of_a_plain_pass_and_others_are_untouched(
     target64.verify(tree, cache)
     before, past = rows_of(cache).clone(), cache.past
     cache.commit(path)
-    after, settled = rows_of(cache), past + len(path)
-    assert cache.past == settled
+    after, committed = rows_of(cache), past + len(path)
+    assert cache.past == committed
 
     plain = target64.new_cache(64)
     target64.prefill(torch.tensor([*prompt, *tree.tokens[list(path)].tolist()]), plain)
-    torch.testing.assert_close(after[..., :settled, :], rows_of(plain)[..., :settled, :], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(after[..., :committed, :], rows_of(plain)[..., :committed, :], atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(after[..., :past, :], before[..., :past, :], atol=0, rtol=0)
-    torch.testing.assert_close(after[..., settled:, :], before[..., settled:, :], atol=0, rtol=0)
+    torch.testing.assert_close(after[..., committed:, :], before[..., committed:, :], atol=0, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------- acceptance

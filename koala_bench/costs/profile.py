@@ -67,9 +67,9 @@ class _Watched(Target):
         return cls(**known, inner=target, watch=Stopwatch(target.device))
 
     @property
-    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # captured by the target before
-        question: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.inner.greedy_question
-        return question
+    def greedy_read(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # captured by the target before
+        read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.inner.greedy_read
+        return read
 
     def run(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.watch.mark("between")

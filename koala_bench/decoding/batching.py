@@ -27,7 +27,7 @@ from koala_bench.tree import DraftTree, Template
 
 @dataclass
 class _Sequence:
-    """One answer in the making; its rows in the cache have its number as their owner."""
+    """One unfinished answer; its rows in the cache have its number as their owner."""
 
     number: int
     head: Any

@@ -170,7 +170,7 @@ def decode(
     # A prompt is a tree of its last token alone.
     _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     if rule is GREEDY:
-        rule = Greedy(target.greedy_question)
+        rule = Greedy(target.greedy_read)
     said = end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
     synchronise(target.device)
     first_token = time.perf_counter()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from koala_bench.dialogues.dialogue import as_dialogue
 from koala_bench.dialogues.templates import ChatTemplate, chat_template
+from koala_bench.dialogues.turns import as_dialogue
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:

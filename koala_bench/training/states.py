@@ -170,7 +170,7 @@ def _cut(dialogue: EncodedDialogue, max_tokens: int) -> _Cut:
 
 
 def _difference(found: dict[str, Any], fingerprint: dict[str, str], layers: tuple[int, ...]) -> str | None:
-    """In what stored states are not those that are wanted; None if they can serve."""
+    """What makes stored states unusable here, in a word or two; None if they can be used."""
     if found.get("version") != _VERSION or found.get("target") != fingerprint:
         return "version" if found.get("version") != _VERSION else "target"
     return None if set(layers) <= set(found.get("layers", [])) else "choice of hidden states"
@@ -225,7 +225,7 @@ def _compute(
 
 
 def _make_room(folder: Path, manifest: dict[str, Any], cut: Sequence[_Cut]) -> None:
-    """Give every dialogue that has none a place; whatever is there of another target or of fewer layers goes."""
+    """Give every new dialogue a place. States of another target, or of fewer layers, are deleted first."""
     found = read_states_manifest(folder)
     if found is None or _difference(found, manifest["target"], tuple(manifest["layers"])) is not None:
         remove_states(folder)

@@ -61,7 +61,7 @@ class ToyTarget:
     device = torch.device("cpu")
     max_positions = 1 << 30
     name = "toy"
-    greedy_question = staticmethod(drafted_and_likeliest)
+    greedy_read = staticmethod(drafted_and_likeliest)
     stop_texts = ()
     tokenizer = None
     config = SimpleNamespace(vocab_size=1 << 30)

@@ -128,7 +128,7 @@ def why_useless(text: str, special: bool) -> str | None:
     """Why a question is left out, judged by itself; None if it may stay.
 
     Args:
-        special: whether a special token stands in its midst.
+        special: whether it has a special token in it.
     """
     words = words_of(text)
     if special:

@@ -68,12 +68,12 @@ class DFlash(CachedHead):
         return cast("Sequence[DecoderLayer]", self.layers)
 
     def _context(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What layers attend to [..., width] of the target's states [..., features, width]."""
+        """Fused states [..., width], which layers attend to, of the target's states [..., features, width]."""
         fused: torch.Tensor = self.hidden_norm(self.fc(hidden[..., :3, :].flatten(-2)))
         return fused
 
     def _block(self, roots: torch.Tensor) -> torch.Tensor:
-        """What goes into the first layer [..., 1 + depths, width] behind roots int64 [...]."""
+        """Inputs of the first layer [..., 1 + depths, width]: roots int64 [...] and the masked places behind them."""
         embedded = self._embed(roots).to(self.mask_embedding.dtype)[..., None, :]
         masked = self.mask_embedding.expand(*roots.shape, self.max_depth, -1)
         return torch.cat([embedded, masked], dim=-2)

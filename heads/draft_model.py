@@ -86,7 +86,7 @@ class DraftModel(CachedHead):
         self._state.cache = replace(self._state.cache, table=self._places)
 
     def _empty(self, rows: int) -> KVCache:
-        """Of a cache of the draft model's, with a table of plain positions [1, rows + deepest draft]."""
+        """An empty cache for the draft model, with a table of plain positions [1, rows + deepest draft]."""
         cache = self._model.new_cache(rows, longest=min(rows, self._model.longest))
         self._model.prefill(torch.zeros(1, dtype=torch.int64, device=self._model.device), cache)  # which makes the rows
         self._places = torch.arange(rows + MAX_DEPTH, device=self._model.device)[None]
@@ -111,7 +111,7 @@ class DraftModel(CachedHead):
         return last + state.levels.template.depth <= self._model.longest
 
     def _given(self, state: DraftState, new: Committed) -> Committed:
-        """The tokens to read; nothing of the target's states is."""
+        """The tokens to read; the target's states are not read."""
         tokens = new.tokens
         if not state.cache.past:
             if new.first is not None:

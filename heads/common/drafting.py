@@ -121,12 +121,12 @@ class OnePass:
     score_depths: Callable[[Committed, KVCache], torch.Tensor]
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Carries the scores of all depths."""
+        """As for ``PathScorer``; the state is the scores of all depths."""
         scores = self.score_depths(new, cache)
         return scores[:1], scores
 
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
-        """Carries the same on."""
+        """As for ``PathScorer``; passes the state on unchanged."""
         return carried[level.depth].expand(len(level.tokens), -1), carried
 
 

@@ -98,10 +98,10 @@ class Shared:
     )
     data_dir: Path | None = _shared(_QUESTIONS, "Folder of question files; KOALA_BENCH_DATA by default.")
     seed: int | None = _shared(
-        _RUN, "Of the heads' weights, the order of the data and the noise.", min=0, max=2**31 - 1
+        _RUN, "Random seed of the heads' weights, the order of the data and the noise.", min=0, max=2**31 - 1
     )
     out: Path | None = _shared(_RUN, "Folder for heads, records and tables.")
-    quick: bool = _shared(_RUN, "The same at reduced size: shows that everything works, no more.", False)
+    quick: bool = _shared(_RUN, "Reduced size: only to see that everything works, not for its numbers.", False)
     settings: list[str] | None = _shared(
         _RUN, "Override of the preset, section.key=value; may be repeated.", name="--set"
     )

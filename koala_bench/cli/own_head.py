@@ -71,7 +71,7 @@ def compare(
         list[str] | None,
         option("--head", "Method to judge; may be repeated. All that are not in the paper's table by default."),
     ] = None,
-    records: Annotated[Path | None, option("--records", "Judge a run record that is there, and train nothing.")] = None,
+    records: Annotated[Path | None, option("--records", "Judge an existing run record, without training.")] = None,
     log_with: LogWith = None,
 ) -> None:
     """Train and measure a head of your own beside the baselines on the same data, and judge it against each.
@@ -133,7 +133,7 @@ def tune_tree(
     options: Shared,
     method: Annotated[str, argument("A method with a trained head, such as eagle.")],
     out: Annotated[
-        Path, option("--out", "The tree as a .json file; use it with --tree, or --set methods.NAME.tree=FILE.")
+        Path, option("--out", "Write the tree to this .json file; use it with --tree, or --set methods.NAME.tree=FILE.")
     ],
     heads: Heads = None,
     prompts: Annotated[
@@ -185,7 +185,7 @@ def sweep(
     options: Shared,
     grid: Annotated[Path | None, argument("The grid, a TOML file such as reproduce/sweeps/eagle.toml.")] = None,
     records: Annotated[
-        Path | None, option("--records", "Write the table of this sweep.jsonl again, and train nothing.")
+        Path | None, option("--records", "Only write the table of this sweep.jsonl again, without training.")
     ] = None,
 ) -> None:
     """Try settings of a method over several seeds, and say which helps on held-out prompts, with intervals.

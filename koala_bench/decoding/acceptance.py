@@ -205,7 +205,7 @@ def _read(tree: DraftTree, logits: torch.Tensor) -> tuple[list[int], torch.Tenso
 
 
 def on_cpu(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Tensors of one device on the CPU, by one copy; the tensors themselves if they are there already."""
+    """Copies on the CPU of tensors of one device, in one transfer; the tensors themselves if already there."""
     if tensors[0].device.type == "cpu":
         return tensors
     return unpacked(packed(tensors).cpu(), tensors)

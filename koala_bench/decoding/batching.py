@@ -1,4 +1,4 @@
-"""Several answers at once: their trees are one forest, verified in one pass, and each keeps as many tokens as it gets.
+"""Several answers at once: their trees are one forest, verified in one pass, and each keeps its own accepted tokens.
 
 All sequences share one KV cache, in which a row belongs to one of them; the mask hides the rows of the others, also of
 those that have ended. That needs no padding, and costs attention over masked rows: fine for a few sequences.
@@ -69,7 +69,7 @@ def decode_batch(
     for prompt in prompts:
         if not prompt or len(prompt) + max_new_tokens > target.max_positions:
             raise KoalaBenchError(
-                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not go into a context of"
+                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not fit in a context of"
                 f" {target.max_positions}.",
                 "Use shorter prompts or answers.",
             )

@@ -105,7 +105,7 @@ def encode_dialogues(
     tokenizer reports no offsets, or the template fails."""
     if not tokenizer.is_fast:
         raise KoalaBenchError(
-            "This tokenizer cannot say which characters a token covers.",
+            "This tokenizer does not report which characters a token covers.",
             "Use a checkpoint that has a tokenizer.json (a fast tokenizer).",
         )
     if not dialogues:

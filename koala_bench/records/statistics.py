@@ -79,8 +79,8 @@ def summed(rows: Iterable[tuple[int, float, float, float]], timed: bool = True) 
     tokens, steps, seconds = sums
     if timed and (seconds <= 0).any():
         raise KoalaBenchError(
-            f"Question {questions[np.argmin(seconds)]} was decoded in no time at all.",
-            "The record's times cannot be right; run the evaluation again.",
+            f"Question {questions[np.argmin(seconds)]} has a decoding time of 0.",
+            "The record's times are wrong; run the evaluation again.",
         )
     return Totals(tuple(questions.tolist()), tokens, steps, seconds)
 

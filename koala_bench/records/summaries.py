@@ -244,7 +244,7 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     common = frozenset(set.intersection(*(set(finished[name]) for finished in done for name in answered)))
     if not common:
         raise KoalaBenchError(
-            f"{first.path} has no turn that every method finished.", "Let the evaluation go on; it resumes."
+            f"{first.path} has no turn that every method finished.", "Run the same evaluation again; it resumes."
         )
     trainings: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):

@@ -125,7 +125,7 @@ def open_states(
     fingerprint: dict[str, str],
 ) -> StoredStates:
     """Open states that were written before; arguments as for ``write_states``. Raises KoalaBenchError where there are
-    none, or they are those of something else."""
+    none, or they are of another target or other dialogues."""
     found = read_states_manifest(folder)
     remedy = "Write them with the same preset, --methods and --set: koala-bench states."
     different = "manifest" if found is None else _difference(found, fingerprint, layers)
@@ -144,12 +144,12 @@ def open_states(
 
 
 def read_states_manifest(folder: Path) -> dict[str, Any] | None:
-    """Of what target the states in a folder are, or None if there are none."""
+    """The manifest of the states in a folder, or None if there are none."""
     return object_in(folder / "states.json")
 
 
 def remove_states(folder: Path) -> None:
-    """Delete stored states, and their folder if nothing else is in it; one that is not there is fine."""
+    """Delete stored states, and their folder if it is then empty. A missing folder is no error."""
     for name in _FILES:
         for path in folder.glob(name):
             path.unlink()
@@ -158,7 +158,7 @@ def remove_states(folder: Path) -> None:
 
 
 class _Cut(NamedTuple):
-    """What is stored of a dialogue: hash and number of its tokens."""
+    """A dialogue cut to the length limit: hash and number of its tokens."""
 
     sha256: str
     tokens: int
@@ -263,7 +263,7 @@ def _rows(places: dict[str, tuple[int, int]]) -> int:
 
 
 def _sizes(manifest: dict[str, Any], rows: int) -> dict[str, int]:
-    """Bytes of each file."""
+    """Expected bytes of each file."""
     states = STATE_BYTES * rows * len(manifest["layers"]) * manifest["hidden_size"]
     return {"states.bin": states, "likeliest.bin": _TOKEN_BYTES * rows}
 

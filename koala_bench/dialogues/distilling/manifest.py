@@ -45,7 +45,7 @@ def is_made(out: Path, identity: dict[str, Any]) -> bool:
     if not out.exists():
         return False
     if identity_of(out) != identity:
-        raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
+        raise KoalaBenchError(f"{out} exists and was made with other settings.", "Choose another --out, or delete it.")
     log_line(f"Reusing {out}: it was made by the same command.")
     return True
 

@@ -241,7 +241,7 @@ def _fields_of(choice: _Choice) -> list[str]:
 
 
 def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> list[_Answer]:
-    """The answers: of one model, each question once, all with the same fields, and none in no time."""
+    """The answers: of one model, each question once, all with the same fields, and each with a positive time."""
     answers: list[_Answer] = []
     line_of: dict[int, int] = {}
     timeless: KoalaBenchError | None = None

@@ -41,7 +41,7 @@ def identity_of(out: Path) -> Any:
 
 
 def is_made(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether a file was made already from just this; raises KoalaBenchError where it was made otherwise."""
+    """Whether a file was made already from just this; raises KoalaBenchError where it was made with other settings."""
     if not out.exists():
         return False
     if identity_of(out) != identity:

@@ -147,7 +147,7 @@ def _accepted(answers: Sequence[Steps]) -> list[int]:
     return [count for answer in answers for count in answer.accepted]
 
 
-def _settled(answers: Sequence[Steps]) -> int:
+def _committed(answers: Sequence[Steps]) -> int:
     return sum(_accepted(answers)) + len(_accepted(answers))
 
 
@@ -158,7 +158,7 @@ def _recorded(answers: Sequence[Steps]) -> tuple[list[int], list[int]]:
 
 
 def _tokens_per_step(answers: Sequence[Steps]) -> float:
-    return _ratio(_settled(answers), len(_accepted(answers)))
+    return _ratio(_committed(answers), len(_accepted(answers)))
 
 
 def _drafts_per_step(answers: Sequence[Steps]) -> float:
@@ -168,11 +168,11 @@ def _drafts_per_step(answers: Sequence[Steps]) -> float:
 def _medusa(answers: Sequence[Steps]) -> float:
     # An answer without a step has idxs -1 in a file of ours; Medusa's loop always makes one step.
     stepped = [answer for answer in answers if answer.accepted]
-    return _ratio(_settled(stepped), len(_accepted(stepped)) - len(stepped))
+    return _ratio(_committed(stepped), len(_accepted(stepped)) - len(stepped))
 
 
 def _completion_per_verification(answers: Sequence[Steps]) -> float:
-    return _ratio(_settled(answers) + sum(answer.prefill_tokens for answer in answers), len(_accepted(answers)))
+    return _ratio(_committed(answers) + sum(answer.prefill_tokens for answer in answers), len(_accepted(answers)))
 
 
 def _per_draft(answers: Sequence[Steps]) -> float:

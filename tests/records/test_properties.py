@@ -84,7 +84,7 @@ def test_nodes_lie_below_the_node_of_the_path_above_theirs(found: list[Path_]) -
 
 @few
 @given(paths(), st.integers(0, 20))
-def test_the_mask_shows_all_settled_rows_and_of_the_tree_the_ancestors_only(found: list[Path_], past: int) -> None:
+def test_the_mask_shows_all_committed_rows_and_of_the_tree_the_ancestors_only(found: list[Path_], past: int) -> None:
     shape = TreeTemplate.of("mine", found).shape
     cache = TreeCache(1, past + shape.nodes)
     cache.past = past

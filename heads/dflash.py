@@ -3,7 +3,7 @@
 The root of the tree and ``depths`` masked places behind it are one block. Its places attend to each other in both
 directions, and in every layer to keys and values made of the target's states, fused as EAGLE-3 fuses them. The d-th
 masked place guesses the token that stands there, by the target's own output layer. So the K layers are paid once for a
-draft, and what was settled before costs only its keys and values.
+draft, and what was committed before costs only its keys and values.
 
 As in the paper: what attends to what, the target's frozen embedding and output layer, weights that fall with depth.
 Ours: layers are the target's kind (the paper's have Qwen3's norms of queries and keys), three fused states (the paper's
@@ -68,12 +68,12 @@ class DFlash(CachedHead):
         return cast("Sequence[DecoderLayer]", self.layers)
 
     def _context(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What layers attend to [..., width] of the target's states [..., features, width]."""
+        """Fused states [..., width], which layers attend to, of the target's states [..., features, width]."""
         fused: torch.Tensor = self.hidden_norm(self.fc(hidden[..., :3, :].flatten(-2)))
         return fused
 
     def _block(self, roots: torch.Tensor) -> torch.Tensor:
-        """What goes into the first layer [..., 1 + depths, width] behind roots int64 [...]."""
+        """Inputs of the first layer [..., 1 + depths, width]: roots int64 [...] and the masked places behind them."""
         embedded = self._embed(roots).to(self.mask_embedding.dtype)[..., None, :]
         masked = self.mask_embedding.expand(*roots.shape, self.max_depth, -1)
         return torch.cat([embedded, masked], dim=-2)
@@ -85,7 +85,7 @@ class DFlash(CachedHead):
         super().begin(template, capacity + 1 + self.max_depth)
 
     def _extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
-        """Write the rows of settled states in all layers; what these attend to, [new, width]."""
+        """Write the rows of committed states in all layers; what these attend to, [new, width]."""
         count, context = len(new.tokens), self._context(new.hidden)
         table, rows = cache.positions(0, count), cache.rows(0, count)
         for layer, own in zip(self._decoders, cache.buffers.unbind(0), strict=True):
@@ -93,7 +93,7 @@ class DFlash(CachedHead):
         return context
 
     def _score_depths(self, new: Committed, cache: KVCache) -> torch.Tensor:
-        """Scores [depths, vocab_size] of the tokens behind the root; the block's rows are written behind the settled
+        """Scores [depths, vocab_size] of the tokens behind the root; the block's rows are written behind the committed
         ones, where the next draft overwrites them.
         """
         count, x = new.tokens.shape[0], self._block(new.tokens[-1:])

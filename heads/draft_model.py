@@ -2,7 +2,7 @@
 2302.01318).
 
 Any causal LM that shares the target's tokenizer guesses what the target says; Spec-Bench calls the method SpS. Nothing
-of it is trained here: the model is loaded as it is, and reads nothing but the settled tokens. Published implementations
+of it is trained here: the model is loaded as it is, and reads only the committed tokens. Published implementations
 draft chains; ours grows whatever tree it is asked for.
 """
 
@@ -34,7 +34,7 @@ _REMEDY = (
 class DraftModel(CachedHead):
     """Drafts with another causal LM, on the target's device and in its dtype.
 
-    A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the newly settled
+    A step costs as many passes of the draft model as the tree is deep, whatever its width: one reads the new committed
     tokens (the accepted ones once more, in the same pass as the new root) and scores the first level, then each level
     but the last is one pass over those of its nodes that have children. ``chain-4`` is 4 passes, ``4x2x1`` is 3,
     ``dynamic-5x8x25`` is 6. The prompt is one more pass before the first of them.
@@ -86,7 +86,7 @@ class DraftModel(CachedHead):
         self._state.cache = replace(self._state.cache, table=self._places)
 
     def _empty(self, rows: int) -> KVCache:
-        """Of a cache of the draft model's, with a table of plain positions [1, rows + deepest draft]."""
+        """An empty cache for the draft model, with a table of plain positions [1, rows + deepest draft]."""
         cache = self._model.new_cache(rows, longest=min(rows, self._model.longest))
         self._model.prefill(torch.zeros(1, dtype=torch.int64, device=self._model.device), cache)  # which makes the rows
         self._places = torch.arange(rows + MAX_DEPTH, device=self._model.device)[None]
@@ -99,7 +99,7 @@ class DraftModel(CachedHead):
             super().prefill(self._given(self._state, new))
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens and grow the tree; the root alone once the draft model has no room left."""
+        """Read the committed tokens and grow the tree; the root alone once the draft model has no room left."""
         state = self._state
         assert state is not None, "begin() comes before draft()"
         if not self._has_room(state, new):
@@ -111,7 +111,7 @@ class DraftModel(CachedHead):
         return last + state.levels.template.depth <= self._model.longest
 
     def _given(self, state: DraftState, new: Committed) -> Committed:
-        """The tokens to read; nothing of the target's states is."""
+        """The tokens to read; the target's states are not read."""
         tokens = new.tokens
         if not state.cache.past:
             if new.first is not None:
@@ -128,7 +128,7 @@ class DraftModel(CachedHead):
         )
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Settle the new tokens; logits [1, vocab_size] of what follows the last of them."""
+        """Commit the new tokens; logits [1, vocab_size] of what follows the last of them."""
         states = self.extend_cache(new, cache)[-1:]
         return self._logits(states), states
 

@@ -81,13 +81,13 @@ class Eagle(CachedHead):
     # ------------------------------------------------------------------------------ decoding
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
-        """Write the rows of the settled pairs, which hold true states of the target; the states predicted of them."""
+        """Write the rows of the committed pairs, which hold true states of the target; the states predicted of them."""
         count = new.tokens.shape[0]
         table, rows, mask = cache.positions(0, count), cache.rows(0, count), cache.causal_mask(count)
         return self._run(new.tokens, new.hidden[:, -1], table, rows, mask, cache.buffers)
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Settle the pairs; carries the state predicted of the last one."""
+        """Commit the pairs; carries the state predicted of the last one."""
         state = self.extend_cache(new, cache)[-1:]
         return self._spec.output(state), state
 

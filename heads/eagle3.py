@@ -113,13 +113,13 @@ class Eagle3(CachedHead):
     # ------------------------------------------------------------------------------ decoding
 
     def extend_cache(self, new: Committed, cache: KVCache) -> torch.Tensor:
-        """Write the rows of settled tokens from fused states of the target; what came out of each."""
+        """Write the rows of committed tokens from fused states of the target; what came out of each."""
         count, embedded, states = new.tokens.shape[0], self._embed(new.tokens), self._fused(new.hidden)
         table, rows, mask = cache.positions(0, count), cache.rows(0, count), cache.causal_mask(count)
         return self._run(embedded[None], states[None], table, cache.buffers, rows, mask)[0]
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Settle the tokens; carries what came out of the last one."""
+        """Commit the tokens; carries what came out of the last one."""
         x = self.extend_cache(new, cache)[-1:]
         return self._scores(x), x
 

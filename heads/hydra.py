@@ -27,7 +27,7 @@ from torch import nn
 from heads.common.drafting import CachedHead, KVCache, Scored
 from heads.common.growth import LevelNodes
 from heads.common.layers import DecoderLayer, LayerShape, RMSNorm
-from heads.common.losses import Guess, loss_of, rows_before
+from heads.common.losses import DepthPredictions, loss_of, rows_before
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, TargetSpec
 from koala_bench.tree import DraftTree
@@ -170,7 +170,7 @@ class Hydra(CachedHead):
         """
         return loss_of(self._guesses(batch), self._spec, self._head(0).output.weight.dtype)
 
-    def _guesses(self, batch: FeatureBatch) -> Iterator[Guess]:
+    def _guesses(self, batch: FeatureBatch) -> Iterator[DepthPredictions]:
         own = self._head(0).output.weight.dtype
         hidden = batch.hidden[:, :, -1].to(own)
         states = (hidden if self.prefix is None else self.prefix(hidden)).flatten(0, 1)
@@ -183,4 +183,4 @@ class Hydra(CachedHead):
                 wanted = likeliest = self._spec.labels(ids[rows + depth + 1])
             else:
                 wanted, likeliest = soft.probabilities[rows + depth], soft.likeliest[rows + depth]
-            yield Guess(rows, guesser.feature(known), guesser.output, wanted, likeliest)
+            yield DepthPredictions(rows, guesser.feature(known), guesser.output, wanted, likeliest)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.discriminators import DESCRIPTIONS, DISCRIMINATORS, Shown, View, make_discriminator
+from heads.common.discriminators import DESCRIPTIONS, DISCRIMINATORS, DiscriminatorInputs, View, make_discriminator
 from koala_bench.common.moving import moved
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, TargetSpec
@@ -76,7 +76,7 @@ class Adversarial(nn.Module):
         self._begun = False  # whether gradients of this step were accumulated
         self._due = False  # whether to measure the ratio on the next micro-batch
         self._ratio: float | None = None  # latest ratio of gradient norms
-        self._seen: tuple[HeadLoss, Sequence[Shown]] | None = None
+        self._seen: tuple[HeadLoss, Sequence[DiscriminatorInputs]] | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         """Optimiser and counters, which ``state_dict`` holds besides the discriminator's weights."""
@@ -95,17 +95,17 @@ class Adversarial(nn.Module):
         if not self._begun:
             self.optimiser.zero_grad(set_to_none=True)
         self._begun = True
-        shown = self._shown(batch, found)
-        if not shown:
+        inputs = self._inputs(batch, found)
+        if not inputs:
             return {}
-        real_inputs = [each.real.detach().requires_grad_(self.r1 > 0) for each in shown]
-        real = torch.cat([self._logits(each, inputs) for each, inputs in zip(shown, real_inputs, strict=True)])
-        fake = torch.cat([self._logits(each, each.fake.detach()) for each in shown])
+        real_descriptions = [each.real.detach().requires_grad_(self.r1 > 0) for each in inputs]
+        real = torch.cat([self._logits(each, real) for each, real in zip(inputs, real_descriptions, strict=True)])
+        fake = torch.cat([self._logits(each, each.fake.detach()) for each in inputs])
         loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
         accuracy = 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean())
         logs = {"discriminator_loss": loss.detach(), "discriminator_accuracy": accuracy}
         if self.r1:
-            gradients = torch.autograd.grad(real.sum(), real_inputs, create_graph=True)
+            gradients = torch.autograd.grad(real.sum(), real_descriptions, create_graph=True)
             penalty = torch.cat([gradient.float().flatten(1).pow(2).sum(dim=1) for gradient in gradients]).mean()
             logs["gradient_penalty"] = penalty.detach()
             loss = loss + 0.5 * self.r1 * penalty
@@ -131,12 +131,12 @@ class Adversarial(nn.Module):
         """The head's adversarial loss on a micro-batch, from the discriminator after its step; see ``Objective``."""
         if not self.active(progress):
             return None, {}
-        shown = self._shown(batch, found)
+        inputs = self._inputs(batch, found)
         self._seen = None
         adversarial = None
-        if shown:
+        if inputs:
             self.discriminator.requires_grad_(False)
-            adversarial = torch.stack([F.softplus(-self._logits(each, each.fake)).mean() for each in shown]).mean()
+            adversarial = torch.stack([F.softplus(-self._logits(each, each.fake)).mean() for each in inputs]).mean()
             self.discriminator.requires_grad_(True)
         if self._due:
             loss = adversarial
@@ -162,7 +162,7 @@ class Adversarial(nn.Module):
         """Whether there is an adversarial term at this point of the training."""
         return self.weight > 0.0 and progress >= self.start
 
-    def _shown(self, batch: FeatureBatch, found: HeadLoss) -> Sequence[Shown]:
+    def _inputs(self, batch: FeatureBatch, found: HeadLoss) -> Sequence[DiscriminatorInputs]:
         """D's inputs from a micro-batch; cached between D's turn and the head's if both use the same predictions."""
         if self._seen is not None and self._seen[0] is found:
             return self._seen[1]
@@ -175,8 +175,8 @@ class Adversarial(nn.Module):
         self._seen = found, self.view(batch, predictions)
         return self._seen[1]
 
-    def _logits(self, shown: Shown, described: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.discriminator(shown.context, shown.token, described, shown.depth)
+    def _logits(self, inputs: DiscriminatorInputs, description: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.discriminator(inputs.context, inputs.token, description, inputs.depth)
         return logits
 
     @staticmethod

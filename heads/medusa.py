@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads.common.growth import LevelNodes, draft, levels_of
-from heads.common.losses import Guess, loss_of, rows_before
+from heads.common.losses import DepthPredictions, loss_of, rows_before
 from koala_bench.decoding.candidates import Pick, best
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
@@ -126,7 +126,7 @@ class Medusa(nn.Module):
         """
         return loss_of(self._guesses(batch), self._spec, torch.float32)
 
-    def _guesses(self, batch: FeatureBatch) -> Iterator[Guess]:
+    def _guesses(self, batch: FeatureBatch) -> Iterator[DepthPredictions]:
         hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
         # Taken apart once: the gradient of a slice would be a whole tensor of zeros around it, for every head.
         own = [None] * self.max_depth if self.output_weight is None else self.output_weight.unbind(0)
@@ -134,4 +134,4 @@ class Medusa(nn.Module):
             rows = rows_before(batch.supervised, head + 2)
             labels = self._spec.labels(ids[rows + head + 2])
             score = self._spec.score if output_weight is None else partial(F.linear, weight=output_weight)
-            yield Guess(rows, self.blocks(hidden[rows], head), score, labels, labels)
+            yield DepthPredictions(rows, self.blocks(hidden[rows], head), score, labels, labels)

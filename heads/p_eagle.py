@@ -1,8 +1,8 @@
 """P-EAGLE (Hui et al. 2026, arXiv 2602.01469): EAGLE-3 that drafts all depths in one pass.
 
-Behind the settled tokens stand places whose token and state are not known yet. At each of them the head reads the same
+Behind the committed tokens are places whose token and state are not known yet. At each the head reads the same
 two learnt vectors, a state and an embedding, so that the places differ by their positions and by what they attend to
-alone. What comes out of the last settled pair guesses the token after the root, and what comes out of the d-th place
+alone. What comes out of the last committed pair guesses the token after the root, and what comes out of the d-th place
 behind it guesses the one d further. So the K layers are paid once for a draft, whatever its depth, where EAGLE pays
 them at each level; in return a guess does not know which tokens were drafted before it.
 
@@ -59,8 +59,8 @@ class PEagle(Eagle3):
         super().begin(template, capacity)
 
     def _score_depths(self, depth: int, new: Committed, cache: KVCache) -> torch.Tensor:
-        """Scores [depth, vocab_size] of the ``depth`` tokens behind the root, in one pass that writes the settled rows
-        and, behind them, those of the masked places, which the next draft overwrites.
+        """Scores [depth, vocab_size] of the ``depth`` tokens behind the root, in one pass that writes the rows of
+        committed tokens and, behind them, those of the masked places, which the next draft overwrites.
         """
         count, masked = new.tokens.shape[0], depth - 1
         embedded = torch.cat([self._embed(new.tokens), self.mask_embedding.expand(masked, -1)])

@@ -30,7 +30,7 @@ class SuffixAutomaton:
         self._state, self._matched = 0, 0  # the longest suffix that stood before: its state and its length
 
     def append(self, token: int) -> None:
-        """Let the text grow by a token."""
+        """Append a token to the text."""
         # What ends here so far has now been followed by something. Long chains are those of endless repetition.
         state = self._last
         for _ in range(_UPDATED):

@@ -56,7 +56,7 @@ class TargetSpec:
         tokenizer: the target's; None for bare weights.
         record: traces a head's decoding pass, a function of tensors, numbers and None whose operations depend on
             nothing but sizes. With ``--engine graph`` it returns a recording to call instead, see
-            ``koala_bench.engine.replay``. ``dynamic_dims`` lists for each argument the dimensions whose sizes differ
+            ``koala_bench.engine.graphs``. ``dynamic_dims`` lists for each argument the dimensions whose sizes differ
             between calls; ``static`` are indices of arguments used in place, because the pass writes into them or they
             are large; ``constant`` are indices of tensors that are never modified.
         fixed_shapes: whether shapes inside a recorded pass may depend on nothing but its arguments' shapes, as CUDA

@@ -28,8 +28,8 @@ from pydantic import (
     model_validator,
 )
 
-from koala_bench.common.choices import did_you_mean
 from koala_bench.common.reading import first_problem
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed, load
 

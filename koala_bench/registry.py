@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.choices import did_you_mean
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 HEADS = "koala_bench.heads"

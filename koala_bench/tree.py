@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from koala_bench.common.choices import did_you_mean
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 _LONGEST_CHAIN = 64

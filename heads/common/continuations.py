@@ -1,4 +1,4 @@
-"""Heads that draft a text's own continuations: places where the text went on before fill the ranks of a template."""
+"""Shared by look-up heads: a tree of the tokens that followed earlier occurrences of the end of the text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PLACES = 16  # continuations looked at; more than the ranks of any tree that pay
 
 
 class Lookup(nn.Module):
-    """A head with nothing to train that proposes what followed the end of prompt and answer where it stood before.
+    """An untrained head that proposes what followed earlier occurrences of the end of prompt and answer.
 
-    ``option`` is its one number, by name for the error: KoalaBenchError where it is less than 1.
+    ``option`` and ``value`` are its one option. KoalaBenchError where it is less than 1.
     """
 
     features = (-1,)
@@ -41,12 +41,12 @@ class Lookup(nn.Module):
         self.forget()
 
     def prefill(self, new: Committed) -> None:
-        """Let the text grow by a prompt."""
+        """Append a prompt to the text."""
         for token in new.tokens.tolist():
             self.append(token)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Read the settled tokens, then propose what followed them before; the root alone where nothing did."""
+        """Read the committed tokens, then propose what followed them before; the root alone where nothing did."""
         assert self._paths is not None, "begin() comes before draft()"
         self.prefill(new)
         text, places = self.found()
@@ -58,25 +58,25 @@ class Lookup(nn.Module):
 
     @abstractmethod
     def append(self, token: int) -> None:
-        """Let the text grow by a token."""
+        """Append a token to the text."""
 
     @abstractmethod
     def found(self) -> tuple[Sequence[int], Iterable[int]]:
-        """The text, and the places behind what its end repeats, the best first."""
+        """The text, and the places behind earlier occurrences of its end, the best first."""
 
 
 def drafted(
     text: Sequence[int], places: Sequence[int], paths: Sequence[tuple[int, ...]], device: torch.device
 ) -> DraftTree:
-    """Fill a template with what followed at ``places``; nodes for which nothing followed are left out, with what hangs
-    below.
+    """Fill a template with the tokens that followed at ``places``; a node without one is left out, with its
+    descendants.
 
     The children of a node are the different tokens that come next in the continuations through it, in the order of the
     places; the child of rank r gets the r-th of them.
 
     Args:
-        text: all settled tokens, the root of the tree last.
-        places: where continuations begin in it, the best first; each before its end.
+        text: all committed tokens, the root of the tree last.
+        places: indices in the text at which continuations begin, the best first; none is its length.
         paths: of the template.
     """
     kept: dict[tuple[int, ...], int] = {(): 0}

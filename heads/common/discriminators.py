@@ -25,13 +25,17 @@ def normalised(states: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Shown:
+class DiscriminatorInputs:
     """One batch of discriminator inputs; all normalised, only ``fake`` carries a gradient.
+
+    A description stands for a token: by the state that predicts what follows it (``feature``), or by the expected
+    embedding under a distribution (``embedding``).
 
     Attributes:
         context: the target's state that the head drafted from, [rows, width].
-        token: embedding of the last known token at each description, [rows, width] or [rows, places, width].
-        real, fake: the target's and the head's description, of the same shape as ``token``.
+        token: embedding of the last token known to the head before each description, [rows, width] or [rows, places,
+            width].
+        real, fake: the target's and the head's descriptions, of the same shape as ``token``.
         depth: drafting depth of the (first) description.
     """
 
@@ -44,8 +48,8 @@ class Shown:
 
 def _normalised(
     context: torch.Tensor, token: torch.Tensor, real: torch.Tensor, fake: torch.Tensor, depth: int
-) -> Shown:
-    return Shown(normalised(context), normalised(token), normalised(real), normalised(fake), depth)
+) -> DiscriminatorInputs:
+    return DiscriminatorInputs(normalised(context), normalised(token), normalised(real), normalised(fake), depth)
 
 
 class View:
@@ -53,7 +57,7 @@ class View:
 
     Args:
         kind: ``feature`` or ``embedding``: single tokens; ``sequence``: several at once.
-        described: elements of a sequence, ``feature`` or ``embedding``; ignored for single tokens.
+        described: how the tokens of a sequence are described, ``feature`` or ``embedding``; ignored for single tokens.
     """
 
     def __init__(self, spec: TargetSpec, kind: str, described: str) -> None:
@@ -69,16 +73,16 @@ class View:
         with torch.no_grad():
             return self._embed(every if vocabulary is None else vocabulary.ids)
 
-    def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
+    def __call__(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[DiscriminatorInputs]:
         """One item per depth, or one of all sequences; empty if no answer is long enough for a sequence."""
         if self.kind == "sequence":
             return self._runs(batch, sorted(predictions, key=lambda prediction: prediction.depth))
         hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
-        shown = []
+        inputs = []
         for each, (real, fake) in zip(predictions, self._describe(batch, predictions), strict=True):
             token = self._embed(ids[each.rows + each.depth]).float()
-            shown.append(_normalised(hidden[each.rows], token, real, fake, each.depth))
-        return shown
+            inputs.append(_normalised(hidden[each.rows], token, real, fake, each.depth))
+        return inputs
 
     def _describe(
         self, batch: FeatureBatch, predictions: Sequence[Prediction]
@@ -118,7 +122,7 @@ class View:
             self._tables[dtype] = self._table().to(dtype)
         return (probabilities.to(dtype) @ self._tables[dtype]).float()
 
-    def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[Shown]:
+    def _runs(self, batch: FeatureBatch, predictions: Sequence[Prediction]) -> list[DiscriminatorInputs]:
         """Sequences: all depths drafted from one state, or consecutive predictions of a next-token head.
 
         The context is the first state only: the later ones would be the target's descriptions themselves. The token at
@@ -130,12 +134,13 @@ class View:
             places = each.rows.new_full((size,), -1)
             places[each.rows] = torch.arange(len(each.rows), device=places.device)
             order.append(places)
-        described = self._describe(batch, predictions)
+        descriptions = self._describe(batch, predictions)
         if len(predictions) > 1:
             index = torch.stack(order, dim=1)
             index = index[(index >= 0).all(dim=1)]
             real, fake = (
-                torch.stack([of[side][index[:, place]] for place, of in enumerate(described)], dim=1) for side in (0, 1)
+                torch.stack([of[side][index[:, place]] for place, of in enumerate(descriptions)], dim=1)
+                for side in (0, 1)
             )
             rows = predictions[0].rows[index[:, :1]].expand_as(index)
         else:
@@ -145,7 +150,7 @@ class View:
             starts = starts[((column + batch.seed % _WINDOW) % _WINDOW == 0) & (column + _WINDOW <= tokens)]
             index = order[0][starts[:, None] + torch.arange(_WINDOW, device=starts.device)]
             index = index[(index >= 0).all(dim=1)]
-            real, fake = (side[index] for side in described[0])
+            real, fake = (side[index] for side in descriptions[0])
             rows = predictions[0].rows[index]
         if not len(index):
             return []
@@ -164,9 +169,13 @@ class Discriminator(nn.Module):
         self.middle = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
-    def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
+    def forward(
+        self, context: torch.Tensor, token: torch.Tensor, description: torch.Tensor, depth: int
+    ) -> torch.Tensor:
         """Logits [rows] from three normalised tensors [rows, width]; positive means target."""
-        x = F.leaky_relu(self.into(torch.cat([context, token, described], dim=-1)) + self.depth.weight[depth - 1], 0.2)
+        x = F.leaky_relu(
+            self.into(torch.cat([context, token, description], dim=-1)) + self.depth.weight[depth - 1], 0.2
+        )
         logits: torch.Tensor = self.out(F.leaky_relu(self.middle(x), 0.2))[:, 0]
         return logits
 
@@ -187,12 +196,14 @@ class SequenceDiscriminator(nn.Module):
         self.middle = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
 
-    def forward(self, context: torch.Tensor, token: torch.Tensor, described: torch.Tensor, depth: int) -> torch.Tensor:
+    def forward(
+        self, context: torch.Tensor, token: torch.Tensor, description: torch.Tensor, depth: int
+    ) -> torch.Tensor:
         """Logits [runs] from a context [runs, width] and tokens and descriptions [runs, places, width]; positive means
         target.
         """
         depths = self.depth.weight[depth - 1 : depth - 1 + token.shape[1]]
-        inputs = self.into(torch.cat([token, described], dim=-1)) + depths
+        inputs = self.into(torch.cat([token, description], dim=-1)) + depths
         state = torch.tanh(self.first(context))
         states = []
         for place in range(token.shape[1]):

@@ -121,12 +121,12 @@ class OnePass:
     score_depths: Callable[[Committed, KVCache], torch.Tensor]
 
     def read(self, new: Committed, cache: KVCache) -> Scored:
-        """Carries the scores of all depths."""
+        """As for ``PathScorer``; the state is the scores of all depths."""
         scores = self.score_depths(new, cache)
         return scores[:1], scores
 
     def score_children(self, level: LevelNodes, carried: torch.Tensor, cache: KVCache) -> Scored:
-        """Carries the same on."""
+        """As for ``PathScorer``; passes the state on unchanged."""
         return carried[level.depth].expand(len(level.tokens), -1), carried
 
 
@@ -234,7 +234,7 @@ class Drafter:
 
 
 class CachedHead(nn.Module):
-    """A draft head with a KV cache of the settled tokens; it is the ``AutoregressiveHead`` that its drafter drafts for.
+    """A draft head with a KV cache of the committed tokens; the ``AutoregressiveHead`` that its drafter drafts for.
 
     A subclass sets ``_cached``, the shape and number of its layers with a cache, if it has any.
     """
@@ -263,7 +263,7 @@ class CachedHead(nn.Module):
         self._drafter.prefill(self._state, new)
 
     def draft(self, new: Committed) -> DraftTree:
-        """Write the rows of the newly settled pairs, then draft behind the last one."""
+        """Write the rows of the newly committed pairs, then draft behind the last one."""
         assert self._state is not None, "begin() comes before draft()"
         return self._drafter.draft(self._state, new, self.pick)
 

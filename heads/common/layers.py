@@ -128,11 +128,11 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries, shape.width, bias=False)
 
     def queries(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Of x [batch, new, sources * width] at the table's positions, [batch, heads, new, head_dim]."""
+        """Queries of x [batch, new, sources * width], rotated by the table, [batch, heads, new, head_dim]."""
         return _rotate(self.q_proj(x).view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2), table)
 
     def keys_values(self, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``queries``, each [batch, kv_heads, new, head_dim]."""
+        """Rotated keys, and values, each [batch, kv_heads, new, head_dim]."""
         size = *x.shape[:2], self.kv_heads, self.head_dim
         keys = _rotate(self.k_proj(x).view(size).transpose(1, 2), table)
         return keys, self.v_proj(x).view(size).transpose(1, 2)
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         return self.joined(out)
 
     def joined(self, attended: torch.Tensor) -> torch.Tensor:
-        """What attention heads found [batch, heads, new, head_dim] as one vector each, [batch, new, width]."""
+        """Concatenate attention heads: [batch, heads, new, head_dim] to [batch, new, width]."""
         projected: torch.Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return projected
 
@@ -223,7 +223,7 @@ class DecoderLayer(nn.Module):
         return self.after(x, self.self_attn(normed, table, rows, start, mask, steps, context))
 
     def after(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The rest of the layer, from its input and what attention found, each [batch, new, width]."""
+        """The layer after attention, from the layer's input and attention's output, each [batch, new, width]."""
         x = x + attended
         added: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return added

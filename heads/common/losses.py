@@ -30,8 +30,8 @@ def slices(rows: int, vocabulary: int) -> list[slice]:
 def scored_in_pieces(
     score: Score, states: torch.Tensor, vocabulary: int, judge: Judge
 ) -> tuple[torch.Tensor, torch.Tensor, Scored]:
-    """Compute and reduce the logits of states [rows, width]. If they are large, slice by slice, each computed again in
-    the backward pass.
+    """Compute and reduce the logits of states [rows, width]; large ones slice by slice, each again in the backward
+    pass.
 
     Args:
         score: states [n, width] -> logits [n, vocab_size].
@@ -47,7 +47,7 @@ def scored_in_pieces(
     def piece(part: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return judge(score(part), rows)
 
-    again = _as_now(states.device.type)
+    again = _current_autocast(states.device.type)
     sums = [checkpoint(piece, states[rows], rows, use_reentrant=False) for rows in pieces]
     loss, right = (torch.stack(each).sum() for each in zip(*sums, strict=True))
 
@@ -58,39 +58,41 @@ def scored_in_pieces(
     return loss, right, scored
 
 
-def _as_now(device: str) -> Callable[[], torch.autocast]:
-    """Makes the autocast that is in force now, for what is computed later from states that came out of it."""
+def _current_autocast(device: str) -> Callable[[], torch.autocast]:
+    """Makes the present autocast again, to compute logits in later from states that came out of it."""
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return lambda: torch.autocast(device, dtype, enabled)
 
 
-class Guess(NamedTuple):
-    """What a head makes of some states at one depth, and what should come of it.
+class DepthPredictions(NamedTuple):
+    """A head's predictions at one depth, with their labels.
 
     Attributes:
-        rows: of the states, see ``Prediction``.
-        feature, score: as ``scored_in_pieces`` takes them.
-        wanted: token ids [rows], or distributions [rows, drafted].
-        likeliest: token ids [rows] to compare the best guesses with; a row of -1 counts and teaches nothing.
-        weight: of its loss.
+        rows: flat indices of the places predicted from, see ``Prediction``.
+        feature: what the head predicts from, [rows, width].
+        score: from features to logits over the draft vocabulary, as in ``scored_in_pieces``.
+        labels: token ids [rows], or distributions [rows, drafted].
+        likeliest: token ids [rows], with which the top-1 prediction is compared; a row of -1 has no gradient, but
+            counts in the mean.
+        weight: of this depth's loss.
     """
 
     rows: torch.Tensor
     feature: torch.Tensor
     score: Score
-    wanted: torch.Tensor
+    labels: torch.Tensor
     likeliest: torch.Tensor
     weight: float = 1.0
 
 
-def loss_of(guesses: Iterable[Guess], spec: TargetSpec, dtype: torch.dtype) -> HeadLoss:
+def loss_of(depths: Iterable[DepthPredictions], spec: TargetSpec, dtype: torch.dtype) -> HeadLoss:
     """Sum over depths 1, 2, ... of the cross-entropy, mean over a depth's rows, computed in ``dtype``; the parts also
-    tell the share of rows whose best guess is right. Both are zero where very short answers leave no row.
+    tell the share of rows whose top-1 prediction is right. Both are zero if answers are too short for any row.
     """
     total = torch.zeros((), dtype=dtype, device=spec.device)
     parts: dict[str, torch.Tensor] = {}
     predictions = []
-    for depth, guess in enumerate(guesses, start=1):
+    for depth, guess in enumerate(depths, start=1):
         loss, right, scored = scored_in_pieces(
             guess.score, guess.feature, spec.drafted, partial(_cross_entropy, guess, dtype)
         )
@@ -102,12 +104,12 @@ def loss_of(guesses: Iterable[Guess], spec: TargetSpec, dtype: torch.dtype) -> H
 
 
 def _cross_entropy(
-    guess: Guess, dtype: torch.dtype, logits: torch.Tensor, rows: slice
+    guess: DepthPredictions, dtype: torch.dtype, logits: torch.Tensor, rows: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over a slice of the rows, and how many best guesses are right."""
+    """Sum over a slice of the rows, and how many top-1 predictions are right."""
     scores = logits.to(dtype)  # once: under autocast loss and argmax want it, and argmax is slow in half precision
-    wanted, likeliest = guess.wanted[rows], guess.likeliest[rows]
-    labels = wanted if wanted.ndim == 1 else wanted.to(dtype)
+    labels, likeliest = guess.labels[rows], guess.likeliest[rows]
+    labels = labels if labels.ndim == 1 else labels.to(dtype)
     losses = F.cross_entropy(scores, labels, reduction="none", ignore_index=-1)
     return (losses * (likeliest >= 0)).sum(), (scores.detach().argmax(-1) == likeliest).sum()
 
@@ -138,11 +140,11 @@ def loss_by_depth(
     counted = batch.supervised[:, :-1] & (torch.arange(1, tokens, device=batch.ids.device) < batch.lengths[:, None])
     soft = batch.soft_labels(spec)
 
-    def guesses() -> Iterator[Guess]:
+    def guesses() -> Iterator[DepthPredictions]:
         for step, out in enumerate(outs):
             row, place = counted[:, step:].nonzero(as_tuple=True)
             rows = row * tokens + place
             wanted, likeliest = soft.probabilities[rows + step + 1], soft.likeliest[rows + step + 1]
-            yield Guess(rows, norm(out[row, place]), score, wanted, likeliest, decay**step)
+            yield DepthPredictions(rows, norm(out[row, place]), score, wanted, likeliest, decay**step)
 
     return loss_of(guesses(), spec, dtype)

@@ -53,14 +53,15 @@ def distill(
     source: Annotated[
         str,
         option(
-            "--source", "Whose questions: 'documentation' of installed packages, a file of conversations, or 'self'."
+            "--source",
+            "Source of the questions: 'documentation' of installed packages, a file of conversations, or 'self'.",
         ),
     ] = "documentation",
     train: Annotated[int, option("--limit", "Number of dialogues to answer.", min=1)] = 4000,
     held_out: Annotated[int, option("--held-out", "Number of held-out dialogues to answer.", min=1)] = 64,
     max_new_tokens: Annotated[int, option("--max-new-tokens", "Length limit of an answer.", min=1)] = 256,
     rows: Annotated[
-        int | None, option("--rows", "Prompts answered at once: 32, of 'self' 64 by default.", min=1)
+        int | None, option("--rows", "Prompts answered at once; by default 32, with 'self' 64.", min=1)
     ] = None,
     turns: Annotated[
         int | None,

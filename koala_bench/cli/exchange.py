@@ -61,7 +61,8 @@ def export(
     out: Annotated[Path, option("--out", "Folder to write.")],
     layout: Annotated[str, option("--layout", "official, vllm, sglang or koala-bench.")] = "official",
     dtype: Annotated[
-        str | None, option("--dtype", "Of the tensors: float32, bfloat16 or float16; as they are stored by default.")
+        str | None,
+        option("--dtype", "Dtype of the tensors: float32, bfloat16 or float16; by default as they are stored."),
     ] = None,
 ) -> None:
     """Write a trained Medusa, Hydra, EAGLE-1 or EAGLE-3 head as the official code reads it, or one of Medusa, EAGLE-1

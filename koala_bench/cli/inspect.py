@@ -94,7 +94,7 @@ def analyse(
     baseline: Annotated[
         Path | None, option("--baseline", "The file of vanilla decoding; by default the one in a file's folder.")
     ] = None,
-    by_category: Annotated[bool, option("--by-category", "A row per category of questions too.")] = False,
+    by_category: Annotated[bool, option("--by-category", "Also one row per category of questions.")] = False,
     questions: Annotated[
         str | None, option("--questions", "Question file or name, for categories that the answers do not have.")
     ] = None,
@@ -138,7 +138,7 @@ def verify(
     options: Shared,
     folder: Annotated[Path, argument("Folder with records.jsonl and what was made from it, or of such folders.")],
     update: Annotated[
-        bool, option("--update", "First make the tables, figures and pages again; records stay.")
+        bool, option("--update", "First regenerate tables, figures and pages; records stay unchanged.")
     ] = False,
 ) -> None:
     """Recompute the hashes and tables of results and compare them with their records: every file of one folder, or a

@@ -121,8 +121,8 @@ def batches(
         Path | None, option("--out", "Folder for batches.md and the figure of speedup against batch size.")
     ] = None,
 ) -> None:
-    """Measure throughput and speedup with several answers at once, each keeping as many drafted tokens as it gets;
-    greedy and lossless.
+    """Measure throughput and speedup with several answers at once, each with its own accepted tokens; greedy
+    and lossless.
 
     Example: `koala-bench batches --methods vanilla,medusa,eagle`.
     """

@@ -39,8 +39,7 @@ Processes = Annotated[
     int, option("--processes", "How often to evaluate, each time in a fresh process; all are pooled.", _RUN, min=1)
 ]
 DrawSeed = Annotated[
-    int | None,
-    option("--seed", "Of the methods' order and of what is drawn while decoding.", _RUN, min=0, max=2**31 - 1),
+    int | None, option("--seed", "Random seed of the order of methods and of sampling.", _RUN, min=0, max=2**31 - 1)
 ]
 LogWith = Annotated[
     str | None, option("--log-with", "tensorboard or wandb: curves of the training go there too.", _RUN)
@@ -72,7 +71,7 @@ class Shared:
         _MODEL, "eager calls the model, graph replays recorded passes; auto: graph on the CPU."
     )
     methods: str | None = _shared(
-        _HEADS, "Comma-separated, e.g. vanilla,eagle,eagle+koala; the preset's usual ones by default."
+        _HEADS, "Comma-separated, e.g. vanilla,eagle,eagle+koala; by default those that the preset marks usual."
     )
     layers: int | None = _shared(_HEADS, "K, the number of layers of every head.", min=1)
     tree: str | None = _shared(
@@ -80,7 +79,7 @@ class Shared:
     )
     questions: str | None = _shared(
         _QUESTIONS,
-        "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the first to be had.",
+        "bundled, chat, a name such as mt_bench in the data folder, a file in its format, or A|B: the first available.",
     )
     limit: int | None = _shared(_QUESTIONS, "Only the first questions of each category.", min=1)
     repeats: int | None = _shared(_QUESTIONS, "How often every question is answered.", min=1)
@@ -89,20 +88,20 @@ class Shared:
         _QUESTIONS, "0 decodes greedily; above, drafts and target are sampled from, losslessly.", min=0
     )
     top_k: int | None = _shared(
-        _QUESTIONS, "Of target and drafts alike, where there is a temperature: only the k likeliest tokens.", min=0
+        _QUESTIONS, "Above temperature 0, of target and drafts alike: only the k likeliest tokens.", min=0
     )
     top_p: float | None = _shared(
-        _QUESTIONS, "Of both, where there is a temperature: the fewest tokens that together have this probability."
+        _QUESTIONS, "Above temperature 0, of target and drafts alike: the fewest tokens that have this probability."
     )
     stop: list[str] | None = _shared(
         _QUESTIONS, "A text that ends an answer, besides the target's and the template's; may be repeated."
     )
     data_dir: Path | None = _shared(_QUESTIONS, "Folder of question files; KOALA_BENCH_DATA by default.")
     seed: int | None = _shared(
-        _RUN, "Of the heads' weights, the order of the data and the noise.", min=0, max=2**31 - 1
+        _RUN, "Random seed of the heads' weights, the order of the data and the noise.", min=0, max=2**31 - 1
     )
     out: Path | None = _shared(_RUN, "Folder for heads, records and tables.")
-    quick: bool = _shared(_RUN, "The same at reduced size: shows that everything works, no more.", False)
+    quick: bool = _shared(_RUN, "Reduced size: only to see that everything works, not for its numbers.", False)
     settings: list[str] | None = _shared(
         _RUN, "Override of the preset, section.key=value; may be repeated.", name="--set"
     )
@@ -110,7 +109,7 @@ class Shared:
     def resolved(self) -> Preset:
         """The preset with the options' values in place; an option wins over --quick, --set over both.
 
-        Another target is not the file that the preset pins, and brings its own chat template, but where a preset of the
+        Another target is not the file that the preset pins. It brings its own chat template, unless a preset of the
         user's own names one.
         """
         given = [(key, getattr(self, field)) for field, key in _KEYS.items()]
@@ -219,7 +218,7 @@ def split_names(text: str) -> list[str]:
 
 
 def method_names(preset: Preset, methods: str | None) -> list[str]:
-    """The methods of --methods, or the usual ones of the preset.
+    """The methods of --methods, or those that the preset marks usual.
 
     Raises:
         KoalaBenchError: the preset has no such method, one is named twice, or none is.

@@ -71,7 +71,7 @@ def compare(
         list[str] | None,
         option("--head", "Method to judge; may be repeated. All that are not in the paper's table by default."),
     ] = None,
-    records: Annotated[Path | None, option("--records", "Judge a run record that is there, and train nothing.")] = None,
+    records: Annotated[Path | None, option("--records", "Judge an existing run record, without training.")] = None,
     log_with: LogWith = None,
 ) -> None:
     """Train and measure a head of your own beside the baselines on the same data, and judge it against each.
@@ -133,7 +133,7 @@ def tune_tree(
     options: Shared,
     method: Annotated[str, argument("A method with a trained head, such as eagle.")],
     out: Annotated[
-        Path, option("--out", "The tree as a .json file; use it with --tree, or --set methods.NAME.tree=FILE.")
+        Path, option("--out", "Write the tree to this .json file; use it with --tree, or --set methods.NAME.tree=FILE.")
     ],
     heads: Heads = None,
     prompts: Annotated[
@@ -144,8 +144,8 @@ def tune_tree(
     depth: Annotated[int, option("--depth", "Levels of the deepest tree.", min=1, max=16)] = 5,
     widest: Annotated[int, option("--ranks", "Candidates of a node to consider.", min=1, max=256)] = 6,
 ) -> None:
-    """Find the draft tree from which most tokens a second are expected on this machine, and compare it with the usual
-    one.
+    """Find the draft tree from which most tokens a second are expected on this machine, and compare it with the
+    default one.
 
     Step times are measured, acceptance by rank and depth is counted along the target's own answers to held-out prompts,
     and the tree is found by dynamic programming (Sequoia, arXiv 2402.12374) and greedily (Medusa's way).
@@ -185,7 +185,7 @@ def sweep(
     options: Shared,
     grid: Annotated[Path | None, argument("The grid, a TOML file such as reproduce/sweeps/eagle.toml.")] = None,
     records: Annotated[
-        Path | None, option("--records", "Write the table of this sweep.jsonl again, and train nothing.")
+        Path | None, option("--records", "Only write the table of this sweep.jsonl again, without training.")
     ] = None,
 ) -> None:
     """Try settings of a method over several seeds, and say which helps on held-out prompts, with intervals.

@@ -37,12 +37,12 @@ class DraftVocabulary:
         return len(self.ids)
 
     def spread(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [..., drafted] among all tokens of the target [..., vocab_size]; what cannot be drafted is
-        impossible."""
+        """Scores [..., drafted] among all tokens of the target [..., vocab_size]; what cannot be drafted
+        gets -inf."""
         return scores.new_full((*scores.shape[:-1], self.vocab_size), -torch.inf).index_copy(-1, self.ids, scores)
 
     def places(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Where tokens [...] of the target stand among those drafted; -1, which a loss ignores, for the others."""
+        """Index of each of the target's tokens [...] in the draft vocabulary; -1, which a loss ignores, if absent."""
         return self._place_of.to(tokens.device)[tokens]
 
     @cached_property
@@ -58,8 +58,8 @@ class DraftVocabulary:
 
 
 def checked_count(count: object, vocab_size: int) -> int:
-    """The number of tokens of a draft vocabulary. Raises KoalaBenchError where it is no number, none, or more than the
-    target has."""
+    """The number of tokens of a draft vocabulary. Raises KoalaBenchError unless it is a whole number from 1 to the
+    target's."""
     if type(count) is not int or not 1 <= count <= vocab_size:
         raise KoalaBenchError(
             f"draft_vocabulary is {count!r}.", f"It must be a number of tokens from 1 to the target's {vocab_size}."
@@ -68,7 +68,7 @@ def checked_count(count: object, vocab_size: int) -> int:
 
 
 def fault_of(ids: torch.Tensor, vocab_size: int) -> str | None:
-    """Why ids are no draft vocabulary: what is scored by them would fail, or be lost; None if they are one."""
+    """Why ids are not a valid draft vocabulary; None if they are."""
     if ids.dtype not in (torch.int64, torch.int32):
         return f"draft_vocabulary is of {ids.dtype}, no whole numbers."
     if ids.ndim != 1 or not len(ids):

@@ -17,7 +17,7 @@ def cores() -> int:
 
 
 def memory_bytes(kind: Literal["total", "available"] = "total") -> int | None:
-    """Memory of the machine, or what new programs can have of it without swapping."""
+    """Memory of the machine, in all or available without swapping."""
     try:
         return int(getattr(psutil.virtual_memory(), kind))
     except (OSError, RuntimeError, AttributeError, ValueError):  # a container without /proc, a system unknown to psutil

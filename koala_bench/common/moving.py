@@ -1,4 +1,4 @@
-"""Moving modules to a device, if they are not there yet."""
+"""Moves modules to a device."""
 
 from __future__ import annotations
 

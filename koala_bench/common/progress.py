@@ -21,7 +21,7 @@ def log_line(text: str) -> None:
 
 
 def in_time(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A duration in words, such as "3 min"."""
     if seconds < 90:
         return f"{max(1, round(seconds)) if seconds else 0} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:,.1f} h"

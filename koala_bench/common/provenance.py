@@ -1,4 +1,4 @@
-"""Where a record comes from: the machine, the installed versions, and the state of the code."""
+"""Provenance of a record: the machine, the installed versions, and the state of the code."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class NotApplicableError(Exception):
 
 
 class Bench:
-    """Targets in the kinds that heads meet, each as it was made, and fresh heads for them.
+    """Tiny targets of several kinds, unchanged since they were made, and fresh heads for them.
 
     Args:
         preset: the head and its options.

@@ -202,7 +202,7 @@ def positions(bench: Bench) -> str:
 
 
 def _misplaced(chain: Decoded, depth: int, losses: list[float]) -> str:
-    """The position for which tokens drafted at a depth seem to be meant; in the circle a token reveals it."""
+    """The position that the tokens drafted at a depth fit; in the circle a token identifies its position."""
     slips: Counter[int | None] = Counter()
     for step, accepted in zip(chain.steps[:-1], chain.accepted, strict=False):
         if accepted >= depth - 1 and len(step.tree_tokens) > depth:

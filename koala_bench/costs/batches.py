@@ -56,7 +56,7 @@ def batch_speeds(
                             total[0] += found.decode_s
                             total[1] += sum(len(answer) - 1 for answer in found.tokens)
                     advance(1, f"{method.name}, {size} at once")
-    rates = {key: settled / seconds for key, (seconds, settled) in spent.items()}
+    rates = {key: committed / seconds for key, (seconds, committed) in spent.items()}
     return [BatchSpeed(*key, rate, rate / rates[methods[0].name, key[1]]) for key, rate in rates.items()]
 
 

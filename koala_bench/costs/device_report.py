@@ -1,6 +1,6 @@
-"""The device report: latencies with random weights, the memory's limit, and what published speedups would ask for.
+"""The device report: latencies with random weights, the bandwidth limit, and what published speedups would need.
 
-It is measured size by size, and written as soon as one is there.
+It is measured size by size, and written after each.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ increase that its abstract claims.
 
 
 def published_speedups(paper: Paper, size: str, method: MethodCost) -> list[float]:
-    """What a method is said to reach with a model of this size: one value, or a range; nothing if there is none."""
+    """Published speedup of a method for a model of this size: one value, or a range; empty if there is none."""
     values = [
         claim.speedup
         for claim in paper.own_claims

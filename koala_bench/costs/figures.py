@@ -28,7 +28,7 @@ class _Line(NamedTuple):
 def _write(
     out: Path, name: str, lines: Sequence[_Line], across: Sequence[str], up: Sequence[str], log: bool, shared: bool
 ) -> list[Path]:
-    """``figure-NAME.pdf`` and ``.png``; ``across`` and ``up`` name the axes of the left and the right panel."""
+    """Write ``figure-NAME.pdf`` and ``.png``; ``across`` and ``up`` label the axes of the left and the right panel."""
 
     def draw() -> Figure:
         figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES), layout="constrained")
@@ -64,7 +64,7 @@ def write_batches(speeds: Sequence[BatchSpeed], out: Path) -> list[Path]:
 
 
 def write_context(costs: Sequence[StepCost], out: Path) -> list[Path]:
-    """Whole steps, and steps less the attention by itself; a line for each number of nodes."""
+    """Whole steps, and steps without attention; a line for each number of nodes."""
     lines = []
     for count in dict.fromkeys(cost.nodes for cost in costs):
         own = [cost for cost in costs if cost.nodes == count]

@@ -67,9 +67,9 @@ class _Watched(Target):
         return cls(**known, inner=target, watch=Stopwatch(target.device))
 
     @property
-    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # captured by the target before
-        question: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.inner.greedy_question
-        return question
+    def greedy_read(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # captured by the target before
+        read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self.inner.greedy_read
+        return read
 
     def run(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.watch.mark("between")
@@ -122,7 +122,7 @@ def profile(target: Target, methods: Sequence[Method], prompts: Sequence[Sequenc
 def _answer(
     target: Target, method: Method, prompt: Sequence[int], tokens: int, cache: TreeCache
 ) -> tuple[_Watched, Decoded]:
-    """An answer during which no trace was made; else the same answer again."""
+    """An answer during which nothing was traced; where something was, the answer is decoded again."""
     for _ in range(_TRIES):
         known, watched = target.recordings, _Watched.of(target)
         answer = decode(watched, method.head, method.template, prompt, tokens, (), cache)
@@ -142,7 +142,7 @@ def _reads(target: Target, method: Method, prompt: Sequence[int], tokens: int, c
 
 
 def machine_in_words(target: Target) -> str:
-    """What computes and how, for the head of a report."""
+    """Machine, target and engine, for the top of a report."""
     threads = torch.get_num_threads()
     device = f"{threads} CPU thread{'s' if threads > 1 else ''}"
     if target.device.type == "cuda":

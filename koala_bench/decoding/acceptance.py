@@ -59,7 +59,7 @@ class Rule(Protocol):
 def greedy(
     tree: DraftTree,
     logits: torch.Tensor,
-    ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest,
+    read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest,
 ) -> Accepted:
     """Descend the tree while a child is the target's most likely token; of siblings with equal tokens, into the first.
 
@@ -67,9 +67,9 @@ def greedy(
 
     Args:
         logits: [nodes, vocab_size].
-        ask: ``drafted_and_likeliest``, or a trace of it.
+        read: ``drafted_and_likeliest``, or a trace of it.
     """
-    drafted, likeliest = ask(tree.tokens, logits).tolist()
+    drafted, likeliest = read(tree.tokens, logits).tolist()
     children = tree.shape.children
     path, node = [0], 0
     while True:
@@ -85,11 +85,11 @@ class Greedy:
 
     pick: Pick = staticmethod(best)
 
-    def __init__(self, ask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest) -> None:
-        self.ask = ask
+    def __init__(self, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = drafted_and_likeliest) -> None:
+        self.read = read
 
     def accept(self, tree: DraftTree, logits: torch.Tensor) -> Accepted:
-        return greedy(tree, logits, self.ask)
+        return greedy(tree, logits, self.read)
 
 
 GREEDY = Greedy()
@@ -205,7 +205,7 @@ def _read(tree: DraftTree, logits: torch.Tensor) -> tuple[list[int], torch.Tenso
 
 
 def on_cpu(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Tensors of one device on the CPU, by one copy; the tensors themselves if they are there already."""
+    """Copies on the CPU of tensors of one device, in one transfer; the tensors themselves if already there."""
     if tensors[0].device.type == "cpu":
         return tensors
     return unpacked(packed(tensors).cpu(), tensors)

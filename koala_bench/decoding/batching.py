@@ -1,4 +1,4 @@
-"""Several answers at once: their trees are one forest, verified in one pass, and each keeps as many tokens as it gets.
+"""Several answers at once: their trees are one forest, verified in one pass, and each keeps its own accepted tokens.
 
 All sequences share one KV cache, in which a row belongs to one of them; the mask hides the rows of the others, also of
 those that have ended. That needs no padding, and costs attention over masked rows: fine for a few sequences.
@@ -27,13 +27,13 @@ from koala_bench.tree import DraftTree, Template
 
 @dataclass
 class _Sequence:
-    """One answer in the making; its rows in the cache have its number as their owner."""
+    """One unfinished answer; its rows in the cache have its number as their owner."""
 
     number: int
     head: Any
     new: Committed
     tokens: list[int]
-    length: int  # settled tokens, the prompt's included, those of which rows are in the cache
+    length: int  # committed tokens, the prompt's included, those of which rows are in the cache
     ended: bool
 
 
@@ -69,7 +69,7 @@ def decode_batch(
     for prompt in prompts:
         if not prompt or len(prompt) + max_new_tokens > target.max_positions:
             raise KoalaBenchError(
-                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not go into a context of"
+                f"A prompt of {len(prompt)} tokens and an answer of {max_new_tokens} do not fit in a context of"
                 f" {target.max_positions}.",
                 "Use shorter prompts or answers.",
             )
@@ -77,7 +77,7 @@ def decode_batch(
     rows = [capacity_for(len(prompt), max_new_tokens, template.nodes, target.max_positions) for prompt in prompts]
     room = sum(rows)
     cache = target.new_cache(room, longest=max(rows))
-    owners = torch.full((room,), -1, device=target.device)  # of each settled row
+    owners = torch.full((room,), -1, device=target.device)  # of each committed row
     sequences = [
         _begin(target, copy.copy(head), template, prompt, max_new_tokens, stops, cache, owners, number)
         for number, prompt in enumerate(prompts)
@@ -94,13 +94,13 @@ def decode_batch(
         first = 0
         for one, tree in zip(active, trees, strict=True):
             last = first + tree.shape.nodes
-            path, settled, _ = GREEDY.accept(tree, logits[first:last])
-            keep, stop = cut(settled, max_new_tokens - len(one.tokens), stops)
-            one.tokens += settled[:keep]
+            path, committed, _ = GREEDY.accept(tree, logits[first:last])
+            keep, stop = cut(committed, max_new_tokens - len(one.tokens), stops)
+            one.tokens += committed[:keep]
             ended = end_of_text(target.tokenizer, one.tokens, keep, target.stop_texts)
             one.tokens = one.tokens[:ended]
             one.ended = stop is not None or ended is not None
-            one.new = Committed(tree.tokens.new_tensor(settled), hidden[first:last][list(path)], one.length)
+            one.new = Committed(tree.tokens.new_tensor(committed), hidden[first:last][list(path)], one.length)
             one.length += len(path)
             if observing:
                 one.head.observe(tree, logits[first:last])

@@ -80,7 +80,7 @@ class Hybrid:
 
     @property
     def template(self) -> Template:
-        """The larger of the two templates, which says how much room a step needs."""
+        """The larger of the two templates, by which cache rows are reserved."""
         return max(self._templates, key=lambda template: template.nodes)
 
     @property

@@ -24,7 +24,7 @@ VANILLA_TREE = TreeTemplate("root", ())
 
 
 class Vanilla:
-    """Drafts nothing: every step settles the one token that the target adds."""
+    """Drafts nothing: every step commits the one token that the target adds."""
 
     features: tuple[int, ...] = (-1,)
     max_depth = 0
@@ -95,7 +95,7 @@ class Decoded:
 
 
 def capacity_for(prompt_tokens: int, max_new_tokens: int, tree_nodes: int, max_positions: int) -> int:
-    """Rows that a cache needs for an answer: settled tokens and one tree."""
+    """Rows that a cache needs for an answer: committed tokens and one tree."""
     return min(prompt_tokens + max_new_tokens, max_positions) + tree_nodes
 
 
@@ -107,10 +107,10 @@ def fits(target: Target, prompt_tokens: int, max_new_tokens: int, tree_nodes: in
     return prompt_tokens < target.max_positions and (target.limit is None or needed <= target.limit.rows)
 
 
-def cut(settled: Sequence[int], room: int, stops: frozenset[int]) -> tuple[int, Stop | None]:
+def cut(committed: Sequence[int], room: int, stops: frozenset[int]) -> tuple[int, Stop | None]:
     """How many of a step's tokens belong to an answer that has room for ``room`` more, and whether they end it."""
-    keep = next((i + 1 for i, token in enumerate(settled) if token in stops), len(settled))
-    stop: Stop | None = "eos" if settled[keep - 1] in stops else None
+    keep = next((i + 1 for i, token in enumerate(committed) if token in stops), len(committed))
+    stop: Stop | None = "eos" if committed[keep - 1] in stops else None
     if keep >= room and not (stop and keep == room):
         return room, "limit"
     return keep, stop
@@ -170,7 +170,7 @@ def decode(
     # A prompt is a tree of its last token alone.
     _, (bonus,), distances = rule.accept(DraftTree(ids[-1:], ROOT_ONLY), logits[None])
     if rule is GREEDY:
-        rule = Greedy(target.greedy_question)
+        rule = Greedy(target.greedy_read)
     said = end_of_text(target.tokenizer, [bonus], 1, target.stop_texts) is not None
     synchronise(target.device)
     first_token = time.perf_counter()
@@ -199,7 +199,7 @@ def decode(
         watch.mark("draft")
         logits, hidden = target.verify(tree, cache, head.features)
         watch.mark("verify")
-        path, settled, apart = rule.accept(tree, logits)
+        path, committed, apart = rule.accept(tree, logits)
         watch.mark("accept", waited=True)
         past = cache.past
         cache.commit(path)
@@ -207,8 +207,8 @@ def decode(
         if trace:
             steps.append(Step(tree.tokens.tolist(), path))
 
-        keep, stop = cut(settled, max_new_tokens - len(tokens), stops)
-        tokens += settled[:keep]
+        keep, stop = cut(committed, max_new_tokens - len(tokens), stops)
+        tokens += committed[:keep]
         if (ended := end_of_text(target.tokenizer, tokens, keep, target.stop_texts)) is not None:
             keep, stop = keep - (len(tokens) - ended), "eos"
             del tokens[ended:]
@@ -218,7 +218,7 @@ def decode(
         drafted_depth.append(tree.shape.depth)
         kept_node.append(path[keep - 1])
         rows = slice(0, len(path)) if path[-1] == len(path) - 1 else list(path)
-        new = Committed(ids.new_tensor(settled), hidden[rows], past)
+        new = Committed(ids.new_tensor(committed), hidden[rows], past)
         watch.mark("rest")
         if observing is not None and not stop:  # until the next mark, which is that of a draft
             observing.observe(tree, logits)

@@ -55,7 +55,7 @@ class Sampling:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that nothing can be sampled at. Raises KoalaBenchError where it is not a finite number of at
+    """Check that a temperature can be sampled at. Raises KoalaBenchError where it is not a finite number of at
     least 0.0001."""
     if not _MIN_TEMPERATURE <= temperature < math.inf:
         raise KoalaBenchError(

@@ -35,6 +35,6 @@ def _holds(tokenizer: Any, tokens: Sequence[int], texts: Sequence[str]) -> bool:
 
 
 def without_end(text: str, texts: Sequence[str]) -> str:
-    """An answer without the stop text that ended it."""
+    """An answer without its final stop text."""
     starts = [start for each in texts if (start := text.find(each)) >= 0]
     return text[: min(starts)] if starts else text

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.common.bundled import PACKAGE
-from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cannot
 from koala_bench.common.progress import log_line
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, encode_dialogues, encode_prompt
 from koala_bench.dialogues.hub import HUB, fetch_dialogues
 from koala_bench.dialogues.parquet import parquet_rows

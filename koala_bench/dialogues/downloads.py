@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import doing, replacing, sha256_of
 from koala_bench.common.progress import log_line
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 DATA_DIR_VARIABLE = "KOALA_BENCH_DATA"

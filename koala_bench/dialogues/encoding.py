@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from koala_bench.dialogues.dialogue import as_dialogue
 from koala_bench.dialogues.templates import ChatTemplate, chat_template
+from koala_bench.dialogues.turns import as_dialogue
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def encode_dialogues(
     tokenizer reports no offsets, or the template fails."""
     if not tokenizer.is_fast:
         raise KoalaBenchError(
-            "This tokenizer cannot say which characters a token covers.",
+            "This tokenizer does not report which characters a token covers.",
             "Use a checkpoint that has a tokenizer.json (a fast tokenizer).",
         )
     if not dialogues:

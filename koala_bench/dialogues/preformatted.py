@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.templates import ChatTemplate
+from koala_bench.dialogues.turns import Dialogue
 from koala_bench.errors import KoalaBenchError
 
 _SYSTEM, _QUESTION = "S7zq", "Q7zq"

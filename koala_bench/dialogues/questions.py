@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cache_folder, doing, sha256_of
 from koala_bench.common.progress import log_line
 from koala_bench.common.reading import first_problem, json_lines, read_text
-from koala_bench.dialogues.dialogue import Dialogue
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.dialogues.downloads import DATA_DIR_VARIABLE, DATASETS, SPEED_BENCH, data_folder, fetch, places_of
+from koala_bench.dialogues.turns import Dialogue
 from koala_bench.errors import KoalaBenchError
 
 BUNDLED = "bundled"

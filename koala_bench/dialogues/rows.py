@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.preformatted import parse
 from koala_bench.dialogues.templates import ChatTemplate
+from koala_bench.dialogues.turns import Dialogue
 
 # JSON can hold half of a surrogate pair, which neither UTF-8 nor tokenizers accept.
 _LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")

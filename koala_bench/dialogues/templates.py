@@ -13,8 +13,8 @@ from datetime import date, datetime, time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from koala_bench.common.choices import did_you_mean
-from koala_bench.dialogues.dialogue import Dialogue, as_dialogue, messages_of
+from koala_bench.common.suggestions import did_you_mean
+from koala_bench.dialogues.turns import Dialogue, as_dialogue, messages_of
 from koala_bench.errors import KoalaBenchError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""From the names of options to device, dtype, engine and threads; and the machine for records."""
+"""Resolves the options --device, --dtype, --engine and threads; describes the machine for records."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _windows(config: Any) -> Iterator[Limit]:
 
 
 def _choices(config: Any) -> Iterator[Limit]:
-    """Attention that picks some of the rows: in a tree it picks among all nodes."""
+    """Limit of sparse attention, which selects some of the rows: in a tree it would select among all nodes."""
     for name in _CHOSEN:
         if isinstance(rows := getattr(config, name, None), int) and rows > 0:
             yield Limit(rows, f"attends to a choice of {rows} tokens where there are more")

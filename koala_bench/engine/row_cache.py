@@ -128,9 +128,9 @@ class RowCache(Cache):
 
 @contextmanager
 def _attention_of_rows(target: Target) -> Iterator[None]:
-    """Let a float32 model on the CPU read of each row's keys those that the row has, for all heads of a group at once.
+    """Attention of a float32 model on the CPU that reads only the keys in use, row by row, a group of heads at once.
 
-    torch's attention reads them as far as the longest row goes: at 64 rows half the time of a pass.
+    torch's attention reads every row up to the longest one's length: at 64 rows half the time of a pass.
     """
     config = target.decoder.config
     before = config._attn_implementation

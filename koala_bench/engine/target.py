@@ -19,13 +19,13 @@ from transformers.cache_utils import Cache
 
 from koala_bench.common.draft_vocabulary import DraftVocabulary
 from koala_bench.engine.cache import ROW_BLOCK, TreeCache, aligned_mask, attention_mask, pass_cache
-from koala_bench.engine.capture import Captured
 from koala_bench.engine.devices import Engine
+from koala_bench.engine.graphs.capture import Captured
+from koala_bench.engine.graphs.lowering import Layouts
+from koala_bench.engine.graphs.replay import Recorded
 from koala_bench.engine.limits import Limit, limit_of
-from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.processor import kernels
 from koala_bench.engine.processor.compiling import compiler_version
-from koala_bench.engine.replay import Recorded
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Pass, TargetSpec
 from koala_bench.tree import DraftTree
@@ -51,9 +51,9 @@ class Target:
         model: the stock model in evaluation mode.
         tokenizer: its tokenizer; absent for bare weights, as in numerical fixtures.
         engine: how a tree is verified: ``eager`` calls the model, ``graph`` replays a recording of that, see
-            ``koala_bench.engine.replay``.
+            ``koala_bench.engine.graphs.replay``.
         fixed: whether ``graph`` gives its passes shapes that do not depend on how many tokens are committed and
-            captures them, as CUDA graphs on a GPU; see ``koala_bench.engine.capture``.
+            captures them, as CUDA graphs on a GPU; see ``koala_bench.engine.graphs.capture``.
         threads: CPU threads to decode with, see ``computing`` and ``pick_threads``; all that torch takes where None.
         more_stop_ids, stop_texts: what ends an answer besides the target's own ends: its chat template's, and others
             that were asked for.
@@ -169,8 +169,8 @@ class Target:
         return Captured(recorded, static, constant, self.device, self._layouts.count) if self.fixed else recorded
 
     @cached_property
-    def greedy_question(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """``drafted_and_likeliest`` for the logits of ``verify``; captured if its passes are."""
+    def greedy_read(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """What greedy verification reads: ``drafted_and_likeliest``, captured if the passes of ``verify`` are."""
         if self.engine == "eager" or not self.fixed:
             return drafted_and_likeliest
         return self.record(drafted_and_likeliest, ((0,), (0,)), (1,))  # a captured pass writes its logits to one place

@@ -1,4 +1,4 @@
-"""Methods ready to decode: the head of each, trained or free, its tree, and what the record says of it."""
+"""Methods ready to decode: head (trained or training-free), tree, and entry in the record."""
 
 from __future__ import annotations
 

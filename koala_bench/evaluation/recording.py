@@ -55,7 +55,7 @@ class RecordWriter:
         self._handle.close()
 
     def append(self, turn: TurnLine) -> None:
-        """Write one turn; it is with the operating system when this returns.
+        """Write one turn; it has been handed to the operating system when this returns.
 
         Raises:
             ValueError: the turn does not have the form of a record, is there already, or the record is finished.

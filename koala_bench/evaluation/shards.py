@@ -1,6 +1,4 @@
-"""A record that several processes make together: each writes a part of its own, and in the end the first merges them
-into one.
-"""
+"""A record made by several processes: each writes a part, and in the end the first process merges them."""
 
 from __future__ import annotations
 

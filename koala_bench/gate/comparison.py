@@ -41,12 +41,12 @@ class Comparison:
 
     @property
     def length_verdict(self) -> str:
-        """Of the acceptance length."""
+        """Verdict on the acceptance length."""
         return _verdict(self.length)
 
     @property
     def speed_verdict(self) -> str:
-        """Of the speed."""
+        """Verdict on the speed."""
         return _verdict(self.speed)
 
 

@@ -53,7 +53,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Exported:
-    """A head as another system wants it.
+    """A head in another system's format.
 
     Attributes:
         file: name of the file of tensors; what it ends in says how it is written.
@@ -84,7 +84,7 @@ class Fields(dict[str, Any]):
         )
 
     def whole(self, key: str, default: int = _MISSING, least: int = 1) -> int:
-        """A whole number of at least ``least``, and no larger than a size of anything may be."""
+        """A whole number of at least ``least``, within the range of plausible sizes."""
         return int(self._read(key, default, Annotated[int, Field(ge=least, le=_LARGEST)]))
 
     def number(self, key: str, default: float = _MISSING) -> float:
@@ -92,7 +92,7 @@ class Fields(dict[str, Any]):
         return float(self._read(key, default, Annotated[float, Field(gt=0, lt=math.inf)]))
 
     def truth(self, key: str, default: bool = _MISSING) -> bool:
-        """True or false, and nothing that is merely like one of them."""
+        """A boolean, not a value that is merely truthy or falsy."""
         return bool(self._read(key, default, bool))
 
     def text(self, key: str, default: str = _MISSING) -> str:
@@ -103,7 +103,7 @@ class Fields(dict[str, Any]):
         return list(self._read(key, None, list[int] | None) or [])
 
     def part(self, key: str) -> Fields:
-        """The fields of a field; none where it is missing or null."""
+        """The fields of a nested object; none where it is missing or null."""
         return Fields(self.path, self._read(key, None, dict[str, Any] | None) or {})
 
     def given(self, key: str) -> bool:
@@ -111,7 +111,7 @@ class Fields(dict[str, Any]):
         return self.get(key) is not None
 
     def disagreement(self, found: Mapping[str, int | str], where: str = "file") -> list[str]:
-        """Which fields say otherwise than what was found elsewhere, a sentence each."""
+        """Fields that disagree with what was found elsewhere, a sentence each."""
         said: dict[str, Any] = {}
         for name, value in found.items():
             counts = isinstance(value, int) and not isinstance(value, bool)

@@ -3,7 +3,7 @@
 What the files of other projects hold, and their pitfalls:
 
 - Medusa and EAGLE: ``idxs`` is the 0-based index of a turn's last step, so the turn took ``idxs + 1`` (Medusa,
-  llm_judge/gen_model_answer_medusa.py); ``new_tokens`` counts what the last step settled beyond the end of the answer.
+  llm_judge/gen_model_answer_medusa.py); ``new_tokens`` counts what the last step made beyond the end of the answer.
 - EAGLE's baseline script never counts ``new_tokens`` and writes 0 (eagle/evaluation/gen_baseline_answer_llama2chat.py);
   it makes one token a step, so ``idxs + 1`` counts them. It ends at 512 steps, where EAGLE goes on to about 1,024
   tokens.
@@ -50,9 +50,9 @@ class AnsweredTurn:
         question_id, turn, repeat: its place; turn and repeat count from 0.
         tokens: new tokens produced in the seconds.
         steps: verification steps.
-        settled: tokens that the steps settled; not always all of ``tokens``.
+        committed: tokens that the steps committed; not always all of ``tokens``.
         seconds: see ``Trace.clock``.
-        lengths: the settled tokens of each step, [steps].
+        lengths: the committed tokens of each step, [steps].
         whole: tokens and seconds of the whole answer, the prefills of target and head included.
     """
 
@@ -64,7 +64,7 @@ class AnsweredTurn:
     failed: bool
     tokens: int | None = None
     steps: int | None = None
-    settled: int | None = None
+    committed: int | None = None
     seconds: float | None = None
     lengths: tuple[int, ...] | None = None
     whole: tuple[int, float] | None = None
@@ -104,8 +104,8 @@ def vanilla_stem(system: str) -> str | None:
 
 def is_vanilla(trace: Trace) -> bool:
     """Whether a trace is of vanilla decoding: its name says so, and no turn has more tokens than steps."""
-    counts = ((turn.settled, turn.steps) for turn in trace.turns)
-    more = any(settled is not None and steps is not None and settled > steps for settled, steps in counts)
+    counts = ((turn.committed, turn.steps) for turn in trace.turns)
+    more = any(committed is not None and steps is not None and committed > steps for committed, steps in counts)
     return vanilla_stem(trace.system) is not None and not more
 
 
@@ -241,7 +241,7 @@ def _fields_of(choice: _Choice) -> list[str]:
 
 
 def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> list[_Answer]:
-    """The answers: of one model, each question once, all with the same fields, and none in no time."""
+    """The answers: of one model, each question once, all with the same fields, and each with a positive time."""
     answers: list[_Answer] = []
     line_of: dict[int, int] = {}
     timeless: KoalaBenchError | None = None
@@ -305,12 +305,12 @@ def _answers(path: Path, rows: list[tuple[int, dict[str, Any]]], vanilla: bool) 
                 lengths = tuple(choice["accept_lengths"][start : start + count]) if has_lengths else None
                 start += count
                 tokens = choice["new_tokens"][index] if has_tokens else steps if one_a_step else None
-                settled = tokens if lengths is None else sum(lengths)
-                recorded_tokens, recorded_steps = recorded_tokens + (settled or 0), recorded_steps + (steps or 0)
+                committed = tokens if lengths is None else sum(lengths)
+                recorded_tokens, recorded_steps = recorded_tokens + (committed or 0), recorded_steps + (steps or 0)
                 seconds = choice["wall_time"][index] if has_times else None
                 place = (answer["question_id"], index, repeat, answer.get("category") or None)
                 whole = None if tokens is None or seconds is None else (tokens, seconds)
-                one = AnsweredTurn(*place, text, False, tokens, steps, settled, seconds, lengths, whole)
+                one = AnsweredTurn(*place, text, False, tokens, steps, committed, seconds, lengths, whole)
                 turns.append(one if text != _ERROR else AnsweredTurn(*place, None, True))
     if failed := sum(turn.failed for turn in turns):
         a_step = recorded_tokens / recorded_steps if recorded_tokens and recorded_steps else None

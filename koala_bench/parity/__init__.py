@@ -1,6 +1,6 @@
 """Numerical parity with the official Medusa and EAGLE code, judged on a folder of recorded inputs, weights and outputs.
 
-Sizes, trees, prompts and numbers of heads are all read from the folder. Its parts are ``medusa_tiny``,
+In: the folder, from which sizes, trees, prompts and numbers of heads are all read. Its parts are ``medusa_tiny``,
 ``medusa_decode``, ``eagle_tiny``, ``eagle_decode`` and ``losses``, laid out as in the README that comes with the
 recordings; a part that is missing is skipped by name. Out: agreement or the place of the first difference.
 Read ``shared`` first.

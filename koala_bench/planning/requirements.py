@@ -88,7 +88,8 @@ class Needs:
         training_tokens, answer_tokens: at most, all heads together see the former once; the latter are those of one
             method.
         models: number of parameters of each draft model, by name; None where nobody knows its shape.
-        ends_memory: as ``training_memory``, of a training from stored states beside the target's ends alone.
+        ends_memory: as ``training_memory``, of a training from stored states, with only the target's embedding and
+            output layer in memory.
         label_flop: operations of the target's distributions over one token, which heads are taught by; see
             ``FeatureBatch.soft_labels``.
         state_bytes: of the target's stored states of one token, as all heads read them; see ``training.states``.

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from koala_bench.common.choices import did_you_mean
 from koala_bench.common.reading import first_problem
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 SHAPE = ("layers", "width", "intermediate", "attention_heads", "vocabulary", "positions")

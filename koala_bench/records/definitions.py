@@ -4,8 +4,8 @@ One decoding, many numbers: what counts as a step, whether the target's own (bon
 are in, and what is averaged over differ from project to project. Here are all of them, so that a number can be
 compared with one published elsewhere.
 
-A record's step settles its accepted drafts and one bonus token. The first token of an answer comes from the
-prefill and belongs to no step. Medusa's and EAGLE's loops count the other way round: a step settles its root
+A record's step commits its accepted drafts and one bonus token. The first token of an answer comes from the
+prefill and belongs to no step. Medusa's and EAGLE's loops count the other way round: a step commits its root
 (for the first step the prefill's token) and its accepted drafts, and the last bonus token is dropped. Root and
 bonus are one token per step either way, so the counts per step are the same. Two things remain different in their
 files: nothing is cut at the end of an answer (of Spec-Bench's methods, EAGLE and PLD are cut, Medusa and Hydra are
@@ -30,8 +30,8 @@ class DepthRate:
 
     Attributes:
         depth: 1 for the children of the root.
-        accepted: steps that settled a node at this depth.
-        trials: given its parent: steps that settled a node one level up and were offered this depth;
+        accepted: steps that committed a node at this depth.
+        trials: given its parent: steps that committed a node one level up and were offered this depth;
             unconditional: steps that drafted.
     """
 
@@ -51,9 +51,9 @@ class Steps:
 
     Attributes:
         question_id: which question it answers; its other turns and repeats have the same.
-        accepted: draft tokens that each step settled, [steps].
+        accepted: draft tokens that each step accepted, [steps].
         drafted_depth: the deepest level that each step was offered, [steps]; None if that was not recorded.
-        prefill_tokens: tokens of the answer that no step settled: 1 for the prefill's, 0 where it is not recorded.
+        prefill_tokens: tokens of the answer that no step committed: 1 for the prefill's, 0 where it is not recorded.
     """
 
     question_id: int
@@ -83,9 +83,9 @@ def acceptance_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence[in
     In a tree n-alpha tries depth d only where the chosen path goes on; a record knows the tree's depth, not whether
     the accepted node had children, so a leaf above that depth is a trial here and none there.
     """
-    settled, offered = _of_steps(accepted, drafted_depth)
+    committed, offered = _of_steps(accepted, drafted_depth)
     return [
-        DepthRate(d, int((settled >= d).sum()), int(((settled >= d - 1) & (offered >= d)).sum()))
+        DepthRate(d, int((committed >= d).sum()), int(((committed >= d - 1) & (offered >= d)).sum()))
         for d in range(1, int(offered.max(initial=0)) + 1)
     ]
 
@@ -96,13 +96,13 @@ def unconditional_rate_by_depth(accepted: Sequence[int], drafted_depth: Sequence
     speculators' accepted at position i / drafts (scripts/evaluate/perf_utils.py). It is the product of the conditional
     rates up to d if every step offers the same depth.
     """
-    settled, offered = _of_steps(accepted, drafted_depth)
+    committed, offered = _of_steps(accepted, drafted_depth)
     depths, drafts = range(1, int(offered.max(initial=0)) + 1), int((offered > 0).sum())
-    return [DepthRate(depth, int((settled >= depth).sum()), drafts) for depth in depths]
+    return [DepthRate(depth, int((committed >= depth).sum()), drafts) for depth in depths]
 
 
 def repeated_share(answers: Sequence[Sequence[int]], length: int = 8) -> float | None:
-    """Share of the runs of ``length`` tokens that stand before in the same answer; None without one that long.
+    """Share of ``length``-grams of tokens that repeat an earlier one of the same answer; None without one that long.
 
     Small targets loop, and loops are what lookups and heads draft most easily.
     """
@@ -115,10 +115,10 @@ def repeated_share(answers: Sequence[Sequence[int]], length: int = 8) -> float |
 
 
 def _of_steps(accepted: Sequence[int], drafted_depth: Sequence[int]) -> tuple[_Counts, _Counts]:
-    settled, offered = np.asarray(accepted, dtype=np.int64), np.asarray(drafted_depth, dtype=np.int64)
-    if settled.shape != offered.shape:
-        raise ValueError(f"{settled.size} steps in accepted, {offered.size} in drafted_depth")
-    return settled, offered
+    committed, offered = np.asarray(accepted, dtype=np.int64), np.asarray(drafted_depth, dtype=np.int64)
+    if committed.shape != offered.shape:
+        raise ValueError(f"{committed.size} steps in accepted, {offered.size} in drafted_depth")
+    return committed, offered
 
 
 # ---------------------------------------------------------------------------------------------- lengths
@@ -147,7 +147,7 @@ def _accepted(answers: Sequence[Steps]) -> list[int]:
     return [count for answer in answers for count in answer.accepted]
 
 
-def _settled(answers: Sequence[Steps]) -> int:
+def _committed(answers: Sequence[Steps]) -> int:
     return sum(_accepted(answers)) + len(_accepted(answers))
 
 
@@ -158,7 +158,7 @@ def _recorded(answers: Sequence[Steps]) -> tuple[list[int], list[int]]:
 
 
 def _tokens_per_step(answers: Sequence[Steps]) -> float:
-    return _ratio(_settled(answers), len(_accepted(answers)))
+    return _ratio(_committed(answers), len(_accepted(answers)))
 
 
 def _drafts_per_step(answers: Sequence[Steps]) -> float:
@@ -168,11 +168,11 @@ def _drafts_per_step(answers: Sequence[Steps]) -> float:
 def _medusa(answers: Sequence[Steps]) -> float:
     # An answer without a step has idxs -1 in a file of ours; Medusa's loop always makes one step.
     stepped = [answer for answer in answers if answer.accepted]
-    return _ratio(_settled(stepped), len(_accepted(stepped)) - len(stepped))
+    return _ratio(_committed(stepped), len(_accepted(stepped)) - len(stepped))
 
 
 def _completion_per_verification(answers: Sequence[Steps]) -> float:
-    return _ratio(_settled(answers) + sum(answer.prefill_tokens for answer in answers), len(_accepted(answers)))
+    return _ratio(_committed(answers) + sum(answer.prefill_tokens for answer in answers), len(_accepted(answers)))
 
 
 def _per_draft(answers: Sequence[Steps]) -> float:
@@ -195,7 +195,7 @@ def _mean_over_questions(answers: Sequence[Steps]) -> float:
 
 LENGTH_DEFINITIONS: Mapping[str, LengthDefinition] = {
     "tokens per step": LengthDefinition(
-        "tokens that the steps settled / steps, both totalled",
+        "tokens that the steps committed / steps, both totalled",
         "this project's tables; tokens/step and block efficiency elsewhere; Medusa's new_tokens / (idxs + 1)",
         _tokens_per_step,
     ),

@@ -218,8 +218,8 @@ class ErrorInfo(TypedDict):
 class TurnLine(TypedDict):
     """One answer of one method. A failed turn has ``error`` and nulls in place of everything measured.
 
-    ``accepted[i]`` counts the draft tokens that step i settled, after cutting at the end of sequence and at the limit;
-    a step settles one token more, the target's own. The steps together settle all of ``new_token_ids``, or all but the
+    ``accepted[i]`` counts the draft tokens that step i accepted, after cutting at the end of sequence and at the limit;
+    a step commits one token more, the target's own. The steps together commit all of ``new_token_ids``, or all but the
     first where the prefill's token is no step's. ``drafted_depth[i]`` is the deepest draft level offered at that step,
     ``kept_node[i]`` the node of the tree at which its accepted path ends (0 is the root), null if the tree varies
     between steps. ``prefill_s`` is the target's prefill, ``draft_prefill_s`` the head's, null if part of the next (up
@@ -380,11 +380,11 @@ def turn_problem(turn: Mapping[str, Any], methods: Mapping[str, Sequence[int] | 
     if missing:
         return f"{missing[0]}: is null, but the turn did not fail"
     accepted, offered, tokens = turn["accepted"], turn["drafted_depth"], len(turn["new_token_ids"])
-    settled = sum(accepted) + len(accepted)
+    committed = sum(accepted) + len(accepted)
     if len(accepted) != len(offered):
         return f"drafted_depth: {len(offered)} steps, but accepted has {len(accepted)}"
-    if tokens - settled not in (0, 1):
-        return f"accepted: {len(accepted)} steps settle {settled} tokens, but new_token_ids has {tokens}"
+    if tokens - committed not in (0, 1):
+        return f"accepted: {len(accepted)} steps commit {committed} tokens, but new_token_ids has {tokens}"
     if any(count > depth for count, depth in zip(accepted, offered, strict=True)):
         return "accepted: more tokens than the draft was deep"
     nodes, depths = turn["kept_node"], methods[turn["method"]]

@@ -52,7 +52,7 @@ class Totals:
 
     Attributes:
         question_ids: ascending, length ``questions``.
-        tokens: tokens that the steps settled, [questions]; a token that the prefill gave is not among them. Of whole
+        tokens: tokens that the steps committed, [questions]; a token that the prefill gave is not among them. Of whole
             answers all their tokens.
         steps: verification steps, [questions].
         seconds: of decoding without the prefills, or of whole answers, [questions].
@@ -79,8 +79,8 @@ def summed(rows: Iterable[tuple[int, float, float, float]], timed: bool = True) 
     tokens, steps, seconds = sums
     if timed and (seconds <= 0).any():
         raise KoalaBenchError(
-            f"Question {questions[np.argmin(seconds)]} was decoded in no time at all.",
-            "The record's times cannot be right; run the evaluation again.",
+            f"Question {questions[np.argmin(seconds)]} has a decoding time of 0.",
+            "The record's times are wrong; run the evaluation again.",
         )
     return Totals(tuple(questions.tolist()), tokens, steps, seconds)
 
@@ -323,7 +323,7 @@ def hierarchical_interval(statistic: Statistic, weights: SeedWeights) -> Interva
 
 # ---------------------------------------------------------------------------------------------- verdicts
 
-CAUTION = "Each interval stands alone: of 20 where nothing differs, about one lies on one side of zero."
+CAUTION = "Intervals are not corrected for multiple comparisons: where nothing differs, about one in 20 excludes zero."
 
 
 def excludes_zero(measured: Interval) -> bool:

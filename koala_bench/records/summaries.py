@@ -59,7 +59,7 @@ class Summary:
         compared, differing: answers compared with vanilla's, and those that differ.
         change_x, change_percent, length_change: against the original head, of the speedup in x and in percent, and
             of the acceptance length in tokens per step.
-        distance: of a lossy method, how far what it settles is from the target's distribution: total variation, mean
+        distance: of a lossy method, how far what it commits is from the target's distribution: total variation, mean
             over the turns.
     """
 
@@ -244,7 +244,7 @@ def sample(runs: Sequence[Run], methods: Sequence[str] | None = None) -> Sample:
     common = frozenset(set.intersection(*(set(finished[name]) for finished in done for name in answered)))
     if not common:
         raise KoalaBenchError(
-            f"{first.path} has no turn that every method finished.", "Let the evaluation go on; it resumes."
+            f"{first.path} has no turn that every method finished.", "Run the same evaluation again; it resumes."
         )
     trainings: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, run in enumerate(runs):

@@ -9,7 +9,7 @@ from pathlib import Path
 from koala_bench.common.files import make_folder
 from koala_bench.common.process_group import find_process_group
 from koala_bench.dialogues.conversations import read_conversations
-from koala_bench.engine.loading.ends import load_ends
+from koala_bench.engine.loading.outer_layers import load_outer_layers
 from koala_bench.engine.loading.spread import load_spread
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
@@ -47,5 +47,5 @@ def train_from_states(
 ) -> None:
     """Train heads beside the target's embedding and output layer alone; what is held out is watched by its loss."""
     preset = preset.model_copy(update={"training": preset.training.model_copy(update={"stored_states": True})})
-    target, template = load_preset_target(preset, partial(load_ends, known=target_of_states(states)))
+    target, template = load_preset_target(preset, partial(load_outer_layers, known=target_of_states(states)))
     train_heads(preset, methods, target, template, heads, states=states, log_with=log_with)

@@ -27,10 +27,10 @@ from koala_bench.dialogues.encoding import ChatTemplate, EncodedDialogue, chat_t
 from koala_bench.dialogues.hub import HUB
 from koala_bench.dialogues.streams import Stream, TokenBatch, make_stream
 from koala_bench.dialogues.templates import AUTO, stops_of
-from koala_bench.engine.loading.ends import Ends, fingerprint_of
 from koala_bench.engine.loading.fingerprints import computation_sha256
 from koala_bench.engine.loading.generation import in_words
 from koala_bench.engine.loading.gguf import check_pin
+from koala_bench.engine.loading.outer_layers import OuterLayers, fingerprint_of
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
@@ -191,7 +191,7 @@ def train_heads(
         "order_sha256": stream.order_sha256(preset.training.steps * preset.training.micro_batches),
         "dialogues": len(stream.dialogues),
     }
-    if isinstance(target, Ends):
+    if isinstance(target, OuterLayers):
         held_out = replace(held_out, prompts=())  # nothing can be decoded
     begin()
     if _same(finished, manifest):

@@ -44,7 +44,7 @@ class HeldOut:
 
 
 def can_probe(target: Target, prompt: Sequence[int]) -> bool:
-    """Whether the target has room for an answer to a held-out prompt."""
+    """Whether an answer to a held-out prompt fits in the target's context."""
     return fits(target, len(prompt), ANSWER_TOKENS, _DEPTH + 1)
 
 

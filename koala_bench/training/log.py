@@ -1,4 +1,4 @@
-"""Reading the log of a training, and what it says on whether heads draft as they were trained."""
+"""Reads a training log, and compares acceptance as trained with acceptance as decoded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Agreement:
 
     @property
     def flagged(self) -> bool:
-        """Whether the gap wants an explanation: another template, shifted features, a faulty cache."""
+        """Whether the gap is too large: another template, shifted features or a faulty cache may be the cause."""
         return abs(self.gap) > GAP
 
 

@@ -1,4 +1,4 @@
-"""In which precision heads are trained where nobody says it: the one that this machine multiplies faster."""
+"""Default precision of training: the one in which this machine multiplies faster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FINE_S = 1e-4  # Windows counts a thread's time in steps of 16 ms
 
 
 def resolve(name: str, device: torch.device) -> Precision:
-    """``no`` and ``bf16`` as they are; for ``auto`` what this machine does faster, measured once a process."""
+    """``no`` and ``bf16`` unchanged; for ``auto`` the faster one on this machine, measured once per process."""
     if name != "auto":
         return "bf16" if name == "bf16" else "no"
     if device.type == "cuda":

@@ -8,7 +8,7 @@ from typing import Any
 
 from koala_bench.common.process_group import ProcessGroup
 from koala_bench.dialogues.streams import Stream
-from koala_bench.engine.loading.ends import Ends, fingerprint_of
+from koala_bench.engine.loading.outer_layers import OuterLayers, fingerprint_of
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import Preset
@@ -35,12 +35,14 @@ def stored_states_of(
     folder: Path,
     group: ProcessGroup,
 ) -> StoredStates:
-    """The states of a training's dialogues: those in the folder, or computed into it; of a target of which only the
-    ends are here they must be there. Raises KoalaBenchError where they cannot be written, or are missing or others
-    where they must be there."""
+    """The states of a training's dialogues, read from the folder; those missing are computed into it first.
+
+    A target without its inner layers cannot compute any. Raises KoalaBenchError where states cannot be written, or
+    cannot be computed and are missing or unusable.
+    """
     dialogues, layers = [*stream.dialogues, *held_out.dialogues], layers_of(features)
     fingerprint = fingerprint_of(target)
-    if isinstance(target, Ends):
+    if isinstance(target, OuterLayers):
         return open_states(dialogues, stream.max_tokens, layers, folder, fingerprint)
     return write_states(target, dialogues, stream.max_tokens, layers, folder, fingerprint, group)
 

@@ -1,4 +1,4 @@
-"""Trained heads to hand on: in half precision, without a machine's paths, with a card that says how they were made."""
+"""Exports trained heads for distribution: in half precision, without local paths, with a model card."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def open_states(
     fingerprint: dict[str, str],
 ) -> StoredStates:
     """Open states that were written before; arguments as for ``write_states``. Raises KoalaBenchError where there are
-    none, or they are those of something else."""
+    none, or they are of another target or other dialogues."""
     found = read_states_manifest(folder)
     remedy = "Write them with the same preset, --methods and --set: koala-bench states."
     different = "manifest" if found is None else _difference(found, fingerprint, layers)
@@ -144,12 +144,12 @@ def open_states(
 
 
 def read_states_manifest(folder: Path) -> dict[str, Any] | None:
-    """Of what target the states in a folder are, or None if there are none."""
+    """The manifest of the states in a folder, or None if there are none."""
     return object_in(folder / "states.json")
 
 
 def remove_states(folder: Path) -> None:
-    """Delete stored states, and their folder if nothing else is in it; one that is not there is fine."""
+    """Delete stored states, and their folder if it is then empty. A missing folder is no error."""
     for name in _FILES:
         for path in folder.glob(name):
             path.unlink()
@@ -158,7 +158,7 @@ def remove_states(folder: Path) -> None:
 
 
 class _Cut(NamedTuple):
-    """What is stored of a dialogue: hash and number of its tokens."""
+    """A dialogue cut to the length limit: hash and number of its tokens."""
 
     sha256: str
     tokens: int
@@ -170,7 +170,7 @@ def _cut(dialogue: EncodedDialogue, max_tokens: int) -> _Cut:
 
 
 def _difference(found: dict[str, Any], fingerprint: dict[str, str], layers: tuple[int, ...]) -> str | None:
-    """In what stored states are not those that are wanted; None if they can serve."""
+    """What makes stored states unusable here, in a word or two; None if they can be used."""
     if found.get("version") != _VERSION or found.get("target") != fingerprint:
         return "version" if found.get("version") != _VERSION else "target"
     return None if set(layers) <= set(found.get("layers", [])) else "choice of hidden states"
@@ -225,7 +225,7 @@ def _compute(
 
 
 def _make_room(folder: Path, manifest: dict[str, Any], cut: Sequence[_Cut]) -> None:
-    """Give every dialogue that has none a place; whatever is there of another target or of fewer layers goes."""
+    """Give every new dialogue a place. States of another target, or of fewer layers, are deleted first."""
     found = read_states_manifest(folder)
     if found is None or _difference(found, manifest["target"], tuple(manifest["layers"])) is not None:
         remove_states(folder)
@@ -263,7 +263,7 @@ def _rows(places: dict[str, tuple[int, int]]) -> int:
 
 
 def _sizes(manifest: dict[str, Any], rows: int) -> dict[str, int]:
-    """Bytes of each file."""
+    """Expected bytes of each file."""
     states = STATE_BYTES * rows * len(manifest["layers"]) * manifest["hidden_size"]
     return {"states.bin": states, "likeliest.bin": _TOKEN_BYTES * rows}
 

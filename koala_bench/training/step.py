@@ -75,21 +75,21 @@ def train_step(
     if len(micro_batches) == 1:  # one head after the other, so that memory holds activations and gradients of one
         found, lines = micro_batches[0](), {}
         for update in updates:
-            timed(update, update.whole, found)
+            timed(update, update.from_one, found)
             lines[update.trainer.name] = update.finish()
         return lines
     learning = [update for update in updates if update.learns]
     for make in micro_batches:
         found = make()
         for update in updates:
-            timed(update, update.learn if update.learns else update.descend, found)
+            timed(update, update.add_objective_gradients if update.learns else update.add_head_gradients, found)
         _forget(found)
     for update in learning:
-        update.settle()
+        update.step_objective()
     for make in micro_batches if learning else ():
         found = make()
         for update in learning:
-            timed(update, update.descend, found)
+            timed(update, update.add_head_gradients, found)
         _forget(found)
     return {update.trainer.name: update.finish() for update in updates}
 
@@ -101,8 +101,10 @@ def _forget(found: Features) -> None:
 
 
 class _Update:
-    """The update of one head in one step: for each micro-batch ``learn`` if its objective learns, then ``settle``; for
-    each ``descend``; in the end ``finish``.
+    """One head's update: its objective's gradients, the objective's step, the head's gradients, the head's step.
+
+    Call ``add_objective_gradients`` for each micro-batch and then ``step_objective``, if the objective is trained;
+    ``add_head_gradients`` for each micro-batch; then ``finish``.
     """
 
     def __init__(
@@ -127,14 +129,14 @@ class _Update:
         self.learned: list[dict[str, torch.Tensor]] = []
         self.logs: list[dict[str, torch.Tensor]] = []
 
-    def whole(self, batch: FeatureBatch) -> None:
-        """All of an update from the only micro-batch."""
+    def from_one(self, batch: FeatureBatch) -> None:
+        """All but ``finish``, from the only micro-batch."""
         if self.learns:
-            self.learn(batch)
-            self.settle()
-        self.descend(batch)
+            self.add_objective_gradients(batch)
+            self.step_objective()
+        self.add_head_gradients(batch)
 
-    def learn(self, batch: FeatureBatch) -> None:
+    def add_objective_gradients(self, batch: FeatureBatch) -> None:
         """Add to the objective's own gradients."""
         assert self.objective is not None
         found = self._loss(batch)
@@ -142,7 +144,7 @@ class _Update:
         if self.alone:  # else each loss is computed again to save memory
             self.kept = found
 
-    def settle(self) -> None:
+    def step_objective(self) -> None:
         """Update the objective."""
         assert self.objective is not None
         self.group.sum_gradients(
@@ -150,7 +152,7 @@ class _Update:
         )
         self.objective.step(self.done)
 
-    def descend(self, batch: FeatureBatch) -> None:
+    def add_head_gradients(self, batch: FeatureBatch) -> None:
         """Add to the head's gradients."""
         found = self.kept or self._loss(batch)
         extra, parts = (

@@ -1,4 +1,4 @@
-"""Curves of a training at TensorBoard or Weights & Biases, beside its JSON lines; through accelerate's trackers."""
+"""Sends training curves to TensorBoard or Weights & Biases, through accelerate's trackers."""
 
 from __future__ import annotations
 

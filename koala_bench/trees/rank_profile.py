@@ -88,7 +88,7 @@ class RankProfile:
         return len(self.ranks) / len(self.steps(paths)) if self.answers else 1 + self.expected(paths)
 
     def at(self, positions: np.ndarray[Any, np.dtype[np.int64]]) -> RankProfile:
-        """A selection of positions, as independent ones."""
+        """The profile of some of the positions, taken as independent."""
         return RankProfile(self.ranks[positions])
 
 

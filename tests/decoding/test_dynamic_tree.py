@@ -61,7 +61,7 @@ class Toy:
         return torch.stack([self.scores(path) for path in self.level])
 
 
-def settled(vocab: int = 8) -> Committed:
+def committed(vocab: int = 8) -> Committed:
     return Committed(torch.tensor([5 % vocab, ROOT]), torch.zeros(2, 1, 4), 0)
 
 
@@ -89,7 +89,7 @@ def test_up_to_its_width_the_tree_holds_the_most_likely_of_all_sequences(
     head = Toy(4, seed)
     every = [path for depth in range(1, expansions + 2) for path in product(range(4), repeat=depth)]
     wanted = sorted(every, key=lambda path: -log_probability(head, path))[:drafted]
-    tree = draft_dynamic(head, settled(4), DynamicTemplate.of(expansions, width, drafted))
+    tree = draft_dynamic(head, committed(4), DynamicTemplate.of(expansions, width, drafted))
     assert tree.tokens[0] == ROOT
     assert set(paths_of(tree)[1:]) == set(wanted)
 
@@ -115,7 +115,7 @@ def test_the_tree_is_that_of_a_search_with_lists_node_by_node(
 ) -> None:
     head = Toy(9, 1, spread)
     wanted = beam(head, expansions, width, drafted)
-    tree = draft_dynamic(head, settled(9), DynamicTemplate.of(expansions, width, drafted))
+    tree = draft_dynamic(head, committed(9), DynamicTemplate.of(expansions, width, drafted))
     assert len(set(wanted)) == drafted
     # The search lists a level by its grown nodes, the best first, as upstream does; the nodes keep that order.
     assert paths_of(tree) == [(), *wanted]
@@ -133,7 +133,7 @@ def test_a_certain_child_never_comes_without_its_parent() -> None:
             return torch.full((self.vocab,), -torch.inf).index_fill(0, torch.tensor(len(path) % self.vocab), 0.0)
 
     for drafted in range(1, 12):
-        tree = draft_dynamic(Certain(5), settled(5), DynamicTemplate.of(4, 3, drafted))
+        tree = draft_dynamic(Certain(5), committed(5), DynamicTemplate.of(4, 3, drafted))
         chain = [tuple(depth % 5 for depth in range(length)) for length in range(6)]
         assert set(paths_of(tree)) >= set(chain[: drafted + 1])
 
@@ -187,7 +187,7 @@ def test_the_tree_grown_by_eagle_ranks_what_its_training_pass_predicts(target64:
 )
 def test_filling_a_template_takes_the_candidate_of_each_nodes_rank(template: TreeTemplate) -> None:
     head = Toy(17)
-    tree = draft_static(head, settled(17), levels_of(template, CPU), best)
+    tree = draft_static(head, committed(17), levels_of(template, CPU), best)
     assert (tree.shape, tree.proposals) == (template.shape, None)
     known: dict[tuple[int, ...], tuple[int, ...]] = {(): ()}
     for path in template.paths:
@@ -208,7 +208,7 @@ def test_siblings_that_are_drawn_are_the_first_draws_whatever_their_ranks(templa
         drawn.extend(zip(ids.tolist(), proposals, strict=True))
         return ids, proposals
 
-    tree = draft(head, settled(17), levels_of(template, CPU), pick)
+    tree = draft(head, committed(17), levels_of(template, CPU), pick)
     assert tree.proposals is not None
     assert len(drawn) == len(tree.shape.inner)
     tokens, paths = tree.tokens.tolist(), paths_of(tree)
@@ -297,7 +297,7 @@ def test_a_level_sees_what_is_settled_and_what_is_above_it(name: str) -> None:
             return super().score_children(level)
 
     for _ in range(2):
-        draft(Looking(9), settled(9), levels, best)
+        draft(Looking(9), committed(9), levels, best)
     assert looked == 2 * (template.depth - 1)
 
 

@@ -1,5 +1,5 @@
 """Sampling with drafts leaves the target's distribution as it is: by enumeration, and by counting what the running code
-settles.
+commits.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class Remembering:
         return found
 
 
-def settle(world: World, rule: SpeculativeSampling, count: int, generator: torch.Generator) -> Counter[tuple[int, ...]]:
-    """What a rule settles after (0, 1), counted."""
+def commit(world: World, rule: SpeculativeSampling, count: int, generator: torch.Generator) -> Counter[tuple[int, ...]]:
+    """What a rule commits after (0, 1), counted."""
     tokens, proposals, logits = drafts(world, count, generator)
     # Scores and proposals follow from the tokens: trees with the same tokens are made once.
     different, which = tokens.unique(dim=0, return_inverse=True)
@@ -169,26 +169,26 @@ def completed(world: World, counts: Counter[tuple[int, ...]], length: int, seed:
     """Sequences cut to a length; shorter ones are continued by sampling from the target."""
     draw = np.random.default_rng(seed)
     found: Counter[tuple[int, ...]] = Counter()
-    for settled, count in counts.items():
-        if len(settled) >= length:
-            found[settled[:length]] += count
+    for committed, count in counts.items():
+        if len(committed) >= length:
+            found[committed[:length]] += count
             continue
-        p = world.p[(0, 1, *settled)[-2:]]
+        p = world.p[(0, 1, *committed)[-2:]]
         for token, times in enumerate(draw.multinomial(count, p)):
             if times:
                 found.update(
-                    completed(world, Counter({(*settled, token): int(times)}), length, int(draw.integers(2**31)))
+                    completed(world, Counter({(*committed, token): int(times)}), length, int(draw.integers(2**31)))
                 )
     return found
 
 
 def fits(world: World, rule: SpeculativeSampling, count: int, number: int) -> tuple[float, float]:
-    """p-values of what the running code settles: against the target's own distribution, and against the rule's on
+    """p-values of what the running code commits: against the target's own distribution, and against the rule's on
     paper, lengths included.
     """
     generator = torch.Generator().manual_seed(number)
     rule.generator = generator
-    counts = settle(world, rule, count, generator)
+    counts = commit(world, rule, count, generator)
     enumeration = Enumeration(world)
     length = min(world.shape.depth + 1, 3)
     truth = {

@@ -61,7 +61,7 @@ class ToyTarget:
     device = torch.device("cpu")
     max_positions = 1 << 30
     name = "toy"
-    greedy_question = staticmethod(drafted_and_likeliest)
+    greedy_read = staticmethod(drafted_and_likeliest)
     stop_texts = ()
     tokenizer = None
     config = SimpleNamespace(vocab_size=1 << 30)
@@ -80,7 +80,7 @@ class ToyTarget:
         self, ids: torch.Tensor, cache: ToyCache, features: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         cache.past = len(ids)
-        self.settled = ids.tolist()
+        self.committed = ids.tolist()
         return self.world.target[ids[-2], ids[-1]], torch.zeros(len(ids), 1, 1)
 
     def verify(self, tree: DraftTree, cache: ToyCache, features: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,10 +105,10 @@ class ToyHead:
         self.before = 0
 
     def draft(self, new: Committed) -> DraftTree:
-        settled = [self.before, *new.tokens.tolist()]
-        self.before, self.target.last = settled[-1], settled[-2]
+        committed = [self.before, *new.tokens.tolist()]
+        self.before, self.target.last = committed[-1], committed[-2]
         shape = self.world.shape
-        tokens, above = [settled[-1]] * shape.nodes, [settled[-2]] * shape.nodes
+        tokens, above = [committed[-1]] * shape.nodes, [committed[-2]] * shape.nodes
         proposals = []
         for node in shape.inner:
             context, below = (above[node], tokens[node]), shape.children[node]
@@ -307,12 +307,12 @@ def test_a_gpu_settles_what_the_cpu_does() -> None:
     tokens, proposals, logits = drafts(each, 200, torch.Generator().manual_seed(0))
     assert proposals is not None
 
-    def settled(device: str) -> list[acceptance.Accepted]:
+    def committed(device: str) -> list[acceptance.Accepted]:
         rule = SpeculativeSampling(each.sampling, torch.Generator().manual_seed(0))
         trees = [DraftTree(tokens[i].to(device), each.shape, proposals[i].to(device)) for i in range(200)]
         return [rule.accept(tree, logits[i].to(device)) for i, tree in enumerate(trees)]
 
-    assert settled("cuda") == settled("cpu")
+    assert committed("cuda") == committed("cpu")
     ids, _ = Draws(each.sampling, torch.Generator())(each.draft[0, 1].cuda().expand(10_000, -1), 1)
     counts = torch.bincount(ids[:, 0].cpu(), minlength=each.vocab)
     assert stats.chisquare(counts, 10_000 * each.q[0, 1]).pvalue > LEAST

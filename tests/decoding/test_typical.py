@@ -79,8 +79,8 @@ def test_the_distance_of_a_token_is_what_its_probability_lacks_to_1() -> None:
     path, tokens, distances = TypicalAcceptance(1.0).accept(tree, logits)
     assert (path, tokens) == ((0, 1, 2), [1, 2, 0])
     assert distances == pytest.approx([0.7, 0.4, 0.3])
-    settled = torch.zeros(3, 3).index_put((torch.arange(3), torch.tensor(tokens)), torch.tensor(1.0))
-    assert distances == pytest.approx(((settled - logits.exp()).abs().sum(-1) / 2).tolist())  # the total variation
+    committed = torch.zeros(3, 3).index_put((torch.arange(3), torch.tensor(tokens)), torch.tensor(1.0))
+    assert distances == pytest.approx(((committed - logits.exp()).abs().sum(-1) / 2).tolist())  # the total variation
     cold = torch.softmax(logits / 0.5, -1)
     assert TypicalAcceptance(0.5).accept(tree, logits).distances == pytest.approx(
         [1 - float(cold[0, 1]), 1 - float(cold[1, 2]), 1 - float(cold[2, 0])]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from koala_bench.dialogues.conversations import Conversations, read_conversations
-from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.preformatted import parse
 from koala_bench.dialogues.rows import read_row
 from koala_bench.dialogues.templates import ChatTemplate
+from koala_bench.dialogues.turns import Dialogue
 from koala_bench.errors import KoalaBenchError
 from tests.dialogues.test_templates import CHATML, OPENS, THINKS, own
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from koala_bench.dialogues.dialogue import Dialogue
 from koala_bench.dialogues.encoding import encode_dialogues, encode_prompt
 from koala_bench.dialogues.templates import ChatTemplate, chat_template, stops_of
+from koala_bench.dialogues.turns import Dialogue
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset

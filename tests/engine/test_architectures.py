@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine.loading.ends import load_ends
+from koala_bench.engine.loading.outer_layers import load_outer_layers
 from koala_bench.engine.loading.spread import load_spread
 from koala_bench.engine.loading.targets import load_target
 from koala_bench.errors import KoalaBenchError
@@ -70,7 +70,7 @@ def test_answers_stop_short_of_where_rotary_factors_change(tmp_path: Path, capsy
 
 def test_soft_capped_attention_names_the_option_that_helps(tmp_path: Path) -> None:
     save_tiny_target(tmp_path, FAMILIES["gemma2"].config())
-    for load in (load_target, load_spread, partial(load_ends, known={})):
+    for load in (load_target, load_spread, partial(load_outer_layers, known={})):
         with pytest.raises(KoalaBenchError, match=r"no attention 'sdpa' for .* Use --attention eager"):
             load(str(tmp_path), "cpu")
     target = load_target(str(tmp_path), "cpu", attention="eager")

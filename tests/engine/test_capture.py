@@ -15,10 +15,10 @@ import torch
 from koala_bench.decoding.acceptance import SpeculativeSampling
 from koala_bench.decoding.loop import decode
 from koala_bench.decoding.sampling import Sampling
-from koala_bench.engine import lowering
 from koala_bench.engine.cache import attention_mask, write_rows
-from koala_bench.engine.capture import Captured
-from koala_bench.engine.replay import Recorded
+from koala_bench.engine.graphs import lowering
+from koala_bench.engine.graphs.capture import Captured
+from koala_bench.engine.graphs.replay import Recorded
 from koala_bench.engine.target import drafted_and_likeliest
 from koala_bench.presets import load_preset
 from koala_bench.testing import tiny_config
@@ -106,9 +106,9 @@ def test_decoding_is_lossless_and_captures_once_for_each_size(tmp_path: Path, de
     (captured,) = fixed._passes.values()
     assert isinstance(captured, Captured)
     assert len(captured._graphs) == 2  # six nodes and sixteen
-    ask = fixed.greedy_question
-    assert isinstance(ask, Captured) and len(ask._graphs) == 2
-    assert eager.greedy_question is drafted_and_likeliest
+    read = fixed.greedy_read
+    assert isinstance(read, Captured) and len(read._graphs) == 2
+    assert eager.greedy_read is drafted_and_likeliest
     assert fixed.recordings >= len(captured._graphs)
 
 

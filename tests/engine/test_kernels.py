@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
-from koala_bench.engine import lowering
 from koala_bench.engine.cache import attention_mask
+from koala_bench.engine.graphs import lowering
+from koala_bench.engine.graphs.lowering import Layouts
+from koala_bench.engine.graphs.replay import Recorded, UntraceableError, compare
 from koala_bench.engine.loading.targets import load_target
-from koala_bench.engine.lowering import Layouts
-from koala_bench.engine.replay import Recorded, UntraceableError, compare
 from koala_bench.presets import load_preset
 from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training.loop import build_head
@@ -26,7 +26,7 @@ from tests.support.drafters import Oracle
 from tests.support.engines import pair
 
 kernels = pytest.importorskip("koala_bench.engine.kernels", reason="no Triton for this system")
-fusing = pytest.importorskip("koala_bench.engine.fusing")
+fusing = pytest.importorskip("koala_bench.engine.graphs.gpu_kernels")
 products = pytest.importorskip("koala_bench.engine.kernels.products")
 HALF = [
     pytest.param("cpu", torch.float16, id="cpu-float16"),
@@ -107,7 +107,7 @@ def test_gates(draw: torch.Generator, device: str, dtype: torch.dtype) -> None:
     agree(kernels.gate(x), F.silu(gate) * up)
 
 
-# Nodes, rows of the cache, settled ones, and rows of the draft of which the nodes are the last; the last of these are
+# Nodes, rows of the cache, committed ones, and rows of the draft of which the nodes are the last; the last of these are
 # one node.
 CASES = [
     (5, 512, 100, 5), (40, 1536, 700, 40), (70, 512, 3, 70), (3, 512, 20, 9), (1, 512, 37, 1), (1, 512, 300, 7),

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from koala_bench.costs.bandwidth import weight_bytes
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
+from koala_bench.engine.graphs.lowering import Layouts
+from koala_bench.engine.graphs.replay import Recorded
 from koala_bench.engine.loading.targets import load_target
-from koala_bench.engine.lowering import Layouts
 from koala_bench.engine.processor import compiling, kernels
-from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.testing import tiny_config
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape

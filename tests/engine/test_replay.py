@@ -17,11 +17,11 @@ from koala_bench.common.draft_vocabulary import DraftVocabulary
 from koala_bench.decoding.acceptance import SpeculativeSampling
 from koala_bench.decoding.loop import decode
 from koala_bench.decoding.sampling import Sampling
-from koala_bench.engine import lowering
 from koala_bench.engine.devices import pick_engine
-from koala_bench.engine.lowering import Layouts
+from koala_bench.engine.graphs import lowering
+from koala_bench.engine.graphs.lowering import Layouts
+from koala_bench.engine.graphs.replay import Recorded, UntraceableError, compare
 from koala_bench.engine.processor import kernels
-from koala_bench.engine.replay import Recorded, UntraceableError, compare
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import load_preset

@@ -37,18 +37,18 @@ class Source:
     """What a record says of one method.
 
     Attributes:
-        settled: how many steps accepted 0, 1, 2 ... drafted tokens, [questions, turns, values].
+        accepted: how many steps accepted 0, 1, 2 ... drafted tokens, [questions, turns, values].
         spread: standard deviations over trainings of the log acceptance length, of all questions and of one.
     """
 
-    settled: Array
+    accepted: Array
     spread: Spread
 
     def steps(self) -> Array:
-        return np.asarray(self.settled.sum(axis=-1))
+        return np.asarray(self.accepted.sum(axis=-1))
 
     def tokens(self) -> Array:
-        return self.settled @ np.arange(1.0, self.settled.shape[-1] + 1)
+        return self.accepted @ np.arange(1.0, self.accepted.shape[-1] + 1)
 
     def share(self, loss: float) -> float:
         """The share of steps that has to lose its draft for the acceptance length of all questions to fall by ``loss``
@@ -83,14 +83,14 @@ def world() -> World:
         for category in {turn["category"] for turn in first}
     }
 
-    def settled(method: str) -> Array:
+    def accepted(method: str) -> Array:
         turns = [turn["accepted"] or [] for turn in sorted(run.turns_of(method), key=_key)]
         values = max(max(accepted) for accepted in turns) + 1
         return np.array([np.bincount(accepted, minlength=values) for accepted in turns], dtype=float).reshape(
             len(first), 2, values
         )
 
-    methods = {name: Source(settled(name), spread) for name, spread in read_spread(SEEDS).items()}
+    methods = {name: Source(accepted(name), spread) for name, spread in read_spread(SEEDS).items()}
     return World(methods, [categories[name] for name in sorted(categories)])
 
 
@@ -110,8 +110,8 @@ def steps_after(source: Source, chosen: Numbers, share: float, rounded: float, g
 
     The steps that keep their draft are the record's own; what the others lost takes further steps.
     """
-    settled, values = source.settled[chosen].astype(int), np.arange(source.settled.shape[-1])
-    lost = (generator.binomial(settled, min(1.0, share + rounded)) - generator.binomial(settled, rounded)) @ values
+    accepted, values = source.accepted[chosen].astype(int), np.arange(source.accepted.shape[-1])
+    lost = (generator.binomial(accepted, min(1.0, share + rounded)) - generator.binomial(accepted, rounded)) @ values
     rate = 1 + (1 - share) * (source.tokens()[chosen] / source.steps()[chosen] - 1)
     return source.steps()[chosen] + np.floor(lost / rate + generator.random(lost.shape))
 

@@ -23,8 +23,8 @@ def make(target: Target, ids: torch.Tensor | None = None, **options: Any) -> DFl
     return head
 
 
-def guesses(head: DFlash, target: Target, settled: list[int], hidden: torch.Tensor, depth: int) -> torch.Tensor:
-    """Scores [depth, vocab_size] of what follows a settled text, whose last token has no state yet: its block sees
+def guesses(head: DFlash, target: Target, committed: list[int], hidden: torch.Tensor, depth: int) -> torch.Tensor:
+    """Scores [depth, vocab_size] of what follows a committed text, whose last token has no state yet: its block sees
     itself and all of the states [tokens - 1, features, 32].
     """
     weights = head.state_dict()
@@ -32,7 +32,7 @@ def guesses(head: DFlash, target: Target, settled: list[int], hidden: torch.Tens
         torch.stack([weights["fc.weight"] @ torch.cat(list(state[:3])) for state in hidden]),
         weights["hidden_norm.weight"],
     )
-    x = torch.stack([target.embed(torch.tensor(settled[-1])), *[weights["mask_embedding"]] * head.max_depth])
+    x = torch.stack([target.embed(torch.tensor(committed[-1])), *[weights["mask_embedding"]] * head.max_depth])
     for index in range(len(head.layers)):
         own = {
             name.removeprefix(f"layers.{index}."): weight

@@ -88,7 +88,7 @@ class Uncached:
 
 
 def pieces(with_first: bool) -> list[Committed]:
-    """The text, settled in pieces as verification would: a prompt, then one to five tokens at a time."""
+    """The text, committed in pieces as verification would: a prompt, then one to five tokens at a time."""
     stops = [9, 10, 12, 15, 19, 24, 25]
     starts = [0, *stops[:-1]]
     empty = torch.empty(0)

@@ -120,14 +120,14 @@ def last_state(head: Eagle3, pairs: Pairs) -> torch.Tensor:
     return x[-1]
 
 
-def guess(head: Eagle3, target: Target, settled: list[int], hidden: torch.Tensor, drafted: list[int]) -> torch.Tensor:
-    """Scores of what follows the drafted tokens behind a settled text, whose last token has no state yet; hidden
+def guess(head: Eagle3, target: Target, committed: list[int], hidden: torch.Tensor, drafted: list[int]) -> torch.Tensor:
+    """Scores of what follows the drafted tokens behind a committed text, whose last token has no state yet; hidden
     [tokens - 1, features, 32].
     """
     weights = head.state_dict()
     pairs = [
         (target.embed(torch.tensor(token)), weights["fc.weight"] @ torch.cat(list(state[:3])))
-        for token, state in zip(settled[1:], hidden, strict=True)
+        for token, state in zip(committed[1:], hidden, strict=True)
     ]
     for token in drafted:
         pairs.append((target.embed(torch.tensor(token)), last_state(head, pairs)))

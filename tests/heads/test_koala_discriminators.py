@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heads.common.discriminators import Shown, View, make_discriminator
+from heads.common.discriminators import DiscriminatorInputs, View, make_discriminator
 from heads.koala import Adversarial
 from koala_bench.dialogues.streams import TokenBatch
 from koala_bench.engine.target import Target
@@ -308,7 +308,7 @@ def test_wrong_options_are_one_clear_error(target: Target, options: dict[str, An
 # ---------------------------------------------------------------------------------------------- sequences
 
 
-def runs_of(target: Target, name: str, batch: FeatureBatch) -> list[Shown]:
+def runs_of(target: Target, name: str, batch: FeatureBatch) -> list[DiscriminatorInputs]:
     found = make(target, name).eval().loss(batch)
     return View(target.spec(), "sequence", "feature")(batch, [p for p in found.predictions if len(p.rows)])
 

@@ -25,14 +25,14 @@ def make(target: Target, **options: Any) -> PEagle:
     return head
 
 
-def guesses(head: PEagle, target: Target, settled: list[int], hidden: torch.Tensor, depth: int) -> torch.Tensor:
-    """Scores [depth, vocab_size] of what follows a settled text, whose last token has no state yet: a causal pass over
-    its pairs and ``depth - 1`` places of which nothing is known; hidden [tokens - 1, features, 32].
+def guesses(head: PEagle, target: Target, committed: list[int], hidden: torch.Tensor, depth: int) -> torch.Tensor:
+    """Scores [depth, vocab_size] of what follows a committed text, whose last token has no state yet: a causal pass
+    over its pairs and ``depth - 1`` places of which nothing is known; hidden [tokens - 1, features, 32].
     """
     weights = head.state_dict()
     pairs: Pairs = [
         (target.embed(torch.tensor(token)), weights["fc.weight"] @ torch.cat(list(state[:3])))
-        for token, state in zip(settled[1:], hidden, strict=True)
+        for token, state in zip(committed[1:], hidden, strict=True)
     ]
     pairs += [(weights["mask_embedding"], weights["mask_state"])] * (depth - 1)
     embedded, x = (torch.stack(part) for part in zip(*pairs, strict=True))

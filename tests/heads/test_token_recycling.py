@@ -30,7 +30,7 @@ class Spec:
     device, vocab_size = torch.device("cpu"), VOCABULARY
 
 
-def settled(tokens: list[int], first: int | None = None) -> Committed:
+def committed(tokens: list[int], first: int | None = None) -> Committed:
     return Committed(
         torch.tensor(tokens), torch.empty(len(tokens), 1, 4), 0, None if first is None else torch.tensor([first])
     )
@@ -45,14 +45,14 @@ def begun(tree: TreeTemplate) -> TokenRecycling:
 def test_what_followed_in_the_prompt_is_proposed_the_latest_first() -> None:
     head = begun(load_template("3x2"))
     # After 1 came 5, then 6; the prompt's first token counts too. Unknown ranks are the first ids, 0 before 1 before 2.
-    tree = head.draft(settled([5, 1, 6, 4, 1], first=1))
+    tree = head.draft(committed([5, 1, 6, 4, 1], first=1))
     assert tree.tokens.tolist() == [1, 6, 5, 0, 4, 0, 1, 0, 0, 1]
 
 
 def test_what_the_target_says_overwrites_rows_of_all_nodes() -> None:
     tree = TreeTemplate.of("t", [(0,), (1,), (0, 0)])
     head = begun(tree)
-    head.draft(settled([3, 7]))
+    head.draft(committed([3, 7]))
     logits = torch.zeros(4, VOCABULARY)
     for node, best in enumerate([(4, 6), (8, 3), (2, 5), (1, 7)]):
         logits[node, best[0]], logits[node, best[1]] = 2.0, 1.0
@@ -61,10 +61,10 @@ def test_what_the_target_says_overwrites_rows_of_all_nodes() -> None:
     head.observe(verified, logits)
     assert torch.equal(logits, kept)
     # 7 -> 4, 6. Of the two nodes with token 4 the last one counts: 4 -> 1, 7.
-    assert head.draft(settled([7])).tokens.tolist() == [7, 4, 6, 1]
-    assert head.draft(settled([8])).tokens.tolist() == [8, 2, 5, 0]
+    assert head.draft(committed([7])).tokens.tolist() == [7, 4, 6, 1]
+    assert head.draft(committed([8])).tokens.tolist() == [8, 2, 5, 0]
     head.begin(tree, 100)
-    assert head.draft(settled([7])).tokens.tolist() == [7, 0, 1, 0]
+    assert head.draft(committed([7])).tokens.tolist() == [7, 0, 1, 0]
 
 
 @given(st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=4, max_size=4), max_size=6), st.integers(0, 1000))
@@ -78,7 +78,7 @@ def test_the_matrix_is_that_of_a_dictionary_of_rows(steps: list[list[int]], seed
         head.observe(DraftTree(torch.tensor(tokens), tree.shape), logits)
         rows |= {token: row.topk(3).indices.tolist() for token, row in zip(tokens, logits, strict=True)}
     for root in range(VOCABULARY):
-        found = head.draft(settled([root])).tokens.tolist()
+        found = head.draft(committed([root])).tokens.tolist()
         first = rows.get(root, [0, 1, 2])
         assert found == [root, first[0], first[2], rows.get(first[0], [0, 1, 2])[1]]
 
@@ -91,7 +91,7 @@ def test_copies_learn_apart(target: Target) -> None:
     one.begin(tree, 10)
     other.begin(tree, 10)
     one.observe(DraftTree(torch.tensor([5, 6]), tree.shape), torch.eye(259)[[70, 71]])
-    assert [head.draft(settled([5])).tokens.tolist() for head in (one, other)] == [[5, 70], [5, 0]]
+    assert [head.draft(committed([5])).tokens.tolist() for head in (one, other)] == [[5, 70], [5, 0]]
 
 
 @pytest.mark.parametrize("tree", ["chain-4", "4x2x1", "small/8"])

@@ -184,7 +184,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     assert set(imported) - required() == {"triton", "sympy", "pyarrow", "gguf"}
     assert imported["gguf"] == {"koala_bench/engine/loading/gguf.py"} and "gguf" in required("gguf")
     assert imported["pyarrow"] == {"koala_bench/dialogues/parquet.py"} and "pyarrow" in required("parquet")
-    assert imported["sympy"] == {"koala_bench/engine/replay.py"}
+    assert imported["sympy"] == {"koala_bench/engine/graphs/replay.py"}
     assert all(path.startswith("koala_bench/engine/kernels/") for path in imported["triton"])
     assert required() - set(imported) == {"tabulate"}  # pandas imports it to write Markdown
     assert "triton" in required("test")

@@ -95,8 +95,10 @@ PACKAGES = sorted(path for name in ("heads", "koala_bench") for path in (ROOT / 
 
 
 @pytest.mark.parametrize("init", PACKAGES, ids=lambda path: name_of(path.parent))
-def test_each_folder_names_the_file_to_read_first_and_it_is_there(init: Path) -> None:
-    first = re.search(r"\bRead ``(\w+)``", ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "")
+def test_each_folder_says_what_comes_in_and_out_and_names_the_file_to_read_first(init: Path) -> None:
+    words = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+    assert re.search(r"\bIn:\s", words) and re.search(r"\bOut:\s", words)
+    first = re.search(r"\bRead\s``(\w+)``", words)
     assert first is not None
     assert (init.parent / f"{first[1]}.py").exists()
 

@@ -25,7 +25,7 @@ from koala_bench.interop.checkpoints import make_head
 from koala_bench.interop.layouts import export_head, import_head
 from koala_bench.testing import tiny_config, tiny_target
 from koala_bench.tree import load_template
-from tests.interop.test_interop_eagle3 import VOCAB, WIDTH, config_of, folder_of, official
+from tests.interop.test_eagle3 import VOCAB, WIDTH, config_of, folder_of, official
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

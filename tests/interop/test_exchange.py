@@ -15,8 +15,8 @@ from torch import nn
 from heads.eagle import Eagle
 from heads.medusa import Medusa
 from koala_bench.contract.bench import drafts_along, random_ids
+from koala_bench.engine.graphs.replay import Recorded
 from koala_bench.engine.loading.targets import load_target
-from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop import layouts

@@ -90,7 +90,7 @@ def test_idxs_of_medusa_and_eagle_is_the_index_of_the_last_step(tmp_path: Path) 
 def test_accept_lengths_of_spec_bench_are_divided_among_the_turns(tmp_path: Path) -> None:
     trace = read_one(tmp_path / "a.jsonl", spec_bench_row())
     assert [turn.lengths for turn in trace.turns] == [(1, 3, 2), (4, 1)]
-    assert [turn.settled for turn in trace.turns] == [6, 5]
+    assert [turn.committed for turn in trace.turns] == [6, 5]
     assert {turn.category for turn in trace.turns} == {"writing"}
     assert trace.form.startswith("Spec-Bench (decoding_steps, ")
     assert trace.length_is == "mean of accept_lengths"
@@ -101,7 +101,7 @@ def test_spec_bench_answers_without_accept_lengths_still_have_steps(tmp_path: Pa
     del row["choices"][0]["accept_lengths"]
     trace = read_one(tmp_path / "a.jsonl", row)
     assert trace.length_is == "new_tokens / decoding_steps"
-    assert [(turn.steps, turn.settled, turn.lengths) for turn in trace.turns] == [(3, 6, None), (2, 5, None)]
+    assert [(turn.steps, turn.committed, turn.lengths) for turn in trace.turns] == [(3, 6, None), (2, 5, None)]
 
 
 def test_a_plain_fastchat_file_gives_turns_and_no_numbers(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_plain_fastchat_file_gives_turns_and_no_numbers(tmp_path: Path) -> Non
     )
     assert trace.form == "FastChat (turns alone)"
     assert (trace.length_is, trace.clock) == (None, None)
-    assert [(turn.tokens, turn.steps, turn.settled, turn.seconds, turn.lengths) for turn in trace.turns] == [
+    assert [(turn.tokens, turn.steps, turn.committed, turn.seconds, turn.lengths) for turn in trace.turns] == [
         (None,) * 5
     ] * 2
 
@@ -160,7 +160,7 @@ def test_a_run_record_gives_a_trace_per_method(tmp_path: Path) -> None:
     assert [turn.place for turn in eagle.turns if turn.failed] == [(82, 1)]
     turn, original = eagle.turns[0], read_run(path).turns_of("eagle")[0]
     assert original["accepted"] is not None
-    assert (turn.steps, turn.settled) == (
+    assert (turn.steps, turn.committed) == (
         len(original["accepted"]),
         sum(original["accepted"]) + len(original["accepted"]),
     )
@@ -195,7 +195,7 @@ def test_our_answer_files_give_the_steps_of_the_record_they_were_made_from(tmp_p
 def test_an_answer_of_the_prefills_token_alone_took_no_step(tmp_path: Path) -> None:
     row = spec_bench_row(idxs=[-1, 1], decoding_steps=[0, 2], new_tokens=[1, 6], accept_lengths=[4, 1])
     trace = read_one(tmp_path / "a.jsonl", row)
-    assert [(turn.steps, turn.settled, turn.tokens) for turn in trace.turns] == [(0, 0, 1), (2, 5, 6)]
+    assert [(turn.steps, turn.committed, turn.tokens) for turn in trace.turns] == [(0, 0, 1), (2, 5, 6)]
 
 
 # ---------------------------------------------------------------------------------------------- traps

@@ -9,7 +9,7 @@ import pytest
 from koala_bench.records import definitions
 from koala_bench.records.definitions import DepthRate, Steps, lengths_by_definition
 
-# Two questions, the first of two turns: 5 steps that settle 2 + 3 + 1, then 4 + 1, and 2 steps that settle 1 + 2.
+# Two questions, the first of two turns: 5 steps that commit 2 + 3 + 1, then 4 + 1, and 2 steps that commit 1 + 2.
 # The chain has three levels; the last step of the second turn was offered none, that of the third one level.
 ANSWERS = [Steps(81, (1, 2, 0), (3, 3, 3), 1), Steps(81, (3, 0), (3, 0), 1), Steps(82, (0, 1), (3, 1), 1)]
 
@@ -71,7 +71,7 @@ def test_of_a_static_chain_the_unconditional_rate_is_the_product_of_the_conditio
 
 
 def test_every_definition_against_numbers_worked_out_by_hand() -> None:
-    # 7 accepted drafts and 7 steps: 14 tokens settled, 3 more from the prefills.
+    # 7 accepted drafts and 7 steps: 14 tokens committed, 3 more from the prefills.
     assert lengths_by_definition(ANSWERS) == pytest.approx(
         {
             "tokens per step": 14 / 7,

@@ -84,7 +84,7 @@ def test_nodes_lie_below_the_node_of_the_path_above_theirs(found: list[Path_]) -
 
 @few
 @given(paths(), st.integers(0, 20))
-def test_the_mask_shows_all_settled_rows_and_of_the_tree_the_ancestors_only(found: list[Path_], past: int) -> None:
+def test_the_mask_shows_all_committed_rows_and_of_the_tree_the_ancestors_only(found: list[Path_], past: int) -> None:
     shape = TreeTemplate.of("mine", found).shape
     cache = TreeCache(1, past + shape.nodes)
     cache.past = past
@@ -122,14 +122,14 @@ def test_committed_rows_are_those_of_a_plain_pass_and_others_are_untouched(
     target64.verify(tree, cache)
     before, past = rows_of(cache).clone(), cache.past
     cache.commit(path)
-    after, settled = rows_of(cache), past + len(path)
-    assert cache.past == settled
+    after, committed = rows_of(cache), past + len(path)
+    assert cache.past == committed
 
     plain = target64.new_cache(64)
     target64.prefill(torch.tensor([*prompt, *tree.tokens[list(path)].tolist()]), plain)
-    torch.testing.assert_close(after[..., :settled, :], rows_of(plain)[..., :settled, :], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(after[..., :committed, :], rows_of(plain)[..., :committed, :], atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(after[..., :past, :], before[..., :past, :], atol=0, rtol=0)
-    torch.testing.assert_close(after[..., settled:, :], before[..., settled:, :], atol=0, rtol=0)
+    torch.testing.assert_close(after[..., committed:, :], before[..., committed:, :], atol=0, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------- acceptance

@@ -59,7 +59,7 @@ def test_the_prefill_token_may_be_no_steps_token(tmp_path: Path) -> None:
     ("changes", "problem"),
     [
         ({"accepted": [0] * 35}, "drafted_depth: 36 steps, but accepted has 35"),
-        ({"new_token_ids": [1]}, "36 steps settle 36 tokens, but new_token_ids has 1"),
+        ({"new_token_ids": [1]}, "36 steps commit 36 tokens, but new_token_ids has 1"),
         ({"accepted": [1] + [0] * 35, "new_token_ids": list(range(37))}, "more tokens than the draft was deep"),
         ({"decode_s": None}, "decode_s: is null"),
         ({"decode_s": math.nan}, "decode_s: Input should be a finite number"),

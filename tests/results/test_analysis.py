@@ -494,5 +494,5 @@ def test_every_definition_of_the_acceptance_length_stands_side_by_side(tmp_path:
 def test_a_file_without_steps_has_no_definitions_to_show(tmp_path: Path) -> None:
     choice = {"index": 0, "turns": ["a"], "idxs": [2], "new_tokens": [6], "wall_time": [1.0]}
     line = {"question_id": 81, "model_id": "medusa", "choices": [choice]}
-    with pytest.raises(KoalaBenchError, match="does not say what each step settled"):
+    with pytest.raises(KoalaBenchError, match="does not say what each step committed"):
         by_definition(read_traces(write(tmp_path / "a.jsonl", json.dumps(line) + "\n")))

@@ -159,11 +159,11 @@ def test_a_tree_shows_how_often_each_node_was_accepted(tmp_path: Path) -> None:
 def test_steps_without_room_for_a_draft_and_records_without_nodes_say_nothing_about_a_tree(tmp_path: Path) -> None:
     def last_step_bare(turn: TurnLine) -> TurnLine:
         nodes, depths = list(turn["accepted"] or []), list(turn["drafted_depth"] or [])
-        settled = turn["new_token_ids"] or []
-        cut = len(settled) - nodes[-1]
+        committed = turn["new_token_ids"] or []
+        cut = len(committed) - nodes[-1]
         nodes[-1] = depths[-1] = 0
         return (
-            turn | {"accepted": nodes, "kept_node": nodes, "drafted_depth": depths, "new_token_ids": settled[:cut]}
+            turn | {"accepted": nodes, "kept_node": nodes, "drafted_depth": depths, "new_token_ids": committed[:cut]}
             if turn["method"] == "eagle"
             else turn
         )  # type: ignore[return-value]

@@ -176,8 +176,8 @@ def with_change(x: Interval) -> dict[str, Any]:
     ("x", "verdict"),
     [
         (Interval(0.3, 0.25, 0.4), "confirms"),
-        (Interval(0.1, 0.05, 0.15), "contradicts, below"),
-        (Interval(0.5, 0.45, 0.55), "contradicts, above"),
+        (Interval(0.1, 0.05, 0.15), "contradicts (below)"),
+        (Interval(0.5, 0.45, 0.55), "contradicts (above)"),
         (Interval(0.3, 0.15, 0.45), "not distinguishable"),
         (Interval(0.3, math.nan, math.nan), "not distinguishable"),
     ],

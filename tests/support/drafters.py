@@ -23,18 +23,18 @@ class Oracle:
         self.draw = random.Random(seed)
 
     def begin(self, template: TreeTemplate, capacity: int) -> None:
-        self.template, self.settled = template, 0
+        self.template, self.committed = template, 0
 
     def draft(self, new: Committed) -> DraftTree:
-        # The first call settles the prompt and one token of the truth.
-        self.settled = 1 if new.position == 0 else self.settled + len(new.tokens)
+        # The first call commits the prompt and one token of the truth.
+        self.committed = 1 if new.position == 0 else self.committed + len(new.tokens)
         shape = self.template.shape
         tokens = [int(new.tokens[-1])]
         on_path = {0}
         lucky: dict[int, int] = {}  # of each node's children the one that may be right
         for node in range(1, shape.nodes):
             parent = shape.parents[node]
-            index = self.settled + shape.depths[node] - 1
+            index = self.committed + shape.depths[node] - 1
             siblings = shape.children[parent]
             if node == siblings[0]:
                 lucky[parent] = siblings[self.draw.randrange(len(siblings))]

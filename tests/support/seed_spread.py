@@ -3,7 +3,7 @@ gate.
 
     python -m tests.support.seed_spread RECORD.jsonl ... > results/seeds-tiny/acceptance.csv
 
-One line per method that all records have, training seed and question: tokens settled and verification steps, over all
+One line per method that all records have, training seed and question: tokens committed and verification steps, over all
 its turns.
 """
 

@@ -1,4 +1,4 @@
-"""Toy targets and drafts over a few tokens, and the acceptance rule on paper: everything it can settle, with its exact
+"""Toy targets and drafts over a few tokens, and the acceptance rule on paper: everything it can commit, with its exact
 probability.
 """
 
@@ -110,7 +110,7 @@ class Paper:
 
 
 class Enumeration:
-    """Probabilities of all that verifications can settle, by going through every draw and every decision."""
+    """Probabilities of all that verifications can commit, by going through every draw and every decision."""
 
     def __init__(self, world: World, paper: Paper = Paper()) -> None:
         self.world, self.paper = world, paper
@@ -120,7 +120,7 @@ class Enumeration:
         self._runs: dict[tuple[Context, int, bool], Any] = {}
 
     def law(self, context: Context, node: int = 0) -> Law:
-        """What is settled below a node, given that it was reached and the last two tokens there."""
+        """What is committed below a node, given that it was reached and the last two tokens there."""
         if (node, context) not in self._laws:
             found: Law = Counter()
             q = self.q[context] if self.world.kind == "drawn" or self.paper.judged_by_q else None
@@ -189,8 +189,8 @@ class Enumeration:
             return np.ones(())
         if (context, length, steps) not in self._runs:
             found = np.zeros((self.world.vocab,) * length)
-            for settled, weight in self.law(context).items():
-                kept = settled[:length]
+            for committed, weight in self.law(context).items():
+                kept = committed[:length]
                 after = (*context, *kept)[-2:]
                 rest = self.run(after, length - len(kept), True) if steps else self.truth(after, length - len(kept))
                 found[kept] += weight * rest
@@ -205,6 +205,6 @@ class Enumeration:
         return self.p[context].reshape(-1, *[1] * (length - 1)) * after
 
     def apart(self, steps: bool) -> float:
-        """Total variation between what is settled and the target's own distribution."""
+        """Total variation between what is committed and the target's own distribution."""
         length = 4 if steps else min(self.world.shape.depth + 1, 4)
         return float(np.abs(self.run((0, 1), length, steps) - self.truth((0, 1), length)).sum() / 2)

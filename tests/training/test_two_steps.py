@@ -11,7 +11,7 @@ import torch
 import transformers.modeling_utils
 
 from koala_bench.dialogues.encoding import chat_template
-from koala_bench.engine.loading.ends import Ends, load_ends
+from koala_bench.engine.loading.outer_layers import OuterLayers, load_outer_layers
 from koala_bench.engine.loading.spread import load_spread
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
@@ -75,14 +75,14 @@ def test_two_processes_write_states_and_heads_from_the_ends_alone_equal_those_be
 
 
 def test_the_ends_of_a_target_are_its_own_and_nothing_else_is_there(target: Target, target_folder: Path) -> None:
-    ends = load_ends(str(target_folder), "cpu", "float32", known={"weights_sha256": "0"})
+    ends = load_outer_layers(str(target_folder), "cpu", "float32", known={"weights_sha256": "0"})
     whole, own = target.spec(), ends.spec()
     ids, states = torch.arange(7), torch.randn(3, whole.hidden_size)
     assert torch.equal(own.embed(ids), whole.embed(ids)) and torch.equal(own.output(states), whole.output(states))
     assert (own.hidden_size, own.vocab_size, own.layers) == (whole.hidden_size, whole.vocab_size, whole.layers)
     kept = set(target.model.state_dict()) & set(ends.model.state_dict())
     assert not any("layers" in name for name in ends.model.state_dict()) and len(kept) == 3
-    assert isinstance(ends, Ends)
+    assert isinstance(ends, OuterLayers)
     with pytest.raises(KoalaBenchError, match="only the embedding and the output layer"):
         ends.states(ids[None])
 
@@ -123,7 +123,7 @@ def test_tensors_of_the_layers_are_not_read(target_folder: Path, monkeypatch: py
             return getattr(self.inner, name)
 
     monkeypatch.setattr(transformers.modeling_utils, "safe_open", File)
-    load_ends(str(target_folder), "cpu", "float32", known={})
+    load_outer_layers(str(target_folder), "cpu", "float32", known={})
     assert sorted(set(read)) == ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"]
 
 

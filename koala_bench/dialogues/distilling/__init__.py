@@ -1,4 +1,5 @@
 """Training text that the target writes itself: its answers to given questions, or whole dialogues.
 
-Read ``answers`` first.
+In: a target, and questions or none. Out: a file of conversations, and a manifest of how they were made. Read
+``answers`` first.
 """

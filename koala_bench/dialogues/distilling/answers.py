@@ -19,9 +19,9 @@ from koala_bench.common.reading import complete_lines
 from koala_bench.decoding.answering import greedy_answers
 from koala_bench.decoding.stops import without_end
 from koala_bench.dialogues.conversations import Conversations
-from koala_bench.dialogues.dialogue import Dialogue, as_dialogue
 from koala_bench.dialogues.distilling.manifest import identity_for, is_made, messages_of, write_answers
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
+from koala_bench.dialogues.turns import Dialogue, as_dialogue
 from koala_bench.engine.loading.token_ids import refuse_unknown_ids
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError

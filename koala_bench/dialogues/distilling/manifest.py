@@ -41,11 +41,11 @@ def identity_of(out: Path) -> Any:
 
 
 def is_made(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether a file was made already from just this; raises KoalaBenchError where it was made otherwise."""
+    """Whether a file was made already from just this; raises KoalaBenchError where it was made with other settings."""
     if not out.exists():
         return False
     if identity_of(out) != identity:
-        raise KoalaBenchError(f"{out} is there and was made otherwise.", "Choose another --out, or delete it.")
+        raise KoalaBenchError(f"{out} exists and was made with other settings.", "Choose another --out, or delete it.")
     log_line(f"Reusing {out}: it was made by the same command.")
     return True
 

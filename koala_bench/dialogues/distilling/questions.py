@@ -1,4 +1,4 @@
-"""Questions that a chat model writes itself: how some are steered, and which are of no use.
+"""Questions that a chat model writes itself: how some are steered, and which are discarded.
 
 Given nothing but its template up to the user's turn, an instruction-tuned model goes on with what a user might ask
 (Magpie, Xu et al. 2024, arXiv 2406.08464). Most of that is advice; code, mathematics and translation are rare, so a
@@ -110,7 +110,7 @@ class EvaluationText:
                     self._known |= set(_grams(words_of(turn)))
 
     def has(self, text: str) -> bool:
-        """Whether a text shares ``NGRAM`` words in a row with an evaluation's turn, or is one that is shorter."""
+        """Whether a text shares ``NGRAM`` words in a row with an evaluation's turn, or equals a shorter one."""
         return not self._known.isdisjoint(_grams(words_of(text)))
 
 
@@ -128,7 +128,7 @@ def why_useless(text: str, special: bool) -> str | None:
     """Why a question is left out, judged by itself; None if it may stay.
 
     Args:
-        special: whether a special token stands in its midst.
+        special: whether it has a special token in it.
     """
     words = words_of(text)
     if special:

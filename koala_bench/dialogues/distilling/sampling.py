@@ -65,7 +65,7 @@ class SelfOptions:
 
 @dataclass
 class _Row:
-    """A dialogue in the making.
+    """An unfinished dialogue.
 
     Attributes:
         number: of the dialogue.

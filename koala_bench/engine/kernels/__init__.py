@@ -1,8 +1,10 @@
 """Triton kernels for half-precision decoding, which is bound by launches and memory traffic between the matrix
 products. Read ``products`` first.
 
-They accumulate in float32 and round once, where separate operations round at each step. ``koala_bench.engine.fusing``
-inserts them into traces. Without a GPU Triton interprets them if TRITON_INTERPRET=1 is set before its first import.
+In: tensors in half precision. Out: what torch's operations give, up to rounding: they accumulate in float32 and round
+once, where separate operations round at each step. ``koala_bench.engine.graphs`` inserts them into traces.
+
+Without a GPU Triton interprets them if TRITON_INTERPRET=1 is set before its first import.
 """
 
 from koala_bench.engine.kernels.attention import WIDTHS, attend, attend_row, rotate

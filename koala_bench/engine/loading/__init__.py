@@ -1,4 +1,5 @@
-"""From a name to a target: files, weights, ignored generation settings, and whether draft trees work with it.
+"""How a target is loaded and checked.
 
-Read ``targets`` first.
+In: the name of a checkpoint, on disk or on the hub, with device, dtype and engine. Out: a ``Target``, whose
+generation settings are ignored, or the reason why draft trees do not work with it. Read ``targets`` first.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint's own generation settings, which would change its answers and which all methods ignore."""
+"""A checkpoint's own generation settings, which all methods ignore because they would change answers."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def _unreadable(file: Path, error: Exception) -> KoalaBenchError:
 
 
 def _check(file: Path) -> None:
-    """Refuse what is no GGUF file, ends before its last tensor does, or cannot be read for want of a package."""
+    """Refuse a file that is not GGUF, is truncated, or needs a package that is missing."""
     if importlib.util.find_spec("gguf") is None:
         raise KoalaBenchError(f"{file.name} cannot be read without the package gguf.", f"Install it: {_READER}")
     with open(file, "rb") as handle:

@@ -17,7 +17,7 @@ from koala_bench.errors import KoalaBenchError
 
 @dataclass(frozen=True)
 class Spread(Target):
-    """A target whose layers lie on several devices; ``device`` is that of its embedding, where states are brought."""
+    """A target whose layers lie on several devices; ``device`` is that of its embedding, to which states are moved."""
 
     def _gathered(self, state: torch.Tensor) -> torch.Tensor:
         return state.to(self.device)

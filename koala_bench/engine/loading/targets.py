@@ -17,11 +17,11 @@ from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import log_line
 from koala_bench.engine.devices import pick_device, pick_dtype, pick_engine, pick_threads
+from koala_bench.engine.graphs.replay import Recorded
 from koala_bench.engine.loading.conformance import check_trees
 from koala_bench.engine.loading.fingerprints import checkpoint_folder, weights_sha256
 from koala_bench.engine.loading.generation import set_aside
 from koala_bench.engine.loading.gguf import gguf_file, hash_of, unpacked
-from koala_bench.engine.replay import Recorded
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.tree import DraftTree, TreeShape
@@ -78,7 +78,7 @@ def read_model(
 
     Args:
         device: where the model is brought; where transformers puts it if None.
-        layers: whether the model gets its layers; without them only the tensors of its ends are read.
+        layers: whether the model gets its layers; without them only the embedding and output layer are read.
         options: more of transformers' ``from_pretrained``.
 
     Raises:

@@ -87,7 +87,7 @@ def _sum(values: Iterable[int | float | None]) -> float | None:
 
 
 def _has_length(turns: _Turns) -> bool:
-    return None not in (_sum(turn.steps for turn in turns), _sum(turn.settled for turn in turns))
+    return None not in (_sum(turn.steps for turn in turns), _sum(turn.committed for turn in turns))
 
 
 def _has_rate(turns: _Turns) -> bool:
@@ -100,7 +100,7 @@ def _has_whole_answers(turns: _Turns) -> bool:
 
 
 def _of_steps(turns: _Turns) -> Totals:
-    return statistics.summed(((turn.question_id, turn.settled or 0, turn.steps or 0, 0.0) for turn in turns), False)
+    return statistics.summed(((turn.question_id, turn.committed or 0, turn.steps or 0, 0.0) for turn in turns), False)
 
 
 def _of_seconds(trace: Trace, turns: _Turns, whole: bool = False) -> Totals:

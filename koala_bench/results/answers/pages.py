@@ -160,7 +160,7 @@ def by_definition(traces: Sequence[Trace]) -> str:
     }
     if not values:
         raise KoalaBenchError(
-            f"{traces[0].path} does not say what each step settled.",
+            f"{traces[0].path} does not say what each step committed.",
             "Leave --definitions out, or give a file that has accept_lengths.",
         )
     rows = [

@@ -78,7 +78,7 @@ def _claim(unit: str, digits: int) -> _Cell:
             return claimed
         verdict: str = statistics.against_range(change, low, high)
         if verdict == "contradicts":
-            verdict += ", below" if change.high < low else ", above"
+            verdict += " (below)" if change.high < low else " (above)"
         return f"{claimed}: {verdict}"
 
     return cell

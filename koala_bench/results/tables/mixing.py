@@ -34,7 +34,7 @@ def refuse_mixture(runs: Sequence[Run], spec: TableSpec) -> None:
             different += _other_heads(other, run, spec)
         if different:
             raise KoalaBenchError(
-                f"{runs[0].path} and {run.path} do not belong into one table: they differ in {different[0]}.",
+                f"{runs[0].path} and {run.path} cannot share a table: they differ in {different[0]}.",
                 "Make a table of each.",
             )
 

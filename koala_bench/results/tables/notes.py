@@ -147,7 +147,7 @@ def _stream(method: MethodInfo) -> str:
 
 def _repetition(run: Run) -> str:
     share = repeated_share([turn["new_token_ids"] for turn in run.turns_of(VANILLA) if turn["new_token_ids"]])
-    return "" if share is None else f"{100 * share:.1f} % of vanilla's runs of 8 tokens stand before in the same answer"
+    return "" if share is None else f"{100 * share:.1f} % of the 8-grams of vanilla's answers are repeated"
 
 
 def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
@@ -209,11 +209,11 @@ def settings(measured: Sequence[Measured], wanted: Sequence[str]) -> Note:
 
 
 DEFINITIONS = (
-    "Speedup: tokens per second of decoding over vanilla's in the same run, both totalled over the questions. Reading"
-    " the prompt and the token it gives are left out, the target's reading and the head's (the latter is part of the"
-    " decoding in records of schema 4 and before). Whole answer: the same of everything from the prompt to the last"
-    " token. Ratio of means: the ratio of mean rates; EAGLE's and Spec-Bench's scripts have that of whole answers."
-    " Mean of ratios: of the questions' ratios.",
+    "Speedup: tokens per second of decoding over vanilla's in the same run, both totalled over the questions. The"
+    " prefill and its token are left out, the target's prefill and the head's (records up to schema 4 count the head's"
+    " as decoding). Whole answer: the same with the prefill, from the prompt to the last token. Ratio of means: the"
+    " ratio of mean rates; EAGLE's and Spec-Bench's scripts report that of whole answers. Mean of ratios: of the"
+    " questions' ratios.",
     "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has"
     " 1.",
     f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and"
@@ -227,8 +227,8 @@ DEFINITIONS = (
     "Paper's range: confirms if the whole interval of the change lies in it, contradicts if the whole interval lies"
     " outside, not distinguishable otherwise. `unknown`: a cell of the paper that `reproduce/paper.toml` does not"
     " have.",
-    "Published order: pairs of which one is ahead wherever both are published; the gap is by how much it is ahead"
-    " here.",
+    "Published order: pairs of methods that every publication which has both puts in the same order; the gap is by how"
+    " much the published leader leads here.",
 )
 
 
@@ -245,9 +245,9 @@ def intervals_in_words(covers: Mapping[Factor, int]) -> str:
     single = "paired expanded percentile bootstrap (Hesterberg 2015)"
     return (
         f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {over_in_words(covers)},"
-        f" {crossed if len(covers) > 1 else single} ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}). What"
-        " they are not over (questions, processes, training seeds) may move the numbers by more; of one question there"
-        " are none."
+        f" {crossed if len(covers) > 1 else single} ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
+        " What is not named here (questions, processes, training seeds) may move the numbers by more. A single question"
+        " has no interval."
     )
 
 

@@ -114,6 +114,7 @@ def rows_by_task(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], 
             ]
     if not rows:
         raise KoalaBenchError(
-            missing[0] if missing else "There is no turn to make a table of.", "Let the evaluation go on; it resumes."
+            missing[0] if missing else "There is no turn to make a table of.",
+            "Run the same evaluation again; it resumes.",
         )
     return rows, missing

@@ -124,10 +124,10 @@ def test_what_is_there_is_reused_or_refused_and_never_overwritten(
     out = distill(target64, template, questions_starting(), tmp_path / "a.jsonl", OPTIONS)
     before = out.read_bytes(), manifest_of(out).read_bytes()
     distill(target64, template, questions_starting(), out, OPTIONS)
-    with pytest.raises(KoalaBenchError, match="made otherwise"):
+    with pytest.raises(KoalaBenchError, match="made with other settings"):
         distill(target64, template, questions_starting(), out, DistillOptions(4, 2, 12, 2))
     (tmp_path / "mine.jsonl").write_text("my own file")
-    with pytest.raises(KoalaBenchError, match="made otherwise"):
+    with pytest.raises(KoalaBenchError, match="made with other settings"):
         distill(target64, template, questions_starting(), tmp_path / "mine.jsonl", OPTIONS)
     assert (out.read_bytes(), manifest_of(out).read_bytes()) == before
     assert (tmp_path / "mine.jsonl").read_text() == "my own file"
@@ -234,7 +234,7 @@ def test_a_damaged_manifest_is_one_clear_error(
         KoalaBenchError, match=r"a\.manifest\.json does not say whose answers a\.jsonl holds.* Delete it"
     ):
         answering_target(out)
-    with pytest.raises(KoalaBenchError, match="made otherwise"):
+    with pytest.raises(KoalaBenchError, match="made with other settings"):
         distill(target64, template, questions_starting(), out, OPTIONS)
 
 

@@ -132,7 +132,7 @@ def test_what_is_there_is_reused_or_refused(
 ) -> None:
     before = written.read_bytes()
     assert distill_self(writer, template, written, OPTIONS, 3, 1, []) == written
-    with pytest.raises(KoalaBenchError, match="made otherwise"):
+    with pytest.raises(KoalaBenchError, match="made with other settings"):
         distill_self(writer, template, written, OPTIONS, 4, 1, [])
     assert written.read_bytes() == before
     parts = tmp_path / "b.jsonl.parts"

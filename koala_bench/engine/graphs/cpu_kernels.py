@@ -1,4 +1,4 @@
-"""The graph pass that puts attention and gates of our own into a trace.
+"""Graph pass that inserts the kernels of ``koala_bench.engine.processor``: the last of ``lowering`` on the CPU.
 
 A model that repeats its keys and values for each query head copies the whole cache at every step; here they are read
 where they lie.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from koala_bench.engine.graph_nodes import calls, is_call, only_user, replace_node, value_of
+from koala_bench.engine.graphs.nodes import calls, is_call, only_user, replace_node, value_of
 from koala_bench.engine.processor import kernels
 
 _aten = torch.ops.aten

@@ -12,14 +12,14 @@ import torch
 from torch.fx import Graph, Node
 
 from koala_bench.engine import kernels
-from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
+from koala_bench.engine.graphs.nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
 
 _aten = torch.ops.aten
 _LINEAR = (_aten.linear.default, torch._C._nn.linear)
 
 
 def fuse(graph: Graph, constants: dict[str, Any]) -> None:
-    """Rewrite a graph in place, as a pass of ``koala_bench.engine.lowering.lower``."""
+    """Rewrite a graph in place, as a pass of ``lowering.lower``."""
     for node in calls(graph, _aten.scaled_dot_product_attention.default):
         _attention(graph, constants, node)
     for node in calls(graph, *_LINEAR):

@@ -47,7 +47,7 @@ class Dialogue(list[str]):
 
 
 def as_dialogue(turns: Sequence[str]) -> Dialogue:
-    """The turns as a dialogue, which plain texts are too."""
+    """The turns as a ``Dialogue``; plain texts become one without a system prompt."""
     return turns if isinstance(turns, Dialogue) else Dialogue(turns)
 
 

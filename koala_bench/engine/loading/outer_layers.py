@@ -18,8 +18,8 @@ from koala_bench.errors import KoalaBenchError
 
 
 @dataclass(frozen=True)
-class Ends(Target):
-    """A target without its layers, which can only embed tokens and score states.
+class OuterLayers(Target):
+    """A target's embedding and output layer, without the layers between: it can only embed tokens and score states.
 
     Attributes:
         known: the whole target's hashes, as ``fingerprint`` made them where its states were written.
@@ -36,17 +36,17 @@ class Ends(Target):
 
 def fingerprint_of(target: Target) -> dict[str, str]:
     """``fingerprint`` of a target, also of one without layers."""
-    return dict(target.known) if isinstance(target, Ends) else fingerprint(target)
+    return dict(target.known) if isinstance(target, OuterLayers) else fingerprint(target)
 
 
-def load_ends(
+def load_outer_layers(
     name: str, device: str = "auto", dtype: str = "auto", revision: str | None = None, attention: str = "sdpa",
     engine: str = "eager", threads: int | None = None, *, known: Mapping[str, str],
-) -> Ends:  # fmt: skip
-    """Load the ends of a target; arguments as for ``load_target``.
+) -> OuterLayers:  # fmt: skip
+    """Load the outer layers of a target; arguments as for ``load_target``.
 
     Args:
-        known: see ``Ends``.
+        known: see ``OuterLayers``.
 
     Raises:
         KoalaBenchError: not found or not readable, or its family cannot be made without layers.
@@ -55,8 +55,8 @@ def load_ends(
     picked = pick_dtype(dtype, where)
     model, tokenizer, context, whole = read_model(name, revision, picked, attention, where, layers=False)
     ignored = set_aside(model)
-    ends = Ends(name, model, tokenizer, where, picked, context, threads=threads, ignored=ignored, known=known)
-    if any(part in f".{key}" for key in ends.decoder.state_dict() for part in (".layers.", ".h.", ".blocks.")):
+    target = OuterLayers(name, model, tokenizer, where, picked, context, threads=threads, ignored=ignored, known=known)
+    if any(part in f".{key}" for key in target.decoder.state_dict() for part in (".layers.", ".h.", ".blocks.")):
         raise KoalaBenchError(f"{name} cannot be made without its layers.", "Train without --states.")
     model.config = whole  # what a head asks for is the whole target's
-    return ends
+    return target

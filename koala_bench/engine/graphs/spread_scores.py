@@ -1,8 +1,7 @@
-"""The graph pass that picks a head's likeliest tokens among those that it can draft, not among all of the target's.
+"""Graph pass that takes the top-k of a head's draft vocabulary, not of the target's.
 
-A draft vocabulary spreads a head's scores over the target's tokens (``common.draft_vocabulary``), so that whatever
-reads them needs to know nothing of it. Most reads only take the best few, and what cannot be drafted is never among
-them.
+A draft vocabulary spreads a head's scores over the target's tokens (``common.draft_vocabulary``) and gives the others
+-inf, so that readers need not know it. Most readers only take the top k, which those others are never among.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from koala_bench.engine.graph_nodes import calls, is_call, replace_node, value_of
+from koala_bench.engine.graphs.nodes import calls, is_call, replace_node, value_of
 
 _aten = torch.ops.aten
 
@@ -44,7 +43,7 @@ def pick_before_spreading(graph: Graph, constants: dict[str, Any]) -> None:
 
 
 def _spreads(node: Any) -> bool:
-    """Whether scores are copied among impossible ones, as ``DraftVocabulary.spread`` does."""
+    """Whether scores are copied into a row of -inf, as ``DraftVocabulary.spread`` does."""
     if not is_call(node, _aten.index_copy.default) or node.args[1] not in (-1, _last(node)):
         return False
     blank, ids = node.args[0], node.args[2]

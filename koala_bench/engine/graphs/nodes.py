@@ -1,4 +1,4 @@
-"""Helpers of ``lowering`` and ``fusing`` for reading and replacing nodes of a ``torch.fx`` graph."""
+"""Helpers of the graph passes for reading and replacing nodes of a ``torch.fx`` graph."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch.fx import Graph, Node
 
-from koala_bench.engine.choices import pick_before_spreading
-from koala_bench.engine.graph_nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
-from koala_bench.engine.processor import fusing as processor_fusing
+from koala_bench.engine.graphs import cpu_kernels
+from koala_bench.engine.graphs.nodes import calls, constant, is_call, only_user, replace_node, value_of, writes
+from koala_bench.engine.graphs.spread_scores import pick_before_spreading
 from koala_bench.engine.processor import kernels
 
 _aten = torch.ops.aten
@@ -104,12 +104,12 @@ def _kernels(constants: dict[str, Any]) -> tuple[Callable[[Graph, dict[str, Any]
     precisions."""
     weights = [value for value in constants.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     if weights and all(map(_on_processor, weights)) and kernels.available():
-        return (processor_fusing.fuse,)
+        return (cpu_kernels.fuse,)
     if not weights or any(map(_on_processor, weights)) or importlib.util.find_spec("triton") is None:
         return ()
     if weights[0].device.type == "cuda" and torch.cuda.get_device_capability(weights[0].device) < (8, 0):
         return ()
-    from koala_bench.engine.fusing import fuse  # needs Triton
+    from koala_bench.engine.graphs.gpu_kernels import fuse  # needs Triton
 
     return (fuse,)
 

@@ -1,7 +1,7 @@
 """Trace a function's tensor operations once and replay them without the Python of the modules it goes through.
 
 The CPU's counterpart of a CUDA graph: a small target spends more time between its operations than in them. A trace is
-a straight line of aten operations, which ``koala_bench.engine.lowering`` rewrites into fewer and faster ones. Sizes
+a straight line of aten operations, which ``lowering`` rewrites into fewer and faster ones. Sizes
 that differ from call to call stay symbolic, so one trace serves them all.
 """
 
@@ -24,7 +24,7 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from koala_bench.common.hub_errors import first_line
 from koala_bench.common.progress import log_line
-from koala_bench.engine.lowering import Layouts, lower
+from koala_bench.engine.graphs.lowering import Layouts, lower
 
 Argument = torch.Tensor | int | None
 _MAX_TRACES = 16  # for one key; each takes a moment to make

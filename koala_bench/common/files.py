@@ -75,6 +75,17 @@ def write_texts(texts: Mapping[Path, str]) -> None:
             stack.enter_context(replacing(path)).write_text(text, encoding="utf-8", newline="\n")
 
 
+def readable_as_others(path: Path) -> None:
+    """Give a file the mode that a new one has here. safetensors writes its own for their owner alone since 0.8, and
+    whoever shares a machine could not read a trained head."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    try:
+        probe.touch()  # asking for the umask would change it for all threads
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def sha256_of(path: Path) -> str:
     """Hash of a file's bytes, read in pieces.
 

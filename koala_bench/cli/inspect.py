@@ -33,9 +33,9 @@ def table(
     Example: `koala-bench table results/runs/table3-tiny/records.jsonl --spec table3`.
     """
     from koala_bench.records.reading import read_runs
-    from koala_bench.results.making import TABLES, make_table
+    from koala_bench.results.making import make_table, recipe_of
 
-    recipe = RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
+    recipe = recipe_of(spec)
     picked = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     for path in make_table(read_runs(records), out or records[0].parent, recipe, paper, picked):
         print(path)

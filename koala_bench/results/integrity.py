@@ -20,7 +20,7 @@ from koala_bench.dialogues.questions import find_questions, questions_sha256
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import resolved_sha256
-from koala_bench.records.reading import Run, read_run, read_runs
+from koala_bench.records.reading import BEGINNING_BYTES, Run, begins_as_run, read_run, read_runs
 from koala_bench.results.making import RECORD, Sources, made_in, make, sources_in
 
 _WEIGHTS = "model.safetensors"
@@ -199,7 +199,7 @@ def _is_run(path: Path) -> bool:
     """Whether a file begins as a run record does, however damaged it may be behind that, or cannot be read at all."""
     try:
         with path.open("rb") as handle:
-            return re.match(rb'\s*\{\s*"kind"\s*:\s*"run"', handle.read(100)) is not None
+            return begins_as_run(handle.read(BEGINNING_BYTES))
     except OSError:
         return True  # whoever reads it says what is wrong
 

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from koala_bench.common.reading import first_problem
+from koala_bench.common.reading import first_problem, nearest_known
 from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 from koala_bench.registry import HEADS, OBJECTIVES, installed, load
@@ -433,5 +433,6 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
         return Preset.model_validate(values)
     except ValidationError as error:
         raise KoalaBenchError(
-            f"Preset {name}, {first_problem(error)}.", "Correct the file or the --set option."
+            f"Preset {name}, {first_problem(error, 'setting')}.",
+            f"{nearest_known(error, Preset)}Correct the file or the --set option.",
         ) from error

@@ -33,9 +33,9 @@ def table(
     Example: `koala-bench table results/runs/table3-tiny/records.jsonl --spec table3`.
     """
     from koala_bench.records.reading import read_runs
-    from koala_bench.results.making import TABLES, make_table
+    from koala_bench.results.making import make_table, recipe_of
 
-    recipe = RECIPES / f"{spec}.toml" if str(spec) in TABLES else spec
+    recipe = recipe_of(spec)
     picked = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     for path in make_table(read_runs(records), out or records[0].parent, recipe, paper, picked):
         print(path)
@@ -142,7 +142,7 @@ def verify(
     ] = False,
 ) -> None:
     """Recompute the hashes and tables of results and compare them with their records: every file of one folder, or a
-    line per folder below. Exit code 0; 1 if anything differs; 2 if a record is damaged.
+    line per folder below, those without a record too. Exit code 0; 1 if anything differs; 2 if a record is damaged.
 
     Example: `koala-bench verify results`.
     """
@@ -153,15 +153,12 @@ def verify(
     alone = bool(sources_in(folder).records) or not folder.is_dir()
     if update or not alone:
         makers = {"sweep.jsonl": _sweep_pages, "device-report.json": _device_pages}
-        found = []
+        codes = {"matches": 0, "no record": 0, "differs": 1, "damaged": 2}
+        worst = 0
         for each in verify_below(folder, options.data_dir, makers, update):
             print(f"{each.state:<10}{each.folder!s:<34} {each.detail}", flush=True)
-            found.append(each)
-        if not found:
-            raise KoalaBenchError(
-                f"{folder} and the folders below have no records.jsonl.", "Name a folder that an evaluation wrote."
-            )
-        raise typer.Exit(max({"matches": 0, "differs": 1, "damaged": 2}[each.state] for each in found))
+            worst = max(worst, codes[each.state])
+        raise typer.Exit(worst)
     run, checks = checked(folder, options.data_dir)
     for check in checks:
         print(f"{check.state:<10}{check.subject:<34} {check.detail}")

@@ -39,10 +39,16 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise KoalaBenchError(f"Cannot write {path}: it is a folder.", "Name a file.")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed. Raises
-    KoalaBenchError where the folder cannot be written, or the disk is full."""
+    KoalaBenchError where it is a folder, the one above it cannot be written, or the disk is full."""
+    _refuse_folder(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -68,11 +74,21 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     """Write some text files, or none of them if one cannot be written. Raises KoalaBenchError where a folder cannot be
     written or has the name of a file, or the disk is full."""
     for path in texts:
-        if path.is_dir():
-            raise KoalaBenchError(f"Cannot write {path}: it is a folder.", "Name a file.")
+        _refuse_folder(path)
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(replacing(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+def readable_as_others(path: Path) -> None:
+    """Give a file the mode that a new one has here. safetensors writes its own for their owner alone since 0.8, and
+    whoever shares a machine could not read a trained head."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    try:
+        probe.touch()  # asking for the umask would change it for all threads
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cannot
 from koala_bench.errors import KoalaBenchError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as ``place: problem``."""
+def first_problem(error: ValidationError, what: str = "field") -> str:
+    """The first thing that pydantic found wrong, as ``place: problem``; ``what`` a name is that no one knows."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    said = first["msg"].removeprefix("Value error, ")
+    said = f"unknown {what}" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     return f"{place}: {said}" if place else said
+
+
+def nearest_known(error: ValidationError, model: type[BaseModel]) -> str:
+    """``Did you mean ...? `` where the first thing wrong is an unknown name that is like a known one; else empty."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] != "extra_forbidden":
+        return ""
+    *above, name = map(str, first["loc"])
+    found = did_you_mean(name, _fields(model, above), "")
+    return f"{found} " if found else ""
+
+
+def _fields(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """The names that are known at a place below a model; of dictionaries, every key leads to their values."""
+    kind: Any = model
+    for name in place:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[name].annotation if name in kind.model_fields else None
+        else:
+            kind = next(iter(get_args(kind)[1:]), None) if get_origin(kind) is dict else None
+        models = [each for each in get_args(kind) if isinstance(each, type) and issubclass(each, BaseModel)]
+        if models and get_origin(kind) is not dict:  # such as one of several, or None
+            kind = models[0]
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
 def read_toml(path: Path, what: str, model: type[_Model], remedy: str) -> _Model:
@@ -35,7 +60,8 @@ def read_toml(path: Path, what: str, model: type[_Model], remedy: str) -> _Model
     except OSError as error:
         raise cannot(f"read the {what}", path, error, remedy) from error
     except ValidationError as error:
-        raise KoalaBenchError(f"The {what} {path}, {first_problem(error)}.", "Correct that entry.") from error
+        said, known = first_problem(error, "setting"), nearest_known(error, model)
+        raise KoalaBenchError(f"The {what} {path}, {said}.", f"{known}Correct that entry.") from error
     except (ValueError, RecursionError) as error:  # no TOML, no text, thousands of digits or of brackets
         raise KoalaBenchError(f"The {what} {path} is not valid TOML: {error}.", "Mend the file.") from error
 

@@ -66,7 +66,7 @@ def methods_to_compare(methods: Sequence[str], heads: Sequence[str] | None) -> l
     compared = list(heads or [name for name in methods if name not in paper])
     if not compared:
         raise KoalaBenchError(
-            "Every one of the methods is in the paper's table.",
+            f"None of the methods {', '.join(methods)} is a head of your own: the paper's table has them all.",
             "Name a head of your own in --methods, or choose one with --head.",
         )
     if VANILLA in compared:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from koala_bench.common.files import continue_log, make_folder, sha256_of, write_text
+from koala_bench.common.files import continue_log, make_folder, readable_as_others, sha256_of, write_text
 from koala_bench.common.progress import log_line, progress
 from koala_bench.common.provenance import code_state
 from koala_bench.dialogues.conversations import Conversations
@@ -141,6 +141,8 @@ def pretrain(
         final = evaluate()
 
     model.to(torch.bfloat16).save_pretrained(out)
+    for weights in out.glob("*.safetensors"):
+        readable_as_others(weights)
     tokenizer.save_pretrained(out)
     manifest = {
         "options": asdict(options),

@@ -6,6 +6,7 @@ files get edited and disks fail.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,14 @@ class Run:
 
 _RESTORE = "Restore the record from a copy, or delete it and run the evaluation again."
 _NAME_ONE = "Name the .jsonl file that an evaluation wrote."
+_IS_IT_ONE = "Is it a run record? If so, restore it from a copy; else name the .jsonl file that an evaluation wrote."
+_BEGINNING = re.compile(rb'\s*\{\s*"kind"\s*:\s*"run"')
+BEGINNING_BYTES = 100
+
+
+def begins_as_run(content: bytes) -> bool:
+    """Whether the first ``BEGINNING_BYTES`` of a file are those of a run record, however damaged it is behind them."""
+    return _BEGINNING.match(content) is not None
 
 
 def _damaged(path: Path, line: int, problem: str) -> KoalaBenchError:
@@ -135,7 +144,9 @@ def _checked_header(path: Path, header: dict[str, Any]) -> RunHeader:
 
 def parse(path: Path, content: bytes) -> tuple[Run, int]:
     """The record in ``content`` and the length of its complete lines in bytes."""
-    objects, length = complete_lines(path, content, _RESTORE)
+    # Nobody shall delete a file because it is named where a record is wanted.
+    remedy = _RESTORE if begins_as_run(content[:BEGINNING_BYTES]) else _IS_IT_ONE
+    objects, length = complete_lines(path, content, remedy)
     if not objects:
         raise KoalaBenchError(f"{path} is not a run record: it has no complete line.", _NAME_ONE)
     older = objects[0].get("schema") in READABLE[:-1]

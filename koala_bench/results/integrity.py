@@ -14,13 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from koala_bench.common.bundled import PACKAGE
 from koala_bench.common.files import sha256_of
 from koala_bench.dialogues.questions import find_questions, questions_sha256
 from koala_bench.errors import KoalaBenchError
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.presets import resolved_sha256
-from koala_bench.records.reading import Run, read_runs
+from koala_bench.records.reading import BEGINNING_BYTES, Run, begins_as_run, read_run, read_runs
 from koala_bench.results.making import RECORD, Sources, made_in, make, sources_in
+
+_WEIGHTS = "model.safetensors"
+# What a folder of results may show without a record: a README is written by hand.
+_PAGES = {".md", ".csv", ".tex", ".html", ".pdf", ".png"}
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,26 @@ def _questions(run: Run, data_dir: Path | None) -> Check:
 
 
 def _heads(run: Run, folder: Path) -> Iterator[Check]:
+    """Weights beside the record, and those of the package where the record names them, have to be the record's. Those
+    at another path do not: a training that came later may have written its own there.
+    """
     for name, method in run.methods.items():
         if method["head"] is None:
             continue
-        places = [
-            run.path.parent / "heads" / name / "model.safetensors",
-            folder / "heads" / name / "model.safetensors",
-            *([Path(method["checkpoint"]) / "model.safetensors"] if method["checkpoint"] else []),
-        ]
-        place = next((place for place in places if place.is_file()), None)
-        yield _of_hash(f"head {name}", method["weights_sha256"], sha256_of(place) if place else None, f"no {places[0]}")
+        recorded, given = method["weights_sha256"], Path(method["checkpoint"]) if method["checkpoint"] else None
+        # A method that decodes with the head of another finds it under that one's name.
+        names = dict.fromkeys([name, *([given.name] if given else [])])
+        kept = [place / "heads" / each for place in (run.path.parent, folder) for each in names]
+        if given is not None and given.parts[-5:-3] == (PACKAGE.name, "targets"):
+            kept.append(PACKAGE / Path(*given.parts[-4:]))
+        place = next((place / _WEIGHTS for place in kept if (place / _WEIGHTS).is_file()), None)
+        if place is None and given is not None and (given / _WEIGHTS).is_file():
+            place = given / _WEIGHTS
+            if recorded is not None and sha256_of(place) != recorded:
+                yield Check(f"head {name}", "not here", f"{given} now holds other weights")
+                continue
+        where = f"no {kept[0] / _WEIGHTS}"
+        yield _of_hash(f"head {name}", recorded, sha256_of(place) if place else None, where)
 
 
 def _same_bytes(subject: str, kept: Path, made: Path) -> Check:
@@ -73,7 +88,8 @@ def _same_bytes(subject: str, kept: Path, made: Path) -> Check:
 
 def _record(run: Run, folder: Path, data_dir: Path | None) -> Iterator[Check]:
     """A record's own form, its preset, questions and heads, and the answer files beside it."""
-    below = "" if run.path.parent == folder else f" of {run.path.parent.relative_to(folder)}"
+    place = run.path.parent if run.path.name == RECORD else run.path
+    below = "" if place == folder else f" of {place.relative_to(folder)}"
     finished = "finished" if run.finished else "but no end line: it is unfinished"
     preset = run.header["preset"]
     checks = [
@@ -129,10 +145,11 @@ Makers = Mapping[str, Callable[[Path, Path], list[Path]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A folder below a verified one: whether everything that is here matches, how many files do, and what differs."""
+    """A folder below a verified one: whether everything that is here matches, how many files do, and what differs; or
+    that it has pages but nothing that they could be compared with."""
 
     folder: Path
-    state: Literal["matches", "differs", "damaged"]
+    state: Literal["matches", "differs", "damaged", "no record"]
     detail: str
 
 
@@ -144,32 +161,90 @@ def _verdict(folder: Path, checks: Sequence[Check]) -> Verdict:
     return Verdict(folder, "differs" if differing else "matches", detail)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What there is to verify in a folder.
+
+    Attributes:
+        is_result: it has records of its own and is no part of another folder of results.
+        baselines: run records of other names, as the gate keeps them.
+        logs: what makes pages from a file of another kind, and that file.
+        pages: how many files it shows.
+    """
+
+    folder: Path
+    is_result: bool
+    baselines: tuple[Path, ...]
+    logs: tuple[tuple[Callable[[Path, Path], list[Path]], Path], ...]
+    pages: int
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether anything in it can be compared with a record."""
+        return self.is_result or bool(self.baselines or self.logs)
+
+
+def _found_in(folder: Path, makers: Makers) -> _Found:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return _Found(
+        folder,
+        _is_result(folder),
+        tuple(path for path in files if path.suffix == ".jsonl" and path.name != RECORD and _is_run(path)),
+        tuple((maker, folder / name) for name, maker in makers.items() if (folder / name).is_file()),
+        sum(path.suffix in _PAGES and path.name != "README.md" for path in files),
+    )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a file begins as a run record does, however damaged it may be behind that, or cannot be read at all."""
+    try:
+        with path.open("rb") as handle:
+            return begins_as_run(handle.read(BEGINNING_BYTES))
+    except OSError:
+        return True  # whoever reads it says what is wrong
+
+
 def verify_below(
     root: Path, data_dir: Path | None = None, makers: Makers | None = None, update: bool = False
 ) -> Iterator[Verdict]:
-    """Verify every folder of results below one, in the order of their names.
+    """Verify every folder of results below one, in the order of their names, and name those without a record.
 
     Args:
         makers: of pages that are made from other files than run records.
         update: make the tables, figures and pages that lie in each folder again first; records stay as they are.
+
+    Raises:
+        KoalaBenchError: there is nothing to verify.
     """
-    for folder in sorted(path for path in (root, *root.rglob("*")) if path.is_dir()):
-        others = [(maker, folder / name) for name, maker in (makers or {}).items() if (folder / name).is_file()]
-        is_result = _is_result(folder)
-        if not others and not is_result:
-            continue
-        try:
-            if update:
-                for name in made_in(folder) if is_result else ():
-                    make(name, sources_in(folder), folder)
-                for maker, log in others:
-                    maker(log, folder)
-            checks = verify(folder, data_dir)[1] if is_result else []
-            for maker, log in others:
-                checks += _again(folder, partial(maker, log))
-            yield _verdict(folder, checks)
-        except KoalaBenchError as error:
-            yield Verdict(folder, "damaged", str(error))
+    every = [_found_in(folder, makers or {}) for folder in sorted((root, *root.rglob("*"))) if folder.is_dir()]
+    if not any(found.verifiable for found in every):
+        raise KoalaBenchError(
+            f"{root} and the folders below have no records.jsonl.", "Name a folder that an evaluation wrote."
+        )
+    results = {found.folder for found in every if found.is_result}
+    for found in every:
+        if found.verifiable:
+            yield _verify_one(found, data_dir, update)
+        elif found.pages and results.isdisjoint(found.folder.parents):
+            yield Verdict(found.folder, "no record", f"{found.pages} pages and figures to compare with nothing")
+
+
+def _verify_one(found: _Found, data_dir: Path | None, update: bool) -> Verdict:
+    folder = found.folder
+    try:
+        if update:
+            for name in made_in(folder) if found.is_result else ():
+                make(name, sources_in(folder), folder)
+            for maker, log in found.logs:
+                maker(log, folder)
+        checks = verify(folder, data_dir)[1] if found.is_result else []
+        for path in found.baselines:
+            checks += _record(read_run(path), folder, data_dir)
+        for maker, log in found.logs:
+            checks += _again(folder, partial(maker, log))
+        return _verdict(folder, checks)
+    except KoalaBenchError as error:
+        return Verdict(folder, "damaged", str(error))
 
 
 def _is_result(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bench.common.bundled import RECIPES
+from koala_bench.common.choices import did_you_mean
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA
@@ -68,6 +69,17 @@ def _each_process(folder: Path) -> tuple[Path, ...]:
     of_processes = (path / RECORD for path in folder.glob("process-*"))
     further = sorted(of_processes, key=lambda path: (len(path.parent.name), path.parent.name))
     return tuple(path for path in (folder / RECORD, *further) if path.is_file())
+
+
+def recipe_of(spec: Path) -> Path:
+    """The file of a table's specification: a table's name, or a file. Raises KoalaBenchError where it is no name of a
+    table and no such file."""
+    if str(spec) in TABLES:
+        return RECIPES / f"{spec}.toml"
+    if spec.suffix != ".toml" and not spec.exists():
+        others = f"The tables are {', '.join(TABLES)}; or name a .toml file."
+        raise KoalaBenchError(f"There is no table '{spec}'.", did_you_mean(str(spec), TABLES, others))
+    return spec
 
 
 def sources_in(folder: Path) -> Sources:

@@ -136,7 +136,7 @@ def _changed(base: MethodPreset, settings: dict[str, Any]) -> MethodPreset:
         return MethodPreset.model_validate(values)
     except ValidationError as error:
         raise KoalaBenchError(
-            f"The trial '{_label(settings)}', {first_problem(error)}.", "Correct the grid."
+            f"The trial '{_label(settings)}', {first_problem(error, 'setting')}.", "Correct the grid."
         ) from error
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from koala_bench.common.draft_vocabulary import BUFFER, DraftVocabulary, checked_count, fault_of, first_of, fitted
-from koala_bench.common.files import replacing, sha256_of, write_text
+from koala_bench.common.files import readable_as_others, replacing, sha256_of, write_text
 from koala_bench.common.progress import log_line
 from koala_bench.common.reading import object_in
 from koala_bench.engine.target import Target
@@ -64,6 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     with replacing(path) as temporary, _telling_of_a_full_disk():
         if path.suffix == ".safetensors":
             save_file(tensors, temporary, metadata)
+            readable_as_others(temporary)
         else:
             torch.save(tensors, temporary)
 

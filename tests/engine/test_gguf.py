@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def test_a_second_start_reads_the_copy_and_not_the_file(
     monkeypatch.setattr(gguf_files, "_read", lambda file: pytest.fail("unpacked again"))
     assert unpacked(written[0]) == first
     assert gguf_config(written[0]).num_hidden_layers == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_others_may_read_the_copy_where_the_umask_lets_them(written: tuple[Path, Path]) -> None:
+    before = os.umask(0o022)
+    try:
+        copy = unpacked(written[0])
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in copy.iterdir()} == {0o644}
 
 
 def test_the_configuration_is_known_before_anything_is_unpacked(written: tuple[Path, Path], cache: Path) -> None:

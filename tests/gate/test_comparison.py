@@ -151,7 +151,7 @@ def test_the_command_judges_a_finished_record(koala: Koala, run: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--methods", "vanilla,medusa"], "Every one of the methods is in the paper's table"),
+        (["--methods", "vanilla,medusa"], "None of the methods vanilla, medusa is a head of your own"),
         (["--methods", "mine,hawk"], "no method 'hawk'"),
         (["--methods", "mine,eagle", "--head", "hawk"], "--head hawk is not one of --methods"),
         (["--head", "vanilla"], "Vanilla decoding is what the others are compared with"),

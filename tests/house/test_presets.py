@@ -209,9 +209,9 @@ def test_later_overrides_win_also_over_quick() -> None:
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("training.stepz=7", "training.stepz: Extra inputs"),
-        ("trainings.steps=7", "trainings: Extra inputs"),
-        ("methods.eagle.tre='chain-2'", "methods.eagle.tre: Extra inputs"),
+        ("training.stepz=7", "training.stepz: unknown setting. Did you mean steps"),
+        ("trainings.steps=7", "trainings: unknown setting. Did you mean training"),
+        ("methods.eagle.tre='chain-2'", "methods.eagle.tre: unknown setting. Did you mean tree"),
         ("methods.hawk.layers=2", r"methods\.hawk\.head: Field required"),
         ("training.steps=1.5", r"training\.steps"),
         ("training.steps=0", r"training\.steps"),
@@ -225,7 +225,7 @@ def test_later_overrides_win_also_over_quick() -> None:
         ("training.steps.deep=7", "goes below a value"),
         ('methods."eagle.layers=7', "is not a key"),
         ('methods."eagle" "x".layers=7', "is not a key"),
-        ("a..b=7", "a: Extra inputs"),
+        ("a..b=7", "a: unknown setting. "),
     ],
 )
 def test_a_wrong_override_is_one_clear_error(assignment: str, words: str) -> None:
@@ -284,7 +284,7 @@ def test_a_preset_file_is_read_as_it_stands(small: Path) -> None:
         (b"[target", "not valid TOML"),
         (b"\xff\xfe", "Cannot read the preset"),
         (b"", "target: Field required"),
-        (SMALL.encode() + b"[extra]\nx = 1\n", "extra: Extra inputs"),
+        (SMALL.encode() + b"[extra]\nx = 1\n", "extra: unknown setting"),
     ],
 )
 def test_a_damaged_preset_file_is_one_clear_error(tmp_path: Path, content: bytes, words: str) -> None:

@@ -94,6 +94,39 @@ def test_other_weights_and_a_record_without_its_end_differ(results: Path) -> Non
     assert found["head eagle"] == found["record"] == "differs"
 
 
+def with_checkpoint(results: Path, checkpoint: Path) -> None:
+    """Have the record say that its EAGLE head was read from there."""
+    record = results / "records.jsonl"
+    old = '"checkpoint":"heads/eagle",'
+    text = record.read_text()
+    assert old in text
+    record.write_text(text.replace(old, f'"checkpoint":"{checkpoint.as_posix()}",', 1))
+
+
+def test_a_path_elsewhere_that_holds_other_weights_by_now_is_no_difference(results: Path, tmp_path: Path) -> None:
+    """Records name the folder of a training; whoever trains there again has other heads."""
+    elsewhere = tmp_path / "runs" / "heads" / "eagle"
+    elsewhere.parent.mkdir(parents=True)
+    (results / "heads" / "eagle").rename(elsewhere)
+    with_checkpoint(results, elsewhere)
+    assert states(results)["head eagle"] == "matches"
+    (elsewhere / "model.safetensors").write_bytes(b"other")
+    (found,) = [check for check in verify(results)[1] if check.subject == "head eagle"]
+    assert found.state == "not here" and "now holds other weights" in found.detail
+
+
+@pytest.mark.parametrize("record", ["records.jsonl", "regression.jsonl"])
+def test_the_heads_of_the_package_are_compared_wherever_the_command_runs(
+    results: Path, record: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(results)
+    (results / "heads" / "eagle" / "model.safetensors").unlink()
+    with_checkpoint(results, Path("koala_bench/targets/smollm2-135m/heads/eagle"))
+    (results / "records.jsonl").rename(results / record)
+    (found,) = verify_below(results)
+    assert found.state == "differs" and found.detail.partition("differs: ")[2].startswith("head eagle")
+
+
 def test_the_command_exits_with_1_when_something_differs(results: Path, koala: Koala) -> None:
     fine = koala("verify", str(results))
     assert fine.code == 0 and "not here" in fine.out and "commit 0123456789abcdef" in fine.out
@@ -124,6 +157,26 @@ def test_all_folders_below_one_are_verified_in_a_line_each(results: Path, tmp_pa
     (root / "one" / "records.jsonl").write_text("{")
     damaged = koala("verify", str(root))
     assert damaged.code == 2 and damaged.out.count("\n") == 2 and "damaged" in damaged.out
+
+
+def test_folders_without_a_record_are_named_and_baselines_are_records(results: Path, koala: Koala) -> None:
+    for name in ("one", "gate"):
+        (results / "all" / name).mkdir(parents=True)
+    (results / "records.jsonl").rename(results / "all" / "gate" / "baseline.jsonl")
+    (results / "table1.md").rename(results / "all" / "one" / "page.md")
+    (results / "all" / "README.md").write_text("by hand")
+    fine = koala("verify", str(results / "all"))
+    assert fine.code == 0
+    assert [line.split("/")[0].strip() for line in fine.out.splitlines()] == ["matches", "no record"]
+    assert str(results / "all" / "one") in fine.out
+    baseline = results / "all" / "gate" / "baseline.jsonl"
+    baseline.write_text(baseline.read_text().replace('"max_new_tokens":64}}', '"max_new_tokens":65}}', 1))
+    changed = koala("verify", str(results / "all"))
+    assert changed.code == 1 and "differs: preset of baseline.jsonl" in changed.out
+    baseline.write_text(baseline.read_text().replace('"turns":', '"turms":', 1))
+    assert koala("verify", str(results / "all")).code == 2
+    alone = koala("verify", str(results / "all" / "one"))
+    assert alone.code == 2 and "no records.jsonl" in alone.err and alone.out == ""
 
 
 def test_update_makes_only_what_lies_there(results: Path) -> None:

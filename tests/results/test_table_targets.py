@@ -152,7 +152,7 @@ def test_the_published_values_are_those_of_the_abstract(paper: Paper) -> None:
             'methods = []\nquestions = "mt_bench"\ncolumns = ["speed"]',
             "unknown column 'speed'. The columns are target, task, questions, method,",
         ),
-        ('methods = []\nquestions = "mt_bench"\ncolumns = []\nheading = "x"', "heading: Extra inputs are not"),
+        ('methods = []\nquestions = "mt_bench"\ncolumns = []\nheading = "x"', "heading: unknown setting"),
         ("methods = []\ncolumns = []", "questions: missing"),
         ('by = "task"\nmethods = []\ncolumns = []', "tasks go with by"),
         (

@@ -110,8 +110,8 @@ PRESETS = [
         put("bad.toml", "quick = [5]\n"),
     ),
     Case("no quick form", "train --preset vicuna-7b --quick", "vicuna-7b has no quick form", "--quick"),
-    Case("a misspelt key", "train --set training.stepz=4", "training.stepz", "--set"),
-    Case("a misspelt section", "train --set trainink.steps=4", "trainink", "--set"),
+    Case("a misspelt key", "train --set training.stepz=4", "training.stepz: unknown setting", "Did you mean steps"),
+    Case("a misspelt section", "train --set trainink.steps=4", "trainink: unknown setting", "Did you mean training"),
     Case("no value", "train --set training.steps", "'training.steps' is not an override", "section.key=value"),
     Case("no key", "train --set =4", "'=4' is not an override", "section.key=value"),
     Case(
@@ -285,7 +285,8 @@ OWN_HEADS = [
         "'hawk'",
         "eagle",
     ),
-    Case("nothing to judge", "compare --records record.jsonl", "paper", "--head"),
+    Case("nothing to judge", "compare --records record.jsonl", "is a head of your own", "--head"),
+    Case("vanilla alone to judge", "compare --methods vanilla", "None of the methods vanilla", "--methods"),
     Case("a head that is not compared", "compare --methods vanilla,medusa --head eagle", "--head eagle", "--methods"),
     Case("no head to compare", "compare --methods vanilla,medusa,./none.py:Head", "./none.py", "./file.py:Class"),
     Case(

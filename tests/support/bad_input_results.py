@@ -39,8 +39,22 @@ RECORDS = [
         "a binary record",
         "table record.jsonl",
         "record.jsonl:1: not a line of JSON",
-        "Restore",
+        "Is it a run record?",
         put("record.jsonl", b"\xff\xfe\x00\n\n"),
+    ),
+    Case(
+        "a page as record",
+        "table README.md",
+        "README.md:1: not a line of JSON",
+        "Is it a run record?",
+        put("README.md", "# Results\n\n"),
+    ),
+    Case(
+        "a damaged header of a record",
+        "table record.jsonl",
+        "record.jsonl:1: not a line of JSON",
+        "Restore the record",
+        keep_lines(lambda found: [found[0][:-1], *found[1:]]),
     ),
     Case("questions as record", "table questions.jsonl", "questions.jsonl is not a run record", "an evaluation wrote"),
     Case("half a header", "table record.jsonl", "record.jsonl", "an evaluation wrote", cut("record.jsonl", 200)),
@@ -127,7 +141,7 @@ RECORDS = [
         "a damaged record to go on with",
         EVALUATE,
         "out/records.jsonl:1",
-        "Restore",
+        "restore it from a copy",
         lines("out/records.jsonl", "{", "{}"),
     ),
     Case(
@@ -154,6 +168,8 @@ RECORDS = [
 ]
 
 RESULTS = [
+    Case("a misspelt table", "table none.jsonl --spec tabel1", "no table 'tabel1'", "Did you mean table1"),
+    Case("no such table", "table none.jsonl --spec x", "no table 'x'", "table1, table2, table3, table-layers"),
     Case("no such table specification", "table record.jsonl --spec none.toml --out out", "none.toml", "reproduce/"),
     Case(
         "a table specification that is no TOML",
@@ -235,6 +251,7 @@ RESULTS = [
         "'speed'",
         "acceptance_length",
     ),
+    Case("a page in the place of a folder", "report done --out target", "target: it is a folder", "Name a file"),
     Case("nothing to report on", "report target", "target has no records.jsonl", "wrote"),
     Case(
         "a damaged record to verify",

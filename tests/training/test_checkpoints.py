@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.presets import MethodPreset
-from koala_bench.training.checkpoints import load_head, read_manifest, save_head
+from koala_bench.training.checkpoints import load_head, read_manifest, save_head, save_token_order
 from koala_bench.training.loop import build_head
 
 PRESET = MethodPreset(head="medusa", layers=2, options={"heads": 3}, objective="koala", tree="chain-2")
@@ -39,6 +40,19 @@ def test_a_head_comes_back_as_it_was(target: Target, folder: Path) -> None:
     assert len(weights) == 64
     assert (head.max_depth, head.training) == (3, False)
     assert read_manifest(folder) == {"steps": 5, "method": "mine"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_head_is_what_the_umask_says(target: Target, tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_head(tmp_path / "head", build_head(target, PRESET, seed=4), PRESET, target, {})
+        save_token_order(tmp_path / "head", torch.arange(3))
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "head").iterdir())
+    assert len(files) == 4 and {file.stat().st_mode & 0o777 for file in files} == {mode}
 
 
 def test_a_head_takes_the_targets_dtype(target64: Target, folder: Path) -> None:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from koala_bench.common.files import cache_folder, cannot, make_folder
+from koala_bench.common.files import cache_folder, cannot, make_folder, readable_as_others
 from koala_bench.common.hub_errors import CHECKPOINT_ERRORS, first_line
 from koala_bench.common.progress import log_line
 from koala_bench.engine.loading.fingerprints import hash_of_file
@@ -83,6 +83,8 @@ def unpacked(file: Path) -> Path:
             whole = Path(temporary) / "whole"
             model.save_pretrained(whole)
             tokenizer.save_pretrained(whole)
+            for weights in whole.glob("*.safetensors"):
+                readable_as_others(weights)
             whole.rename(folder)
     except OSError as error:
         if not (folder / "config.json").is_file():  # else another process was first

@@ -91,7 +91,9 @@ def figure(
 @command(INSPECT, "data_dir")
 def report(
     options: Shared,
-    folder: Annotated[Path, argument("Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
+    folder: Annotated[
+        Path, argument("Folder with records.jsonl, its own or those of tasks/, as `reproduce` or `evaluate` wrote it.")
+    ],
     out: Annotated[Path | None, option("--out", "The HTML file; report.html in the folder by default.")] = None,
 ) -> None:
     """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers,

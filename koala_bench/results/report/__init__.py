@@ -29,7 +29,7 @@ from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.making import Sources, drawable, make, read_table, sources_in, tabulable
 from koala_bench.results.report.outliers import outliers_of
 from koala_bench.results.report.trees import draw_trees
-from koala_bench.results.report.where import lengths_by_category, lengths_by_position
+from koala_bench.results.report.where import in_blocks, lengths_by_category, lengths_by_position
 from koala_bench.results.tables.published import read_table_spec
 from koala_bench.results.tables.rendering import label_of, with_interval
 from koala_bench.results.tables.tasks import rows_by_task
@@ -92,7 +92,7 @@ def write_report(folder: Path, out: Path, data_dir: Path | None = None) -> Path:
         summaries=[summary for summary in summaries if summary.name != VANILLA],
         trees=draw_trees(run),
         outliers=outliers_of(run, questions),
-        lengths=(lengths_by_category(chosen), lengths_by_position(chosen)),
+        lengths=(in_blocks(lengths_by_category(chosen)), in_blocks(lengths_by_position(chosen))),
         questions_found=bool(questions),
         agreements=agreements(log),
         has_log=bool(log),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from koala_bench.records.summaries import VANILLA, Sample, sample
 from koala_bench.results.tables.rendering import NOTHING, Grid, fixed, with_interval
 
+_ACROSS = 8  # methods side by side, for the width of a page
 _FIRST = 16  # tokens; each stretch of an answer is as long as all before it
 
 
@@ -46,6 +47,21 @@ def lengths_by_position(chosen: Sample) -> Grid:
         for each, start in zip(stretches, starts, strict=True)
     ]
     return _grid("Tokens before", chosen.drafting, rows)
+
+
+def in_blocks(table: Grid) -> list[Grid]:
+    """The table in parts of about as many methods each, as many as fit side by side."""
+    methods = len(table.headings) - 1
+    size = -(-methods // max(1, -(-methods // _ACROSS)))
+    parts = [[0, *range(first, min(first + size, methods + 1))] for first in range(1, methods + 1, size or 1)]
+    return [
+        Grid(
+            [table.headings[at] for at in part],
+            [[row[at] for at in part] for row in table.rows],
+            [table.right[at] for at in part],
+        )
+        for part in parts
+    ]
 
 
 def _grid(of_rows: str, names: list[str], rows: list[list[str]]) -> Grid:

@@ -24,7 +24,8 @@ def table(
     ] = Path("table1"),
     paper: Annotated[Path, option("--paper", "Published values.")] = RECIPES / "paper.toml",
     columns: Annotated[
-        str | None, option("--columns", "Comma-separated: the only columns, in this order, e.g. method,speedup.")
+        str | None,
+        option("--columns", "Comma-separated: the only columns, in this order, e.g. method,speedup; needs --out."),
     ] = None,
     out: Annotated[Path | None, option("--out", "Folder; the first record's by default.")] = None,
 ) -> None:
@@ -36,9 +37,28 @@ def table(
     from koala_bench.results.making import make_table, recipe_of
 
     recipe = recipe_of(spec)
-    picked = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
+    picked = None if columns is None else _picked(columns, records[0].parent, out)
     for path in make_table(read_runs(records), out or records[0].parent, recipe, paper, picked):
         print(path)
+
+
+def _picked(columns: str, folder: Path, out: Path | None) -> list[str]:
+    """The columns of ``--columns``.
+
+    Raises:
+        KoalaBenchError: there is none, one stands twice, or the table would replace that of the record's folder.
+    """
+    picked = [name.strip() for name in columns.split(",") if name.strip()]
+    if not picked:
+        raise KoalaBenchError("--columns names no column.", "Name some, e.g. --columns method,speedup.")
+    twice = [name for name in dict.fromkeys(picked) if picked.count(name) > 1]
+    if twice:
+        raise KoalaBenchError(f"--columns: {', '.join(twice)} more than once.", "Name each column once.")
+    if out is None:  # `verify` would call it different
+        raise KoalaBenchError(
+            f"--columns without --out would replace the whole table in {folder}.", "Name another folder with --out."
+        )
+    return picked
 
 
 @command(INSPECT)
@@ -71,7 +91,9 @@ def figure(
 @command(INSPECT, "data_dir")
 def report(
     options: Shared,
-    folder: Annotated[Path, argument("Folder with records.jsonl, as `reproduce` or `evaluate` wrote it.")],
+    folder: Annotated[
+        Path, argument("Folder with records.jsonl, its own or those of tasks/, as `reproduce` or `evaluate` wrote it.")
+    ],
     out: Annotated[Path | None, option("--out", "The HTML file; report.html in the folder by default.")] = None,
 ) -> None:
     """Write one HTML page that needs nothing beside it: tables, figures, losslessness, draft trees, outliers,

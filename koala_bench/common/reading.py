@@ -10,8 +10,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from koala_bench.common.choices import did_you_mean
 from koala_bench.common.files import cannot
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 
 _Model = TypeVar("_Model", bound=BaseModel)

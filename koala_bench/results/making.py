@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bench.common.bundled import RECIPES
-from koala_bench.common.choices import did_you_mean
+from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA

@@ -13,8 +13,9 @@ from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import sample, summarise
 from koala_bench.results.figures.cost import cost_curves, has_cost_curves, head_with_layers
 from koala_bench.results.making import make_table
-from koala_bench.results.report.where import lengths_by_category, lengths_by_position
+from koala_bench.results.report.where import in_blocks, lengths_by_category, lengths_by_position
 from koala_bench.results.tables.bounds import ACCEPTED, ORACLE, trace_bounds
+from koala_bench.results.tables.rendering import Grid
 from tests.support.markdown import table_under
 from tests.support.synthetic_run import PATTERNS, TOKENS, make_header, write_run
 
@@ -66,10 +67,17 @@ def test_lengths_are_shown_by_category_and_position(tmp_path: Path) -> None:
 
     chosen = sample([read_run(write_run(tmp_path / "run.jsonl", dull))])
     grid = lengths_by_category(chosen)
-    assert (grid.headings, [row[0] for row in grid.rows]) == (["Method", "writing", "coding"], [*PATTERNS][1:])
-    assert all(row[1] == "1.00 [1.00, 1.00]" and float(row[2].split()[0]) > 1.2 for row in grid.rows)
+    assert (grid.headings, [row[0] for row in grid.rows]) == (["Category", *[*PATTERNS][1:]], ["writing", "coding"])
+    writing, coding = (row[1:] for row in grid.rows)
+    assert set(writing) == {"1.00 [1.00, 1.00]"} and all(float(cell.split()[0]) > 1.2 for cell in coding)
+    wide = Grid(["Category", *map(str, range(15))], [["writing", *map(str, range(15))]], [False, *[True] * 15])
+    assert [part.headings[0] for part in in_blocks(wide)] == ["Category"] * 2
+    assert [len(part.headings) for part in in_blocks(wide)] == [9, 8] and in_blocks(grid) == [grid]
+    assert [cell for part in in_blocks(wide) for cell in part.rows[0][1:]] == wide.headings[1:]
     by_position = lengths_by_position(chosen)
-    assert by_position.headings == ["Method", "0–15", "16–31", "32–63"]
+    assert by_position.headings == ["Tokens before", *[*PATTERNS][1:]]
+    assert [row[0] for row in by_position.rows] == ["0–15", "16–31", "32–63"]
     means = [chosen.value(chosen.length(name)) for name in [*PATTERNS][1:]]
-    for row, mean in zip(by_position.rows, means, strict=True):
-        assert min(map(float, row[1:])) - 0.01 <= mean <= max(map(float, row[1:])) + 0.01
+    for column, mean in enumerate(means, 1):
+        lengths = [float(row[column]) for row in by_position.rows]
+        assert min(lengths) - 0.01 <= mean <= max(lengths) + 0.01

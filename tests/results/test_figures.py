@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
+from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.figures.layers import curves, has_curves, write_layers
+from koala_bench.results.figures.style import bars, looks
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.training.log import read_training
@@ -59,6 +61,18 @@ def test_a_record_of_vanilla_alone_has_nothing_to_draw(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl", header=make_header(["vanilla"])))
     with pytest.raises(KoalaBenchError, match="no method beside vanilla"):
         write_figure1([run], tmp_path)
+
+
+def test_no_two_methods_have_bars_of_the_same_colour_and_hatching() -> None:
+    """Three variants of a head share a dark hue, and the sixth head has the light hue of the first."""
+    names = ["medusa", "medusa+koala", "eagle", "eagle+koala", "eagle+lk", "eagle+lk+layers", "hass", "prompt_lookup"]
+    names += ["suffix_lookup", "token_recycling", "token_recycling+own", "suffix_lookup+eagle"]
+    drawn = [(look.colour, look.hatch) for look in looks(names)]
+    assert len(set(drawn)) == len(names)
+    assert [hatch for _, hatch in drawn[:4]] == [""] * 4, "the usual pairs are as they were"
+    axes = Figure().subplots()
+    bars(axes, range(len(names)), [1.0] * len(names), looks(names), 0.8)
+    assert [patch.get_hatch() or "" for patch in axes.patches] == [hatch for _, hatch in drawn]
 
 
 # ---------------------------------------------------------------------------------------------- the other figures

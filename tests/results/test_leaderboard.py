@@ -67,6 +67,17 @@ def test_a_cell_is_that_of_the_table_by_task(tmp_path: Path, spec: TableSpec) ->
     assert set(best.values()) == {"eagle+koala"}
 
 
+def test_intervals_are_over_the_questions_of_all_tasks_in_the_latex_and_of_each_in_the_markdown(
+    tmp_path: Path, spec: TableSpec
+) -> None:
+    """The smallest task has two questions, and every interval of the LaTeX is over all eight."""
+    run = spec_bench(tmp_path / "s.jsonl")
+    by_task = read_table_spec(REPRODUCE / "table2.toml")
+    for table, printed in ((spec, "over 8 questions."), (by_task, "over 2 to 8 questions, by row.")):
+        markdown, latex, _ = (path.read_text(encoding="utf-8") for path in write_table([run], tmp_path, table, PAPER))
+        assert printed in latex and "over 2 to 8 questions, by row, paired" in markdown
+
+
 def test_changes_by_task_are_those_of_the_csv(tmp_path: Path, spec: TableSpec) -> None:
     board = set_table([spec_bench(tmp_path / "s.jsonl")], spec, PAPER)
     table = dict(board.further)["Change against the original head: speedup (x)"]

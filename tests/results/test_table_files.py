@@ -14,7 +14,7 @@ from koala_bench.records.summaries import summarise
 from koala_bench.results.tables.building import set_table, write_table
 from koala_bench.results.tables.columns import COLUMNS
 from koala_bench.results.tables.published import Paper, TableSpec, read_table_spec
-from koala_bench.results.tables.rendering import tex
+from koala_bench.results.tables.rendering import Grid, tex, to_latex
 from tests.support.commands import Koala
 from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import QUESTIONS, by_name, make_header, steps_of, write_run
@@ -97,7 +97,7 @@ def test_the_latex_is_balanced_and_escaped(tmp_path: Path, run: Run, spec: Table
     assert plain.count("$") % 2 == 0
     assert text.count(r"\begin{") == text.count(r"\end{")
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {6}
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {3}  # what fits a page
     assert r"\textbf{2.47} [" in body
     assert "\N{GREEK SMALL LETTER ALPHA}" not in text
     assert text.isascii()
@@ -137,6 +137,41 @@ def test_columns_can_be_picked_on_the_command_line(tmp_path: Path, run: Run, koa
     wrong = koala("table", str(run.path), "--columns", "method,speed", "--out", str(tmp_path / "none"))
     assert wrong.code == 2 and "unknown column 'speed'. The columns are target, task," in wrong.err
     assert not (tmp_path / "none").exists()
+
+
+def test_no_column_one_twice_and_a_table_in_place_of_the_records_own_are_refused(run: Run, koala: Koala) -> None:
+    before = sorted(run.path.parent.iterdir())
+    for columns, words in (
+        ("", "names no column"),
+        (" , ", "names no column"),
+        ("speedup,speedup,method", "speedup more than once"),
+        ("method,speedup", "Name another folder with --out"),
+    ):
+        done = koala("table", str(run.path), "--columns", columns)
+        assert done.code == 2 and words in done.err
+    assert sorted(run.path.parent.iterdir()) == before
+
+
+def test_the_latex_defines_what_it_shows(tmp_path: Path, run: Run, spec: TableSpec, paper: Paper) -> None:
+    whole = write_table([run], tmp_path, spec, paper)[1].read_text(encoding="utf-8")
+    for words in ("Speedup: ", r"$\tau$: ", "Change: ", "In bold the highest point estimate", "over 8 questions."):
+        assert words in whole
+    assert "Whole answer" not in whole and "Draft overhead" not in whole
+    few = spec.model_copy(update={"columns": ("method", "whole_answer"), "more": (), "changes": ()})
+    latex = write_table([run], tmp_path / "few", few, paper)[1].read_text(encoding="utf-8")
+    assert "Whole answer: " in latex and "over 8 questions." in latex
+    assert not any(words in latex for words in ("Speedup: ", r"$\tau$: ", "Change: ", "In bold"))
+
+
+def test_a_group_is_named_once_over_its_rows_and_many_narrow_columns_have_turned_headings() -> None:
+    rows = [["long-name of a task", "a", "1.00"], ["long-name of a task", "b", "1.00"], ["other", "a", "2.00"]]
+    grouped = Grid(["Task", "Method", "Speedup (x)"], rows, [False, False, True], begins=frozenset({2}))
+    body = to_latex(grouped, "Caption.", "tab:t", "").split("\\midrule\n")
+    assert body[1].splitlines() == [r"long-name of a & a & 1.00 \\", r"task & b & 1.00 \\"]
+    assert body[2].startswith("other & a & 2.00") and "rotatebox" not in body[0]
+    wide = Grid([f"Heading {place}" for place in range(9)], [["1.00 [0.95, 1.05]", *["1.00"] * 8]], [True] * 9)
+    heads = to_latex(wide, "Caption.", "tab:t", "").split("\\toprule\n")[1].splitlines()[0].split(" & ")
+    assert heads[:2] == ["Heading 0", r"\rotatebox{90}{Heading 1}"]
 
 
 def test_a_leaderboard_of_picked_columns_has_a_row_per_task_and_method(tmp_path: Path, run: Run, paper: Paper) -> None:

@@ -15,7 +15,16 @@ from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, short_names
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Summary, evaluations, sample, summaries_of
-from koala_bench.results.figures.style import ROW_INCHES, bar_intervals, grid_lines, looks, panels, save, vanilla_line
+from koala_bench.results.figures.style import (
+    ROW_INCHES,
+    bar_intervals,
+    bars,
+    grid_lines,
+    looks,
+    panels,
+    save,
+    vanilla_line,
+)
 
 _CHARACTERS_ACROSS = 40  # of the font above, in one of two panels
 _MANY = 8  # bars, above which their values are set smaller so as not to touch
@@ -24,7 +33,7 @@ _LABEL_SHARE = 0.18  # room for the word "vanilla" at the right of the bars, as 
 
 def _bars(axes: Axes, summaries: Sequence[Summary], measured: Sequence[Interval], label: str) -> None:
     names, places = [summary.name for summary in summaries], range(len(summaries))
-    axes.bar(places, [each.value for each in measured], width=0.72, color=[look.colour for look in looks(names)])
+    bars(axes, places, [each.value for each in measured], looks(names), 0.72)
     known = [place for place in places if not math.isnan(measured[place].low)]
     # A white line under the black one keeps the lower half of an interval visible on a dark bar.
     for colour, width, cap in (("white", 2.4, 3.0), ("black", 0.9, 2.5)):

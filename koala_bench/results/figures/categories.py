@@ -30,7 +30,8 @@ def _draw(axes: Axes, rows: Sequence[TaskRows], methods: Sequence[str], label: s
         ]
         across = [index - _GROUP / 2 + (place + 0.5) * width for index, _ in found]
         speedups = [speedup for _, speedup in found]
-        axes.bar(across, [each.value for each in speedups], width=width * 0.92, color=look.colour, label=method)
+        heights = [each.value for each in speedups]
+        style.bars(axes, across, heights, [look] * len(heights), width * 0.92, label=method)
         style.bar_intervals(axes, across, speedups, "black", 0.7, 1.2)
     style.vanilla_line(axes, len(rows) - 0.5)
     axes.set_xlim(-0.55, len(rows) - 0.5 + 0.055 * len(rows))

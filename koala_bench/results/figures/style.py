@@ -2,7 +2,7 @@
 
 The colour-blind-safe palette of Okabe and Ito (2008), no title inside, and sizes that stay readable when a figure is
 set across the text width of a paper (7 inches). Original heads are light, their variants dark in the same hue, so that
-a pair reads as one, in grey print too.
+a pair reads as one, in grey print too; bars of one colour are told apart by their hatching.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "hatch.linewidth": 0.7,
     "pdf.fonttype": 42,  # text stays text
     "savefig.dpi": 200,
 }
@@ -47,15 +48,23 @@ _PAIRS = (
     ("#F7D58B", "#C98A00"),
 )
 _MARKERS = "os^Dv"
+_HATCHES = ("", "/////", ".....", "xxxxx", "-----", "|||||")
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn."""
+    """How a method is drawn.
+
+    Attributes:
+        hatch: of its bars; empty for the first method of a colour.
+        lines: colour of the hatching.
+    """
 
     colour: str
     marker: str
     dashed: bool
+    hatch: str
+    lines: str
 
 
 def head_of(method: str) -> str:
@@ -64,8 +73,8 @@ def head_of(method: str) -> str:
 
 
 def looks(methods: Sequence[str]) -> list[Look]:
-    """A look for each method by name; several variants of a head differ by their marker, and so do heads of one hue,
-    where there are more heads than hues."""
+    """A look for each method by name; several variants of a head differ by their marker and by the hatching of their
+    bars, and so do heads of one hue, where there are more heads than hues."""
     hues = list(dict.fromkeys(head_of(method) for method in methods))
     found: list[Look] = []
     for place, method in enumerate(methods):
@@ -73,8 +82,20 @@ def looks(methods: Sequence[str]) -> list[Look]:
         earlier = sum(1 for other in methods[:place] if head_of(other) == head and other != head)
         again, hue = divmod(hues.index(head), len(_PAIRS))
         marker = _MARKERS[(1 + earlier if is_variant else again) % len(_MARKERS)]
-        found.append(Look(_PAIRS[hue][is_variant], marker, is_variant))
+        colour = _PAIRS[hue][is_variant]
+        hatch = _HATCHES[sum(1 for look in found if look.colour == colour) % len(_HATCHES)]
+        found.append(Look(colour, marker, is_variant, hatch, "white" if is_variant else _PAIRS[hue][True]))
     return found
+
+
+def bars(
+    axes: Axes, across: Sequence[float], heights: Sequence[float], looks: Sequence[Look], width: float, **more: Any
+) -> None:
+    """One bar each, without an outline."""
+    drawn = axes.bar(across, heights, width=width, color=[look.colour for look in looks], **more)
+    for bar, look in zip(drawn, looks, strict=True):
+        if look.hatch:
+            bar.set(hatch=look.hatch, edgecolor=look.lines, linewidth=0)
 
 
 def error_bars(axes: Axes, across: Sequence[float], measured: Sequence[Interval], **style: Any) -> None:

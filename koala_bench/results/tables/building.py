@@ -27,7 +27,7 @@ from koala_bench.results.tables.mixing import refuse_mixture
 from koala_bench.results.tables.notes import Measured, exceptions, labels, notes_of, over_in_words
 from koala_bench.results.tables.ordering import order_grid
 from koala_bench.results.tables.published import Paper, TableSpec
-from koala_bench.results.tables.rendering import Grid, Note, csv_of, frame_of, to_latex, to_markdown
+from koala_bench.results.tables.rendering import ALPHA, Grid, Note, csv_of, frame_of, to_latex, to_markdown
 from koala_bench.results.tables.tasks import TaskRows, is_named, rows_by_task, rows_of
 
 # By what a table's rows are grouped -> the name of its files, and its title.
@@ -38,6 +38,19 @@ _TABLES = {
     "method": ("leaderboard", "Leaderboard: speedup by method and task"),
 }
 _MORE = "More of each method"
+# Columns of a spec that its LaTeX holds: what fits the text width of an article at the size of its type.
+_PRINTED = ("target", "task", "method", "layers", "speedup", "acceptance_length", "change_percent")
+# What a heading has -> its definition under the LaTeX.
+_LEGEND = {
+    "peedup": "Speedup: decoding tokens per second over vanilla's.",
+    "Whole answer": "Whole answer: the same with the reading of the prompt.",
+    "τ": "τ: tokens per verification step, bonus token included.",
+    ALPHA: f"{ALPHA}: steps that accepted a token at a depth, of those that accepted one above it.",
+    "Equal answers": "Equal answers: turns whose tokens are all vanilla's.",
+    "Draft overhead": "Draft overhead: drafting time / (drafting + verification time).",
+    "Change (": "Change: of the speedup, against the original head.",
+    "Paper's range": "Paper's range: of the change.",
+}
 
 
 @dataclass(frozen=True)
@@ -48,18 +61,20 @@ class SetTable:
         name: of its files, such as ``table1``.
         title: with the target and the questions, where these are the same for all rows.
         grid: the columns that matter, rounded.
+        printed: those of them that fit the width of a page.
         further: more columns, changes and published values: each a title and a table.
         frame: all numbers in full precision, one row per target or task and method; columns carry their units.
-        covers: what its intervals are over, and how many of each there are.
+        covers: what the intervals of ``printed`` are over, and how many of each there are, by group of rows.
     """
 
     name: str
     title: str
     grid: Grid
+    printed: Grid
     further: Sequence[tuple[str, Grid]]
     notes: Sequence[Note]
     frame: pd.DataFrame
-    covers: Mapping[Factor, int]
+    covers: Sequence[Mapping[Factor, int]]
 
 
 def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
@@ -71,21 +86,32 @@ def set_table(runs: Sequence[Run], spec: TableSpec, paper: Paper) -> SetTable:
     frame = table_rows(groups, spec, paper)
     names = short_names(row["target"] for row in frame)
     rows = [{**row, "target": names[row["target"]]} for row in frame]
-    covers = min((group.sample.covers for group in groups), key=lambda each: each["questions"])
+    # A leaderboard has intervals over all tasks alone: of each target the last group, as in ``_further``.
+    whole = {row.summaries[0].target: row for row in groups} if spec.by == "method" and not spec.picked else {}
     further = [] if spec.picked else _further(rows, groups, names, spec, paper)
     further += [*external_table(runs, spec, paper), *exceptions(measured)]
     name, title = (own or usual for own, usual in zip((spec.name, spec.title), _TABLES[spec.by], strict=True))
     several = spec.picked or len(names) > 1
-    main = leaderboard(rows) if spec.by == "method" and not spec.picked else grid(rows, spec.columns)
+    main, printed = _main(rows, spec)
     return SetTable(
         name=name,
         title=title + _where(runs),
         grid=_of_targets(main, several),
+        printed=_of_targets(printed, several),
         further=[(title, _of_targets(table, several)) for title, table in further if table.rows],
-        notes=notes_of(measured, spec, paper, remarks, covers),
+        notes=notes_of(measured, spec, paper, remarks, [group.sample.covers for group in groups]),
         frame=frame_of(frame),
-        covers=covers,
+        covers=[group.sample.covers for group in whole.values() or groups],
     )
+
+
+def _main(rows: list[dict[str, Any]], spec: TableSpec) -> tuple[Grid, Grid]:
+    """The main table, and what of it fits the width of a page; columns chosen by hand are printed as they are."""
+    if spec.picked:
+        return (main := grid(rows, spec.columns)), main
+    if spec.by == "method":
+        return leaderboard(rows), leaderboard(rows, printed=True)
+    return grid(rows, spec.columns), grid(rows, [name for name in spec.columns if name in _PRINTED])
 
 
 def _groups(runs: Sequence[Run], spec: TableSpec) -> tuple[list[TaskRows], list[str]]:
@@ -155,21 +181,23 @@ def _of_targets(table: Grid, several: bool) -> Grid:
 
 def _caption(table: SetTable) -> tuple[str, str]:
     """The caption of the LaTeX, and the line under it."""
-    caption = f"{table.title.rpartition(': ')[2]}. In bold the best speedup of a lossless method."
+    caption = f"{table.title.rpartition(': ')[2]}."
+    if table.printed.best:
+        caption += " In bold the highest point estimate of a lossless method, which may not be distinguishable from"
+        caption += " the next."
     if any(note.alarm for note in table.notes):
         caption += f" This table is incomplete: see {table.name}.md."
-    over = over_in_words(table.covers)
-    legend = (
-        "Speedup: decoding tokens per second over vanilla's; whole answer: with the reading of the prompt. τ: tokens"
-        " per verification step, bonus token included. In"
-        f" brackets: {100 * statistics.CONFIDENCE:.0f} % bootstrap intervals over {over}."
-    )
-    return caption[0].upper() + caption[1:], legend
+    headings = " ".join(table.printed.headings)
+    legend = [text for part, text in _LEGEND.items() if part in headings]
+    if any("[" in cell for row in table.printed.rows for cell in row):
+        over = over_in_words(table.covers)
+        legend.append(f"In brackets: {100 * statistics.CONFIDENCE:.0f} % bootstrap intervals over {over}.")
+    return caption[0].upper() + caption[1:], " ".join(legend)
 
 
 def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Paper) -> list[Path]:
     """Write a table as ``table1.md``, ``.tex`` and ``.csv``, or under another table's name; the same records give the
-    same bytes. The LaTeX holds the columns that matter and one line of definitions, the Markdown everything.
+    same bytes. The LaTeX holds the columns that fit a page and definitions of these, the Markdown everything.
     Errors as ``sample``, or runs that do not belong into one table.
 
     Args:
@@ -180,7 +208,7 @@ def write_table(runs: Sequence[Run], out_dir: Path, spec: TableSpec, paper: Pape
     caption, legend = _caption(table)
     contents = {
         f"{table.name}.md": to_markdown(table.grid, table.title, table.notes, table.further),
-        f"{table.name}.tex": to_latex(table.grid, caption, f"tab:{table.name}", legend),
+        f"{table.name}.tex": to_latex(table.printed, caption, f"tab:{table.name}", legend),
         f"{table.name}.csv": csv_of(table.frame),
     }
     for file, text in contents.items():

@@ -155,7 +155,9 @@ def grouped(columns: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def grid(rows: Sequence[_Row], columns: Sequence[str]) -> Grid:
-    """Round rows to what is read; marked is the best speedup of a lossless method of each target, or of its tasks."""
+    """Round rows to what is read; marked is the highest speedup of a lossless method of each target, or of its tasks,
+    whether or not it is distinguishable from the next.
+    """
     groups = [(row["target"], row.get("task")) for row in rows]
     best = [
         row
@@ -190,7 +192,7 @@ def _grid(rows: Sequence[_Row], columns: Sequence[str], marked: set[tuple[int, s
 
 
 def fastest(rows: Sequence[_Row | None]) -> list[int]:
-    """Place of the best speedup of a lossless method; empty if none has one."""
+    """Place of the highest speedup of a lossless method; empty if none has one."""
     speeds = {
         place: row["speedup"].value
         for place, row in enumerate(rows)

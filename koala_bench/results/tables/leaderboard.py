@@ -13,7 +13,9 @@ from koala_bench.results.tables.tasks import ALL_TASKS
 
 _Row = dict[str, Any]
 _SPEEDUP, _WHOLE, _LENGTH = (COLUMNS[name][0] for name in ("speedup", "whole_answer", "acceptance_length"))
+_OVERALL = replace(_SPEEDUP, heading="Overall speedup (x)")
 _RATE = Column("", lambda row: with_interval(replace(row["speedup"], low=math.nan), 2))
+_PLAIN_LENGTH = replace(_LENGTH, cell=lambda row: with_interval(replace(row["acceptance_length"], low=math.nan), 2))
 
 
 def whole_rows(rows: Sequence[_Row]) -> list[_Row]:
@@ -22,14 +24,18 @@ def whole_rows(rows: Sequence[_Row]) -> list[_Row]:
     return [row for row in rows if row["task"] == whole]
 
 
-def leaderboard(rows: Sequence[_Row]) -> Grid:
+def leaderboard(rows: Sequence[_Row], printed: bool = False) -> Grid:
     """One row per target and method: speedup on each task, then over all of them the acceptance length and both
-    speedups with their intervals. The best speedup of each target on each task is marked, of the lossless methods.
+    speedups with their intervals. The highest speedup of each target on each task is marked, of the lossless methods.
+
+    Args:
+        printed: as wide as a page: without the speedup of whole answers and the interval of the acceptance length.
     """
-    table, at = _pivot(rows, _RATE, (_LENGTH, _WHOLE, replace(_SPEEDUP, heading="Overall speedup (x)")))
+    overall = (_PLAIN_LENGTH, _OVERALL) if printed else (_LENGTH, _WHOLE, _OVERALL)
+    table, at = _pivot(rows, _RATE, overall)
     best = {
         (row, column)
-        for column in (*range(2, len(table.headings) - 3), len(table.headings) - 1)
+        for column in (*range(2, len(table.headings) - len(overall)), len(table.headings) - 1)
         for target in {row["target"] for row in rows}
         for row in fastest([each[column] if each[column] and each[column]["target"] == target else None for each in at])
     }

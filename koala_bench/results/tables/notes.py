@@ -49,9 +49,13 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def notes_of(
-    measured: Sequence[Measured], spec: TableSpec, paper: Paper, remarks: Sequence[str], covers: Mapping[Factor, int]
+    measured: Sequence[Measured],
+    spec: TableSpec,
+    paper: Paper,
+    remarks: Sequence[str],
+    covers: Sequence[Mapping[Factor, int]],
 ) -> list[Note]:
-    """All notes of a table, in their order."""
+    """All notes of a table, in their order; ``covers`` as for ``over_in_words``, of all that is in its Markdown."""
     notes = [
         Note("This table is incomplete", tuple(line for each in measured for line in incomplete(each)), alarm=True),
         Note("Remarks", tuple(remarks)),
@@ -213,7 +217,8 @@ DEFINITIONS = (
     " prefill and its token are left out, the target's prefill and the head's (records up to schema 4 count the head's"
     " as decoding). Whole answer: the same with the prefill, from the prompt to the last token. Ratio of means: the"
     " ratio of mean rates; EAGLE's and Spec-Bench's scripts report that of whole answers. Mean of ratios: of the"
-    " questions' ratios.",
+    " questions' ratios. Bold: the highest point estimate of a lossless method, which may not be distinguishable from"
+    " the next.",
     "Acceptance length τ: tokens per verification step, the target's own (bonus) token included; vanilla decoding has"
     " 1.",
     f"Acceptance rate {ALPHA} at a depth: steps that accepted a token there, of those that accepted one above it and"
@@ -232,22 +237,32 @@ DEFINITIONS = (
 )
 
 
-def over_in_words(covers: Mapping[Factor, int]) -> str:
-    """What intervals are over, such as "3 processes and 80 questions"."""
-    return " and ".join(f"{count} {factor}" for factor, count in reversed([*covers.items()]))
+def over_in_words(covers: Sequence[Mapping[Factor, int]]) -> str:
+    """What intervals are over, such as "3 processes and 80 questions", or "4 to 24 questions, by row".
+
+    Args:
+        covers: of each group of rows, how many there are of each factor.
+    """
+    covers = [each for each in covers if each["questions"] > 1] or covers  # of one question there is no interval
+    factors = dict.fromkeys(factor for each in covers for factor in reversed([*each]))
+    counts = {factor: sorted({each.get(factor, 1) for each in covers}) for factor in factors}
+    said = (
+        f"{of[0]} {factor}" if len(of) == 1 else f"{of[0]:,} to {of[-1]:,} {factor}" for factor, of in counts.items()
+    )
+    return " and ".join(said) + (", by row" if any(len(of) > 1 for of in counts.values()) else "")
 
 
-def intervals_in_words(covers: Mapping[Factor, int]) -> str:
+def intervals_in_words(covers: Sequence[Mapping[Factor, int]]) -> str:
     """How the intervals of a table were made, and over what."""
     crossed = (
         "crossed: pigeonhole bootstrap (Owen 2007) with the width of a t interval from a two-way analysis of variance"
     )
     single = "paired expanded percentile bootstrap (Hesterberg 2015)"
+    method = crossed if any(len(each) > 1 for each in covers) else single
     return (
-        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {over_in_words(covers)},"
-        f" {crossed if len(covers) > 1 else single} ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED})."
-        " What is not named here (questions, processes, training seeds) may move the numbers by more. A single question"
-        " has no interval."
+        f"Intervals: {100 * statistics.CONFIDENCE:.0f} %, over {over_in_words(covers)}, {method}"
+        f" ({statistics.RESAMPLES:,} resamples, seed {statistics.SEED}). What is not named here (questions, processes,"
+        " training seeds) may move the numbers by more. A single question has no interval."
     )
 
 

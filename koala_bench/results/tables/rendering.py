@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -169,23 +170,51 @@ def tex(text: str) -> str:
     return signed.replace("$$_", "_")  # a symbol and its index are one formula
 
 
-def _heading(text: str, right: bool) -> str:
-    """A heading on several short lines, so that it is hardly wider than its column."""
-    lines = [tex(line) for line in textwrap.wrap(text, 14)]
-    if len(lines) == 1:
-        return lines[0]
-    return rf"\shortstack[{'r' if right else 'l'}]{{" + r"\\".join(lines) + "}"
+_HEADING, _GROUP_NAME = 14, 16  # characters of a line
+_UPRIGHT = 7  # columns, above which headings that are as wide as their columns are turned
+
+
+def _heading(text: str, right: bool, cells: Sequence[str], turns: bool) -> str:
+    """A heading on several short lines, so that it is hardly wider than its column; turned where there are many."""
+    lines = textwrap.wrap(text, _HEADING)
+    turned = turns and max(map(len, lines), default=0) >= max(map(len, cells), default=0)
+    side = "r" if right and not turned else "l"
+    whole = r"\\".join(tex(line) for line in lines)
+    stacked = rf"\shortstack[{side}]{{{whole}}}" if len(lines) > 1 else whole
+    return rf"\rotatebox{{90}}{{{stacked}}}" if turned else stacked
+
+
+def _once(table: Grid) -> Grid:
+    """The table with the name of each target or task once, on as many lines as it takes if the rows are as many."""
+    bounds = [0, *sorted(table.begins), len(table.rows)] if table.begins else []
+    rows = [list(row) for row in table.rows]
+    for first, last in itertools.pairwise(bounds):
+        for column, heading in enumerate(table.headings):
+            if heading in ("Target", "Task"):
+                name = rows[first][column]
+                lines = textwrap.wrap(name, _GROUP_NAME)
+                for row, line in zip(
+                    rows[first:last],
+                    itertools.chain(lines if len(lines) <= last - first else [name], itertools.repeat("")),
+                    strict=False,
+                ):
+                    row[column] = line
+    return replace(table, rows=rows)
 
 
 def to_latex(table: Grid, caption: str, label: str, legend: str) -> str:
     """A ``table*`` float with booktabs rules and one line under it; needs the packages booktabs and graphicx."""
-    cells = _cells(table, tex, r"\textbf{{{}}}")
-    cells.columns = pd.Index(map(_heading, table.headings, table.right))
-    for row in range(1, len(table.rows)):
-        if row in table.begins:
-            cells.iloc[row, 0] = "\\midrule\n" + cells.iloc[row, 0]
-        elif table.begins and table.rows[row][0] == table.rows[row - 1][0]:
-            cells.iloc[row, 0] = ""
+    cells = _cells(_once(table), tex, r"\textbf{{{}}}")
+    columns = zip(*table.rows, strict=True) if table.rows else ([""] for _ in table.headings)
+    turns = len(table.headings) > _UPRIGHT
+    cells.columns = pd.Index(
+        [
+            _heading(heading, right, of, turns)
+            for heading, right, of in zip(table.headings, table.right, columns, strict=True)
+        ]
+    )
+    for row in table.begins:
+        cells.iloc[row, 0] = "\\midrule\n" + cells.iloc[row, 0]
     alignment = "".join("r" if right else "l" for right in table.right)
     tabular = cells.style.hide(axis="index").to_latex(hrules=True, column_format=alignment)
     return "\n".join(

@@ -67,7 +67,7 @@ def _heads(run: Run, folder: Path) -> Iterator[Check]:
         names = dict.fromkeys([name, *([given.name] if given else [])])
         kept = [place / "heads" / each for place in (run.path.parent, folder) for each in names]
         if given is not None and given.parts[-5:-3] == (PACKAGE.name, "targets"):
-            kept.append(PACKAGE / Path(*given.parts[-4:]))
+            kept.insert(0, PACKAGE / Path(*given.parts[-4:]))  # beside it may lie the heads of another record
         place = next((place / _WEIGHTS for place in kept if (place / _WEIGHTS).is_file()), None)
         if place is None and given is not None and (given / _WEIGHTS).is_file():
             place = given / _WEIGHTS

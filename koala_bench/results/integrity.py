@@ -56,26 +56,25 @@ def _questions(run: Run, data_dir: Path | None) -> Check:
 
 
 def _heads(run: Run, folder: Path) -> Iterator[Check]:
-    """Weights beside the record, and those of the package where the record names them, have to be the record's. Those
-    at another path do not: a training that came later may have written its own there.
+    """Weights beside the record have to be the record's. Those at the path that it names do not: a later training may
+    have written its own there, and heads that ship are replaced by better ones.
     """
     for name, method in run.methods.items():
         if method["head"] is None:
             continue
         recorded, given = method["weights_sha256"], Path(method["checkpoint"]) if method["checkpoint"] else None
+        shipped = given is not None and given.parts[-5:-3] == (PACKAGE.name, "targets")
         # A method that decodes with the head of another finds it under that one's name.
         names = dict.fromkeys([name, *([given.name] if given else [])])
-        kept = [place / "heads" / each for place in (run.path.parent, folder) for each in names]
-        if given is not None and given.parts[-5:-3] == (PACKAGE.name, "targets"):
-            kept.insert(0, PACKAGE / Path(*given.parts[-4:]))  # beside it may lie the heads of another record
-        place = next((place / _WEIGHTS for place in kept if (place / _WEIGHTS).is_file()), None)
-        if place is None and given is not None and (given / _WEIGHTS).is_file():
-            place = given / _WEIGHTS
-            if recorded is not None and sha256_of(place) != recorded:
+        beside = [place / "heads" / each / _WEIGHTS for place in (run.path.parent, folder) for each in names]
+        kept = None if shipped else next((place for place in beside if place.is_file()), None)
+        if kept is None and given is not None:
+            named = (PACKAGE / Path(*given.parts[-4:]) if shipped else given) / _WEIGHTS
+            if named.is_file() and recorded is not None and sha256_of(named) != recorded:
                 yield Check(f"head {name}", "not here", f"{given} now holds other weights")
                 continue
-        where = f"no {kept[0] / _WEIGHTS}"
-        yield _of_hash(f"head {name}", recorded, sha256_of(place) if place else None, where)
+            kept = named if named.is_file() else None
+        yield _of_hash(f"head {name}", recorded, sha256_of(kept) if kept else None, f"no {given or beside[0]}")
 
 
 def _same_bytes(subject: str, kept: Path, made: Path) -> Check:

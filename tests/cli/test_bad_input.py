@@ -24,15 +24,15 @@ from koala_bench.training.checkpoints import save_weights, write_state
 from koala_bench.training.loop import build_head
 from tests.cli.test_cli import COMMANDS
 from tests.interop.test_traces import medusa_row, write
-from tests.support.bad_input import Case
-from tests.support.bad_input_data import DATA_CASES
-from tests.support.bad_input_heads import HEAD_CASES
-from tests.support.bad_input_options import OPTION_CASES
-from tests.support.bad_input_results import RESULT_CASES
-from tests.support.bad_input_targets import TARGET_CASES
+from tests.support.bad_input.cases import Case
+from tests.support.bad_input.data import DATA_CASES
+from tests.support.bad_input.heads import HEAD_CASES
+from tests.support.bad_input.options import OPTION_CASES
+from tests.support.bad_input.results import RESULT_CASES
+from tests.support.bad_input.spoiling import full_disk
+from tests.support.bad_input.targets import TARGET_CASES
 from tests.support.commands import Koala
 from tests.support.small_runs import conversations, write_questions
-from tests.support.spoiling import full_disk
 from tests.support.synthetic_run import make_header, make_turn, write_run
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from koala_bench.dialogues.conversations import encode_all, read_conversations
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from tests.support.spoiling import Around, no_hub, offline
+from tests.support.bad_input.spoiling import Around, no_hub, offline
 
 
 def row(*messages: tuple[Any, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "koala_bench"
 FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "heads").rglob("*.py")])
 LARGEST_FOLDER = 14
+TESTS = sorted({path.parent for path in (ROOT / "tests").rglob("test_*.py")})
+OF_NO_ROOM = ("house", "packaging")  # tests of the rules of the source, and of what is installed
 # Rooms from the lowest floor up: each may import from those before it.
 ROOMS = (
     *(
@@ -126,6 +128,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=short)
 def test_a_folder_is_small_enough_to_look_through(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= LARGEST_FOLDER
+
+
+@pytest.mark.parametrize("folder", TESTS, ids=short)
+def test_tests_lie_in_the_folders_of_what_they_test(folder: Path) -> None:
+    place = folder.relative_to(ROOT / "tests")
+    assert place.parts[0] in OF_NO_ROOM or (PACKAGE / place).is_dir() or (ROOT / place).is_dir()
+    assert len(list(folder.glob("test_*.py"))) <= LARGEST_FOLDER
 
 
 @pytest.mark.parametrize("path", FILES, ids=short)

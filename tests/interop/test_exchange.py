@@ -25,8 +25,8 @@ from koala_bench.presets import MethodPreset
 from koala_bench.training.checkpoints import load_head, save_head
 from koala_bench.training.loop import build_head
 from koala_bench.tree import load_template
+from tests.support.bad_input.spoiling import full_disk
 from tests.support.commands import EAGER, Koala
-from tests.support.spoiling import full_disk
 
 METHODS = {
     "medusa": MethodPreset(head="medusa", options={"heads": 3}, tree="chain-2"),

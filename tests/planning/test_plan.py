@@ -36,9 +36,9 @@ from koala_bench.planning.requirements import (
 from koala_bench.planning.stored import tokens_to_store
 from koala_bench.presets import Preset, load_preset
 from koala_bench.training.loop import make_trainer
+from tests.support.bad_input.spoiling import no_hub
 from tests.support.commands import EAGER, Koala
 from tests.support.small_runs import conversations, preset_for, write_questions
-from tests.support.spoiling import no_hub
 from tests.training.test_training import run
 
 METHODS = ["vanilla", "medusa", "medusa+koala", "eagle", "eagle2", "prompt_lookup"]

@@ -32,8 +32,8 @@ What each engine makes of a family, with tiny random weights in float64 on the C
 takes the tokens of transformers' `generate` and that a branching tree takes vanilla's; else stands the line with which
 the target is refused when it is loaded. Where *graph* is *as eager*, a pass cannot be recorded, which is said, and the
 target is decoded with the engine eager. *Rows* are those up to which answers are served, where that is less than the
-context: behind them the model computes differently. `tests/engine/test_architectures.py` holds every row against the
-code (tried with transformers {version}); `python -m tests.support.architectures` writes the page.
+context: behind them the model computes differently. `tests/engine/loading/test_architectures.py` holds every row
+against the code (tried with transformers {version}); `python -m tests.support.architectures` writes the page.
 
 | Family | Configuration | `--attention` | Rows | eager | graph |
 | :-- | :-- | :-- | --: | :-- | :-- |

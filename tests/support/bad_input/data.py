@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import gzip
 
-from tests.support.bad_input import LONG, REPRODUCE, TRAIN, Case
-from tests.support.spoiling import NESTED, UNREADABLE, folder, lines, link, no_hub, no_network, put, sign_in_page
+from tests.support.bad_input.cases import LONG, REPRODUCE, TRAIN, Case
+from tests.support.bad_input.spoiling import (
+    NESTED,
+    UNREADABLE,
+    folder,
+    lines,
+    link,
+    no_hub,
+    no_network,
+    put,
+    sign_in_page,
+)
 
 QUESTION = {"question_id": 1, "category": "a", "turns": ["count 5"]}
 TALK = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}

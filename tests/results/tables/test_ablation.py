@@ -21,7 +21,7 @@ from koala_bench.results.tables.published import Paper, TableSpec, read_table_sp
 from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import make_header, write_run
 
-REPRODUCE = Path(__file__).parents[2] / "reproduce"
+REPRODUCE = Path(__file__).parents[3] / "reproduce"
 METHODS = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+koala"]
 
 

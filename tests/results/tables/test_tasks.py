@@ -19,7 +19,7 @@ from koala_bench.results.tables.tasks import ALL_TASKS, rows_by_task
 from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import failed, make_header, write_run
 
-REPRODUCE = Path(__file__).parents[2] / "reproduce"
+REPRODUCE = Path(__file__).parents[3] / "reproduce"
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.bad_input import EVALUATE, LONG, REPRODUCE, TRAIN, Case
-from tests.support.spoiling import DIGITS, NESTED, folder, full_disk, put
+from tests.support.bad_input.cases import EVALUATE, LONG, REPRODUCE, TRAIN, Case
+from tests.support.bad_input.spoiling import DIGITS, NESTED, folder, full_disk, put
 
 OBJECTIVE = TRAIN + " --set methods.medusa.objective=koala --set methods.medusa.objective_options."
 

@@ -24,7 +24,7 @@ from koala_bench.engine.target import Target
 from koala_bench.testing import tiny_config
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape
 from tests.decoding.test_decoding import CONFIGS, PROMPT
-from tests.engine.test_replay import verified
+from tests.engine.graphs.test_replay import verified
 from tests.support.engines import pair
 
 needs_compiler = pytest.mark.skipif(not kernels.available(), reason="no C compiler")

@@ -1,11 +1,11 @@
-"""A case of bad input, and the commands that many cases share; the cases are in ``bad_input_*.py``."""
+"""A case of bad input, and the commands that many cases share; the cases are in the files beside it."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from tests.support.spoiling import Around, Arrange
+from tests.support.bad_input.spoiling import Around, Arrange
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 
 import torch
 
-from tests.support.bad_input import HEAD, LONG, TRAIN, Case
-from tests.support.spoiling import (
+from tests.support.bad_input.cases import HEAD, LONG, TRAIN, Case
+from tests.support.bad_input.spoiling import (
     NESTED,
     Arrange,
     both,

@@ -14,11 +14,11 @@ from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine
 from koala_bench.results.tables.building import set_table, write_table
 from koala_bench.results.tables.published import TableSpec, read_paper, read_table_spec
-from tests.results.test_tasks import CATEGORIES, spec_bench
+from tests.results.tables.test_tasks import CATEGORIES, spec_bench
 from tests.support.markdown import table_rows, table_under
 from tests.support.synthetic_run import make_header, write_run
 
-REPRODUCE = Path(__file__).parents[2] / "reproduce"
+REPRODUCE = Path(__file__).parents[3] / "reproduce"
 PAPER = read_paper(REPRODUCE / "paper.toml")
 
 

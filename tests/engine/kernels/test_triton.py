@@ -21,7 +21,7 @@ from koala_bench.testing import save_tiny_target, tiny_config
 from koala_bench.training.loop import build_head
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape, load_template
 from tests.decoding.test_decoding import CONFIGS, PROMPT
-from tests.engine.test_capture import DEVICES, METHODS
+from tests.engine.graphs.test_capture import DEVICES, METHODS
 from tests.support.drafters import Oracle
 from tests.support.engines import pair
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.interop.test_traces import medusa_row
-from tests.support.bad_input import EVALUATE, HEAD, LONG, Case
-from tests.support.spoiling import (
+from tests.support.bad_input.cases import EVALUATE, HEAD, LONG, Case
+from tests.support.bad_input.spoiling import (
     DIGITS,
     NESTED,
     UNREADABLE,

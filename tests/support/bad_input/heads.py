@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.support.bad_input import EVALUATE, HEAD, TRAIN, Case
-from tests.support.spoiling import (
+from tests.support.bad_input.cases import EVALUATE, HEAD, TRAIN, Case
+from tests.support.bad_input.spoiling import (
     NESTED,
     UNREADABLE,
     UNWRITABLE,

@@ -25,7 +25,7 @@ from koala_bench.testing import tiny_config
 from koala_bench.training.loop import build_head
 from koala_bench.tree import ROOT_ONLY, DraftTree, TreeShape, load_template
 from tests.decoding.test_decoding import CONFIGS, PROMPT, vanilla
-from tests.engine.test_replay import verified
+from tests.engine.graphs.test_replay import verified
 from tests.support.drafters import Oracle
 from tests.support.engines import pair
 

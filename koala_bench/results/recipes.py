@@ -18,7 +18,7 @@ TITLES = {"table1": "Table 1", "table2": "Table 2", "table3": "Table 3", "leader
     "figures": "All figures", "cost": "Length against cost of a draft", "all": "All tables and figures",
 }  # fmt: skip
 RECIPE_NAMES = tuple(TITLES)
-_USUAL_FIGURES = tuple(name for name in FIGURES if name != "cost")  # that one takes trainings of its own
+_USUAL_FIGURES = tuple(name for name in FIGURES if name not in ("cost", "tokens"))  # these take trainings of their own
 
 
 @dataclass(frozen=True)

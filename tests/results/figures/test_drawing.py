@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
-from koala_bench.records.schema import TurnLine
+from koala_bench.records.schema import RunHeader, TurnLine
+from koala_bench.records.summaries import sample
 from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.figures.layers import curves, has_curves, write_layers
 from koala_bench.results.figures.style import bars, looks
+from koala_bench.results.figures.tokens import has_token_curves, token_curves
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.training.log import read_training
@@ -106,9 +108,19 @@ def training_log(path: Path) -> Path:
     return path
 
 
+def of_two_trainings() -> RunHeader:
+    """``eagle@3`` and ``eagle@4`` as one kind of head of different trainings; the others are of one each."""
+    header = make_header(OVER_K)
+    shorter, longer = (each for each in header["methods"] if each["name"] in ("eagle@3", "eagle@4"))
+    longer.update(layers=shorter["layers"], parameters=shorter["parameters"])
+    assert shorter["training"] is not None
+    longer["training"] = {**shorter["training"], "tokens": 2 * shorter["training"]["tokens"]}
+    return header
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, name: str) -> None:
-    header = make_header(OVER_K) if name in ("layers", "cost") else None
+    header = make_header(OVER_K) if name in ("layers", "cost") else of_two_trainings() if name == "tokens" else None
     source = (
         training_log(tmp_path / "training.jsonl")
         if name == "training"
@@ -118,6 +130,19 @@ def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, n
     assert [path.name for path in first] == [f"figure-{name}.pdf", f"figure-{name}.png"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert all(path.stat().st_size > 5000 for path in first)
+
+
+def test_a_curve_over_tokens_is_of_heads_that_differ_in_their_training_alone(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run.jsonl", header=of_two_trainings()))
+    ((_, name, points),) = token_curves([run])
+    chosen = sample([run])
+    lengths = [chosen.value(chosen.length(each)) for each in ("eagle@3", "eagle@4")]
+    assert (name, [tokens for tokens, _ in points]) == ("eagle@4", [600_000, 1_200_000])
+    assert [length.value for _, length in points] == lengths and has_token_curves([run])
+    single = read_run(write_run(tmp_path / "single.jsonl"))
+    assert not has_token_curves([single])
+    with pytest.raises(KoalaBenchError, match="tokens of its training alone"):
+        token_curves([single])
 
 
 @pytest.mark.parametrize("name", ["depth", "categories"])

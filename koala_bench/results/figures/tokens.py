@@ -1,4 +1,4 @@
-"""Figure of the acceptance length against the answer tokens that a head was trained on."""
+"""Figure of the acceptance length against the tokens that a head was trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from koala_bench.results.figures import style
 from koala_bench.results.figures.style import ROW_INCHES
 
 _CURVE = 2  # amounts of training that make a curve
-Point = tuple[int, Interval]  # answer tokens that the training read, each time that it read them, and the length
+Point = tuple[int, Interval]  # tokens that the training read, prompts and repetitions counted, and the length
 
 
 def _alike(run: Run, name: str) -> str:
@@ -86,7 +86,7 @@ def write_tokens(runs: Sequence[Run], out_dir: Path) -> list[Path]:
             ticks = sorted({tokens / 1e6 for _, points in here for tokens, _ in points})
             axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
             axes.minorticks_off()
-            axes.set_xlabel("answer tokens read in training (millions, repetitions counted)")
+            axes.set_xlabel("tokens read in training (millions; prompts and repetitions counted)")
             several = f"{targets[target]}\nacceptance length"
             axes.set_ylabel(several if len(targets) > 1 else "acceptance length (tokens per step)")
             style.grid_lines(axes)

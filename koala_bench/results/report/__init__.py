@@ -42,7 +42,7 @@ _CAPTIONS = {
     "figure-categories": "Speedup by category of question.",
     "figure-oracle": "From each method's speedup to that of perfect drafts, and of perfect drafts that take no time.",
     "figure-cost": "Acceptance length against the cost of a draft, over the number of layers K.",
-    "figure-tokens": "Acceptance length against the answer tokens read in training.",
+    "figure-tokens": "Acceptance length against the tokens read in training.",
     "figure-training": "Training: the heads' losses, their held-out acceptance length, and the discriminators' side.",
 }
 

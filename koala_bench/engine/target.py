@@ -114,6 +114,14 @@ class Target:
         return compiler_version() if by_kernels and kernels.available() else None
 
     @property
+    def weights_dtype(self) -> torch.dtype:
+        """``bfloat16`` or ``float16`` where that has all numbers of its output layer, whatever it computes in; else
+        ``float32``."""
+        weight = self.model.get_output_embeddings().weight
+        halves = (torch.bfloat16, torch.float16)
+        return next((each for each in halves if torch.equal(weight.to(each).to(weight.dtype), weight)), torch.float32)
+
+    @property
     def layers(self) -> int:
         """Number of decoder layers."""
         return int(self.config.num_hidden_layers)

@@ -37,8 +37,19 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Target, manifest: dict[str, Any]) -> None:
-    """Write a head; the weights come last, so a folder with weights is complete."""
+def save_head(
+    folder: Path,
+    head: nn.Module,
+    preset: MethodPreset,
+    target: Target,
+    manifest: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a head; the weights come last, so a folder with weights is complete.
+
+    Args:
+        dtype: of its floating-point tensors; as they are if None.
+    """
     config = {
         "head": preset.head, "layers": preset.layers, "options": preset.options, "objective": preset.objective,
         "objective_options": preset.objective_options,
@@ -49,13 +60,19 @@ def save_head(folder: Path, head: nn.Module, preset: MethodPreset, target: Targe
     }  # fmt: skip
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_text(folder / "training.json", json.dumps(manifest, indent=2) + "\n")
-    save_weights(folder / _WEIGHTS, head)
+    save_weights(folder / _WEIGHTS, head, dtype)
 
 
-def save_weights(path: Path, head: nn.Module) -> None:
+def save_weights(path: Path, head: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Write the tensors of a head atomically. Raises KoalaBenchError where the folder cannot be written, or the disk is
     full."""
-    write_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    write_tensors(path, tensors if dtype is None else in_dtype(tensors, dtype))
+
+
+def in_dtype(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The same with all floating-point tensors in a dtype."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

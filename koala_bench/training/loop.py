@@ -286,7 +286,8 @@ def train(
         if order is not None:
             save_token_order(out / trainer.name, order)
         own_manifest = {**manifest, "steps": options.steps, "tokens": seen, "method": trainer.name}
-        save_head(out / trainer.name, trainer.head, trainer.preset, target, own_manifest)
+        # As narrow as the target's own weights, so that a byte read by a draft is worth one read by a verification.
+        save_head(out / trainer.name, trainer.head, trainer.preset, target, own_manifest, target.weights_dtype)
     if group.first:
         earlier(checkpoint).unlink(missing_ok=True)
     group.wait()  # nobody looks for a head that is not written yet

@@ -11,7 +11,7 @@ import torch
 from koala_bench.common.draft_vocabulary import BUFFER
 from koala_bench.common.files import make_folder, write_text
 from koala_bench.errors import KoalaBenchError
-from koala_bench.training.checkpoints import read_config, read_manifest, read_weights, write_tensors
+from koala_bench.training.checkpoints import in_dtype, read_config, read_manifest, read_weights, write_tensors
 
 _CARD = """# {method}, a draft head for {target}
 
@@ -41,10 +41,7 @@ def ship_head(source: Path, out: Path, dtype: torch.dtype | None) -> list[Path]:
     config, manifest, tensors = read_config(source), read_manifest(source), read_weights(source)
     if manifest is None:
         raise KoalaBenchError(f"{source / 'training.json'} is missing or damaged.", "Train the head again.")
-    kept = {
-        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
+    kept = tensors if dtype is None else in_dtype(tensors, dtype)
     texts = {
         "config.json": json.dumps(config, indent=2) + "\n",
         "training.json": json.dumps(manifest, indent=2) + "\n",

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
 from koala_bench.presets import Preset
+from koala_bench.testing import tiny_target
 from koala_bench.training import loop as training
 from koala_bench.training import precision
 from koala_bench.training.experiment import heads_finished, train_heads
@@ -120,3 +122,16 @@ def test_trainings_of_one_run_take_the_precision_of_the_first(
     beside = settle_precision(preset, ["eagle"], tmp_path / "seed-1", CPU, [tmp_path / "seed-0"])
     alone = settle_precision(preset, ["eagle"], tmp_path / "seed-1", CPU)
     assert (beside.training.precision, alone.training.precision) == ("bf16", "no")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_head_is_stored_as_narrow_as_its_target(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    machine(monkeypatch, 2.0)
+    weights = runs.target.model.state_dict()
+    monkeypatch.setattr(runs, "target", tiny_target(tmp_path / "target"))
+    runs.target.model.load_state_dict({name: weight.to(dtype).float() for name, weight in weights.items()})
+    runs(tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "eagle" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {dtype}

@@ -14,6 +14,8 @@ class KoalaBenchError(Exception):
     def __init__(self, message: str, remedy: str) -> None:
         # Names of files and other people's messages may hold line breaks; what we say is one line.
         self.message = " ".join(message.splitlines())
+        if remedy and self.message[-1:] not in ("", *".:!?"):
+            self.message += "."
         self.remedy = " ".join(remedy.splitlines())
         super().__init__(f"{self.message} {self.remedy}".strip())
 

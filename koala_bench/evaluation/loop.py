@@ -27,7 +27,7 @@ from koala_bench.evaluation.recording import RecordWriter, open_record
 from koala_bench.evaluation.shards import merge_parts, place_for
 from koala_bench.presets import Preset
 from koala_bench.records.reading import Run, read_run
-from koala_bench.records.schema import Key, TurnLine, key_of
+from koala_bench.records.schema import Key, TurnLine, key_of, with_other_template
 from koala_bench.training.experiment import VANILLA
 
 
@@ -62,6 +62,10 @@ def evaluate(
     questions = select_questions(read_questions(source[1]), wanted.limit)
     group = find_process_group(target.device)
     ready = load_methods(preset, methods, target, heads)
+    if foreign := with_other_template([method.info for method in ready], template.sha256):
+        log_line(
+            f"Trained with another chat template than this evaluation's, so they draft worse: {', '.join(foreign)}."
+        )
     with target.computing():
         counted = (*source, len(questions))
         header = header_of(preset, name, target, template, ready, counted, command, process, group.size)

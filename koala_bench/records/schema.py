@@ -8,7 +8,7 @@ file format: change one, and ``SCHEMA`` goes up by one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -76,7 +76,8 @@ class TreeInfo(TypedDict):
 @with_config(STRICT)
 class TrainingInfo(TypedDict):
     """What a head was trained on: the dialogues as tokens, their order, how long, from which seed, in which precision
-    (``bf16`` autocast, or ``no`` for float32; not recorded up to koala-bench 0.1.0).
+    (``bf16`` autocast, or ``no`` for float32; not recorded up to koala-bench 0.1.0), and with which chat template, by
+    its hash (not recorded in older records).
     """
 
     stream_sha256: str
@@ -85,6 +86,7 @@ class TrainingInfo(TypedDict):
     tokens: Count
     seed: Count
     precision: NotRequired[str]
+    chat_template: NotRequired[str]
 
 
 @with_config(STRICT)
@@ -272,6 +274,12 @@ _MEASURED_SOMETIMES = ("kept_node", "draft_prefill_s", "draft_s", "verify_s", "d
 def key_of(turn: TurnLine) -> Key:
     """What identifies a turn within a record."""
     return turn["method"], turn["question_id"], turn["turn"], turn["repeat"]
+
+
+def with_other_template(methods: Iterable[MethodInfo], sha256: str) -> list[str]:
+    """The methods whose heads were trained with another chat template than the one of this hash."""
+    trained = [(method["name"], method["training"]) for method in methods]
+    return [name for name, training in trained if training and training.get("chat_template", sha256) != sha256]
 
 
 def place_of(turn: TurnLine) -> Place:

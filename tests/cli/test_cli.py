@@ -14,6 +14,7 @@ import pytest
 
 import koala_bench.evaluation.answering as evaluation
 from koala_bench.cli import app
+from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import read_run
 from koala_bench.records.schema import key_of
 from koala_bench.results.recipes import RECIPE_NAMES
@@ -300,3 +301,9 @@ def test_parity_exits_with_0_or_1(koala: Koala, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(parity, "check", lambda _, status=status: [parity.Check("a/b", status, "said so")])
         result = koala("parity", str(tmp_path))
         assert (result.code, "said so" in result.out) == (code, True)
+
+
+def test_a_message_of_others_ends_in_a_full_stop_before_the_remedy() -> None:
+    for message in ("too many values", "too many values."):
+        assert str(KoalaBenchError(message, "Use another.")) == "too many values. Use another."
+    assert str(KoalaBenchError("Nothing to add", "")) == "Nothing to add"

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import koala_bench.evaluation.answering as evaluation
+from koala_bench.common.bundled import RECIPES
 from koala_bench.decoding.loop import VANILLA_TREE, Decoded, Vanilla, decode
 from koala_bench.dialogues.encoding import ChatTemplate, encode_prompt
 from koala_bench.dialogues.questions import Question, questions_sha256, read_questions, select_questions
@@ -28,9 +29,13 @@ from koala_bench.evaluation.order import drawn_order
 from koala_bench.interop.answers import write_fastchat_answers
 from koala_bench.records.reading import Run, read_run
 from koala_bench.records.schema import TurnLine, key_of
+from koala_bench.results.tables.building import write_table
+from koala_bench.results.tables.published import read_paper, read_table_spec
 from koala_bench.testing import save_tiny_target
 from koala_bench.tree import load_template
 from tests.support.small_runs import METHODS, QUESTIONS, TREE, Bench
+
+TABLE1, PAPER = read_table_spec(RECIPES / "table1.toml"), read_paper(RECIPES / "paper.toml")
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +254,22 @@ def test_the_header_says_what_was_measured(bench: Bench, run: Run) -> None:
     tree = {"name": TREE, "nodes": 241, "depth": 3, "parents": parents}
     assert all(m["tree"] == tree and m["parameters"] and m["weights_sha256"] for m in header["methods"][1:])
     assert header["methods"][0]["tree"] == {"name": "root", "nodes": 1, "depth": 0, "parents": [-1]}
+
+
+def test_heads_of_another_chat_template_are_named(
+    bench: Bench, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    bench.run(tmp_path / "same.jsonl", ["vanilla", "eagle"])
+    assert "another chat template" not in capsys.readouterr().err
+    other = dataclasses.replace(bench, template=dataclasses.replace(bench.template, render="/".join))
+    found = other.run(tmp_path / "other.jsonl", ["vanilla", "eagle", "prompt_lookup"])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "another chat template" in line)
+    assert "eagle" in line and "prompt_lookup" not in line
+    table = next(path for path in write_table([found], tmp_path, TABLE1, PAPER) if path.suffix == ".md").read_text()
+    assert "- Trained with another chat template: eagle." in table
+    write_table([run], tmp_path, TABLE1, PAPER)
+    assert "another chat template" not in (tmp_path / "table1.md").read_text()
 
 
 def test_vanilla_is_measured_even_if_it_is_not_asked_for(bench: Bench, tmp_path: Path) -> None:

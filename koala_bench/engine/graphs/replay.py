@@ -7,8 +7,10 @@ that differ from call to call stay symbolic, so one trace serves them all.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -129,7 +131,7 @@ class Recorded:
             return self._function(*arguments)
 
         try:
-            with torch.no_grad(), mode:
+            with torch.no_grad(), mode, _quiet():
                 traced = make_fx(function, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)(*fakes)
         except Exception as error:  # a model's code may raise anything
             raise UntraceableError(first_line(error)) from error
@@ -169,6 +171,18 @@ class Recorded:
                 fakes.append(shapes.create_symintnode(symbol, hint=argument, source=source))
                 symbols[symbol] = f"a{index}"
         return fakes, symbols
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the traceback that torch logs of what cannot be traced: one line says it, see ``Recorded``."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _sizes_and_strides(tensor: torch.Tensor) -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from koala_bench.common.provenance import CodeState
 from koala_bench.records import statistics
 from koala_bench.records.definitions import repeated_share
 from koala_bench.records.reading import Run, short_names
-from koala_bench.records.schema import MethodInfo
+from koala_bench.records.schema import MethodInfo, with_other_template
 from koala_bench.records.summaries import VANILLA, Factor, Summary
 from koala_bench.results.tables.bounds import LEGEND
 from koala_bench.results.tables.published import Paper, TableSpec
@@ -186,6 +186,9 @@ def _settings_of(measured: Measured, wanted: Sequence[str]) -> dict[str, str]:
         "Lossy, by typical acceptance": ", ".join(typical),
         "Training seed": str(run.training_seed),
         "Trained on": "; ".join(f"{stream}: {', '.join(names)}" for stream, names in sorted(streams.items()) if stream),
+        "Trained with another chat template": ", ".join(
+            with_other_template((each.method for each in measured.summaries), header["chat_template"]["sha256"])
+        ),
         "Not in this table": ", ".join(name for name in run.methods if name not in shown),
         "Not in the record": ", ".join(name for name in wanted if name not in run.methods),
         "Run": f"{header['run_id']}, {header['created']}, preset {header['preset']['name']} (sha256"

@@ -5,6 +5,7 @@ clear refusals.
 from __future__ import annotations
 
 import dis
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,19 @@ def test_what_depends_on_every_size_is_called_as_it_is(capsys: pytest.CaptureFix
         assert torch.equal(recorded(torch.ones(size)), torch.full((size,), float(size)))
     assert recorded.refusal is not None
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_torch_logs_of_a_trace_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+
+    def refused(x: torch.Tensor) -> torch.Tensor:
+        logger.error("a long traceback")
+        return x if bool(x.sum() > 0) else -x
+
+    recorded = Recorded(refused, ((0,),), Layouts())
+    assert recorded(torch.ones(2)).tolist() == [1.0, 1.0] and recorded.refusal is not None
+    said = [record for record in caplog.records if record.name == logger.name]
+    assert len(said) == 1, "of the call itself, which is not a trace"
 
 
 def test_what_depends_on_values_is_called_as_it_is_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:

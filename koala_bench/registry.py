@@ -43,15 +43,14 @@ def load(group: str, name: str) -> type[Any]:
             spec = importlib.util.spec_from_file_location(f"koala_bench_file_{path.stem}", path)
             if not path.is_file() or spec is None or spec.loader is None:
                 raise KoalaBenchError(f"There is no file {place}.", f"Write the {what} as ./file.py:Class.")
+            try:  # without running it: what a file raises while it runs is for its author to see
+                compile(path.read_bytes(), place, "exec")
+            except (SyntaxError, ValueError) as error:  # the latter of null bytes, in Python 3.11.2
+                line, reason = getattr(error, "lineno", None) or 1, getattr(error, "msg", error)
+                raise KoalaBenchError(f"{place}, line {line} is not Python: {reason}.", "Mend the file.") from error
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # dataclasses look their module up there
-            try:
-                spec.loader.exec_module(module)
-            except SyntaxError as error:  # no Python at all; what a file raises while it runs is for its author to see
-                del sys.modules[spec.name]
-                raise KoalaBenchError(
-                    f"{place}, line {error.lineno or 1} is not Python: {error.msg}.", "Mend the file."
-                ) from error
+            spec.loader.exec_module(module)
         else:
             try:
                 if not all(map(str.isidentifier, place.split("."))):

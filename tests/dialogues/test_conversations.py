@@ -226,7 +226,7 @@ def test_whatever_the_client_of_the_hub_raises_is_one_clear_error(monkeypatch: p
         ValueError("no network"),
     ):
         monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
-        with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network Check the name"):
+        with pytest.raises(KoalaBenchError, match=r"Cannot fetch hub:someone/talks: no network\. Check the name"):
             read_conversations("hub:someone/talks")
 
 

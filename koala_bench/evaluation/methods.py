@@ -152,7 +152,8 @@ def _training(folder: Path) -> tuple[str | None, TrainingInfo | None]:
         found = {name: manifest[name] for name in ("stream_sha256", "order_sha256", "steps", "tokens")}
         training = manifest["training"]
         found |= {name: training[name] for name in ("seed", "precision") if name in training}
-        found |= {name: manifest[name] for name in ("chat_template",) if isinstance(manifest.get(name), str)}
+        if "chat_template" in manifest:
+            found["chat_template"] = manifest["chat_template"]
         return weights, TypeAdapter(TrainingInfo).validate_python(found)
     except (ValueError, KeyError, TypeError) as error:  # pydantic's own is a ValueError
         raise KoalaBenchError(f"{place} is damaged.", "Train the head again.") from error

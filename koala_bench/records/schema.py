@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 from koala_bench.common.provenance import STRICT, CodeState, Count, Environment
 from koala_bench.common.reading import first_problem
 
-SCHEMA = 5
+SCHEMA = 6
 
 _Seconds = Annotated[float, Field(ge=0)]
 
@@ -295,14 +295,14 @@ def answer_s(turn: TurnLine) -> float:
 # ---------------------------------------------------------------------------------------------- older records
 
 
-READABLE = (3, 4, SCHEMA)
+READABLE = (3, 4, 5, SCHEMA)
 
 
 def of_today(line: dict[str, Any]) -> dict[str, Any]:
     """A line of an older record in the current schema.
 
     Schema 4 added fields that greedy decoding does not need, schema 5 the head's own prefill, which was part of
-    ``decode_s`` before.
+    ``decode_s`` before, schema 6 what may stand of a head's training: its precision and chat template.
     """
     if line.get("kind") == "run" and line.get("schema") in READABLE:
         acceptance, methods = line.get("acceptance"), line.get("methods")

@@ -246,7 +246,7 @@ def edited(path: Path, line: int, edit: Callable[[dict[str, Any]], object]) -> P
         (
             1,
             lambda value: value.update(schema=1),
-            "has record schema 1; this version reads schemas 3, 4 and 5. Read it with koala-bench 0.1.0",
+            "has record schema 1; this version reads schemas 3, 4, 5 and 6. Read it with koala-bench 0.1.0",
         ),
         (7, lambda value: value.update(accepted=[0]), ":7: drafted_depth: 36 steps, but accepted has 1"),
         (7, lambda value: value.pop("stop"), ":7: stop: Field required"),

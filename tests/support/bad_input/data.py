@@ -145,7 +145,7 @@ CONVERSATIONS = [
         "rows of the wrong type",
         f"{TALKING}bad.jsonl",
         "bad.jsonl holds 0",
-        "more conversations",
+        "hold conversations",
         lines("bad.jsonl", 5, {"conversations": 5}, TALK | {"conversations": [5]}),
     ),
     Case("dialogues longer than a batch", f"{TRAIN} --set data.max_tokens=300", "300", "training.batch_tokens"),

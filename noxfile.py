@@ -63,6 +63,20 @@ def reproduce_table3(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce_objectives(session: nox.Session) -> None:
+    """KOALA beside LK's losses and HASS, each head with one layer and two; from three training seeds (-- --seed 0)."""
+    install_for_target(session)
+    session.run("koala-bench", "reproduce", "objectives", *session.posargs)
+
+
+@nox.session
+def reproduce_cost(session: nox.Session) -> None:
+    """Length against the cost of a draft: K layers paid at each level (EAGLE) or once (P-EAGLE, DFlash)."""
+    install_for_target(session)
+    session.run("koala-bench", "reproduce", "cost", *session.posargs)
+
+
+@nox.session
 def reproduce_figures(session: nox.Session) -> None:
     """The figures: by depth, against K = 1 to 5, by category, of the training, distance from the oracle."""
     install_for_target(session)

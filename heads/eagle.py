@@ -39,11 +39,9 @@ class Eagle(CachedHead):
         regression_weight, classification_weight: of the smooth-L1 and the soft cross-entropy (upstream: 1.0 and 0.1).
         forwards: passes of a training step, each after the first over states of the pass before (HASS
             ``forward_num_total``: 3); each costs as much as the first.
-        topk, topk_weight: of the cross-entropy over the target's ``topk`` likeliest tokens alone, added at each forward
-            (HASS: 10, and a weight of 0 or 1).
 
     Raises:
-        KoalaBenchError: there is no forward, no likeliest token, or several forwards go with ``checkpointing``.
+        KoalaBenchError: there is no forward, or several forwards go with ``checkpointing``.
     """
 
     features = (-1,)
@@ -54,16 +52,11 @@ class Eagle(CachedHead):
         self, spec: TargetSpec, layers: int = 1, attention_heads: int | None = None, kv_heads: int | None = None,
         intermediate: int | None = None, rope_base: float | None = None, norm_eps: float | None = None,
         bias: bool = True, noise: float = 0.2, regression_weight: float = 1.0, classification_weight: float = 0.1,
-        checkpointing: bool = False, forwards: int = 1, topk: int = 10, topk_weight: float = 0.0,
+        checkpointing: bool = False, forwards: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(spec)
-        if min(forwards, topk) < 1:
-            raise KoalaBenchError(f"EAGLE with {forwards} forwards and a topk of {topk}.", "Both must be at least 1.")
-        if topk_weight and not classification_weight:
-            raise KoalaBenchError(
-                "EAGLE with a topk_weight and a classification_weight of 0.",
-                "The one is added to the other; weigh both.",
-            )
+        if forwards < 1:
+            raise KoalaBenchError(f"EAGLE's number of forwards is {forwards}.", "It must be at least 1.")
         if forwards > 1 and checkpointing:
             raise KoalaBenchError(
                 "EAGLE with several forwards keeps the keys of each, which checkpointing would compute twice.",
@@ -76,7 +69,7 @@ class Eagle(CachedHead):
         self._cached = self.shape, layers
         self.checkpointing = checkpointing
         self.noise, self.regression_weight, self.classification_weight = noise, regression_weight, classification_weight
-        self.forwards, self.topk, self.topk_weight = forwards, min(topk, spec.drafted), topk_weight
+        self.forwards = forwards
 
     # ------------------------------------------------------------------------------ decoding
 
@@ -169,23 +162,24 @@ class Eagle(CachedHead):
         counted = batch.supervised[:, :-1] & (
             torch.arange(1, batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
         )
-        total = hidden.new_zeros(())
+        regressions, classifications = hidden.new_zeros(()), hidden.new_zeros(())
         parts: dict[str, torch.Tensor] = {}
         predictions = []
         for depth, predicted in enumerate(outs, start=1):
             row, place = counted[:, depth - 1 :].nonzero(as_tuple=True)
-            loss, own, prediction = self._judged(
+            regression, classification, own, prediction = self._judged(
                 batch, depth, row * batch.ids.shape[1] + place, predicted[row, place], hidden
             )
-            total = total + loss
+            regressions, classifications = regressions + regression, classifications + classification
             parts |= own
             predictions.append(prediction)
-        return HeadLoss(total, parts, tuple(predictions))
+        rest = self.regression_weight * regressions
+        return HeadLoss(rest + self.classification_weight * classifications, parts, tuple(predictions), rest)
 
     def _judged(
         self, batch: FeatureBatch, depth: int, rows: torch.Tensor, feature: torch.Tensor, hidden: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Prediction]:
-        """Loss of one forward, its parts, and what it predicted; the classification holds the top-k loss too.
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], Prediction]:
+        """Regression and classification of one forward, what is logged of them, and what it predicted.
 
         Args:
             rows, feature: see ``Prediction``.
@@ -199,11 +193,7 @@ class Eagle(CachedHead):
         def judge(logits: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
             places, scores = rows[part] + depth, logits.float()
             soft, likeliest = labels.probabilities[places], labels.likeliest[places]
-            weighted = soft * F.log_softmax(scores, dim=-1)
-            losses = -weighted.sum(-1)
-            if self.topk_weight:
-                of_likeliest = weighted.gather(-1, soft.topk(self.topk, dim=-1).indices).sum(-1)
-                losses = losses - self.topk_weight / self.classification_weight * of_likeliest
+            losses = -(soft * F.log_softmax(scores, dim=-1)).sum(-1)
             return (losses * (likeliest >= 0)).sum(), (scores.detach().argmax(-1) == likeliest).sum()
 
         summed, agreeing, scored = scored_in_pieces(self._spec.score, feature, self._spec.drafted, judge)
@@ -214,5 +204,7 @@ class Eagle(CachedHead):
             f"classification{ending}": classification.detach(),
             f"top1_{depth}": agreement,
         }
-        total = self.regression_weight * regression + self.classification_weight * classification
-        return total, parts, Prediction(depth, rows, feature, scored, self._spec.draft_vocabulary)
+        prediction = Prediction(
+            depth, rows, feature, scored, self._spec.draft_vocabulary, weight=self.classification_weight
+        )
+        return regression, classification, parts, prediction

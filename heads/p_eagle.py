@@ -42,7 +42,9 @@ class PEagle(Eagle3):
             raise KoalaBenchError(f"P-EAGLE's number of depths is {depths}.", "It must be at least 1.")
         super().__init__(spec, layers, depths, decay)
         self.max_depth = depths
-        # The state stands in for fused ones, behind ``fc``. Both go through a norm: only their directions matter.
+        # The state stands in for fused ones, behind ``fc``, and is smaller than they are: what a masked place learns
+        # comes from what it attends to. Both are normed on their way into the first layer; on its residual path the
+        # state is not.
         self.mask_state = nn.Parameter(torch.randn(self.shape.width))
         self.mask_embedding = nn.Parameter(torch.randn(self.shape.width))
         self._drafters: dict[int, Drafter] = {}  # by the depth of the trees

@@ -228,6 +228,7 @@ class Prediction:
         scored: logits [rows, vocab_size] for the token ``depth + 1`` places after the state drafted from; or, for a
             large vocabulary, a function that computes those of a slice of the rows.
         vocabulary: if given, ``scored`` are logits [rows, drafted] of its tokens only.
+        weight: of this prediction's token loss in the head's loss.
     """
 
     depth: int
@@ -235,6 +236,7 @@ class Prediction:
     feature: torch.Tensor
     scored: torch.Tensor | Callable[[slice], torch.Tensor]
     vocabulary: DraftVocabulary | None = None
+    weight: float = 1.0
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -258,11 +260,13 @@ class HeadLoss:
         total: scalar to minimise.
         parts: named scalars for the log, detached.
         predictions: one per depth that the loss covered; may be empty, then only supervised training is possible.
+        rest: optional; ``total`` without the token losses of the predictions, for objectives that replace those.
     """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
     predictions: tuple[Prediction, ...]
+    rest: torch.Tensor | None = None
 
 
 @runtime_checkable
@@ -347,14 +351,15 @@ class TrainableHead(DraftHead, Protocol):
 
 
 class Objective(Protocol):
-    """A term added to a head's supervised loss: a module with trained parameters of its own, or without. It is built
-    from its head's spec.
+    """A term added to a head's supervised loss, or put in the place of its token losses: a module with trained
+    parameters of its own, or without. It is built from its head's spec.
 
     A step has one or more micro-batches, which may be spread over processes: first ``learn`` for each, then one
     ``step``, then ``term`` for each.
 
     Attributes:
         learns: optional; False for an objective without parameters, of which only ``term`` is called.
+        replaces: optional; True for one whose term stands in for the token losses, where ``HeadLoss.rest`` is known.
         soft_labels: as of ``TrainableHead``.
     """
 

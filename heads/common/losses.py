@@ -99,8 +99,8 @@ def loss_of(depths: Iterable[DepthPredictions], spec: TargetSpec, dtype: torch.d
         count = max(len(guess.rows), 1)
         total = total + guess.weight * (loss / count)
         parts |= {f"cross_entropy_{depth}": (loss / count).detach(), f"top1_{depth}": right / count}
-        predictions.append(Prediction(depth, guess.rows, guess.feature, scored, spec.draft_vocabulary))
-    return HeadLoss(total, parts, tuple(predictions))
+        predictions.append(Prediction(depth, guess.rows, guess.feature, scored, spec.draft_vocabulary, guess.weight))
+    return HeadLoss(total, parts, tuple(predictions), rest=torch.zeros_like(total))
 
 
 def _cross_entropy(

@@ -28,7 +28,7 @@ from koala_bench.presets import Preset
 @command(START, *EVERYTHING)
 def reproduce(
     options: Shared,
-    what: Annotated[str, argument("table1, table2, table3, figures, cost, leaderboard or all.")],
+    what: Annotated[str, argument("table1, table2, table3, objectives, figures, cost, leaderboard or all.")],
     log_with: LogWith = None,
     processes: Processes = 1,
     keep_states: KeepStates = False,
@@ -36,8 +36,8 @@ def reproduce(
 ) -> None:
     """Train, decode and write tables and figures in one go; finished steps are reused, with a message.
 
-    With --heads nothing is trained. With --layers, recipes that compare several depths (table3, figures, all) change
-    only the methods of several layers.
+    With --heads nothing is trained. With --layers, recipes that compare several depths (table3, objectives, figures,
+    all) change only the methods of several layers.
 
     Example: `koala-bench reproduce table1 --preset vicuna-7b --data-dir data`.
     """

@@ -107,7 +107,7 @@ def read_conversations(source: str, template: ChatTemplate | None = None) -> Con
         why = f" {dropped.total():,} rows are of no use: {counted(dropped)}." if dropped else ""
         raise KoalaBenchError(
             f"{path} holds {len(train)} usable dialogues to train on and {len(held_out)} to hold out.{why}",
-            "Give a file with more conversations." if train or held_out else "Give a file whose rows hold conversations.",
+            f"Give a file {'with more' if train or held_out else 'whose rows hold'} conversations.",
         )
     if dropped:
         log_line(

@@ -15,9 +15,11 @@ from koala_bench.results.making import FIGURES, RECORD
 from koala_bench.results.tables.published import read_figure_spec, read_table_spec
 
 TITLES = {"table1": "Table 1", "table2": "Table 2", "table3": "Table 3", "leaderboard": "The leaderboard"} | {
-    "figures": "All figures", "cost": "Length against cost of a draft", "all": "All tables and figures",
+    "objectives": "The table of objectives", "figures": "All figures", "cost": "Length against cost of a draft",
+    "all": "All tables and figures",
 }  # fmt: skip
 RECIPE_NAMES = tuple(TITLES)
+_BY_PARTS = {"table3": "table3", "objectives": "table-objectives"}  # tables over several training seeds
 _USUAL_FIGURES = tuple(name for name in FIGURES if name not in ("cost", "tokens"))  # these take trainings of their own
 
 
@@ -108,16 +110,19 @@ def plan(
         name: of the preset, which may have a smaller share of the questions of a table by task.
         methods: what to run in place of the recipe's methods; None for those.
         questions_given: whether --questions replaces the tasks' files.
-        seeds: whether Table 3's other training seeds are run too.
+        seeds: whether the other training seeds of a table by part are run too.
 
     Raises:
         KoalaBenchError: the preset lacks a method of the recipe.
     """
     wanted = ["table1", "table2", "table3", "figures"] if what == "all" else [what]
-    products = [product for each in wanted for product in (_USUAL_FIGURES if each == "figures" else [each])]
+    made = {"figures": _USUAL_FIGURES, "objectives": ("table-objectives",)}
+    products = [product for each in wanted for product in made.get(each, (each,))]
     remarks: list[str] = []
     over_k = "cost" if what == "cost" else "layers"
-    curve, part = read_figure_spec(RECIPES / f"figure-{over_k}.toml"), read_table_spec(RECIPES / "table3.toml")
+    by_parts = next((_BY_PARTS[each] for each in wanted if each in _BY_PARTS), None)
+    curve = read_figure_spec(RECIPES / f"figure-{over_k}.toml")
+    part = read_table_spec(RECIPES / f"{by_parts or 'table3'}.toml")
     extended, of_curve = preset, list[str]()
     if over_k in products:
         heads = [head for head in curve.methods if head in (preset.methods if methods is None else methods)]
@@ -139,13 +144,13 @@ def plan(
         files, more = _question_files(by_task, name, preset, data_dir)
         remarks += more
     main = usual if {"table1", "figures", "cost"} & {*wanted} or (by_task and not files) else []
-    main = list(dict.fromkeys([*main, *(parts if "table3" in wanted else []), *of_curve]))
+    main = list(dict.fromkeys([*main, *(parts if by_parts else []), *of_curve]))
     for method in (*main, *usual):
         if method != "vanilla":
             extended.method(method)
 
     jobs = [Job(folder / RECORD, folder / "heads", extended, tuple(main))] if main else []
-    for seed in part.seeds if "table3" in wanted and seeds else ():
+    for seed in part.seeds if by_parts and seeds else ():
         if seed != preset.training.seed:
             other = extended.model_copy(update={"training": extended.training.model_copy(update={"seed": seed})})
             below = folder / f"seed-{seed}"

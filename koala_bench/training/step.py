@@ -158,7 +158,10 @@ class _Update:
         extra, parts = (
             (None, {}) if self.objective is None else self.objective.term(batch, found, self.done, self.group.agree)
         )
-        total = found.total if extra is None else found.total + extra
+        total = found.total
+        if extra is not None:
+            replaces = found.rest is not None and getattr(self.objective, "replaces", False)
+            total = (found.rest if replaces else total) + extra
         self.accelerator.backward(total if self.share == 1.0 else total * self.share)
         of_objective = self.learned[len(self.logs)] if self.learns else {}
         self.logs.append({"loss": found.total.detach(), **found.parts, **of_objective, **parts})

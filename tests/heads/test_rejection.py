@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from heads.common import losses
 from heads.rejection import Rejection
@@ -66,7 +67,7 @@ def test_the_formulas(kind: str, wanted: float) -> None:
     value, logs = term_of(kind)
     assert float(value) == pytest.approx(wanted, rel=1e-5)
     assert float(logs["expected_acceptance"]) == pytest.approx(sum(ACCEPTED) / 2, rel=1e-5)
-    assert float(term_of(kind, weight=0.25, predictions=3)[0]) == pytest.approx(0.25 * wanted, rel=1e-5)
+    assert float(term_of(kind, weight=0.25, predictions=3)[0]) == pytest.approx(0.75 * wanted, rel=1e-5), "a sum"
 
 
 @pytest.mark.parametrize("kind", ["log", "hybrid", "variation"])
@@ -99,6 +100,43 @@ def test_pieces_of_a_large_vocabulary_give_the_same_term_and_gradients(
         found.append([value.detach(), *(each.grad for each in module.parameters())])
     for whole, pieces in zip(*found, strict=True):
         torch.testing.assert_close(whole, pieces, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["medusa", "eagle"])
+def test_it_replaces_the_token_losses_of_a_head_and_has_their_weights(target: Target, head: str) -> None:
+    module, batch = make(target, head), batch_of(target)
+    found = module.loss(batch)
+    weights = {"medusa": 1.0, "eagle": 0.1}
+    assert {each.weight for each in found.predictions} == {weights[head]}
+    assert found.rest is not None
+    kinds = [name for name in found.parts if name.startswith(("classification", "cross_entropy"))]
+    tokens = weights[head] * sum(float(found.parts[name]) for name in kinds)
+    assert float((found.total - found.rest).detach()) == pytest.approx(tokens, rel=1e-5)
+    objective: Any = Rejection(target.spec(), "variation")
+    value, _ = objective.term(batch, found, 0.0, None)
+    own = torch.zeros(())
+    for each in found.predictions:
+        p = batch.target_probabilities.flatten(0, 1)[each.rows + each.depth]
+        own = own + weights[head] * (1 - torch.minimum(p, each.logits.softmax(-1)).sum(-1)).mean()
+    torch.testing.assert_close(value, own)
+
+
+def test_training_follows_what_replaces_the_token_loss_and_no_longer_that(
+    target: Target, target_folder: Path, tmp_path: Path
+) -> None:
+    """Two weights of the token loss, with the measure's weight in it the same: one and the same training."""
+    assert target.tokenizer is not None
+    of = 'head="eagle", tree="chain-3", objective="rejection"'
+    methods = [
+        f'methods."{name}"={{{of}, options={{classification_weight={own}}}, objective_options={{weight={weight}}}}}'
+        for name, own, weight in (("eagle-1", 0.1, 1.0), ("eagle-2", 0.2, 0.5))
+    ]
+    settings = ["training.steps=4", "training.held_out_evaluations=1", *methods]
+    preset = preset_for(target_folder, conversations(tmp_path), *settings)
+    template = chat_template("vicuna_v1.1", target.tokenizer)
+    train_heads(preset, ["eagle-1", "eagle-2"], replace(target), template, tmp_path / "out")
+    one, other = (load_file(tmp_path / "out" / name / "model.safetensors") for name in ("eagle-1", "eagle-2"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_weight_zero_is_the_supervised_run_and_bad_values_are_told(target: Target) -> None:

@@ -54,15 +54,21 @@ def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name
         "hydra++",
         *(head + part for head in ("hydra", "eagle2", "eagle3") for part in ("", "+koala")),
     }
-    rivals = {"medusa+lk", "eagle+lk", "eagle+lk+layers", "hass", "p-eagle", "dflash", "token_recycling"}
-    rivals |= {"suffix_lookup+eagle"}
+    rivals = {head + part for head in ("medusa", "eagle") for part in ("+lk", "+lk+layers")}
+    rivals |= {"eagle+lk-hybrid", "eagle+tv", "hass", "p-eagle", "dflash", "token_recycling", "suffix_lookup+eagle"}
     assert set(preset.methods) == parts | further | (rivals if name == "tiny" else set())
     for method, wanted in preset.methods.items():
         assert wanted.head in installed(HEADS)
         assert wanted.objective is None or wanted.objective in installed(OBJECTIVES)
         assert wanted.layers == (4 if method == "hydra++" else 2 if method.endswith(("+koala", "+layers")) else 1)
-        adversarial = method.endswith(("+koala", "+adversarial"))
-        assert wanted.objective == ("koala" if adversarial else "rejection" if "+lk" in method else None)
+        objectives = {
+            "+koala": "koala",
+            "+adversarial": "koala",
+            "+lk": "rejection",
+            "+tv": "rejection",
+            "hass": "likeliest",
+        }
+        assert wanted.objective == next((each for part, each in objectives.items() if part in method), None)
         if wanted.first is not None:
             assert wanted.first.head in installed(HEADS)
             load_template(wanted.first.tree)

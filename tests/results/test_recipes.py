@@ -159,6 +159,16 @@ def test_the_cost_of_a_draft_takes_heads_of_its_own_with_other_layers() -> None:
     assert [found.jobs[0].preset.method(name).layers for name in names] == 3 * [1, 2, 4]
 
 
+def test_objectives_stand_beside_layers_on_each_head_from_three_seeds() -> None:
+    found = planned("objectives")
+    parts = ("", "+layers", "+adversarial", "+koala", "+lk", "+lk+layers")
+    wanted = ("vanilla", *(head + part for head in ("medusa", "eagle") for part in parts), "hass")
+    assert [job.methods for job in found.jobs] == 3 * [wanted]
+    assert [job.preset.training.seed for job in found.jobs] == [0, 1, 2]
+    assert places(found) == places(planned("table3"))
+    assert found.products == ("table-objectives",)
+
+
 def test_all_trains_and_decodes_once_what_several_need() -> None:
     found = planned("all")
     assert found.products == (*TABLES, *USUAL_FIGURES)
@@ -190,7 +200,7 @@ def test_a_preset_without_the_parts_is_refused(tmp_path: Path) -> None:
 def test_other_layers_are_those_of_the_variants() -> None:
     variants = [
         *(f"{head}+{part}" for head in ("medusa", "eagle") for part in ("koala", "layers")),
-        "eagle+lk+layers",
+        *(f"{head}+lk+layers" for head in ("medusa", "eagle")),
         "eagle2+koala",
         "eagle3+koala",
         "hydra+koala",

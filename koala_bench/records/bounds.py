@@ -42,7 +42,8 @@ class Bounds:
 
     @property
     def oracle_speedup(self) -> float:
-        """The speedup of perfect drafts of the same trees at the measured cost of a step: the most it could have."""
+        """The speedup of perfect drafts of the same trees at the measured cost of a step: the most it could have, where
+        its trees have one depth. A look-up's trees are as deep as what it finds behind text drafted less well."""
         return self.offered_length / self.break_even
 
     @property

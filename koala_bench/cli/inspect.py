@@ -63,7 +63,7 @@ def _picked(columns: str, folder: Path, out: Path | None) -> list[str]:
 
 @command(INSPECT)
 def figure(
-    name: Annotated[str, argument("depth, layers, categories, training, oracle, cost, or all.")],
+    name: Annotated[str, argument("depth, layers, categories, training, oracle, cost, tokens, vocabulary, or all.")],
     paths: Annotated[list[Path], argument("Run records, for training its training.jsonl; or a folder of results.")],
     out: Annotated[Path | None, option("--out", "Folder; that of the first path by default.")] = None,
 ) -> None:

@@ -15,7 +15,7 @@ from koala_bench.common.suggestions import did_you_mean
 from koala_bench.errors import KoalaBenchError
 from koala_bench.records.reading import Run, read_runs
 from koala_bench.records.summaries import VANILLA
-from koala_bench.results.figures import bars, categories, cost, depth, layers, oracle, tokens, training
+from koala_bench.results.figures import bars, categories, cost, depth, layers, oracle, tokens, training, vocabulary
 from koala_bench.results.tables.building import SetTable, set_table, write_table
 from koala_bench.results.tables.columns import known
 from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
@@ -23,7 +23,7 @@ from koala_bench.results.tables.published import TableSpec, read_figure_spec, re
 RECORD = "records.jsonl"
 _OF_PARTS = ("table3", "table-layers", "table-objectives")
 TABLES = ("table1", "table2", *_OF_PARTS, "leaderboard")
-FIGURES = ("depth", "layers", "categories", "training", "oracle", "cost", "tokens")
+FIGURES = ("depth", "layers", "categories", "training", "oracle", "cost", "tokens", "vocabulary")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}
 
 
@@ -139,8 +139,8 @@ def make_figure(name: str, paths: Sequence[Path], out: Path) -> list[Path]:
     """
     if name not in FIGURES:  # before a record is read
         raise KoalaBenchError(f"There is no figure '{name}'.", f"The figures are {', '.join(FIGURES)}.")
-    if name == "tokens":  # of whatever heads differ in their training alone, so no file lists them
-        return tokens.write_tokens(read_runs(paths), out)
+    if name in ("tokens", "vocabulary"):  # of whatever heads differ in this alone, so no file lists them
+        return (tokens.write_tokens if name == "tokens" else vocabulary.write_vocabulary)(read_runs(paths), out)
     spec = read_figure_spec(RECIPES / f"figure-{name}.toml")
     if name == "training":
         if len(paths) != 1:
@@ -185,7 +185,7 @@ def drawable(sources: Sources) -> list[str]:
     runs = read_runs([sources.main] if sources.main else [])
     curves = {"layers": layers.has_curves, "cost": cost.has_cost_curves}
     drawn = {name: has(runs, read_figure_spec(RECIPES / f"figure-{name}.toml").methods) for name, has in curves.items()}
-    drawn["tokens"] = tokens.has_token_curves(runs)
+    drawn |= {"tokens": tokens.has_token_curves(runs), "vocabulary": vocabulary.has_vocabulary_curves(runs)}
     return [name for name in names if drawn.get(name, True)]
 
 

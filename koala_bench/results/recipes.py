@@ -20,7 +20,9 @@ TITLES = {"table1": "Table 1", "table2": "Table 2", "table3": "Table 3", "leader
 }  # fmt: skip
 RECIPE_NAMES = tuple(TITLES)
 _BY_PARTS = {"table3": "table3", "objectives": "table-objectives"}  # tables over several training seeds
-_USUAL_FIGURES = tuple(name for name in FIGURES if name not in ("cost", "tokens"))  # these take trainings of their own
+_USUAL_FIGURES = tuple(
+    name for name in FIGURES if name not in ("cost", "tokens", "vocabulary")
+)  # these take trainings of their own
 
 
 @dataclass(frozen=True)

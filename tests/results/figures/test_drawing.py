@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from koala_bench.results.figures.bars import write_figure1
 from koala_bench.results.figures.layers import curves, has_curves, write_layers
 from koala_bench.results.figures.style import bars, looks
 from koala_bench.results.figures.tokens import has_token_curves, token_curves
+from koala_bench.results.figures.vocabulary import has_vocabulary_curves, vocabulary_curves
 from koala_bench.results.integrity import verify
 from koala_bench.results.making import FIGURES, make_figure
 from koala_bench.training.log import read_training
@@ -118,9 +120,18 @@ def of_two_trainings() -> RunHeader:
     return header
 
 
+def of_cut_heads() -> RunHeader:
+    """``eagle`` on the whole vocabulary and cut, and ``eagle@3`` as one of its kind that was trained on a cut one."""
+    header = make_header(["vanilla", "eagle", "eagle+vocab8k", "eagle@3", "medusa"])
+    for name, size in (("eagle+vocab8k", 8192), ("eagle@3", 4096), ("medusa", 4096)):
+        next(each for each in header["methods"] if each["name"] == name).update(draft_vocabulary=size, layers=1)
+    return header
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_gives_the_same_bytes_for_the_same_record(tmp_path: Path, name: str) -> None:
-    header = make_header(OVER_K) if name in ("layers", "cost") else of_two_trainings() if name == "tokens" else None
+    own = {"tokens": of_two_trainings, "vocabulary": of_cut_heads}
+    header = make_header(OVER_K) if name in ("layers", "cost") else own[name]() if name in own else None
     source = (
         training_log(tmp_path / "training.jsonl")
         if name == "training"
@@ -143,6 +154,18 @@ def test_a_curve_over_tokens_is_of_heads_that_differ_in_their_training_alone(tmp
     assert not has_token_curves([single])
     with pytest.raises(KoalaBenchError, match="tokens of its training alone"):
         token_curves([single])
+
+
+def test_a_curve_over_the_vocabulary_is_of_one_head_beside_others_trained_on_a_cut_one(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run.jsonl", header=of_cut_heads()))
+    (curve,) = vocabulary_curves([run])
+    assert (curve.head, list(curve.points), list(curve.trained)) == ("eagle", [8192, math.inf], [4096])
+    assert [each.name for each in curve.points.values()] == ["eagle+vocab8k", "eagle"]
+    assert curve.trained[4096].name == "eagle@3" and has_vocabulary_curves([run])
+    single = read_run(write_run(tmp_path / "single.jsonl"))
+    assert not has_vocabulary_curves([single])
+    with pytest.raises(KoalaBenchError, match="several draft vocabularies"):
+        vocabulary_curves([single])
 
 
 @pytest.mark.parametrize("name", ["depth", "categories"])

@@ -81,8 +81,9 @@ def gradients(bench: Bench) -> str:
     for step in range(3):
         optimiser.zero_grad(set_to_none=True)
         found = head.loss(replace(batch, seed=step))
-        if not isinstance(found, HeadLoss) or found.total.numel() != 1 or not torch.isfinite(found.total):
-            raise BrokenError("loss() must return a HeadLoss with a finite scalar total")
+        scalars = [found.total, found.rest] if isinstance(found, HeadLoss) else [torch.empty(0)]
+        if any(each is not None and (each.numel() != 1 or not torch.isfinite(each)) for each in scalars):
+            raise BrokenError("loss() must return a HeadLoss with a finite scalar total, and such a rest if it has one")
         found.total.backward()
         waiting -= {name for name, p in head.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
         optimiser.step()

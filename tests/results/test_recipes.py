@@ -45,7 +45,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-USUAL_FIGURES = tuple(name for name in FIGURES if name not in ("cost", "tokens", "vocabulary"))  # these take trainings of their own
+USUAL_FIGURES = tuple(
+    name for name in FIGURES if name not in ("cost", "tokens", "vocabulary")
+)  # these take trainings of their own
 
 
 def planned(what: str, data_dir: Path | None = None, preset: str = "tiny", **options: object) -> Plan:

@@ -217,6 +217,12 @@ class ReportsWithoutGradient(Good):
         )
 
 
+class RestOfEachDepth(Good):
+    def loss(self, batch: FeatureBatch) -> HeadLoss:
+        found = super().loss(batch)
+        return HeadLoss(found.total, {}, found.predictions, rest=torch.zeros(len(found.predictions)))
+
+
 class ReportsNothing(Good):
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         return HeadLoss(super().loss(batch).total, {}, ())
@@ -379,6 +385,7 @@ BROKEN: dict[type[nn.Module], tuple[str, set[str], str]] = {
         "IndexError: index 492 is out of bounds for dimension 0 with size 256 (broken_heads.py, line "),
     OtherRows: ("predictions", set(), "reach beyond their dialogue"),
     ReportsWithoutGradient: ("predictions", set(), "carry no gradient"),
+    RestOfEachDepth: ("gradients", set(), "and such a rest"),
     SavesHalf: ("saving", set(), "state_dict() leaves it out"),
     LayersInAList: ("form", set(), "not into a plain list"),
     Dropout: ("determinism", set(), "dropout uses the global one"),

@@ -21,7 +21,7 @@ from koala_bench.results.tables.columns import known
 from koala_bench.results.tables.published import TableSpec, read_figure_spec, read_paper, read_table_spec
 
 RECORD = "records.jsonl"
-_OF_PARTS = ("table3", "table-layers", "table-objectives")
+_OF_PARTS = ("table3", "table-layers", "table-objectives", "table-vocabulary")
 TABLES = ("table1", "table2", *_OF_PARTS, "leaderboard")
 FIGURES = ("depth", "layers", "categories", "training", "oracle", "cost", "tokens", "vocabulary")
 _KINDS = {".md", ".tex", ".csv", ".pdf", ".png"}

@@ -30,6 +30,7 @@ FURTHER_PATTERNS: dict[str, tuple[list[int], float]] = {
     "eagle+lk": ([2, 2, 4, 0], 0.0128),
     "eagle+lk+layers": ([2, 2, 4, 1], 0.0135),
     "eagle+vocab8k": ([2, 1, 2, 0], 0.011),
+    "eagle+layers+vocab8k": ([2, 1, 3, 0], 0.012),
     "eagle@3": ([3, 2, 4, 1], 0.014),
     "eagle@4": ([3, 2, 4, 2], 0.015),
     "eagle2": ([3, 1, 3, 0], 0.013),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from koala_bench.presets import cut_of
 from koala_bench.records import statistics
 from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Sample, Summary
@@ -32,16 +33,20 @@ class Effect:
 
 
 def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
-    """The effects of layers and objectives, head by head; a head without variants has none."""
+    """The effects of layers and objectives, head by head, and of heads of equal draft vocabularies, cut or trained on
+    it; a head without variants has none."""
     measured = [each for each in summaries if each.method["head"] is not None and each.name in chosen.totals]
+    alike: dict[tuple[str, int | None, bool], list[Summary]] = {}
+    for each in sorted(measured, key=lambda each: each.original is not None):
+        key = (each.original or each.name, each.method.get("draft_vocabulary"), cut_of(each.name) is not None)
+        alike.setdefault(key, []).append(each)
     found = []
-    for head in (each for each in measured if each.original is None):
-        few = head.method["layers"]
-        variants: dict[_Parts, str] = {(few, None): head.name}
-        for each in measured:
-            if each.original == head.name:
-                objective = _ADVERSARIAL if each.method["adversarial"] else each.method.get("objective")
-                variants.setdefault((max(each.method["layers"], few), objective), each.name)
+    for group in alike.values():
+        few = group[0].method["layers"]
+        variants: dict[_Parts, str] = {}
+        for each in group:
+            objective = _ADVERSARIAL if each.method["adversarial"] else each.method.get("objective")
+            variants.setdefault((max(each.method["layers"], few), objective), each.name)
         for new, old, added in _contrasts(variants, few):
             if new in variants and old in variants:
                 changes = (

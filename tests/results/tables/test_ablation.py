@@ -73,6 +73,18 @@ def test_every_part_is_measured_alone_and_on_top_of_the_other(tmp_path: Path) ->
         assert each.length_percent.value == pytest.approx(100 * (lengths[each.method] / lengths[each.against] - 1))
 
 
+def test_layers_are_weighed_on_equal_draft_vocabularies(tmp_path: Path) -> None:
+    header = make_header(["vanilla", "eagle", "eagle+layers", "eagle+vocab8k", "eagle+layers+vocab8k"])
+    for method in header["methods"]:
+        if method["name"].endswith("vocab8k"):
+            method.update(draft_vocabulary=8192, layers=2 if "layers" in method["name"] else 1)
+    chosen = sample([read_run(write_run(tmp_path / "run.jsonl", header=header))])
+    assert [(each.method, each.against, each.added) for each in effects(chosen, summaries_of(chosen))] == [
+        ("eagle+layers", "eagle", "2 layers"),
+        ("eagle+layers+vocab8k", "eagle+vocab8k", "2 layers"),
+    ]
+
+
 def test_another_objective_is_a_part_of_its_own(tmp_path: Path) -> None:
     """Two layers and LK beside EAGLE alone: what they change is the change of no single part."""
     names = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+lk", "eagle+lk+layers"]

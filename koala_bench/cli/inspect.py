@@ -20,7 +20,10 @@ def table(
         argument("Run records: one per target; for Table 2 per question file, for Table 3 per training seed."),
     ],
     spec: Annotated[
-        Path, option("--spec", "table1, table2, table3, leaderboard, table-layers, -objectives, -vocabulary, or a .toml file.")
+        Path,
+        option(
+            "--spec", "table1, table2, table3, leaderboard, table-layers, -objectives, -vocabulary, or a .toml file."
+        ),
     ] = Path("table1"),
     paper: Annotated[Path, option("--paper", "Published values.")] = RECIPES / "paper.toml",
     columns: Annotated[

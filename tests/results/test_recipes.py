@@ -164,7 +164,7 @@ def test_the_cost_of_a_draft_takes_heads_of_its_own_with_other_layers() -> None:
 def test_objectives_stand_beside_layers_on_each_head_from_three_seeds() -> None:
     found = planned("objectives")
     parts = ("", "+layers", "+adversarial", "+koala", "+lk", "+lk+layers")
-    wanted = ("vanilla", *(head + part for head in ("medusa", "eagle") for part in parts), "hass")
+    wanted = ("vanilla", *(head + part for head in ("medusa", "eagle") for part in parts), "eagle+lk-hybrid", "hass")
     assert [job.methods for job in found.jobs] == 3 * [wanted]
     assert [job.preset.training.seed for job in found.jobs] == [0, 1, 2]
     assert places(found) == places(planned("table3"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def means_over_rows(
     return tuple(torch.stack(each).sum() / len(prediction.rows) for each in zip(*sums, strict=True))
 
 
-class Comparison(nn.Module):
+class Comparison(nn.Module, ABC):
     """An objective with nothing of its own to train; what it measures of a prediction, subclasses say in ``compare``.
 
     Args:
@@ -62,9 +63,9 @@ class Comparison(nn.Module):
             raise KoalaBenchError(f"The weight of the objective is {weight}.", "It must be finite and not negative.")
         self.weight, self._spec = weight, spec
 
+    @abstractmethod
     def compare(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What to minimise of a prediction that has rows, [], and values for the log."""
-        raise NotImplementedError
 
     def active(self, progress: float) -> bool:
         """Whether there is a term: from the first step on, unless its weight is zero."""

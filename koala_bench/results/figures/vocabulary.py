@@ -45,7 +45,14 @@ def _size(summary: Summary) -> float:
 
 def _kind(summary: Summary) -> tuple[object, ...]:
     method = summary.method
-    return method["head"], method["layers"], method.get("objective"), method["tree"] and method["tree"]["name"]
+    objective = method["adversarial"], method.get("objective")
+    return method["head"], method["layers"], *objective, method["tree"] and method["tree"]["name"]
+
+
+def _head_of(name: str) -> str:
+    """The method whose head another decodes with, cut or not."""
+    cut = cut_of(name)
+    return cut[0] if cut else name
 
 
 def vocabulary_curves(runs: Sequence[Run]) -> list[Curve]:
@@ -59,14 +66,13 @@ def vocabulary_curves(runs: Sequence[Run]) -> list[Curve]:
         every = [each for each in summarise(run) if each.method["head"] and not math.isnan(each.speedup.value)]
         heads: dict[str, dict[float, Summary]] = {}
         for each in every:
-            cut = cut_of(each.name)
-            heads.setdefault(cut[0] if cut else each.name, {})[_size(each)] = each
+            heads.setdefault(_head_of(each.name), {})[_size(each)] = each
         curves = {head: points for head, points in heads.items() if len(points) >= _CURVE}
         for head, points in curves.items():
-            kinds = {_kind(each) for each in points.values()}
-            others = [each for each in every if cut_of(each.name) is None and each.name not in curves]
-            trained = {_size(each): each for each in others if _kind(each) in kinds and _size(each) < _WHOLE}
-            found.append(Curve(next(iter(points.values())).target, head, dict(sorted(points.items())), trained))
+            one = next(iter(points.values()))
+            others = [each for each in every if _head_of(each.name) not in curves and _size(each) < _WHOLE]
+            trained = {_size(each): each for each in others if _kind(each) == _kind(one)}
+            found.append(Curve(one.target, head, dict(sorted(points.items())), trained))
     if not found:
         raise KoalaBenchError(
             f"{runs[0].path} has no head with several draft vocabularies.",
@@ -77,7 +83,7 @@ def vocabulary_curves(runs: Sequence[Run]) -> list[Curve]:
 
 def has_vocabulary_curves(runs: Sequence[Run]) -> bool:
     """Whether records hold a head that was decoded with on several draft vocabularies."""
-    return any(cut_of(name) is not None for run in runs for name in run.methods)
+    return any(len({*map(_head_of, run.methods)}) < len(run.methods) for run in runs)
 
 
 def write_vocabulary(runs: Sequence[Run], out_dir: Path) -> list[Path]:

@@ -162,8 +162,10 @@ def test_a_curve_over_the_vocabulary_is_of_one_head_beside_others_trained_on_a_c
     assert (curve.head, list(curve.points), list(curve.trained)) == ("eagle", [8192, math.inf], [4096])
     assert [each.name for each in curve.points.values()] == ["eagle+vocab8k", "eagle"]
     assert curve.trained[4096].name == "eagle@3" and has_vocabulary_curves([run])
-    single = read_run(write_run(tmp_path / "single.jsonl"))
-    assert not has_vocabulary_curves([single])
+    cut = make_header(["vanilla", "eagle+vocab8k"])
+    for name, header in (("whole", make_header()), ("cut", cut)):  # nothing is cut, or what is cut stands alone
+        single = read_run(write_run(tmp_path / f"{name}.jsonl", header=header))
+        assert not has_vocabulary_curves([single])
     with pytest.raises(KoalaBenchError, match="several draft vocabularies"):
         vocabulary_curves([single])
 

@@ -85,7 +85,8 @@ class Draws:
     of probability 0 as certain, which given the draws before it is true.
 
     A call costs 10 to 20 ns per row and token on a CPU (8 rows of 4,096 tokens: 0.3 ms, of 32,000: 4 ms; the most
-    likely ones 0.04 and 0.3 ms) and as much again with top-p. It reads nothing from the device.
+    likely ones 0.04 and 0.3 ms) and as much again with top-p. On a CPU tokens of score -inf in every row, those outside
+    of a draft vocabulary, get no random numbers. It reads nothing from a GPU.
 
     Args:
         sampling: the target's own, so that draft and target are sampled alike.
@@ -99,6 +100,14 @@ class Draws:
 
     def __call__(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample from each row of logits [rows, vocab_size]: ids [rows, count], distributions [rows, vocab_size]."""
+        if not logits.is_cuda:  # there, finding them would synchronise
+            ids = (logits > -math.inf).any(0).nonzero()[:, 0]
+            if count <= len(ids) <= logits.shape[-1] // 2:
+                places, p = self._drawn(logits.index_select(-1, ids), count)
+                return ids[places], p.new_zeros(logits.shape).index_copy_(-1, ids, p)
+        return self._drawn(logits, count)
+
+    def _drawn(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         p = self.sampling.probabilities(logits)
         # In place: at 32,000 tokens allocating memory takes longer than the arithmetic.
         times = torch.rand(p.shape, dtype=torch.float64, device=p.device, generator=self._generator_on(p.device))

@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from koala_bench.common.draft_vocabulary import DraftVocabulary
 from koala_bench.decoding import acceptance
 from koala_bench.decoding.acceptance import Row, SpeculativeSampling, after_rejection
 from koala_bench.decoding.sampling import Draws, Sampling
@@ -256,6 +257,17 @@ def test_drawn_candidates_come_without_replacement_in_the_order_of_their_turns()
         for a in range(5) for b in range(5) for c in range(5) if len({a, b, c}) == 3
     }  # fmt: skip
     assert fit(Counter(map(tuple, ids.tolist())), law) > LEAST
+
+
+def test_a_draft_vocabulary_is_drawn_from_as_if_there_were_no_other_tokens() -> None:
+    ids = torch.tensor([3, 7, 8, 20])
+    scores = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cut, few = Draws(Sampling(0.7), torch.Generator().manual_seed(1))(scores, 3)
+    spread = DraftVocabulary(ids, 40).spread(scores)
+    whole, many = Draws(Sampling(0.7), torch.Generator().manual_seed(1))(spread, 3)
+    assert torch.equal(whole, ids[cut])
+    assert torch.equal(many[:, ids], few)
+    assert torch.equal(many.count_nonzero(-1), few.count_nonzero(-1))
 
 
 def test_where_too_few_tokens_can_be_drawn_the_next_best_follow() -> None:

@@ -56,7 +56,11 @@ INLINE vector most(vector a, vector b) { return -least(-a, -b); }
 // The sum of all lanes, the upper half added to the lower again and again.
 INLINE float total(vector value)
 {
-#if __has_builtin(__builtin_shufflevector) && LANES == 16
+#if __has_builtin(__builtin_shufflevector) && LANES == 8
+    value += __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3);
+    value += __builtin_shufflevector(value, value, 2, 3, 0, 1, 2, 3, 0, 1);
+    return value[0] + value[1];
+#elif __has_builtin(__builtin_shufflevector) && LANES == 16
     value += __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
     value += __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
     value += __builtin_shufflevector(value, value, 2, 3, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1);

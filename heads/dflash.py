@@ -58,8 +58,8 @@ class DFlash(CachedHead):
         self.norm = RMSNorm(width, self.shape.eps)
         # It goes the way of embeddings, so it starts as large as they are.
         with torch.no_grad():
-            scale = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().std().item()
-        self.mask_embedding = nn.Parameter(scale * torch.randn(width))
+            scale = spec.embed(torch.arange(spec.vocab_size, device=spec.device)).float().std().cpu()
+            self.mask_embedding = nn.Parameter(scale * torch.randn(width))
         self._cached = self.shape, layers
         self._drafter = Drafter(OnePass(self._extend_cache, self._score_depths), spec)
 

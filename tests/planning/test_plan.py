@@ -213,6 +213,14 @@ def test_the_papers_targets_are_known_without_a_hub(offline: None) -> None:
     assert [llama(size).num_hidden_layers for size in VICUNA] == [32, 40, 60]
 
 
+@pytest.mark.parametrize("size", VICUNA)
+def test_each_head_of_the_papers_presets_can_be_counted_before_anything_is_here(size: str, offline: None) -> None:
+    preset = load_preset(f"vicuna-{size}")
+    names = [name for name, method in preset.methods.items() if method.head != "draft_model"]
+    needs = needs_of(preset, ["vanilla", *names], find_target(preset), None)
+    assert {head.name for head in needs.heads} >= {"medusa+lk", "eagle+lk+layers", "hass", "p-eagle", "dflash"}
+
+
 def test_a_target_that_nobody_knows_is_one_clear_error(offline: None) -> None:
     with pytest.raises(KoalaBenchError, match=r"someone/model is not on this machine"):
         find_target(load_preset("tiny", ["target.name='someone/model'"]))

@@ -14,7 +14,7 @@ from koala_bench.records.statistics import Interval
 from koala_bench.records.summaries import Sample, Summary
 from koala_bench.results.tables.rendering import Grid, with_interval
 
-_Parts = tuple[int, str | None]  # layers, the objective beside the head's own
+_Parts = tuple[int, str | None]  # layers, how it is trained otherwise than the head alone
 _ADVERSARIAL = "adversarial term"
 _CHANGES = {"Change of τ": 3, "Change of τ (%)": 1, "Change of speedup (x)": 3, "Change of speedup (%)": 1}  # digits
 
@@ -45,8 +45,7 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
         few = group[0].method["layers"]
         variants: dict[_Parts, str] = {}
         for each in group:
-            objective = _ADVERSARIAL if each.method["adversarial"] else each.method.get("objective")
-            variants.setdefault((max(each.method["layers"], few), objective), each.name)
+            variants.setdefault((max(each.method["layers"], few), _objective(each)), each.name)
         for new, old, added in _contrasts(variants, few):
             if new in variants and old in variants:
                 changes = (
@@ -56,6 +55,15 @@ def effects(chosen: Sample, summaries: Sequence[Summary]) -> list[Effect]:
                 )
                 found.append(Effect(variants[new], variants[old], added, *changes))
     return found
+
+
+def _objective(summary: Summary) -> str | None:
+    """What a method calls its objective: it may have options, and so may its head, which one name stands for."""
+    if summary.method["adversarial"]:
+        return _ADVERSARIAL
+    if "objective" not in summary.method:
+        return None
+    return summary.name.removeprefix(f"{summary.original}+").removesuffix("+layers")
 
 
 def _contrasts(variants: Iterable[_Parts], few: int) -> Iterator[tuple[_Parts, _Parts, str]]:

@@ -86,21 +86,26 @@ def test_layers_are_weighed_on_equal_draft_vocabularies(tmp_path: Path) -> None:
 
 
 def test_another_objective_is_a_part_of_its_own(tmp_path: Path) -> None:
-    """Two layers and LK beside EAGLE alone: what they change is the change of no single part."""
-    names = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+lk", "eagle+lk+layers"]
+    """Two layers and LK beside EAGLE alone: what they change is the change of no single part. Forms of an objective, and
+    a head with other options besides, are told apart."""
+    names = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+lk", "eagle+lk+layers", "eagle+tv", "hass"]
     header = make_header(names)
     for method in header["methods"]:
-        if "+lk" in method["name"]:
-            method["objective"] = "rejection"
+        if "+lk" in method["name"] or method["name"] in ("eagle+tv", "hass"):
+            method["objective"] = "likeliest" if method["name"] == "hass" else "rejection"
+        if method["name"] == "hass":
+            method["head"] = "eagle"
     chosen = sample([read_run(write_run(tmp_path / "run.jsonl", header=header))])
     rows = effects(chosen, summaries_of(chosen))
     assert [(each.method, each.against, each.added) for each in rows] == [
         ("eagle+layers", "eagle", "2 layers"),
         ("eagle+adversarial", "eagle", "adversarial term"),
-        ("eagle+lk", "eagle", "rejection"),
+        ("eagle+lk", "eagle", "lk"),
         ("eagle+lk+layers", "eagle", "both"),
         ("eagle+lk+layers", "eagle+lk", "2 layers"),
-        ("eagle+lk+layers", "eagle+layers", "rejection"),
+        ("eagle+lk+layers", "eagle+layers", "lk"),
+        ("eagle+tv", "eagle", "tv"),
+        ("hass", "eagle", "hass"),
     ]
     only = [each for each in summaries_of(chosen) if each.name in ("vanilla", "eagle", "eagle+lk+layers")]
     assert [each.added for each in effects(chosen, only)] == ["both"]

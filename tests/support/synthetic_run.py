@@ -29,6 +29,8 @@ FURTHER_PATTERNS: dict[str, tuple[list[int], float]] = {
     "eagle+adversarial": ([2, 1, 4, 0], 0.013),
     "eagle+lk": ([2, 2, 4, 0], 0.0128),
     "eagle+lk+layers": ([2, 2, 4, 1], 0.0135),
+    "eagle+tv": ([2, 2, 3, 0], 0.0129),
+    "hass": ([3, 1, 3, 0], 0.013),
     "eagle+vocab8k": ([2, 1, 2, 0], 0.011),
     "eagle+layers+vocab8k": ([2, 1, 3, 0], 0.012),
     "eagle@3": ([3, 2, 4, 1], 0.014),

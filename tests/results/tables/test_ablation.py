@@ -86,8 +86,8 @@ def test_layers_are_weighed_on_equal_draft_vocabularies(tmp_path: Path) -> None:
 
 
 def test_another_objective_is_a_part_of_its_own(tmp_path: Path) -> None:
-    """Two layers and LK beside EAGLE alone: what they change is the change of no single part. Forms of an objective, and
-    a head with other options besides, are told apart."""
+    """Two layers and LK beside EAGLE alone: what they change is the change of no single part. Forms of an objective,
+    and a head with other options besides, are told apart."""
     names = ["vanilla", "eagle", "eagle+layers", "eagle+adversarial", "eagle+lk", "eagle+lk+layers", "eagle+tv", "hass"]
     header = make_header(names)
     for method in header["methods"]:

@@ -100,7 +100,7 @@ class Draws:
 
     def __call__(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample from each row of logits [rows, vocab_size]: ids [rows, count], distributions [rows, vocab_size]."""
-        if not logits.is_cuda:  # there, finding them would synchronise
+        if logits.device.type == "cpu":  # elsewhere, finding them would synchronise
             ids = (logits > -math.inf).any(0).nonzero()[:, 0]
             if count <= len(ids) <= logits.shape[-1] // 2:
                 places, p = self._drawn(logits.index_select(-1, ids), count)

@@ -33,6 +33,8 @@ FURTHER_PATTERNS: dict[str, tuple[list[int], float]] = {
     "hass": ([3, 1, 3, 0], 0.013),
     "eagle+vocab8k": ([2, 1, 2, 0], 0.011),
     "eagle+layers+vocab8k": ([2, 1, 3, 0], 0.012),
+    "eagle+lk+vocab8k": ([2, 1, 3, 0], 0.011),
+    "eagle+lk+layers+vocab8k": ([2, 2, 3, 0], 0.012),
     "eagle@3": ([3, 2, 4, 1], 0.014),
     "eagle@4": ([3, 2, 4, 2], 0.015),
     "eagle2": ([3, 1, 3, 0], 0.013),

@@ -63,7 +63,8 @@ def _objective(summary: Summary) -> str | None:
         return _ADVERSARIAL
     if "objective" not in summary.method:
         return None
-    return summary.name.removeprefix(f"{summary.original}+").removesuffix("+layers")
+    name, _ = cut_of(summary.name) or (summary.name, None)
+    return name.removeprefix(f"{summary.original}+").removesuffix("+layers")
 
 
 def _contrasts(variants: Iterable[_Parts], few: int) -> Iterator[tuple[_Parts, _Parts, str]]:

@@ -85,6 +85,15 @@ def test_layers_are_weighed_on_equal_draft_vocabularies(tmp_path: Path) -> None:
     ]
 
 
+def test_the_layers_of_a_cut_head_with_another_objective_are_a_part(tmp_path: Path) -> None:
+    header = make_header(["vanilla", "eagle", "eagle+lk+vocab8k", "eagle+lk+layers+vocab8k"])
+    for method in header["methods"][2:]:
+        method.update(draft_vocabulary=8192, objective="rejection", layers=2 if "layers" in method["name"] else 1)
+    chosen = sample([read_run(write_run(tmp_path / "run.jsonl", header=header))])
+    (only,) = effects(chosen, summaries_of(chosen))
+    assert (only.method, only.against, only.added) == ("eagle+lk+layers+vocab8k", "eagle+lk+vocab8k", "2 layers")
+
+
 def test_another_objective_is_a_part_of_its_own(tmp_path: Path) -> None:
     """Two layers and LK beside EAGLE alone: what they change is the change of no single part. Forms of an objective,
     and a head with other options besides, are told apart."""

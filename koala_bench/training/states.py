@@ -247,10 +247,11 @@ def _make_room(folder: Path, manifest: dict[str, Any], cut: Sequence[_Cut]) -> N
             f"The target's states take {more / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free.",
             "Free space, choose another --out, lower data.limit, or set training.stored_states=false.",
         )
-    written = _written(folder)
-    lacking = sum(tokens for name, (_, tokens) in places.items() if name not in written)
+    written, wanted = _written(folder), dict(cut)  # the folder may have places of other data, which nobody asks for now
+    lacking = sum(tokens for name, tokens in wanted.items() if name not in written)
     if lacking:
-        log_line(f"Computing the target's states of {lacking:,} of {rows:,} tokens once, in {folder} ...")
+        total = sum(wanted.values())
+        log_line(f"Computing the target's states of {lacking:,} of {total:,} tokens once, in {folder} ...")
     for name, size in sizes.items():
         with doing("write", folder / name, "Choose another --out."), open(folder / name, "ab") as handle:
             os.truncate(handle.fileno(), size)

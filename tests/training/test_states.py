@@ -145,6 +145,20 @@ def test_a_folder_grows_and_no_dialogue_is_read_twice(
         torch.testing.assert_close(read[row, :length], alone[row, :length], rtol=1e-2, atol=1e-2)
 
 
+def test_what_is_said_to_be_computed_is_of_the_dialogues_asked_for(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = dialogues()
+    count_passes(monkeypatch, fail_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        write_states(target, talk, 64, (-1,), tmp_path, {}, SINGLE_PROCESS)
+    monkeypatch.undo()
+    capsys.readouterr()
+    write_states(target, talk[:3], 64, (-1,), tmp_path, {}, SINGLE_PROCESS)
+    tokens = sum(len(each.ids) for each in talk[:3])
+    assert f"of {tokens} of {tokens} tokens" in capsys.readouterr().err
+
+
 def test_only_states_are_deleted(target: Target, tmp_path: Path) -> None:
     write_states(target, dialogues(4), 64, (-1,), tmp_path / "own", {}, SINGLE_PROCESS)
     remove_states(tmp_path / "own")

@@ -1,8 +1,9 @@
 """Rank of the target's token among a head's candidates at every draft depth, given a correct path: the input of tree
 search.
 
-The head drafts a chain along the target's own answer. Each candidate is replaced by the target's token (teacher
-forcing), and that token's rank among the head's logits is recorded. Works for any head that selects through ``pick``.
+A head that selects through ``pick`` drafts a chain along the target's own answer. Each candidate is replaced by the
+target's token (teacher forcing), and that token's rank among the head's logits is recorded. A head that fills trees
+from something else than scores drafts a wide one, in which the target's tokens are looked for.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from koala_bench.decoding.candidates import best
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, capacity_for, decode
 from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
-from koala_bench.heads import Committed
-from koala_bench.tree import load_template
+from koala_bench.heads import Committed, ObservingHead
+from koala_bench.tree import ROOT_ONLY, DraftTree, TreeTemplate, load_template
 
 NOWHERE = -1
 
@@ -30,7 +31,8 @@ class RankProfile:
     """Ranks of the target's tokens.
 
     Attributes:
-        ranks: int [positions, depth]; ``NOWHERE`` after the answer's end. A draft can begin at every position.
+        ranks: int [positions, depth]; ``NOWHERE`` after the answer's end, and where no candidate is the target's token.
+            A draft can begin at every position.
         answers: number of positions of each answer in order; if empty, positions are independent.
     """
 
@@ -92,22 +94,26 @@ class RankProfile:
         return RankProfile(self.ranks[positions])
 
 
-def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], tokens: int, depth: int) -> RankProfile:
+def measure_ranks(
+    target: Target, head: Any, prompts: Sequence[Sequence[int]], tokens: int, depth: int, widest: int, most: int
+) -> RankProfile:
     """Ranks along the target's own greedy answers.
 
     Args:
         depth: deepest draft depth; capped at the head's ``max_depth``.
+        widest, most: candidates of a node, and nodes of the largest tree, that will be searched for. A head without
+            ``pick`` is asked for no others.
 
     Raises:
-        KoalaBenchError: the head does not select through ``pick``, or no answer is long enough.
+        KoalaBenchError: the head neither selects through ``pick`` nor fills static trees, or no answer is long enough.
     """
-    if not hasattr(head, "pick"):
+    scored, depth = hasattr(head, "pick"), min(depth, head.max_depth)
+    if not scored and (depth < 1 or getattr(head, "dynamic", False)):
         raise KoalaBenchError(
-            f"{type(head).__name__} has no scores of candidates to rank.",
-            "Tune the tree of a head that takes its candidates through an attribute 'pick'.",
+            f"{type(head).__name__} has no candidates to rank.",
+            "Tune the tree of a head that takes its candidates through an attribute 'pick', or fills static trees.",
         )
-    depth = min(depth, head.max_depth)
-    template = load_template(f"chain-{depth}")
+    template = load_template(f"chain-{depth}") if scored else _every_tree(depth, widest, most)
     ranks: list[list[int]] = []
     counts = []
     with progress("ranks", len(prompts), "answers") as advance:
@@ -117,7 +123,8 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
             ranks += rows
             counts += [len(rows)] if rows else []
             advance(1)
-    head.pick = best
+    if scored:
+        head.pick = best
     if not ranks:
         raise KoalaBenchError(
             "The answers to the held-out prompts are too short to rank anything.", "Give more --prompts or --tokens."
@@ -125,24 +132,66 @@ def measure_ranks(target: Target, head: Any, prompts: Sequence[Sequence[int]], t
     return RankProfile(np.asarray(ranks, dtype=np.int64), tuple(counts))
 
 
+def _every_tree(depth: int, widest: int, most: int) -> TreeTemplate:
+    """The nodes that any good tree of at most ``most`` nodes can have: one whose better siblings, and theirs at each
+    level, fill more is in none.
+    """
+    paths: list[tuple[int, ...]] = []
+    level: list[tuple[tuple[int, ...], int]] = [((), 1)]
+    for _ in range(depth):
+        level = [
+            ((*path, rank), filled * (rank + 1))
+            for path, filled in level
+            for rank in range(widest)
+            if filled * (rank + 1) < most
+        ]
+        paths += [path for path, _ in level]
+    return TreeTemplate.of("every", paths)
+
+
 @torch.inference_mode()
 def _ranks_along(
     target: Target, head: Any, template: Any, prompt: Sequence[int], answer: Sequence[int]
 ) -> list[list[int]]:
-    """Ranks at each position of one answer but the last, as if every step had committed one token."""
+    """Ranks at each position of one answer but the last, as if every step had committed one token.
+
+    A head that learns while decoding observes what follows the committed tokens: of drafted nodes there are none, so in
+    decoding it knows more.
+    """
     whole = torch.tensor([*prompt, *answer], device=target.device)
     hidden = target.states(whole[None], head.features)[0]
+    scored, observing = hasattr(head, "pick"), isinstance(head, ObservingHead)
+    seen = target.states(whole[None])[0] if observing else hidden
     depth, rows = template.depth, []
     head.begin(template, capacity_for(len(prompt), len(answer), template.nodes, target.max_positions))
     first = len(prompt)  # of the answer's tokens
     for place in range(first, len(whole) - 1):
         begin = 0 if place == first else place - 1
         new = Committed(whole[begin + 1 : place + 1], hidden[begin:place], begin, whole[:1] if begin == 0 else None)
-        pick = _TeacherForcing(whole[place + 1 : place + 1 + depth])
-        head.pick = pick
-        head.draft(new)
-        rows.append((pick.ranks + [NOWHERE] * depth)[:depth])
+        truth = whole[place + 1 : place + 1 + depth]
+        if scored:
+            pick = _TeacherForcing(truth)
+            head.pick = pick
+            head.draft(new)
+            ranks = pick.ranks
+        else:
+            ranks = _places_in(head.draft(new), truth.tolist())
+        if observing:
+            head.observe(DraftTree(whole[place : place + 1], ROOT_ONLY), target.output(seen[place : place + 1, -1]))
+        rows.append((ranks + [NOWHERE] * depth)[:depth])
     return rows
+
+
+def _places_in(tree: DraftTree, truth: Sequence[int]) -> list[int]:
+    """Among its siblings, the place of each token of the true path that a tree holds."""
+    tokens, node, places = tree.tokens.tolist(), 0, list[int]()
+    for token in truth:
+        below = {tokens[child]: (place, child) for place, child in enumerate(tree.shape.children[node])}
+        if token not in below:
+            break
+        place, node = below[token]
+        places.append(place)
+    return places
 
 
 class _TeacherForcing:

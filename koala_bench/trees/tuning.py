@@ -89,13 +89,12 @@ def tune(
         depth, widest: deepest level and number of candidates to consider.
 
     Raises:
-        KoalaBenchError: the head does not select through ``pick``, its candidates are never accepted, or the prompts
-            have no answers.
+        KoalaBenchError: the head has no candidates to rank, they are never accepted, or the prompts have no answers.
     """
     # Every third, since neighbouring prompts are of one kind.
     others = prompts[2::3] or prompts
     searched = [prompt for place, prompt in enumerate(prompts) if place % 3 != 2]
-    profile = measure_ranks(target, head, searched, tokens, depth)
+    profile = measure_ranks(target, head, searched, tokens, depth, widest, most)
     times = measure_steps(target, head, most, profile.depth, widest)
 
     def by_program(counted: RankProfile) -> Callable[[int, int], list[tuple[int, ...]]]:

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from heads.prompt_lookup import PromptLookup
+from heads.token_recycling import TokenRecycling
 from koala_bench.decoding.loop import VANILLA_TREE, Vanilla, decode
 from koala_bench.errors import KoalaBenchError
 from koala_bench.evaluation.methods import load_methods
-from koala_bench.tree import TreeTemplate, load_template
+from koala_bench.heads import Committed
+from koala_bench.tree import DraftTree, Template, TreeTemplate, load_template
 from koala_bench.trees.rank_profile import RankProfile, measure_ranks
 from koala_bench.trees.search import BestTrees, greedy
 from koala_bench.trees.tuning import StepTimes, Tuned, in_words, measure_steps, tune
@@ -108,7 +111,7 @@ def test_the_expected_length_is_that_of_decoding(bench: Bench, method: str) -> N
     ready = load_methods(bench.preset(), ["vanilla", method], bench.target, bench.heads)[1]
     template = load_template("150x20")
     assert isinstance(template, TreeTemplate)
-    profile = measure_ranks(bench.target, ready.head, PROMPTS, 12, depth=2)
+    profile = measure_ranks(bench.target, ready.head, PROMPTS, 12, 2, 259, 16)
     answers = [decode(bench.target, ready.head, template, prompt, 12, bench.target.stop_ids) for prompt in PROMPTS]
     assert any(sum(answer.accepted) for answer in answers)
     tokens, steps = sum(len(answer.tokens) - 1 for answer in answers), sum(len(answer.accepted) for answer in answers)
@@ -122,7 +125,7 @@ def test_the_expected_length_is_that_of_decoding(bench: Bench, method: str) -> N
 def test_ranks_are_those_of_the_trees_that_the_head_would_draft(bench: Bench, method: str) -> None:
     """A wide tree is drafted at every position: the true path is in it exactly as far as the ranks say."""
     ready = load_methods(bench.preset(), ["vanilla", method], bench.target, bench.heads)[1]
-    profile = measure_ranks(bench.target, ready.head, PROMPTS, 10, depth=2)
+    profile = measure_ranks(bench.target, ready.head, PROMPTS, 10, 2, 259, 16)
     template = load_template("4x3")
     row = 0
     for prompt in PROMPTS:
@@ -143,9 +146,60 @@ def test_ranks_are_those_of_the_trees_that_the_head_would_draft(bench: Bench, me
     assert row == len(profile.ranks)
 
 
-def test_a_head_without_scores_is_one_clear_error(bench: Bench) -> None:
-    with pytest.raises(KoalaBenchError, match="Vanilla has no scores"):
-        measure_ranks(bench.target, Vanilla(), PROMPTS, 8, 2)
+class Following:
+    """Fills static trees without scores: the child of rank r is the token r + 1 ids behind its parent's."""
+
+    features, max_depth = (-1,), 2
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary, self.observed = vocabulary, list[tuple[int, int]]()
+
+    def begin(self, template: Template, capacity: int) -> None:
+        self._template = template
+
+    def draft(self, new: Committed) -> DraftTree:
+        tokens = [int(new.tokens[-1])]
+        for path, parent in zip(self._template.paths, self._template.shape.parents[1:], strict=True):
+            tokens.append((tokens[parent] + path[-1] + 1) % self._vocabulary)
+        return DraftTree(torch.tensor(tokens), self._template.shape)
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        self.observed += zip(tree.tokens.tolist(), logits.argmax(-1).tolist(), strict=True)
+
+
+def test_ranks_of_a_head_without_scores_are_places_in_its_trees(bench: Bench) -> None:
+    size = bench.target.config.vocab_size
+    head, row, seen = Following(size), 0, list[tuple[int, int]]()
+    profile = measure_ranks(bench.target, head, PROMPTS, 10, 2, size, 3 * size)
+    for prompt in PROMPTS:
+        answer = decode(bench.target, Vanilla(), VANILLA_TREE, prompt, 10, bench.target.stop_ids).tokens
+        seen += itertools.pairwise(answer)
+        for place in range(len(answer) - 1):
+            expected, filled = list[int](), 1
+            for before, token in itertools.pairwise(answer[place : place + 3]):
+                rank = (token - before - 1) % size
+                filled *= rank + 1
+                if filled >= 3 * size:  # so many better siblings fill a tree without it
+                    break
+                expected.append(rank)
+            assert profile.ranks[row].tolist() == [*expected, -1, -1][:2]
+            row += 1
+    assert row == len(profile.ranks) and (profile.ranks[:, 0] >= 0).all()
+    assert head.observed == seen, "what the target said after each token"
+
+
+def test_trees_are_tuned_for_a_head_that_learns_while_decoding(bench: Bench) -> None:
+    head = TokenRecycling(bench.target.spec())
+    found = tune(bench.target, head, load_template("2x1"), PROMPTS, tokens=24, most=6, depth=3, widest=4)
+    assert all(2 <= each.template.nodes <= 6 and each.measured_length >= 1 for each in found)
+    assert max(each.length for each in found) > 1, "the answers repeat themselves"
+
+
+@pytest.mark.parametrize("head", [Vanilla, PromptLookup])
+def test_a_head_without_candidates_of_its_own_is_one_clear_error(bench: Bench, head: Any) -> None:
+    made = head() if head is Vanilla else head(bench.target.spec())
+    with pytest.raises(KoalaBenchError, match=f"{head.__name__} has no candidates to rank"):
+        measure_ranks(bench.target, made, PROMPTS, 8, 2, 4, 16)
 
 
 # ------------------------------------------------------------------------------ times, and the whole

@@ -146,7 +146,7 @@ class Eagle(CachedHead):
         ``eagle/train/main.py``), summed over ``forwards``.
 
         As there, position ``t`` counts where token ``t`` belongs to an answer, and the last token of a dialogue never
-        does; at a later forward the position is that of the last token read.
+        does; at forward ``d`` it counts where token ``t + d - 1`` does.
         """
         hidden = batch.hidden[:, :, -1].float()
         noisy = hidden

@@ -1,7 +1,8 @@
 """HASS's top-k loss (Zhang et al. 2024, arXiv 2408.15766): cross-entropy over the target's few likeliest tokens alone.
 
 It is added to a head's loss near the end of training: upstream's ``train.sh`` weighs it 0 for 40 epochs and 1 for the
-last 10.
+last 10. There these are a run of their own, with a third of the learning rate and a schedule that starts again; here
+they are the end of one schedule, whose rates are low by then.
 """
 
 from __future__ import annotations
@@ -42,6 +43,6 @@ class Likeliest(Comparison):
         (value,) = means_over_rows(batch, prediction, self._spec, self._of_likeliest)
         return value, {"of_likeliest": value.detach()}
 
-    def _of_likeliest(self, p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _of_likeliest(self, p: torch.Tensor, log_q: torch.Tensor, rows: slice) -> tuple[torch.Tensor, ...]:
         largest, places = p.topk(self.count, dim=-1)
         return (-(largest * log_q.gather(-1, places)).sum(-1),)

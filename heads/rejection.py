@@ -1,8 +1,9 @@
 """Objectives that lower the chance of rejection itself: LK (Samarin et al. 2026, arXiv 2602.23881) and total variation.
 
 A drafted token is accepted with probability ``sum_v min(p(v), q(v))``, p the target's distribution and q the head's.
-Both objectives need no more of a head than the predictions that its loss reports. Of a draft vocabulary p is what is
-left within it, renormalised.
+Both objectives need no more of a head than the predictions that its loss reports. A head with a draft vocabulary can
+only get accepted what p has within it, so p is not renormalised there, as TorchSpec has it after section 4.4 of the
+paper; in the Kullback-Leibler divergence it is.
 """
 
 from __future__ import annotations
@@ -46,16 +47,25 @@ class Rejection(Comparison):
 
     def compare(self, batch: FeatureBatch, prediction: Prediction) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Mean measure over the rows of a prediction, and the mean acceptance for the log."""
-        measure, accepted, divergence = means_over_rows(batch, prediction, self._spec, self._measured)
+        shares = batch.drafted_share(self._spec)[prediction.rows + prediction.depth]
+
+        def measured(p: torch.Tensor, log_q: torch.Tensor, rows: slice) -> tuple[torch.Tensor, ...]:
+            return self._measured(p, log_q, shares[rows, None])
+
+        measure, accepted, divergence = means_over_rows(batch, prediction, self._spec, measured)
         accepted = accepted.detach()
         if self.kind == "hybrid":
             share = torch.exp(-_STEEPNESS * accepted)
             measure = share * divergence + (1 - share) * measure
         return measure, {"expected_acceptance": accepted}
 
-    def _measured(self, p: torch.Tensor, log_q: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """By row the measure, the acceptance, and the Kullback-Leibler divergence, zero where it is not asked for."""
-        accepted = torch.minimum(p, log_q.exp()).sum(dim=-1)
+    def _measured(self, p: torch.Tensor, log_q: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By row the measure, the acceptance, and the Kullback-Leibler divergence, zero where it is not asked for.
+
+        Args:
+            share: of the target's distribution that p, renormalised, is [rows, 1].
+        """
+        accepted = torch.minimum(share * p, log_q.exp()).sum(dim=-1)
         if self.kind == "log":
             return -accepted.clamp(min=_LEAST).log(), accepted, torch.zeros_like(accepted)
         if self.kind == "variation":

@@ -210,10 +210,34 @@ class FeatureBatch:
     def _soft_labels(self) -> dict[str, SoftLabels]:
         return {}
 
+    def drafted_share(self, spec: TargetSpec) -> torch.Tensor:
+        """How much of the target's distribution a head of this spec can draft, float32 [batch * tokens]: 1 where it
+        drafts all tokens.
+
+        Costs the target's whole output layer for a cut vocabulary, once for all heads of equal ones.
+        """
+        if self.whole is not None:
+            return self.whole.drafted_share(spec)
+        if spec.draft_vocabulary is None:
+            return torch.ones(self.ids.numel(), device=self.hidden.device)
+        key = spec.draft_vocabulary.sha256
+        if key not in self._drafted_shares:
+            with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
+                rows = [  # a dialogue at a time, since all its logits are held at once
+                    (spec.score(row).float().logsumexp(-1) - self.output(row).float().logsumexp(-1)).exp()
+                    for row in self.hidden[:, :, -1]
+                ]
+            self._drafted_shares[key] = torch.cat(rows)
+        return self._drafted_shares[key]
+
+    @cached_property
+    def _drafted_shares(self) -> dict[str, torch.Tensor]:
+        return {}
+
     def forget(self) -> None:
         """Drop the cached distributions; they are computed again when needed."""
         for batch in (self, self.whole or self):
-            for name in ("target_probabilities", "target_likeliest", "_soft_labels"):
+            for name in ("target_probabilities", "target_likeliest", "_soft_labels", "_drafted_shares"):
                 batch.__dict__.pop(name, None)
 
 

@@ -15,7 +15,7 @@ from heads.common.losses import slices
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import FeatureBatch, HeadLoss, Prediction, TargetSpec
 
-Measure = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+Measure = Callable[[torch.Tensor, torch.Tensor, slice], tuple[torch.Tensor, ...]]
 
 
 def means_over_rows(
@@ -28,7 +28,8 @@ def means_over_rows(
     for its gradients where there are several.
 
     Args:
-        measure: from the target's probabilities and the head's log-probabilities, [rows, drafted] each, values [rows].
+        measure: from the target's probabilities and the head's log-probabilities, [rows, drafted] each, and which
+            of the prediction's rows they are, values [rows].
     """
     labels = batch.soft_labels(spec)
 
@@ -36,7 +37,7 @@ def means_over_rows(
         places = prediction.rows[rows] + prediction.depth
         known = (labels.likeliest[places] >= 0).float()
         log_q = torch.log_softmax(prediction.drafted(rows, spec).float(), dim=-1)
-        return tuple((each * known).sum() for each in measure(labels.probabilities[places], log_q))
+        return tuple((each * known).sum() for each in measure(labels.probabilities[places], log_q, rows))
 
     parts = slices(len(prediction.rows), spec.drafted)
     sums = [piece(rows) if len(parts) == 1 else checkpoint(piece, rows, use_reentrant=False) for rows in parts]

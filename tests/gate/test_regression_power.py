@@ -75,7 +75,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    """The per-question numbers of the record that the README shows."""
+    """The per-question numbers of a record of four methods and 80 questions."""
     run = read_run(ROOT / "results" / "all-tiny" / "records.jsonl")
     first = sorted((turn for turn in run.turns_of("vanilla") if turn["turn"] == 0), key=_key)
     categories = {

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from heads.common import losses
+from heads.eagle import Eagle
+from heads.medusa import Medusa
 from heads.rejection import Rejection
 from koala_bench.dialogues.encoding import chat_template
 from koala_bench.engine.target import Target
@@ -68,6 +70,35 @@ def test_the_formulas(kind: str, wanted: float) -> None:
     assert float(value) == pytest.approx(wanted, rel=1e-5)
     assert float(logs["expected_acceptance"]) == pytest.approx(sum(ACCEPTED) / 2, rel=1e-5)
     assert float(term_of(kind, weight=0.25, predictions=3)[0]) == pytest.approx(0.75 * wanted, rel=1e-5), "a sum"
+
+
+@pytest.mark.parametrize("kind", ["log", "hybrid", "variation"])
+@pytest.mark.parametrize("head", ["medusa", "eagle"])
+def test_what_a_cut_vocabulary_lacks_is_rejected(target: Target, head: str, kind: str) -> None:
+    ids = torch.arange(0, 259, 2)
+    spec, batch = target.spec(ids), batch_of(target)
+    module: Any = {"medusa": Medusa, "eagle": Eagle}[head](spec)
+    found = module.loss(batch)
+    value, logs = Rejection(spec, kind).term(batch, found, 0.0, None)  # type: ignore[arg-type]
+    whole, wanted, accepted = batch.target_probabilities.flatten(0, 1), torch.zeros(()), []
+    for each in found.predictions:
+        p, q = whole[each.rows + each.depth], each.logits.softmax(-1)
+        known = (p.argmax(-1) % 2 == 0).float()
+        alpha = torch.minimum(p, q).sum(-1)  # q is zero where nothing is drafted
+        accepted.append((alpha * known).mean())
+        cut = p[:, ids] / p[:, ids].sum(-1, keepdim=True)
+        divergence = ((cut * (cut / q[:, ids]).log()).sum(-1) * known).mean()
+        apart = ((1 - alpha) * known).mean()
+        share = torch.exp(-3 * accepted[-1])
+        measure = {
+            "log": (-alpha.log() * known).mean(),
+            "variation": apart,
+            "hybrid": share * divergence + (1 - share) * apart,
+        }
+        wanted = wanted + each.weight * measure[kind]
+    assert value is not None
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(logs["expected_acceptance"], torch.stack(accepted).mean(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["log", "hybrid", "variation"])

@@ -155,10 +155,10 @@ def test_figures_run_k_1_to_5_and_reuse_what_has_a_name() -> None:
 
 def test_the_cost_of_a_draft_takes_heads_of_its_own_with_other_layers() -> None:
     found = planned("cost")
-    names = [head + k for head in ("eagle", "p-eagle", "dflash") for k in ("", "@2", "@4")]
+    names = [head + k for head in ("eagle", "eagle3", "p-eagle", "dflash") for k in ("", "@2", "@4")]
     names[1] = "eagle+layers"
     assert (found.products, found.jobs[0].methods) == (("cost",), ("vanilla", *names))
-    assert [found.jobs[0].preset.method(name).layers for name in names] == 3 * [1, 2, 4]
+    assert [found.jobs[0].preset.method(name).layers for name in names] == 4 * [1, 2, 4]
 
 
 def test_objectives_stand_beside_layers_on_each_head_from_three_seeds() -> None:

@@ -19,25 +19,29 @@ class TokenRecycling(nn.Module):
 
     The matrix is [vocab_size, ranks] with as many ranks as the tree uses (the paper's 8 for its tree of 80 nodes). At
     first it holds the tokens that followed each token in the prompt, the latest first. Rows of unknown tokens are the
-    first ids of the vocabulary: the paper has zeros there, but siblings must differ. The matrix is reset for each
-    sequence, whereas the paper carries it over: an answer here must not depend on earlier questions.
+    first ids of the vocabulary: the paper has zeros there, but siblings must differ.
 
     A step costs two small operations for each level of the tree and, for each node, the best few of the vocabulary;
     nothing is read from the device. ``begin`` writes the matrix, ``prefill`` a row for each token of the prompt.
+
+    Args:
+        hot_start: keep the matrix from one sequence to the next, as the paper does. Otherwise it is reset, so that what
+            a question gains does not depend on the questions before it.
     """
 
     features = (-1,)
     max_depth = 64
     usual_tree = "4x2x1"
 
-    def __init__(self, spec: TargetSpec) -> None:
+    def __init__(self, spec: TargetSpec, hot_start: bool = False) -> None:
         super().__init__()
-        self._device, self._vocab_size = spec.device, spec.vocab_size
+        self._device, self._vocab_size, self.hot_start = spec.device, spec.vocab_size, hot_start
         self._template: Template | None = None
 
     def begin(self, template: Template, capacity: int) -> None:
-        """Forget the successors."""
+        """Forget the sequence, and the successors unless they are kept."""
         template.check(depth=self.max_depth, candidates=self._vocab_size)
+        kept = self.hot_start and template is self._template
         if template is not self._template:
             paths, self._ranks = template.paths, 1 + max((rank for path in template.paths for rank in path), default=-1)
             index = {path: node for node, path in enumerate(((), *paths))}
@@ -51,8 +55,8 @@ class TokenRecycling(nn.Module):
                 if (level := [path for path in paths if len(path) == depth])
             ]
             self._template = template
-        # A new one, since copies of a head share what the head holds.
-        self._successors = torch.arange(self._ranks, device=self._device).repeat(self._vocab_size, 1)
+        if not kept:  # a new one, since copies of a head share what the head holds
+            self._successors = torch.arange(self._ranks, device=self._device).repeat(self._vocab_size, 1)
         self._prompt_read = False
         self._before: torch.Tensor | None = None  # the last token read, where a prompt comes in parts
 

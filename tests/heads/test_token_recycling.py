@@ -21,7 +21,7 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, ObservingHead
 from koala_bench.presets import MethodPreset
-from koala_bench.tree import DraftTree, TreeTemplate, load_template
+from koala_bench.tree import ROOT_ONLY, DraftTree, TreeTemplate, load_template
 
 VOCABULARY = 9
 
@@ -65,6 +65,21 @@ def test_what_the_target_says_overwrites_rows_of_all_nodes() -> None:
     assert head.draft(committed([8])).tokens.tolist() == [8, 2, 5, 0]
     head.begin(tree, 100)
     assert head.draft(committed([7])).tokens.tolist() == [7, 0, 1, 0]
+
+
+def test_a_hot_start_keeps_what_earlier_answers_said_and_the_new_prompt_comes_first() -> None:
+    tree = TreeTemplate.of("t", [(0,), (1,)])
+    head = TokenRecycling(Spec(), hot_start=True)  # type: ignore[arg-type]
+    head.begin(tree, 100)
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 4], logits[0, 6] = 2.0, 1.0
+    head.observe(DraftTree(torch.tensor([7]), ROOT_ONLY), logits)
+    head.begin(tree, 100)
+    assert head.draft(committed([7])).tokens.tolist() == [7, 4, 6]
+    head.begin(tree, 100)
+    assert head.draft(committed([7, 3, 7], first=1)).tokens.tolist() == [7, 3, 4]
+    head.begin(TreeTemplate.of("wider", [(0,), (1,), (2,)]), 100)
+    assert head.draft(committed([7])).tokens.tolist() == [7, 0, 1, 2], "a matrix of another width begins anew"
 
 
 @given(st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=4, max_size=4), max_size=6), st.integers(0, 1000))

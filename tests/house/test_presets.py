@@ -55,7 +55,8 @@ def test_bundled_presets_name_heads_objectives_and_trees_that_exist_and_fit(name
         *(head + part for head in ("hydra", "eagle2", "eagle3") for part in ("", "+koala")),
     }
     rivals = {head + part for head in ("medusa", "eagle") for part in ("+lk", "+lk+layers")}
-    rivals |= {"eagle+lk-hybrid", "eagle+tv", "hass", "p-eagle", "dflash", "token_recycling", "suffix_lookup+eagle"}
+    rivals |= {"eagle+lk-hybrid", "eagle+tv", "hass", "p-eagle", "dflash", "suffix_lookup+eagle"}
+    rivals |= {"token_recycling", "token_recycling-hot"}
     assert set(preset.methods) == parts | further | rivals
     deep = {"hydra++": 4} | ({} if name == "tiny" else {"p-eagle": 4, "dflash": 5})  # as published
     for method, wanted in preset.methods.items():

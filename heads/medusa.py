@@ -18,6 +18,7 @@ from torch import nn
 from heads.common.growth import LevelNodes, draft, levels_of
 from heads.common.losses import DepthPredictions, loss_of, rows_before
 from koala_bench.decoding.candidates import Pick, best
+from koala_bench.errors import KoalaBenchError
 from koala_bench.heads import Committed, FeatureBatch, HeadLoss, Pass, TargetSpec
 from koala_bench.tree import DraftTree, Template, TreeTemplate
 
@@ -35,14 +36,23 @@ class Medusa(nn.Module):
         own_output: whether each head has a projection of its own; if not, all go through the target's output layer,
             which stays as it is (upstream's trainer since version 2, where that layer is trained by accident but not
             saved).
+        labels: what they are trained on: ``data``, the data's tokens, as upstream; or ``target``, the target's
+            distribution, which losses such as LK's compare with.
+
+    Raises:
+        KoalaBenchError: there are no such labels.
     """
 
     features = (-1,)
 
-    def __init__(self, spec: TargetSpec, heads: int = 4, layers: int = 1, own_output: bool = True) -> None:
+    def __init__(
+        self, spec: TargetSpec, heads: int = 4, layers: int = 1, own_output: bool = True, labels: str = "data"
+    ) -> None:
         super().__init__()
+        if labels not in ("data", "target"):
+            raise KoalaBenchError(f"Medusa's labels are {labels!r}.", "They must be 'data' or 'target'.")
         width = spec.hidden_size
-        self.max_depth = heads
+        self.max_depth, self.labels, self.soft_labels = heads, labels, labels == "target"
         self.block_weight = nn.Parameter(torch.zeros(layers, heads, width, width))
         self.block_bias = nn.Parameter(torch.empty(layers, heads, width).uniform_(-(width**-0.5), width**-0.5))
         self.output_weight = (
@@ -122,7 +132,7 @@ class Medusa(nn.Module):
 
     def loss(self, batch: FeatureBatch) -> HeadLoss:
         """Sum over heads of the cross-entropy against the data's token, on answer tokens (Medusa-1, upstream v0.1
-        ``train.py``).
+        ``train.py``), or against the target's distribution there.
         """
         return loss_of(self._guesses(batch), self._spec, torch.float32)
 
@@ -130,8 +140,12 @@ class Medusa(nn.Module):
         hidden, ids = batch.hidden[:, :, -1].float().flatten(0, 1), batch.ids.flatten()
         # Taken apart once: the gradient of a slice would be a whole tensor of zeros around it, for every head.
         own = [None] * self.max_depth if self.output_weight is None else self.output_weight.unbind(0)
+        soft = batch.soft_labels(self._spec) if self.labels == "target" else None
         for head, output_weight in enumerate(own):
             rows = rows_before(batch.supervised, head + 2)
-            labels = self._spec.labels(ids[rows + head + 2])
+            if soft is None:
+                labels = likeliest = self._spec.labels(ids[rows + head + 2])
+            else:
+                labels, likeliest = soft.probabilities[rows + head + 1], soft.likeliest[rows + head + 1]
             score = self._spec.score if output_weight is None else partial(F.linear, weight=output_weight)
-            yield DepthPredictions(rows, self.blocks(hidden[rows], head), score, labels, labels)
+            yield DepthPredictions(rows, self.blocks(hidden[rows], head), score, labels, likeliest)

@@ -127,6 +127,19 @@ def test_begin_forgets_the_sequence(target64: Target) -> None:
     assert first.steps == again.steps
 
 
+def test_medusas_labels_can_be_the_targets_distribution(target: Target) -> None:
+    head, batch = make(target, "medusa", labels="target"), batch_of(target)
+    found = head.loss(batch)
+    p, wanted = batch.target_probabilities.flatten(0, 1), 0.0
+    for each in found.predictions:
+        # Depth d is drafted from the state at a row and stands d + 1 behind it: the state d behind predicts it.
+        wanted -= float((p[each.rows + each.depth] * each.logits.log_softmax(-1)).sum(-1).mean())
+    assert float(found.total.detach()) == pytest.approx(wanted, rel=1e-5)
+    assert float(make(target, "medusa").loss(batch).total.detach()) != pytest.approx(wanted, rel=1e-3)
+    with pytest.raises(KoalaBenchError, match="labels are 'soft'"):
+        make(target, "medusa", labels="soft")
+
+
 def test_a_template_deeper_than_medusas_heads_is_refused(target: Target) -> None:
     with pytest.raises(KoalaBenchError, match="drafts only 2"):
         make(target, "medusa", heads=2).begin(load_template("medusa/mc_sim_7b_63"), 64)

@@ -392,16 +392,8 @@ def _key_parts(key: str) -> list[str]:
     return parts
 
 
-def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -> Preset:
-    """Read a bundled preset or a TOML file, apply overrides in order, and check everything.
-
-    Args:
-        overrides: assignments ``section.key=value``.
-        quick: apply the preset's own overrides for a reduced run first.
-
-    Raises:
-        KoalaBenchError: unknown preset, broken TOML, an unknown key or a value of the wrong kind.
-    """
+def _tables(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The tables of a preset, over those of the one it is ``based_on``; ``above`` are the presets based on it."""
     if name.endswith(".toml"):
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -418,6 +410,37 @@ def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # no TOML, thousands of digits or of brackets
         raise KoalaBenchError(f"The preset {name} is not valid TOML: {error}.", "Mend the file.") from error
+    base = values.pop("based_on", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or base in (name, *above):
+        raise KoalaBenchError(
+            f"The preset {name} is based on {base!r}.", "Name another preset or .toml file that is not based on it."
+        )
+    return _over(_tables(base, (name, *above)), values)
+
+
+def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Tables with the values of others in place of their own, key by key."""
+    for key, value in values.items():
+        own = below.get(key)
+        below[key] = _over(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
+    return below
+
+
+def load_preset(name: str, overrides: Sequence[str] = (), quick: bool = False) -> Preset:
+    """Read a bundled preset or a TOML file, apply overrides in order, and check everything.
+
+    A file with ``based_on = "PRESET"`` holds only what differs from that preset.
+
+    Args:
+        overrides: assignments ``section.key=value``.
+        quick: apply the preset's own overrides for a reduced run first.
+
+    Raises:
+        KoalaBenchError: unknown preset, broken TOML, an unknown key or a value of the wrong kind.
+    """
+    values = _tables(name)
     if quick and not values.get("quick"):
         raise KoalaBenchError(
             f"The preset {name} has no quick form.", "Leave --quick away, or shrink it with --set and --limit."

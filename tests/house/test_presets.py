@@ -424,3 +424,21 @@ def test_what_does_not_fit_together_is_named(small: Path, more: list[str], said:
     with pytest.raises(KoalaBenchError) as refused:
         load_preset(str(small), more)
     assert said in refused.value.message
+
+
+def test_a_preset_based_on_another_holds_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('based_on = "vicuna-33b"\n[target]\nname = "mine"\n[methods]\neagle.options.kv_heads = 4\n')
+    mine, base = load_preset(str(path)), load_preset("vicuna-33b")
+    assert mine.target == base.target.model_copy(update={"name": "mine"})
+    assert mine.method("eagle").options == {"checkpointing": True, "kv_heads": 4}
+    assert mine.method("eagle+lk") == base.method("eagle+lk")
+    assert list(mine.methods) == list(base.methods)
+
+
+@pytest.mark.parametrize("base", ["'{here}'", "3", "'vicuna-8b'"])
+def test_a_base_that_is_none_is_one_clear_error(tmp_path: Path, base: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"based_on = {base.format(here=path)}\n")
+    with pytest.raises(KoalaBenchError, match=r"based on|Unknown preset 'vicuna-8b'"):
+        load_preset(str(path))

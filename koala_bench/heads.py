@@ -131,10 +131,12 @@ class SoftLabels:
         likeliest: index of the target's most likely token among those drafted, int64 [batch * tokens]; -1 if a draft
             vocabulary lacks it. Little of the distribution may be left there, so losses skip the row, as EAGLE-3's does
             upstream.
+        normalizers: logsumexp of the logits of a draft vocabulary, float32 [batch * tokens]; None of a whole one.
     """
 
     probabilities: torch.Tensor
     likeliest: torch.Tensor
+    normalizers: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class FeatureBatch:
         output: the target's output layer, see ``TargetSpec.output``.
         lengths: number of real tokens of each row, int64 [batch].
         whole: the batch that this one is a part of, if heads read different layers; it keeps what all of them share.
-        known_likeliest: the target's likeliest next tokens, int64 [batch, tokens], where they were stored.
+        known_likeliest, known_normalizers: the target's likeliest next tokens, int64 [batch, tokens], and the logsumexp
+            of its logits, float32 [batch, tokens], where they were stored.
     """
 
     ids: torch.Tensor
@@ -160,6 +163,7 @@ class FeatureBatch:
     lengths: torch.Tensor
     whole: FeatureBatch | None = None
     known_likeliest: torch.Tensor | None = None
+    known_normalizers: torch.Tensor | None = None
 
     def reading(self, places: list[int]) -> FeatureBatch:
         """The same batch with the states at ``places`` of its features only."""
@@ -196,13 +200,15 @@ class FeatureBatch:
             return self.whole.soft_labels(spec)
         key = "" if spec.draft_vocabulary is None else spec.draft_vocabulary.sha256
         if key not in self._soft_labels:
+            normalizers = None
             if spec.draft_vocabulary is None:
                 probabilities = self.target_probabilities
             else:
                 with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
-                    probabilities = torch.softmax(spec.score(self.hidden[:, :, -1]).float(), dim=-1)
+                    logits = spec.score(self.hidden[:, :, -1]).float()
+                    probabilities, normalizers = torch.softmax(logits, dim=-1), logits.logsumexp(-1).flatten()
             self._soft_labels[key] = SoftLabels(
-                probabilities.flatten(0, 1), spec.labels(self.target_likeliest).flatten()
+                probabilities.flatten(0, 1), spec.labels(self.target_likeliest).flatten(), normalizers
             )
         return self._soft_labels[key]
 
@@ -214,30 +220,28 @@ class FeatureBatch:
         """How much of the target's distribution a head of this spec can draft, float32 [batch * tokens]: 1 where it
         drafts all tokens.
 
-        Costs the target's whole output layer for a cut vocabulary, once for all heads of equal ones.
+        Costs what ``soft_labels`` does, and for a cut vocabulary the target's whole output layer, once for all heads,
+        if no normalizers are stored.
         """
-        if self.whole is not None:
-            return self.whole.drafted_share(spec)
         if spec.draft_vocabulary is None:
             return torch.ones(self.ids.numel(), device=self.hidden.device)
-        key = spec.draft_vocabulary.sha256
-        if key not in self._drafted_shares:
-            with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
-                rows = [  # a dialogue at a time, since all its logits are held at once
-                    (spec.score(row).float().logsumexp(-1) - self.output(row).float().logsumexp(-1)).exp()
-                    for row in self.hidden[:, :, -1]
-                ]
-            self._drafted_shares[key] = torch.cat(rows)
-        return self._drafted_shares[key]
+        drafted = self.soft_labels(spec).normalizers
+        assert drafted is not None
+        return (drafted - (self.whole or self)._normalizers.flatten()).exp()
 
     @cached_property
-    def _drafted_shares(self) -> dict[str, torch.Tensor]:
-        return {}
+    def _normalizers(self) -> torch.Tensor:
+        """The logsumexp of the target's logits, float32 [batch, tokens]."""
+        if self.known_normalizers is not None:
+            return self.known_normalizers
+        with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
+            # A dialogue at a time, since all its logits are held at once.
+            return torch.stack([self.output(row).float().logsumexp(-1) for row in self.hidden[:, :, -1]])
 
     def forget(self) -> None:
         """Drop the cached distributions; they are computed again when needed."""
         for batch in (self, self.whole or self):
-            for name in ("target_probabilities", "target_likeliest", "_soft_labels", "_drafted_shares"):
+            for name in ("target_probabilities", "target_likeliest", "_soft_labels", "_normalizers"):
                 batch.__dict__.pop(name, None)
 
 

@@ -31,7 +31,7 @@ from koala_bench.presets import MethodPreset, Preset
 from koala_bench.registry import HEADS, load
 from koala_bench.training.experiment import VANILLA
 from koala_bench.training.loop import make_trainer
-from koala_bench.training.states import STATE_BYTES, layers_of
+from koala_bench.training.states import STATE_BYTES, TOKEN_BYTES, layers_of
 
 _TRAINED_BYTES = 16  # a trained parameter in float32: itself, its gradient, Adam's two moments
 # On disk at most: three checkpoints of itself with both moments, for while one is written the last and the one before
@@ -248,7 +248,7 @@ def needs_of(
         answer_tokens=answers * preset.evaluation.max_new_tokens,
         models=drafting,
         ends_memory=ends * size + weights * _TRAINED_BYTES + batch,
-        state_bytes=STATE_BYTES * len(layers_of(read)) * width,
+        state_bytes=STATE_BYTES * len(layers_of(read)) * width + TOKEN_BYTES,
         label_flop=2 * width * sum(labelled),
     )
 

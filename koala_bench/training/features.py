@@ -39,12 +39,15 @@ def features_of_each(
     wanted = list(dict.fromkeys(features))
     every = stored.layers if stored is not None else wanted[0] if len(wanted) == 1 else layers_of(wanted)
     ids, lengths, supervised = (each.to(target.device) for each in (batch.ids, batch.lengths, batch.supervised))
-    likeliest = None
+    likeliest = normalizers = None
     if stored is not None:
-        hidden, likeliest = stored.read(batch, target.device, target.dtype)
+        hidden, likeliest, normalizers = stored.read(batch, target.device, target.dtype)
     else:
         hidden = target.states(ids, every).clone()  # a clone outside of inference mode may enter autograd
-    whole = FeatureBatch(ids, supervised, hidden, seed, target.output, lengths, known_likeliest=likeliest)
+    whole = FeatureBatch(
+        ids, supervised, hidden, seed, target.output, lengths,
+        known_likeliest=likeliest, known_normalizers=normalizers,
+    )  # fmt: skip
     if wanted == [every]:
         return {every: whole}
     return {each: whole.reading([every.index(index) for index in each]) for each in wanted}

@@ -1,10 +1,11 @@
 """The target's states of dialogues on disk: one pass of the target serves every epoch, seed and variant.
 
 A folder is of one target and grows: of a dialogue that is in it the states are never computed again, whatever data it
-comes with. ``states.bin`` holds the states of all tokens, dialogue behind dialogue; ``likeliest.bin`` the target's next
-token at each; ``dialogues.txt`` the hash of each dialogue's tokens and its first row; ``written-*.txt`` the hashes of
-those whose rows are there; ``states.json`` says of what target. States are bfloat16 (float16 for a float16 target): 2
-bytes per token, layer and dimension. Likeliest tokens are int32.
+comes with. ``states.bin`` holds the states of all tokens, dialogue behind dialogue; ``likeliest.bin`` what the target
+says next after each, ``normalizers.bin`` the logsumexp of its logits there; ``dialogues.txt`` the hash of each
+dialogue's tokens and its first row; ``written-*.txt`` the hashes of those whose rows are there; ``states.json`` says of
+what target. States are bfloat16 (float16 for a float16 target), 2 bytes per token, layer and dimension; likeliest
+tokens are int32, normalizers float32, both of the states as rounded.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from koala_bench.errors import KoalaBenchError
 # Tokens of one pass, padding included: enough to fill two cores, and little beside the weights on a GPU.
 _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 STATE_BYTES = 2  # of a dimension, in either dtype
-_TOKEN_BYTES = 4  # of a likeliest token
-_VERSION = 3  # of the folder: 1 had no likeliest tokens, 2 held the dialogues of one training
-_FILES = ("states.json", "states.bin", "likeliest.bin", "dialogues.txt", "written-*.txt")
+_OUTPUT_BYTES = 4  # of a likeliest token, and of a normalizer
+TOKEN_BYTES = 2 * _OUTPUT_BYTES  # of a token beside its states
+_LOGIT_ROWS = 256  # rows of logits at a time, which are the widest there is
+_VERSION = 4  # of the folder: 3 had no normalizers, 2 held the dialogues of one training, 1 had no likeliest tokens
+_FILES = ("states.json", "states.bin", "likeliest.bin", "normalizers.bin", "dialogues.txt", "written-*.txt")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,7 +52,8 @@ class StoredStates:
         layers: which hidden states, as ``DraftHead.features``, in ascending order with -1 last.
         starts: row of the first token of each dialogue, int64 [dialogues].
         rows: [tokens, layers, hidden_size], bfloat16 or float16, mapped from the file.
-        likeliest: int32 [tokens], mapped from its file: to find it again would cost the whole output layer.
+        likeliest, normalizers: the target's next token, int32 [tokens], and the logsumexp of its logits, float32
+            [tokens], mapped from their files: to find them again would cost the whole output layer.
         sha256: of the dialogues' rows, for the manifest of what is trained on it.
     """
 
@@ -57,18 +61,23 @@ class StoredStates:
     starts: np.ndarray[Any, np.dtype[np.int64]]
     rows: torch.Tensor
     likeliest: torch.Tensor
+    normalizers: torch.Tensor
     sha256: str
 
-    def read(self, batch: TokenBatch, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states of a batch [batch, tokens, layers, hidden_size] and its likeliest next tokens, int64 [batch,
-        tokens]; both zero on padding.
+    def read(
+        self, batch: TokenBatch, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The states of a batch [batch, tokens, layers, hidden_size], its likeliest next tokens, int64 [batch, tokens],
+        and its normalizers, float32 [batch, tokens]; all zero on padding.
         """
         hidden = torch.zeros(*batch.ids.shape, *self.rows.shape[1:], dtype=self.rows.dtype)
         likeliest = torch.zeros(batch.ids.shape, dtype=torch.int64)
+        normalizers = torch.zeros(batch.ids.shape, dtype=torch.float32)
         for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
             own = slice(self.starts[sample], self.starts[sample] + count)
             hidden[row, :count], likeliest[row, :count] = self.rows[own], self.likeliest[own]
-        return hidden.to(device, dtype), likeliest.to(device)
+            normalizers[row, :count] = self.normalizers[own]
+        return hidden.to(device, dtype), likeliest.to(device), normalizers.to(device)
 
 
 def layers_of(features: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -94,7 +103,7 @@ def write_states(
     Args:
         max_tokens: a dialogue is cut there.
         layers: as ``layers_of`` returns them.
-        fingerprint: hashes of the target. States of another one, or of fewer layers, are deleted.
+        fingerprint: hashes of the target. States of another one, an older version or fewer layers are deleted.
 
     Raises:
         KoalaBenchError: the disk has no room for them, or they cannot be written.
@@ -216,8 +225,13 @@ def _compute(
             for row, (sample, count) in enumerate(zip(batch.samples, batch.lengths.tolist(), strict=True)):
                 start = places[cut[sample].sha256][0]
                 part = slice(start, start + count)
-                states.rows[part] = computed[row, :count].to("cpu", states.rows.dtype)
-                states.likeliest[part] = target.output(computed[row, :count, -1]).argmax(-1).to("cpu", torch.int32)
+                rounded = computed[row, :count].to(states.rows.dtype)
+                states.rows[part] = rounded.cpu()
+                for at, last in enumerate(rounded[:, -1].to(target.dtype).split(_LOGIT_ROWS)):
+                    logits = target.output(last)
+                    rows = slice(start + at * _LOGIT_ROWS, start + at * _LOGIT_ROWS + len(last))
+                    states.likeliest[rows] = logits.argmax(-1).to("cpu", torch.int32)
+                    states.normalizers[rows] = logits.float().logsumexp(-1).cpu()
             log.write("".join(f"{cut[sample].sha256}\n" for sample in batch.samples))
             log.flush()
             tokens_done += int(batch.lengths.sum())
@@ -225,7 +239,7 @@ def _compute(
 
 
 def _make_room(folder: Path, manifest: dict[str, Any], cut: Sequence[_Cut]) -> None:
-    """Give every new dialogue a place. States of another target, or of fewer layers, are deleted first."""
+    """Give every new dialogue a place. States of another target or version, or of fewer layers, are deleted first."""
     found = read_states_manifest(folder)
     if found is None or _difference(found, manifest["target"], tuple(manifest["layers"])) is not None:
         remove_states(folder)
@@ -266,7 +280,7 @@ def _rows(places: dict[str, tuple[int, int]]) -> int:
 def _sizes(manifest: dict[str, Any], rows: int) -> dict[str, int]:
     """Expected bytes of each file."""
     states = STATE_BYTES * rows * len(manifest["layers"]) * manifest["hidden_size"]
-    return {"states.bin": states, "likeliest.bin": _TOKEN_BYTES * rows}
+    return {"states.bin": states, "likeliest.bin": _OUTPUT_BYTES * rows, "normalizers.bin": _OUTPUT_BYTES * rows}
 
 
 def _opened(
@@ -285,7 +299,8 @@ def _opened(
     shape = (total, len(layers), int(manifest["hidden_size"]))
     rows = mapped("states.bin", math.prod(shape), _DTYPES[manifest["dtype"]]).view(shape)
     starts = np.array([places[each.sha256][0] for each in cut], dtype=np.int64)
-    return StoredStates(layers, starts, rows, mapped("likeliest.bin", total, torch.int32), "")
+    likeliest = mapped("likeliest.bin", total, torch.int32)
+    return StoredStates(layers, starts, rows, likeliest, mapped("normalizers.bin", total, torch.float32), "")
 
 
 def _check_sizes(folder: Path, manifest: dict[str, Any], rows: int) -> None:

@@ -101,6 +101,20 @@ def test_what_a_cut_vocabulary_lacks_is_rejected(target: Target, head: str, kind
     torch.testing.assert_close(logs["expected_acceptance"], torch.stack(accepted).mean(), rtol=1e-4, atol=1e-6)
 
 
+def test_with_stored_normalizers_a_cut_vocabulary_costs_no_whole_output_layer(target: Target) -> None:
+    spec, batch = target.spec(torch.arange(0, 259, 2)), batch_of(target)
+    wanted = batch.drafted_share(spec)
+    assert 0 < float(wanted.min()) < float(wanted.max()) <= 1
+
+    def refused(hidden: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the whole output layer was asked")
+
+    normalizers = target.output(batch.hidden[:, :, -1]).logsumexp(-1)
+    likeliest = target.output(batch.hidden[:, :, -1]).argmax(-1)
+    stored = replace(batch, output=refused, known_likeliest=likeliest, known_normalizers=normalizers)
+    torch.testing.assert_close(stored.drafted_share(spec), wanted)
+
+
 @pytest.mark.parametrize("kind", ["log", "hybrid", "variation"])
 @pytest.mark.parametrize("head", ["medusa", "eagle"])
 def test_following_the_gradient_raises_the_acceptance(target: Target, head: str, kind: str) -> None:

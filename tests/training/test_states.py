@@ -17,6 +17,7 @@ from koala_bench.engine.target import Target
 from koala_bench.errors import KoalaBenchError
 from koala_bench.training import states as states_module
 from koala_bench.training.experiment import train_heads
+from koala_bench.training.features import features_of
 from koala_bench.training.states import layers_of, remove_states, write_states
 from tests.support.small_runs import conversations, preset_for
 
@@ -51,12 +52,20 @@ def test_rows_are_the_targets_states_and_padding_is_zero(target: Target, tmp_pat
     talk = dialogues()
     found = write_states(target, talk, 24, (1, -1), tmp_path, {"of": "test"}, SINGLE_PROCESS)
     batch = make_stream(talk, [str(i) for i in range(len(talk))], 128, 24, seed=0).batch(1)
-    read, likeliest = found.read(batch, torch.device("cpu"), torch.float32)
+    read, likeliest, normalizers = found.read(batch, torch.device("cpu"), torch.float32)
     wanted = target.states(batch.ids, (1, -1))
     for row, length in enumerate(batch.lengths.tolist()):
         torch.testing.assert_close(read[row, :length], wanted[row, :length], rtol=1e-2, atol=1e-2)
-        assert torch.equal(likeliest[row, :length], target.output(wanted[row, :length, -1]).argmax(-1))
-        assert not read[row, length:].any() and not likeliest[row, length:].any()
+        logits = target.output(read[row, :length, -1])
+        assert torch.equal(likeliest[row, :length], logits.argmax(-1))
+        torch.testing.assert_close(normalizers[row, :length], logits.logsumexp(-1))
+        assert not any(each[row, length:].any() for each in (read, likeliest, normalizers))
+    # What a draft vocabulary holds of the target's distribution, from the stored normalizers and from the output layer.
+    spec, real = target.spec(torch.arange(0, 259, 2)), torch.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+    shares = [features_of(target, batch, (1, -1), 0, stored).drafted_share(spec) for stored in (found, None)]
+    stored_share, live_share = (share.view_as(batch.ids)[real] for share in shares)
+    torch.testing.assert_close(stored_share, live_share, rtol=2e-2, atol=2e-2)
+    assert 0 < float(live_share.min()) < float(live_share.max()) < 1
 
 
 def test_training_from_stored_states_ends_near_that_from_live_ones_and_leaves_none_behind(
@@ -139,7 +148,7 @@ def test_a_folder_grows_and_no_dialogue_is_read_twice(
     assert again.sha256 == few.sha256 != grown.sha256
     assert grown.sha256 != write_states(target, talk, 64, (-1,), tmp_path, {}, SINGLE_PROCESS).sha256
     wanted = make_stream(talk, [str(i) for i in range(len(talk))], 128, 64, seed=0).batch(0)
-    read, _ = grown.read(wanted, torch.device("cpu"), torch.float32)
+    read, *_ = grown.read(wanted, torch.device("cpu"), torch.float32)
     alone = target.states(wanted.ids)
     for row, length in enumerate(wanted.lengths.tolist()):
         torch.testing.assert_close(read[row, :length], alone[row, :length], rtol=1e-2, atol=1e-2)

@@ -71,7 +71,7 @@ def reproduce_objectives(session: nox.Session) -> None:
 
 @nox.session
 def reproduce_cost(session: nox.Session) -> None:
-    """Length against the cost of a draft: K layers paid at each level (EAGLE) or once (P-EAGLE, DFlash)."""
+    """Length against the cost of a draft: K layers paid at each level (EAGLE, EAGLE-3) or once (P-EAGLE, DFlash)."""
     install_for_target(session)
     session.run("koala-bench", "reproduce", "cost", *session.posargs)
 

@@ -227,11 +227,13 @@ class FeatureBatch:
             return torch.ones(self.ids.numel(), device=self.hidden.device)
         drafted = self.soft_labels(spec).normalizers
         assert drafted is not None
-        return (drafted - (self.whole or self)._normalizers.flatten()).exp()
+        return (drafted - self.target_normalizers.flatten()).exp()
 
     @cached_property
-    def _normalizers(self) -> torch.Tensor:
-        """The logsumexp of the target's logits, float32 [batch, tokens]."""
+    def target_normalizers(self) -> torch.Tensor:
+        """The logsumexp of the target's logits, float32 [batch, tokens], computed once for all heads."""
+        if self.whole is not None:
+            return self.whole.target_normalizers
         if self.known_normalizers is not None:
             return self.known_normalizers
         with torch.no_grad(), torch.autocast(self.hidden.device.type, enabled=False):
@@ -241,7 +243,7 @@ class FeatureBatch:
     def forget(self) -> None:
         """Drop the cached distributions; they are computed again when needed."""
         for batch in (self, self.whole or self):
-            for name in ("target_probabilities", "target_likeliest", "_soft_labels", "_normalizers"):
+            for name in ("target_probabilities", "target_likeliest", "target_normalizers", "_soft_labels"):
                 batch.__dict__.pop(name, None)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -184,24 +185,23 @@ def find_questions(name_or_path: str, data_dir: Path | None = None) -> tuple[str
 
 
 def _first_of(names: Sequence[str], data_dir: Path | None) -> tuple[str, Path]:
-    *others, last = names
-    for name in others:
+    for name, following in pairwise(names):
         try:
             return find_questions(name, data_dir)
         except KoalaBenchError:
-            if (place := _fetched(name, data_dir)) is not None:
+            if (place := _fetched(name, data_dir, following)) is not None:
                 return name, place
-    log_line(f"The questions {' and '.join(others)} are not here and cannot be downloaded: asking {last}.")
-    return find_questions(last, data_dir)
+    return find_questions(names[-1], data_dir)
 
 
-@cache  # a run asks some times, and a network that is not there answers slowly
-def _fetched(name: str, data_dir: Path | None) -> Path | None:
-    """A public question file, downloaded; None where it is none or cannot be had."""
+@cache  # a run asks some times, a network that is not there answers slowly, and once is enough to say so
+def _fetched(name: str, data_dir: Path | None, following: str) -> Path | None:
+    """A public question file, downloaded; None, after one line, where it is none or cannot be had."""
     named = data_dir is not None or os.environ.get(DATA_DIR_VARIABLE)
     try:
         return fetch([name], data_dir if named else cache_folder() / "data")[0]
     except KoalaBenchError:
+        log_line(f"The questions {name} are not here and cannot be downloaded: asking {following}.")
         return None
 
 

@@ -126,9 +126,7 @@ def _as_stored(features: Features) -> Features:
     """The features as stored states give them: what the target finds likeliest, and its normalizers, are known."""
     first = next(iter(features.values()))
     whole = first.whole or first
-    with torch.no_grad():
-        normalizers = torch.stack([whole.output(row).float().logsumexp(-1) for row in whole.hidden[:, :, -1]])
-    known = replace(whole, known_likeliest=whole.target_likeliest, known_normalizers=normalizers)
+    known = replace(whole, known_likeliest=whole.target_likeliest, known_normalizers=whole.target_normalizers)
     return {read: known if each is whole else replace(each, whole=known) for read, each in features.items()}
 
 
